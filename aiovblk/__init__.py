@@ -1,0 +1,22 @@
+"""Asyncio-native virtual block devices for Linux: any object with async handlers is a disk."""
+
+from importlib.metadata import version
+
+from .device import BlockDevice
+from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
+from .mount import Mount, mount, mounted
+
+__version__ = version("aiovblk")
+
+__all__ = [
+    "AttachError",
+    "BlockDevice",
+    "DeviceBusyError",
+    "Error",
+    "Mount",
+    "NBDUnavailableError",
+    "ProtocolError",
+    "__version__",
+    "mount",
+    "mounted",
+]

@@ -1,0 +1,165 @@
+"""The contract between a block device and whoever serves it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+_ZEROES = memoryview(bytes(1024 * 1024))
+
+
+class BlockDevice:
+    """A disk of fixed size, made of coroutines. Subclass it and override what the disk can do.
+
+    What a subclass declares, as class attributes, instance attributes or properties:
+
+    * :attr:`block_size`: bytes; a power of two from 512 to the page size (4096 on most machines).
+    * :attr:`blocks`: how many of them. The device has ``block_size * blocks`` bytes.
+    * :attr:`rotational`: true for a medium on which seeking costs time.
+    * :attr:`read_only`: follows from :meth:`write`; see there.
+
+    What it overrides says what it can do: the transmission flags of the NBD specification are
+    derived from the handlers, never declared a second time.
+
+    **Arguments.** ``offset`` and ``length`` are bytes, multiples of ``block_size``, and lie inside
+    the device; ``length`` is at least one block. A request that breaks this never reaches a
+    handler. :meth:`read` and :meth:`write` get at most 32 MiB, :meth:`trim` and
+    :meth:`write_zeroes` up to 4 GiB.
+
+    **Errors.** Raise ``OSError(errno.EIO, "why")`` to fail one request. Any other exception is
+    taken for a bug: it is logged with its traceback, and the request fails with EIO. The device
+    lives on in both cases. (The kernel's driver tells programs EIO whatever the error is.)
+
+    **Concurrency.** Handlers run concurrently, up to the limit that was given to
+    :func:`aiovblk.mount`, and finish in any order. Writes of neighbouring blocks are often in
+    flight together, and a program that writes the same block twice without waiting gets what it
+    asked for. A device that stores in pieces larger than ``block_size`` must keep its own
+    read-modify-write cycles apart, or be mounted with ``concurrency=1``, which runs one handler at
+    a time. A handler must not block the event loop: nothing is served while it does.
+
+    **Durability.** :meth:`flush` covers every write whose handler had returned before it began.
+    A write that asks to be durable by itself (FUA) is a call of :meth:`write`, then one of
+    :meth:`flush`.
+
+    **Cancellation.** A handler is cancelled when ``handler_timeout`` has passed, and when the
+    device is taken away by force. It is not cancelled by an unmount in order, nor when the event
+    loop is shut down: a handler that is cancelled from outside is started again, because the
+    kernel still waits for its answer. Handlers must therefore bear being run twice.
+    """
+
+    block_size: int = 4096
+    blocks: int = 0
+    rotational: bool = False
+
+    _read_only: bool | None = None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the kernel refuses writes: by default, when :meth:`write` is not overridden.
+
+        ``read_only = False`` in a class without :meth:`write` lets writes come through and fail;
+        ``read_only = True`` keeps them from a class that has it.
+        """
+        if self._read_only is not None:
+            return self._read_only
+        return not overrides(self, BlockDevice.write)
+
+    @read_only.setter
+    def read_only(self, value: bool) -> None:
+        self._read_only = value
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole device."""
+        return self.block_size * self.blocks
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """Return the ``length`` bytes at ``offset``.
+
+        Returns:
+            Exactly ``length`` bytes, as any contiguous bytes-like object. ``bytes`` and read-only
+            memoryviews are sent as they are and must not change any more; others are copied
+            before the handler's reply is queued. A wrong length is a logged bug, and EIO.
+
+        """
+        raise PermissionError(errno.EPERM, "this device cannot be read")
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Store ``data`` at ``offset``.
+
+        Args:
+            offset: bytes.
+            data: bytes to read from, valid until this call returns; copy what is to outlive it.
+
+        """
+        raise PermissionError(errno.EPERM, "this device cannot be written")
+
+    async def flush(self) -> None:
+        """Make every write whose handler has returned durable.
+
+        When it is not overridden the kernel is told that writes are durable when they return. It
+        is called once more when the device is unmounted.
+        """
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Take the hint that these bytes are no longer needed; they may read back as anything."""
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Make these bytes read back as zeroes.
+
+        When it is not overridden, zeroes go to :meth:`write` in pieces of at most 1 MiB. (Linux
+        6.12 sends this command even to devices that never asked for it.)
+
+        Args:
+            offset: bytes.
+            length: bytes, up to 4 GiB: far too many to allocate.
+            may_trim: false when the space must stay allocated (NBD_CMD_FLAG_NO_HOLE).
+
+        """
+        end = offset + length
+        while offset < end:
+            piece = min(end - offset, len(_ZEROES))
+            await self.write(offset, _ZEROES[:piece])
+            offset += piece
+
+    async def unmount(self) -> None:
+        """Let go of everything.
+
+        Called once, after the last request and the last flush, on every way out.
+        """
+
+
+def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
+    """Whether ``device`` has a method of its own in place of this one of BlockDevice."""
+    own = getattr(device, method.__name__)
+    return getattr(own, "__func__", None) is not method
+
+
+def check_geometry(device: BlockDevice) -> None:
+    """Refuse a device whose declared size the kernel would refuse, or would misunderstand.
+
+    The limits are those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of 512 bytes
+    to one page, and an offset that fits a signed 64-bit number.
+
+    Raises:
+        TypeError: not a :class:`BlockDevice`, or a number is not an int.
+        ValueError: a number is out of range.
+
+    """
+    if not isinstance(device, BlockDevice):
+        hint = " (make an instance of it)" if isinstance(device, type) else ""
+        raise TypeError(f"expected a BlockDevice, got {device!r}{hint}")
+    page = os.sysconf("SC_PAGE_SIZE")
+    for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, not {value!r}")
+    if not 512 <= device.block_size <= page or device.block_size & (device.block_size - 1):
+        raise ValueError(
+            f"block_size must be a power of two from 512 to {page}, not {device.block_size}"
+        )
+    if device.blocks < 1:
+        raise ValueError(f"blocks must be at least 1, not {device.blocks}")
+    if device.size > 2**63 - page:
+        raise ValueError(f"a device of {device.size} bytes is larger than Linux can address")

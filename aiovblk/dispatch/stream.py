@@ -1,0 +1,257 @@
+"""A StreamReader whose bytes are received in place, and parsed where they lie.
+
+What holds here:
+
+* The transport receives into ``buffer[end:]``; ``buffer[start:end]`` has not been consumed.
+* A consumer may take a memoryview of what it consumed and hand it on. A buffer is never moved,
+  refilled or resized while such a view is alive: reception goes on in another buffer, to which
+  only the bytes not yet consumed are copied. The interpreter itself knows whether views are out,
+  since a bytearray refuses to be resized then.
+* Bytes that have arrived are never waited for.
+* Reception pauses while the buffer is full and the consumer has not looked at it yet. Otherwise
+  uvloop would receive up to 32 times before the consumer's turn, each time into a larger buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, SupportsIndex, cast
+
+BUFFER_SIZE = 1024 * 1024
+"""Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the
+unfinished one to the next buffer is rare, and small enough to stay in a processor's cache."""
+
+SMALLEST_RECEIVE = 64 * 1024
+"""With less room than this, reception goes on in a new buffer: a system call for a few bytes
+costs as much as one for many."""
+
+SPARE_BUFFERS = 2
+"""How many buffers that are still in use are remembered, to be used again."""
+
+
+class InPlaceStreamReader(asyncio.StreamReader):
+    """An :class:`asyncio.StreamReader` that an :class:`asyncio.BufferedProtocol` fills in place.
+
+    The plain class copies each payload three times. This one adds :meth:`fill` and three
+    attributes, with which a parser works on the received bytes themselves, one await per batch.
+
+    Concurrency: one consumer at a time.
+
+    Attributes:
+        buffer: where the bytes lie; another object after each :meth:`fill`.
+        start: index of the first byte that is not consumed; the consumer moves it on.
+        end: index behind the last byte received.
+
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray(BUFFER_SIZE)
+        self.start = 0
+        self.end = 0
+        self._spare: list[bytearray] = []
+        self._wanted = 1
+        self._paused = False
+        self._transport: asyncio.ReadTransport | None = None
+        self._ended = False
+        self._error: Exception | None = None
+        self._arrival: asyncio.Future[None] | None = None
+
+    # The consumer's side
+
+    async def fill(self, wanted: int) -> bool:
+        """Wait until ``wanted`` bytes lie between :attr:`start` and :attr:`end`.
+
+        Returns:
+            False when the stream ended, and nothing was left over.
+
+        Raises:
+            asyncio.IncompleteReadError: the stream ended with fewer bytes, but some.
+            OSError: the connection broke.
+
+        Cancellation: safe; no byte is lost.
+
+        """
+        self._wanted = wanted
+        while self.end - self.start < wanted:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                if self.end == self.start:
+                    return False
+                raise asyncio.IncompleteReadError(self._take(self.end - self.start), wanted)
+            self._arrival = asyncio.get_running_loop().create_future()
+            if self._transport is not None and self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+        return True
+
+    async def readexactly(self, n: int) -> bytes:
+        """As in the base class."""
+        if n < 0:
+            raise ValueError("readexactly size can not be less than zero")
+        if n and not await self.fill(n):
+            raise asyncio.IncompleteReadError(b"", n)
+        return self._take(n)
+
+    async def read(self, n: int = -1) -> bytes:
+        """As in the base class."""
+        if n < 0:
+            pieces = []
+            while piece := await self.read(BUFFER_SIZE):
+                pieces.append(piece)
+            return b"".join(pieces)
+        if n == 0 or not await self.fill(1):
+            return b""
+        return self._take(min(n, self.end - self.start))
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:  # what it may be varies by version
+        """As in the base class, without its limit: the buffer grows until the end is there."""
+        separators = separator if isinstance(separator, tuple) else (bytes(separator),)
+        if not all(separators):
+            raise ValueError("Separator should be at least one-byte string")
+        wanted = 1
+        while True:
+            if not await self.fill(wanted):
+                raise asyncio.IncompleteReadError(b"", None)
+            found = [
+                at + len(each)
+                for each in separators
+                if (at := self.buffer.find(each, self.start, self.end)) >= 0
+            ]
+            if found:
+                return self._take(min(found) - self.start)
+            wanted = self.end - self.start + 1
+
+    def at_eof(self) -> bool:
+        """As in the base class."""
+        return self._ended and self.start == self.end
+
+    def exception(self) -> Exception | None:
+        """As in the base class."""
+        return self._error
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(memoryview(self.buffer)[self.start : self.start + count])
+        self.start += count
+        return taken
+
+    # The transport's side
+
+    def receive_buffer(self) -> memoryview:
+        """Room for the transport to receive into."""
+        unconsumed = self.end - self.start
+        missing = self._wanted - unconsumed
+        if len(self.buffer) - self.end < max(missing, min(SMALLEST_RECEIVE, len(self.buffer) // 2)):
+            self._make_room(unconsumed)
+        return memoryview(self.buffer)[self.end :]
+
+    def received(self, count: int) -> None:
+        """Take note that the transport has put ``count`` bytes into :meth:`receive_buffer`."""
+        self.end += count
+        full = len(self.buffer) - self.end < SMALLEST_RECEIVE
+        if self._wake() and full and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        """As in the base class: what to pause."""
+        # A stream's transport can read; uvloop's only does not say so by its class.
+        self._transport = cast(asyncio.ReadTransport, transport)
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """As in the base class: for a transport that brings its own bytes."""
+        rest = memoryview(bytes(data))
+        while rest:
+            with self.receive_buffer() as room:
+                count = min(len(room), len(rest))
+                room[:count] = rest[:count]
+            self.received(count)
+            rest = rest[count:]
+
+    def feed_eof(self) -> None:
+        """As in the base class."""
+        self._ended = True
+        self._wake()
+
+    def set_exception(self, exc: Exception) -> None:
+        """As in the base class."""
+        self._error = exc
+        self._wake()
+
+    def _make_room(self, unconsumed: int) -> None:
+        size = max(BUFFER_SIZE, self._wanted, 2 * unconsumed)
+        old, self.buffer = self.buffer, self._unused_buffer(size)
+        # A slice of a bytearray is a copy, so this also moves bytes within one buffer.
+        self.buffer[:unconsumed] = old[self.start : self.end]
+        self.start, self.end = 0, unconsumed
+
+    def _unused_buffer(self, size: int) -> bytearray:
+        self._spare.append(self.buffer)
+        for buffer in self._spare:
+            if len(buffer) == size and not _is_viewed(buffer):
+                self._spare.remove(buffer)
+                return buffer
+        # Those that are in use stay alive through their views. Only as many are kept for later as
+        # a device needs whose handlers are quick.
+        del self._spare[:-SPARE_BUFFERS]
+        return bytearray(size)
+
+    def _wake(self) -> bool:
+        # A parser that waits for a whole payload need not look at each part of it.
+        enough = self.end - self.start >= self._wanted or self._ended or self._error is not None
+        if enough and self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+        return enough
+
+
+def _is_viewed(buffer: bytearray) -> bool:
+    try:
+        buffer.append(buffer.pop())
+    except BufferError:
+        return True
+    return False
+
+
+class StreamProtocol(asyncio.BufferedProtocol):
+    """Feeds an :class:`InPlaceStreamReader` and tells when the connection is gone.
+
+    Attributes:
+        reader: what is received.
+        closed: done once the transport has closed; its result is the error that closed it, if any.
+
+    """
+
+    def __init__(self) -> None:
+        self.reader = InPlaceStreamReader()
+        self.closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the transport when it is ready."""
+        self.reader.set_transport(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Called by the transport before it receives."""
+        return self.reader.receive_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the transport after it received."""
+        self.reader.received(nbytes)
+
+    def eof_received(self) -> bool:
+        """Keep the writing side open: replies may still be under way."""
+        self.reader.feed_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the transport when it is closed, by either side."""
+        if exc is not None:
+            self.reader.set_exception(exc)
+        self.reader.feed_eof()
+        if not self.closed.done():
+            self.closed.set_result(exc)

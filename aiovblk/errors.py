@@ -1,0 +1,62 @@
+"""The exceptions of aiovblk.
+
+* :exc:`Error`
+
+  * :exc:`ProtocolError` - the peer broke the NBD protocol; the connection is over.
+  * :exc:`AttachError` (also :exc:`OSError`) - a device could not be attached, or was lost.
+
+    * :exc:`DeviceBusyError` - somebody else holds the device.
+    * :exc:`NBDUnavailableError` - this kernel, or this container, offers no NBD device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Error(Exception):
+    """Base class of every exception that aiovblk raises on its own account."""
+
+
+class ProtocolError(Error):
+    """The peer sent bytes that are not NBD. Nothing after them can be trusted."""
+
+
+class AttachError(Error, OSError):
+    """A kernel device could not be attached, or its connection was lost.
+
+    Args:
+        errno: the system's error number, as in :exc:`OSError`.
+        reason: what happened, and where it helps, what to do about it.
+        path: the device node, where one is known.
+
+    """
+
+    def __init__(self, errno: int, reason: str, path: str | None = None) -> None:
+        super().__init__(errno, reason, path)
+        self.reason = reason
+        self.path = path
+
+    def __str__(self) -> str:
+        """One line that can be shown to a user as it is."""
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class DeviceBusyError(AttachError):
+    """The device is in use.
+
+    Attributes:
+        holders: who holds it, in words: ``mounted at /mnt``, ``held by dm-0``,
+            ``opened by process 123 (fio)``. Empty when it could not be found out.
+
+    """
+
+    def __init__(
+        self, errno: int, reason: str, path: str | None = None, holders: Sequence[str] = ()
+    ) -> None:
+        super().__init__(errno, reason, path)
+        self.holders = tuple(holders)
+
+
+class NBDUnavailableError(AttachError):
+    """There is no NBD device to attach to; the message says how to get one."""

@@ -1,0 +1,193 @@
+"""Which /dev/nbdN, and how two processes do not end up with the same one.
+
+Three checks, from the harmless to the final: a lock per index, which keeps programs that use this
+library apart and goes away with the process; the device's ``pid`` in /sys, which shows everybody
+else's attachments; and NBD_SET_SOCK, which the kernel grants to one only. The last is not used to
+probe: it freezes the device's queue before it looks whose the device is (nbd_add_socket).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
+from . import sysfs
+from .link import Link
+
+LOCKS = Path("/run/aiovblk")
+
+# Seconds for which a device that somebody is just letting go of is tried again: udev probes a
+# device that was detached, and its old configuration lives until the last user closes it.
+PATIENCE = 2.0
+
+Configure = Callable[[Link], None]
+
+
+def attach(path: str | None, configure: Configure) -> Link:
+    """Open a free device and configure it; blocks, for a few seconds at most.
+
+    Args:
+        path: the node, or None for any device that is free.
+        configure: makes the ioctls that may find the device taken.
+
+    Raises:
+        NBDUnavailableError: no driver, no such device, or none that is free.
+        DeviceBusyError: ``path`` is taken.
+        AttachError: ``path`` is no NBD device, or the kernel refused.
+
+    """
+    load_driver(path)
+    if path is None:
+        return _attach_any(configure)
+    index = resolve(path)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _attach_one(index, path, configure)
+        except DeviceBusyError as exc:
+            if exc.holders or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def load_driver(path: str | None = None) -> None:
+    """Load the kernel's NBD module, unless its devices are there.
+
+    Raises:
+        NBDUnavailableError: it cannot be loaded.
+
+    """
+    if sysfs.indices():
+        return
+    program = shutil.which("modprobe", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    reason = "modprobe is not installed"
+    if program is not None:
+        try:
+            done = subprocess.run(
+                [program, "nbd"], capture_output=True, text=True, timeout=30, check=False
+            )
+            reason = done.stderr.strip() or f"modprobe nbd ended with status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            reason = "modprobe nbd did not return in 30 s"
+    if not sysfs.indices():
+        raise NBDUnavailableError(
+            errno.ENODEV,
+            f"the kernel's NBD driver is not loaded and cannot be ({reason}); as root, on the "
+            "machine itself and not in a container, run `modprobe nbd`",
+            path,
+        )
+
+
+def resolve(path: str) -> int:
+    """The index of the NBD device that a node stands for.
+
+    Raises:
+        NBDUnavailableError: there is no such node.
+        AttachError: it is something else.
+
+    """
+    try:
+        return sysfs.index_of_node(path)
+    except FileNotFoundError:
+        last = max(sysfs.indices(), default=0)
+        raise NBDUnavailableError(
+            errno.ENOENT,
+            f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last} "
+            f"(`modprobe nbd nbds_max={last + 2}` would make more)",
+            path,
+        ) from None
+    except ValueError as exc:
+        raise AttachError(errno.EINVAL, str(exc), path) from None
+
+
+def _attach_any(configure: Configure) -> Link:
+    indices = sysfs.indices()
+    for index in indices:
+        path = f"/dev/nbd{index}"
+        try:
+            return _attach_one(index, path, configure)
+        except DeviceBusyError:
+            continue
+        except FileNotFoundError:
+            raise NBDUnavailableError(
+                errno.ENOENT,
+                f"no such node; in a container, make it with `mknod {path} b 43 MINOR`",
+                path,
+            ) from None
+    raise NBDUnavailableError(
+        errno.EBUSY,
+        f"all {len(indices)} NBD devices are in use; `modprobe -r nbd` and "
+        f"`modprobe nbd nbds_max={len(indices) * 2}` make more",
+    )
+
+
+def _attach_one(index: int, path: str, configure: Configure) -> Link:
+    lock = _lock(index, path)
+    try:
+        if not sysfs.is_free(index):
+            raise _served(index, path)
+        link = Link(index, path, lock)
+        try:
+            configure(link)
+        except BaseException:
+            link.close()
+            raise
+    except BaseException as exc:
+        os.close(lock)
+        if isinstance(exc, OSError) and not isinstance(exc, AttachError):
+            raise _explained(exc, index, path) from exc
+        raise
+    return link
+
+
+def _lock(index: int, path: str) -> int:
+    # In a directory that only root can write to: in /run/lock anybody could take all locks.
+    try:
+        LOCKS.mkdir(mode=0o755, exist_ok=True)
+        file = LOCKS / f"nbd{index}.lock"
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.EACCES:
+            raise _explained(exc, index, path) from exc
+        # No /run (a minimal container): the other two checks have to do.
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise _served(index, path) from None
+    return lock
+
+
+def _served(index: int, path: str) -> DeviceBusyError:
+    """Why a device cannot be attached; without a holder if it may soon be free."""
+    thread = sysfs.server_thread(index)
+    process = sysfs.process_of(thread) if thread is not None else None
+    if process is None:
+        return DeviceBusyError(errno.EBUSY, "the device is just being attached or detached", path)
+    holder = f"served by process {process[0]} ({process[1]})"
+    return DeviceBusyError(
+        errno.EBUSY, f"already attached, {holder}; choose another or unmount it", path, [holder]
+    )
+
+
+def _explained(exc: OSError, index: int, path: str) -> OSError:
+    """The same error, with what its user can do about it."""
+    if exc.errno == errno.EBUSY:
+        return _served(index, path)
+    if exc.errno in (errno.EPERM, errno.EACCES):
+        return AttachError(
+            exc.errno,
+            "attaching a device takes CAP_SYS_ADMIN in the initial user namespace: run as root",
+            path,
+        )
+    if exc.errno == errno.ENOENT:
+        return exc
+    return AttachError(exc.errno or errno.EIO, exc.strerror or str(exc), path)

@@ -1,0 +1,56 @@
+"""The system calls that Python has no safe way to make: NBD's ioctls, and syncfs.
+
+``fcntl.ioctl`` takes its argument as a C int, which ends at 2 GiB; the arguments of NBD's ioctls
+are unsigned longs, passed by value (nbd_ioctl in the kernel's drivers/block/nbd.c).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from enum import IntEnum
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
+_libc.syncfs.argtypes = [ctypes.c_int]
+
+# _IO(0xab, n) of include/uapi/linux/nbd.h. These architectures have a bit for "no argument".
+_NO_DIRECTION = 1 << 29 if platform.machine().startswith(("alpha", "mips", "ppc", "sparc")) else 0
+_BASE = _NO_DIRECTION | 0xAB00
+
+
+class Ioctl(IntEnum):
+    """The requests of include/uapi/linux/nbd.h that are in use here."""
+
+    NBD_SET_SOCK = _BASE + 0
+    NBD_SET_BLKSIZE = _BASE + 1
+    NBD_DO_IT = _BASE + 3
+    NBD_CLEAR_SOCK = _BASE + 4
+    NBD_SET_SIZE_BLOCKS = _BASE + 7
+    NBD_DISCONNECT = _BASE + 8
+    NBD_SET_FLAGS = _BASE + 10
+
+
+def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:
+    """Make one request of a device, without holding the interpreter's lock.
+
+    Raises:
+        OSError: with the number that the kernel gave, EINTR included.
+
+    """
+    if _libc.ioctl(fd, request, argument) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{request.name}: {os.strerror(number)}")
+
+
+def syncfs(fd: int) -> None:
+    """Write the whole file system that a descriptor lies on to its device.
+
+    Raises:
+        OSError: the file system could not be written.
+
+    """
+    if _libc.syncfs(fd) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"syncfs: {os.strerror(number)}")

@@ -1,0 +1,258 @@
+"""One attachment of one /dev/nbdN by ioctl, from SET_SOCK to the last close.
+
+All functions here block, and some wait for requests that the server has to answer. None may be
+called in the thread of the event loop that serves the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+from ..errors import DeviceBusyError
+from . import netlink, sysfs
+from .ioctl import Ioctl, ioctl, syncfs
+from .threads import in_thread
+
+logger = logging.getLogger("aiovblk")
+
+POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
+
+
+class Link:
+    """A device that is being attached, is attached, or is being detached.
+
+    Concurrency: any method may be called from any thread, except where it says otherwise.
+
+    Attributes:
+        index: N of /dev/nbdN.
+        path: the device node.
+        ended: done once NBD_DO_IT has returned and no request is stuck any more; its result is
+            the error number that it returned, or 0.
+
+    """
+
+    def __init__(self, index: int, path: str, lock: int) -> None:
+        """Take over a lock; see :func:`~aiovblk.kernel.choice.attach`, which makes these."""
+        self.index = index
+        self.path = path
+        self.ended: Future[int]
+        self._lock = lock
+        self._claim: int | None = None
+        self._guard = threading.Lock()
+        # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
+        # make udev probe the device.
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def configure(self, sock: int, block_size: int, blocks: int, flags: int) -> None:
+        """Hand the kernel its end of the socket pair, then geometry and flags.
+
+        SET_SOCK goes first: it is what decides between two who want the same device.
+
+        Raises:
+            OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
+
+        """
+        ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
+        try:
+            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, block_size)
+            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, flags)
+        except OSError:
+            # Only now is the device known to be ours to clear.
+            ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
+            raise
+
+    def start(self) -> None:
+        """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
+        self.ended = in_thread(self._do_it)
+
+    def _do_it(self) -> int:
+        result = 0
+        try:
+            ioctl(self._fd, Ioctl.NBD_DO_IT)
+        except OSError as exc:
+            result = exc.errno or errno.EIO
+        finally:
+            # When our end of the socket closes, requests in flight are not failed but forgotten,
+            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them.
+            self.clear_socket()
+        return result
+
+    def wait_until_live(self, seconds: float) -> None:
+        """Wait until the device can be read, and its partitions are known.
+
+        The first open of an attached device scans its partitions, so it reads; it does not return
+        before the server has answered.
+
+        Raises:
+            TimeoutError: not live after ``seconds``.
+            OSError: NBD_DO_IT returned at once.
+
+        """
+        deadline = time.monotonic() + seconds
+        while sysfs.server_thread(self.index) is None or not sysfs.size(self.index):
+            if self.ended.done():
+                number = self.ended.result() or errno.EIO
+                raise OSError(number, f"NBD_DO_IT: {os.strerror(number)}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
+            time.sleep(POLL)
+        os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def claim(self) -> None:
+        """Make sure that nobody uses the device, and that nobody begins to.
+
+        Raises:
+            DeviceBusyError: a file system on it is mounted, or something else holds it or one of
+                its partitions exclusively. Mere readers and writers do not count.
+
+        """
+        try:
+            claim = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            raise busy(self.index, self.path) from None
+        with self._guard:
+            if self._fd >= 0:
+                self._claim = claim
+                return
+        os.close(claim)  # opened too late: the device has been detached meanwhile
+
+    def sync(self) -> None:
+        """Have everything written that the kernel still caches for the device.
+
+        Raises:
+            OSError: some of it could not be written, and is lost.
+
+        """
+        with self._control() as fd:
+            sync(self.index, fd)
+
+    def resize(self, blocks: int) -> None:
+        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+
+    def disconnect(self) -> None:
+        """Have the kernel send DISC. Nothing else happens before the server closes its socket."""
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_DISCONNECT)
+
+    def clear_socket(self) -> None:
+        """Take the socket from the device: whatever is in flight or comes after fails with EIO."""
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_CLEAR_SOCK)
+
+    def rescue(self) -> None:
+        """Free a device that :meth:`clear_socket` could not free, without opening its node.
+
+        Raises:
+            OSError: the kernel refused, or did not answer.
+
+        """
+        netlink.disconnect(self.index, timeout=5)
+
+    def close(self) -> None:
+        """Close the device, and give its index back. Does nothing the second time.
+
+        Only after :attr:`ended`: before, closing can wait for requests that nobody answers.
+        """
+        with self._guard:
+            fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        had_partitions = bool(sysfs.partitions(self.index))
+        for each in (self._claim, fd):
+            if each is not None:
+                os.close(each)
+        if had_partitions:
+            # Their nodes stay until somebody opens the detached device.
+            with suppress(OSError):
+                os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
+    def wait_until_free(self, seconds: float) -> bool:
+        """Wait until the index can be attached again, then let others try.
+
+        Returns:
+            False when somebody still has the node open after ``seconds``.
+
+        """
+        free = wait_until_free(self.index, seconds)
+        os.close(self._lock)
+        return free
+
+    @contextmanager
+    def _control(self) -> Iterator[int]:
+        """A duplicate of the descriptor, so that a close meanwhile cannot give it another file."""
+        with self._guard:
+            if self._fd < 0:
+                raise OSError(errno.ENODEV, "the device is already detached")
+            fd = os.dup(self._fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def wait_until_free(index: int, seconds: float) -> bool:
+    """Wait until a device is no longer attached; false if it still is after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not sysfs.is_free(index):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def busy(index: int, path: str) -> DeviceBusyError:
+    """The exception that names who uses a device."""
+    holders = sysfs.holders(index)
+    reason = "the device is in use" + (f": {', '.join(holders)}" if holders else "")
+    return DeviceBusyError(errno.EBUSY, reason, path, holders)
+
+
+def sync(index: int, fd: int) -> None:
+    """Write back what is cached for a device: file systems first, then partitions, then itself.
+
+    Each partition has a page cache of its own, and a mounted file system keeps what it has not
+    written in neither.
+
+    Raises:
+        OSError: the last error, after everything was tried.
+
+    """
+    failure: OSError | None = None
+    for point in sysfs.mount_points(index):
+        failure = _sync_path(point, file_system=True) or failure
+    for name in sysfs.partitions(index):
+        failure = _sync_path(f"/dev/{name}", file_system=False) or failure
+    os.fsync(fd)
+    if failure is not None:
+        raise failure
+
+
+def _sync_path(path: str, *, file_system: bool) -> OSError | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        # A partition without a node in this container, a mount of another namespace.
+        logger.debug("cannot sync %s: %s", path, exc)
+        return None
+    try:
+        if file_system:
+            syncfs(fd)
+        else:
+            os.fsync(fd)
+    except OSError as exc:
+        return exc
+    finally:
+        os.close(fd)
+    return None

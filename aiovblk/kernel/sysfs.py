@@ -1,0 +1,182 @@
+"""What /sys and /proc tell about NBD devices, without opening one.
+
+Opening a node can wait for its server, and makes whoever does it one of its users. Reading these
+files does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+SYS_BLOCK = Path("/sys/block")
+PROC = Path("/proc")
+SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
+
+
+def _read(path: Path) -> str | None:
+    # A device that is being detached right now answers ENODEV in place of ENOENT.
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def indices() -> list[int]:
+    """The numbers N of all nbdN that exist, in order."""
+    names = (re.fullmatch(r"nbd(\d+)", entry.name) for entry in SYS_BLOCK.glob("nbd*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def name_of(device_number: int) -> str | None:
+    """The kernel's name of a block device (``nbd0``, ``nbd0p1``, ``sda``)."""
+    number = f"{os.major(device_number)}:{os.minor(device_number)}"
+    try:
+        return os.path.basename(os.readlink(SYS_BLOCK.parent / "dev/block" / number))
+    except OSError:
+        return None
+
+
+def server_thread(index: int) -> int | None:
+    """The thread that attached a device, or None when the device is not attached.
+
+    The file ``pid`` exists from attaching until the last user has let go; it holds a thread id.
+    """
+    text = _read(SYS_BLOCK / f"nbd{index}/pid")
+    return int(text) if text and text.isdigit() else None
+
+
+def size(index: int) -> int:
+    """Bytes; 0 for a device that is not attached."""
+    return int(_read(SYS_BLOCK / f"nbd{index}/size") or 0) * SECTOR
+
+
+def is_free(index: int) -> bool:
+    """Whether nobody serves a device. Somebody may still have its node open."""
+    return server_thread(index) is None and size(index) == 0
+
+
+def block_size(index: int) -> int:
+    """Bytes of a logical block."""
+    return int(_read(SYS_BLOCK / f"nbd{index}/queue/logical_block_size") or SECTOR)
+
+
+def is_read_only(index: int) -> bool:
+    """Whether the kernel refuses writes."""
+    return _read(SYS_BLOCK / f"nbd{index}/ro") == "1"
+
+
+def partitions(index: int) -> list[str]:
+    """The names of a device's partitions (``nbd0p1``)."""
+    entries = (SYS_BLOCK / f"nbd{index}").glob(f"nbd{index}p*")
+    return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
+
+
+def process_of(thread: int) -> tuple[int, str] | None:
+    """The process id and name of a thread, or None when it has ended or cannot be seen."""
+    status = _read(PROC / str(thread) / "status")
+    if status is None:
+        return None
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return int(fields["Tgid"]), fields["Name"]
+
+
+def mount_points(index: int) -> list[str]:
+    """Where the file systems of a device and of its partitions are mounted, in any namespace."""
+    numbers = {os.fsencode(number) for _, number in _members(index)}
+    sources = {os.fsencode(f"/dev/{name}") for name, _ in _members(index)}
+    found: dict[str, None] = {}
+    for table in _mount_tables():
+        for line in table.splitlines():
+            before, _, after = line.partition(b" - ")
+            fields, source = before.split(b" "), after.split(b" ")[1:2]
+            # btrfs shows a device number of its own, but names its source.
+            if fields[2] in numbers or set(source) & sources:
+                found[_unescape(fields[4])] = None
+    return list(found)
+
+
+def holders(index: int) -> list[str]:
+    """Who uses a device or its partitions, in words that end a sentence about it."""
+    found = [f"mounted at {point}" for point in mount_points(index)]
+    names = {name for name, _ in _members(index)}
+    for line in (_read(PROC / "swaps") or "").splitlines()[1:]:
+        node = _unescape(os.fsencode(line.split()[0]))
+        if node.removeprefix("/dev/") in names:
+            found.append(f"{node} is in use as swap")
+    for directory in _directories(index):
+        for holder in sorted((directory / "holders").glob("*")):
+            label = _read(holder / "dm/name")
+            found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
+    return found or [
+        f"opened by process {process} ({name})"
+        for process, name in openers(index)
+        if process != os.getpid()
+    ]
+
+
+def openers(index: int) -> list[tuple[int, str]]:
+    """Processes that have a device or one of its partitions open: their ids and names."""
+    nodes = {f"/dev/{name}" for name, _ in _members(index)}
+    found = []
+    for process in _processes():
+        with suppress(OSError):
+            links = (os.readlink(entry.path) for entry in os.scandir(process / "fd"))
+            if any(link in nodes for link in links):
+                found.append((int(process.name), _read(process / "comm") or "?"))
+    return found
+
+
+def index_of_node(path: str) -> int:
+    """The index of the whole NBD device that a node stands for.
+
+    Raises:
+        FileNotFoundError: no such node.
+        ValueError: it stands for something else; the message says what.
+
+    """
+    status = os.stat(path)
+    if not stat.S_ISBLK(status.st_mode):
+        raise ValueError("not a block device")
+    name = name_of(status.st_rdev) or "unknown"
+    if whole := re.fullmatch(r"(nbd\d+)p\d+", name):
+        raise ValueError(f"a partition; use the whole device, /dev/{whole[1]}")
+    if not (match := re.fullmatch(r"nbd(\d+)", name)):
+        raise ValueError(f"not an NBD device (the kernel calls it {name})")
+    return int(match[1])
+
+
+def _directories(index: int) -> list[Path]:
+    whole = SYS_BLOCK / f"nbd{index}"
+    return [whole, *(whole / name for name in partitions(index))]
+
+
+def _members(index: int) -> list[tuple[str, str]]:
+    """Name and MAJOR:MINOR of a device and of its partitions."""
+    return [(path.name, _read(path / "dev") or "") for path in _directories(index)]
+
+
+def _processes() -> Iterator[Path]:
+    for entry in os.scandir(PROC):
+        if entry.name.isdigit():
+            yield Path(entry.path)
+
+
+def _mount_tables() -> Iterator[bytes]:
+    seen: set[str] = set()
+    for process in (PROC / "self", *_processes()):
+        with suppress(OSError):
+            namespace = os.readlink(process / "ns/mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                yield (process / "mountinfo").read_bytes()
+
+
+def _unescape(field: bytes) -> str:
+    """Undo the octal escapes of /proc/*/mountinfo and /proc/swaps."""
+    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+    return os.fsdecode(plain)

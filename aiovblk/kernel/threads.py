@@ -1,0 +1,37 @@
+"""Threads for calls that may wait for the very process that makes them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Start ``function`` in a thread of its own.
+
+    Not in a pool: a pool has a limit, and the call that would free all others could wait behind
+    them. The thread is a daemon, since a call that hangs in the kernel must not keep the
+    interpreter from ending. It blocks all signals: NBD_DO_IT takes one for the order to end, and
+    so does a send to a socket that is full.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as exc:
+            future.set_exception(exc)
+        else:
+            future.set_result(result)
+
+    name = getattr(function, "__qualname__", "call")
+    threading.Thread(target=run, name=f"aiovblk {name}", daemon=True).start()
+    return future
