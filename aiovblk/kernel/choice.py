@@ -96,13 +96,14 @@ def resolve(path: str) -> int:
     try:
         return sysfs.index_of_node(path)
     except FileNotFoundError:
-        last = max(sysfs.indices(), default=0)
-        raise NBDUnavailableError(
-            errno.ENOENT,
+        last = max(sysfs.indices(), default=-1)
+        reason = (
             f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last} "
-            f"(`modprobe nbd nbds_max={last + 2}` would make more)",
-            path,
-        ) from None
+            f"(`modprobe -r nbd; modprobe nbd nbds_max={last + 2}` makes more)"
+            if last >= 0
+            else "no such device; the kernel's NBD driver is not loaded (`modprobe nbd` loads it)"
+        )
+        raise NBDUnavailableError(errno.ENOENT, reason, path) from None
     except ValueError as exc:
         raise AttachError(errno.EINVAL, str(exc), path) from None
 

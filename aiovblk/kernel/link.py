@@ -130,11 +130,16 @@ class Link:
         """Have everything written that the kernel still caches for the device.
 
         Raises:
-            OSError: some of it could not be written, and is lost.
+            OSError: some of it could not be written, and is lost; and nobody has been told yet.
 
         """
-        with self._control() as fd:
+        # A descriptor of its own: one that was open when a write failed is told so even after the
+        # program that wrote has been (the kernel's errseq_t).
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             sync(self.index, fd)
+        finally:
+            os.close(fd)
 
     def resize(self, blocks: int) -> None:
         """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""

@@ -1,0 +1,97 @@
+"""From the SPEC of a command line to a device."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..device import BlockDevice
+from ..errors import Error
+from ..storage import MemoryDevice
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+
+
+class SpecError(Error):
+    """A SPEC does not lead to a device; the message says why."""
+
+
+async def load_device(spec: str) -> BlockDevice:
+    """The device that ``spec`` names.
+
+    Args:
+        spec: ``memory:SIZE``, ``package.module:attribute`` or ``path/to/file.py:attribute``, where
+            the attribute is a BlockDevice, a subclass of it, or a function that returns one.
+
+    Raises:
+        SpecError: there is no such thing, or it is no device. What the user's own code raises
+            comes out as it is.
+
+    """
+    kind, separator, rest = spec.partition(":")
+    if not separator:
+        raise SpecError(
+            f"{spec!r} is no SPEC; write memory:SIZE, package.module:attribute or file.py:attribute"
+        )
+    if kind == "memory":
+        return MemoryDevice(parse_size(rest))
+    where, _, attribute = spec.rpartition(":")
+    found: object = _load_module(where)
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise SpecError(f"{where} has no attribute {attribute!r}") from None
+    if not isinstance(found, BlockDevice) and callable(found):
+        found = found()
+    if inspect.isawaitable(found):
+        found = await found
+    if not isinstance(found, BlockDevice):
+        raise SpecError(f"{spec} is no BlockDevice but {found!r}")
+    return found
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512``, ``64M``, ``1.5G``; units are powers of 1024.
+
+    Raises:
+        SpecError: not a size, or not a whole number of bytes.
+
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise SpecError(f"{text!r} is no size; write a number of bytes, or one like 64M, 1G, 5T")
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if "." not in match[1]:
+        return int(match[1]) * _UNITS[match[2].upper()]
+    if size != int(size):
+        raise SpecError(f"{text!r} is no whole number of bytes")
+    return int(size)
+
+
+def _load_module(where: str) -> ModuleType:
+    if not where.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # as `python -m` does
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as exc:
+            if exc.name is None or not f"{where}.".startswith(f"{exc.name}."):
+                raise  # a module that the user's module wants
+            raise SpecError(f"there is no module {exc.name!r}") from None
+    path = Path(where).resolve()
+    if not path.is_file():
+        raise SpecError(f"there is no file {where}")
+    sys.path.insert(0, str(path.parent))  # as `python file.py` does
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # a name that ends in .py has a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

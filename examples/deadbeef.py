@@ -1,0 +1,32 @@
+"""A disk that reads DE AD BE EF everywhere: `sudo .venv/bin/python examples/deadbeef.py`.
+
+Then, in another terminal: `sudo xxd /dev/nbd0 | head -n 2`. Ctrl-C unmounts.
+"""
+
+import asyncio
+import contextlib
+
+import aiovblk
+
+
+class Deadbeef(aiovblk.BlockDevice):
+    """Read-only, since it does not override `write`."""
+
+    block_size = 1024
+    blocks = 4096  # 4 MiB
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Repeat the pattern, from where `offset` falls in it."""
+        pattern = b"\xde\xad\xbe\xef" * (length // 4 + 2)
+        return pattern[offset % 4 : offset % 4 + length]
+
+
+class WritableDeadbeef(Deadbeef):
+    """Lets writes come through, only to fail them: what a device does without `write`."""
+
+    read_only = False
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(aiovblk.mount(Deadbeef(), "/dev/nbd0"))

@@ -1,0 +1,65 @@
+"""A device inside an application that does other work on the same event loop.
+
+The application is a tiny service: for each line on a TCP port it tells how much its disk has been
+used. Disk and service share one loop and end together: at Ctrl-C, at the line `quit`, or when
+somebody unmounts the disk. `sudo .venv/bin/python examples/embedded_service.py [/dev/nbdN]`
+"""
+
+import asyncio
+import contextlib
+import sys
+
+import aiovblk
+from aiovblk.storage import MemoryDevice
+
+
+class Store(MemoryDevice):
+    """The application's disk; a real one would await a database or another machine here."""
+
+    async def flush(self) -> None:
+        """Yield once, as anything remote would."""
+        await asyncio.sleep(0)
+
+    async def unmount(self) -> None:
+        """Run before the service's own clean-up goes on."""
+        print("disk unmounted", flush=True)
+
+
+class Service:
+    """What the application does besides."""
+
+    def __init__(self, disk: aiovblk.Mount) -> None:
+        self.disk = disk
+        self.quit = asyncio.Event()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        stats = self.disk.stats
+        while line := await reader.readline():
+            if line == b"quit\n":
+                self.quit.set()
+                break
+            writer.write(b"%d reads, %d writes\n" % (stats.reads, stats.writes))
+            await writer.drain()
+        writer.close()
+
+
+async def main(path: str | None) -> None:
+    """Run disk and service until one of them ends."""
+    async with aiovblk.mounted(Store(64 * 1024 * 1024), path) as disk:
+        service = Service(disk)
+        server = await asyncio.start_server(service.answer, "127.0.0.1", 0)
+        print(f"disk {disk.path}, port {server.sockets[0].getsockname()[1]}", flush=True)
+        ends = [asyncio.create_task(service.quit.wait()), asyncio.create_task(disk.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            server.close()
+            for end in ends:
+                end.cancel()
+    print("service ended", flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else None))

@@ -1,0 +1,60 @@
+"""A real kernel with 64 NBD devices, and a check after each test that nothing was left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aiovblk.kernel import sysfs
+
+from .support import stuck_tasks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nbd() -> None:
+    """Load the driver; without one, or without root, there is nothing to test here."""
+    if os.geteuid() != 0:
+        pytest.skip("the kernel tests need root: run them with tools/vm", allow_module_level=True)
+    subprocess.run(["modprobe", "nbd", "nbds_max=64"], check=False, capture_output=True)
+    if not sysfs.indices():
+        pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
+
+
+def _own_files() -> list[str]:
+    links = []
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(entry.path))
+        except FileNotFoundError:  # the descriptor of this very scan
+            continue
+    return [
+        link.split(":")[0] for link in links if link.startswith(("socket:", "/dev/nbd", "/run"))
+    ]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_remains() -> AsyncIterator[None]:
+    """No thread, file descriptor, attached device or hanging process outlives a test."""
+    before = sorted(_own_files())
+    yield
+    gc.collect()
+    assert [index for index in sysfs.indices() if not sysfs.is_free(index)] == []
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("aiovblk")]
+    assert not names
+    assert sorted(_own_files()) == before
+    assert not stuck_tasks()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file of zeroes for tests/kernel/devices.py."""
+    path = tmp_path / "image"
+    with open(path, "wb") as file:
+        file.truncate(16 * 1024 * 1024)
+    return path

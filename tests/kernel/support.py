@@ -1,0 +1,208 @@
+"""What the kernel tests share: commands with deadlines, direct I/O in threads, watched devices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiovblk import Mount
+from aiovblk.kernel.link import wait_until_free
+from aiovblk.storage import MemoryDevice
+
+MIB = 1024 * 1024
+PATIENCE = 120.0  # seconds for any one command; a software-emulated machine is slow
+HERE = Path(__file__).parent
+
+
+class Disk(MemoryDevice):
+    """A memory disk that keeps account of what reached it, and can make requests wait."""
+
+    def __init__(self, size: int = 64 * MIB, *, block_size: int = 4096) -> None:
+        super().__init__(size, block_size=block_size)
+        self.events: list[str] = []
+        self.lengths: dict[str, list[int]] = {"read": [], "write": [], "trim": [], "zeroes": []}
+        self.held = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.arrived = asyncio.Event()
+
+    async def pass_gate(self) -> None:
+        if not self.gate.is_set():
+            self.held += 1
+            self.arrived.set()
+            await self.gate.wait()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self.lengths["read"].append(length)
+        await self.pass_gate()
+        return await super().read(offset, length)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        self.lengths["write"].append(len(data))
+        await self.pass_gate()
+        await super().write(offset, data)
+
+    async def trim(self, offset: int, length: int) -> None:
+        self.lengths["trim"].append(length)
+        await super().trim(offset, length)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        self.lengths["zeroes"].append(length)
+        await super().write_zeroes(offset, length, may_trim=may_trim)
+
+    async def flush(self) -> None:
+        self.events.append("flush")
+
+    async def unmount(self) -> None:
+        self.events.append("unmount")
+
+    def contents(self, offset: int, length: int) -> bytes:
+        return self._memory[offset : offset + length]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    output: str
+
+
+async def sh(command: str, *, ok: bool = True) -> Done:
+    """Run a shell command; with `ok`, it must succeed."""
+    async with asyncio.timeout(PATIENCE):
+        process = await asyncio.create_subprocess_shell(
+            command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+    done = Done(process.returncode or 0, output.decode(errors="replace"))
+    assert done.status == 0 or not ok, f"{command}: status {done.status}\n{done.output}"
+    return done
+
+
+async def fio(path: str, options: str) -> Done:
+    """Run fio on a device; it must find no error."""
+    return await sh(f"fio --name=t --filename={path} --direct=1 --minimal {options}")
+
+
+def pread(path: str, offset: int, length: int, *, direct: bool = True) -> bytes:
+    """Read, past the page cache by default."""
+    fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+    try:
+        with mmap.mmap(-1, length) as buffer:
+            count = os.preadv(fd, [buffer], offset)
+            return buffer[:count]
+    finally:
+        os.close(fd)
+
+
+def pwrite(path: str, offset: int, data: bytes, *, direct: bool = True) -> int:
+    """Write, past the page cache by default."""
+    fd = os.open(path, os.O_WRONLY | (os.O_DIRECT if direct else 0))
+    try:
+        with mmap.mmap(-1, len(data)) as buffer:
+            buffer[:] = data
+            return os.pwritev(fd, [buffer], offset)
+    finally:
+        os.close(fd)
+
+
+def pattern(length: int, seed: int = 1) -> bytes:
+    """Bytes that differ from sector to sector, so that a misplaced one shows."""
+    return b"".join(
+        (seed * 1_000_003 + sector).to_bytes(8, "big") * 64 for sector in range(length // 512)
+    )
+
+
+async def becomes_free(path: str) -> bool:
+    """Whether a device can be mounted again, soon after a server that had no time for goodbyes."""
+    index = int(path.removeprefix("/dev/nbd"))
+    return await asyncio.to_thread(wait_until_free, index, PATIENCE)
+
+
+def stuck_tasks() -> list[str]:
+    """Other processes in uninterruptible sleep; threads of the kernel are not processes."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            own = process.name == str(os.getpid())
+            if fields[0] == "D" and not own and (process / "cmdline").read_bytes():
+                found.append((process / "comm").read_text().strip())
+    return found
+
+
+class Program:
+    """A process that serves a device, and what it printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.path = ""
+
+    async def line(self) -> str:
+        """The next line of its output, on stdout or stderr."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            return (await self.process.stdout.readline()).decode().rstrip("\n")
+
+    async def rest(self) -> str:
+        """What it prints until it ends."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            return (await self.process.stdout.read()).decode()
+
+    async def end(self, signum: signal.Signals | None = None) -> int:
+        """Send a signal, if any, and wait for the exit status."""
+        if signum is not None:
+            self.process.send_signal(signum)
+        async with asyncio.timeout(PATIENCE):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]:
+    """Run this interpreter with arguments; it does not outlive the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | environment,
+    )
+    try:
+        yield Program(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        async with asyncio.timeout(PATIENCE):
+            await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def command(*arguments: str, **environment: str) -> AsyncIterator[Program]:
+    """Run `aiovblk mount` and enter when it is mounted."""
+    async with program("-m", "aiovblk", "mount", *arguments, **environment) as running:
+        line = await running.line()
+        assert line.startswith("mounted /dev/nbd"), line + await running.rest()
+        running.path = line.split()[1]
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def in_mounted_file_system(mount: Mount, folder: Path) -> AsyncIterator[Path]:
+    """A new ext4 on a device, mounted below `folder`, for the length of the block."""
+    point = folder / "mnt"
+    point.mkdir()
+    await sh(f"mkfs.ext4 -q {mount.path} && mount {mount.path} {point}")
+    try:
+        yield point
+    finally:
+        await sh(f"umount {point}")
