@@ -344,6 +344,7 @@ class Mount:
         except OSError as exc:
             _set(self._forced)
             await self._detach()
+            await self._call_last_handlers()
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
@@ -374,7 +375,8 @@ class Mount:
                 # The stream may hold a DISC that has not been read yet.
                 await self._patiently(begin, self._stream_ended)
             self._lost = self._stream_ended.done() and not self._disconnected.done()
-            await self._patiently(begin, self._started(self._sync))
+            if not self._stream_ended.done():
+                await self._write_back(begin)
             if not self._lost and not self._disconnected.done():
                 await self._patiently(begin, self._started(self._link.disconnect))
                 await self._patiently(begin, self._disconnected)
@@ -385,11 +387,24 @@ class Mount:
             self._dispatcher.abort()
         await self._part_from_kernel()
 
-    def _sync(self) -> None:
+    async def _write_back(self, begin: float) -> None:
+        """Have the kernel send what it caches, while it still can."""
+        from_outside = self._disconnected.done()
         try:
-            self._link.sync()
+            await self._patiently(begin, self._started(self._link.sync))
         except OSError as exc:
-            self._failures.append(f"the kernel could not write back all data: {exc.strerror}")
+            if from_outside:
+                # A disconnect by ioctl leaves the connection open; one by netlink shuts it after
+                # DISC, and then a sync fails whether there was anything to write or not.
+                await asyncio.wait([self._stream_ended], timeout=RELEASE_TIMEOUT)
+            if self._stream_ended.done():
+                logger.warning(
+                    "%s was disconnected from outside at once; what the kernel cached is lost",
+                    self.path,
+                )
+            else:
+                reason = f"the kernel could not write back all data: {exc.strerror}"
+                self._failures.append(reason)
 
     async def _part_from_kernel(self) -> None:
         """Wait until the kernel has let go, our end of the socket being closed."""

@@ -401,7 +401,9 @@ class Dispatcher:
             self._transport.writelines(self._replies)
         self._replies = []
         while self._when_idle and not self._stats.in_flight:
-            self._when_idle.pop().set_result(None)
+            idle = self._when_idle.pop()
+            if not idle.done():  # whoever waited may have been cancelled
+                idle.set_result(None)
 
 
 def _as_payload(data: bytes | bytearray | memoryview, length: int) -> bytes | memoryview:

@@ -117,7 +117,11 @@ class InPlaceStreamReader(asyncio.StreamReader):
             raise ValueError("Separator should be at least one-byte string")
         wanted = 1
         while True:
-            if not await self.fill(wanted):
+            try:
+                some = await self.fill(wanted)
+            except asyncio.IncompleteReadError as exc:
+                raise asyncio.IncompleteReadError(exc.partial, None) from None
+            if not some:
                 raise asyncio.IncompleteReadError(b"", None)
             found = [
                 at + len(each)
@@ -185,21 +189,23 @@ class InPlaceStreamReader(asyncio.StreamReader):
         self._wake()
 
     def _make_room(self, unconsumed: int) -> None:
-        size = max(BUFFER_SIZE, self._wanted, 2 * unconsumed)
+        # With room behind what is wanted, or its last bytes would make it all move once more.
+        size = max(BUFFER_SIZE, self._wanted + SMALLEST_RECEIVE)
+        if unconsumed >= self._wanted:
+            size = max(size, 2 * unconsumed)
         old, self.buffer = self.buffer, self._unused_buffer(size)
         # A slice of a bytearray is a copy, so this also moves bytes within one buffer.
         self.buffer[:unconsumed] = old[self.start : self.end]
         self.start, self.end = 0, unconsumed
 
     def _unused_buffer(self, size: int) -> bytearray:
-        self._spare.append(self.buffer)
-        for buffer in self._spare:
-            if len(buffer) == size and not _is_viewed(buffer):
-                self._spare.remove(buffer)
-                return buffer
         # Those that are in use stay alive through their views. Only as many are kept for later as
-        # a device needs whose handlers are quick.
-        del self._spare[:-SPARE_BUFFERS]
+        # a device needs whose handlers are quick, and none of a size that was for one payload.
+        fitting = [each for each in (*self._spare, self.buffer) if len(each) == size]
+        self._spare = fitting[-SPARE_BUFFERS:]
+        for at, buffer in enumerate(self._spare):
+            if not _is_viewed(buffer):
+                return self._spare.pop(at)
         return bytearray(size)
 
     def _wake(self) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from . import sysfs
-from .link import Link
+from .link import POLL, Link, busy
 
 LOCKS = Path("/run/aiovblk")
 
@@ -51,10 +51,14 @@ def attach(path: str | None, configure: Configure) -> Link:
     while True:
         try:
             return _attach_one(index, path, configure)
-        except DeviceBusyError as exc:
-            if exc.holders or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+        except _SoonFreeError:
+            if time.monotonic() > deadline:
+                raise busy(index, path) from None
+            time.sleep(POLL)
+
+
+class _SoonFreeError(DeviceBusyError):
+    """Nobody serves the device, but somebody has not let go of it yet."""
 
 
 def load_driver(path: str | None = None) -> None:
@@ -168,11 +172,11 @@ def _lock(index: int, path: str) -> int:
 
 
 def _served(index: int, path: str) -> DeviceBusyError:
-    """Why a device cannot be attached; without a holder if it may soon be free."""
+    """Why a device cannot be attached."""
     thread = sysfs.server_thread(index)
     process = sysfs.process_of(thread) if thread is not None else None
     if process is None:
-        return DeviceBusyError(errno.EBUSY, "the device is just being attached or detached", path)
+        return _SoonFreeError(errno.EBUSY, "the device is just being attached or detached", path)
     holder = f"served by process {process[0]} ({process[1]})"
     return DeviceBusyError(
         errno.EBUSY, f"already attached, {holder}; choose another or unmount it", path, [holder]

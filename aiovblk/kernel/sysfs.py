@@ -112,11 +112,16 @@ def holders(index: int) -> list[str]:
         for holder in sorted((directory / "holders").glob("*")):
             label = _read(holder / "dm/name")
             found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
-    return found or [
+    return found or _opened_by(index)
+
+
+def _opened_by(index: int) -> list[str]:
+    others = [
         f"opened by process {process} ({name})"
         for process, name in openers(index)
         if process != os.getpid()
     ]
+    return others or ["opened by this process"]
 
 
 def openers(index: int) -> list[tuple[int, str]]:
@@ -124,9 +129,8 @@ def openers(index: int) -> list[tuple[int, str]]:
     nodes = {f"/dev/{name}" for name, _ in _members(index)}
     found = []
     for process in _processes():
-        with suppress(OSError):
-            links = (os.readlink(entry.path) for entry in os.scandir(process / "fd"))
-            if any(link in nodes for link in links):
+        with suppress(OSError), os.scandir(process / "fd") as entries:
+            if any(os.readlink(entry.path) in nodes for entry in entries):
                 found.append((int(process.name), _read(process / "comm") or "?"))
     return found
 
@@ -161,9 +165,7 @@ def _members(index: int) -> list[tuple[str, str]]:
 
 
 def _processes() -> Iterator[Path]:
-    for entry in os.scandir(PROC):
-        if entry.name.isdigit():
-            yield Path(entry.path)
+    return (entry for entry in PROC.iterdir() if entry.name.isdigit())
 
 
 def _mount_tables() -> Iterator[bytes]:

@@ -10,6 +10,8 @@ import aiovblk
 
 from .support import Disk, fio, sh
 
+pytestmark = pytest.mark.deadline(180)
+
 MIB = 1024 * 1024
 
 

@@ -29,6 +29,8 @@ from .support import (
     sh,
 )
 
+pytestmark = pytest.mark.deadline(180)
+
 DEVICES = f"{Path(__file__).parent}/devices.py"
 DATA = pattern(MIB)
 
@@ -36,6 +38,15 @@ DATA = pattern(MIB)
 async def leave_dirty_pages(path: str) -> None:
     """Write through the page cache, as a program does that neither syncs nor waits."""
     assert await asyncio.to_thread(pwrite, path, 0, DATA, direct=False) == MIB
+
+
+async def store(point: Path) -> None:
+    """Write a file on a device of this process: in a thread, since it may wait for this loop."""
+    assert await asyncio.to_thread((point / "file").write_bytes, DATA) == MIB
+
+
+async def stored(point: Path) -> bool:
+    return await asyncio.to_thread((point / "file").read_bytes) == DATA
 
 
 def assert_stored_and_said_goodbye(disk: Disk) -> None:
@@ -118,7 +129,7 @@ async def test_cancelling_the_task_before_it_is_mounted() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert disk.events in ([], ["flush", "unmount"])
+    assert disk.events[-2:] == ["flush", "unmount"]
 
 
 async def test_an_anyio_cancel_scope() -> None:
@@ -137,12 +148,12 @@ async def test_a_mounted_file_system_is_refused_by_name_and_forced(tmp_path: Pat
             await mount.unmount()
         assert caught.value.holders == (f"mounted at {point}",)
         assert caught.value.errno == errno.EBUSY
-        (point / "file").write_bytes(DATA)  # not synced; and the device lives on
+        await store(point)  # not synced; and the device lives on
         await mount.unmount(force=True)
     assert disk.events[-2:] == ["flush", "unmount"]
     async with aiovblk.mounted(disk, mount.path) as mount:
         await sh(f"mount {mount.path} {tmp_path}/mnt")
-        assert (tmp_path / "mnt/file").read_bytes() == DATA
+        assert await stored(tmp_path / "mnt")
         await sh(f"umount {tmp_path}/mnt")
 
 
@@ -152,12 +163,12 @@ async def test_leaving_the_block_with_a_mounted_file_system_says_so(tmp_path: Pa
         async with aiovblk.mounted(disk) as mount:
             held = in_mounted_file_system(mount, tmp_path)
             point = await held.__aenter__()
-            (point / "file").write_bytes(DATA)
+            await store(point)
     await held.__aexit__(None, None, None)
     assert await becomes_free(mount.path)
     async with aiovblk.mounted(disk, mount.path) as mount:
         await sh(f"mount {mount.path} {tmp_path}/mnt")
-        assert (tmp_path / "mnt/file").read_bytes() == DATA
+        assert await stored(tmp_path / "mnt")
         await sh(f"umount {tmp_path}/mnt")
 
 
@@ -243,7 +254,7 @@ async def test_failing_last_handlers_are_told_and_all_called() -> None:
     with pytest.raises(aiovblk.Error, match="the far end is gone"):
         async with aiovblk.mounted(disk):
             pass
-    assert disk.events == ["flush", "unmount"]
+    assert disk.events[-2:] == ["flush", "unmount"]
 
 
 async def test_write_back_that_fails_is_told() -> None:
@@ -339,12 +350,12 @@ async def test_ctrl_c_with_a_mounted_file_system_is_refused_then_forced(
         running.process.send_signal(signal.SIGINT)
         refusal = await running.line()
         assert f"mounted at {point}" in refusal
-        (point / "file").write_bytes(DATA)
+        await store(point)
         assert await running.end(signal.SIGINT) == 0
         await sh(f"umount {point}")
     assert await becomes_free(running.path)
     await sh(f"fsck.ext4 -fp {image}; mount -o loop,ro {image} {point}")
-    assert (point / "file").read_bytes() == DATA
+    assert await stored(point)
     await sh(f"umount {point}")
 
 
@@ -453,14 +464,14 @@ async def test_fifty_devices_in_one_process() -> None:
 
 
 READER = """
-import os, random, sys, time
+import random, sys, time
 random.seed(7)
 path = sys.argv[1]
 while True:
     try:
-        fd = os.open(path, os.O_RDONLY)
-        os.pread(fd, 4096, random.randrange(256) * 4096)
-        os.close(fd)
+        with open(path, "rb", buffering=0) as node:
+            node.seek(random.randrange(256) * 4096)
+            node.read(4096)
     except OSError:
         pass
     time.sleep(random.random() * 0.02)
