@@ -1,0 +1,30 @@
+# make setup   what the project needs: Debian packages, and .venv with its tools
+# make demo    show what the library does, in a virtual machine
+# make test    everything: lint, unit tests on each Python, kernel tests in virtual machines
+# make lint    ruff and mypy alone
+# make clean   remove what the others made in the checkout (kernels stay in ~/.cache/aiovblk)
+#
+# PYTHON=python3.12             the interpreter of .venv
+# PYTHONS="3.11 3.13"           the versions to test on
+# KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
+
+PYTHON ?= python3
+export PYTHON PYTHONS KERNELS
+
+.PHONY: setup demo test lint clean
+
+setup:
+	@tools/setup
+
+demo: setup
+	@tools/demo
+
+test: setup
+	@tools/test
+
+lint: setup
+	@tools/test lint
+
+clean:
+	rm -rf .venv .venvs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

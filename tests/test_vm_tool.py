@@ -1,0 +1,182 @@
+"""tools/vm, tested by booting: a broken one would make the kernel tests pass for no reason."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from vmrun import apt, klog, qemu  # noqa: E402 (tools/ is not on the path before)
+
+# A boot takes 5 s; a busy machine may need far longer.
+BOOT_TIMEOUT = 120
+
+
+def vm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tools/vm to its end."""
+    return subprocess.run(
+        [TOOLS / "vm", "run", *arguments], capture_output=True, text=True, timeout=BOOT_TIMEOUT
+    )
+
+
+def test_command_status_output_and_directory_come_through(tmp_path: Path) -> None:
+    script = """
+        pwd; echo to-stderr >&2; uname -r; echo "$AIOVBLK_VM_KERNEL"
+        modprobe nbd nbds_max=3 && ls -d /sys/block/nbd*
+        echo written >"$0/file"
+        exit 7
+    """
+    done = vm(
+        "--kernel",
+        "6.12",
+        "--smp",
+        "2",
+        "--rw",
+        f"{tmp_path}",
+        "--",
+        "sh",
+        "-c",
+        script,
+        f"{tmp_path}",
+    )
+    here, error, release, kernel, *nodes = done.stdout.split()
+    assert done.returncode == 7, done.stderr
+    assert (here, error, kernel) == (os.getcwd(), "to-stderr", "6.12")
+    assert release.startswith("6.12.")
+    assert nodes == ["/sys/block/nbd0", "/sys/block/nbd1", "/sys/block/nbd2"]
+    assert (tmp_path / "file").read_text() == "written\n"
+
+
+def test_kernel_complaint_fails_a_command_that_succeeded() -> None:
+    done = vm("--", "sh", "-c", "echo 'WARNING: made up by a test' >/dev/kmsg")
+    assert done.returncode == 126
+    assert "made up by a test" in done.stderr
+
+
+def test_timeout_ends_the_machine_and_shows_the_kernel_log() -> None:
+    done = vm("--timeout", "10", "--", "sh", "-c", "echo nbd: last words >/dev/kmsg; sleep 1000")
+    assert done.returncode == 124
+    assert "timeout after 10 s" in done.stderr
+    assert "nbd: last words" in done.stderr
+
+
+def test_panic_is_a_failed_machine() -> None:
+    done = vm("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    assert done.returncode == 125
+    assert "sysrq triggered crash" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_machine_is_left_when_the_tool_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [TOOLS / "vm", "run", "--", "sh", "-c", "echo started; sleep 1000"],
+        stdout=subprocess.PIPE,
+        # After SIGKILL nobody removes its temporary files.
+        env=os.environ | {"TMPDIR": f"{tmp_path}"},
+    )
+    with process:
+        assert process.stdout is not None
+        # It comes while the command runs: output streams.
+        assert process.stdout.readline() == b"started\n"
+        (child,) = children(process.pid)
+        process.send_signal(number)
+    deadline = time.monotonic() + 10
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not running(child)
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that `parent` started."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def running(pid: int) -> bool:
+    """Return whether the process is there, other than as a zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    3.752294] BUG: kernel NULL pointer dereference, address: 0000000000000010",
+        "[    3.752294] WARNING: CPU: 0 PID: 12 at block/genhd.c:600 device_add_disk+0x3b/0x420",
+        "[    3.752294] kernel BUG at fs/buffer.c:1262!",
+        "[    3.752294] Oops: 0000 [#1] PREEMPT SMP NOPTI",
+        "[    3.752294] general protection fault, probably for non-canonical address: 0000 [#1]",
+        "[   72.446455] INFO: task touch:179 blocked for more than 61 seconds.",
+        "[    3.752294] refcount_t: underflow; use-after-free.",
+        "[    3.752294] list_del corruption. prev->next should be ffff, but was 0000",
+        "[    3.752294] BUG: KASAN: use-after-free in nbd_release+0x10/0x20",
+        "[    3.752294] UBSAN: array-index-out-of-bounds in drivers/block/nbd.c:10:2",
+        "[   30.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [python:99]",
+        "[   30.000000] watchdog: Watchdog detected hard LOCKUP on cpu 1",
+        "[   30.000000][   T12] WARNING: possible circular locking dependency detected",
+        "Kernel panic - not syncing: Fatal exception",
+    ],
+)
+def test_kernel_bugs_are_complaints(line: str) -> None:
+    assert klog.complaints([line]) == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    9.1] block nbd0: Possible stuck request 00000000f0a1b2c3: control (read@0,4096B).",
+        "[    9.1] block nbd0: Other side returned error (5)",
+        "[    9.1] block nbd0: shutting down sockets",
+        "[    9.1] block nbd0: Connection timed out, retrying (1/2 alive)",
+        "[    9.1] I/O error, dev nbd0, sector 0 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",
+        "[    9.1] Buffer I/O error on dev nbd0, logical block 0, async page read",
+        "[    9.1] EXT4-fs error (device nbd0): ext4_journal_check_start:83: aborted",
+        "[    9.1] EXT4-fs (nbd0): shut down requested (2)",
+        "[    9.1] XFS (nbd0): log I/O error -5",
+        "[    9.1] traps: python[31] general protection fault ip:7f sp:7f error:0 in libc.so.6",
+        "[    9.1] nbd: registered device at major 43",
+    ],
+)
+def test_what_tests_of_nbd_provoke_is_no_complaint(line: str) -> None:
+    assert klog.complaints([line]) == []
+
+
+def test_what_the_kernel_said_before_the_command_is_not_its_doing() -> None:
+    log = ["[ 1.0] WARNING: at boot", "[ 2.0] vm: command at 2.0", "[ 3.0] nbd: hello"]
+    outcome = qemu.Outcome(status=0, timed_out=False, log=log, errors=[], seconds=3)
+    assert klog.complaints(outcome.log_since_command()) == []
+
+
+def test_apt_sources_of_a_machine_give_its_mirror_other_suites() -> None:
+    one_line = """
+        # deb http://commented.example/debian bookworm main
+deb [signed-by=/key.gpg] http://mirror.example/debian bookworm main contrib
+deb http://mirror.example/debian-security bookworm-security main
+deb http://other.example/tools stable tools
+    """
+    deb822 = "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n"
+    deb822 += "Components: main contrib\nSigned-By: /key.gpg\n\nTypes: deb-src\nSuites: bookworm\n"
+    known = {"bookworm", "stable"}
+    assert list(apt.one_line_sources(one_line, known, "trixie")) == [
+        (".list", "deb [signed-by=/key.gpg] http://mirror.example/debian trixie main\n")
+    ]
+    assert list(apt.deb822_sources(deb822, known, "trixie")) == [
+        (
+            ".sources",
+            "Types: deb\nURIs: http://mirror.example/debian\nSuites: trixie\n"
+            "Components: main\nSigned-By: /key.gpg\n",
+        )
+    ]
+
+
+def test_nearest_kernel_is_by_series_then_the_newest_build() -> None:
+    releases = ["5.15.0-25-generic", "6.2.0-26-generic", "6.2.0-39-generic", "6.8.0-1-generic"]
+    nearest = sorted(releases, key=lambda release: apt.distance(release, "6.1"))
+    assert nearest[:2] == ["6.2.0-39-generic", "6.2.0-26-generic"]

@@ -1,0 +1,199 @@
+"""Run the project's checks and tests: on each Python, and in a virtual machine for each kernel.
+
+Stages, by default all, in this order:
+
+    lint    ruff check, ruff format --check, mypy --strict
+    unit    tests/unit on each Python, on this machine
+    vm      tests/test_vm_tool.py, once
+    kernel  tests/kernel in one virtual machine per kernel, on the oldest and the newest Python
+
+PYTHONS and KERNELS narrow the matrix, VM_TIMEOUT (seconds) bounds a virtual machine.  The last
+line is the closing line of the last pytest, so that whoever reads only that knows how it went.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = os.environ.get("PYTHONS", "").split() or ["3.11", "3.12", "3.13"]
+KERNELS = os.environ.get("KERNELS", "").split() or ["6.1", "6.12"]
+VM_TIMEOUT = os.environ.get("VM_TIMEOUT") or "1800"
+
+CLOSING_LINE = re.compile(r"=+ .*\b(passed|failed|errors?|skipped|deselected|ran)\b.* in .+ =+$")
+
+
+class Output:
+    """What the user sees: all lines as they come, and at the end how each step ended.
+
+    A pytest's closing line is held back until another line follows, so that the last one can come
+    after that table.
+    """
+
+    def __init__(self) -> None:
+        self._closing = ""
+        self._held = False
+        self._table: list[str] = []
+        self.passed = True
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        if self._held:
+            print(self._closing, flush=True)
+        self._held = CLOSING_LINE.match(text) is not None
+        if self._held:
+            self._closing = text
+        else:
+            print(text, flush=True)
+
+    def outcome(self, step: str, passed: bool) -> None:
+        """Remember how a step ended."""
+        self._table.append(f"{'passed' if passed else 'FAILED'}  {step}")
+        self.passed = self.passed and passed
+
+    def finish(self) -> None:
+        """Print the table and the last closing line."""
+        closing = [self._closing] if self._closing else []
+        print("", *self._table, *closing, sep="\n", flush=True)
+
+
+class Step:
+    """A command at work.  One that is not shown live writes to a file until its turn comes."""
+
+    def __init__(self, name: str, command: Sequence[str], *, live: bool = True) -> None:
+        self._name = name
+        self._file: IO[bytes] | None = (
+            None if live else tempfile.TemporaryFile()  # noqa: SIM115 (needed until shown)
+        )
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._file or subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def show(self, output: Output) -> None:
+        """Copy what the command prints to `output` until it ends."""
+        output.line(f"\n--- {self._name}")
+        if self._file:
+            self._process.wait()
+            self._file.seek(0)
+        lines = self._file or self._process.stdout
+        assert lines is not None  # because without a file, stdout is a pipe
+        for line in lines:
+            output.line(line.decode(errors="replace").rstrip())
+        output.outcome(self._name, self._process.wait() == 0)
+
+    def stop(self) -> None:
+        """End the command, if it has not ended: virtual machines must not outlive the tests."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def main(stages: Sequence[str]) -> int:
+    """Run `stages`, by default all, and return the exit status."""
+    runners = {"lint": lint, "unit": unit, "vm": vm, "kernel": kernel}
+    if unknown := set(stages) - set(runners):
+        sys.exit(f"no stage {' '.join(sorted(unknown))}, only {' '.join(runners)}")
+    signal.signal(signal.SIGTERM, leave)
+    os.chdir(ROOT)
+    output = Output()
+    for stage, run in runners.items():
+        if not stages or stage in stages:
+            run(output)
+    output.finish()
+    return 0 if output.passed else 1
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leave by way of the cleanups."""
+    sys.exit(128 + number)
+
+
+def run_steps(output: Output, commands: dict[str, Sequence[str]]) -> None:
+    """Run `commands` (by step name) at the same time, the first shown live, the others after it."""
+    steps: list[Step] = []
+    try:
+        for name, command in commands.items():
+            steps.append(Step(name, command, live=not steps))
+        for step in steps:
+            step.show(output)
+    finally:
+        for step in steps:
+            step.stop()
+
+
+def lint(output: Output) -> None:
+    """Check style and types, once: both are told the oldest Python by pyproject.toml."""
+    for name in ("ruff check", "ruff format --check", "mypy --strict"):
+        run_steps(output, {name: [sys.executable, "-m", *name.split()]})
+
+
+def unit(output: Output) -> None:
+    """Run the tests that need no kernel, on each Python."""
+    for version in VERSIONS:
+        if version in available():
+            # A test that hangs would hang the rest too.
+            command = ["timeout", "900", *pytest(version, "tests/unit")]
+            run_steps(output, {f"unit tests, Python {version}": command})
+        else:
+            output.line(f"\n--- unit tests, Python {version}: left out, it is not on this machine")
+
+
+def vm(output: Output) -> None:
+    """Test tools/vm itself, before it is relied on."""
+    run_steps(output, {"tools/vm": pytest(available()[-1], "tests/test_vm_tool.py")})
+
+
+def kernel(output: Output) -> None:
+    """Run the kernel tests on the oldest and the newest Python, one boot per kernel."""
+    versions = list(dict.fromkeys([available()[0], available()[-1]]))
+    for version in versions:
+        # A guest keeps nothing, so it would compile all again, at a twentieth of the speed.
+        compile_all = ["-m", "compileall", "-q", "aiovblk", "tests"]
+        subprocess.run([interpreter(version), *compile_all], check=False)
+    runs = "; ".join(
+        f"{shlex.join(pytest(version, 'tests/kernel'))} || status=1" for version in versions
+    )
+    command = ["--smp", "2", "--timeout", VM_TIMEOUT, "--"]
+    command += ["sh", "-c", f"status=0; {runs}; exit $status"]
+    pythons = " and ".join(versions)
+    run_steps(
+        output,
+        {
+            f"kernel tests, Linux {name}, Python {pythons}": [
+                *("tools/vm", "run", "--kernel", name),
+                *command,
+            ]
+            for name in KERNELS
+        },
+    )
+
+
+def available() -> list[str]:
+    """Return those of VERSIONS that `make setup` found, oldest first."""
+    found = [version for version in VERSIONS if Path(interpreter(version)).exists()]
+    return found or sys.exit("none of the Pythons is here; run make setup")
+
+
+def interpreter(version: str) -> str:
+    """Return the Python of that version's environment."""
+    return f".venvs/{version}/bin/python"
+
+
+def pytest(version: str, path: str) -> list[str]:
+    """Return a pytest command: every warning is an error, and asyncio's debug mode is on."""
+    return [interpreter(version), "-X", "dev", "-W", "error", "-m", "pytest", path]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
