@@ -114,6 +114,7 @@ def resolve(path: str) -> int:
 
 def _attach_any(configure: Configure) -> Link:
     indices = sysfs.indices()
+    missing = []
     for index in indices:
         path = f"/dev/nbd{index}"
         try:
@@ -121,11 +122,13 @@ def _attach_any(configure: Configure) -> Link:
         except DeviceBusyError:
             continue
         except FileNotFoundError:
-            raise NBDUnavailableError(
-                errno.ENOENT,
-                f"no such node; in a container, make it with `mknod {path} b 43 MINOR`",
-                path,
-            ) from None
+            missing.append(path)  # a container may have been given a few of the nodes only
+    if missing:
+        raise NBDUnavailableError(
+            errno.ENOENT,
+            f"no such node; in a container, make it with `mknod {missing[0]} b 43 MINOR`",
+            missing[0],
+        )
     raise NBDUnavailableError(
         errno.EBUSY,
         f"all {len(indices)} NBD devices are in use; `modprobe -r nbd` and "

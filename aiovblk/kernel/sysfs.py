@@ -19,9 +19,10 @@ SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
 
 
 def _read(path: Path) -> str | None:
-    # A device that is being detached right now answers ENODEV in place of ENOENT.
+    # A device that is being detached right now answers ENODEV in place of ENOENT. The names of
+    # processes are cut to 15 bytes, even within a character.
     try:
-        return path.read_text().strip()
+        return path.read_bytes().decode(errors="backslashreplace").strip()
     except OSError:
         return None
 
@@ -91,7 +92,7 @@ def mount_points(index: int) -> list[str]:
     sources = {os.fsencode(f"/dev/{name}") for name, _ in _members(index)}
     found: dict[str, None] = {}
     for table in _mount_tables():
-        for line in table.splitlines():
+        for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
             before, _, after = line.partition(b" - ")
             fields, source = before.split(b" "), after.split(b" ")[1:2]
             # btrfs shows a device number of its own, but names its source.
@@ -130,9 +131,16 @@ def openers(index: int) -> list[tuple[int, str]]:
     found = []
     for process in _processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
-            if any(os.readlink(entry.path) in nodes for entry in entries):
+            if any(_target(entry.path) in nodes for entry in entries):
                 found.append((int(process.name), _read(process / "comm") or "?"))
     return found
+
+
+def _target(link: str) -> str | None:
+    try:
+        return os.readlink(link)
+    except OSError:  # the file was closed meanwhile
+        return None
 
 
 def index_of_node(path: str) -> int:
@@ -174,8 +182,8 @@ def _mount_tables() -> Iterator[bytes]:
         with suppress(OSError):
             namespace = os.readlink(process / "ns/mnt")
             if namespace not in seen:
-                seen.add(namespace)
                 yield (process / "mountinfo").read_bytes()
+                seen.add(namespace)
 
 
 def _unescape(field: bytes) -> str:

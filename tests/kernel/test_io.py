@@ -18,7 +18,7 @@ from aiovblk.storage import MemoryDevice
 
 from .support import MIB, Disk, fio, pattern, pread, pwrite, sh
 
-pytestmark = pytest.mark.deadline(180)
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
 
 BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 BLKZEROOUT = 0x127F

@@ -29,7 +29,7 @@ from .support import (
     sh,
 )
 
-pytestmark = pytest.mark.deadline(180)
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
 
 DEVICES = f"{Path(__file__).parent}/devices.py"
 DATA = pattern(MIB)
@@ -200,7 +200,7 @@ async def test_requests_in_flight_are_answered() -> None:
 
 async def test_a_handler_that_never_returns_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     disk = Disk()
-    with pytest.raises(aiovblk.Error, match="no handler returned for"):
+    with pytest.raises(aiovblk.Error, match="nothing was answered for"):
         async with aiovblk.mounted(disk, unmount_timeout=1.0) as mount:
             disk.gate.clear()
             disk.arrived.clear()
@@ -236,7 +236,7 @@ async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
 async def test_a_device_whose_first_read_hangs_is_not_mounted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["aiovblk.mount"], "ATTACH_TIMEOUT", 1.0)
+    monkeypatch.setattr(sys.modules["aiovblk.mount.life"], "ATTACH_TIMEOUT", 1.0)
     disk = Disk()
     disk.gate.clear()
     with pytest.raises(aiovblk.AttachError, match="did not come alive"):
@@ -319,8 +319,15 @@ def assert_image_stored(image: Path) -> None:
     assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    ("signum", "loop"),
+    [
+        (signal.SIGINT, "uvloop"),
+        (signal.SIGINT, "asyncio"),
+        (signal.SIGTERM, "uvloop"),
+        (signal.SIGHUP, "asyncio"),
+    ],
+)
 async def test_a_signal_ends_the_command(signum: signal.Signals, loop: str, image: Path) -> None:
     async with command(f"{DEVICES}:Image", "--loop", loop, IMAGE=str(image)) as running:
         await leave_dirty_pages(running.path)

@@ -1,0 +1,329 @@
+"""The life of one mount, from the socket pair to the last handler."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import sys
+import weakref
+from collections.abc import Callable
+from concurrent import futures
+
+import anyio
+
+from .. import kernel
+from ..device import BlockDevice, check_geometry
+from ..dispatch import Dispatcher, Stats, transmission_flags
+from ..errors import AttachError, DeviceBusyError, Error
+from .unmounting import KERNEL_TIMEOUT, Events, Unmounting
+from .waiting import SteadyTask, call, occur, within
+
+logger = logging.getLogger("aiovblk")
+
+ATTACH_TIMEOUT = 30.0
+"""Seconds for attaching, and again for the first reads to be answered."""
+
+SOCKET_BUFFER = 4 * 1024 * 1024
+"""Bytes that each end may have under way; the default of 208 KiB makes large requests wait."""
+
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+
+
+class Mount:
+    """A mounted device, made by :func:`mount` and :func:`mounted`.
+
+    Attributes:
+        device: what is served.
+        path: the device node, ``/dev/nbdN``.
+        index: N.
+        stats: counters, up to date at any time.
+
+    """
+
+    path: str
+    index: int
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        *,
+        concurrency: int,
+        handler_timeout: float | None,
+        unmount_timeout: float,
+    ) -> None:
+        check_geometry(device)
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+        for name, value in {
+            "handler_timeout": handler_timeout,
+            "unmount_timeout": unmount_timeout,
+        }.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be a positive number of seconds, not {value}")
+        self.device = device
+        self.stats = Stats()
+        self._unmount_timeout = unmount_timeout
+        self._events = Events()
+        self._claiming = asyncio.Lock()
+        self._dispatcher = Dispatcher(
+            device,
+            self.stats,
+            concurrency=concurrency,
+            handler_timeout=handler_timeout,
+            on_disconnect=self._on_disconnect,
+        )
+        self._link: kernel.Link
+        self._serving: asyncio.Task[None]
+        self._life: asyncio.Task[None]
+
+    def __repr__(self) -> str:
+        """Name the device and its node."""
+        return f"<Mount of {self.device!r} at {getattr(self, 'path', 'no node yet')}>"
+
+    async def unmount(self, *, force: bool = False) -> None:
+        """Unmount in order and wait until it is done; nothing that was written is lost.
+
+        Takes milliseconds where nothing hangs. Where a handler does, it is given up when the
+        kernel has waited ``unmount_timeout`` seconds for it. If the device is unmounted already,
+        or is being unmounted, this only waits.
+
+        Args:
+            force: unmount although the device is in use. Its file systems are synced first, then
+                see nothing but errors. While an unmount is under way: give up its waits at once;
+                what was not written is lost.
+
+        Raises:
+            DeviceBusyError: something uses the device, and ``force`` is not set. It lives on.
+            AttachError: the kernel's connection was lost.
+            Error: it was unmounted, but data could not be stored, or its handlers failed.
+
+        Cancellation: the unmount goes on.
+
+        """
+        if force and self._events.stopping.done():
+            occur(self._events.forced)
+        elif not force:
+            await self._claim()
+        occur(self._events.stopping)
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until the device is unmounted, by whomever.
+
+        Raises:
+            AttachError: the kernel's connection was lost.
+            Error: it was unmounted, but data could not be stored, or its handlers failed.
+
+        Cancellation: the device stays mounted.
+
+        """
+        await asyncio.wait([self._life])
+        self._life.result()
+
+    async def resize(self, blocks: int) -> None:
+        """Give the live device another size, and set its ``blocks``.
+
+        A file system on it does not notice by itself (resize2fs, xfs_growfs). What the kernel has
+        cached beyond a smaller size is written before.
+
+        Args:
+            blocks: the new number of blocks; ``block_size`` stays.
+
+        Raises:
+            ValueError: out of range.
+            OSError: the kernel refused, or did not do it within ``unmount_timeout``: since Linux
+                6.12 it waits for all requests in flight.
+
+        """
+        new_size = blocks * self.device.block_size
+        if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
+            raise ValueError(f"a device cannot have {blocks} blocks")
+        if new_size > self._dispatcher.size:
+            # The kernel may use what is new before its call returns.
+            self._dispatcher.size = new_size
+        else:
+            await call(self._unmount_timeout, self._link.sync)
+        await call(self._unmount_timeout, self._link.resize, blocks)
+        self.device.blocks, self._dispatcher.size = blocks, new_size
+
+    # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
+    # tries asks it to unmount.
+
+    async def start(self, path: str | os.PathLike[str] | None) -> None:
+        """Attach; returns when the device is live."""
+        name = None if path is None else os.fspath(path)
+        self._life = SteadyTask(self._lead_life(name), self._stop)
+        try:
+            await asyncio.shield(self._events.live)
+        except asyncio.CancelledError:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """Unmount, used or not, while another exception is on its way out.
+
+        Returns when it is done, and only then raises a cancellation of the meantime. What else
+        goes wrong is logged.
+        """
+        self._stop()
+        cancelled = False
+        with anyio.CancelScope(shield=True):
+            while not self._life.done():
+                try:
+                    await asyncio.wait([self._life])
+                except asyncio.CancelledError:
+                    cancelled = True  # natively; anyio's scopes do not reach in here
+        failure = self._life.exception()
+        if failure is not None and failure is not sys.exception():
+            logger.error("%s", failure)
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _lead_life(self, path: str | None) -> None:
+        events = self._events
+        try:
+            await self._attach(path)
+        except BaseException as exc:
+            events.live.set_exception(exc)
+            events.live.exception()  # where nobody waits any more, nobody need be told
+            return
+        occur(events.live)
+        logger.info("mounted %r at %s", self.device, self.path)
+        await events.stopping
+        unmounting = await self._unmount()
+        logger.info("unmounted %s", self.path)
+        if unmounting.lost:
+            reason = "; ".join([self._reason_of_loss(), *unmounting.failures])
+            raise AttachError(errno.ENOTCONN, reason, self.path)
+        if unmounting.failures:
+            raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
+
+    async def _attach(self, path: str | None) -> None:
+        ours, kernels = socket.socketpair()
+        with kernels:
+            _enlarge_buffers(ours, kernels)
+            await self._dispatcher.connect(ours)
+            try:
+                self._link = await self._obtain_link(path, kernels)
+            except BaseException:
+                self._dispatcher.abort()
+                raise
+        self.path, self.index = self._link.path, self._link.index
+        # Serve before NBD_DO_IT begins, since requests come at once.
+        self._serving = SteadyTask(self._dispatcher.run(), self._stop)
+        self._serving.add_done_callback(self._on_stream_end)
+        self._link.start()
+        self._link.ended.add_done_callback(_when_link_ends(self, self._link))
+        try:
+            await call(ATTACH_TIMEOUT, self._link.wait_until_live, ATTACH_TIMEOUT)
+        except OSError as exc:
+            occur(self._events.forced)
+            await self._unmount()
+            reason = f"the device was attached, but did not come alive: {exc.strerror}"
+            raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
+
+    async def _obtain_link(self, path: str | None, kernels: socket.socket) -> kernel.Link:
+        device, sock, flags = self.device, kernels.fileno(), transmission_flags(self.device)
+        block_size, blocks = device.block_size, device.blocks
+        attaching = kernel.in_thread(
+            kernel.attach, path, lambda link: link.configure(sock, block_size, blocks, flags)
+        )
+        try:
+            return await within(ATTACH_TIMEOUT, attaching)
+        except TimeoutError as exc:
+            # Should it be opened after all, nobody serves it.
+            attaching.add_done_callback(_close_link)
+            reason = (
+                "opening the device hangs: some program waits there for a server that is gone; "
+                "`aiovblk unmount --force` frees it"
+            )
+            raise AttachError(errno.ETIMEDOUT, reason, path) from exc
+
+    async def _unmount(self) -> Unmounting:
+        unmounting = Unmounting(
+            self.device, self._dispatcher, self._link, self._events, self._unmount_timeout
+        )
+        await unmounting.run()
+        return unmounting
+
+    async def _claim(self) -> None:
+        """Make sure that nobody uses the device; nobody can begin to after that."""
+        async with self._claiming:
+            if self._events.stopping.done():
+                return
+            try:
+                await call(self._unmount_timeout, self._link.claim)
+            except TimeoutError:
+                # Some program's open() hangs, since a handler does, and ours behind it.
+                points = await call(KERNEL_TIMEOUT, kernel.sysfs.mount_points, self.index)
+                if points:
+                    holders = [f"mounted at {point}" for point in points]
+                    reason = f"the device is in use: {', '.join(holders)}"
+                    raise DeviceBusyError(errno.EBUSY, reason, self.path, holders) from None
+
+    # Called by others, in the loop's thread
+
+    def _stop(self) -> None:
+        occur(self._events.stopping)
+
+    def _on_disconnect(self) -> None:
+        occur(self._events.disconnected)
+        self._stop()
+
+    def _on_stream_end(self, serving: asyncio.Task[None]) -> None:
+        occur(self._events.stream_ended)
+        self._stop()
+
+    def _on_link_end(self) -> None:
+        occur(self._events.link_ended)
+        self._stop()
+
+    def _reason_of_loss(self) -> str:
+        broken = self._serving.exception()
+        number = self._link.ended.result() if self._link.ended.done() else 0
+        if broken is not None:
+            why = f"the connection broke: {broken}"
+        elif number in (errno.EBUSY, errno.EINTR):
+            why = "its thread was stopped (Ctrl-Z, a debugger, a frozen container or a suspend do)"
+        else:
+            why = "somebody took its socket away"
+        return f"the kernel's connection was lost, and what it had not written: {why}"
+
+
+def _enlarge_buffers(*ends: socket.socket) -> None:
+    for end in ends:
+        try:
+            # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+
+
+def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future[int]], None]:
+    """What the thread does that comes back from NBD_DO_IT.
+
+    It holds the mount weakly: when an event loop was dropped with all that ran on it, the sockets
+    go with it, the kernel ends NBD_DO_IT, and this thread is all that is left to clean up.
+    """
+    reference, loop = weakref.ref(mount), weakref.ref(asyncio.get_running_loop())
+
+    def ended(_: futures.Future[int]) -> None:
+        live, running = reference(), loop()
+        if live is not None and running is not None:
+            try:
+                running.call_soon_threadsafe(live._on_link_end)
+                return
+            except RuntimeError:  # the loop is closed
+                pass
+        link.close()
+        link.wait_until_free(0)
+
+    return ended
+
+
+def _close_link(attaching: futures.Future[kernel.Link]) -> None:
+    if attaching.exception() is None:
+        attaching.result().close()

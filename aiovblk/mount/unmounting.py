@@ -1,0 +1,202 @@
+"""The order in which device and kernel part.
+
+An unmount that loses nothing, each step while everything that later steps need still works:
+
+1. claim the node exclusively, which a mounted file system refuses;
+2. write back what the kernel caches, while requests are served;
+3. NBD_DISCONNECT, while requests are served; the kernel answers with DISC;
+4. let the requests in flight finish; then close our end of the socket;
+5. NBD_DO_IT returns in its thread, which then clears the socket, so that nobody waits in vain;
+6. close the node, and wait until its index is free;
+7. the device's ``flush()``, then its ``unmount()``.
+
+A disconnect by somebody else (``nbd-client -d``, another program's ioctl) enters at step 2, a lost
+connection at step 4. Each wait ends when the kernel has been without an answer for too long, or
+when somebody forces it; then the socket is closed first, since that is what frees everything that
+hangs. No step is ever skipped but those that the one before made pointless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from .. import kernel
+from ..device import BlockDevice
+from ..dispatch import Dispatcher
+from .waiting import begin, call, within
+
+T = TypeVar("T")
+
+logger = logging.getLogger("aiovblk")
+
+UNMOUNT_TIMEOUT = 30.0
+"""Seconds for which the kernel may be left without an answer during an unmount."""
+
+KERNEL_TIMEOUT = 5.0
+"""Seconds for steps that depend on the kernel alone and take it milliseconds."""
+
+RELEASE_TIMEOUT = 0.5
+"""Seconds to wait for others to close a device that is detached."""
+
+
+class Events:
+    """What happens to a mount. Each is a future that is done from then on."""
+
+    def __init__(self) -> None:
+        """Begin with nothing having happened."""
+        new = asyncio.get_running_loop().create_future
+        self.live: asyncio.Future[None] = new()
+        self.stopping: asyncio.Future[None] = new()
+        """Somebody wants it unmounted, or it is lost."""
+        self.forced: asyncio.Future[None] = new()
+        """Somebody wants it unmounted without further patience."""
+        self.disconnected: asyncio.Future[None] = new()
+        """The kernel has sent DISC."""
+        self.stream_ended: asyncio.Future[None] = new()
+        """No request comes any more."""
+        self.link_ended: asyncio.Future[None] = new()
+        """NBD_DO_IT has returned."""
+
+
+class Unmounting:
+    """One unmount, step by step.
+
+    Attributes:
+        lost: whether the connection broke before anybody wanted it to.
+        failures: what went wrong, in words.
+
+    """
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        dispatcher: Dispatcher,
+        link: kernel.Link,
+        events: Events,
+        patience: float,
+    ) -> None:
+        """Take what is to part; ``patience`` is in seconds."""
+        self.lost = False
+        self.failures: list[str] = []
+        self._device = device
+        self._dispatcher = dispatcher
+        self._link = link
+        self._events = events
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._begin = self._loop.time()
+
+    async def run(self) -> None:
+        """Part, in order while that goes, by force when it does not; never raises."""
+        try:
+            await self._in_order()
+        except _GivenUpError as exc:
+            self.failures.append(str(exc))
+            self._dispatcher.abort()
+        await self._let_go()
+        for handler in (self._device.flush, self._device.unmount):
+            await self._call_last(handler)
+
+    async def _in_order(self) -> None:
+        events, patiently = self._events, self._patiently
+        if events.link_ended.done():
+            # The stream may hold a DISC that has not been read yet.
+            await patiently(events.stream_ended)
+        self.lost = events.stream_ended.done() and not events.disconnected.done()
+        if not events.stream_ended.done():
+            await self._write_back()
+        if not events.stream_ended.done() and not events.disconnected.done():
+            await patiently(begin(self._link.disconnect))
+            await patiently(events.disconnected, events.stream_ended)
+        await patiently(self._dispatcher.drained())
+        await patiently(self._dispatcher.close())
+
+    async def _write_back(self) -> None:
+        """Have the kernel send what it caches, while it still can."""
+        from_outside = self._events.disconnected.done()
+        syncing = begin(self._link.sync)
+        await self._patiently(syncing)
+        if (error := syncing.exception()) is None:
+            return
+        if from_outside:
+            # A disconnect by ioctl leaves the connection open; one by netlink shuts it after DISC,
+            # and then a sync fails whether there was anything to write or not.
+            await asyncio.wait([self._events.stream_ended], timeout=RELEASE_TIMEOUT)
+        if self._events.stream_ended.done():
+            logger.warning(
+                "%s was cut off from outside; what the kernel cached is lost", self._link.path
+            )
+        else:
+            self.failures.append(f"the kernel could not write back all data ({error})")
+
+    async def _let_go(self) -> None:
+        """Wait until the kernel has let go, our end of the socket being closed."""
+        link = self._link
+        for rescue in (None, link.clear_socket, link.rescue):
+            try:
+                if rescue is not None:
+                    logger.warning("%s: the kernel does not let go; %s", link.path, rescue)
+                    await call(KERNEL_TIMEOUT, rescue)
+                await within(KERNEL_TIMEOUT, link.ended)
+                await call(KERNEL_TIMEOUT, link.close)
+                break
+            except OSError as exc:
+                logger.debug("%s: %s", link.path, exc)
+        else:
+            self.failures.append("the kernel does not let go of it; see its log")
+            return
+        if not await call(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
+            users = await call(KERNEL_TIMEOUT, kernel.sysfs.holders, link.index)
+            logger.warning(
+                "%s is unmounted, but cannot be mounted again while it is in use: %s",
+                link.path,
+                ", ".join(users),
+            )
+
+    async def _call_last(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._begin = self._loop.time()
+        while True:
+            task = self._loop.create_task(handler())
+            try:
+                await self._patiently(task)
+            except _GivenUpError as exc:
+                task.cancel()
+                await asyncio.wait([task], timeout=KERNEL_TIMEOUT)
+                self._failed(handler, exc)
+                return
+            if not task.cancelled():
+                break
+            # The end of the event loop cancels all tasks; this one must be done all the same.
+        if (error := task.exception()) is not None:
+            self._failed(handler, error)
+
+    def _failed(self, handler: Callable[..., Any], error: BaseException) -> None:
+        logger.error("%s() failed", handler.__qualname__, exc_info=error)
+        self.failures.append(f"its {handler.__name__}() failed: {error!r}")
+
+    async def _patiently(self, *steps: asyncio.Future[Any]) -> None:
+        """Wait until one of these is done, for as long as the kernel gets its answers.
+
+        Raises:
+            _GivenUpError: it does not, or force was asked for.
+
+        """
+        while not any(step.done() for step in steps):
+            since = max(self._begin, self._dispatcher.waited_since())
+            seconds = since + self._patience - self._loop.time()
+            if self._events.forced.done():
+                raise _GivenUpError("it was forced; what was not written yet is lost")
+            if seconds <= 0:
+                raise _GivenUpError(f"nothing was answered for {self._patience:g} s")
+            await asyncio.wait(
+                [*steps, self._events.forced],
+                timeout=seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+
+
+class _GivenUpError(Exception):
+    """A wait has been ended by its deadline, or by force."""
