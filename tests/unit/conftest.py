@@ -1,0 +1,3 @@
+from .kernel_tree import tree
+
+__all__ = ["tree"]

@@ -1,0 +1,81 @@
+"""A fake /sys and /proc, as the kernel lays them out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aiovblk.kernel import sysfs
+
+
+class KernelTree:
+    """What a machine with some NBD devices shows in /sys and /proc."""
+
+    def __init__(self, root: Path) -> None:
+        self.block = root / "sys/block"
+        self.proc = root / "proc"
+        self.block.mkdir(parents=True)
+        (root / "sys/dev/block").mkdir(parents=True)
+        self.proc.mkdir()
+        self.write(self.proc / "swaps", "Filename\tType\tSize\tUsed\tPriority\n")
+
+    def write(self, path: Path, text: str | bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+    def device(
+        self, name: str, number: str, *, sectors: int = 0, thread: int | None = None
+    ) -> Path:
+        directory = self.block / name
+        self._number(directory, number)
+        self.write(directory / "size", f"{sectors}\n")
+        self.write(directory / "ro", "0\n")
+        self.write(directory / "queue/logical_block_size", "512\n")
+        (directory / "holders").mkdir()
+        if thread is not None:
+            self.write(directory / "pid", f"{thread}\n")
+        return directory
+
+    def partition(self, name: str, number: str) -> Path:
+        directory = self.block / name.rpartition("p")[0] / name
+        self._number(directory, number)
+        (directory / "holders").mkdir()
+        return directory
+
+    def _number(self, directory: Path, number: str) -> None:
+        self.write(directory / "dev", f"{number}\n")
+        link = self.block.parent / "dev/block" / number
+        link.symlink_to(os.path.relpath(directory, link.parent))
+
+    def process(
+        self, number: int, name: str | bytes, *, opens: tuple[str, ...] = (), namespace: int = 1
+    ) -> Path:
+        directory = self.proc / str(number)
+        comm = name if isinstance(name, bytes) else name.encode()
+        self.write(directory / "comm", comm + b"\n")
+        self.write(
+            directory / "status", b"Name:\t%b\nUmask:\t0022\nTgid:\t%d\nPid:\t1\n" % (comm, number)
+        )
+        (directory / "fd").mkdir()
+        for fd, path in enumerate(("/dev/null", *opens, "socket:[1]")):
+            (directory / "fd" / str(fd)).symlink_to(path)
+        (directory / "ns").mkdir()
+        (directory / "ns/mnt").symlink_to(f"mnt:[{namespace}]")
+        self.write(directory / "mountinfo", "")
+        return directory
+
+    def mount(
+        self, process: int, number: str, point: str, source: str, *, kind: str = "ext4"
+    ) -> None:
+        with (self.proc / str(process) / "mountinfo").open("a", encoding="utf-8") as table:
+            table.write(f"36 25 {number} / {point} rw,relatime shared:1 - {kind} {source} rw\n")
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelTree:
+    made = KernelTree(tmp_path)
+    monkeypatch.setattr(sysfs, "SYS_BLOCK", made.block)
+    monkeypatch.setattr(sysfs, "PROC", made.proc)
+    return made

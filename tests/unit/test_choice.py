@@ -1,0 +1,345 @@
+"""Which device is taken, and what is said when none can be."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
+from aiovblk.kernel import choice, sysfs
+from aiovblk.kernel.link import Link
+
+from .kernel_tree import KernelTree
+
+SOMEBODY = 4242
+
+
+class FakeLink:
+    """A link whose node is never opened."""
+
+    def __init__(self, index: int, path: str, lock: int) -> None:
+        self.index = index
+        self.path = path
+        self.lock = lock
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Machine:
+    """Four free devices, and what happens to whoever opens and configures one."""
+
+    def __init__(self, tree: KernelTree, locks: Path) -> None:
+        self.tree = tree
+        self.locks = locks
+        self.links: list[FakeLink] = []
+        self.when_opened: dict[int, OSError] = {}
+        self.when_configured: dict[int, OSError] = {}
+        self.while_waiting: Callable[[], None] = lambda: None
+        self.now = 1000.0
+        tree.process(SOMEBODY, "fio")
+        for index in range(4):
+            tree.device(f"nbd{index}", f"43:{index * 32}")
+
+    def open(self, index: int, path: str, lock: int) -> FakeLink:
+        if index in self.when_opened:
+            raise self.when_opened[index]
+        self.links.append(FakeLink(index, path, lock))
+        return self.links[-1]
+
+    def configure(self, link: Link) -> None:
+        if link.index in self.when_configured:
+            raise self.when_configured[link.index]
+
+    def attach(self, path: str | None = None) -> FakeLink:
+        return cast(FakeLink, choice.attach(path, self.configure))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.while_waiting()
+
+    def serve(self, index: int, thread: int = SOMEBODY) -> None:
+        self.tree.write(self.tree.block / f"nbd{index}/pid", f"{thread}\n")
+
+    def let_go(self, index: int) -> None:
+        (self.tree.block / f"nbd{index}/pid").unlink()
+
+    def is_locked(self, index: int) -> bool:
+        lock = os.open(self.locks / f"nbd{index}.lock", os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+
+@pytest.fixture
+def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    made = Machine(tree, tmp_path / "locks")
+    monkeypatch.setattr(choice, "LOCKS", made.locks)
+    monkeypatch.setattr(choice, "Link", made.open)
+    monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
+    monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
+    monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
+    yield made
+    for link in made.links:
+        if not link.closed:
+            os.close(link.lock)
+
+
+def test_first_free_device_is_taken_and_locked(machine: Machine) -> None:
+    link = machine.attach()
+    assert (link.index, link.path, link.closed) == (0, "/dev/nbd0", False)
+    assert machine.is_locked(0)
+
+
+def test_named_device_is_taken(machine: Machine) -> None:
+    assert machine.attach("/dev/nbd2").index == 2
+
+
+def test_attached_devices_are_skipped(machine: Machine) -> None:
+    machine.serve(0)
+    machine.tree.write(machine.tree.block / "nbd1/size", "8\n")
+    assert machine.attach().index == 2
+    assert [link.index for link in machine.links] == [2]  # the others were not even opened
+
+
+def test_locked_devices_are_skipped(machine: Machine) -> None:
+    assert [machine.attach().index for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_device_that_somebody_else_configures_first_is_skipped(machine: Machine) -> None:
+    machine.when_configured[0] = OSError(errno.EBUSY, "NBD_SET_SOCK: busy")
+    machine.when_opened[1] = OSError(errno.EBUSY, "open: busy")
+    assert machine.attach().index == 2
+    assert machine.links[0].closed
+    assert not machine.is_locked(0)
+    assert not machine.is_locked(1)
+
+
+def test_all_devices_in_use_is_told_with_their_number(machine: Machine) -> None:
+    for index in range(4):
+        machine.serve(index)
+    with pytest.raises(NBDUnavailableError, match="all 4 NBD devices are in use") as caught:
+        machine.attach()
+    assert caught.value.errno == errno.EBUSY
+    assert "nbds_max=8" in str(caught.value)
+
+
+def test_device_without_a_node_is_passed_over_for_one_with_a_node(machine: Machine) -> None:
+    machine.when_opened[0] = FileNotFoundError(errno.ENOENT, "no node")
+    machine.serve(1)
+    assert machine.attach().index == 2
+
+
+def test_no_node_at_all_is_told_with_its_remedy(machine: Machine) -> None:
+    for index in range(4):
+        machine.when_opened[index] = FileNotFoundError(errno.ENOENT, "no node")
+    with pytest.raises(NBDUnavailableError) as caught:
+        machine.attach()
+    assert (caught.value.errno, caught.value.path) == (errno.ENOENT, "/dev/nbd0")
+    assert str(caught.value).startswith("/dev/nbd0: no such node; in a container, make it with")
+    assert not machine.is_locked(0)
+
+
+def test_served_device_is_told_with_its_server(machine: Machine) -> None:
+    machine.serve(1)
+    with pytest.raises(DeviceBusyError) as caught:
+        machine.attach("/dev/nbd1")
+    assert caught.value.holders == ("served by process 4242 (fio)",)
+    assert str(caught.value) == (
+        "/dev/nbd1: already attached, served by process 4242 (fio); choose another or unmount it"
+    )
+    assert machine.now == 1000  # at once
+
+
+def test_device_that_is_being_let_go_of_is_waited_for(machine: Machine) -> None:
+    machine.serve(1, thread=999)
+
+    def let_go() -> None:
+        if machine.now > 1000.5:
+            machine.let_go(1)
+
+    machine.while_waiting = let_go
+    assert machine.attach("/dev/nbd1").index == 1
+    assert 1000.5 < machine.now < 1000.6
+
+
+def test_device_that_is_not_let_go_of_is_told_as_busy(machine: Machine) -> None:
+    machine.serve(1, thread=999)
+    machine.tree.process(77, "blkid", opens=("/dev/nbd1",))
+    with pytest.raises(DeviceBusyError) as caught:
+        machine.attach("/dev/nbd1")
+    assert caught.value.holders == ("opened by process 77 (blkid)",)
+    assert 1000 + choice.PATIENCE < machine.now < 1001 + choice.PATIENCE
+
+
+def test_device_being_configured_by_somebody_else_is_tried_until_it_is_served(
+    machine: Machine,
+) -> None:
+    machine.when_configured[1] = OSError(errno.EBUSY, "NBD_SET_SOCK: busy")
+    machine.while_waiting = lambda: machine.serve(1)
+    with pytest.raises(DeviceBusyError, match="served by process 4242"):
+        machine.attach("/dev/nbd1")
+    assert machine.links[0].closed
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("path", [None, "/dev/nbd0"])
+def test_lack_of_privilege_is_told_with_its_remedy(
+    machine: Machine, number: int, path: str | None
+) -> None:
+    machine.when_configured[0] = OSError(number, "NBD_SET_SOCK: no")
+    with pytest.raises(AttachError, match="run as root") as caught:
+        machine.attach(path)
+    assert (caught.value.errno, caught.value.path) == (number, "/dev/nbd0")
+    assert machine.links[0].closed
+    assert not machine.is_locked(0)
+
+
+def test_node_that_may_not_be_opened_is_told_with_its_remedy(machine: Machine) -> None:
+    machine.when_opened[0] = PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(AttachError, match="CAP_SYS_ADMIN"):
+        machine.attach()
+
+
+def test_other_refusal_of_the_kernel_is_told_as_it_is(machine: Machine) -> None:
+    machine.when_configured[0] = OSError(errno.EINVAL, "NBD_SET_BLKSIZE: Invalid argument")
+    with pytest.raises(AttachError) as caught:
+        machine.attach()
+    assert caught.value.errno == errno.EINVAL
+    assert str(caught.value) == "/dev/nbd0: NBD_SET_BLKSIZE: Invalid argument"
+
+
+def test_bug_in_configure_comes_out_as_it_is_and_leaves_nothing_open(machine: Machine) -> None:
+    def configure(link: Link) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        choice.attach(None, configure)
+    assert machine.links[0].closed
+    assert not machine.is_locked(0)
+
+
+def test_without_a_place_for_locks_devices_are_attached_all_the_same(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "LOCKS", tmp_path / "no/such/place")
+    assert machine.attach().index == 0
+    machine.serve(0)
+    assert machine.attach().index == 1
+
+
+def test_lock_that_is_a_symbolic_link_is_not_followed(machine: Machine, tmp_path: Path) -> None:
+    machine.locks.mkdir()
+    (machine.locks / "nbd0.lock").symlink_to(tmp_path / "victim")
+    assert machine.attach().index == 0
+    assert not (tmp_path / "victim").exists()
+
+
+def test_place_for_locks_that_may_not_be_made_is_told_as_lack_of_privilege(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(AttachError, match="run as root"):
+        machine.attach()
+
+
+def modprobe(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object] | None) -> None:
+    found = "/sbin/modprobe" if run else None
+    monkeypatch.setattr("aiovblk.kernel.choice.shutil.which", lambda name, path: found)
+    monkeypatch.setattr("aiovblk.kernel.choice.subprocess.run", run)
+
+
+def failing(*command: object, **_: object) -> subprocess.CompletedProcess[str]:
+    assert command == (["/sbin/modprobe", "nbd"],)
+    return subprocess.CompletedProcess([], 1, "", "modprobe: FATAL: Module nbd not found.\n")
+
+
+def silent(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], 3, "", "")
+
+
+def hanging(*command: list[str], **options: float) -> object:
+    raise subprocess.TimeoutExpired(command[0], options["timeout"])
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (None, "modprobe is not installed"),
+        (failing, "modprobe: FATAL: Module nbd not found."),
+        (silent, "modprobe nbd ended with status 3"),
+        (hanging, "modprobe nbd did not return in 30 s"),
+    ],
+)
+def test_driver_that_cannot_be_loaded_is_told_with_its_reason(
+    tree: KernelTree,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., object] | None,
+    reason: str,
+) -> None:
+    modprobe(monkeypatch, run)
+    with pytest.raises(NBDUnavailableError) as caught:
+        choice.attach("/dev/nbd0", lambda link: None)
+    assert caught.value.errno == errno.ENODEV
+    assert str(caught.value).startswith("/dev/nbd0: the kernel's NBD driver is not loaded")
+    assert f"({reason})" in str(caught.value)
+
+
+def test_driver_is_loaded_when_it_is_missing(
+    tree: KernelTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        tree.device("nbd0", "43:0")
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    modprobe(monkeypatch, load)
+    choice.load_driver()
+    assert sysfs.indices() == [0]
+
+
+def test_driver_that_is_there_is_not_loaded_again(
+    tree: KernelTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.device("nbd0", "43:0")
+    modprobe(monkeypatch, None)
+    choice.load_driver()
+
+
+def test_missing_node_is_told_with_the_devices_there_are(tree: KernelTree) -> None:
+    for index in range(3):
+        tree.device(f"nbd{index}", f"43:{index}")
+    path = str(tree.proc / "nbd9")
+    with pytest.raises(NBDUnavailableError, match="/dev/nbd0 to /dev/nbd2") as caught:
+        choice.resolve(path)
+    assert (caught.value.errno, caught.value.path) == (errno.ENOENT, path)
+
+
+@pytest.mark.parametrize(
+    "reason", ["not a block device", "a partition; use the whole device, /dev/nbd0"]
+)
+def test_node_of_something_else_is_told_as_it_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def refuse(path: str) -> int:
+        raise ValueError(reason)
+
+    monkeypatch.setattr(sysfs, "index_of_node", refuse)
+    with pytest.raises(AttachError) as caught:
+        machine.attach("/dev/thing")
+    assert caught.value.errno == errno.EINVAL
+    assert str(caught.value) == f"/dev/thing: {reason}"

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from aiovblk import BlockDevice
+from aiovblk.device import check_geometry
+from aiovblk.dispatch import transmission_flags
+from aiovblk.protocol import TransmissionFlag as Flag
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Readable(BlockDevice):
+    blocks = 8
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return bytes(length)
+
+
+class Writable(Readable):
+    async def write(self, offset: int, data: memoryview) -> None:
+        pass
+
+
+class Flushable(Writable):
+    async def flush(self) -> None:
+        pass
+
+
+class Trimmable(Writable):
+    async def trim(self, offset: int, length: int) -> None:
+        pass
+
+
+class Zeroable(Writable):
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        pass
+
+
+class Rotating(Writable):
+    rotational = True
+
+
+class WritableByName(Readable):
+    read_only = False
+
+
+class ReadOnlyByName(Writable):
+    read_only = True
+
+
+class ReadOnlyByProperty(Writable):
+    @property
+    def read_only(self) -> bool:
+        return self.blocks == 8
+
+    @read_only.setter
+    def read_only(self, value: bool) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        (BlockDevice, Flag.READ_ONLY),
+        (Readable, Flag.READ_ONLY),
+        (Writable, Flag(0)),
+        (Flushable, Flag.SEND_FLUSH | Flag.SEND_FUA),
+        (Trimmable, Flag.SEND_TRIM),
+        (Zeroable, Flag.SEND_WRITE_ZEROES),
+        (Rotating, Flag.ROTATIONAL),
+        (WritableByName, Flag(0)),
+        (ReadOnlyByName, Flag.READ_ONLY),
+        (ReadOnlyByProperty, Flag.READ_ONLY),
+    ],
+)
+def test_transmission_flags_follow_from_the_class(kind: type[BlockDevice], flags: Flag) -> None:
+    assert transmission_flags(kind()) == Flag.HAS_FLAGS | flags
+
+
+def test_handler_of_a_mixin_counts() -> None:
+    class FlushMixin:
+        async def flush(self) -> None:
+            pass
+
+    class Device(FlushMixin, Writable):
+        pass
+
+    assert Flag.SEND_FLUSH in transmission_flags(Device())
+
+
+def test_handler_of_one_object_counts() -> None:
+    async def write(offset: int, data: memoryview) -> None:
+        pass
+
+    device = Readable()
+    device.write = write  # type: ignore[method-assign]
+    assert Flag.READ_ONLY not in transmission_flags(device)
+
+
+def test_handler_that_is_switched_back_to_the_default_does_not_count() -> None:
+    class Device(Flushable):
+        flush = BlockDevice.flush
+
+    assert Flag.SEND_FLUSH not in transmission_flags(Device())
+
+
+@pytest.mark.parametrize("kind", [Readable, Writable, WritableByName, ReadOnlyByName])
+@pytest.mark.parametrize("value", [True, False])
+def test_read_only_of_an_object_wins(kind: type[BlockDevice], value: bool) -> None:
+    device = kind()
+    device.read_only = value
+    assert device.read_only is value
+    assert (Flag.READ_ONLY in transmission_flags(device)) is value
+    assert kind().read_only is kind.__dict__.get("read_only", kind is Readable)
+
+
+def test_read_only_property_may_change_its_mind() -> None:
+    device = ReadOnlyByProperty()
+    device.blocks = 9
+    assert not device.read_only
+
+
+def test_size_follows_from_the_geometry() -> None:
+    device = Readable()
+    assert device.size == 8 * 4096
+    device.block_size, device.blocks = 512, 5
+    assert device.size == 2560
+
+
+async def test_default_read_and_write_are_not_permitted() -> None:
+    device = BlockDevice()
+    with pytest.raises(PermissionError) as caught:
+        await device.read(0, 4096)
+    assert caught.value.errno == errno.EPERM
+    with pytest.raises(PermissionError) as caught:
+        await device.write(0, memoryview(bytes(4096)))
+    assert caught.value.errno == errno.EPERM
+
+
+async def test_default_write_zeroes_is_not_permitted_without_write() -> None:
+    with pytest.raises(PermissionError):
+        await BlockDevice().write_zeroes(0, 4096, may_trim=True)
+
+
+async def test_default_flush_trim_and_unmount_do_nothing() -> None:
+    device = BlockDevice()
+    await device.flush()
+    await device.trim(0, 4096)
+    await device.unmount()
+
+
+async def test_zeroes_of_the_default_write_zeroes_cannot_be_spoilt() -> None:
+    class Device(BlockDevice):
+        async def write(self, offset: int, data: memoryview) -> None:
+            assert data.readonly
+
+    await Device().write_zeroes(0, 4096, may_trim=False)
+
+
+@pytest.mark.parametrize("block_size", [512, 1024, 2048, PAGE])
+def test_powers_of_two_up_to_a_page_are_block_sizes(block_size: int) -> None:
+    device = Readable()
+    device.block_size = block_size
+    check_geometry(device)
+
+
+@pytest.mark.parametrize("block_size", [-512, 0, 1, 256, 513, 1536, 2 * PAGE])
+def test_other_block_sizes_are_refused(block_size: int) -> None:
+    device = Readable()
+    device.block_size = block_size
+    with pytest.raises(ValueError, match=f"block_size must be .*, not {block_size}"):
+        check_geometry(device)
+
+
+@pytest.mark.parametrize("blocks", [0, -1])
+def test_device_without_blocks_is_refused(blocks: int) -> None:
+    device = Readable()
+    device.blocks = blocks
+    with pytest.raises(ValueError, match=f"blocks must be at least 1, not {blocks}"):
+        check_geometry(device)
+
+
+@pytest.mark.parametrize("name", ["block_size", "blocks"])
+@pytest.mark.parametrize("value", [4096.0, "4096", None, True])
+def test_number_that_is_no_int_is_refused(name: str, value: object) -> None:
+    device = Readable()
+    setattr(device, name, value)
+    with pytest.raises(TypeError, match=f"{name} must be an int, not"):
+        check_geometry(device)
+
+
+def test_largest_device_is_what_linux_can_address() -> None:
+    device = Readable()
+    device.block_size = 512
+    device.blocks = (2**63 - PAGE) // 512
+    check_geometry(device)
+    device.blocks += 1
+    with pytest.raises(ValueError, match="larger than Linux can address"):
+        check_geometry(device)
+
+
+def test_class_in_place_of_an_object_is_refused_with_a_hint() -> None:
+    with pytest.raises(TypeError, match="make an instance of it"):
+        check_geometry(Readable)  # type: ignore[arg-type]
+
+
+def test_object_of_another_class_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a BlockDevice, got <object .*>$"):
+        check_geometry(object())  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Generic netlink on literal bytes, as they are on a little-endian machine."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from typing import Any
+
+import pytest
+
+from aiovblk.kernel import netlink
+
+pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are little-endian")
+
+GET_FAMILY = bytes.fromhex(
+    "1c000000 1000 0500 01000000 00000000"  # nlmsghdr: 28 bytes, GENL_ID_CTRL, REQUEST | ACK
+    "03 01 0000"  # genlmsghdr: CTRL_CMD_GETFAMILY, version 1
+    "0800 0200 6e626400"  # CTRL_ATTR_FAMILY_NAME "nbd"
+)
+FAMILY = bytes.fromhex(
+    "2c000000 1000 0000 01000000 e8030000"
+    "01 02 0000"  # CTRL_CMD_NEWFAMILY
+    "0800 0200 6e626400"
+    "0600 0100 1f00 0000"  # CTRL_ATTR_FAMILY_ID 31, padded
+    "0800 0300 01000000"
+)
+DISCONNECT_5 = bytes.fromhex(
+    "1c000000 1f00 0500 01000000 00000000"  # to family 31
+    "02 01 0000"  # NBD_CMD_DISCONNECT
+    "0800 0100 05000000"  # NBD_ATTR_INDEX 5
+)
+
+
+def acknowledged(error: int = 0) -> bytes:
+    """An nlmsgerr: the error, then the header of the message that it answers."""
+    return bytes.fromhex("24000000 0200 0001 01000000 e8030000") + struct.pack("=i16x", -error)
+
+
+class FakeSocket:
+    """Answers each message with what it was given, and notes what it got."""
+
+    def __init__(self, *answers: list[bytes]) -> None:
+        self.answers = list(answers)
+        self.pending: list[bytes] = []
+        self.sent: list[bytes] = []
+        self.arguments: tuple[int, ...] = ()
+        self.timeout: float | None = None
+        self.address: tuple[int, int] | None = None
+        self.closed = False
+
+    def __call__(self, *arguments: int) -> FakeSocket:
+        self.arguments = arguments
+        return self
+
+    def __enter__(self) -> FakeSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def settimeout(self, seconds: float) -> None:
+        self.timeout = seconds
+
+    def bind(self, address: tuple[int, int]) -> None:
+        self.address = address
+
+    def send(self, message: bytes) -> None:
+        assert not self.pending
+        self.sent.append(message)
+        self.pending = self.answers.pop(0)
+
+    def recv(self, size: int) -> bytes:
+        if not self.pending:
+            raise TimeoutError("timed out")
+        data = self.pending.pop(0)
+        assert len(data) <= size
+        return data
+
+
+def disconnect(monkeypatch: pytest.MonkeyPatch, *answers: list[bytes]) -> FakeSocket:
+    fake: Any = FakeSocket(*answers)
+    monkeypatch.setattr(socket, "socket", fake)
+    try:
+        netlink.disconnect(5, timeout=2.5)
+    finally:
+        monkeypatch.undo()
+        assert fake.closed
+    return fake  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ([FAMILY, acknowledged()], [acknowledged()]),  # each in a datagram of its own
+        ([FAMILY + acknowledged()], [acknowledged()]),  # both in one
+    ],
+)
+def test_disconnect_asks_for_the_family_then_names_the_index(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[list[bytes], ...]
+) -> None:
+    sock = disconnect(monkeypatch, *answers)
+    assert sock.sent == [GET_FAMILY, DISCONNECT_5]
+    assert sock.arguments == (socket.AF_NETLINK, socket.SOCK_RAW, 16)
+    assert (sock.timeout, sock.address) == (2.5, (0, 0))
+    assert not sock.pending
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EINVAL])
+def test_refused_disconnect_raises_its_error(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    with pytest.raises(OSError, match="NBD netlink") as caught:
+        disconnect(monkeypatch, [FAMILY, acknowledged()], [acknowledged(error)])
+    assert caught.value.errno == error
+
+
+def test_unknown_family_raises_enoent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="NBD netlink"):
+        disconnect(monkeypatch, [acknowledged(errno.ENOENT)])
+
+
+def test_silent_kernel_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TimeoutError):
+        disconnect(monkeypatch, [FAMILY, acknowledged()], [])
+
+
+def test_attribute_of_no_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    malformed = bytes.fromhex("18000000 1000 0000 01000000 e8030000 01020000 00000000")
+    with pytest.raises(OSError, match="malformed") as caught:
+        disconnect(monkeypatch, [malformed, acknowledged()])
+    assert caught.value.errno == errno.EBADMSG
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"", "0400 0700"),
+        (b"a", "0500 0700 61000000"),
+        (b"abcd", "0800 0700 61626364"),
+        (b"abcde", "0900 0700 6162636465000000"),
+    ],
+)
+def test_attributes_are_padded_to_four_bytes(value: bytes, message: str) -> None:
+    assert netlink._attribute(7, value) == bytes.fromhex(message)
+    assert list(netlink._attributes(bytes.fromhex(message) * 2)) == [(7, value)] * 2

@@ -1,0 +1,154 @@
+"""Who may import whom: the rooms of the package and the arrows between them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiovblk
+
+EVERY_ROOM = {
+    "device",
+    "protocol",
+    "dispatch",
+    "kernel",
+    "mount",
+    "server",
+    "client",
+    "storage",
+}
+
+# A room that is not here does not exist. Errors are for every room to raise.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": EVERY_ROOM,
+    "__main__": {"cli"},
+    "errors": set(),
+    "device": set(),
+    "protocol": set(),
+    "dispatch": {"device", "protocol"},
+    "kernel": {"protocol"},
+    "mount": {"device", "dispatch", "kernel"},
+    "server": {"device", "dispatch", "protocol"},
+    "client": {"device", "protocol"},
+    "storage": {"device"},
+    "testing": EVERY_ROOM,
+    "cli": {*EVERY_ROOM, "testing", "__init__"},
+}
+
+NOT_FROM_OUTSIDE: dict[str, set[str]] = {
+    "protocol": {"asyncio", "socket", "os", "io", "selectors", "ssl", "anyio", "uvloop"},
+    "kernel": {"asyncio", "anyio", "uvloop"},
+    "dispatch": {"anyio", "uvloop", "fcntl", "ctypes"},
+}
+
+
+def violations(package: Path) -> list[str]:
+    """Every import under ``package`` that no arrow allows, in words."""
+    return [
+        f"{path.relative_to(package)}:{line}: {room} imports {target}"
+        for path in sorted(package.rglob("*.py"))
+        for room in [_room(path.relative_to(package).parts)]
+        for line, target in _imports(path, package)
+        if not _allowed(room, target)
+    ]
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def _allowed(room: str, target: str) -> bool:
+    if room not in MAY_IMPORT:
+        return False
+    if not target.startswith("."):
+        return target not in NOT_FROM_OUTSIDE.get(room, set())
+    return target[1:] in {room, "errors", *MAY_IMPORT[room]}
+
+
+def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
+    """What a file imports: line, and ``.room`` of the package or the name of another package."""
+    own = (package.name, *path.relative_to(package).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, _target(tuple(alias.name.split(".")), package)
+        elif isinstance(node, ast.ImportFrom):
+            origin = own[: len(own) - node.level + 1] if node.level else ()
+            origin += tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                # `from . import room` names the room last.
+                name = (*origin, alias.name) if origin == (package.name,) else origin
+                yield node.lineno, _target(name, package)
+
+
+def _target(name: tuple[str, ...], package: Path) -> str:
+    if name[0] != package.name:
+        return name[0]
+    room = name[1] if len(name) > 1 else "__init__"
+    exists = (package / room).is_dir() or (package / f"{room}.py").is_file()
+    return f".{room}" if exists else ".__init__"
+
+
+def _planted(root: Path, files: dict[str, str]) -> list[str]:
+    package = root / "aiovblk"
+    every = {f"{room}.py": "" for room in ("errors", "device", "protocol", "mount")}
+    for name, text in (every | {"kernel/sysfs.py": "", "dispatch/stream.py": ""} | files).items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return violations(package)
+
+
+def test_package_keeps_to_its_rooms() -> None:
+    assert violations(Path(aiovblk.__file__).parent) == []
+
+
+def test_only_the_package_itself_imports_its_public_names(tmp_path: Path) -> None:
+    planted = {"mount.py": "from . import BlockDevice", "cli/a.py": "from aiovblk import mount, X"}
+    assert _planted(tmp_path, planted) == ["mount.py:1: mount imports .__init__"]
+
+
+def test_allowed_imports_are_let_pass(tmp_path: Path) -> None:
+    files = {
+        "dispatch/a.py": "import asyncio\nfrom ..device import X\nfrom . import stream",
+        "dispatch/b.py": "from .stream import X\nfrom .. import errors, protocol",
+        "mount.py": "from . import kernel\nfrom .kernel.sysfs import X\nimport aiovblk.errors",
+        "__init__.py": "from .mount import mount",
+    }
+    assert _planted(tmp_path, files) == []
+
+
+def test_planted_violations_are_caught(tmp_path: Path) -> None:
+    files = {
+        "errors.py": "import errno\nfrom . import device",
+        "device.py": "if True:\n    from .protocol import X",
+        "dispatch/a.py": "from ..kernel.sysfs import X",
+        "dispatch/b.py": "def f():\n    import aiovblk.mount",
+        "dispatch/deep/c.py": "from ... import kernel\nfrom ...device import X",
+        "kernel/a.py": "from .. import mount\nfrom aiovblk.dispatch import X",
+        "utils.py": "from .errors import Error",
+    }
+    assert _planted(tmp_path, files) == [
+        "device.py:2: device imports .protocol",
+        "dispatch/a.py:1: dispatch imports .kernel",
+        "dispatch/b.py:2: dispatch imports .mount",
+        "dispatch/deep/c.py:1: dispatch imports .kernel",
+        "errors.py:2: errors imports .device",
+        "kernel/a.py:1: kernel imports .mount",
+        "kernel/a.py:2: kernel imports .dispatch",
+        "utils.py:1: utils imports .errors",
+    ]
+
+
+def test_planted_imports_from_outside_are_caught(tmp_path: Path) -> None:
+    files = {
+        "protocol.py": "import struct\nimport os.path\nfrom socket import socket",
+        "kernel/a.py": "import os\nfrom asyncio import get_running_loop\nimport anyio.to_thread",
+    }
+    assert _planted(tmp_path, files) == [
+        "kernel/a.py:2: kernel imports asyncio",
+        "kernel/a.py:3: kernel imports anyio",
+        "protocol.py:2: protocol imports os",
+        "protocol.py:3: protocol imports socket",
+    ]
