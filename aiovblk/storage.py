@@ -14,8 +14,8 @@ class MemoryDevice(BlockDevice):
     """A disk in memory, all zeroes at first.
 
     Takes memory only for what was written: a device of terabytes costs nothing until it is filled.
-    What is trimmed, or written with zeroes that may be trimmed, is given back. The contents end
-    with the object; :meth:`flush` has nothing to do.
+    What is trimmed or zeroed is given back. The contents end with the object; :meth:`flush` has
+    nothing to do.
 
     Args:
         size: bytes, a multiple of ``block_size``.

@@ -3,7 +3,8 @@
 Knows neither the kernel nor the network; both hand it a connected stream socket.
 """
 
-from .dispatcher import MAX_CONCURRENCY, Dispatcher, transmission_flags
+from .checks import transmission_flags
+from .dispatcher import MAX_CONCURRENCY, Dispatcher
 from .stats import Stats
 from .stream import InPlaceStreamReader, StreamProtocol
 

@@ -28,18 +28,17 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from ..device import BlockDevice, overrides
+from ..device import BlockDevice
 from ..protocol import (
-    MAX_PAYLOAD,
     REQUEST,
     Command,
     CommandFlag,
     Request,
-    TransmissionFlag,
     parse_request,
     serialize_simple_reply,
     wire_error,
 )
+from .checks import refusal
 from .stats import Stats
 from .stream import StreamProtocol
 
@@ -52,34 +51,6 @@ MAX_CONCURRENCY = 128
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH, _TRIM, _WRITE_ZEROES = int(Command.FLUSH), int(Command.TRIM), int(Command.WRITE_ZEROES)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
-
-# "If the server has advertised NBD_FLAG_SEND_FUA, it MUST accept FUA on any command."
-_ALLOWED_FLAGS = {
-    _READ: _FUA,
-    _WRITE: _FUA,
-    _FLUSH: _FUA,
-    _TRIM: _FUA,
-    _WRITE_ZEROES: _FUA | _NO_HOLE,
-}
-
-# Beyond the end: the specification asks for ENOSPC where data would be stored.
-_BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
-
-
-def transmission_flags(device: BlockDevice) -> TransmissionFlag:
-    """What the handlers that ``device`` overrides, and its declarations, say that it can do."""
-    flags = TransmissionFlag.HAS_FLAGS
-    if device.read_only:
-        flags |= TransmissionFlag.READ_ONLY
-    if device.rotational:
-        flags |= TransmissionFlag.ROTATIONAL
-    if overrides(device, BlockDevice.flush):
-        flags |= TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    if overrides(device, BlockDevice.trim):
-        flags |= TransmissionFlag.SEND_TRIM
-    if overrides(device, BlockDevice.write_zeroes):
-        flags |= TransmissionFlag.SEND_WRITE_ZEROES
-    return flags
 
 
 class Dispatcher:
@@ -214,31 +185,12 @@ class Dispatcher:
             self._on_disconnect()
             return
         self._stats.in_flight += 1
-        if error := self._refusal(request):
+        if error := refusal(request, self.size, self._block_mask, self._read_only):
             self._reply(request, error)
         elif self._running < self._concurrency and not self._waiting:
             self._start(request, payload)
         else:
             self._waiting.append((request, payload))
-
-    def _refusal(self, request: Request) -> int:
-        """Why a request may not reach a handler, as an error value; 0 if it may."""
-        flags, command, _, offset, length = request
-        allowed = _ALLOWED_FLAGS.get(command)
-        if allowed is None or flags & ~allowed:
-            return errno.EINVAL
-        if command == _FLUSH:
-            # "Both offset and length are reserved, and MUST be set to zero."
-            return errno.EINVAL if offset or length else 0
-        if self._read_only and command != _READ:
-            return errno.EPERM
-        if not length or (offset | length) & self._block_mask:
-            return errno.EINVAL
-        if offset + length > self.size:
-            return _BEYOND_END.get(command, errno.EINVAL)
-        if command == _READ and length > MAX_PAYLOAD:
-            return errno.EINVAL
-        return 0
 
     def _start(self, request: Request, payload: memoryview | None) -> None:
         self._running += 1
@@ -296,27 +248,34 @@ class Dispatcher:
         """Run one request's handler and answer it: the one place where errors are judged."""
         error = errno.EIO
         data: bytes | memoryview = b""
-        try:
-            while True:
-                try:
-                    data = await self._handle(request, payload)
-                    error = 0
-                except asyncio.CancelledError:
-                    if self._cancelled_from_outside():
-                        continue
-                except OSError as exc:
-                    error = wire_error(exc.errno)
-                    logger.debug("%s failed: %r", _describe(request), exc)
-                except Exception:
-                    logger.exception("%s failed: a bug in its handler", _describe(request))
-                break
-        finally:
-            self._tasks.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
-            self._running -= 1
-            _release(payload)
-            self._reply(request, error, data)
-            if self._waiting:
-                self._start_waiting()
+        while True:
+            try:
+                data = await self._handle(request, payload)
+                error = 0
+            except asyncio.CancelledError:
+                if self._cancelled_from_outside():
+                    continue
+            except OSError as exc:
+                error = wire_error(exc.errno)
+                logger.debug("%s failed: %r", _describe(request), exc)
+            except Exception:
+                logger.exception("%s failed: a bug in its handler", _describe(request))
+            except (KeyboardInterrupt, SystemExit):
+                self._finish(request, payload, errno.EIO, b"")
+                raise
+            break
+        self._finish(request, payload, error, data)
+
+    def _finish(
+        self, request: Request, payload: memoryview | None, error: int, data: bytes | memoryview
+    ) -> None:
+        if self._tasks:
+            self._tasks.pop(_current_task(), None)
+        self._running -= 1
+        _release(payload)
+        self._reply(request, error, data)
+        if self._waiting:
+            self._start_waiting()
 
     async def _call(self, request: Request, payload: memoryview | None) -> bytes | memoryview:
         flags, command, _, offset, length = request
@@ -353,8 +312,7 @@ class Dispatcher:
         The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
         take the failure of a write for the loss of its data.
         """
-        task = asyncio.current_task()
-        assert task is not None  # only called by a task
+        task = _current_task()
         if not task.cancelling():
             logger.error("a handler raised CancelledError though nobody cancelled it")
             return False
@@ -404,6 +362,12 @@ class Dispatcher:
             idle = self._when_idle.pop()
             if not idle.done():  # whoever waited may have been cancelled
                 idle.set_result(None)
+
+
+def _current_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None  # only called in a request's own task
+    return task
 
 
 def _as_payload(data: bytes | bytearray | memoryview, length: int) -> bytes | memoryview:

@@ -121,7 +121,7 @@ def _attach_any(configure: Configure) -> Link:
             return _attach_one(index, path, configure)
         except DeviceBusyError:
             continue
-        except FileNotFoundError:
+        except NBDUnavailableError:
             missing.append(path)  # a container may have been given a few of the nodes only
     if missing:
         raise NBDUnavailableError(
@@ -186,7 +186,7 @@ def _served(index: int, path: str) -> DeviceBusyError:
     )
 
 
-def _explained(exc: OSError, index: int, path: str) -> OSError:
+def _explained(exc: OSError, index: int, path: str) -> AttachError:
     """The same error, with what its user can do about it."""
     if exc.errno == errno.EBUSY:
         return _served(index, path)
@@ -197,5 +197,5 @@ def _explained(exc: OSError, index: int, path: str) -> OSError:
             path,
         )
     if exc.errno == errno.ENOENT:
-        return exc
+        return NBDUnavailableError(errno.ENOENT, "no such device node", path)
     return AttachError(exc.errno or errno.EIO, exc.strerror or str(exc), path)

@@ -117,12 +117,11 @@ def holders(index: int) -> list[str]:
 
 
 def _opened_by(index: int) -> list[str]:
-    others = [
-        f"opened by process {process} ({name})"
-        for process, name in openers(index)
-        if process != os.getpid()
-    ]
-    return others or ["opened by this process"]
+    processes = openers(index)
+    others = [(process, name) for process, name in processes if process != os.getpid()]
+    if processes and not others:
+        return ["opened by this process"]
+    return [f"opened by process {process} ({name})" for process, name in others]
 
 
 def openers(index: int) -> list[tuple[int, str]]:

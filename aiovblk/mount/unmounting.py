@@ -153,7 +153,7 @@ class Unmounting:
             logger.warning(
                 "%s is unmounted, but cannot be mounted again while it is in use: %s",
                 link.path,
-                ", ".join(users),
+                ", ".join(users) or "by a process that cannot be seen",
             )
 
     async def _call_last(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
