@@ -1,10 +1,13 @@
 """A disk that reads DE AD BE EF everywhere: `sudo .venv/bin/python examples/deadbeef.py`.
 
-Then, in another terminal: `sudo xxd /dev/nbd0 | head -n 2`. Ctrl-C unmounts.
+Then, in another terminal: `sudo xxd /dev/nbd0 | head -n 2`. Ctrl-C unmounts. Another device than
+/dev/nbd0 can be named as an argument.
 """
 
 import asyncio
 import contextlib
+import logging
+import sys
 
 import aiovblk
 
@@ -28,5 +31,7 @@ class WritableDeadbeef(Deadbeef):
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # tells when it is mounted
+    path = sys.argv[1] if len(sys.argv) > 1 else "/dev/nbd0"
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(aiovblk.mount(Deadbeef(), "/dev/nbd0"))
+        asyncio.run(aiovblk.mount(Deadbeef(), path))

@@ -135,7 +135,12 @@ class Link:
         """
         # A descriptor of its own: one that was open when a write failed is told so even after the
         # program that wrote has been (the kernel's errseq_t).
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # the node is gone, say
+            with self._control() as old:
+                sync(self.index, old)
+            return
         try:
             sync(self.index, fd)
         finally:

@@ -263,6 +263,11 @@ class Mount:
                     holders = [f"mounted at {point}" for point in points]
                     reason = f"the device is in use: {', '.join(holders)}"
                     raise DeviceBusyError(errno.EBUSY, reason, self.path, holders) from None
+            except DeviceBusyError:
+                raise
+            except OSError as exc:
+                # The node is gone, say. That is no reason to keep the device mounted.
+                logger.debug("%s cannot be claimed: %s", self.path, exc)
 
     # Called by others, in the loop's thread
 

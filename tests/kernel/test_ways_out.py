@@ -257,6 +257,32 @@ async def test_failing_last_handlers_are_told_and_all_called() -> None:
     assert disk.events[-2:] == ["flush", "unmount"]
 
 
+async def test_a_last_handler_that_never_returns_is_given_up() -> None:
+    class Endless(Disk):
+        async def unmount(self) -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self.events.append("cancelled")
+
+    disk = Endless()
+    with pytest.raises(aiovblk.Error, match=r"its unmount\(\) failed"):
+        async with aiovblk.mounted(disk, unmount_timeout=0.5):
+            pass
+    assert disk.events[-2:] == ["flush", "cancelled"]
+
+
+async def test_a_device_whose_node_was_removed_is_unmounted_in_order(tmp_path: Path) -> None:
+    disk = Disk()
+    node = tmp_path / "disk"
+    await sh(f"cp -a /dev/nbd9 {node}")
+    async with aiovblk.mounted(disk, node) as mount:
+        assert (mount.index, mount.path) == (9, str(node))
+        await leave_dirty_pages(mount.path)
+        node.unlink()
+    assert_stored_and_said_goodbye(disk)
+
+
 async def test_write_back_that_fails_is_told() -> None:
     class Failing(Disk):
         async def write(self, offset: int, data: memoryview) -> None:
