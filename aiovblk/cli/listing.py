@@ -61,9 +61,9 @@ def as_table(devices: list[Attached]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _in_units(size: int) -> str:
-    for unit in "BKMGTP":
-        if size < 1024 or unit == "P":
-            break
-        size /= 1024  # type: ignore[assignment]
+def _in_units(size: float) -> str:
+    units = iter("BKMGTPE")
+    unit = next(units)
+    while size >= 1024:
+        size, unit = size / 1024, next(units)
     return f"{size:.4g}{unit}"

@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiovblk import Mount
+from anyio.abc import TaskStatus
+
+from aiovblk import Mount, mount
 from aiovblk.kernel.link import wait_until_free
 from aiovblk.storage import MemoryDevice
 
 MIB = 1024 * 1024
 PATIENCE = 120.0  # seconds for any one command; a software-emulated machine is slow
-HERE = Path(__file__).parent
+DEVICES = f"{Path(__file__).parent}/devices.py"
 
 
 class Disk(MemoryDevice):
@@ -121,6 +123,9 @@ def pattern(length: int, seed: int = 1) -> bytes:
     )
 
 
+DATA = pattern(MIB)
+
+
 async def becomes_free(path: str) -> bool:
     """Whether a device can be mounted again, soon after a server that had no time for goodbyes."""
     index = int(path.removeprefix("/dev/nbd"))
@@ -206,3 +211,42 @@ async def in_mounted_file_system(mount: Mount, folder: Path) -> AsyncIterator[Pa
         yield point
     finally:
         await sh(f"umount {point}")
+
+
+async def leave_dirty_pages(path: str) -> None:
+    """Write through the page cache, as a program does that neither syncs nor waits."""
+    assert await asyncio.to_thread(pwrite, path, 0, DATA, direct=False) == MIB
+
+
+async def store(point: Path) -> None:
+    """Write a file on a device of this process: in a thread, since it may wait for this loop."""
+    assert await asyncio.to_thread((point / "file").write_bytes, DATA) == MIB
+
+
+async def stored(point: Path) -> bool:
+    return await asyncio.to_thread((point / "file").read_bytes) == DATA
+
+
+def assert_stored_and_said_goodbye(disk: Disk) -> None:
+    assert disk.contents(0, MIB) == DATA
+    assert disk.events[-2:] == ["flush", "unmount"]
+    assert disk.events.count("unmount") == 1
+
+
+class Status(TaskStatus[Mount]):
+    """Receives the mount of a task that no group has started."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Mount] = asyncio.get_running_loop().create_future()
+
+    def started(self, value: Mount | None = None) -> None:
+        assert value is not None
+        self.future.set_result(value)
+
+
+async def mounted_in_a_task(
+    disk: Disk, unmount_timeout: float = 30.0
+) -> tuple[asyncio.Task[None], Mount]:
+    status = Status()
+    task = asyncio.create_task(mount(disk, unmount_timeout=unmount_timeout, task_status=status))
+    return task, await status.future

@@ -5,54 +5,31 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import anyio
 import pytest
-from anyio.abc import TaskStatus
 
 import aiovblk
 
 from .support import (
     MIB,
     Disk,
+    assert_stored_and_said_goodbye,
     becomes_free,
-    command,
     in_mounted_file_system,
-    pattern,
+    leave_dirty_pages,
+    mounted_in_a_task,
     pread,
     program,
-    pwrite,
     sh,
+    store,
+    stored,
 )
 
 pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
-
-DEVICES = f"{Path(__file__).parent}/devices.py"
-DATA = pattern(MIB)
-
-
-async def leave_dirty_pages(path: str) -> None:
-    """Write through the page cache, as a program does that neither syncs nor waits."""
-    assert await asyncio.to_thread(pwrite, path, 0, DATA, direct=False) == MIB
-
-
-async def store(point: Path) -> None:
-    """Write a file on a device of this process: in a thread, since it may wait for this loop."""
-    assert await asyncio.to_thread((point / "file").write_bytes, DATA) == MIB
-
-
-async def stored(point: Path) -> bool:
-    return await asyncio.to_thread((point / "file").read_bytes) == DATA
-
-
-def assert_stored_and_said_goodbye(disk: Disk) -> None:
-    assert disk.contents(0, MIB) == DATA
-    assert disk.events[-2:] == ["flush", "unmount"]
-    assert disk.events.count("unmount") == 1
 
 
 async def test_unmount_then_return(tmp_path: Path) -> None:
@@ -88,27 +65,6 @@ async def test_an_exception_in_the_block_comes_out_bare() -> None:
             raise failure
     assert caught.value is failure
     assert_stored_and_said_goodbye(disk)
-
-
-class Status(TaskStatus[aiovblk.Mount]):
-    """Receives the mount of a task that no group has started."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[aiovblk.Mount] = asyncio.get_running_loop().create_future()
-
-    def started(self, value: aiovblk.Mount | None = None) -> None:
-        assert value is not None
-        self.future.set_result(value)
-
-
-async def mounted_in_a_task(
-    disk: Disk, unmount_timeout: float = 30.0
-) -> tuple[asyncio.Task[None], aiovblk.Mount]:
-    status = Status()
-    task = asyncio.create_task(
-        aiovblk.mount(disk, unmount_timeout=unmount_timeout, task_status=status)
-    )
-    return task, await status.future
 
 
 async def test_cancelling_the_task() -> None:
@@ -293,9 +249,6 @@ async def test_write_back_that_fails_is_told() -> None:
             await leave_dirty_pages(mount.path)
 
 
-# From outside
-
-
 async def test_unmount_command_from_outside_stores_dirty_pages(tmp_path: Path) -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)
@@ -335,188 +288,3 @@ async def test_a_cleared_socket_is_a_lost_device() -> None:
     with pytest.raises(aiovblk.AttachError, match="somebody took its socket away"):
         await task
     assert disk.events == ["flush", "unmount"]
-
-
-# Programs
-
-
-def assert_image_stored(image: Path) -> None:
-    assert image.read_bytes()[:MIB] == DATA
-    assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
-
-
-@pytest.mark.parametrize(
-    ("signum", "loop"),
-    [
-        (signal.SIGINT, "uvloop"),
-        (signal.SIGINT, "asyncio"),
-        (signal.SIGTERM, "uvloop"),
-        (signal.SIGHUP, "asyncio"),
-    ],
-)
-async def test_a_signal_ends_the_command(signum: signal.Signals, loop: str, image: Path) -> None:
-    async with command(f"{DEVICES}:Image", "--loop", loop, IMAGE=str(image)) as running:
-        await leave_dirty_pages(running.path)
-        assert await running.end(signum) == 0
-        assert await running.rest() == ""
-    assert_image_stored(image)
-
-
-async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
-    options = ["--unmount-timeout", "3600"]
-    async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
-        await leave_dirty_pages(running.path)
-        log = f"{image}.log"
-        running.process.send_signal(signal.SIGINT)
-        await sh(f"tail -n +1 --retry -f {log} 2>/dev/null | grep -q -m1 hanging")
-        assert await running.end(signal.SIGINT) == 1
-        assert "forced" in await running.rest()
-
-
-async def test_ctrl_c_with_a_mounted_file_system_is_refused_then_forced(
-    image: Path, tmp_path: Path
-) -> None:
-    async with command(f"{DEVICES}:make", IMAGE=str(image)) as running:
-        point = tmp_path / "mnt"
-        point.mkdir()
-        await sh(f"mkfs.ext4 -q {running.path} && mount {running.path} {point}")
-        running.process.send_signal(signal.SIGINT)
-        refusal = await running.line()
-        assert f"mounted at {point}" in refusal
-        await store(point)
-        assert await running.end(signal.SIGINT) == 0
-        await sh(f"umount {point}")
-    assert await becomes_free(running.path)
-    await sh(f"fsck.ext4 -fp {image}; mount -o loop,ro {image} {point}")
-    assert await stored(point)
-    await sh(f"umount {point}")
-
-
-async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> None:
-    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
-        writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
-        await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 hanging")
-        await running.end(signal.SIGKILL)
-        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            await writing
-    assert await becomes_free(running.path)
-    async with aiovblk.mounted(Disk(), running.path):
-        await leave_dirty_pages(running.path)
-
-
-async def test_ctrl_z_is_a_lost_device_and_no_zombie(image: Path) -> None:
-    async with command(f"{DEVICES}:Image", IMAGE=str(image)) as running:
-        running.process.send_signal(signal.SIGSTOP)
-        _, status = await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-        assert await running.end(signal.SIGCONT) == 1
-        assert "its thread was stopped" in await running.rest()
-    assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
-
-
-LOOP_ENDS = """
-import asyncio, sys
-sys.path.insert(0, {folder!r})
-import aiovblk, devices, uvloop
-
-async def main():
-    live = asyncio.Event()
-    async def serve():
-        async with aiovblk.mounted(devices.Image()) as mount:
-            print("mounted", mount.path, flush=True)
-            live.set()
-            await mount.wait()
-    task = asyncio.create_task(serve())
-    await live.wait()
-    await asyncio.to_thread(sys.stdin.readline)
-
-with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
-    runner.run(main())
-print("ended", flush=True)
-"""
-
-
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_the_end_of_the_event_loop_unmounts_in_order(loop: str, image: Path) -> None:
-    script = LOOP_ENDS.format(folder=str(Path(DEVICES).parent), loop=loop)
-    async with program("-c", script, IMAGE=str(image)) as running:
-        path = (await running.line()).split()[1]
-        await leave_dirty_pages(path)
-        assert running.process.stdin is not None
-        running.process.stdin.close()
-        assert await running.rest() == "ended\n"
-        assert await running.end() == 0
-    assert_image_stored(image)
-
-
-LOOP_DROPPED = """
-import asyncio, gc, sys, warnings
-sys.path.insert(0, {folder!r})
-import aiovblk, devices, uvloop
-from aiovblk.kernel.link import wait_until_free
-warnings.simplefilter("ignore")
-
-async def main():
-    context = aiovblk.mounted(devices.Image())
-    mount = await context.__aenter__()
-    return mount.index
-
-loop = {loop}.new_event_loop()
-index = loop.run_until_complete(main())
-loop.close()
-del loop
-gc.collect()
-print(wait_until_free(index, 60), flush=True)
-"""
-
-
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_a_loop_that_is_dropped_without_its_tasks_leaves_no_zombie(
-    loop: str, image: Path
-) -> None:
-    script = LOOP_DROPPED.format(folder=str(Path(DEVICES).parent), loop=loop)
-    async with program("-c", script, IMAGE=str(image)) as running:
-        output = await running.rest()
-        assert output.rstrip().endswith("True"), output
-
-
-# Many
-
-
-async def test_fifty_devices_in_one_process() -> None:
-    disks = [Disk(MIB) for _ in range(50)]
-    async with anyio.create_task_group() as group:
-        mounts = [await group.start(aiovblk.mount, disk) for disk in disks]
-        assert len({mount.index for mount in mounts}) == 50
-        for number, mount in enumerate(mounts):
-            await asyncio.to_thread(pwrite, mount.path, 0, pattern(4096, number + 1))
-        await asyncio.gather(*(mount.unmount() for mount in mounts))
-    for number, disk in enumerate(disks):
-        assert disk.contents(0, 4096) == pattern(4096, number + 1)
-        assert disk.events[-2:] == ["flush", "unmount"]
-
-
-READER = """
-import random, sys, time
-random.seed(7)
-path = sys.argv[1]
-while True:
-    try:
-        with open(path, "rb", buffering=0) as node:
-            node.seek(random.randrange(256) * 4096)
-            node.read(4096)
-    except OSError:
-        pass
-    time.sleep(random.random() * 0.02)
-"""
-
-
-async def test_200_mounts_of_one_index_with_a_reader_at_random() -> None:
-    async with program("-c", READER, "/dev/nbd5") as reader:
-        for _ in range(200):
-            disk = Disk(MIB)
-            async with aiovblk.mounted(disk, "/dev/nbd5"):
-                pass
-            assert disk.events[-2:] == ["flush", "unmount"]
-        assert reader.process.returncode is None
-        await reader.end(signal.SIGKILL)

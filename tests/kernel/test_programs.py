@@ -1,0 +1,170 @@
+"""The ways out of whole programs: signals, a stop, the end of their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+
+from .support import (
+    DATA,
+    DEVICES,
+    MIB,
+    Disk,
+    becomes_free,
+    command,
+    leave_dirty_pages,
+    program,
+    pwrite,
+    sh,
+    store,
+    stored,
+)
+
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+
+
+def assert_image_stored(image: Path) -> None:
+    assert image.read_bytes()[:MIB] == DATA
+    assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
+
+
+@pytest.mark.parametrize(
+    ("signum", "loop"),
+    [
+        (signal.SIGINT, "uvloop"),
+        (signal.SIGINT, "asyncio"),
+        (signal.SIGTERM, "uvloop"),
+        (signal.SIGHUP, "asyncio"),
+    ],
+)
+async def test_a_signal_ends_the_command(signum: signal.Signals, loop: str, image: Path) -> None:
+    async with command(f"{DEVICES}:Image", "--loop", loop, IMAGE=str(image)) as running:
+        await leave_dirty_pages(running.path)
+        assert await running.end(signum) == 0
+        assert await running.rest() == ""
+    assert_image_stored(image)
+
+
+async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
+    options = ["--unmount-timeout", "3600"]
+    async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
+        await leave_dirty_pages(running.path)
+        log = f"{image}.log"
+        running.process.send_signal(signal.SIGINT)
+        await sh(f"tail -n +1 --retry -f {log} 2>/dev/null | grep -q -m1 hanging")
+        assert await running.end(signal.SIGINT) == 1
+        assert "forced" in await running.rest()
+
+
+async def test_ctrl_c_with_a_mounted_file_system_is_refused_then_forced(
+    image: Path, tmp_path: Path
+) -> None:
+    async with command(f"{DEVICES}:make", IMAGE=str(image)) as running:
+        point = tmp_path / "mnt"
+        point.mkdir()
+        await sh(f"mkfs.ext4 -q {running.path} && mount {running.path} {point}")
+        running.process.send_signal(signal.SIGINT)
+        refusal = await running.line()
+        assert f"mounted at {point}" in refusal
+        await store(point)
+        assert await running.end(signal.SIGINT) == 0
+        await sh(f"umount {point}")
+    assert await becomes_free(running.path)
+    await sh(f"fsck.ext4 -fp {image}; mount -o loop,ro {image} {point}")
+    assert await stored(point)
+    await sh(f"umount {point}")
+
+
+async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> None:
+    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
+        writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
+        await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 hanging")
+        await running.end(signal.SIGKILL)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await writing
+    assert await becomes_free(running.path)
+    async with aiovblk.mounted(Disk(), running.path):
+        await leave_dirty_pages(running.path)
+
+
+async def test_ctrl_z_is_a_lost_device_and_no_zombie(image: Path) -> None:
+    async with command(f"{DEVICES}:Image", IMAGE=str(image)) as running:
+        running.process.send_signal(signal.SIGSTOP)
+        _, status = await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        assert await running.end(signal.SIGCONT) == 1
+        assert "its thread was stopped" in await running.rest()
+    assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
+
+
+LOOP_ENDS = """
+import asyncio, sys
+sys.path.insert(0, {folder!r})
+import aiovblk, devices, uvloop
+
+async def main():
+    live = asyncio.Event()
+    async def serve():
+        async with aiovblk.mounted(devices.Image()) as mount:
+            print("mounted", mount.path, flush=True)
+            live.set()
+            await mount.wait()
+    task = asyncio.create_task(serve())
+    await live.wait()
+    await asyncio.to_thread(sys.stdin.readline)
+
+with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
+    runner.run(main())
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_the_end_of_the_event_loop_unmounts_in_order(loop: str, image: Path) -> None:
+    script = LOOP_ENDS.format(folder=str(Path(DEVICES).parent), loop=loop)
+    async with program("-c", script, IMAGE=str(image)) as running:
+        path = (await running.line()).split()[1]
+        await leave_dirty_pages(path)
+        assert running.process.stdin is not None
+        running.process.stdin.close()
+        assert await running.rest() == "ended\n"
+        assert await running.end() == 0
+    assert_image_stored(image)
+
+
+LOOP_DROPPED = """
+import asyncio, gc, sys, warnings
+sys.path.insert(0, {folder!r})
+import aiovblk, devices, uvloop
+from aiovblk.kernel.link import wait_until_free
+warnings.simplefilter("ignore")
+
+async def main():
+    context = aiovblk.mounted(devices.Image())
+    mount = await context.__aenter__()
+    return mount.index
+
+loop = {loop}.new_event_loop()
+index = loop.run_until_complete(main())
+loop.close()
+del loop
+gc.collect()
+print(wait_until_free(index, 60), flush=True)
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_a_loop_that_is_dropped_without_its_tasks_leaves_no_zombie(
+    loop: str, image: Path
+) -> None:
+    script = LOOP_DROPPED.format(folder=str(Path(DEVICES).parent), loop=loop)
+    async with program("-c", script, IMAGE=str(image)) as running:
+        output = await running.rest()
+        assert output.rstrip().endswith("True"), output
