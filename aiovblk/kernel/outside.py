@@ -53,7 +53,11 @@ def _in_order(index: int, path: str, timeout: float) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
         try:
             sync(index, fd)
-            ioctl(fd, Ioctl.NBD_DISCONNECT)
+            if _is_served_by_thread(index):
+                ioctl(fd, Ioctl.NBD_DISCONNECT)
+            else:
+                # Attached by netlink: nobody waits in NBD_DO_IT, so nobody would clean up.
+                netlink.disconnect(index, timeout)
         finally:
             os.close(fd)
 
@@ -81,6 +85,11 @@ def _in_order(index: int, path: str, timeout: float) -> None:
             "use --force, and it is lost",
             path,
         ) from exc
+
+
+def _is_served_by_thread(index: int) -> bool:
+    thread = sysfs.server_thread(index)
+    return thread is not None and sysfs.process_of(thread) is not None
 
 
 def _by_force(index: int, path: str) -> None:

@@ -91,41 +91,50 @@ class Unmounting:
 
     async def run(self) -> None:
         """Part, in order while that goes, by force when it does not; never raises."""
-        try:
-            await self._in_order()
-        except _GivenUpError as exc:
-            self.failures.append(str(exc))
-            self._dispatcher.abort()
+        await self._or_abort(self._in_order())
         await self._let_go()
+        # None is left when all went in order. The kernel has what it needs; these may still store.
+        await self._or_abort(self._patiently(self._dispatcher.drained()))
         for handler in (self._device.flush, self._device.unmount):
             await self._call_last(handler)
 
+    async def _or_abort(self, steps: Coroutine[Any, Any, None]) -> None:
+        try:
+            await steps
+        except _GivenUpError as exc:
+            if str(exc) not in self.failures:
+                self.failures.append(str(exc))
+            self._dispatcher.abort()
+
     async def _in_order(self) -> None:
-        events, patiently = self._events, self._patiently
-        if events.link_ended.done():
+        # Each wait also ends when NBD_DO_IT does, since nothing here can be done after that.
+        events, ended, patiently = self._events, self._events.link_ended, self._patiently
+        if ended.done():
             # The stream may hold a DISC that has not been read yet.
             await patiently(events.stream_ended)
         self.lost = events.stream_ended.done() and not events.disconnected.done()
         if not events.stream_ended.done():
             await self._write_back()
         if not events.stream_ended.done() and not events.disconnected.done():
-            await patiently(begin(self._link.disconnect))
+            await patiently(begin(self._link.disconnect), ended)
             await patiently(events.disconnected, events.stream_ended)
-        await patiently(self._dispatcher.drained())
-        await patiently(self._dispatcher.close())
+        await patiently(self._dispatcher.drained(), ended)
+        await patiently(self._dispatcher.close(), ended)
 
     async def _write_back(self) -> None:
         """Have the kernel send what it caches, while it still can."""
-        from_outside = self._events.disconnected.done()
+        events = self._events
+        from_outside = events.disconnected.done()
         syncing = begin(self._link.sync)
-        await self._patiently(syncing)
-        if (error := syncing.exception()) is None:
+        await self._patiently(syncing, events.link_ended)
+        error = syncing.exception() if syncing.done() else None
+        if syncing.done() and error is None:
             return
-        if from_outside:
+        if from_outside or events.link_ended.done():
             # A disconnect by ioctl leaves the connection open; one by netlink shuts it after DISC,
             # and then a sync fails whether there was anything to write or not.
-            await asyncio.wait([self._events.stream_ended], timeout=RELEASE_TIMEOUT)
-        if self._events.stream_ended.done():
+            await asyncio.wait([events.stream_ended], timeout=RELEASE_TIMEOUT)
+        if events.stream_ended.done():
             logger.warning(
                 "%s was cut off from outside; what the kernel cached is lost", self._link.path
             )

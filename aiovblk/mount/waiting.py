@@ -44,8 +44,8 @@ def occur(event: asyncio.Future[None]) -> None:
 
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Start a blocking function in a thread; a future of its result."""
-    return asyncio.wrap_future(kernel.in_thread(function, *args, **kwargs))
+    """Start a blocking function in a thread; a future of its result, which nobody need await."""
+    return _unneeded(asyncio.wrap_future(kernel.in_thread(function, *args, **kwargs)))
 
 
 async def call(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -65,10 +65,14 @@ async def within(seconds: float, step: futures.Future[T]) -> T:
         TimeoutError: it has not returned.
 
     """
-    future = asyncio.wrap_future(step)
+    future = _unneeded(asyncio.wrap_future(step))
     await asyncio.wait([future], timeout=seconds)
     if not future.done():
-        # Its result, should there be one, is of no use any more.
-        future.add_done_callback(lambda late: late.cancelled() or late.exception())
         raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
     return future.result()
+
+
+def _unneeded(future: asyncio.Future[T]) -> asyncio.Future[T]:
+    """Keep asyncio from complaining that nobody asked for an exception."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
