@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 
 from .device import BlockDevice
@@ -35,7 +36,11 @@ class MemoryDevice(BlockDevice):
         # Pages that were never written exist only as a promise, which NORESERVE keeps the kernel
         # from counting.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._memory = mmap.mmap(-1, size, flags=flags)
+        try:
+            self._memory = mmap.mmap(-1, size, flags=flags)
+        except (OverflowError, OSError) as exc:
+            reason = f"{size} bytes are more than a process can address on this machine"
+            raise OSError(errno.ENOMEM, reason) from exc
 
     async def read(self, offset: int, length: int) -> bytes:
         """Copy out of memory."""

@@ -39,8 +39,13 @@ def _look_at(index: int) -> Attached:
         server_pid=server_pid,
         server_name=server_name,
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
-        used=sysfs.holders(index),
+        used=[user for user in sysfs.holders(index) if user != _as_user(process)],
     )
+
+
+def _as_user(process: tuple[int, str] | None) -> str:
+    """How a server shows among the users of its own device, which it has open."""
+    return sysfs.opened_by(*process) if process else ""
 
 
 def as_json(devices: list[Attached]) -> str:

@@ -113,15 +113,20 @@ def holders(index: int) -> list[str]:
         for holder in sorted((directory / "holders").glob("*")):
             label = _read(holder / "dm/name")
             found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
-    return found or _opened_by(index)
+    return found or _openers_in_words(index)
 
 
-def _opened_by(index: int) -> list[str]:
+def _openers_in_words(index: int) -> list[str]:
     processes = openers(index)
     others = [(process, name) for process, name in processes if process != os.getpid()]
     if processes and not others:
         return ["opened by this process"]
-    return [f"opened by process {process} ({name})" for process, name in others]
+    return [opened_by(process, name) for process, name in others]
+
+
+def opened_by(process: int, name: str) -> str:
+    """How :func:`holders` tells of a process."""
+    return f"opened by process {process} ({name})"
 
 
 def openers(index: int) -> list[tuple[int, str]]:
