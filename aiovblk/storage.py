@@ -39,7 +39,7 @@ class MemoryDevice(BlockDevice):
         try:
             self._memory = mmap.mmap(-1, size, flags=flags)
         except (OverflowError, OSError) as exc:
-            reason = f"{size} bytes are more than a process can address on this machine"
+            reason = f"no memory disk of {size} bytes: a process cannot address as much"
             raise OSError(errno.ENOMEM, reason) from exc
 
     async def read(self, offset: int, length: int) -> bytes:

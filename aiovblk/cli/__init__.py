@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(parsed)
     except (Error, OSError, ValueError, TypeError) as exc:
         logging.getLogger("aiovblk").debug("traceback of the error:", exc_info=True)
-        print(f"aiovblk: {exc}", file=sys.stderr)
+        print(f"aiovblk: {_in_words(exc)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -109,3 +109,10 @@ def _unmount(arguments: Namespace) -> None:
 def _list(arguments: Namespace) -> None:
     devices = listing.attached()
     print(listing.as_json(devices) if arguments.json else listing.as_table(devices))
+
+
+def _in_words(exc: Exception) -> str:
+    """An exception's message, without the number that OSError puts before it."""
+    if isinstance(exc, OSError) and not isinstance(exc, Error) and exc.strerror:
+        return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+    return str(exc)
