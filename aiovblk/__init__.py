@@ -1,12 +1,10 @@
 """Asyncio-native virtual block devices for Linux: any object with async handlers is a disk."""
 
-from importlib.metadata import version
-
 from .device import BlockDevice
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
 
-__version__ = version("aiovblk")
+__version__ = "0.1.0"
 
 __all__ = [
     "AttachError",

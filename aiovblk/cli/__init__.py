@@ -93,6 +93,13 @@ def _add_unmount(parser: ArgumentParser) -> None:
         action="store_true",
         help="although it is in use, or its server does not answer; unwritten data is lost",
     )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long the server may take for a step (default %(default)s)",
+    )
     parser.set_defaults(command=_unmount)
 
 
@@ -103,7 +110,7 @@ def _add_list(parser: ArgumentParser) -> None:
 
 
 def _unmount(arguments: Namespace) -> None:
-    kernel.unmount(arguments.path, force=arguments.force)
+    kernel.unmount(arguments.path, force=arguments.force, timeout=arguments.timeout)
 
 
 def _list(arguments: Namespace) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +42,10 @@ async def load_device(spec: str) -> BlockDevice:
     if kind == "memory":
         return MemoryDevice(parse_size(rest))
     where, _, attribute = spec.rpartition(":")
+    if not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
+        raise SpecError(
+            f"{spec!r} names no module; write package.module:attribute or file.py:attribute"
+        )
     found: object = _load_module(where)
     for name in attribute.split("."):
         try:
@@ -63,13 +68,12 @@ def parse_size(text: str) -> int:
         SpecError: not a size, or not a whole number of bytes.
 
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
+    pattern = r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB|B)?"
+    match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
     if match is None:
         raise SpecError(f"{text!r} is no size; write a number of bytes, or one like 64M, 1G, 5T")
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if "." not in match[1]:
-        return int(match[1]) * _UNITS[match[2].upper()]
-    if size != int(size):
+    size = Fraction(match[1]) * _UNITS[match[2].upper()]
+    if size.denominator != 1:
         raise SpecError(f"{text!r} is no whole number of bytes")
     return int(size)
 

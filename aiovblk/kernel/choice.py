@@ -53,8 +53,16 @@ def attach(path: str | None, configure: Configure) -> Link:
             return _attach_one(index, path, configure)
         except _SoonFreeError:
             if time.monotonic() > deadline:
-                raise busy(index, path) from None
+                raise _orphaned(index, path) from None
             time.sleep(POLL)
+
+
+def _orphaned(index: int, path: str) -> DeviceBusyError:
+    if sysfs.server_thread(index) is None:
+        return busy(index, path)
+    holders = sysfs.holders(index)
+    reason = "attached by a program that has ended" + "".join(f", {each}" for each in holders)
+    return DeviceBusyError(errno.EBUSY, f"{reason}; unmount it, or choose another", path, holders)
 
 
 class _SoonFreeError(DeviceBusyError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from typing import TypeVar
 
 from ..errors import AttachError
 from . import netlink, sysfs
@@ -15,8 +17,6 @@ from .choice import resolve
 from .ioctl import Ioctl, ioctl
 from .link import busy, sync, wait_until_free
 from .threads import in_thread
-
-T = TypeVar("T")
 
 FORCED_TIMEOUT = 3.0
 """Seconds for each step of an unmount by force, before the next, ruder one."""
@@ -49,23 +49,11 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
 
 
 def _in_order(index: int, path: str, timeout: float) -> None:
-    def disconnect() -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
-        try:
-            sync(index, fd)
-            if _is_served_by_thread(index):
-                ioctl(fd, Ioctl.NBD_DISCONNECT)
-            else:
-                # Attached by netlink: nobody waits in NBD_DO_IT, so nobody would clean up.
-                netlink.disconnect(index, timeout)
-        finally:
-            os.close(fd)
-
     try:
-        _in_time(disconnect, timeout)
+        _in_child(path, timeout)
         if not wait_until_free(index, timeout):
-            raise FutureTimeoutError
-    except FutureTimeoutError:
+            raise TimeoutError
+    except TimeoutError:
         holders = ", ".join(sysfs.holders(index))
         raise AttachError(
             errno.ETIMEDOUT,
@@ -85,6 +73,71 @@ def _in_order(index: int, path: str, timeout: float) -> None:
             "use --force, and it is lost",
             path,
         ) from exc
+
+
+def _in_child(path: str, timeout: float) -> None:
+    """Run :func:`disconnect_in_order` in a process that can be left behind.
+
+    A sync that nobody answers cannot be killed, nor can the process whose thread waits in it: it
+    would not even exit.
+
+    Raises:
+        TimeoutError: it has not ended in time.
+        OSError: what it raised.
+
+    """
+    output, childs_output = os.pipe()
+    code = "import sys; from aiovblk.kernel import outside; outside.main(sys.argv[1])"
+    try:
+        child = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", code, path],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, childs_output, 1)],
+        )
+    finally:
+        os.close(childs_output)
+    try:
+        if not select.select([output], [], [], timeout)[0]:
+            os.kill(child, signal.SIGKILL)
+            raise TimeoutError
+        answer = os.read(output, 16)
+        os.waitpid(child, 0)
+    finally:
+        os.close(output)
+    number = int(answer or errno.EIO)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def main(path: str) -> None:
+    """What the child process does: print the error number of the attempt, 0 for none."""
+    try:
+        disconnect_in_order(path)
+    except OSError as exc:
+        print(exc.errno, flush=True)
+    else:
+        print(0, flush=True)
+
+
+def disconnect_in_order(path: str) -> None:
+    """Claim a device, write back what is cached for it, and disconnect it; may wait for ever.
+
+    Raises:
+        OSError: EBUSY when it is in use; another when something could not be written.
+
+    """
+    index = resolve(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+    try:
+        sync(index, fd)
+        if _is_served_by_thread(index):
+            ioctl(fd, Ioctl.NBD_DISCONNECT)
+        else:
+            # Attached by netlink: nobody waits in NBD_DO_IT, so nobody would clean up.
+            netlink.disconnect(index, timeout=30.0)
+    finally:
+        os.close(fd)
 
 
 def _is_served_by_thread(index: int) -> bool:
@@ -113,12 +166,8 @@ def _by_force(index: int, path: str) -> None:
     ]
     for number, step in enumerate(steps):
         with suppress(OSError, FutureTimeoutError):
-            _in_time(step, FORCED_TIMEOUT)
+            in_thread(step).result(FORCED_TIMEOUT)
         if number and wait_until_free(index, FORCED_TIMEOUT):
             return
     holders = ", ".join(sysfs.holders(index)) or "by a process that cannot be seen"
     raise AttachError(errno.EBUSY, f"disconnected, but still in use: {holders}", path)
-
-
-def _in_time(function: Callable[[], T], seconds: float) -> T:
-    return in_thread(function).result(seconds)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -328,7 +327,6 @@ def test_list_shows_what_the_kernel_knows(
     tree.process(77, "python", opens=("/dev/nbd1",))
     tree.mount(77, "43:33", "/mnt", "/dev/nbd1p1")
     tree.device("nbd2", "43:64", sectors=8, thread=88)  # its server is gone
-    tree.process(os.getpid(), "aiovblk")
     assert cli.main(["list", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first == {
