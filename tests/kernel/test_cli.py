@@ -228,7 +228,8 @@ except OSError as exc:
 
 
 async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(image: Path) -> None:
-    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
+    options = ["--unmount-timeout", "8"]
+    async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
         assert await asyncio.to_thread(pwrite, running.path, 0, DATA, direct=False) == MIB
         async with program("-c", UNMOUNT, running.path) as unmount:
             line = await unmount.line()
