@@ -81,8 +81,10 @@ class Link:
             result = exc.errno or errno.EIO
         finally:
             # When our end of the socket closes, requests in flight are not failed but forgotten,
-            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them.
-            self.clear_socket()
+            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them. It is
+            # refused where the process has given up its privileges; closing has to do then.
+            with suppress(OSError):
+                self.clear_socket()
         return result
 
     def wait_until_live(self, seconds: float) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from .. import kernel
@@ -116,8 +117,11 @@ class Unmounting:
         if not events.stream_ended.done():
             await self._write_back()
         if not events.stream_ended.done() and not events.disconnected.done():
-            await patiently(begin(self._link.disconnect), ended)
-            await patiently(events.disconnected, events.stream_ended)
+            disconnecting = begin(self._link.disconnect)
+            await patiently(disconnecting, ended)
+            # Refused if the process has given up its privileges: then closing has to do.
+            if not disconnecting.done() or disconnecting.exception() is None:
+                await patiently(events.disconnected, events.stream_ended)
         await patiently(self._dispatcher.drained(), ended)
         await patiently(self._dispatcher.close(), ended)
 
@@ -157,6 +161,11 @@ class Unmounting:
         else:
             self.failures.append("the kernel does not let go of it; see its log")
             return
+        with suppress(TimeoutError):
+            await self._tell_who_holds_the_index()
+
+    async def _tell_who_holds_the_index(self) -> None:
+        link = self._link
         if not await call(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
             users = await call(KERNEL_TIMEOUT, kernel.sysfs.holders, link.index)
             logger.warning(
@@ -176,10 +185,11 @@ class Unmounting:
                 await asyncio.wait([task], timeout=KERNEL_TIMEOUT)
                 self._failed(handler, exc)
                 return
-            if not task.cancelled():
+            if not (task.cancelled() and task.cancelling()):
                 break
             # The end of the event loop cancels all tasks; this one must be done all the same.
-        if (error := task.exception()) is not None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
             self._failed(handler, error)
 
     def _failed(self, handler: Callable[..., Any], error: BaseException) -> None:

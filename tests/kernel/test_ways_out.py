@@ -213,6 +213,31 @@ async def test_failing_last_handlers_are_told_and_all_called() -> None:
     assert disk.events[-2:] == ["flush", "unmount"]
 
 
+async def test_a_last_handler_that_cancels_itself_has_failed() -> None:
+    class Confused(Disk):
+        async def unmount(self) -> None:
+            await super().unmount()
+            raise asyncio.CancelledError
+
+    disk = Confused()
+    with pytest.raises(aiovblk.Error, match=r"its unmount\(\) failed: CancelledError"):
+        async with aiovblk.mounted(disk):
+            pass
+    assert disk.events.count("unmount") == 1
+
+
+async def test_without_privileges_the_socket_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As after setuid(): the kernel refuses the ioctl; nothing else depends on it.
+    def refused(link: object) -> None:
+        raise PermissionError(errno.EPERM, "NBD_DISCONNECT")
+
+    disk = Disk()
+    async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:
+        await leave_dirty_pages(mount.path)
+        monkeypatch.setattr(aiovblk.kernel.Link, "disconnect", refused)
+    assert_stored_and_said_goodbye(disk)
+
+
 async def test_a_last_handler_that_never_returns_is_given_up() -> None:
     class Endless(Disk):
         async def unmount(self) -> None:
