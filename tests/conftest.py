@@ -15,6 +15,9 @@ DEADLINE = 20.0  # seconds; `@pytest.mark.deadline(60)` gives a test another
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "newest_python: need not run on the others too, and takes long"
+    )
     config.addinivalue_line("markers", "one_loop: run on one loop per Python, for what takes long")
     config.addinivalue_line(
         "markers", f"deadline(seconds): how long an asynchronous test may take ({DEADLINE:.0f} s)"

@@ -15,7 +15,7 @@ import pytest
 from .support import MIB, Done, becomes_free, command, fio, pattern, program, pwrite, sh
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 DEVICES = f"{Path(__file__).parent}/devices.py"
 DATA = pattern(MIB)
