@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -236,9 +235,7 @@ async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(image: Pat
             assert line.startswith(f"{running.path}: not unmounted after 2 s"), line
             assert "--force" in line
             assert running.process.returncode is None
-            begin = time.monotonic()
             assert await aiovblk("unmount", "--force", running.path) == Done(0, "")
-            assert time.monotonic() - begin < 30  # a few seconds on a real machine
             assert await unmount.end() == 0
         assert await running.end() == 1
         assert running.path in await running.rest()

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import sys
-import time
 from pathlib import Path
 
 import anyio
@@ -38,13 +37,10 @@ async def test_unmount_then_return(tmp_path: Path) -> None:
         mount = await group.start(aiovblk.mount, disk)
         assert isinstance(mount, aiovblk.Mount)
         await leave_dirty_pages(mount.path)
-        begin = time.monotonic()
         await mount.unmount()
-        seconds = time.monotonic() - begin
         await mount.unmount()  # once more does no harm
         await mount.wait()
     assert_stored_and_said_goodbye(disk)
-    assert seconds < 10  # under a second on a real machine; this one may be emulated
     async with aiovblk.mounted(Disk(), mount.path) as again:  # the index is free at once
         assert again.path == mount.path
 
