@@ -1,6 +1,6 @@
 """Asyncio-native virtual block devices for Linux: any object with async handlers is a disk."""
 
-from .device import BlockDevice
+from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
 
@@ -11,6 +11,7 @@ __all__ = [
     "BlockDevice",
     "DeviceBusyError",
     "Error",
+    "Extent",
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 _ZEROES = memoryview(bytes(1024 * 1024))
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Extent(NamedTuple):
+    """A run of bytes of one kind; what :meth:`BlockDevice.extents` tells.
+
+    The two facts are those of the specification's ``base:allocation`` metadata context.
+    """
+
+    length: int
+    """Bytes; at least one."""
+    hole: bool = False
+    """No space is allocated for it (NBD_STATE_HOLE)."""
+    zero: bool = False
+    """It reads as zeroes (NBD_STATE_ZERO)."""
 
 
 class BlockDevice:
@@ -15,7 +31,8 @@ class BlockDevice:
 
     What a subclass declares, as class attributes, instance attributes or properties:
 
-    * :attr:`block_size`: bytes; a power of two from 512 to the page size (4096 on most machines).
+    * :attr:`block_size`: bytes; a power of two. The kernel takes 512 to the page size (4096 on most
+      machines), the network 1 to 64 KiB.
     * :attr:`blocks`: how many of them. The device has ``block_size * blocks`` bytes.
     * :attr:`rotational`: true for a medium on which seeking costs time.
     * :attr:`read_only`: follows from :meth:`write`; see there.
@@ -25,8 +42,8 @@ class BlockDevice:
 
     **Arguments.** ``offset`` and ``length`` are bytes, multiples of ``block_size``, and lie inside
     the device; ``length`` is at least one block. A request that breaks this never reaches a
-    handler. :meth:`read` and :meth:`write` get at most 32 MiB, :meth:`trim` and
-    :meth:`write_zeroes` up to 4 GiB.
+    handler. :meth:`read` and :meth:`write` get at most 32 MiB, the others up to 4 GiB from the
+    kernel and up to the whole device from the network.
 
     **Errors.** Raise ``OSError(errno.EIO, "why")`` to fail one request. Any other exception is
     taken for a bug: it is logged with its traceback, and the request fails with EIO. The device
@@ -124,6 +141,22 @@ class BlockDevice:
             await self.write(offset, _ZEROES[:piece])
             offset += piece
 
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """Tell which parts of these bytes are holes, and which read as zeroes.
+
+        Asked only over the network (NBD_CMD_BLOCK_STATUS), where copies skip what is told to be
+        zero. When it is overridden, reads of clients that can take it leave zeroes out as well.
+
+        Returns:
+            Extents in order, the first at ``offset``. They may end before ``offset + length``, if
+            there is at least one, and beyond it.
+
+        """
+        return [Extent(length)]
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Take the hint that these bytes will be read soon (NBD_CMD_CACHE, network only)."""
+
     async def unmount(self) -> None:
         """Let go of everything.
 
@@ -137,11 +170,16 @@ def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
     return getattr(own, "__func__", None) is not method
 
 
-def check_geometry(device: BlockDevice) -> None:
-    """Refuse a device whose declared size the kernel would refuse, or would misunderstand.
+def check_geometry(device: BlockDevice, *, smallest: int = 512, largest: int = PAGE_SIZE) -> None:
+    """Refuse a device whose declared size its client would refuse, or would misunderstand.
 
-    The limits are those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of 512 bytes
-    to one page, and an offset that fits a signed 64-bit number.
+    The limits are by default those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
+    512 bytes to one page, and an offset that fits a signed 64-bit number.
+
+    Args:
+        device: what is to be served.
+        smallest: bytes of the smallest block.
+        largest: bytes of the largest.
 
     Raises:
         TypeError: not a :class:`BlockDevice`, or a number is not an int.
@@ -151,15 +189,15 @@ def check_geometry(device: BlockDevice) -> None:
     if not isinstance(device, BlockDevice):
         hint = " (make an instance of it)" if isinstance(device, type) else ""
         raise TypeError(f"expected a BlockDevice, got {device!r}{hint}")
-    page = os.sysconf("SC_PAGE_SIZE")
     for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int, not {value!r}")
-    if not 512 <= device.block_size <= page or device.block_size & (device.block_size - 1):
+    if not smallest <= device.block_size <= largest or device.block_size & (device.block_size - 1):
         raise ValueError(
-            f"block_size must be a power of two from 512 to {page}, not {device.block_size}"
+            f"block_size must be a power of two from {smallest} to {largest},"
+            f" not {device.block_size}"
         )
     if device.blocks < 1:
         raise ValueError(f"blocks must be at least 1, not {device.blocks}")
-    if device.size > 2**63 - page:
+    if device.size > 2**63 - PAGE_SIZE:
         raise ValueError(f"a device of {device.size} bytes is larger than Linux can address")
