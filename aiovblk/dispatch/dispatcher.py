@@ -38,9 +38,9 @@ from ..protocol import (
     serialize_simple_reply,
     wire_error,
 )
+from ..stream import StreamProtocol
 from .checks import refusal
 from .stats import Stats
-from .stream import StreamProtocol
 
 logger = logging.getLogger("aiovblk")
 
@@ -170,7 +170,7 @@ class Dispatcher:
         buffer, end = reader.buffer, reader.end
         while end - (start := reader.start) >= REQUEST.size:
             request = parse_request(buffer, start)
-            length = REQUEST.size + request.payload_length
+            length = REQUEST.size + request.payload_length()
             if end - start < length:
                 return length
             reader.start = start + length

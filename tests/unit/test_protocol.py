@@ -97,28 +97,28 @@ def test_a_flag_never_changes_the_command(command: Command, flag: CommandFlag) -
 
 def test_numbers_are_those_of_the_specification() -> None:
     assert [int(command) for command in Command] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert [int(flag) for flag in CommandFlag] == [1, 2, 4, 8, 16]
-    assert [int(flag) for flag in TransmissionFlag] == [1 << bit for bit in range(12)]
+    assert [int(flag) for flag in CommandFlag] == [1, 2, 4, 8, 16, 32]
+    assert [int(flag) for flag in TransmissionFlag] == [1 << bit for bit in range(13)]
 
 
 @pytest.mark.parametrize("command", set(Command) - {Command.WRITE})
 def test_only_write_has_a_payload(command: Command) -> None:
-    assert Request(0, command, 1, 0, 2**32 - 4096).payload_length == 0
+    assert Request(0, command, 1, 0, 2**32 - 4096).payload_length() == 0
 
 
 def test_unknown_command_has_no_payload() -> None:
-    assert Request(0, 0xFFFF, 1, 0, 4096).payload_length == 0
+    assert Request(0, 0xFFFF, 1, 0, 4096).payload_length() == 0
 
 
 @pytest.mark.parametrize("length", [0, 1, 4096, MAX_PAYLOAD])
 def test_write_has_a_payload_of_its_length(length: int) -> None:
-    assert Request(0, Command.WRITE, 1, 0, length).payload_length == length
+    assert Request(0, Command.WRITE, 1, 0, length).payload_length() == length
 
 
 @pytest.mark.parametrize("length", [MAX_PAYLOAD + 1, 2**32 - 1])
 def test_write_of_more_than_32_mib_is_a_protocol_error(length: int) -> None:
-    with pytest.raises(ProtocolError, match=f"a WRITE of {length} bytes"):
-        _ = Request(0, Command.WRITE, 1, 0, length).payload_length
+    with pytest.raises(ProtocolError, match=f"{length} bytes with one request"):
+        _ = Request(0, Command.WRITE, 1, 0, length).payload_length()
 
 
 @pytest.mark.parametrize(

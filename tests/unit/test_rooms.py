@@ -11,6 +11,7 @@ import aiovblk
 EVERY_ROOM = {
     "device",
     "protocol",
+    "stream",
     "dispatch",
     "kernel",
     "mount",
@@ -26,11 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "device": set(),
     "protocol": set(),
-    "dispatch": {"device", "protocol"},
+    "stream": {"protocol"},
+    "dispatch": {"device", "protocol", "stream"},
     "kernel": {"protocol"},
     "mount": {"device", "dispatch", "kernel"},
-    "server": {"device", "dispatch", "protocol"},
-    "client": {"device", "protocol"},
+    "server": {"device", "dispatch", "protocol", "stream"},
+    "client": {"device", "protocol", "stream"},
     "storage": {"device"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
@@ -39,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 NOT_FROM_OUTSIDE: dict[str, set[str]] = {
     "protocol": {"asyncio", "socket", "os", "io", "selectors", "ssl", "anyio", "uvloop"},
     "kernel": {"asyncio", "anyio", "uvloop"},
+    "stream": {"anyio", "uvloop", "socket", "fcntl", "ctypes"},
     "dispatch": {"anyio", "uvloop", "fcntl", "ctypes"},
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from aiovblk.dispatch import InPlaceStreamReader
+from aiovblk.stream import InPlaceStreamReader
 
 Reader = asyncio.StreamReader
 MakeReader = Callable[[], Reader]

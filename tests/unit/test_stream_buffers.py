@@ -8,8 +8,8 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from aiovblk.dispatch import InPlaceStreamReader, StreamProtocol
-from aiovblk.dispatch.stream import BUFFER_SIZE, SMALLEST_RECEIVE
+from aiovblk.stream import InPlaceStreamReader, StreamProtocol
+from aiovblk.stream.reader import BUFFER_SIZE, SMALLEST_RECEIVE
 
 
 class PausableTransport(asyncio.Transport):

@@ -1,11 +1,12 @@
-"""The transmission phase of the NBD protocol on the wire: bytes to values and back, no I/O.
+"""Requests and simple replies of the transmission phase, bytes to values and back.
 
 The rules that hold here, from the NBD specification (doc/proto.md, "Transmission phase"):
 
-* A request is a header of 28 bytes, all integers big-endian; only WRITE is followed by a payload.
+* A request is a header of 28 bytes, 32 with extended headers, all integers big-endian; only WRITE
+  is followed by a payload.
 * Command flags and command type are two fields. A flag never makes a command unknown.
-* ``length`` counts payload bytes for READ and WRITE only. TRIM and WRITE_ZEROES may name up to
-  4 GiB that never cross the wire, so nothing may be allocated by their length.
+* ``length`` counts payload bytes for READ and WRITE only. TRIM, WRITE_ZEROES and the like may name
+  a whole device that never crosses the wire, so nothing may be allocated by their length.
 * A simple reply is a header of 16 bytes, then, for a READ that succeeded and for nothing else,
   exactly ``length`` bytes of payload.
 * The cookie is opaque and comes back as it was.
@@ -15,65 +16,23 @@ from __future__ import annotations
 
 import errno
 import struct
-from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from .errors import ProtocolError
+from ..errors import ProtocolError
+from .constants import MAX_PAYLOAD, Command, CommandFlag, ReplyMode
 
 REQUEST_MAGIC = 0x25609513
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
 SIMPLE_REPLY_MAGIC = 0x67446698
 
 REQUEST = struct.Struct(">IHHQQI")
 """Request header: magic, command flags, type, cookie, offset, length."""
 
+EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
+"""Request header with extended headers: the same fields, the length one of 64 bits."""
+
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """Simple reply header: magic, error, cookie."""
-
-MAX_PAYLOAD = 32 * 1024 * 1024
-"""The longest READ or WRITE, in bytes: the limit that the specification's "Block sizes" lets
-every client rely on, and the most that the kernel sends (max_hw_sectors_kb of nbd.c)."""
-
-
-class Command(IntEnum):
-    """Request types of the specification's "Request types"."""
-
-    READ = 0
-    WRITE = 1
-    DISC = 2
-    FLUSH = 3
-    TRIM = 4
-    CACHE = 5
-    WRITE_ZEROES = 6
-    BLOCK_STATUS = 7
-    RESIZE = 8
-
-
-class CommandFlag(IntFlag):
-    """Command flags, bits 0 to 15 of a request's flags field."""
-
-    FUA = 1 << 0
-    NO_HOLE = 1 << 1
-    DF = 1 << 2
-    REQ_ONE = 1 << 3
-    FAST_ZERO = 1 << 4
-
-
-class TransmissionFlag(IntFlag):
-    """What a server tells about an export; the kernel takes them from NBD_SET_FLAGS."""
-
-    HAS_FLAGS = 1 << 0
-    READ_ONLY = 1 << 1
-    SEND_FLUSH = 1 << 2
-    SEND_FUA = 1 << 3
-    ROTATIONAL = 1 << 4
-    SEND_TRIM = 1 << 5
-    SEND_WRITE_ZEROES = 1 << 6
-    SEND_DF = 1 << 7
-    CAN_MULTI_CONN = 1 << 8
-    SEND_RESIZE = 1 << 9
-    SEND_CACHE = 1 << 10
-    SEND_FAST_ZERO = 1 << 11
-
 
 WIRE_ERRORS = frozenset(
     {
@@ -123,23 +82,27 @@ class Request(NamedTuple):
     offset: int
     """Bytes from the start of the export."""
     length: int
-    """Bytes; up to 2**32 - 1."""
+    """Bytes; up to 2**32 - 1, with extended headers up to 2**64 - 1."""
 
-    @property
-    def payload_length(self) -> int:
+    def payload_length(self, *, extended: bool = False) -> int:
         """How many bytes follow this header.
 
+        Args:
+            extended: whether it is an extended header, in which a flag may announce a payload for
+                any command.
+
         Raises:
-            ProtocolError: a WRITE of more than :data:`MAX_PAYLOAD` bytes. There is no way to stay
-                in step with such a client but to read on past all of it, which is what the limit
-                protects from.
+            ProtocolError: more than :data:`MAX_PAYLOAD` bytes. There is no way to stay in step
+                with such a client but to read on past all of it, which is what the limit protects
+                from.
 
         """
-        if self.type != Command.WRITE:
+        if self.type != Command.WRITE and not (extended and self.flags & CommandFlag.PAYLOAD_LEN):
             return 0
         if self.length > MAX_PAYLOAD:
             raise ProtocolError(
-                f"the client sent a WRITE of {self.length} bytes; at most {MAX_PAYLOAD} are allowed"
+                f"the client sent {self.length} bytes with one request;"
+                f" at most {MAX_PAYLOAD} are allowed"
             )
         return self.length
 
@@ -157,9 +120,27 @@ def parse_request(buffer: bytes | bytearray | memoryview, position: int = 0) -> 
     return Request(*fields)
 
 
-def serialize_request(request: Request) -> bytes:
-    """The 28 bytes of a request header; the payload of a WRITE goes behind them."""
-    return REQUEST.pack(REQUEST_MAGIC, *request)
+def parse_extended_request(buffer: bytes | bytearray | memoryview, position: int = 0) -> Request:
+    """Read the extended request header that starts at ``position``; 32 bytes must be there.
+
+    Raises:
+        ProtocolError: these bytes are not an extended request header.
+
+    """
+    magic, *fields = EXTENDED_REQUEST.unpack_from(buffer, position)
+    if magic != EXTENDED_REQUEST_MAGIC:
+        raise ProtocolError(f"expected an extended request, found the magic number {magic:#010x}")
+    return Request(*fields)
+
+
+def serialize_request(request: Request, mode: ReplyMode = ReplyMode.SIMPLE) -> bytes:
+    """The header of a request; the payload of a WRITE goes behind it."""
+    if mode < ReplyMode.EXTENDED:
+        return REQUEST.pack(REQUEST_MAGIC, *request)
+    flags, command, cookie, offset, length = request
+    if command == Command.WRITE:
+        flags |= CommandFlag.PAYLOAD_LEN
+    return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
 
 
 def serialize_simple_reply(error: int, cookie: int) -> bytes:

@@ -1,0 +1,247 @@
+"""The client's side of the handshake phase, as a talk that does no I/O.
+
+The form is that of :mod:`.server_handshake`: a generator that yields what it needs next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from ..errors import ProtocolError
+from .constants import (
+    BASE_ALLOCATION,
+    MAX_PAYLOAD,
+    MAX_STRING,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+    ReplyMode,
+    TransmissionFlag,
+)
+from .options import (
+    CLIENT_FLAGS,
+    COUNT,
+    EXPORT_NAME_REPLY,
+    GREETING,
+    IHAVEOPT,
+    INFO_BLOCK_SIZE,
+    INFO_EXPORT,
+    INFO_TYPE,
+    NBD_MAGIC,
+    OLDSTYLE_MAGIC,
+    OPTION_REPLY,
+    OPTION_REPLY_MAGIC,
+    PADDING,
+    Agreement,
+    ExportInfo,
+    Fields,
+    decode,
+    serialize_context_request,
+    serialize_info_request,
+    serialize_option,
+)
+from .server_handshake import Receive, StartTLS
+
+MAX_OPTION_REPLY = 64 * 1024
+"""Bytes of an option reply's data, at most."""
+
+MAX_OPTION_REPLIES = 10_000
+"""Replies to one option, at most: no server has reason to send as many."""
+
+Talk = Generator[Receive | StartTLS, Any, Agreement]
+Replies = Generator[Receive | StartTLS, Any, list[tuple[int, bytes]]]
+
+
+class RefusedError(ProtocolError):
+    """The server refused an option; the message has its reason.
+
+    Attributes:
+        reply: the type of its reply; see :class:`OptionReply`.
+
+    """
+
+    def __init__(self, option: Option, reply: int, text: str) -> None:
+        try:
+            name = OptionReply(reply).name
+        except ValueError:
+            name = f"error {reply:#x}"
+        super().__init__(f"the server refused {option.name}: {text or name}")
+        self.reply = reply
+
+
+class ClientHandshake:
+    """One handshake with one server.
+
+    Args:
+        name: of the export; empty for the server's default one.
+        tls: whether TLS must begin before anything else.
+        mode: the most that replies may look like; what the server has decides.
+        allocation: whether ``base:allocation`` is asked for.
+
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        tls: bool = False,
+        mode: ReplyMode = ReplyMode.EXTENDED,
+        allocation: bool = True,
+    ) -> None:
+        self._name = name
+        self._tls = tls
+        self._most = mode
+        self._allocation = allocation
+        self._mode = ReplyMode.SIMPLE
+        self._outgoing = bytearray()
+
+    def outgoing(self) -> bytes:
+        """What is to be sent now; it is not returned twice."""
+        taken = bytes(self._outgoing)
+        self._outgoing.clear()
+        return taken
+
+    def talk(self) -> Talk:
+        """Carry the handshake, up to the transmission phase.
+
+        Raises:
+            ProtocolError: the server does not speak fixed newstyle NBD, or breaks its rules.
+            RefusedError: it refuses the export, or TLS that is wanted, or wants TLS.
+
+        """
+        no_zeroes = yield from self._greet()
+        if self._tls:
+            yield from self._ask(Option.STARTTLS)
+            yield StartTLS()
+        yield from self._agree_on_mode()
+        allocation = yield from self._agree_on_allocation()
+        try:
+            info = yield from self._go()
+        except RefusedError as exc:
+            if exc.reply != OptionReply.ERR_UNSUP:
+                raise
+            info = yield from self._export_name(no_zeroes)
+        return Agreement(self._name, info, self._mode, allocation)
+
+    def _greet(self) -> Generator[Receive | StartTLS, Any, bool]:
+        magic, style, offered = GREETING.unpack((yield Receive(GREETING.size)))
+        if magic != NBD_MAGIC:
+            raise ProtocolError("this is no NBD server")
+        if style == OLDSTYLE_MAGIC:
+            raise ProtocolError("the server speaks oldstyle NBD, without options, only")
+        if style != IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
+            raise ProtocolError("the server does not speak fixed newstyle NBD")
+        flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+        self._outgoing += CLIENT_FLAGS.pack(flags)
+        return bool(flags & HandshakeFlag.NO_ZEROES)
+
+    def _agree_on_mode(self) -> Generator[Receive | StartTLS, Any, None]:
+        for option, mode in (
+            (Option.EXTENDED_HEADERS, ReplyMode.EXTENDED),
+            (Option.STRUCTURED_REPLY, ReplyMode.STRUCTURED),
+        ):
+            if self._most < mode:
+                continue
+            try:
+                yield from self._ask(option)
+            except RefusedError as exc:
+                if exc.reply == OptionReply.ERR_TLS_REQD:
+                    raise
+                continue  # it does without
+            self._mode = mode
+            return
+
+    def _agree_on_allocation(self) -> Generator[Receive | StartTLS, Any, int | None]:
+        if self._mode is ReplyMode.SIMPLE or not self._allocation:
+            return None
+        data = serialize_context_request(self._name, [BASE_ALLOCATION])
+        try:
+            replies = yield from self._ask(Option.SET_META_CONTEXT, data)
+        except RefusedError:
+            return None
+        for reply, context in replies:
+            fields = Fields(context)
+            if reply == OptionReply.META_CONTEXT:
+                (number,) = fields.unpack(COUNT)
+                if fields.rest() == BASE_ALLOCATION.encode():
+                    return number
+        return None
+
+    def _go(self) -> Generator[Receive | StartTLS, Any, ExportInfo]:
+        data = serialize_info_request(self._name, [Info.BLOCK_SIZE, Info.DESCRIPTION])
+        replies = yield from self._ask(Option.GO, data)
+        return _export_info(data for reply, data in replies if reply == OptionReply.INFO)
+
+    def _export_name(self, no_zeroes: bool) -> Generator[Receive | StartTLS, Any, ExportInfo]:
+        self._outgoing += serialize_option(Option.EXPORT_NAME, self._name.encode())
+        data: bytes = yield Receive(EXPORT_NAME_REPLY.size)
+        if not no_zeroes:
+            yield Receive(PADDING)
+        size, flags = EXPORT_NAME_REPLY.unpack(data)
+        return ExportInfo(_checked_size(size), TransmissionFlag(flags))
+
+    def _ask(self, option: Option, data: bytes = b"") -> Replies:
+        """Send an option, and receive its replies up to the final ACK.
+
+        Raises:
+            RefusedError: the server refused it.
+
+        """
+        self._outgoing += serialize_option(option, data)
+        replies: list[tuple[int, bytes]] = []
+        while len(replies) < MAX_OPTION_REPLIES:
+            magic, about, reply, length = OPTION_REPLY.unpack((yield Receive(OPTION_REPLY.size)))
+            if magic != OPTION_REPLY_MAGIC or about != option:
+                raise ProtocolError("the server sent something else than a reply to our option")
+            if length > MAX_OPTION_REPLY:
+                raise ProtocolError(f"the server sent an option reply of {length} bytes")
+            payload: bytes = (yield Receive(length)) if length else b""
+            if reply == OptionReply.ACK:
+                return replies
+            if reply & 1 << 31:
+                raise RefusedError(option, reply, payload[:MAX_STRING].decode(errors="replace"))
+            replies.append((reply, payload))
+        raise ProtocolError("the server sent replies to one option without end")
+
+
+def _export_info(replies: Iterator[bytes]) -> ExportInfo:
+    found: tuple[int, int] | None = None
+    blocks = 1, 4096, MAX_PAYLOAD
+    description = ""
+    for data in replies:
+        fields = Fields(data)
+        (kind,) = Fields(data).unpack(INFO_TYPE)
+        if kind == Info.EXPORT:
+            _, size, flags = fields.unpack(INFO_EXPORT)
+            found = size, flags
+        elif kind == Info.BLOCK_SIZE:
+            _, *sizes = fields.unpack(INFO_BLOCK_SIZE)
+            blocks = _checked_blocks(*sizes)
+        elif kind == Info.DESCRIPTION:
+            fields.unpack(INFO_TYPE)
+            description = decode(fields.rest())
+    if found is None:
+        raise ProtocolError("the server agreed to an export, but did not tell its size")
+    size, flags = found
+    return ExportInfo(_checked_size(size), TransmissionFlag(flags), *blocks, description)
+
+
+def _checked_size(size: int) -> int:
+    if size >= 1 << 63:
+        raise ProtocolError(f"the server tells a size of {size} bytes")
+    return size
+
+
+def _checked_blocks(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
+    """Block sizes, if they can be ("Block size constraints")."""
+    sane = (
+        0 < minimum <= 65536
+        and not minimum & (minimum - 1)
+        and preferred >= minimum
+        and maximum >= minimum
+    )
+    if not sane:
+        raise ProtocolError(f"the server tells block sizes that cannot be: {minimum}, {preferred}")
+    return minimum, preferred, min(maximum, MAX_PAYLOAD)

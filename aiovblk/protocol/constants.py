@@ -1,0 +1,152 @@
+"""The numbers of the NBD specification (doc/proto.md, "Values"), by its own names."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+DEFAULT_PORT = 10809
+"""The TCP port that IANA has assigned to NBD."""
+
+MAX_PAYLOAD = 32 * 1024 * 1024
+"""The longest READ or WRITE, in bytes: the limit that the specification's "Block sizes" lets
+every client rely on, and the most that the kernel sends (max_hw_sectors_kb of nbd.c)."""
+
+MAX_STRING = 4096
+"""Bytes of the longest name, description, query or message ("Values")."""
+
+BASE_ALLOCATION = "base:allocation"
+"""The metadata context that tells holes and zeroes."""
+
+
+# Transmission phase
+
+
+class Command(IntEnum):
+    """Request types of the specification's "Request types"."""
+
+    READ = 0
+    WRITE = 1
+    DISC = 2
+    FLUSH = 3
+    TRIM = 4
+    CACHE = 5
+    WRITE_ZEROES = 6
+    BLOCK_STATUS = 7
+    RESIZE = 8
+
+
+class CommandFlag(IntFlag):
+    """Command flags, bits 0 to 15 of a request's flags field."""
+
+    FUA = 1 << 0
+    NO_HOLE = 1 << 1
+    DF = 1 << 2
+    REQ_ONE = 1 << 3
+    FAST_ZERO = 1 << 4
+    PAYLOAD_LEN = 1 << 5
+
+
+class TransmissionFlag(IntFlag):
+    """What a server tells about an export; the kernel takes them from NBD_SET_FLAGS."""
+
+    HAS_FLAGS = 1 << 0
+    READ_ONLY = 1 << 1
+    SEND_FLUSH = 1 << 2
+    SEND_FUA = 1 << 3
+    ROTATIONAL = 1 << 4
+    SEND_TRIM = 1 << 5
+    SEND_WRITE_ZEROES = 1 << 6
+    SEND_DF = 1 << 7
+    CAN_MULTI_CONN = 1 << 8
+    SEND_RESIZE = 1 << 9
+    SEND_CACHE = 1 << 10
+    SEND_FAST_ZERO = 1 << 11
+    BLOCK_STAT_PAYLOAD = 1 << 12
+
+
+class ReplyMode(IntEnum):
+    """How requests and replies look, as it was negotiated; each can all that the one before can."""
+
+    SIMPLE = 0
+    STRUCTURED = 1
+    EXTENDED = 2
+
+
+class Chunk(IntEnum):
+    """Reply types of structured replies; bit 15 marks an error."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
+    ERROR = (1 << 15) + 1
+    ERROR_OFFSET = (1 << 15) + 2
+
+
+CHUNK_DONE = 1 << 0
+"""NBD_REPLY_FLAG_DONE: the last chunk of its reply."""
+
+CHUNK_ERROR = 1 << 15
+"""The bit that all error chunks have in their type, known or not."""
+
+
+class State(IntFlag):
+    """Status flags of ``base:allocation``."""
+
+    HOLE = 1 << 0
+    ZERO = 1 << 1
+
+
+# Handshake phase
+
+
+class HandshakeFlag(IntFlag):
+    """Handshake flags; the client flags have the same values."""
+
+    FIXED_NEWSTYLE = 1 << 0
+    NO_ZEROES = 1 << 1
+
+
+class Option(IntEnum):
+    """Option types."""
+
+    EXPORT_NAME = 1
+    ABORT = 2
+    LIST = 3
+    PEEK_EXPORT = 4
+    STARTTLS = 5
+    INFO = 6
+    GO = 7
+    STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
+    SET_META_CONTEXT = 10
+    EXTENDED_HEADERS = 11
+
+
+class OptionReply(IntEnum):
+    """Option reply types; bit 31 marks an error."""
+
+    ACK = 1
+    SERVER = 2
+    INFO = 3
+    META_CONTEXT = 4
+    ERR_UNSUP = (1 << 31) + 1
+    ERR_POLICY = (1 << 31) + 2
+    ERR_INVALID = (1 << 31) + 3
+    ERR_PLATFORM = (1 << 31) + 4
+    ERR_TLS_REQD = (1 << 31) + 5
+    ERR_UNKNOWN = (1 << 31) + 6
+    ERR_SHUTDOWN = (1 << 31) + 7
+    ERR_BLOCK_SIZE_REQD = (1 << 31) + 8
+    ERR_TOO_BIG = (1 << 31) + 9
+    ERR_EXT_HEADER_REQD = (1 << 31) + 10
+
+
+class Info(IntEnum):
+    """Information types of NBD_REP_INFO."""
+
+    EXPORT = 0
+    NAME = 1
+    DESCRIPTION = 2
+    BLOCK_SIZE = 3

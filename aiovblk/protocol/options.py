@@ -1,0 +1,183 @@
+"""The handshake phase on the wire: greeting, options, option replies, and what they carry.
+
+The rules that hold here, from the specification's "Fixed newstyle negotiation":
+
+* The server greets, the client answers with its flags, then sends one option after the other. Each
+  has a length, so that an unknown one can be skipped.
+* All strings are UTF-8 of at most 4096 bytes, counted, not terminated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ProtocolError
+from .constants import MAX_PAYLOAD, MAX_STRING, Info, ReplyMode, TransmissionFlag
+
+NBD_MAGIC = 0x4E42444D41474943
+IHAVEOPT = 0x49484156454F5054
+OPTION_REPLY_MAGIC = 0x3E889045565A9
+OLDSTYLE_MAGIC = 0x00420281861253
+
+GREETING = struct.Struct(">QQH")
+"""What the server sends first: NBDMAGIC, IHAVEOPT, handshake flags."""
+
+CLIENT_FLAGS = struct.Struct(">I")
+
+OPTION = struct.Struct(">QII")
+"""Option header: IHAVEOPT, option, length of its data."""
+
+OPTION_REPLY = struct.Struct(">QIII")
+"""Option reply header: magic, option, reply type, length of its data."""
+
+EXPORT_NAME_REPLY = struct.Struct(">QH")
+"""Size and transmission flags; then 124 zero bytes, unless both have agreed to omit them."""
+
+PADDING = 124
+
+INFO_EXPORT = struct.Struct(">HQH")
+INFO_BLOCK_SIZE = struct.Struct(">HIII")
+INFO_TYPE = struct.Struct(">H")
+COUNT = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportInfo:
+    """What a server tells about an export; sizes in bytes."""
+
+    size: int
+    flags: TransmissionFlag
+    minimum_block: int = 1
+    preferred_block: int = 4096
+    maximum_payload: int = MAX_PAYLOAD
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a handshake led to."""
+
+    name: str
+    """Of the export."""
+    info: ExportInfo
+    mode: ReplyMode = ReplyMode.SIMPLE
+    allocation: int | None = None
+    """The id of ``base:allocation`` in block status replies; None where it was not agreed upon."""
+
+
+class Fields:
+    """Reads the data of an option, or of an option reply, field by field.
+
+    Raises:
+        ProtocolError: from each method, when the data ends too early or a string cannot be.
+
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        """The next fixed fields."""
+        return layout.unpack(self.take(layout.size))
+
+    def string(self) -> str:
+        """The next string with its length before it."""
+        (length,) = self.unpack(COUNT)
+        if length > MAX_STRING:
+            raise ProtocolError(f"a string of {length} bytes; at most {MAX_STRING} are allowed")
+        return decode(self.take(length))
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self.take(len(self._data) - self._position)
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
+        taken = self._data[self._position : self._position + count]
+        if len(taken) < count:
+            raise ProtocolError("the data of an option ends too early")
+        self._position += count
+        return taken
+
+    def end(self) -> None:
+        """Make sure that nothing is left."""
+        if self._position != len(self._data):
+            raise ProtocolError("the data of an option is longer than its contents")
+
+
+def decode(data: bytes) -> str:
+    """A string of the wire.
+
+    Raises:
+        ProtocolError: it is longer than 4096 bytes, or not UTF-8.
+
+    """
+    if len(data) > MAX_STRING:
+        raise ProtocolError(f"a string of {len(data)} bytes; at most {MAX_STRING} are allowed")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("a string that is not UTF-8") from None
+
+
+def serialize_string(text: str) -> bytes:
+    """A string with its length before it."""
+    data = text.encode()
+    return COUNT.pack(len(data)) + data
+
+
+def serialize_option(option: int, data: bytes = b"") -> bytes:
+    """One option of the client."""
+    return OPTION.pack(IHAVEOPT, option, len(data)) + data
+
+
+def serialize_option_reply(option: int, reply: int, data: bytes = b"") -> bytes:
+    """One reply of the server."""
+    return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
+
+
+def serialize_info_request(name: str, wanted: Sequence[Info]) -> bytes:
+    """The data of INFO and GO."""
+    types = b"".join(map(INFO_TYPE.pack, wanted))
+    return serialize_string(name) + INFO_TYPE.pack(len(wanted)) + types
+
+
+def parse_info_request(data: bytes) -> tuple[str, list[int]]:
+    """The export's name and the information types that INFO or GO ask for.
+
+    Raises:
+        ProtocolError: the data cannot be.
+
+    """
+    fields = Fields(data)
+    name = fields.string()
+    (count,) = fields.unpack(INFO_TYPE)
+    wanted = [fields.unpack(INFO_TYPE)[0] for _ in range(count)]
+    fields.end()
+    return name, wanted
+
+
+def serialize_context_request(name: str, queries: Sequence[str]) -> bytes:
+    """The data of LIST_META_CONTEXT and SET_META_CONTEXT."""
+    return b"".join(
+        [serialize_string(name), COUNT.pack(len(queries)), *map(serialize_string, queries)]
+    )
+
+
+def parse_context_request(data: bytes) -> tuple[str, list[str]]:
+    """The export's name and the queries that LIST_META_CONTEXT or SET_META_CONTEXT make.
+
+    Raises:
+        ProtocolError: the data cannot be.
+
+    """
+    fields = Fields(data)
+    name = fields.string()
+    (count,) = fields.unpack(COUNT)
+    # The data ends a lying count: there are four bytes in each query at least.
+    queries = [fields.string() for _ in range(count)]
+    fields.end()
+    return name, queries

@@ -1,0 +1,316 @@
+"""The server's side of the handshake phase, as a talk that does no I/O.
+
+:meth:`ServerHandshake.talk` is a generator. It yields what it needs next, and gets it by ``send``:
+
+* :class:`Receive`: that many bytes of the client.
+* :class:`OpenExport`: what there is to tell about an export, or None where it cannot be had.
+* :class:`StartTLS`: nothing, after TLS has begun. Bytes of before must not be read after it.
+
+Before each of these, and at the end, whoever drives it sends what :meth:`ServerHandshake.outgoing`
+returns.
+
+What holds here:
+
+* An option that is unknown, malformed or too long gets an error reply, and the talk goes on: its
+  length says where the next one begins. Only wrong magic numbers and flags end it.
+* Nothing that was agreed upon before TLS outlives its beginning.
+* While TLS is required and has not begun, a client learns nothing but that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from ..errors import ProtocolError
+from .constants import (
+    BASE_ALLOCATION,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+    ReplyMode,
+    TransmissionFlag,
+)
+from .options import (
+    CLIENT_FLAGS,
+    COUNT,
+    EXPORT_NAME_REPLY,
+    GREETING,
+    IHAVEOPT,
+    INFO_BLOCK_SIZE,
+    INFO_EXPORT,
+    INFO_TYPE,
+    NBD_MAGIC,
+    OPTION,
+    PADDING,
+    Agreement,
+    ExportInfo,
+    decode,
+    parse_context_request,
+    parse_info_request,
+    serialize_option_reply,
+    serialize_string,
+)
+
+MAX_OPTION = 64 * 1024
+"""Bytes of an option's data that are looked at; a longer one is skipped and answered by TOO_BIG."""
+
+ALLOCATION_ID = 1
+"""The id of ``base:allocation`` in block status replies."""
+
+
+class Receive(NamedTuple):
+    """Needs this many bytes of the peer."""
+
+    length: int
+
+
+class OpenExport(NamedTuple):
+    """Needs the :class:`ExportInfo` of an export; its answer is None where it cannot be opened."""
+
+    name: str
+
+
+class StartTLS(NamedTuple):
+    """Needs TLS to begin, now that what is outgoing has been sent."""
+
+
+Step = Receive | OpenExport | StartTLS
+Talk = Generator[Step, Any, Agreement | None]
+
+
+class TLS(Enum):
+    """Whether a server has TLS."""
+
+    OFF = "off"
+    OFFERED = "offered"
+    REQUIRED = "required"
+
+
+class ServerHandshake:
+    """One handshake with one client.
+
+    Args:
+        exports: name to description of each, as LIST tells them.
+        tls: whether STARTTLS is answered.
+
+    """
+
+    def __init__(self, exports: Mapping[str, str], *, tls: TLS = TLS.OFF) -> None:
+        self._exports = exports
+        self._tls = tls
+        self._secure = False
+        self._outgoing = bytearray()
+        self._no_zeroes = False
+        self._mode = ReplyMode.SIMPLE
+        self._allocation_of: str | None = None
+        self._talks: dict[int, Callable[[bytes], Talk]] = {
+            Option.STARTTLS: self._start_tls,
+            Option.INFO: self._info,
+            Option.GO: self._go,
+        }
+        self._answers: dict[int, Callable[[bytes], None]] = {
+            Option.LIST: self._list,
+            Option.STRUCTURED_REPLY: self._structured_reply,
+            Option.EXTENDED_HEADERS: self._extended_headers,
+            Option.LIST_META_CONTEXT: self._list_meta_context,
+            Option.SET_META_CONTEXT: self._set_meta_context,
+        }
+
+    def outgoing(self) -> bytes:
+        """What is to be sent now; it is not returned twice."""
+        taken = bytes(self._outgoing)
+        self._outgoing.clear()
+        return taken
+
+    def talk(self) -> Talk:
+        """Carry the handshake; see the module's text.
+
+        Returns:
+            The agreement, or None when the client ended it politely.
+
+        Raises:
+            ProtocolError: the client does not speak fixed newstyle NBD, or asked by EXPORT_NAME
+                for an export that it cannot have, to which no other answer exists.
+
+        """
+        offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        self._outgoing += GREETING.pack(NBD_MAGIC, IHAVEOPT, offered)
+        (flags,) = CLIENT_FLAGS.unpack((yield Receive(CLIENT_FLAGS.size)))
+        if flags & ~offered:
+            raise ProtocolError(f"the client sent unknown flags {flags:#x}")
+        self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
+        while True:
+            magic, option, length = OPTION.unpack((yield Receive(OPTION.size)))
+            if magic != IHAVEOPT:
+                raise ProtocolError(f"expected an option, found the magic number {magic:#018x}")
+            if length > MAX_OPTION:
+                yield from self._skip(length)
+                self._reply(option, OptionReply.ERR_TOO_BIG, b"that is too long for an option")
+                continue
+            data: bytes = (yield Receive(length)) if length else b""
+            if option == Option.ABORT:
+                self._reply(option, OptionReply.ACK)
+                return None
+            if option == Option.EXPORT_NAME:
+                return (yield from self._export_name(data))
+            agreement = yield from self._answer(option, data)
+            if agreement is not None:
+                return agreement
+
+    def _answer(self, option: int, data: bytes) -> Talk:
+        if self._tls is TLS.REQUIRED and not self._secure and option != Option.STARTTLS:
+            self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
+            return None
+        try:
+            if option in self._talks:
+                return (yield from self._talks[option](data))
+            if option in self._answers:
+                self._answers[option](data)
+            else:
+                self._reply(option, OptionReply.ERR_UNSUP, b"this server has no such option")
+        except ProtocolError as exc:
+            self._reply(option, OptionReply.ERR_INVALID, str(exc).encode())
+        return None
+
+    # Options
+
+    def _export_name(self, data: bytes) -> Talk:
+        if self._tls is TLS.REQUIRED and not self._secure:
+            raise ProtocolError("the client asked for an export without TLS, which is required")
+        name = self._resolve(decode(data))
+        info = None if name is None else (yield OpenExport(name))
+        if name is None or info is None:
+            raise ProtocolError("the client asked for an export that is not there")
+        self._outgoing += EXPORT_NAME_REPLY.pack(info.size, self._flags(info))
+        if not self._no_zeroes:
+            self._outgoing += bytes(PADDING)
+        return self._agreement(name, info)
+
+    def _list(self, data: bytes) -> None:
+        _refuse_data(data)
+        for name, description in self._exports.items():
+            entry = serialize_string(name) + description.encode()
+            self._reply(Option.LIST, OptionReply.SERVER, entry)
+        self._reply(Option.LIST, OptionReply.ACK)
+
+    def _start_tls(self, data: bytes) -> Talk:
+        _refuse_data(data)
+        if self._tls is TLS.OFF:
+            self._reply(Option.STARTTLS, OptionReply.ERR_UNSUP, b"this server has no TLS")
+            return None
+        if self._secure:
+            raise ProtocolError("TLS has begun already")
+        self._reply(Option.STARTTLS, OptionReply.ACK)
+        yield StartTLS()
+        self._secure = True
+        self._mode, self._allocation_of = ReplyMode.SIMPLE, None
+        return None
+
+    def _info(self, data: bytes) -> Talk:
+        yield from self._tell(Option.INFO, data)
+        return None
+
+    def _go(self, data: bytes) -> Talk:
+        return (yield from self._tell(Option.GO, data))
+
+    def _tell(self, option: Option, data: bytes) -> Talk:
+        asked, wanted = parse_info_request(data)
+        name = self._resolve(asked)
+        info: ExportInfo | None = None if name is None else (yield OpenExport(name))
+        if name is None or info is None:
+            self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
+            return None
+        tell = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
+        # Told without being asked for: many clients keep to it although they do not ask.
+        sizes = info.minimum_block, info.preferred_block, info.maximum_payload
+        tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
+        if Info.NAME in wanted:
+            tell.append(INFO_TYPE.pack(Info.NAME) + name.encode())
+        if Info.DESCRIPTION in wanted and info.description:
+            tell.append(INFO_TYPE.pack(Info.DESCRIPTION) + info.description.encode())
+        for each in tell:
+            self._reply(option, OptionReply.INFO, each)
+        self._reply(option, OptionReply.ACK)
+        return self._agreement(name, info)
+
+    def _structured_reply(self, data: bytes) -> None:
+        _refuse_data(data)
+        if self._mode is ReplyMode.EXTENDED:
+            text = b"extended headers are agreed upon already"
+            self._reply(Option.STRUCTURED_REPLY, OptionReply.ERR_EXT_HEADER_REQD, text)
+            return
+        if self._mode is ReplyMode.STRUCTURED:
+            raise ProtocolError("structured replies are agreed upon already")
+        self._mode = ReplyMode.STRUCTURED
+        self._reply(Option.STRUCTURED_REPLY, OptionReply.ACK)
+
+    def _extended_headers(self, data: bytes) -> None:
+        _refuse_data(data)
+        if self._mode is ReplyMode.EXTENDED:
+            raise ProtocolError("extended headers are agreed upon already")
+        self._mode = ReplyMode.EXTENDED
+        self._reply(Option.EXTENDED_HEADERS, OptionReply.ACK)
+
+    def _list_meta_context(self, data: bytes) -> None:
+        asked, queries = parse_context_request(data)
+        if self._contexts_exist(Option.LIST_META_CONTEXT, asked):
+            if not queries or {"base:", BASE_ALLOCATION} & set(queries):
+                self._reply_context(Option.LIST_META_CONTEXT, 0)
+            self._reply(Option.LIST_META_CONTEXT, OptionReply.ACK)
+
+    def _set_meta_context(self, data: bytes) -> None:
+        # "If it fails, the server MUST act as if no contexts had been selected."
+        self._allocation_of = None
+        asked, queries = parse_context_request(data)
+        if self._contexts_exist(Option.SET_META_CONTEXT, asked):
+            if BASE_ALLOCATION in queries:
+                self._allocation_of = self._resolve(asked)
+                self._reply_context(Option.SET_META_CONTEXT, ALLOCATION_ID)
+            self._reply(Option.SET_META_CONTEXT, OptionReply.ACK)
+
+    # Parts of answers
+
+    def _contexts_exist(self, option: Option, asked: str) -> bool:
+        if self._mode is ReplyMode.SIMPLE:
+            raise ProtocolError("metadata contexts need structured replies first")
+        if self._resolve(asked) is None:
+            self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
+            return False
+        return True
+
+    def _reply_context(self, option: Option, number: int) -> None:
+        data = COUNT.pack(number) + BASE_ALLOCATION.encode()
+        self._reply(option, OptionReply.META_CONTEXT, data)
+
+    def _resolve(self, asked: str) -> str | None:
+        """The export that a name stands for; the empty one stands for the only one there is."""
+        if asked in self._exports:
+            return asked
+        return next(iter(self._exports)) if not asked and len(self._exports) == 1 else None
+
+    def _flags(self, info: ExportInfo) -> TransmissionFlag:
+        """What is told of an export, given what was agreed upon."""
+        if self._mode is ReplyMode.SIMPLE:
+            return info.flags & ~TransmissionFlag.SEND_DF
+        return info.flags | TransmissionFlag.SEND_DF
+
+    def _agreement(self, name: str, info: ExportInfo) -> Agreement:
+        allocation = ALLOCATION_ID if self._allocation_of == name else None
+        return Agreement(name, info, self._mode, allocation)
+
+    def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
+        self._outgoing += serialize_option_reply(option, reply, data)
+
+    def _skip(self, length: int) -> Generator[Step, Any, None]:
+        while length:
+            piece = min(length, MAX_OPTION)
+            yield Receive(piece)
+            length -= piece
+
+
+def _refuse_data(data: bytes) -> None:
+    if data:
+        raise ProtocolError("this option has no data")

@@ -1,0 +1,106 @@
+"""Between a transport and whoever parses what it brings."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from ..errors import ProtocolError
+from .reader import InPlaceStreamReader
+
+TLS_SHUTDOWN_TIMEOUT = 5.0
+"""Seconds for a peer to confirm the end of TLS."""
+
+
+class StreamProtocol(asyncio.BufferedProtocol):
+    """Feeds an :class:`InPlaceStreamReader` and tells when the connection is gone.
+
+    Attributes:
+        reader: what is received.
+        transport: what to send by; another one since TLS has begun.
+        closed: done once the transport has closed; its result is the error that closed it, if any.
+        congested: whether the peer does not read as fast as is sent to it.
+        on_decongested: called when that is over.
+
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.reader = InPlaceStreamReader()
+        self.closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.congested = False
+        self.on_decongested: Callable[[], None] | None = None
+        self._over_tls = False
+
+    async def start_tls(
+        self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None
+    ) -> None:
+        """Go on over TLS; what was written before is sent without it.
+
+        Args:
+            context: certificates, and what is asked of the peer's.
+            server_side: whether this is the server.
+            hostname: the server's name, which its certificate must have.
+
+        Raises:
+            ProtocolError: the peer has sent something behind its agreement to TLS. Whoever sits
+                between could have put it there.
+            OSError: the TLS handshake failed; ssl.SSLError is one.
+
+        """
+        if self.reader.end != self.reader.start:
+            raise ProtocolError("the peer sent bytes before TLS that nobody protects")
+        self._over_tls = True
+        transport = await asyncio.get_running_loop().start_tls(
+            self.transport,
+            self,
+            context,
+            server_side=server_side,
+            server_hostname=hostname,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
+        )
+        if transport is None:  # it was closed in the meantime
+            raise ConnectionResetError("the connection was closed during the TLS handshake")
+        self.connection_made(transport)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the transport when it is ready."""
+        # A stream's transport reads and writes; uvloop's only does not say so by its class.
+        self.transport = cast(asyncio.Transport, transport)
+        self.reader.set_transport(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Called by the transport before it receives."""
+        return self.reader.receive_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the transport after it received."""
+        self.reader.received(nbytes)
+
+    def eof_received(self) -> bool:
+        """Keep the writing side open: replies may still be under way. TLS has no such half."""
+        self.reader.feed_eof()
+        return not self._over_tls
+
+    def pause_writing(self) -> None:
+        """Called by the transport when it holds more than it should."""
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        """Called by the transport when it has sent most of that."""
+        self.congested = False
+        if self.on_decongested is not None:
+            self.on_decongested()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the transport when it is closed, by either side."""
+        if exc is not None:
+            self.reader.set_exception(exc)
+        self.reader.feed_eof()
+        if not self.closed.done():
+            self.closed.set_result(exc)
+        if self.congested:
+            self.resume_writing()

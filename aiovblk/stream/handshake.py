@@ -1,0 +1,68 @@
+"""Carries a handshake, which does no I/O by itself, over a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol, TypeVar
+
+from ..protocol import ExportInfo, OpenExport, Receive, StartTLS
+from .connection import StreamProtocol
+
+T = TypeVar("T", covariant=True)
+
+
+class Handshake(Protocol[T]):
+    """Either side of the handshake phase."""
+
+    def outgoing(self) -> bytes:
+        """What is to be sent now."""
+
+    def talk(self) -> Generator[Any, Any, T]:
+        """What the handshake needs, step by step."""
+
+
+async def converse(
+    handshake: Handshake[T],
+    stream: StreamProtocol,
+    *,
+    start_tls: Callable[[], Awaitable[None]],
+    open_export: Callable[[str], Awaitable[ExportInfo | None]] | None = None,
+) -> T:
+    """Carry ``handshake`` over ``stream`` to its end.
+
+    Args:
+        handshake: a side of it that has not begun.
+        stream: what connects it with the other side.
+        start_tls: begins TLS on the stream.
+        open_export: answers the server's side; see :class:`OpenExport`.
+
+    Raises:
+        ProtocolError: the peer does not keep to the protocol.
+        EOFError: the connection ended before the handshake did.
+        OSError: it broke, or TLS failed.
+
+    """
+    talk = handshake.talk()
+    answer: Any = None
+    try:
+        while True:
+            step = talk.send(answer)
+            _send(stream, handshake.outgoing())
+            answer = None
+            if isinstance(step, Receive):
+                answer = await stream.reader.readexactly(step.length)
+            elif isinstance(step, StartTLS):
+                await start_tls()
+            elif isinstance(step, OpenExport):
+                assert open_export is not None  # only a server asks for it
+                answer = await open_export(step.name)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        _send(stream, handshake.outgoing())
+
+
+def _send(stream: StreamProtocol, data: bytes) -> None:
+    if data and not stream.transport.is_closing():
+        stream.transport.write(data)
