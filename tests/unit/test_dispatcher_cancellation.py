@@ -177,7 +177,7 @@ async def test_client_that_ends_its_requests_still_gets_its_replies() -> None:
 async def test_connection_that_breaks_with_bytes_unread_ends_run_with_its_error() -> None:
     device = PuppetDevice()
     async with served(device) as server:
-        server.client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        server.client.transport.pause_reading()
         for _ in range(2):
             server.client.send(READ, 0, 512)
         first, second = [await device.calls.get() for _ in range(2)]
@@ -185,6 +185,6 @@ async def test_connection_that_breaks_with_bytes_unread_ends_run_with_its_error(
         drained = server.dispatcher.drained()
         second.succeed()
         await drained
-        server.client.writer.transport.abort()
+        server.client.transport.abort()
         with pytest.raises(ConnectionResetError):
             await server.serving
