@@ -179,6 +179,11 @@ class Call:
     def fail(self, exc: BaseException) -> None:
         self.result.set_exception(exc)
 
+    def cancel(self) -> None:
+        """Cancel the handler's task from outside: the dispatcher has no part in it."""
+        assert self.task is not None
+        self.task.cancel()
+
 
 class PuppetDevice(BlockDevice):
     """A device whose handlers report to ``calls`` and then wait for the test."""

@@ -40,9 +40,8 @@ async def test_handler_cancelled_again_and_again_answers_once() -> None:
         cookie = server.client.send(READ, 0, 512)
         for _ in range(5):
             call = await device.calls.get()
-            assert call.task is not None
-            call.task.cancel()
-            call.task.cancel()
+            call.cancel()
+            call.cancel()
         (await device.calls.get()).succeed(b"\x66" * 512)
         assert await server.client.reply() == (cookie, 0, b"\x66" * 512)
         assert device.calls.empty()
@@ -53,8 +52,7 @@ async def test_handler_that_was_run_again_may_not_raise_cancelled_error_either()
     async with served(device) as server:
         server.client.send(READ, 0, 512)
         call = await device.calls.get()
-        assert call.task is not None
-        call.task.cancel()
+        call.cancel()
         (await device.calls.get()).fail(asyncio.CancelledError())
         assert (await server.client.reply()).error == errno.EIO
         assert device.calls.empty()
@@ -73,8 +71,7 @@ async def test_timeout_in_a_handler_that_was_run_again_still_works() -> None:
     async with served(device) as server:
         server.client.send(READ, 0, 512)
         call = await device.calls.get()
-        assert call.task is not None
-        call.task.cancel()
+        call.cancel()
         assert (await server.client.reply()).data == b"\x77" * 512
 
 
