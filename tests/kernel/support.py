@@ -202,11 +202,11 @@ async def command(*arguments: str, **environment: str) -> AsyncIterator[Program]
 
 
 @contextlib.asynccontextmanager
-async def in_mounted_file_system(mount: Mount, folder: Path) -> AsyncIterator[Path]:
-    """A new ext4 on a device, mounted below `folder`, for the length of the block."""
+async def file_system(path: str, folder: Path) -> AsyncIterator[Path]:
+    """A new ext4 on a node, mounted below `folder`, for the length of the block."""
     point = folder / "mnt"
     point.mkdir()
-    await sh(f"mkfs.ext4 -q {mount.path} && mount {mount.path} {point}")
+    await sh(f"mkfs.ext4 -q {path} && mount {path} {point}")
     try:
         yield point
     finally:
@@ -219,7 +219,7 @@ async def leave_dirty_pages(path: str) -> None:
 
 
 async def store(point: Path) -> None:
-    """Write a file on a device of this process: in a thread, since it may wait for this loop."""
+    """Write a file: in a thread, since on a device of this process it waits for this loop."""
     assert await asyncio.to_thread((point / "file").write_bytes, DATA) == MIB
 
 

@@ -11,13 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, Done, becomes_free, command, fio, pattern, program, pwrite, sh
+from .support import (
+    DATA,
+    DEVICES,
+    MIB,
+    Done,
+    becomes_free,
+    command,
+    file_system,
+    fio,
+    leave_dirty_pages,
+    program,
+    sh,
+    store,
+    stored,
+)
 
 # The programs have loops of their own.
 pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
-
-DEVICES = f"{Path(__file__).parent}/devices.py"
-DATA = pattern(MIB)
 
 
 async def aiovblk(*arguments: str, **environment: str) -> Done:
@@ -34,18 +45,6 @@ def assert_refused(done: Done, *words: str) -> None:
     assert done.output.count("\n") == 1, done.output
     for word in words:
         assert word in done.output
-
-
-@contextlib.asynccontextmanager
-async def file_system(path: str, folder: Path) -> AsyncIterator[Path]:
-    """A new ext4 on a node, mounted below `folder`, for the length of the block."""
-    point = folder / "mnt"
-    point.mkdir()
-    await sh(f"mkfs.ext4 -q {path} && mount {path} {point}")
-    try:
-        yield point
-    finally:
-        await sh(f"umount {point}")
 
 
 async def make_partitions(path: str, *sizes: str) -> None:
@@ -202,7 +201,7 @@ async def test_unmount_of_a_mounted_file_system_is_refused_then_forced(
         file_system(running.path, tmp_path) as point,
     ):
         assert_refused(await aiovblk("unmount", running.path), f"mounted at {point}")
-        await asyncio.to_thread((point / "file").write_bytes, DATA)  # and it lives on
+        await store(point)  # and it lives on
         forced = await aiovblk("unmount", "--force", running.path)
         # The server is done with it; but the index stays taken while the file system is mounted.
         assert_refused(forced, f"disconnected, but still in use: mounted at {point}")
@@ -211,7 +210,7 @@ async def test_unmount_of_a_mounted_file_system_is_refused_then_forced(
     assert await becomes_free(running.path)
     await sh(f"mount -o loop {image} {point}")
     try:
-        assert (point / "file").read_bytes() == DATA
+        assert await stored(point)
     finally:
         await sh(f"umount {point} && fsck.ext4 -fn {image}")
 
@@ -229,7 +228,7 @@ except OSError as exc:
 async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(image: Path) -> None:
     options = ["--unmount-timeout", "8"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
-        assert await asyncio.to_thread(pwrite, running.path, 0, DATA, direct=False) == MIB
+        await leave_dirty_pages(running.path)
         async with program("-c", UNMOUNT, running.path) as unmount:
             line = await unmount.line()
             assert line.startswith(f"{running.path}: not unmounted after 2 s"), line
@@ -261,7 +260,7 @@ async def test_unmount_of_a_device_of_nbd_client(tmp_path: Path) -> None:
     async with nbdkit(tmp_path / "socket"):
         await sh(f"nbd-client -unix {tmp_path}/socket /dev/nbd4")
         try:
-            assert await asyncio.to_thread(pwrite, "/dev/nbd4", 0, DATA, direct=False) == MIB
+            await leave_dirty_pages("/dev/nbd4")
             assert_refused(await aiovblk("mount", "memory:1M", "/dev/nbd4"), "/dev/nbd4: ")
             (shown,) = json.loads((await aiovblk("list", "--json")).output)
             assert (shown["path"], shown["size"]) == ("/dev/nbd4", 16 * MIB)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, Program, pattern, pread, program, pwrite, sh
+from .support import MIB, Program, leave_dirty_pages, pattern, pread, program, pwrite, sh
 
 # The programs have loops of their own.
 pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
@@ -116,8 +116,7 @@ async def test_service_and_disk_end_at_ctrl_c() -> None:
 
 async def test_service_ends_when_its_disk_is_unmounted_from_outside() -> None:
     async with service() as (running, port):
-        data = pattern(MIB)
-        assert await asyncio.to_thread(pwrite, running.path, 0, data, direct=False) == MIB
+        await leave_dirty_pages(running.path)
         async with program("-m", "aiovblk", "unmount", running.path) as unmount:
             assert (await unmount.rest(), await unmount.end()) == ("", 0)
         assert await running.rest() == "disk unmounted\nservice ended\n"

@@ -19,6 +19,7 @@ from .support import (
     Disk,
     becomes_free,
     command,
+    file_system,
     leave_dirty_pages,
     program,
     pwrite,
@@ -66,16 +67,15 @@ async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
 async def test_ctrl_c_with_a_mounted_file_system_is_refused_then_forced(
     image: Path, tmp_path: Path
 ) -> None:
-    async with command(f"{DEVICES}:make", IMAGE=str(image)) as running:
-        point = tmp_path / "mnt"
-        point.mkdir()
-        await sh(f"mkfs.ext4 -q {running.path} && mount {running.path} {point}")
+    async with (
+        command(f"{DEVICES}:make", IMAGE=str(image)) as running,
+        file_system(running.path, tmp_path) as point,
+    ):
         running.process.send_signal(signal.SIGINT)
         refusal = await running.line()
         assert f"mounted at {point}" in refusal
         await store(point)
         assert await running.end(signal.SIGINT) == 0
-        await sh(f"umount {point}")
     assert await becomes_free(running.path)
     await sh(f"fsck.ext4 -fp {image}; mount -o loop,ro {image} {point}")
     assert await stored(point)

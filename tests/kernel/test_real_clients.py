@@ -8,11 +8,9 @@ import pytest
 
 import aiovblk
 
-from .support import Disk, fio, sh
+from .support import MIB, Disk, fio, sh
 
 pytestmark = pytest.mark.deadline(180)
-
-MIB = 1024 * 1024
 
 
 async def test_fio_verifies_random_mixed_io_at_depth_32() -> None:

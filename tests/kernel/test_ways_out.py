@@ -18,7 +18,7 @@ from .support import (
     Disk,
     assert_stored_and_said_goodbye,
     becomes_free,
-    in_mounted_file_system,
+    file_system,
     leave_dirty_pages,
     mounted_in_a_task,
     pread,
@@ -95,7 +95,7 @@ async def test_an_anyio_cancel_scope() -> None:
 
 async def test_a_mounted_file_system_is_refused_by_name_and_forced(tmp_path: Path) -> None:
     disk = Disk()
-    async with aiovblk.mounted(disk) as mount, in_mounted_file_system(mount, tmp_path) as point:
+    async with aiovblk.mounted(disk) as mount, file_system(mount.path, tmp_path) as point:
         with pytest.raises(aiovblk.DeviceBusyError, match=str(point)) as caught:
             await mount.unmount()
         assert caught.value.holders == (f"mounted at {point}",)
@@ -113,7 +113,7 @@ async def test_leaving_the_block_with_a_mounted_file_system_says_so(tmp_path: Pa
     disk = Disk()
     with pytest.raises(aiovblk.DeviceBusyError, match="mounted at"):
         async with aiovblk.mounted(disk) as mount:
-            held = in_mounted_file_system(mount, tmp_path)
+            held = file_system(mount.path, tmp_path)
             point = await held.__aenter__()
             await store(point)
     await held.__aexit__(None, None, None)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from aiovblk import BlockDevice
 from aiovblk.dispatch import Dispatcher, Stats
@@ -33,6 +33,8 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        # It reads as well, but a StreamWriter declares only the half that it uses.
+        self.transport = cast(asyncio.Transport, writer.transport)
         self._cookies = itertools.count(0xFEED_0000_0000_0001)
         self._in_flight: dict[int, Request] = {}
 
@@ -125,6 +127,7 @@ class Served:
             self._received += count
             self._arrivals.set()
 
+        # The dispatcher makes its reader itself: there is no place for a subclass.
         reader.received = received  # type: ignore[method-assign]
 
 
@@ -175,6 +178,11 @@ class Call:
 
     def fail(self, exc: BaseException) -> None:
         self.result.set_exception(exc)
+
+    def cancel(self) -> None:
+        """Cancel the handler's task from outside: the dispatcher has no part in it."""
+        assert self.task is not None
+        self.task.cancel()
 
 
 class PuppetDevice(BlockDevice):

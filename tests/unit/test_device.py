@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
@@ -92,12 +93,12 @@ def test_handler_of_a_mixin_counts() -> None:
     assert Flag.SEND_FLUSH in transmission_flags(Device())
 
 
-def test_handler_of_one_object_counts() -> None:
+def test_handler_of_one_object_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     async def write(offset: int, data: memoryview) -> None:
         pass
 
     device = Readable()
-    device.write = write  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "write", write)
     assert Flag.READ_ONLY not in transmission_flags(device)
 
 
@@ -204,10 +205,12 @@ def test_largest_device_is_what_linux_can_address() -> None:
 
 
 def test_class_in_place_of_an_object_is_refused_with_a_hint() -> None:
+    wrong: Any = Readable
     with pytest.raises(TypeError, match="make an instance of it"):
-        check_geometry(Readable)  # type: ignore[arg-type]
+        check_geometry(wrong)
 
 
 def test_object_of_another_class_is_refused() -> None:
+    wrong: Any = object()
     with pytest.raises(TypeError, match=r"expected a BlockDevice, got <object .*>$"):
-        check_geometry(object())  # type: ignore[arg-type]
+        check_geometry(wrong)

@@ -332,10 +332,12 @@ class SpyTransport:
         return getattr(self._transport, name)
 
 
-async def test_replies_that_are_ready_together_leave_together() -> None:
+async def test_replies_that_are_ready_together_leave_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with served(MemoryDevice(4096, block_size=512)) as server:
         spy = SpyTransport(server.dispatcher._transport)
-        server.dispatcher._transport = spy  # type: ignore[assignment]
+        monkeypatch.setattr(server.dispatcher, "_transport", spy)
         asked = [server.client.request(READ, number * 512, 512) for number in range(8)]
         message = b"".join(message for _, message in asked)
         await server.arrive(message)

@@ -123,9 +123,9 @@ async def test_replies_wait_for_a_client_that_does_not_read() -> None:
 
     async with served(Device()) as server:
         asked = {server.client.send(READ, number * 4096, 4096): number for number in range(256)}
-        server.client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        server.client.transport.pause_reading()
         await server.accepted()
-        server.client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        server.client.transport.resume_reading()
         replies = await server.client.replies(256)
         assert all(replies[cookie].data[0] == number for cookie, number in asked.items())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,8 @@ class ReadReturns(BlockDevice):
     def __init__(self, result: object) -> None:
         self.results = [result]
 
-    async def read(self, offset: int, length: int) -> bytes:
-        if self.results:
-            return self.results.pop()  # type: ignore[return-value]
-        return b"\x11" * length
+    async def read(self, offset: int, length: int) -> Any:
+        return self.results.pop() if self.results else b"\x11" * length
 
 
 @pytest.mark.parametrize(

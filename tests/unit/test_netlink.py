@@ -6,7 +6,6 @@ import errno
 import socket
 import struct
 import sys
-from typing import Any
 
 import pytest
 
@@ -80,14 +79,14 @@ class FakeSocket:
 
 
 def disconnect(monkeypatch: pytest.MonkeyPatch, *answers: list[bytes]) -> FakeSocket:
-    fake: Any = FakeSocket(*answers)
+    fake = FakeSocket(*answers)
     monkeypatch.setattr(socket, "socket", fake)
     try:
         netlink.disconnect(5, timeout=2.5)
     finally:
         monkeypatch.undo()
         assert fake.closed
-    return fake  # type: ignore[no-any-return]
+    return fake
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -19,6 +19,14 @@ async def begun(task: asyncio.Task[object]) -> None:
     """Let a task run until it waits for bytes."""
     await asyncio.sleep(0)
     assert not task.done()
+
+
+async def assert_incomplete(
+    reading: Awaitable[object], partial: bytes, expected: int | None
+) -> None:
+    with pytest.raises(asyncio.IncompleteReadError) as caught:
+        await reading
+    assert (caught.value.partial, caught.value.expected) == (partial, expected)
 
 
 @either_reader
@@ -45,12 +53,8 @@ async def test_readexactly_at_the_end_raises_with_what_there_was(make: MakeReade
     reader = make()
     reader.feed_data(b"hell")
     reader.feed_eof()
-    with pytest.raises(asyncio.IncompleteReadError) as caught:
-        await reader.readexactly(5)
-    assert (caught.value.partial, caught.value.expected) == (b"hell", 5)
-    with pytest.raises(asyncio.IncompleteReadError) as caught:
-        await reader.readexactly(5)
-    assert (caught.value.partial, caught.value.expected) == (b"", 5)
+    await assert_incomplete(reader.readexactly(5), b"hell", 5)
+    await assert_incomplete(reader.readexactly(5), b"", 5)
 
 
 @either_reader
@@ -108,9 +112,7 @@ async def test_readuntil_at_the_end_raises_with_what_there_was(
     reader = make()
     reader.feed_data(left)
     reader.feed_eof()
-    with pytest.raises(asyncio.IncompleteReadError) as caught:
-        await reader.readuntil()
-    assert (caught.value.partial, caught.value.expected) == (left, None)
+    await assert_incomplete(reader.readuntil(), left, None)
 
 
 @either_reader
@@ -214,9 +216,7 @@ async def test_fill_at_an_end_within_what_is_wanted_raises() -> None:
     reader = InPlaceStreamReader()
     reader.feed_data(b"hell")
     reader.feed_eof()
-    with pytest.raises(asyncio.IncompleteReadError) as caught:
-        await reader.fill(5)
-    assert (caught.value.partial, caught.value.expected) == (b"hell", 5)
+    await assert_incomplete(reader.fill(5), b"hell", 5)
 
 
 async def test_fill_of_a_broken_connection_raises_after_the_last_byte() -> None:

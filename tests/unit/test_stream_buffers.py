@@ -8,6 +8,8 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from aiovblk.stream import InPlaceStreamReader, StreamProtocol
 from aiovblk.stream.reader import BUFFER_SIZE, SMALLEST_RECEIVE
 
@@ -199,7 +201,9 @@ async def connected() -> AsyncIterator[tuple[StreamProtocol, asyncio.StreamWrite
         await protocol.closed
 
 
-async def test_sender_is_held_back_until_the_consumer_reads() -> None:
+async def test_sender_is_held_back_until_the_consumer_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with connected() as (protocol, writer):
         reader = protocol.reader
         paused = asyncio.Event()
@@ -210,7 +214,7 @@ async def test_sender_is_held_back_until_the_consumer_reads() -> None:
             if reader._paused:
                 paused.set()
 
-        reader.received = received  # type: ignore[method-assign]
+        monkeypatch.setattr(reader, "received", received)
         data = os.urandom(8 * BUFFER_SIZE)
         writer.write(data)
         await paused.wait()
