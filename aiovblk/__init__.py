@@ -3,6 +3,7 @@
 from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
+from .server import Export, Server, serve
 
 __version__ = "0.1.0"
 
@@ -11,11 +12,14 @@ __all__ = [
     "BlockDevice",
     "DeviceBusyError",
     "Error",
+    "Export",
     "Extent",
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",
+    "Server",
     "__version__",
     "mount",
     "mounted",
+    "serve",
 ]
