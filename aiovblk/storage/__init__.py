@@ -1,0 +1,5 @@
+"""Devices that are ready to be mounted."""
+
+from .memory import MemoryDevice
+
+__all__ = ["MemoryDevice"]
