@@ -18,8 +18,9 @@ from ..mount import UNMOUNT_TIMEOUT
 from . import listing
 from . import mount as mounting
 
-SPEC_HELP = """memory:SIZE, package.module:attribute or path/to/file.py:attribute; the attribute is
-a BlockDevice, a subclass of it, or a function, async or not, that returns one"""
+SPEC_HELP = """memory:SIZE, file:PATH (a file or block device, which is written to),
+package.module:attribute or path/to/file.py:attribute; the attribute is a BlockDevice, a subclass of
+it, or a function, async or not, that returns one"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from ..device import BlockDevice
 from ..errors import Error
-from ..storage import MemoryDevice
+from ..storage import FileDevice, MemoryDevice
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -26,21 +26,28 @@ async def load_device(spec: str) -> BlockDevice:
     """The device that ``spec`` names.
 
     Args:
-        spec: ``memory:SIZE``, ``package.module:attribute`` or ``path/to/file.py:attribute``, where
-            the attribute is a BlockDevice, a subclass of it, or a function that returns one.
+        spec: ``memory:SIZE``, ``file:PATH``, ``package.module:attribute`` or
+            ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
+            or a function that returns one.
 
     Raises:
         SpecError: there is no such thing, or it is no device. What the user's own code raises
             comes out as it is.
+        OSError, ValueError: the file of ``file:PATH`` cannot be used as a disk.
 
     """
     kind, separator, rest = spec.partition(":")
     if not separator:
         raise SpecError(
-            f"{spec!r} is no SPEC; write memory:SIZE, package.module:attribute or file.py:attribute"
+            f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, package.module:attribute"
+            " or file.py:attribute"
         )
     if kind == "memory":
         return MemoryDevice(parse_size(rest))
+    if kind == "file":
+        if not rest:
+            raise SpecError(f"{spec!r} names no file; write file:PATH")
+        return FileDevice(rest)
     where, _, attribute = spec.rpartition(":")
     if not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
         raise SpecError(
