@@ -1,5 +1,6 @@
 """Asyncio-native virtual block devices for Linux: any object with async handlers is a disk."""
 
+from .client import RemoteDevice, connect
 from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
@@ -15,7 +16,9 @@ __all__ = [
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",
+    "RemoteDevice",
     "__version__",
+    "connect",
     "mount",
     "mounted",
 ]
