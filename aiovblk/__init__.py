@@ -1,5 +1,6 @@
 """Asyncio-native virtual block devices for Linux: any object with async handlers is a disk."""
 
+from .client import RemoteDevice, connect
 from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
@@ -17,8 +18,10 @@ __all__ = [
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",
+    "RemoteDevice",
     "Server",
     "__version__",
+    "connect",
     "mount",
     "mounted",
     "serve",

@@ -45,6 +45,7 @@ from .transmission import (
     serialize_simple_reply,
     wire_error,
 )
+from .uri import URI
 
 __all__ = [
     "BASE_ALLOCATION",
@@ -58,6 +59,7 @@ __all__ = [
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",
     "TLS",
+    "URI",
     "WIRE_ERRORS",
     "Agreement",
     "BlockStatus",

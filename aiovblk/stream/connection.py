@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from ..errors import ProtocolError
@@ -65,6 +65,18 @@ class StreamProtocol(asyncio.BufferedProtocol):
         if transport is None:  # it was closed in the meantime
             raise ConnectionResetError("the connection was closed during the TLS handshake")
         self.connection_made(transport)
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send these, which must not change any more; nothing once the connection is closed."""
+        transport = self.transport
+        if not buffers or transport.is_closing():
+            return
+        transport.writelines(buffers)
+        low, high = transport.get_write_buffer_limits()
+        if not self.congested and transport.get_write_buffer_size() > high:
+            # writelines of asyncio in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses
+            # (CVE-2024-12254). This looks at the limit once more.
+            transport.set_write_buffer_limits(high, low)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the transport when it is ready."""

@@ -19,6 +19,7 @@ EVERY_ROOM = {
     "server",
     "client",
     "storage",
+    "tls",
 }
 
 # A room that is not here does not exist. Errors are for every room to raise.
@@ -33,9 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dispatch": {"device", "protocol", "stream"},
     "kernel": {"protocol"},
     "mount": {"device", "dispatch", "kernel", "tasks"},
-    "server": {"device", "dispatch", "protocol", "stream", "tasks"},
-    "client": {"device", "protocol", "stream", "tasks"},
+    "server": {"device", "dispatch", "protocol", "stream", "tasks", "tls"},
+    "client": {"device", "protocol", "stream", "tasks", "tls"},
     "storage": {"device"},
+    "tls": set(),
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
 }

@@ -1,0 +1,301 @@
+"""What a client knows of a request that it has sent, and what it makes of the reply. No I/O.
+
+The rules that hold here, from the specification's "Structured replies":
+
+* A READ that succeeds tells each byte of its range once, in chunks of any order.
+* An error chunk fails the request, whatever came before it or comes after it.
+* No length is believed that the request does not explain: a chunk is measured by its header before
+  its payload is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from bisect import bisect_right
+from typing import Any
+
+from ..errors import ProtocolError
+from ..protocol import (
+    WIRE_ERRORS,
+    BlockStatus,
+    Chunk,
+    Command,
+    ReplyHeader,
+    ReplyMode,
+    Request,
+    parse_block_status,
+    parse_error,
+)
+from ..protocol.constants import CHUNK_ERROR
+from ..protocol.replies import (
+    CONTEXT_ID,
+    CONTEXT_ID_AND_COUNT,
+    EXTENDED_EXTENT,
+    EXTENT,
+    HOLE,
+    OFFSET,
+)
+
+KEEP_IN_PLACE = 256 * 1024
+"""Bytes from which on a READ's result is a view of the receive buffer of 1 MiB. For as long as
+somebody keeps a smaller one, it would hold on to many times its size."""
+
+MAX_PARTS = 4096
+"""Parts with gaps between them in which a READ may be told. No server needs as many, and the
+search among any number of them would take any time."""
+
+_NONE, _OFFSET_DATA, _OFFSET_HOLE = (
+    int(Chunk.NONE),
+    int(Chunk.OFFSET_DATA),
+    int(Chunk.OFFSET_HOLE),
+)
+
+
+class Awaited:
+    """A request whose reply has not come to its end, and which returns nothing.
+
+    Args:
+        request: as it was sent.
+        mode: how replies look.
+        result: done when the reply has come to its end; an OSError where the server could not.
+            Cancelling it gives the reply up, which is then received for nobody.
+
+    """
+
+    def __init__(self, request: Request, mode: ReplyMode, result: asyncio.Future[Any]) -> None:
+        self.request = request
+        self.result = result
+        self._mode = mode
+        self._error: OSError | None = None
+
+    def measure(self, header: ReplyHeader) -> int:
+        """How many bytes follow this header.
+
+        Raises:
+            ProtocolError: this cannot be a reply, or a part of one, to the request.
+
+        """
+        chunk = header.chunk
+        if chunk is None:
+            return 0 if header.error else self._measure_simple()
+        if chunk & CHUNK_ERROR:
+            return header.length
+        if chunk != _NONE:
+            return self._measure_content(chunk, header.length)
+        # "NBD_REPLY_TYPE_NONE: MUST always be used with NBD_REPLY_FLAG_DONE"
+        if not header.done:
+            raise ProtocolError("an empty chunk that is not the last one of its reply")
+        return 0
+
+    def take(self, header: ReplyHeader, payload: memoryview) -> None:
+        """Take in what follows this header, and end the request if it is the last.
+
+        Raises:
+            ProtocolError: this cannot be a part of a reply to the request.
+
+        """
+        chunk = header.chunk
+        if chunk is None:
+            if header.error:
+                self._error = _error(header.error)
+            else:
+                self._take_simple(payload)
+        elif chunk & CHUNK_ERROR:
+            self._error = self._error or _error(*parse_error(payload))
+        elif chunk != _NONE:
+            self._take_content(chunk, payload)
+        if header.done:
+            self._end()
+
+    def _end(self) -> None:
+        outcome = None if self._error else self._outcome()
+        if self.result.done():  # whoever waited was cancelled
+            return
+        if self._error:
+            self.result.set_exception(self._error)
+        else:
+            self.result.set_result(outcome)
+
+    # What the reply may hold, by the command
+
+    def _measure_simple(self) -> int:
+        return 0
+
+    def _measure_content(self, chunk: int, length: int) -> int:
+        raise self._misfit(f"a chunk of type {chunk}")
+
+    def _take_simple(self, payload: memoryview) -> None:
+        pass
+
+    def _take_content(self, chunk: int, payload: memoryview) -> None:
+        raise NotImplementedError  # it would have been measured before
+
+    def _outcome(self) -> object:
+        return None
+
+    def _misfit(self, what: str) -> ProtocolError:
+        command = Command(self.request.type).name
+        return ProtocolError(f"the server sent {what} in reply to a {command}")
+
+
+class AwaitedRead(Awaited):
+    """A READ; its result is a read-only view.
+
+    Args:
+        into: zeroes to put the data into, where it is a part of something larger.
+
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        mode: ReplyMode,
+        result: asyncio.Future[Any],
+        into: memoryview | None = None,
+    ) -> None:
+        super().__init__(request, mode, result)
+        self._into = into
+        self._whole: memoryview | None = None
+        self._told = Coverage(request.offset, request.offset + request.length)
+
+    def _measure_simple(self) -> int:
+        if self._mode is not ReplyMode.SIMPLE:
+            raise self._misfit("a simple reply instead of a structured one")
+        return self.request.length
+
+    def _measure_content(self, chunk: int, length: int) -> int:
+        if chunk == _OFFSET_DATA:
+            if not OFFSET.size < length <= OFFSET.size + self.request.length:
+                raise self._misfit(f"{length - OFFSET.size} bytes")
+        elif chunk != _OFFSET_HOLE or length != HOLE.size:
+            raise self._misfit(f"a chunk of type {chunk} and {length} bytes")
+        return length
+
+    def _take_simple(self, payload: memoryview) -> None:
+        self._take_data(self.request.offset, payload)
+
+    def _take_content(self, chunk: int, payload: memoryview) -> None:
+        if chunk == _OFFSET_DATA:
+            self._take_data(OFFSET.unpack_from(payload)[0], payload[OFFSET.size :])
+        else:
+            # Nothing to store: where it goes there are zeroes.
+            offset, length = HOLE.unpack(payload)
+            self._told.add(offset, offset + length)
+
+    def _take_data(self, offset: int, data: memoryview) -> None:
+        self._told.add(offset, offset + len(data))
+        if len(data) == self.request.length and self._into is None:
+            self._whole = (
+                data.toreadonly() if len(data) >= KEEP_IN_PLACE else memoryview(bytes(data))
+            )
+            return
+        if self._into is None:
+            self._into = memoryview(bytearray(self.request.length))
+        start = offset - self.request.offset
+        self._into[start : start + len(data)] = data
+
+    def _outcome(self) -> memoryview:
+        if not self._told.complete:
+            raise self._misfit("only a part of the data")
+        if self._whole is not None:
+            return self._whole
+        if self._into is None:
+            return memoryview(bytes(self.request.length))
+        return self._into.toreadonly()
+
+
+class AwaitedStatus(Awaited):
+    """A BLOCK_STATUS; its result is a :class:`BlockStatus`.
+
+    Args:
+        context_id: of the only metadata context that was agreed upon.
+
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        mode: ReplyMode,
+        result: asyncio.Future[Any],
+        context_id: int,
+    ) -> None:
+        super().__init__(request, mode, result)
+        self._context_id = context_id
+        self._status: BlockStatus | None = None
+
+    def _measure_simple(self) -> int:
+        raise self._misfit("a simple reply without extents")
+
+    def _measure_content(self, chunk: int, length: int) -> int:
+        expected, head, entry = Chunk.BLOCK_STATUS, CONTEXT_ID.size, EXTENT.size
+        if self._mode is ReplyMode.EXTENDED:
+            expected, head = Chunk.BLOCK_STATUS_EXT, CONTEXT_ID_AND_COUNT.size
+            entry = EXTENDED_EXTENT.size
+        # There is no more than one extent for each byte.
+        if chunk != expected or length > head + entry * self.request.length:
+            raise self._misfit(f"a chunk of type {chunk} and {length} bytes")
+        return length
+
+    def _take_content(self, chunk: int, payload: memoryview) -> None:
+        status = parse_block_status(chunk, payload)
+        if status.context_id != self._context_id or self._status is not None:
+            raise self._misfit("a context that was not agreed upon, or one twice")
+        self._status = status
+
+    def _outcome(self) -> BlockStatus:
+        if self._status is None:
+            raise self._misfit("no extents")
+        return self._status
+
+
+class Coverage:
+    """Which bytes of a range have been told; each may be told once.
+
+    Args:
+        start: offset of the first byte.
+        end: offset behind the last.
+
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self._range = start, end
+        # The parts told so far, in order, none next to another.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether each byte has been told."""
+        return ([self._range[0]], [self._range[1]]) == (self._starts, self._ends)
+
+    def add(self, start: int, end: int) -> None:
+        """Take note that the bytes from ``start`` to ``end`` have been told.
+
+        Raises:
+            ProtocolError: there are none, some are outside of the range, or were told before; or
+                what has been told has too many gaps.
+
+        """
+        if not self._range[0] <= start < end <= self._range[1]:
+            raise ProtocolError(f"the server sent data at {start} that was not asked for")
+        starts, ends = self._starts, self._ends
+        at = bisect_right(starts, start)
+        if (at > 0 and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):
+            raise ProtocolError(f"the server sent the data at {start} twice")
+        if at < len(starts) and starts[at] == end:
+            starts[at] = start
+        else:
+            starts.insert(at, start)
+            ends.insert(at, end)
+        if at > 0 and ends[at - 1] == start:
+            del starts[at], ends[at - 1]
+        if len(starts) > MAX_PARTS:
+            raise ProtocolError(f"the server sent data in more than {MAX_PARTS} scattered parts")
+
+
+def _error(number: int, message: str = "") -> OSError:
+    # "Clients SHOULD treat an unknown error value as EINVAL."
+    known = number if number in WIRE_ERRORS else errno.EINVAL
+    return OSError(known, message or os.strerror(known))

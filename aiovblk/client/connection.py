@@ -1,0 +1,245 @@
+"""One connection in transmission phase, the client's side.
+
+What holds here:
+
+* A request is known by its cookie from the moment it is queued until its reply has come to its
+  end, whether or not somebody still waits for it.
+* Requests that are made in one turn of the event loop leave together, in one ``writelines``.
+* While the server does not read, no further request is queued: what waits to be sent is bounded by
+  :data:`SEND_BUFFER`, and by one request.
+* What is queued belongs to the connection. A caller may be cancelled, and its buffer used again,
+  while the transport still holds on to what was to be sent; so memory that may change is copied.
+* Whatever the server sends that it may not send ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from ..errors import ProtocolError
+from ..protocol import (
+    SIMPLE_REPLY,
+    Agreement,
+    Command,
+    Request,
+    parse_reply_header,
+    reply_header_size,
+    serialize_request,
+)
+from ..stream import StreamProtocol
+from .awaited import Awaited, AwaitedRead, AwaitedStatus
+
+SEND_BUFFER = 1024 * 1024
+"""Bytes that may wait to be sent before requests wait: some of a usual size."""
+
+
+class LostError(Exception):
+    """The connection ended before the request was answered.
+
+    Attributes:
+        sent: whether the server may have seen the request.
+
+    """
+
+    def __init__(self, why: Exception, *, sent: bool) -> None:
+        super().__init__(str(why))
+        self.sent = sent
+
+
+class Connection:
+    """Carries requests to a server, any number of them at once, and their replies back.
+
+    :meth:`run` must run all the time: it receives.
+
+    Args:
+        stream: what connects it with a server, the handshake done.
+        agreement: what the handshake led to.
+
+    Attributes:
+        agreement: the same.
+
+    """
+
+    def __init__(self, stream: StreamProtocol, agreement: Agreement) -> None:
+        self.agreement = agreement
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._cookies = itertools.count(1)
+        self._awaited: dict[int, Awaited] = {}
+        self._outgoing: list[bytes | memoryview] = []
+        self._queued = 0
+        self._send_is_due = False
+        self._decongested = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._why: Exception | None = None
+        self._closing = False
+        stream.on_decongested = self._decongested.set
+        stream.transport.set_write_buffer_limits(SEND_BUFFER)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._awaited)
+
+    async def call(
+        self,
+        command: Command,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        data: memoryview | None = None,
+        into: memoryview | None = None,
+    ) -> Any:
+        """Make a request and wait for its reply.
+
+        Args:
+            command: what to do.
+            offset: bytes.
+            length: bytes, one at least where the command has a range.
+            flags: command flags.
+            data: of a WRITE; it need not stay as it is once this call has ended.
+            into: zeroes that a READ puts its data into.
+
+        Returns:
+            A view for READ, a :class:`BlockStatus` for BLOCK_STATUS, else None.
+
+        Raises:
+            OSError: the server could not.
+            LostError: the connection ended before the reply.
+
+        Cancellation: the request is not taken back.
+
+        """
+        while self._stream.congested and self._why is None:
+            self._decongested.clear()
+            await self._decongested.wait()
+        if self._why is not None or self._closing:
+            raise LostError(self._why or ConnectionError("it is closed"), sent=False)
+        request = Request(flags, command, next(self._cookies), offset, length)
+        awaited = self._expect(request, into)
+        self._awaited[request.cookie] = awaited
+        self._queue(request, data)
+        return await awaited.result
+
+    async def run(self) -> Exception:
+        """Receive until the connection ends; requests without reply fail then.
+
+        Returns:
+            Why it ended.
+
+        """
+        why: Exception = ConnectionAbortedError("it was given up")
+        try:
+            why = await self._receive()
+        finally:
+            self._end(why)
+        return why
+
+    async def close(self) -> None:
+        """Wait until all requests are answered, then tell the server and close.
+
+        Cancellation: call :meth:`abort`.
+
+        """
+        self._closing = True
+        while self._awaited:
+            self._idle.clear()
+            await self._idle.wait()
+        if self._why is None:
+            self._queue(Request(0, Command.DISC, 0, 0, 0), None)
+            self._send()
+            self._stream.transport.close()
+        await asyncio.wait([self._stream.closed])
+
+    def abort(self) -> None:
+        """Close at once; :meth:`run` ends soon after."""
+        self._closing = True
+        self._stream.transport.abort()
+
+    # Sending
+
+    def _expect(self, request: Request, into: memoryview | None) -> Awaited:
+        mode, result = self.agreement.mode, self._loop.create_future()
+        if request.type == Command.READ:
+            return AwaitedRead(request, mode, result, into)
+        if request.type == Command.BLOCK_STATUS:
+            context_id = self.agreement.allocation
+            assert context_id is not None  # else nobody asks
+            return AwaitedStatus(request, mode, result, context_id)
+        return Awaited(request, mode, result)
+
+    def _queue(self, request: Request, data: memoryview | None) -> None:
+        self._outgoing.append(serialize_request(request, self.agreement.mode))
+        if data is not None:
+            # A view of our own: the caller may release the one that it gave.
+            self._outgoing.append(data[:] if isinstance(data.obj, bytes) else bytes(data))
+            self._queued += len(data)
+        if self._queued > SEND_BUFFER:
+            self._send()  # so that the next one finds out whether it must wait
+        elif not self._send_is_due:
+            self._send_is_due = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._send_is_due = False
+        outgoing, self._outgoing, self._queued = self._outgoing, [], 0
+        self._stream.send(outgoing)
+
+    # Receiving
+
+    async def _receive(self) -> Exception:
+        reader = self._stream.reader
+        wanted = SIMPLE_REPLY.size
+        try:
+            while await reader.fill(wanted):
+                wanted = self._take_batch()
+        except EOFError:
+            return ConnectionResetError("the server closed it within a reply")
+        except (OSError, ProtocolError) as exc:
+            return exc
+        return ConnectionResetError("the server closed it")
+
+    def _end(self, why: Exception) -> None:
+        self._why = why
+        self._stream.transport.abort()
+        awaited, self._awaited = self._awaited, {}
+        for each in awaited.values():
+            if not each.result.done():
+                each.result.set_exception(LostError(why, sent=True))
+        self._idle.set()
+        self._decongested.set()
+
+    def _take_batch(self) -> int:
+        """Take in every chunk that has arrived whole.
+
+        Returns:
+            How many bytes the next one needs.
+
+        """
+        reader, mode = self._stream.reader, self.agreement.mode
+        buffer, end = reader.buffer, reader.end
+        # The simple reply is the shortest header there is.
+        while end - (start := reader.start) >= SIMPLE_REPLY.size:
+            size = reply_header_size(mode, buffer, start)
+            if end - start < size:
+                return size
+            header = parse_reply_header(mode, buffer, start)
+            awaited = self._awaited.get(header.cookie)
+            if awaited is None:
+                raise ProtocolError(f"a reply to nothing that was asked (cookie {header.cookie})")
+            length = size + awaited.measure(header)
+            if end - start < length:
+                return length
+            reader.start = start + length
+            awaited.take(header, memoryview(buffer)[start + size : start + length])
+            if header.done:
+                self._forget(header.cookie)
+        return SIMPLE_REPLY.size
+
+    def _forget(self, cookie: int) -> None:
+        del self._awaited[cookie]
+        if not self._awaited:
+            self._idle.set()

@@ -1,0 +1,174 @@
+"""The device at the other end of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+from ..device import BlockDevice, Extent
+from ..protocol import (
+    BlockStatus,
+    Command,
+    CommandFlag,
+    ExportInfo,
+    ReplyMode,
+    State,
+    TransmissionFlag,
+)
+from .session import Session
+
+LARGEST_BLOCK = 4096
+"""Bytes of a block where the server does not demand more: what each kernel can mount."""
+
+LONGEST_RANGE = 2**32 - 2**16
+"""Bytes that a request without data may span where its length has 32 bits: a multiple of each
+block size."""
+
+_NEEDED_FLAGS = {
+    "flush": TransmissionFlag.SEND_FLUSH,
+    "trim": TransmissionFlag.SEND_TRIM,
+    "write_zeroes": TransmissionFlag.SEND_WRITE_ZEROES,
+    "cache": TransmissionFlag.SEND_CACHE,
+}
+
+
+class RemoteDevice(BlockDevice):
+    """An export of an NBD server; :func:`connect` makes it.
+
+    It can do what the server can: :func:`~aiovblk.device.overrides` is false for what it cannot.
+    So it may be mounted, served, copied and wrapped as any other device.
+
+    Reads return views of memory that nobody changes.
+
+    **Concurrency.** Any number of calls at once, all in flight together.
+
+    **Cancellation.** A request that has been sent is not taken back: a write that is cancelled may
+    be stored or not.
+
+    **Errors.** ``OSError`` with the server's error value and message; ENOTCONN once the connection
+    is lost for good, or closed; EIO where a connection broke and it is not known what the server
+    has stored.
+
+    Attributes:
+        uri: where it is, as it was given to :func:`connect`.
+        info: what the server tells about the export.
+
+    """
+
+    def __init__(self, uri: str, session: Session) -> None:
+        self.uri = uri
+        self.info: ExportInfo = session.agreement.info
+        self.block_size = _block_size(self.info)
+        self.blocks = self.info.size // self.block_size
+        self.rotational = bool(self.info.flags & TransmissionFlag.ROTATIONAL)
+        self._session = session
+        self._longest_payload = _longest_payload(self.info, self.block_size)
+        is_extended = session.agreement.mode is ReplyMode.EXTENDED
+        self._longest_range = 2**63 if is_extended else LONGEST_RANGE
+        for name in self._missing():
+            setattr(self, name, types.MethodType(getattr(BlockDevice, name), self))
+
+    def __repr__(self) -> str:
+        """Name the export."""
+        return f"<RemoteDevice {self.uri}>"
+
+    @property
+    def description(self) -> str:
+        """What the server says of the export, for people; often nothing."""
+        return self.info.description
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now; more than one may join in the course of time."""
+        return self._session.connections
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        """As in the base class. The view keeps up to 1 MiB alive; copy what is to be kept long."""
+        if 0 < length <= self._longest_payload:
+            view: memoryview = await self._session.request(Command.READ, offset, length)
+            return view
+        data = memoryview(bytearray(length))
+        await _together(
+            self._session.request(Command.READ, start, size, into=data[start - offset :][:size])
+            for start, size in _pieces(offset, length, self._longest_payload)
+        )
+        return data.toreadonly()
+
+    async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """As in the base class. Bytes are sent as they are, other memory is copied."""
+        view = memoryview(data).cast("B")
+        if 0 < len(view) <= self._longest_payload:
+            await self._session.request(Command.WRITE, offset, len(view), data=view)
+            return
+        await _together(
+            self._session.request(Command.WRITE, start, size, data=view[start - offset :][:size])
+            for start, size in _pieces(offset, len(view), self._longest_payload)
+        )
+
+    async def flush(self) -> None:
+        """As in the base class. It fails once where the server may have lost what it had."""
+        await self._session.flush()
+
+    async def trim(self, offset: int, length: int) -> None:
+        """As in the base class."""
+        for piece in _pieces(offset, length, self._longest_range):
+            await self._session.request(Command.TRIM, *piece)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """As in the base class."""
+        flags = 0 if may_trim else CommandFlag.NO_HOLE
+        for piece in _pieces(offset, length, self._longest_range):
+            await self._session.request(Command.WRITE_ZEROES, *piece, flags=flags)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """As in the base class; at most 4 GiB at once where the server has no more."""
+        span = min(length, self._longest_range)
+        status: BlockStatus = await self._session.request(Command.BLOCK_STATUS, offset, span)
+        return [
+            Extent(size, bool(state & State.HOLE), bool(state & State.ZERO))
+            for size, state in status.extents
+        ]
+
+    async def cache(self, offset: int, length: int) -> None:
+        """As in the base class."""
+        for piece in _pieces(offset, length, self._longest_range):
+            await self._session.request(Command.CACHE, *piece)
+
+    async def unmount(self) -> None:
+        """Close the connections, as leaving :func:`connect` does; once is enough."""
+        await self._session.close()
+
+    def _missing(self) -> Iterator[str]:
+        flags = self.info.flags
+        if flags & TransmissionFlag.READ_ONLY:
+            yield from ("write", "trim", "write_zeroes")
+        if self._session.agreement.allocation is None:
+            yield "extents"
+        yield from (name for name, needed in _NEEDED_FLAGS.items() if not flags & needed)
+
+
+def _block_size(info: ExportInfo) -> int:
+    """A block that divides the size, so that the device does not end within one."""
+    lowest_bit = info.size & -info.size or LARGEST_BLOCK
+    return max(info.minimum_block, min(lowest_bit, LARGEST_BLOCK))
+
+
+def _longest_payload(info: ExportInfo, block_size: int) -> int:
+    """Whole blocks if one fits, else as many as possible of the server's."""
+    unit = block_size if block_size <= info.maximum_payload else info.minimum_block
+    return info.maximum_payload // unit * unit
+
+
+def _pieces(offset: int, length: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of each part of a range."""
+    end = offset + length
+    return ((start, min(longest, end - start)) for start in range(offset, end, longest))
+
+
+async def _together(requests: Iterator[Coroutine[Any, Any, object]]) -> None:
+    """Wait for all of them, then raise the first of their errors."""
+    for result in await asyncio.gather(*requests, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,149 @@
+"""TLS contexts from files, for both sides of NBD.
+
+The names of the files are those that libnbd, qemu and nbdkit use:
+
+* a directory of certificates holds ``ca-cert.pem`` and ``server-cert.pem``, ``server-key.pem`` or
+  ``client-cert.pem``, ``client-key.pem``;
+* a file of pre-shared keys has lines of ``user:hexadecimal key``, as psktool(1) writes them.
+
+TLS is 1.2 or later, as the NBD specification's "TLS versions" demands. Everything here reads files:
+call it in a thread where that could take time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+import sys
+
+StrPath = str | os.PathLike[str]
+
+_PSK_CIPHERS = "kECDHEPSK:kDHEPSK"
+"""Key exchanges with a pre-shared key and forward secrecy."""
+
+
+def client_context(directory: StrPath | None = None, *, verify_peer: bool = True) -> ssl.SSLContext:
+    """For a client: whom it trusts, and its own certificate if it has one.
+
+    Args:
+        directory: of certificates; None to trust whom the system trusts.
+        verify_peer: whether the server must have a certificate that is trusted, for its name.
+
+    Raises:
+        OSError: a file is missing, or is not what it should be (ssl.SSLError is one).
+
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not verify_peer:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif directory is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        context.load_verify_locations(_file(directory, "ca-cert.pem"))
+    if directory is not None and os.path.exists(os.path.join(directory, "client-cert.pem")):
+        _load_own(context, directory, "client")
+    return context
+
+
+def server_context(directory: StrPath, *, verify_peer: bool = False) -> ssl.SSLContext:
+    """For a server: its own certificate, and whose clients it trusts.
+
+    Args:
+        directory: of certificates; ``ca-cert.pem`` is needed only to verify clients.
+        verify_peer: whether clients must have a certificate that the authority has signed.
+
+    Raises:
+        OSError: a file is missing, or is not what it should be (ssl.SSLError is one).
+
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_own(context, directory, "server")
+    if verify_peer:
+        context.load_verify_locations(_file(directory, "ca-cert.pem"))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def psk_client_context(file: StrPath, user: str) -> ssl.SSLContext:
+    """For a client that proves by a pre-shared key who it is, as the server does.
+
+    Args:
+        file: of keys.
+        user: whose key of them.
+
+    Raises:
+        OSError: the file cannot be read, or has no key of this user; or this Python has no
+            pre-shared keys (they came with 3.13).
+
+    """
+    context = _psk_context(ssl.PROTOCOL_TLS_CLIENT)
+    key = _load_keys(file).get(user)
+    if key is None:
+        raise OSError(errno.ENOKEY, f"there is no key of user {user!r}", os.fspath(file))
+    if sys.version_info >= (3, 13):
+        context.set_psk_client_callback(lambda hint: (user, key))
+    return context
+
+
+def psk_server_context(file: StrPath) -> ssl.SSLContext:
+    """For a server that lets in whoever has one of these pre-shared keys.
+
+    Raises:
+        OSError: the file cannot be read, or this Python has no pre-shared keys (they came with
+            3.13).
+
+    """
+    context = _psk_context(ssl.PROTOCOL_TLS_SERVER)
+    keys = _load_keys(file)
+    if sys.version_info >= (3, 13):
+        # No key for an unknown user ends the handshake.
+        context.set_psk_server_callback(lambda user: keys.get(user or "", b""))
+    return context
+
+
+def _psk_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
+    if sys.version_info < (3, 13) or not ssl.HAS_PSK:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "TLS with pre-shared keys needs Python 3.13 or later; use certificates here",
+        )
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # there are no certificates: both sides know the key
+    # In TLS 1.3 OpenSSL binds such keys to one hash function, which not all peers choose.
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_PSK_CIPHERS)
+    return context
+
+
+def _load_keys(file: StrPath) -> dict[str, bytes]:
+    keys: dict[str, bytes] = {}
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(map(str.strip, lines), 1):
+            if not line or line.startswith("#"):
+                continue
+            user, _, key = line.rpartition(":")
+            try:
+                keys[user] = bytes.fromhex(key)
+            except ValueError:
+                keys[user] = b""
+            if not user or not keys[user]:
+                reason = f"line {number} is not USER:HEXADECIMAL KEY"
+                raise OSError(errno.EINVAL, reason, os.fspath(file))
+    return keys
+
+
+def _load_own(context: ssl.SSLContext, directory: StrPath, side: str) -> None:
+    certificate, key = (_file(directory, f"{side}-{part}.pem") for part in ("cert", "key"))
+    context.load_cert_chain(certificate, key)
+
+
+def _file(directory: StrPath, name: str) -> str:
+    """The path of a file that must be there: the ssl module's own error does not name it."""
+    path = os.path.join(directory, name)
+    with open(path, "rb"):
+        return path
