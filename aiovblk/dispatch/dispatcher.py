@@ -338,9 +338,7 @@ class Dispatcher:
     def _send(self) -> None:
         self._send_is_due = False
         self._last_reply = self._loop.time()
-        transport = self._stream.transport
-        if self._replies and not transport.is_closing():
-            transport.writelines(self._replies)
+        self._stream.send(self._replies)
         self._replies = []
         if self._share is not None and not self._stream.congested:
             self._settle()

@@ -8,9 +8,8 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from urllib.parse import quote
 
-from ..protocol import DEFAULT_PORT
+from ..protocol import URI
 
 BACKLOG = 128
 """Clients that may wait for being accepted."""
@@ -112,16 +111,11 @@ def close_all(sockets: Sequence[socket.socket]) -> None:
 
 
 def uri(sock: socket.socket, name: str, *, tls: bool) -> str:
-    """How a client names an export on a listening socket (doc/uri.md of the specification)."""
-    scheme = "nbds" if tls else "nbd"
-    export = quote(name, safe="/")
+    """How a client names an export on a listening socket."""
+    address = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return f"{scheme}+unix:///{export}?socket={quote(str(sock.getsockname()), safe='/')}"
-    host, port = sock.getsockname()[:2]
-    where = f"[{host}]" if ":" in host else host
-    if port != DEFAULT_PORT:
-        where += f":{port}"
-    return f"{scheme}://{where}/{export}"
+        return str(URI(export=name, socket=os.fsdecode(address), tls=tls))
+    return str(URI(export=name, host=address[0], port=address[1], tls=tls))
 
 
 def is_listening(sock: socket.socket) -> bool:
