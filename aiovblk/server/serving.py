@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from ..tasks import SteadyTask, occur, outlast
 from .connection import Connection, ServerProtocol, Settings
-from .listening import is_listening, uri
+from .listening import SocketFile, is_listening, uri
 
 logger = logging.getLogger("aiovblk")
 
@@ -27,9 +29,11 @@ class Server:
 
     def __init__(self, settings: Settings, max_connections: int) -> None:
         self.uris = []
+        self.file: SocketFile | None = None  # of the Unix socket that is its own
+        self._starting = True
         self._settings = settings
         self._max_connections = max_connections
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.AbstractServer] = []
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -41,6 +45,9 @@ class Server:
 
     def close(self) -> None:
         """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done."""
+        if self.file is not None:
+            # While somebody listens there, so that nobody takes the name for one that is left over.
+            self.file.remove()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -64,6 +71,17 @@ class Server:
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept clients on listening sockets, serve those that are connected."""
+        try:
+            await self._start(sockets)
+        except BaseException:
+            self._starting = False
+            self.close()
+            await outlast(SteadyTask(self._drain(), lambda: None))
+            raise
+        self._starting = False
+        self._end_if_alone()
+
+    async def _start(self, sockets: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
         make = partial(ServerProtocol, self._on_connected)
         for sock in sockets:
@@ -75,11 +93,9 @@ class Server:
                 for name in self._settings.exports
             ]
             if sock.family == socket.AF_UNIX:
-                listener = await loop.create_unix_server(make, sock=sock)
+                self._listeners.append(await _listen_unix(make, sock))
             else:
-                listener = await loop.create_server(make, sock=sock)
-            self._listeners.append(listener)
-        self._end_if_alone()
+                self._listeners.append(await loop.create_server(make, sock=sock))
 
     async def leave(self) -> list[str]:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
@@ -89,12 +105,15 @@ class Server:
             raise asyncio.CancelledError
         return ending.result()
 
+    async def _drain(self) -> None:
+        if self._connections:
+            await asyncio.wait([self._ended], timeout=self._settings.drain_timeout)
+        occur(self._settings.expired)
+        await self._ended
+
     async def _end(self) -> list[str]:
         settings = self._settings
-        if self._connections:
-            await asyncio.wait([self._ended], timeout=settings.drain_timeout)
-        occur(settings.expired)
-        await self._ended
+        await self._drain()
         closing = [each.close(settings.drain_timeout) for each in settings.shared.values()]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
@@ -115,5 +134,17 @@ class Server:
         self._end_if_alone()
 
     def _end_if_alone(self) -> None:
-        if not self._listeners and not self._connections:
+        if not self._starting and not self._listeners and not self._connections:
             occur(self._ended)
+
+
+async def _listen_unix(
+    make: Callable[[], ServerProtocol], sock: socket.socket
+) -> asyncio.AbstractServer:
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 13):
+        # Whoever made the socket takes its file away. (uvloop before 0.22 does not know this, nor
+        # does it take files away.)
+        with suppress(TypeError):
+            return await loop.create_unix_server(make, sock=sock, cleanup_socket=False)
+    return await loop.create_unix_server(make, sock=sock)
