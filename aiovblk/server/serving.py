@@ -114,7 +114,10 @@ class Server:
     async def _end(self) -> list[str]:
         settings = self._settings
         await self._drain()
-        closing = [each.close(settings.drain_timeout) for each in settings.shared.values()]
+        closing = [
+            SteadyTask(each.close(settings.drain_timeout), lambda: None)
+            for each in settings.shared.values()
+        ]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
     def _on_connected(self, stream: ServerProtocol) -> None:

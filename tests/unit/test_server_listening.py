@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import aiovblk.server
-from aiovblk import connect, serve
+from aiovblk import connect
 from aiovblk.storage import MemoryDevice
 
-from .network import MIB, NetworkClient, connected, using
+from .network import MIB, NetworkClient, connected, serve, using
 
 Sockets = list[tuple[str, int]]
 
