@@ -50,6 +50,8 @@ async def converse(
             _send(stream, handshake.outgoing())
             answer = None
             if isinstance(step, Receive):
+                # A peer that asks, but does not read the answers, would have them pile up.
+                await stream.decongested()
                 answer = await stream.reader.readexactly(step.length)
             elif isinstance(step, StartTLS):
                 await start_tls()
