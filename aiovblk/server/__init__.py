@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from ..device import BlockDevice
 from ..dispatch import MAX_CONCURRENCY, Budget
@@ -145,6 +145,9 @@ async def serve(
             failures = await server.leave()
     finally:
         close_all(own)
+        if unix is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(unix)
     if failures:
         raise Error("it is no longer served, but " + "; ".join(failures))
 

@@ -18,7 +18,7 @@ BACKLOG = 128
 def listen_unix(path: str | os.PathLike[str]) -> socket.socket:
     """Listen on a Unix socket; its file is made with the mode that the umask leaves.
 
-    A file that a server left which is gone is replaced.
+    The caller takes the file away. One that a server left which is gone is replaced.
 
     Raises:
         OSError: something else has that name, a server listens there, or it cannot be made.
@@ -67,9 +67,12 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
         OSError: there is no such host, or an address cannot be listened on.
 
     """
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as exc:
+        raise OSError(exc.errno, f"cannot listen there: {exc.strerror}", host) from exc
     sockets: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -102,12 +105,9 @@ def _listen(sock: socket.socket, address: tuple[str | int, ...]) -> None:
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
-    """Close sockets, and take the files of Unix sockets away."""
+    """Close sockets."""
     for sock in sockets:
-        name = sock.getsockname() if sock.family == socket.AF_UNIX else ""
         sock.close()
-        if isinstance(name, str) and name and os.path.exists(name):
-            os.unlink(name)
 
 
 def uri(sock: socket.socket, name: str, *, tls: bool) -> str:

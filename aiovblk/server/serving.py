@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from ..tasks import SteadyTask, occur, outlast
 from .connection import Connection, ServerProtocol, Settings
 from .listening import is_listening, uri
 
 logger = logging.getLogger("aiovblk")
+
+# The name of a Unix socket is for whoever made it to take away. Python 3.13 would do it.
+_LEAVE_ITS_NAME: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Server:
@@ -24,6 +29,7 @@ class Server:
     """
 
     uris: list[str]
+    _patience: asyncio.TimerHandle
 
     def __init__(self, settings: Settings, max_connections: int) -> None:
         self.uris = []
@@ -39,14 +45,26 @@ class Server:
         """Who is connected now."""
         return list(self._connections.values())
 
-    def close(self) -> None:
-        """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done."""
+    def close(self, *, force: bool = False) -> None:
+        """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done.
+
+        Args:
+            force: give up the requests in flight, now or in a drain that goes on.
+
+        """
+        if force:
+            occur(self._settings.expired)
+        if self._stopping.done():
+            return
+        occur(self._stopping)
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         for connection in self._connections.values():
             connection.stop()
-        occur(self._stopping)
+        self._patience = asyncio.get_running_loop().call_later(
+            self._settings.drain_timeout, occur, self._settings.expired
+        )
         self._end_if_alone()
 
     async def wait(self) -> None:
@@ -64,22 +82,27 @@ class Server:
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept clients on listening sockets, serve those that are connected."""
+        try:
+            for sock in sockets:
+                await self._start_on(sock)
+        except BaseException:
+            self.close(force=True)
+            raise
+        self._end_if_alone()
+
+    async def _start_on(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         make = partial(ServerProtocol, self._on_connected)
-        for sock in sockets:
-            if not is_listening(sock):
-                await loop.connect_accepted_socket(make, sock)
-                continue
-            self.uris += [
-                uri(sock, name, tls=self._settings.tls is not None and self._settings.require_tls)
-                for name in self._settings.exports
-            ]
-            if sock.family == socket.AF_UNIX:
-                listener = await loop.create_unix_server(make, sock=sock)
-            else:
-                listener = await loop.create_server(make, sock=sock)
-            self._listeners.append(listener)
-        self._end_if_alone()
+        if not is_listening(sock):
+            await loop.connect_accepted_socket(make, sock)
+            return
+        if sock.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(make, sock=sock, **_LEAVE_ITS_NAME)
+        else:
+            listener = await loop.create_server(make, sock=sock)
+        self._listeners.append(listener)
+        tls = self._settings.tls is not None and self._settings.require_tls
+        self.uris += [uri(sock, name, tls=tls) for name in self._settings.exports]
 
     async def leave(self) -> list[str]:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
@@ -91,17 +114,17 @@ class Server:
 
     async def _end(self) -> list[str]:
         settings = self._settings
-        if self._connections:
-            await asyncio.wait([self._ended], timeout=settings.drain_timeout)
-        occur(settings.expired)
         await self._ended
+        self._patience.cancel()
         closing = [each.close(settings.drain_timeout) for each in settings.shared.values()]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
     def _on_connected(self, stream: ServerProtocol) -> None:
         connection = Connection(self._settings, stream)
-        if self._stopping.done() or len(self._connections) >= self._max_connections:
-            logger.warning("%s is turned away: there are enough clients", connection.peer)
+        full = len(self._connections) >= self._max_connections
+        if full or self._stopping.done():
+            if full:
+                logger.warning("%s is turned away: there are enough clients", connection.peer)
             stream.transport.abort()
             return
         serving = SteadyTask(connection.run(), connection.stop)
