@@ -57,6 +57,7 @@ class Server:
         if self._stopping.done():
             return
         occur(self._stopping)
+        logger.info("ending, with %d connections", len(self._connections))
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
