@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import struct
 import tempfile
 from collections.abc import AsyncIterator
@@ -45,9 +46,12 @@ class Export:
     allocation: bool = True
     block_sizes: tuple[int, int, int] | None = None
     description: str = ""
+    tls: ssl.SSLContext | None = None
 
     def replies(self, option: int) -> list[tuple[int, bytes]]:
         """The replies to an option: type and data."""
+        if option == 5:  # STARTTLS
+            return [(ACK if self.tls else ERR_UNSUP, b"")]
         if option == 11:  # EXTENDED_HEADERS
             return [(ACK if self.mode is ReplyMode.EXTENDED else ERR_UNSUP, b"")]
         if option == 8:  # STRUCTURED_REPLY
@@ -208,6 +212,14 @@ class Server:
             self._ignored.put_nowait(None)
             return
         writer.write(b"NBDMAGICIHAVEOPT\0\3")
+        try:
+            await self._negotiate(reader, writer)
+        except (EOFError, OSError):  # the client does not like what it hears
+            writer.close()
+        else:
+            self._peers.put_nowait(Peer(reader, writer, self.export.mode))
+
+    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readexactly(4) == b"\0\0\0\3"
         option = 0
         while option != 7:
@@ -217,7 +229,8 @@ class Server:
             for kind, data in self.export.replies(option):
                 head = struct.pack(">QIII", 0x3E889045565A9, option, kind, len(data))
                 writer.write(head + data)
-        self._peers.put_nowait(Peer(reader, writer, self.export.mode))
+            if option == 5 and self.export.tls is not None:
+                await writer.start_tls(self.export.tls)
 
 
 @asynccontextmanager
