@@ -4,6 +4,7 @@ from .client import RemoteDevice, connect
 from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
 from .mount import Mount, mount, mounted
+from .server import Export, Server, serve
 
 __version__ = "0.1.0"
 
@@ -12,13 +13,16 @@ __all__ = [
     "BlockDevice",
     "DeviceBusyError",
     "Error",
+    "Export",
     "Extent",
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",
     "RemoteDevice",
+    "Server",
     "__version__",
     "connect",
     "mount",
     "mounted",
+    "serve",
 ]

@@ -5,15 +5,25 @@ from __future__ import annotations
 import errno
 
 from ..device import BlockDevice, overrides
-from ..protocol import MAX_PAYLOAD, Command, CommandFlag, Request, TransmissionFlag
+from ..protocol import (
+    MAX_PAYLOAD,
+    Agreement,
+    Command,
+    CommandFlag,
+    ExportInfo,
+    ReplyMode,
+    Request,
+    TransmissionFlag,
+)
 
 # Plain ints: comparing members of an IntEnum costs as much as the rest of a check.
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
+_CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
 
 # "If the server has advertised NBD_FLAG_SEND_FUA, it MUST accept FUA on any command."
-_ALLOWED_FLAGS = {
+_ALWAYS_ALLOWED = {
     _READ: _FUA,
     _WRITE: _FUA,
     _FLUSH: _FUA,
@@ -21,12 +31,14 @@ _ALLOWED_FLAGS = {
     _WRITE_ZEROES: _FUA | _NO_HOLE,
 }
 
+_CHANGES = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
+
 # Beyond the end: the specification asks for ENOSPC where data would be stored.
 _BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
 
 
 def transmission_flags(device: BlockDevice) -> TransmissionFlag:
-    """What the handlers that ``device`` overrides, and its declarations, say that it can do."""
+    """What the handlers that ``device`` overrides, and its declarations, tell the kernel."""
     flags = TransmissionFlag.HAS_FLAGS
     if device.read_only:
         flags |= TransmissionFlag.READ_ONLY
@@ -41,29 +53,53 @@ def transmission_flags(device: BlockDevice) -> TransmissionFlag:
     return flags
 
 
-def refusal(request: Request, size: int, block_mask: int, read_only: bool) -> int:
-    """Why a request may not reach a handler, as an error value; 0 if it may.
+def kernel_agreement(device: BlockDevice) -> Agreement:
+    """What the kernel is served by: nothing is negotiated with it."""
+    return Agreement("", ExportInfo(device.size, transmission_flags(device)))
 
-    Args:
-        request: as it came.
-        size: bytes of the device.
-        block_mask: its block size, less one.
-        read_only: whether it refuses whatever would change it.
+
+class Rules:
+    """Which requests may reach the handlers of a device on one connection.
+
+    What was told to the client is what it may ask for, and no more. Only WRITE_ZEROES is always
+    taken, since Linux 6.12 sends it unasked.
+
+    Attributes:
+        size: bytes of the device; may change while it is served.
 
     """
-    flags, command, _, offset, length = request
-    allowed = _ALLOWED_FLAGS.get(command)
-    if allowed is None or flags & ~allowed:
-        return errno.EINVAL
-    if command == _FLUSH:
-        # "Both offset and length are reserved, and MUST be set to zero."
-        return errno.EINVAL if offset or length else 0
-    if read_only and command != _READ:
-        return errno.EPERM
-    if not length or (offset | length) & block_mask:
-        return errno.EINVAL
-    if offset + length > size:
-        return _BEYOND_END.get(command, errno.EINVAL)
-    if command == _READ and length > MAX_PAYLOAD:
-        return errno.EINVAL
-    return 0
+
+    def __init__(self, device: BlockDevice, agreement: Agreement) -> None:
+        self.size = device.size
+        self._block_mask = device.block_size - 1
+        self._read_only = TransmissionFlag.READ_ONLY in agreement.info.flags
+        self._allowed = dict(_ALWAYS_ALLOWED)
+        if agreement.mode >= ReplyMode.STRUCTURED:
+            self._allowed[_READ] |= CommandFlag.DF
+        if agreement.mode >= ReplyMode.EXTENDED:
+            self._allowed[_WRITE] |= CommandFlag.PAYLOAD_LEN
+        if TransmissionFlag.SEND_FAST_ZERO in agreement.info.flags:
+            self._allowed[_WRITE_ZEROES] |= CommandFlag.FAST_ZERO
+        if TransmissionFlag.SEND_CACHE in agreement.info.flags:
+            self._allowed[_CACHE] = _FUA
+        if agreement.allocation is not None:
+            self._allowed[_BLOCK_STATUS] = _FUA | CommandFlag.REQ_ONE
+
+    def refusal(self, request: Request) -> int:
+        """Why a request may not reach a handler, as an error value; 0 if it may."""
+        flags, command, _, offset, length = request
+        allowed = self._allowed.get(command)
+        if allowed is None or flags & ~allowed:
+            return errno.EINVAL
+        if command == _FLUSH:
+            # "Both offset and length are reserved, and MUST be set to zero."
+            return errno.EINVAL if offset or length else 0
+        if self._read_only and command in _CHANGES:
+            return errno.EPERM
+        if not length or (offset | length) & self._block_mask:
+            return errno.EINVAL
+        if offset + length > self.size:
+            return _BEYOND_END.get(command, errno.EINVAL)
+        if command == _READ and length > MAX_PAYLOAD:
+            return errno.EINVAL
+        return 0

@@ -30,16 +30,23 @@ from functools import partial
 
 from ..device import BlockDevice
 from ..protocol import (
+    EXTENDED_REQUEST,
     REQUEST,
+    SERIALIZERS,
+    Agreement,
     Command,
-    CommandFlag,
+    Content,
+    Data,
+    ReplyMode,
     Request,
+    parse_extended_request,
     parse_request,
-    serialize_simple_reply,
     wire_error,
 )
 from ..stream import StreamProtocol
-from .checks import refusal
+from .budget import Share, cost
+from .calls import Calls, describe
+from .checks import Rules, kernel_agreement
 from .stats import Stats
 
 logger = logging.getLogger("aiovblk")
@@ -48,9 +55,7 @@ MAX_CONCURRENCY = 128
 """Handlers at once: as many requests as the kernel has in flight on one connection."""
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
-_READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
-_FLUSH, _TRIM, _WRITE_ZEROES = int(Command.FLUSH), int(Command.TRIM), int(Command.WRITE_ZEROES)
-_FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
+_WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
 
 
 class Dispatcher:
@@ -59,13 +64,13 @@ class Dispatcher:
     Args:
         device: what is served. Its size is read once, here.
         stats: what is counted.
+        agreement: what was negotiated; by default what the kernel takes for granted.
+        share: what requests may take of the server's memory; those beyond it are left in the
+            socket. None for the kernel, which must never be kept waiting.
         concurrency: how many handlers may run at once; further requests wait their turn.
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
         on_disconnect: called when the client sends DISC; more than once if it does so again.
-
-    Attributes:
-        size: bytes; requests that reach beyond it are refused.
 
     """
 
@@ -74,19 +79,23 @@ class Dispatcher:
         device: BlockDevice,
         stats: Stats,
         *,
+        agreement: Agreement | None = None,
+        share: Share | None = None,
         concurrency: int = MAX_CONCURRENCY,
         handler_timeout: float | None = None,
         on_disconnect: Callable[[], None],
     ) -> None:
-        self.size = device.size
+        agreement = agreement or kernel_agreement(device)
         self._on_disconnect = on_disconnect
-        self._device = device
         self._stats = stats
+        self._share = share
         self._concurrency = concurrency
-        self._handler_timeout = handler_timeout
-        self._handle = self._call if handler_timeout is None else self._call_in_time
-        self._read_only = device.read_only
-        self._block_mask = device.block_size - 1
+        self._rules = Rules(device, agreement)
+        self._handle = Calls(device, agreement, handler_timeout).handle
+        self._serialize = SERIALIZERS[agreement.mode]
+        self._extended = agreement.mode is ReplyMode.EXTENDED
+        self._parse = parse_extended_request if self._extended else parse_request
+        self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._waiting: deque[tuple[Request, memoryview | None]] = deque()
@@ -94,17 +103,23 @@ class Dispatcher:
         self._running = 0
         self._tasks: dict[asyncio.Task[None], float] = {}
         self._abandoned = False
-        self._replies: list[bytes | memoryview] = []
+        self._replies: list[Data] = []
+        self._unsent = 0
         self._send_is_due = False
         self._last_reply = self._loop.time()
         self._when_idle: list[asyncio.Future[None]] = []
 
     async def connect(self, sock: socket.socket) -> None:
         """Take over a connected Unix stream socket; :meth:`run` then serves it."""
-        self._transport, self._protocol = await self._loop.create_unix_connection(
-            StreamProtocol, sock=sock
-        )
-        self._reader = self._protocol.reader
+        _, stream = await self._loop.create_unix_connection(StreamProtocol, sock=sock)
+        self.use(stream)
+
+    def use(self, stream: StreamProtocol) -> None:
+        """Take over a connection on which the transmission phase begins."""
+        self._stream = stream
+        self._reader = stream.reader
+        if self._share is not None:
+            stream.on_decongested = self._settle
 
     async def run(self) -> None:
         """Serve until the connection ends.
@@ -117,13 +132,24 @@ class Dispatcher:
         Cancellation: safe; call it again to go on.
 
         """
-        wanted = REQUEST.size
+        wanted = self._header_size
         while await self._reader.fill(wanted):
             self._send_is_due = True
             try:
                 wanted = self._accept_batch()
             finally:
                 self._send()
+            if self._share is not None:
+                await self._share.room()
+
+    @property
+    def size(self) -> int:
+        """Bytes; requests that reach beyond it are refused."""
+        return self._rules.size
+
+    @size.setter
+    def size(self, value: int) -> None:
+        self._rules.size = value
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
@@ -137,13 +163,13 @@ class Dispatcher:
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""
         self._send()
-        self._transport.close()
-        return self._protocol.closed
+        self._stream.transport.close()
+        return self._stream.closed
 
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
         self._abandoned = True
-        self._transport.abort()
+        self._stream.transport.abort()
         while self._waiting:
             self._reply(self._waiting.popleft()[0], errno.EIO)
         for task in list(self._tasks):
@@ -166,26 +192,30 @@ class Dispatcher:
             How many bytes the next one needs.
 
         """
-        reader = self._reader
+        reader, share, header = self._reader, self._share, self._header_size
         buffer, end = reader.buffer, reader.end
-        while end - (start := reader.start) >= REQUEST.size:
-            request = parse_request(buffer, start)
-            length = REQUEST.size + request.payload_length()
+        while end - (start := reader.start) >= header:
+            if share is not None and share.full():
+                break
+            request = self._parse(buffer, start)
+            length = header + request.payload_length(extended=self._extended)
             if end - start < length:
                 return length
             reader.start = start + length
             payload = None
             if request.type == _WRITE:
-                payload = memoryview(buffer)[start + REQUEST.size : start + length]
+                payload = memoryview(buffer)[start + header : start + length]
             self._accept(request, payload)
-        return REQUEST.size
+        return header
 
     def _accept(self, request: Request, payload: memoryview | None) -> None:
         if request.type == _DISC:
             self._on_disconnect()
             return
         self._stats.in_flight += 1
-        if error := refusal(request, self.size, self._block_mask, self._read_only):
+        if self._share is not None:
+            self._share.take(cost(request))
+        if error := self._rules.refusal(request):
             self._reply(request, error)
         elif self._running < self._concurrency and not self._waiting:
             self._start(request, payload)
@@ -247,64 +277,35 @@ class Dispatcher:
     async def _serve(self, request: Request, payload: memoryview | None) -> None:
         """Run one request's handler and answer it: the one place where errors are judged."""
         error = errno.EIO
-        data: bytes | memoryview = b""
+        content: Content = b""
         while True:
             try:
-                data = await self._handle(request, payload)
+                content = await self._handle(request, payload)
                 error = 0
             except asyncio.CancelledError:
                 if self._cancelled_from_outside():
                     continue
             except OSError as exc:
                 error = wire_error(exc.errno)
-                logger.debug("%s failed: %r", _describe(request), exc)
+                logger.debug("%s failed: %r", describe(request), exc)
             except Exception:
-                logger.exception("%s failed: a bug in its handler", _describe(request))
+                logger.exception("%s failed: a bug in its handler", describe(request))
             except (KeyboardInterrupt, SystemExit):
                 self._finish(request, payload, errno.EIO, b"")
                 raise
             break
-        self._finish(request, payload, error, data)
+        self._finish(request, payload, error, content)
 
     def _finish(
-        self, request: Request, payload: memoryview | None, error: int, data: bytes | memoryview
+        self, request: Request, payload: memoryview | None, error: int, content: Content
     ) -> None:
         if self._tasks:
             self._tasks.pop(_current_task(), None)
         self._running -= 1
         _release(payload)
-        self._reply(request, error, data)
+        self._reply(request, error, content)
         if self._waiting:
             self._start_waiting()
-
-    async def _call(self, request: Request, payload: memoryview | None) -> bytes | memoryview:
-        flags, command, _, offset, length = request
-        if command == _READ:
-            return _as_payload(await self._device.read(offset, length), length)
-        if command == _WRITE:
-            assert payload is not None  # each WRITE was given one when it was parsed
-            await self._device.write(offset, payload)
-        elif command == _TRIM:
-            await self._device.trim(offset, length)
-        elif command == _WRITE_ZEROES:
-            await self._device.write_zeroes(offset, length, may_trim=not flags & _NO_HOLE)
-        if command == _FLUSH or flags & _FUA:
-            # "FUA: the server MUST NOT send a reply until the data has reached stable storage."
-            await self._device.flush()
-        return b""
-
-    async def _call_in_time(
-        self, request: Request, payload: memoryview | None
-    ) -> bytes | memoryview:
-        limit = asyncio.timeout(self._handler_timeout)
-        try:
-            async with limit:
-                return await self._call(request, payload)
-        except TimeoutError:
-            if limit.expired():
-                seconds = self._handler_timeout
-                logger.warning("%s failed: not done in %s s", _describe(request), seconds)
-            raise
 
     def _cancelled_from_outside(self) -> bool:
         """Whether this task, not its handler, was cancelled while the client still waits.
@@ -324,60 +325,39 @@ class Dispatcher:
 
     # Replies
 
-    def _reply(self, request: Request, error: int, data: bytes | memoryview = b"") -> None:
-        replies, stats = self._replies, self._stats
-        replies.append(serialize_simple_reply(error, request.cookie))
-        if data:
-            replies.append(data)
-        stats.in_flight -= 1
-        self._count(request, error)
+    def _reply(self, request: Request, error: int, content: Content = b"") -> None:
+        self._replies += self._serialize(request, error, content)
+        self._stats.in_flight -= 1
+        self._stats.count(request, error)
+        if self._share is not None:
+            self._unsent += cost(request)
         if not self._send_is_due:
             self._send_is_due = True
             self._loop.call_soon(self._send)
 
-    def _count(self, request: Request, error: int) -> None:
-        stats, command = self._stats, request.type
-        if error:
-            stats.errors += 1
-        elif command == _READ:
-            stats.reads += 1
-            stats.bytes_read += request.length
-        elif command == _WRITE:
-            stats.writes += 1
-            stats.bytes_written += request.length
-        elif command == _FLUSH:
-            stats.flushes += 1
-        elif command == _TRIM:
-            stats.trims += 1
-        else:
-            stats.write_zeroes += 1
-
     def _send(self) -> None:
         self._send_is_due = False
         self._last_reply = self._loop.time()
-        if self._replies and not self._transport.is_closing():
-            self._transport.writelines(self._replies)
+        self._stream.send(self._replies)
         self._replies = []
+        if self._share is not None and not self._stream.congested:
+            self._settle()
         while self._when_idle and not self._stats.in_flight:
             idle = self._when_idle.pop()
             if not idle.done():  # whoever waited may have been cancelled
                 idle.set_result(None)
+
+    def _settle(self) -> None:
+        """Give back what replies took that have left, but for a bufferful."""
+        assert self._share is not None  # only called where there is one
+        self._share.give_back(self._unsent)
+        self._unsent = 0
 
 
 def _current_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
     assert task is not None  # only called in a request's own task
     return task
-
-
-def _as_payload(data: bytes | bytearray | memoryview, length: int) -> bytes | memoryview:
-    """A READ's result in a form that stays as it is while it waits to be sent."""
-    if type(data) is not bytes:
-        view = memoryview(data).cast("B")
-        data = view if view.readonly else bytes(view)
-    if len(data) != length:
-        raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
-    return data
 
 
 def _release(payload: memoryview | None) -> None:
@@ -387,11 +367,3 @@ def _release(payload: memoryview | None) -> None:
         # long as that lives.
         with contextlib.suppress(BufferError):
             payload.release()
-
-
-def _describe(request: Request) -> str:
-    try:
-        name = Command(request.type).name
-    except ValueError:
-        name = f"command {request.type}"
-    return f"{name} at {request.offset}, {request.length} bytes,"

@@ -12,14 +12,13 @@ import weakref
 from collections.abc import Callable
 from concurrent import futures
 
-import anyio
-
 from .. import kernel
 from ..device import BlockDevice, check_geometry
 from ..dispatch import Dispatcher, Stats, transmission_flags
 from ..errors import AttachError, DeviceBusyError, Error
+from ..tasks import SteadyTask, occur, outlast
 from .unmounting import KERNEL_TIMEOUT, Events, Unmounting
-from .waiting import SteadyTask, call, occur, within
+from .waiting import call, within
 
 logger = logging.getLogger("aiovblk")
 
@@ -169,13 +168,7 @@ class Mount:
         goes wrong is logged.
         """
         self._stop()
-        cancelled = False
-        with anyio.CancelScope(shield=True):
-            while not self._life.done():
-                try:
-                    await asyncio.wait([self._life])
-                except asyncio.CancelledError:
-                    cancelled = True  # natively; anyio's scopes do not reach in here
+        cancelled = await outlast(self._life)
         failure = self._life.exception()
         if failure is not None and failure is not sys.exception():
             logger.error("%s", failure)

@@ -14,7 +14,7 @@ from aiovblk import cli
 from aiovblk.cli import listing
 from aiovblk.cli.listing import Attached
 from aiovblk.cli.spec import SpecError, load_device, parse_size
-from aiovblk.storage import MemoryDevice
+from aiovblk.storage import FileDevice, MemoryDevice
 
 from .kernel_tree import KernelTree
 
@@ -102,6 +102,23 @@ async def test_memory_has_the_size_that_was_asked_for() -> None:
     assert device.size == 64 << 20
 
 
+async def test_file_is_opened_even_with_a_colon_in_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a:b.py"
+    path.write_bytes(bytes(8192))
+    device = await load_device(f"file:{path}")
+    assert isinstance(device, FileDevice)
+    assert (device.path, device.size, device.read_only) == (str(path), 8192, False)
+    await device.unmount()
+
+
+async def test_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        await load_device(f"file:{tmp_path}/missing")
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="is empty; `truncate -s"):
+        await load_device(f"file:{tmp_path}/empty")
+
+
 @pytest.mark.parametrize("attribute", ["Disk", "disk", "Shelf.disk", "make", "make_later"])
 @pytest.mark.parametrize("where", ["users_module", "users_module.py", "./users_module.py"])
 async def test_attribute_is_a_device_or_makes_one(
@@ -128,7 +145,8 @@ async def test_file_may_import_its_neighbour_and_lie_in_a_folder_with_a_colon(
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("", "is no SPEC; write memory:SIZE, package.module:attribute or file.py:attribute"),
+        ("", "write memory:SIZE, file:PATH, nbd://HOST/EXPORT, package.module:attribute or"),
+        ("file:", "'file:' names no file; write file:PATH"),
         ("users_module", "is no SPEC"),
         ("memory:much", "'much' is no size"),
         ("nowhere:disk", "there is no module 'nowhere'"),

@@ -336,8 +336,8 @@ async def test_replies_that_are_ready_together_leave_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with served(MemoryDevice(4096, block_size=512)) as server:
-        spy = SpyTransport(server.dispatcher._transport)
-        monkeypatch.setattr(server.dispatcher, "_transport", spy)
+        spy = SpyTransport(server.dispatcher._stream.transport)
+        monkeypatch.setattr(server.dispatcher._stream, "transport", spy)
         asked = [server.client.request(READ, number * 512, 512) for number in range(8)]
         message = b"".join(message for _, message in asked)
         await server.arrive(message)

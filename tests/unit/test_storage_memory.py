@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.device import check_geometry
+from aiovblk.device import Extent, check_geometry
 from aiovblk.dispatch import transmission_flags
 from aiovblk.protocol import TransmissionFlag as Flag
 from aiovblk.storage import MemoryDevice
@@ -112,3 +113,91 @@ async def test_device_of_5_tib_costs_only_what_is_written() -> None:
     await device.write_zeroes(last, 4096, may_trim=True)
     assert await device.read(last, 4096) == bytes(4096)
     assert resident() - before < 16 << 20
+
+
+GRAIN = 256 * 1024
+SIZE = 16 * GRAIN + 1536  # ends within a grain, and within a page
+
+
+def data(length: int) -> Extent:
+    return Extent(length)
+
+
+def hole(length: int) -> Extent:
+    return Extent(length, hole=True, zero=True)
+
+
+async def test_new_device_is_one_hole() -> None:
+    device = MemoryDevice(5 << 40)
+    assert await device.extents(0, 5 << 40) == [hole(5 << 40)]
+    assert await device.extents(4096, 8192) == [hole(8192)]
+
+
+async def test_extents_begin_and_end_where_they_were_asked_for() -> None:
+    device = MemoryDevice(SIZE, block_size=512)
+    await device.write(2 * GRAIN - 512, memoryview(b"\x01" * 1024))
+    assert await device.extents(0, SIZE) == [hole(GRAIN), data(2 * GRAIN), hole(SIZE - 3 * GRAIN)]
+    assert await device.extents(GRAIN - 512, 1024) == [hole(512), data(512)]
+    assert await device.extents(GRAIN, 512) == [data(512)]
+    assert await device.extents(3 * GRAIN - 512, 1024) == [data(512), hole(512)]
+    assert await device.extents(3 * GRAIN, 512) == [hole(512)]
+
+
+async def test_data_in_the_last_grain_ends_with_the_device() -> None:
+    device = MemoryDevice(SIZE, block_size=512)
+    await device.write(SIZE - 512, memoryview(b"\x01" * 512))
+    assert await device.extents(0, SIZE) == [hole(16 * GRAIN), data(1536)]
+    await device.trim(16 * GRAIN, 1536)  # no whole page: the bytes stay
+    assert await device.extents(16 * GRAIN, 1536) == [data(1536)]
+    await device.write_zeroes(16 * GRAIN, 1536, may_trim=False)
+    assert await device.extents(0, SIZE) == [hole(SIZE)]
+
+
+@pytest.mark.parametrize("zeroing", [False, True])
+async def test_whole_grains_become_holes_again(zeroing: bool) -> None:
+    device = await filled(SIZE)
+    begin, length = GRAIN - 512, 2 * GRAIN + 1024
+    if zeroing:
+        await device.write_zeroes(begin, length, may_trim=False)
+    else:
+        await device.trim(begin, length)
+    assert await device.extents(0, SIZE) == [data(GRAIN), hole(2 * GRAIN), data(SIZE - 3 * GRAIN)]
+    await device.write(GRAIN, memoryview(b"\x01" * GRAIN))
+    assert await device.extents(0, SIZE) == [
+        data(2 * GRAIN),
+        hole(GRAIN),
+        data(SIZE - 3 * GRAIN),
+    ]
+
+
+async def test_answer_of_many_extents_ends_early() -> None:
+    device = MemoryDevice(4096 * GRAIN)
+    for at in range(0, device.size, 2 * GRAIN):
+        await device.write(at, memoryview(b"\x01" * 4096))
+    found = await device.extents(0, device.size)
+    assert found == [data(GRAIN), hole(GRAIN)] * 512
+    assert await device.extents(1024 * GRAIN, device.size - 1024 * GRAIN) == found
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_extents_are_exactly_the_grains_that_were_written(seed: int) -> None:
+    random = Random(seed)
+    device = MemoryDevice(SIZE, block_size=512)
+    written: set[int] = set()
+    for _ in range(100):
+        begin, end = sorted(random.sample(range(0, SIZE + 1, 512), 2))
+        inside = range(-(-begin // GRAIN), 17 if end == SIZE else end // GRAIN)
+        if random.random() < 0.5:
+            end = min(begin + random.randrange(512, GRAIN, 512), SIZE)
+            await device.write(begin, memoryview(b"\x01" * (end - begin)))
+            written |= set(range(begin // GRAIN, -(-end // GRAIN)))
+        else:
+            await device.write_zeroes(begin, end - begin, may_trim=True)
+            written -= set(inside)
+        found = await device.extents(0, SIZE)
+        assert sum(extent.length for extent in found) == SIZE
+        at = 0
+        for extent in found:
+            grains = range(at // GRAIN, -(-(at + extent.length) // GRAIN))
+            assert [grain in written for grain in grains] == [not extent.zero] * len(grains)
+            at += extent.length

@@ -1,0 +1,158 @@
+"""The same devices over the NBD network protocol: :func:`serve` and :class:`Server`.
+
+For clients that need no kernel driver and no root: qemu, nbdcopy, libnbd, nbd-client, another
+machine. (The specification is doc/proto.md of the NetworkBlockDevice project.)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from ..device import BlockDevice
+from ..dispatch import MAX_CONCURRENCY, Budget
+from ..errors import Error
+from ..protocol import DEFAULT_PORT
+from .connection import Connection, Settings
+from .exports import Export, OpenDevice, Served, exports_of
+from .listening import close_all, listen_tcp, listen_unix
+from .serving import Server
+
+__all__ = [
+    "CONNECTION_MEMORY",
+    "DRAIN_TIMEOUT",
+    "HANDSHAKE_TIMEOUT",
+    "MAX_CONNECTIONS",
+    "MEMORY",
+    "Connection",
+    "Export",
+    "Server",
+    "serve",
+]
+
+MAX_CONNECTIONS = 1024
+"""Clients at once; the next is turned away."""
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds within which a client must have chosen its export."""
+
+DRAIN_TIMEOUT = 30.0
+"""Seconds for requests in flight when the server ends."""
+
+CONNECTION_MEMORY = 64 * 1024 * 1024
+"""Bytes that one client's requests in flight may take before it has to wait."""
+
+MEMORY = 512 * 1024 * 1024
+"""Bytes that the requests in flight of all clients may take together."""
+
+
+@asynccontextmanager
+async def serve(
+    exports: Served | Mapping[str, Served],
+    *,
+    unix: str | os.PathLike[str] | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    sockets: Sequence[socket.socket] | None = None,
+    tls: ssl.SSLContext | None = None,
+    require_tls: bool = True,
+    max_connections: int = MAX_CONNECTIONS,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    drain_timeout: float = DRAIN_TIMEOUT,
+    concurrency: int = MAX_CONCURRENCY,
+    handler_timeout: float | None = None,
+    connection_memory: int = CONNECTION_MEMORY,
+    memory: int = MEMORY,
+) -> AsyncIterator[Server]:
+    """Serve devices to NBD clients for the length of an ``async with`` block.
+
+    Entering means that clients can connect. Leaving drains: no client is accepted any more, no
+    request is taken any more, requests in flight are answered, connections are closed; then each
+    shared device gets its ``flush()`` and ``unmount()``.
+
+    Args:
+        exports: what is served: by name, or one device whose name is empty. A device is shared by
+            all connections; a function, async or not, is called for each and returns a device that
+            lives as long as the connection. An :class:`Export` adds a description, or makes either
+            read-only. A client that names no export gets the only one there is.
+        unix: path of a Unix socket to listen on.
+        host: name or address to listen on; empty for all addresses. Without it, ``localhost``.
+        port: TCP port; 0 takes any that is free. Without it, 10809.
+        sockets: sockets to use, listening ones as well as connected ones. They are closed.
+        tls: certificates, for clients that ask for TLS. None serves without.
+        require_tls: whether clients that do not ask for TLS are turned away.
+        max_connections: how many clients are served at once.
+        handshake_timeout: seconds within which a client must have chosen its export.
+        drain_timeout: seconds to wait for requests in flight when leaving, and again for
+            ``flush()`` and ``unmount()``; handlers that take longer are cancelled.
+        concurrency: how many handlers may run at once for one connection.
+        handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
+        connection_memory: bytes that one client's requests may take; it waits when they do.
+        memory: bytes that all clients' requests may take. One request of each is always taken.
+
+    With none of ``unix``, ``host``, ``port`` and ``sockets``, it listens on localhost, port 10809.
+
+    Raises:
+        TypeError, ValueError: an export, or an option, cannot be.
+        OSError: it cannot listen there; the message says why.
+        Error: on leaving: a device could not store its data, or its ``unmount()`` failed.
+
+    Cancellation: drains, then goes on.
+
+    """
+    _check(
+        max_connections=max_connections,
+        handshake_timeout=handshake_timeout,
+        drain_timeout=drain_timeout,
+        concurrency=concurrency,
+        handler_timeout=handler_timeout,
+        connection_memory=connection_memory,
+        memory=memory,
+    )
+    known = exports_of(exports)
+    settings = Settings(
+        exports=known,
+        shared={
+            name: OpenDevice(export.device, export, shared=True)
+            for name, export in known.items()
+            if isinstance(export.device, BlockDevice)
+        },
+        tls=tls,
+        require_tls=require_tls,
+        handshake_timeout=handshake_timeout,
+        drain_timeout=drain_timeout,
+        concurrency=concurrency,
+        handler_timeout=handler_timeout,
+        connection_memory=connection_memory,
+        budget=Budget(memory),
+    )
+    if unix is None and host is None and port is None and sockets is None:
+        host = "localhost"
+    server = Server(settings, max_connections)
+    own = [] if unix is None else [listen_unix(unix)]
+    try:
+        if host is not None or port is not None:
+            own += await listen_tcp(
+                "localhost" if host is None else host, DEFAULT_PORT if port is None else port
+            )
+        await server.start([*own, *(sockets or ())])
+        try:
+            yield server
+        finally:
+            failures = await server.leave()
+    finally:
+        close_all(own)
+        if unix is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(unix)
+    if failures:
+        raise Error("it is no longer served, but " + "; ".join(failures))
+
+
+def _check(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, not {value}")

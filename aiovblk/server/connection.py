@@ -1,0 +1,246 @@
+"""One client: the handshake, the transmission phase, and a way out that answers what it asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..dispatch import Budget, Dispatcher, Share, Stats
+from ..errors import ProtocolError
+from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
+from ..stream import StreamProtocol, converse
+from ..tasks import occur
+from .exports import Export, OpenDevice, open_device
+
+logger = logging.getLogger("aiovblk")
+
+WRITE_BUFFER = 1024 * 1024
+"""Bytes of replies that may wait for a client before no more of its requests are taken."""
+
+STALL_TIMEOUT = 60.0
+"""Seconds after which a client that reads nothing of what waits for it is given up."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds for a client to take what is left for it; and for handlers to end that are cancelled."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """What all connections of a server have in common."""
+
+    exports: Mapping[str, Export]
+    shared: Mapping[str, OpenDevice]
+    tls: ssl.SSLContext | None
+    require_tls: bool
+    handshake_timeout: float
+    drain_timeout: float
+    concurrency: int
+    handler_timeout: float | None
+    connection_memory: int
+    budget: Budget
+    expired: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """Done when requests in flight have been waited for long enough."""
+
+
+class ServerProtocol(StreamProtocol):
+    """A stream whose peer may be anybody."""
+
+    def __init__(self, on_connected: Callable[[ServerProtocol], None]) -> None:
+        super().__init__()
+        self._on_connected: Callable[[ServerProtocol], None] | None = on_connected
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the transport, and again when TLS has begun."""
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        if self._on_connected is not None:
+            tell, self._on_connected = self._on_connected, None
+            tell(self)
+
+    def pause_writing(self) -> None:
+        """As in the base class; a client that does not read is not waited for without end."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """As in the base class."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        super().resume_writing()
+
+    def _watch(self) -> None:
+        loop, waiting = asyncio.get_running_loop(), self.transport.get_write_buffer_size()
+        self._watchdog = loop.call_later(STALL_TIMEOUT, self._give_up_unless_moving, waiting)
+
+    def _give_up_unless_moving(self, waiting: int) -> None:
+        if self.transport.get_write_buffer_size() == waiting:
+            logger.warning("a client has read nothing for %g s; it is given up", STALL_TIMEOUT)
+            self.transport.abort()
+        else:
+            self._watch()
+
+
+class Connection:
+    """A client that is connected.
+
+    Attributes:
+        peer: its address in words.
+        export: the name of the export that it uses; None during the handshake.
+        stats: counters of its requests.
+
+    """
+
+    def __init__(self, settings: Settings, stream: ServerProtocol) -> None:
+        self.peer = _address(stream.transport)
+        self.export: str | None = None
+        self.stats = Stats()
+        self._settings = settings
+        self._stream = stream
+        self._opened: dict[str, OpenDevice] = {}
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        """Who uses what."""
+        return f"<Connection of {self.peer} to {self.export!r}>"
+
+    def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+        occur(self._stopping)
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, or is told to; never raises."""
+        try:
+            agreement = await self._negotiate()
+            if agreement is not None:
+                await self._transmit(agreement)
+        finally:
+            await self._close()
+            for opened in self._opened.values():
+                await opened.close(self._settings.drain_timeout)
+
+    # Handshake
+
+    async def _negotiate(self) -> Agreement | None:
+        settings = self._settings
+        tls = TLS.REQUIRED if settings.require_tls else TLS.OFFERED
+        listed = {name: export.description for name, export in settings.exports.items()}
+        handshake = ServerHandshake(listed, tls=tls if settings.tls is not None else TLS.OFF)
+        negotiating = asyncio.create_task(
+            converse(
+                handshake, self._stream, start_tls=self._start_tls, open_export=self._open_export
+            )
+        )
+        steps: list[asyncio.Future[Any]] = [negotiating, self._stopping]
+        await asyncio.wait(
+            steps,
+            timeout=settings.handshake_timeout,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not negotiating.done():
+            if not self._stopping.done():
+                seconds = settings.handshake_timeout
+                logger.warning("%s: no agreement within %g s", self.peer, seconds)
+            negotiating.cancel()
+            await asyncio.wait([negotiating], timeout=CLOSE_TIMEOUT)
+        return self._outcome(negotiating)
+
+    def _outcome(self, negotiating: asyncio.Task[Agreement | None]) -> Agreement | None:
+        if not negotiating.done() or negotiating.cancelled():
+            return None
+        error = negotiating.exception()
+        if error is None:
+            return negotiating.result()
+        if isinstance(error, (EOFError, ConnectionError)):
+            logger.debug("%s left during the handshake", self.peer)
+        elif isinstance(error, (ProtocolError, OSError)):
+            logger.warning("%s: the handshake failed: %s", self.peer, _in_words(error))
+        else:
+            logger.error("%s: the handshake failed", self.peer, exc_info=error)
+        return None
+
+    async def _start_tls(self) -> None:
+        assert self._settings.tls is not None  # or TLS would not have been offered
+        await self._stream.start_tls(self._settings.tls, server_side=True)
+
+    async def _open_export(self, name: str) -> ExportInfo | None:
+        opened = self._settings.shared.get(name) or self._opened.get(name)
+        if opened is None:
+            try:
+                opened = await open_device(self._settings.exports[name])
+            except Exception:
+                logger.exception("export %r cannot be opened", name)
+                return None
+            self._opened[name] = opened
+        return opened.info
+
+    # Transmission phase
+
+    async def _transmit(self, agreement: Agreement) -> None:
+        settings, stream = self._settings, self._stream
+        opened = settings.shared.get(agreement.name) or self._opened[agreement.name]
+        self.export = agreement.name
+        logger.info("%s uses export %r", self.peer, agreement.name)
+        share = Share(settings.budget, settings.connection_memory)
+        dispatcher = Dispatcher(
+            opened.device,
+            self.stats,
+            agreement=agreement,
+            share=share,
+            concurrency=settings.concurrency,
+            handler_timeout=settings.handler_timeout,
+            on_disconnect=self.stop,
+        )
+        dispatcher.use(stream)
+        serving = asyncio.create_task(dispatcher.run())
+        await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        await asyncio.wait([serving])
+        self._tell_why_it_ended(serving)
+        await self._finish(dispatcher)
+        share.close()
+
+    async def _finish(self, dispatcher: Dispatcher) -> None:
+        """Let the requests in flight end, if need be by force."""
+        drained = dispatcher.drained()
+        expired = self._settings.expired
+        await asyncio.wait([drained, expired], return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            logger.warning("%s: requests in flight took too long; they are given up", self.peer)
+            dispatcher.abort()
+            await asyncio.wait([drained], timeout=CLOSE_TIMEOUT)
+
+    def _tell_why_it_ended(self, serving: asyncio.Task[None]) -> None:
+        error = None if serving.cancelled() else serving.exception()
+        if isinstance(error, (EOFError, ConnectionError)):
+            logger.info("%s left without a word", self.peer)
+        elif isinstance(error, (ProtocolError, OSError)):
+            logger.warning("%s: the connection was broken off: %s", self.peer, _in_words(error))
+        elif error is not None:
+            logger.error("%s: the connection was broken off", self.peer, exc_info=error)
+
+    async def _close(self) -> None:
+        stream = self._stream
+        stream.transport.close()
+        await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
+        if not stream.closed.done():
+            stream.transport.abort()
+            await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        host, port = peer[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "a local client"
+
+
+def _in_words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

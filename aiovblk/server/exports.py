@@ -1,0 +1,156 @@
+"""What a server offers by name, and how one device serves many connections."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from ..device import BlockDevice, check_geometry, overrides
+from ..dispatch import transmission_flags
+from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
+
+logger = logging.getLogger("aiovblk")
+
+LARGEST_BLOCK = 64 * 1024
+"""Bytes of the largest block that the network protocol knows ("Block size constraints")."""
+
+Factory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One name that clients may ask for.
+
+    Args:
+        device: what is served: one device, shared by all connections, or a function, async or not,
+            that returns a device of its own for each. Such a device is unmounted with its
+            connection.
+        description: a text for people; at most 4096 bytes.
+        read_only: refuse whatever would change it, although the device could.
+
+    Raises:
+        TypeError, ValueError: the device, or the description, cannot be.
+
+    """
+
+    device: BlockDevice | Factory
+    description: str = ""
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Find out now what no client should have to."""
+        if isinstance(self.device, BlockDevice):
+            check_network_geometry(self.device)
+        elif not callable(self.device) or isinstance(self.device, type):
+            check_geometry(self.device)  # type: ignore[arg-type]  # raises, and says why
+        _check_string("description", self.description)
+
+
+Served = BlockDevice | Factory | Export
+
+
+def exports_of(served: Served | Mapping[str, Served]) -> dict[str, Export]:
+    """What :func:`aiovblk.serve` is given, as exports by name.
+
+    Raises:
+        TypeError, ValueError: a name, or what it stands for, cannot be.
+
+    """
+    if not isinstance(served, Mapping):
+        served = {"": served}
+    if not served:
+        raise ValueError("there is nothing to serve: no exports were given")
+    exports: dict[str, Export] = {}
+    for name, each in served.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an export must be a str, not {name!r}")
+        _check_string("name of an export", name)
+        exports[name] = each if isinstance(each, Export) else Export(each)
+    return exports
+
+
+def check_network_geometry(device: BlockDevice) -> None:
+    """Refuse a device whose declarations the protocol does not allow."""
+    check_geometry(device, smallest=1, largest=LARGEST_BLOCK)
+
+
+def _check_string(what: str, text: str) -> None:
+    if len(text.encode()) > MAX_STRING:
+        raise ValueError(f"a {what} has at most {MAX_STRING} bytes, not {len(text.encode())}")
+
+
+class OpenDevice:
+    """A device that is served on one connection or several.
+
+    Attributes:
+        device: what it is.
+
+    """
+
+    def __init__(self, device: BlockDevice, export: Export, *, shared: bool) -> None:
+        self.device = device
+        self._shared = shared
+        self._export = export
+
+    @property
+    def info(self) -> ExportInfo:
+        """What a client is told of it, as it is now."""
+        device = self.device
+        return ExportInfo(
+            device.size,
+            self._flags(),
+            minimum_block=device.block_size,
+            preferred_block=max(device.block_size, 4096),
+            description=self._export.description,
+        )
+
+    def _flags(self) -> TransmissionFlag:
+        device = self.device
+        flags = transmission_flags(device)
+        if self._export.read_only:
+            flags |= TransmissionFlag.READ_ONLY
+        if overrides(device, BlockDevice.cache):
+            flags |= TransmissionFlag.SEND_CACHE
+        if TransmissionFlag.SEND_WRITE_ZEROES in flags:
+            # A device overrides write_zeroes because it knows better than to write them.
+            flags |= TransmissionFlag.SEND_FAST_ZERO
+        if self._shared:
+            # One flush() of the device covers what came by any connection.
+            flags |= TransmissionFlag.CAN_MULTI_CONN
+        return flags
+
+    async def close(self, patience: float) -> list[str]:
+        """Flush and unmount the device, waiting ``patience`` seconds for each.
+
+        Returns:
+            What went wrong, in words; it is logged as well.
+
+        """
+        failures: list[str] = []
+        for handler in (self.device.flush, self.device.unmount):
+            try:
+                async with asyncio.timeout(patience):
+                    await handler()
+            except Exception as exc:
+                logger.exception("%s() failed", handler.__qualname__)
+                failures.append(f"{handler.__qualname__}() failed: {exc!r}")
+        return failures
+
+
+async def open_device(export: Export) -> OpenDevice:
+    """The device for one connection to an export that has a factory.
+
+    Raises:
+        Exception: whatever the factory raises; TypeError or ValueError when what it returns cannot
+            be served.
+
+    """
+    assert not isinstance(export.device, BlockDevice)  # shared ones are open already
+    device = export.device()
+    if inspect.isawaitable(device):
+        device = await device
+    check_network_geometry(device)
+    return OpenDevice(device, export, shared=False)

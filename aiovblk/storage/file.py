@@ -1,0 +1,160 @@
+"""A regular file, or a block device, as a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, Self, TypeVar
+
+import anyio
+
+from ..device import BlockDevice, Extent
+from .openfile import PUNCH_HOLE, ZERO_RANGE, OpenFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_THREADS = 16  # per device; a disk's own queue is rarely used deeper
+
+
+class FileDevice(BlockDevice):
+    """A disk that is kept in a regular file or on a block device.
+
+    Its size is that of the file when it is opened. What somebody cuts off the file afterwards
+    fails with EIO when it is read.
+
+    The file is locked until :meth:`unmount`: against everybody else who takes a lock (``flock``),
+    or, if it is read-only, against those who want to write. A block device is claimed for writing
+    (``O_EXCL``), which fails while it, or a partition of it, is mounted.
+
+    Concurrency: up to 16 requests at a time run in threads of the device's own; further ones wait.
+
+    Durability: writes go to the page cache, which :meth:`flush` makes durable. Once that has
+    failed, the kernel may have dropped what it could not write, so every later flush fails too.
+
+    Cancellation: a call that waits in a thread cannot be interrupted. Its handler ends at once, but
+    the next change, and :meth:`unmount`, wait until the thread is done. One that hangs for good
+    keeps the interpreter from ending.
+
+    Args:
+        path: of the file. It must exist; see :meth:`create`.
+        block_size: bytes. By default the largest that divides the file's size, up to 4096. One
+            below 512 can be served over the network, but not mounted; ``truncate -s %4096 PATH``
+            fills such a file up with zeroes.
+        read_only: whether to open it for reading only.
+
+    Raises:
+        BlockingIOError: another process has locked the file.
+        OSError: it cannot be opened, or, with EBUSY, is a block device in use.
+        ValueError: it is empty, its size is no multiple of ``block_size``, or it is neither a
+            regular file nor a block device.
+
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        block_size: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.read_only = read_only
+        self._file = OpenFile(self.path, read_only=read_only)
+        size = self._file.size
+        if block_size is None:
+            block_size = min(size & -size, 4096)  # the lowest bit that is set
+        if block_size < 1 or size % block_size:
+            self._file.close()
+            raise ValueError(f"{self.path} has {size} bytes, no multiple of {block_size}")
+        self.block_size = block_size
+        self.blocks = size // block_size
+        # Its threads start when they are needed. The loop's default executor would make them wait
+        # for whatever else the application runs there.
+        name = f"aiovblk {os.path.basename(self.path)}"
+        self._threads = ThreadPoolExecutor(_THREADS, name, initializer=_block_signals)
+        self._left_behind: set[Future[Any]] = set()
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], size: int, *, block_size: int | None = None
+    ) -> Self:
+        """Make a file of ``size`` bytes, all of them a hole, and open it.
+
+        Raises:
+            FileExistsError: there is such a file; it is left as it is.
+            OSError, ValueError: as for the class; then no file is left.
+
+        """
+        with io.FileIO(path, "x") as file:
+            try:
+                file.truncate(size)
+                return cls(path, block_size=block_size)
+            except BaseException:
+                os.unlink(path)
+                raise
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read from the file."""
+        return await asyncio.wrap_future(self._threads.submit(self._file.read, offset, length))
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write to the file."""
+        # A view of the thread's own: the caller releases `data` when this is cancelled.
+        await self._change(self._file.write, offset, data[:])
+
+    async def flush(self) -> None:
+        """Have the kernel write back what it caches of the file (fdatasync)."""
+        await asyncio.wrap_future(self._threads.submit(self._file.flush))
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Punch a hole, which reads as zeroes; do nothing where the file system cannot."""
+        await self._change(self._file.allocate, [PUNCH_HOLE], offset, length)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Have the file system make zeroes; write them where it cannot."""
+        modes = [PUNCH_HOLE, ZERO_RANGE] if may_trim else [ZERO_RANGE]
+        if not await self._change(self._file.allocate, modes, offset, length):
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """Tell the holes of the file; of a block device nothing is known."""
+        if self._file.is_block_device:
+            return await super().extents(offset, length)
+        job = self._threads.submit(self._file.extents, offset, length, self.block_size)
+        return await asyncio.wrap_future(job)
+
+    async def unmount(self) -> None:
+        """Wait for the threads, end them, and close the file."""
+        # With a limiter of its own: the common one may be used up by calls that wait for this.
+        await anyio.to_thread.run_sync(self._close, limiter=anyio.CapacityLimiter(1))
+
+    async def _change(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what changes the file, and never beside what a cancelled handler has left behind.
+
+        A write that comes late would overwrite what was written since.
+        """
+        while self._left_behind:
+            others = [asyncio.wrap_future(job) for job in list(self._left_behind)]
+            await asyncio.gather(*others, return_exceptions=True)
+        job = self._threads.submit(change, *args, **kwargs)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.cancel():  # it has begun
+                self._left_behind.add(job)
+                job.add_done_callback(self._left_behind.discard)
+            raise
+
+    def _close(self) -> None:
+        self._threads.shutdown()
+        self._file.close()
+
+
+def _block_signals() -> None:
+    # They would interrupt fallocate(), which then has to begin anew.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

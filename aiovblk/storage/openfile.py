@@ -1,0 +1,175 @@
+"""A file that is open: the calls that may wait for a medium, for any thread to make.
+
+Offsets are given with each call (pread, pwrite). The position of the file, which all threads
+share, is moved by SEEK_DATA and SEEK_HOLE and used by nobody.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import io
+import os
+import stat
+from collections.abc import Sequence
+
+from ..device import Extent
+
+# include/uapi/linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 0x01
+PUNCH_HOLE = 0x02 | _FALLOC_FL_KEEP_SIZE  # FALLOC_FL_PUNCH_HOLE, which is refused without the other
+ZERO_RANGE = 0x10 | _FALLOC_FL_KEEP_SIZE  # FALLOC_FL_ZERO_RANGE
+
+# What file systems, block devices and system call filters say to a mode that they do not know;
+# EINVAL is for a part of a block of a block device, too.
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+
+
+class OpenFile:
+    """A regular file or block device, locked.
+
+    Args:
+        path: of the file.
+        read_only: whether to open it for reading only, and to share it with others who do.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be opened, or, with EBUSY, is a block device in use.
+        ValueError: it is empty, or neither a regular file nor a block device.
+
+    Attributes:
+        size: bytes; later calls take it for granted.
+        is_block_device: whether it is one.
+
+    """
+
+    def __init__(self, path: str, *, read_only: bool) -> None:
+        self._path = path
+        # Asked before it is opened: opening a pipe waits for its other end.
+        mode = os.stat(path).st_mode
+        self.is_block_device = stat.S_ISBLK(mode)
+        if not self.is_block_device and not stat.S_ISREG(mode):
+            raise ValueError(f"{path} is neither a regular file nor a block device")
+        self._file = self._open(read_only)
+        self._fd = self._file.fileno()
+        self._flush_error = 0
+        try:
+            self._lock(read_only)
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() tells none of a block device
+            if not self.size:
+                raise ValueError(f"{path} is empty; `truncate -s 1G {path}` gives it a size")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes."""
+        pieces = []
+        while length:
+            piece = os.pread(self._fd, length, offset)
+            if not piece:
+                raise self._cut_off()
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return b"".join(pieces)  # no copy if there is but one
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data``."""
+        while data:
+            written = os.pwrite(self._fd, data, offset)
+            offset += written
+            data = data[written:]
+
+    def flush(self) -> None:
+        """Make durable what was written; once that failed, it always fails."""
+        # The kernel reports an error once, and takes the lost pages for written afterwards.
+        if self._flush_error:
+            raise OSError(self._flush_error, f"{self._path} has lost data in an earlier flush")
+        try:
+            os.fdatasync(self._fd)
+        except OSError as exc:
+            self._flush_error = exc.errno or errno.EIO
+            raise
+
+    def allocate(self, modes: Sequence[int], offset: int, length: int) -> bool:
+        """Punch or zero by the first of these modes that is known here; returns whether one is."""
+        for mode in modes:
+            try:
+                fallocate(self._fd, mode, offset, length)
+            except OSError as exc:
+                if exc.errno not in _UNSUPPORTED:
+                    raise
+            else:
+                return True
+        return False
+
+    def extents(self, offset: int, length: int, block_size: int) -> list[Extent]:
+        """What is a hole, and what is not; a block that is both is data."""
+        end = offset + length
+        found: list[Extent] = []
+        while offset < end and len(found) < _MOST_EXTENTS:
+            data, hole = self._next_data(offset)
+            data = min(data // block_size * block_size, end)
+            hole = min(-(-hole // block_size) * block_size, end)
+            if offset < data:
+                found.append(Extent(data - offset, hole=True, zero=True))
+            if data < hole:
+                found.append(Extent(hole - data))
+            offset = hole
+        if os.fstat(self._fd).st_size < self.size:
+            raise self._cut_off()  # what is missing was taken for a hole
+        return found[:_MOST_EXTENTS]
+
+    def close(self) -> None:
+        """Close the file, which unlocks it. May be called again."""
+        self._file.close()
+
+    def _open(self, read_only: bool) -> io.FileIO:
+        # Without O_CREAT, O_EXCL has a meaning for block devices only. They are not locked with
+        # flock() as well: udev holds that lock for a moment whenever a disk has changed.
+        claim = os.O_EXCL if self.is_block_device and not read_only else 0
+        return io.FileIO(
+            self._path,
+            "r" if read_only else "r+",
+            opener=lambda path, flags: os.open(path, flags | claim),
+        )
+
+    def _lock(self, read_only: bool) -> None:
+        if self.is_block_device:
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
+        except BlockingIOError as exc:
+            raise OSError(exc.errno, f"{self._path} is in use by another process") from None
+
+    def _next_data(self, offset: int) -> tuple[int, int]:
+        """Where the first data behind ``offset`` begins and ends."""
+        try:
+            begin = os.lseek(self._fd, offset, os.SEEK_DATA)
+            return begin, os.lseek(self._fd, begin, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # there is none up to the end
+                return self.size, self.size
+            if exc.errno in _UNSUPPORTED:
+                return offset, self.size
+            raise
+
+    def _cut_off(self) -> OSError:
+        return OSError(errno.EIO, f"{self._path} has become shorter than {self.size} bytes")
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# fallocate() of glibc takes 32 bits on machines of 32; other libraries have one function only.
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Call the system's function of this name, which the standard library lacks."""
+    if _fallocate(fd, mode, offset, length):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

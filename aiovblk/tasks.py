@@ -1,0 +1,57 @@
+"""Tasks that serve somebody, and must not end before he lets go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+class SteadyTask(asyncio.Task[T]):
+    """A task that takes its cancellation for the order to stop in due form.
+
+    The end of an event loop cancels every task there is. The tasks that serve must go on until
+    their client has let go, or it would wait for answers that nobody gives.
+    """
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, T], instead_of_cancel: Callable[[], None]
+    ) -> None:
+        """Start ``coroutine`` on the running loop."""
+        super().__init__(coroutine, loop=asyncio.get_running_loop())
+        self._instead_of_cancel = instead_of_cancel
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Do not cancel."""
+        self._instead_of_cancel()
+        return False
+
+
+async def outlast(task: asyncio.Task[Any]) -> bool:
+    """Wait until ``task`` is done, whatever happens meanwhile.
+
+    Returns:
+        Whether the caller was cancelled meanwhile; it has to raise that when it can.
+
+    """
+    cancelled = False
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True  # natively; anyio's scopes do not reach in here
+    return cancelled
+
+
+def occur(event: asyncio.Future[None]) -> None:
+    """Set an event, if it is not set.
+
+    The events here are futures, so that no cancellation reaches whoever waits for them.
+    """
+    if not event.done():
+        event.set_result(None)

@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovblk import BlockDevice
+from aiovblk.device import Extent, check_geometry
+from aiovblk.dispatch import transmission_flags
+from aiovblk.protocol import TransmissionFlag as Flag
+from aiovblk.storage import FileDevice, openfile
+from aiovblk.storage.openfile import OpenFile
+
+BLOCKS = 16
+SIZE = BLOCKS * 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file in which every byte is 0xff."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"\xff" * SIZE)
+    return path
+
+
+@pytest.fixture
+async def device(path: Path) -> AsyncIterator[FileDevice]:
+    device = FileDevice(path)
+    yield device
+    await device.unmount()
+
+
+# Opening
+
+
+@pytest.mark.parametrize(
+    ("size", "block_size"),
+    [(1, 1), (1000, 8), (1536, 512), (2048, 2048), (4096, 4096), (4097, 1), (1 << 20, 4096)],
+)
+async def test_block_size_is_the_largest_that_fits(path: Path, size: int, block_size: int) -> None:
+    os.truncate(path, size)
+    device = FileDevice(path)
+    check_geometry(device, smallest=1)
+    assert (device.size, device.block_size) == (size, block_size)
+    last = size - block_size
+    await device.write(last, memoryview(b"\x01" * block_size))
+    await device.unmount()
+    assert path.read_bytes()[last:] == b"\x01" * block_size
+
+
+async def test_block_size_can_be_chosen(path: Path) -> None:
+    device = FileDevice(path, block_size=512)
+    assert (device.block_size, device.size) == (512, SIZE)
+    await device.unmount()
+
+
+@pytest.mark.parametrize("block_size", [-512, 0, SIZE * 2, 12288])
+def test_block_size_that_does_not_fit_is_refused(path: Path, block_size: int) -> None:
+    with pytest.raises(ValueError, match=f"has {SIZE} bytes, no multiple of {block_size}"):
+        FileDevice(path, block_size=block_size)
+
+
+def test_empty_file_is_refused_with_what_to_do(path: Path) -> None:
+    os.truncate(path, 0)
+    with pytest.raises(ValueError, match=f"{path} is empty; `truncate -s 1G {path}` gives it"):
+        FileDevice(path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"{path} is neither a regular file nor a block"):
+            FileDevice(path, read_only=True)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        FileDevice(tmp_path / "missing")
+
+
+async def test_flags_follow_from_the_mode(path: Path) -> None:
+    device: BlockDevice = FileDevice(path)
+    abilities = Flag.SEND_FLUSH | Flag.SEND_FUA | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES
+    assert transmission_flags(device) == Flag.HAS_FLAGS | abilities
+    await device.unmount()
+    device = FileDevice(path, read_only=True)
+    assert Flag.READ_ONLY in transmission_flags(device)
+    await device.unmount()
+
+
+async def test_read_only_device_opens_for_reading_only(path: Path) -> None:
+    device = FileDevice(path, read_only=True)
+    assert await device.read(0, SIZE) == b"\xff" * SIZE
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await device.write(0, memoryview(bytes(4096)))
+    await device.unmount()
+
+
+@pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, False)])
+async def test_file_is_locked_until_unmount(path: Path, first: bool, second: bool) -> None:
+    device = FileDevice(path, read_only=first)
+    with pytest.raises(BlockingIOError, match=f"{path} is in use by another process"):
+        FileDevice(path, read_only=second)
+    await device.unmount()
+    await FileDevice(path, read_only=second).unmount()
+
+
+async def test_readers_share_a_file(path: Path) -> None:
+    devices = [FileDevice(path, read_only=True) for _ in range(2)]
+    for device in devices:
+        await device.unmount()
+
+
+def test_lock_of_another_program_is_respected(path: Path) -> None:
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with pytest.raises(BlockingIOError):
+            FileDevice(path)
+
+
+async def test_create_makes_a_hole_of_exactly_this_size(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    device = FileDevice.create(path, (5 << 40) + 512)
+    assert (device.size, device.block_size) == ((5 << 40) + 512, 512)
+    assert path.stat().st_blocks == 0
+    await device.write(5 << 40, memoryview(b"\x05" * 512))
+    assert await device.read((5 << 40) - 512, 1024) == bytes(512) + b"\x05" * 512
+    await device.unmount()
+
+
+def test_create_leaves_a_file_alone_that_exists(path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        FileDevice.create(path, 4096)
+    assert path.read_bytes() == b"\xff" * SIZE
+
+
+@pytest.mark.parametrize(("size", "error"), [(-1, OSError), (0, ValueError), (4097, ValueError)])
+def test_create_that_fails_leaves_no_file(
+    tmp_path: Path, size: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        FileDevice.create(tmp_path / "new", size, block_size=512)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Requests
+
+
+async def test_what_was_written_is_read_and_is_in_the_file(path: Path, device: FileDevice) -> None:
+    await device.write(4096, memoryview(b"\x01" * 8192))
+    await device.flush()
+    expected = b"\xff" * 4096 + b"\x01" * 8192 + b"\xff" * (SIZE - 12288)
+    assert await device.read(0, SIZE) == path.read_bytes() == expected
+
+
+async def test_requests_run_at_the_same_time(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, all_are_there = os.pwrite, threading.Barrier(BLOCKS)
+
+    def meet(fd: int, data: memoryview, at: int) -> int:
+        all_are_there.wait()
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", meet)
+    blocks = [bytes([at]) * 4096 for at in range(BLOCKS)]
+    writes = [device.write(at * 4096, memoryview(blocks[at])) for at in range(BLOCKS)]
+    await asyncio.gather(*writes)
+    assert await device.read(0, SIZE) == b"".join(blocks)
+
+
+async def test_short_reads_and_writes_go_on(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread, pwrite = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: pread(fd, min(length, 1000), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:1000], at))
+    data = os.urandom(8192)
+    await device.write(4096, memoryview(data))
+    assert await device.read(0, SIZE) == b"\xff" * 4096 + data + b"\xff" * (SIZE - 12288)
+
+
+async def test_file_cut_off_fails_with_eio_until_it_is_written_again(
+    path: Path, device: FileDevice
+) -> None:
+    os.truncate(path, SIZE - 4096 - 1)
+    assert await device.read(0, SIZE - 8192) == b"\xff" * (SIZE - 8192)
+    with pytest.raises(OSError, match="has become shorter than 65536 bytes") as caught:
+        await device.read(0, SIZE)
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError, match="has become shorter") as caught:
+        await device.extents(0, SIZE)
+    assert caught.value.errno == errno.EIO
+    await device.write(SIZE - 4096, memoryview(b"\x01" * 4096))
+    assert (await device.read(SIZE - 4096, 4096)) == b"\x01" * 4096
+
+
+async def test_error_of_the_system_comes_out(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(openfile, "fallocate", full)
+    for call in (
+        device.write(0, memoryview(bytes(4096))),
+        device.write_zeroes(0, 4096, may_trim=True),
+        device.trim(0, 4096),
+    ):
+        with pytest.raises(OSError, match="No space left on device"):
+            await call
+
+
+async def test_failed_flush_fails_for_good(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lost)
+        with pytest.raises(OSError, match="Input/output error"):
+            await device.flush()
+    with pytest.raises(OSError, match="has lost data in an earlier flush") as caught:
+        await device.flush()
+    assert caught.value.errno == errno.EIO
+
+
+CALLS = ["read", "write", "flush", "trim", "write_zeroes", "extents"]
+
+
+def request(device: BlockDevice, name: str) -> Coroutine[None, None, object]:
+    """One of CALLS, for the first block."""
+    if name == "write":
+        return device.write(0, memoryview(b"\x01" * 4096))
+    if name == "write_zeroes":
+        return device.write_zeroes(0, 4096, may_trim=False)
+    if name == "flush":
+        return device.flush()
+    call: Callable[[int, int], Coroutine[None, None, object]] = getattr(device, name)
+    return call(0, 4096)
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_waiting_is_done_by_threads_of_the_device(
+    name: str, device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "allocate" if name in ("trim", "write_zeroes") else name
+    original, threads = getattr(OpenFile, method), []
+
+    def spy(*args: object) -> object:
+        threads.append(threading.current_thread().name)
+        return original(*args)
+
+    monkeypatch.setattr(OpenFile, method, spy)
+    await request(device, name)
+    assert [thread.startswith("aiovblk disk") for thread in threads] == [True]
+
+
+# Holes
+
+
+def hole(length: int) -> Extent:
+    return Extent(length, hole=True, zero=True)
+
+
+def write_bytes(path: str, offsets: Iterable[int]) -> None:
+    """Write a byte at each of these offsets, past the device."""
+    with open(path, "r+b") as file:
+        for offset in offsets:
+            os.pwrite(file.fileno(), b"\x01", offset)
+
+
+@pytest.fixture(params=["the file system of tmp_path", "tmpfs"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder whose file system can punch holes, or else a skip."""
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path
+        if request.param == "tmpfs":
+            if not os.access("/dev/shm", os.W_OK):
+                pytest.skip("there is no tmpfs at /dev/shm")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+        with (folder / "probe").open("wb") as probe:
+            probe.truncate(4096)
+            try:
+                openfile.fallocate(probe.fileno(), openfile.PUNCH_HOLE, 0, 4096)
+            except OSError as exc:
+                pytest.skip(f"{request.param} punches no holes: {exc}")
+        yield folder
+
+
+@pytest.fixture
+async def sparse(folder: Path) -> AsyncIterator[FileDevice]:
+    """A device of 1 MiB, of which nothing is written."""
+    device = FileDevice.create(folder / "sparse", 1 << 20)
+    yield device
+    await device.unmount()
+
+
+async def test_extents_tell_holes(sparse: FileDevice) -> None:
+    size = sparse.size
+    assert await sparse.extents(0, size) == [hole(size)]
+    await sparse.write(65536, memoryview(b"\x01" * 65536))
+    assert await sparse.extents(0, size) == [hole(65536), Extent(65536), hole(size - 131072)]
+    assert await sparse.extents(61440, 8192) == [hole(4096), Extent(4096)]
+    assert await sparse.extents(126976, 8192) == [Extent(4096), hole(4096)]
+    assert await sparse.extents(size - 4096, 4096) == [hole(4096)]
+
+
+@pytest.mark.parametrize("trimming", [False, True])
+async def test_trim_and_write_zeroes_punch_holes(sparse: FileDevice, trimming: bool) -> None:
+    await sparse.write(0, memoryview(b"\x01" * (1 << 20)))
+    before = os.stat(sparse.path).st_blocks
+    if trimming:
+        await sparse.trim(65536, 131072)
+    else:
+        await sparse.write_zeroes(65536, 131072, may_trim=True)
+    assert await sparse.read(61440, 139264) == b"\x01" * 4096 + bytes(131072) + b"\x01" * 4096
+    found = await sparse.extents(0, 1 << 20)
+    assert found == [Extent(65536), hole(131072), Extent((1 << 20) - 196608)]
+    assert os.stat(sparse.path).st_blocks < before
+    await sparse.write(65536, memoryview(b"\x02" * 4096))
+    assert await sparse.read(65536, 8192) == b"\x02" * 4096 + bytes(4096)
+    assert os.stat(sparse.path).st_size == 1 << 20
+
+
+async def test_zeroes_that_must_stay_allocated_do(sparse: FileDevice) -> None:
+    await sparse.write(0, memoryview(b"\x01" * (1 << 20)))
+    before = os.stat(sparse.path).st_blocks
+    await sparse.write_zeroes(4096, (1 << 20) - 8192, may_trim=False)
+    expected = b"\x01" * 4096 + bytes((1 << 20) - 8192) + b"\x01" * 4096
+    assert await sparse.read(0, 1 << 20) == expected
+    assert os.stat(sparse.path).st_blocks >= before
+
+
+async def test_extents_are_whole_blocks_where_holes_are_not(folder: Path) -> None:
+    device = FileDevice.create(folder / "coarse", 1 << 20, block_size=65536)
+    write_bytes(device.path, [65536 + 8192])
+    assert await device.extents(0, 1 << 20) == [hole(65536), Extent(65536), hole(14 * 65536)]
+    await device.unmount()
+
+
+async def test_answer_of_many_extents_ends_early(folder: Path) -> None:
+    device = FileDevice.create(folder / "pieces", 4096 * 4096)
+    write_bytes(device.path, range(0, device.size, 8192))
+    assert await device.extents(0, device.size) == [Extent(4096), hole(4096)] * 512
+    await device.unmount()
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+@pytest.mark.parametrize("may_trim", [False, True])
+async def test_zeroes_are_written_where_fallocate_is_refused(
+    may_trim: bool, error: int, device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def refuse(_fd: int, mode: int, _offset: int, _length: int) -> None:
+        modes.append(mode)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(openfile, "fallocate", refuse)
+    await device.trim(0, SIZE)
+    assert await device.read(0, SIZE) == b"\xff" * SIZE
+    await device.write_zeroes(4096, SIZE - 8192, may_trim=may_trim)
+    assert await device.read(0, SIZE) == b"\xff" * 4096 + bytes(SIZE - 8192) + b"\xff" * 4096
+    punch, zero = openfile.PUNCH_HOLE, openfile.ZERO_RANGE
+    assert modes == ([punch, punch, zero] if may_trim else [punch, zero])
+
+
+async def test_all_is_data_where_holes_cannot_be_told(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    assert await device.extents(4096, 8192) == [Extent(8192)]
+
+
+# Cancellation
+
+
+class Gate:
+    """Holds the first call of OpenFile.write back, in its thread."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arrived = threading.Event()
+        self.opened = threading.Event()
+        self._write = OpenFile.write
+        monkeypatch.setattr(OpenFile, "write", lambda *args: self._hold(*args))
+
+    def _hold(self, file: OpenFile, offset: int, data: memoryview) -> None:
+        if not self.arrived.is_set():
+            self.arrived.set()
+            self.opened.wait()
+        self._write(file, offset, data)
+
+
+async def cancelled_write(device: FileDevice, gate: Gate) -> None:
+    """Have a handler cancelled, and its data released, while its thread is about to write."""
+    data = memoryview(bytearray(b"\x01" * 4096))
+    task = asyncio.create_task(device.write(0, data))
+    await asyncio.to_thread(gate.arrived.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    data.release()
+
+
+async def some_turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_thread_of_a_cancelled_handler_keeps_its_data_and_unmount_waits_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, gate = FileDevice(path), Gate(monkeypatch)
+    await cancelled_write(device, gate)
+    unmounting = asyncio.create_task(device.unmount())
+    await some_turns()
+    assert not unmounting.done()
+    gate.opened.set()
+    await unmounting
+    assert path.read_bytes() == b"\x01" * 4096 + b"\xff" * (SIZE - 4096)
+    assert not any(thread.name.startswith("aiovblk disk") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("name", ["write", "trim", "write_zeroes"])
+async def test_no_change_overtakes_what_a_cancelled_handler_left_behind(
+    name: str, device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    await cancelled_write(device, gate)
+    assert await device.read(4096, 4096) == b"\xff" * 4096  # which changes nothing
+    cancelled, change = (asyncio.create_task(request(device, name)) for _ in range(2))
+    await some_turns()
+    cancelled.cancel()
+    await some_turns()
+    assert cancelled.cancelled()
+    assert not change.done()
+    gate.opened.set()
+    await change
+    if name != "trim":
+        assert await device.read(0, 4096) == (b"\x01" if name == "write" else b"\0") * 4096
+    await asyncio.wait_for(request(device, name), 10)
+
+
+async def test_write_that_is_cancelled_before_it_has_begun_never_happens(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, opened = FileDevice(path), threading.Event()
+    monkeypatch.setattr(OpenFile, "flush", lambda _: opened.wait())
+    flushes = [asyncio.create_task(device.flush()) for _ in range(16)]
+    await some_turns()
+    write = asyncio.create_task(device.write(0, memoryview(bytes(4096))))
+    await some_turns()
+    write.cancel()
+    await some_turns()
+    assert write.cancelled()
+    opened.set()
+    await asyncio.gather(*flushes)
+    await device.unmount()
+    assert path.read_bytes() == b"\xff" * SIZE
+
+
+async def test_unmount_may_be_called_again(device: FileDevice) -> None:
+    await device.unmount()
+    await device.unmount()
+
+
+# Block devices
+
+
+@pytest.fixture
+def loop_device(path: Path) -> Iterator[Path]:
+    """A real block device, on a file in which every byte is 0xff."""
+    command = ["losetup", "--find", "--show", str(path)]
+    try:
+        node = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no loop device can be made: {exc}")
+    yield Path(node)
+    subprocess.run(["losetup", "--detach", node], check=True)
+
+
+async def test_block_device_is_served_and_claimed(loop_device: Path) -> None:
+    device = FileDevice(loop_device)
+    assert (device.size, device.block_size) == (SIZE, 4096)
+    await device.write(0, memoryview(b"\x01" * 4096))
+    await device.write_zeroes(4096, 4096, may_trim=False)
+    await device.write_zeroes(8192, 4096, may_trim=True)
+    await device.trim(SIZE - 4096, 4096)
+    await device.flush()
+    assert await device.read(0, 16384) == b"\x01" * 4096 + bytes(8192) + b"\xff" * 4096
+    assert await device.extents(0, SIZE) == [Extent(SIZE)]
+    with pytest.raises(OSError, match="Device or resource busy"):
+        FileDevice(loop_device)
+    await device.unmount()
