@@ -139,7 +139,7 @@ class ServerHandshake:
         offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
         self._outgoing += GREETING.pack(NBD_MAGIC, IHAVEOPT, offered)
         (flags,) = CLIENT_FLAGS.unpack((yield Receive(CLIENT_FLAGS.size)))
-        if flags & ~offered:
+        if flags & ~int(offered):  # an IntFlag's complement lacks the bits that have no name
             raise ProtocolError(f"the client sent unknown flags {flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         while True:
