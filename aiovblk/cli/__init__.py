@@ -1,4 +1,4 @@
-"""The command line: ``aiovblk mount | unmount | list``.
+"""The command line: ``aiovblk mount | serve | unmount | list | copy``.
 
 An error is one line on stderr and exit status 1; a wrong call, 2. Everything that only a program,
 and not a library, may do happens here: signal handlers, the choice of an event loop, logging.
@@ -15,12 +15,19 @@ from .. import __version__, kernel
 from ..dispatch import MAX_CONCURRENCY
 from ..errors import Error
 from ..mount import UNMOUNT_TIMEOUT
+from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
+from ..storage.copying import REQUESTS
 from . import listing
-from . import mount as mounting
+from .copy import copy_device
+from .mount import mount_until_signal
+from .running import in_loop
+from .serve import serve_until_signal
 
 SPEC_HELP = """memory:SIZE, file:PATH (a file or block device, which is written to),
-package.module:attribute or path/to/file.py:attribute; the attribute is a BlockDevice, a subclass of
-it, or a function, async or not, that returns one"""
+nbd://HOST/EXPORT or another NBD URI, package.module:attribute or path/to/file.py:attribute; the
+attribute is a BlockDevice, a subclass of it, or a function, async or not, that returns one"""
+
+CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +55,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_mount(commands.add_parser("mount", help="serve a device until Ctrl-C"))
+    _add_serve(commands.add_parser("serve", help="serve devices to NBD clients until Ctrl-C"))
     _add_unmount(commands.add_parser("unmount", help="unmount a device, whoever serves it"))
     _add_list(commands.add_parser("list", help="show the devices that are mounted"))
+    _add_copy(commands.add_parser("copy", help="copy one device to another"))
     return parser
 
 
@@ -62,6 +71,79 @@ def _add_mount(parser: ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
     )
+    _add_handling(parser)
+    _add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
+    parser.set_defaults(command=in_loop(mount_until_signal))
+
+
+def _add_serve(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Serve devices over the NBD protocol until Ctrl-C or SIGTERM, which let requests in flight "
+        "end; a second signal forces. Listens on localhost, port 10809, unless told otherwise, or "
+        "on the sockets that systemd passes on. Prints `serving URI` for each export once it can "
+        "be used."
+    )
+    parser.add_argument(
+        "specs",
+        metavar="SPEC | NAME=SPEC",
+        nargs="+",
+        help=f"NAME is what clients ask for; SPEC is {SPEC_HELP}",
+    )
+    parser.add_argument("--socket", metavar="PATH", help="listen on a Unix socket")
+    parser.add_argument("--host", metavar="H", help="listen on this address; '' for all there are")
+    parser.add_argument("--port", type=int, metavar="N", help="listen on this port; 0 for any")
+    parser.add_argument(
+        "--stdio", action="store_true", help="serve the one client at standard input and output"
+    )
+    parser.add_argument("--description", default="", metavar="TEXT", help="of the exports")
+    parser.add_argument("--tls-certificates", metavar="DIRECTORY", help=CERTIFICATES_HELP)
+    parser.add_argument(
+        "--tls-psk-file", metavar="FILE", help="pre-shared keys for TLS, lines of USER:HEXKEY"
+    )
+    parser.add_argument(
+        "--tls", choices=["require", "offer"], help="whether clients have to use TLS (default: yes)"
+    )
+    parser.add_argument(
+        "--tls-verify-peer", action="store_true", help="let in only who has a certificate"
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=int,
+        default=MAX_CONNECTIONS,
+        metavar="N",
+        help="clients at once (default %(default)s)",
+    )
+    _add_handling(parser)
+    _add_seconds(
+        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    )
+    _add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at the end")
+    parser.set_defaults(command=in_loop(serve_until_signal))
+
+
+def _add_copy(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Copy a device to the beginning of another. What reads as zeroes becomes holes, where the "
+        "target can have some. A file that does not exist is made."
+    )
+    parser.add_argument("source", metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument("target", metavar="SPEC")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=REQUESTS,
+        metavar="N",
+        help="requests in flight (default %(default)s)",
+    )
+    parser.add_argument(
+        "--no-progress", dest="progress", action="store_false", help="show no progress bar"
+    )
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(copy_device))
+
+
+def _add_handling(parser: ArgumentParser) -> None:
+    parser.add_argument("--read-only", action="store_true", help="refuse every change")
     parser.add_argument(
         "--concurrency",
         type=int,
@@ -69,21 +151,23 @@ def _add_mount(parser: ArgumentParser) -> None:
         metavar="N",
         help="how many handlers may run at once (default %(default)s)",
     )
-    parser.add_argument(
-        "--handler-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="fail a request whose handler takes longer (default: never)",
-    )
-    parser.add_argument(
-        "--unmount-timeout",
-        type=float,
-        default=UNMOUNT_TIMEOUT,
-        metavar="SECONDS",
-        help="give a request up that hangs while unmounting (default %(default)s)",
-    )
+    _add_seconds(parser, "--handler-timeout", None, "for a handler, or its request fails")
+    _add_loop(parser)
+
+
+def _add_loop(parser: ArgumentParser) -> None:
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    parser.set_defaults(command=mounting.run)
+
+
+def _add_seconds(parser: ArgumentParser, name: str, default: float | None, what: str) -> None:
+    told = "no limit" if default is None else "%(default)s"
+    parser.add_argument(
+        name,
+        type=float,
+        default=default,
+        metavar="SECONDS",
+        help=f"how long it may take {what} (default {told})",
+    )
 
 
 def _add_unmount(parser: ArgumentParser) -> None:
@@ -94,13 +178,7 @@ def _add_unmount(parser: ArgumentParser) -> None:
         action="store_true",
         help="although it is in use, or its server does not answer; unwritten data is lost",
     )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long the server may take for a step (default %(default)s)",
-    )
+    _add_seconds(parser, "--timeout", 30.0, "a server to answer at each step")
     parser.set_defaults(command=_unmount)
 
 

@@ -10,22 +10,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import uvloop
 
 from ..errors import DeviceBusyError
 from ..mount import Mount, mounted
-from .spec import load_device
+from .running import ending_signals
+from .spec import device_of
 
 
-def run(arguments: Namespace) -> None:
-    """Serve ``arguments.spec``; returns once it is unmounted."""
-    factory = uvloop.new_event_loop if arguments.loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_serve_until_signal(arguments))
-
-
-async def _serve_until_signal(arguments: Namespace) -> None:
-    with anyio.open_signal_receiver(*_ending_signals()) as signals:
+async def mount_until_signal(arguments: Namespace) -> None:
+    """Serve ``arguments.spec`` to the kernel; returns once it is unmounted."""
+    with anyio.open_signal_receiver(*ending_signals()) as signals:
         live: asyncio.Future[Mount] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(_serve(arguments, live))
         unmounting = asyncio.create_task(_unmount_on_signals(signals, serving, live))
@@ -37,21 +31,17 @@ async def _serve_until_signal(arguments: Namespace) -> None:
     serving.result()
 
 
-def _ending_signals() -> list[signal.Signals]:
-    # nohup has a program ignore SIGHUP, and means it.
-    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hang_up]
-
-
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
-    device = await load_device(arguments.spec)
-    async with mounted(
-        device,
-        arguments.path,
-        concurrency=arguments.concurrency,
-        handler_timeout=arguments.handler_timeout,
-        unmount_timeout=arguments.unmount_timeout,
-    ) as mount:
+    async with (
+        device_of(arguments.spec, read_only=arguments.read_only) as device,
+        mounted(
+            device,
+            arguments.path,
+            concurrency=arguments.concurrency,
+            handler_timeout=arguments.handler_timeout,
+            unmount_timeout=arguments.unmount_timeout,
+        ) as mount,
+    ):
         live.set_result(mount)
         print(f"mounted {mount.path}", flush=True)
         await mount.wait()

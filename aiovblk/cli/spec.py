@@ -7,12 +7,16 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
+from ..client import connect
 from ..device import BlockDevice
 from ..errors import Error
+from ..protocol.uri import SCHEMES
 from ..storage import FileDevice, MemoryDevice
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -22,13 +26,27 @@ class SpecError(Error):
     """A SPEC does not lead to a device; the message says why."""
 
 
-async def load_device(spec: str) -> BlockDevice:
+@asynccontextmanager
+async def device_of(spec: str, *, read_only: bool = False) -> AsyncIterator[BlockDevice]:
+    """The device that ``spec`` names, as :func:`load_device`, or the URI of an NBD export.
+
+    Whatever else it holds is let go when the block is left; the device is the caller's to unmount.
+    """
+    if spec.partition(":")[0].lower() in SCHEMES:
+        async with connect(spec) as remote:
+            yield _read_only(remote) if read_only else remote
+    else:
+        yield await load_device(spec, read_only=read_only)
+
+
+async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
     """The device that ``spec`` names.
 
     Args:
         spec: ``memory:SIZE``, ``file:PATH``, ``package.module:attribute`` or
             ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
             or a function that returns one.
+        read_only: whether it must not be changed.
 
     Raises:
         SpecError: there is no such thing, or it is no device. What the user's own code raises
@@ -39,15 +57,39 @@ async def load_device(spec: str) -> BlockDevice:
     kind, separator, rest = spec.partition(":")
     if not separator:
         raise SpecError(
-            f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, package.module:attribute"
-            " or file.py:attribute"
+            f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
+            " package.module:attribute or file.py:attribute"
         )
-    if kind == "memory":
-        return MemoryDevice(parse_size(rest))
     if kind == "file":
-        if not rest:
-            raise SpecError(f"{spec!r} names no file; write file:PATH")
-        return FileDevice(rest)
+        return FileDevice(parse_path(rest), read_only=read_only)
+    device = _memory(parse_size(rest)) if kind == "memory" else await _load_object(spec)
+    return _read_only(device) if read_only else device
+
+
+def _memory(size: int) -> BlockDevice:
+    # The largest blocks that the size allows.
+    block_size = min(size & -size, 4096)
+    return MemoryDevice(size, block_size=block_size) if block_size >= 512 else MemoryDevice(size)
+
+
+def _read_only(device: BlockDevice) -> BlockDevice:
+    device.read_only = True
+    return device
+
+
+def parse_path(text: str) -> str:
+    """The path of ``file:PATH``.
+
+    Raises:
+        SpecError: there is none.
+
+    """
+    if not text:
+        raise SpecError("'file:' names no file; write file:PATH")
+    return text
+
+
+async def _load_object(spec: str) -> BlockDevice:
     where, _, attribute = spec.rpartition(":")
     if not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
         raise SpecError(

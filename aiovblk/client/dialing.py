@@ -64,10 +64,13 @@ def _load_context(uri: URI) -> ssl.SSLContext:
 
 async def _open(uri: URI) -> StreamProtocol:
     loop = asyncio.get_running_loop()
-    if uri.socket is not None:
-        _, stream = await loop.create_unix_connection(StreamProtocol, uri.socket)
-    else:
-        _, stream = await loop.create_connection(StreamProtocol, uri.host, uri.port)
+    try:
+        if uri.socket is not None:
+            _, stream = await loop.create_unix_connection(StreamProtocol, uri.socket)
+        else:
+            _, stream = await loop.create_connection(StreamProtocol, uri.host, uri.port)
+    except OSError as exc:
+        raise OSError(exc.errno, f"cannot connect to {uri}: {exc.strerror or exc}") from exc
     return stream
 
 

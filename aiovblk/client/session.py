@@ -248,6 +248,7 @@ class Session:
             try:
                 connection = await self._dial_same(left)
             except (OSError, ProtocolError) as exc:
+                logger.debug("no connection to %s yet: %s", self._name, exc)
                 why = exc
                 pause = min(2 * pause, LONGEST_PAUSE)
             except Error as exc:
@@ -258,7 +259,9 @@ class Session:
                 duration = self._loop.time() - lost
                 logger.warning("the connection to %s is back after %.1f s", self._name, duration)
                 return
-        if not self._live:  # others that are there are enough
+        if self._live:
+            logger.warning("%s does without one connection: %s", self._name, why)
+        else:
             self._give_up(why)
 
     async def _dial_same(self, timeout: float | None) -> Connection:
@@ -305,7 +308,7 @@ def _difference(first: Agreement, other: Agreement) -> str | None:
     if now.size != info.size:
         return f"has {now.size} bytes instead of {info.size}"
     if missing := info.flags & ~now.flags & _CAPABILITIES:
-        return f"cannot {missing!r} any more"
+        return f"lacks {', '.join(each.name or '' for each in missing)}"
     if now.flags & ~info.flags & TransmissionFlag.READ_ONLY:
         return "is read-only"
     if now.minimum_block > info.minimum_block or now.maximum_payload < info.maximum_payload:

@@ -71,6 +71,9 @@ class Share:
 
     def give_back(self, count: int) -> None:
         """Count what is no longer in flight."""
+        # Nothing is left after the end of the connection, whose last replies may leave, or be
+        # lost, later.
+        count = min(count, self._used)
         was_short = self._budget.used >= self._budget.limit
         self._used -= count
         self._budget.used -= count

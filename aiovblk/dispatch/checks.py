@@ -16,11 +16,14 @@ from ..protocol import (
     TransmissionFlag,
 )
 
-# Plain ints: comparing members of an IntEnum costs as much as the rest of a check.
+# Plain ints: comparing members of an IntEnum costs as much as the rest of a check. And the
+# complement of an IntFlag lacks the bits that have no name: those would never be refused.
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
 _CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
+_DF, _PAYLOAD_LEN = int(CommandFlag.DF), int(CommandFlag.PAYLOAD_LEN)
+_REQ_ONE, _FAST_ZERO = int(CommandFlag.REQ_ONE), int(CommandFlag.FAST_ZERO)
 
 # "If the server has advertised NBD_FLAG_SEND_FUA, it MUST accept FUA on any command."
 _ALWAYS_ALLOWED = {
@@ -75,15 +78,15 @@ class Rules:
         self._read_only = TransmissionFlag.READ_ONLY in agreement.info.flags
         self._allowed = dict(_ALWAYS_ALLOWED)
         if agreement.mode >= ReplyMode.STRUCTURED:
-            self._allowed[_READ] |= CommandFlag.DF
+            self._allowed[_READ] |= _DF
         if agreement.mode >= ReplyMode.EXTENDED:
-            self._allowed[_WRITE] |= CommandFlag.PAYLOAD_LEN
+            self._allowed[_WRITE] |= _PAYLOAD_LEN
         if TransmissionFlag.SEND_FAST_ZERO in agreement.info.flags:
-            self._allowed[_WRITE_ZEROES] |= CommandFlag.FAST_ZERO
+            self._allowed[_WRITE_ZEROES] |= _FAST_ZERO
         if TransmissionFlag.SEND_CACHE in agreement.info.flags:
             self._allowed[_CACHE] = _FUA
         if agreement.allocation is not None:
-            self._allowed[_BLOCK_STATUS] = _FUA | CommandFlag.REQ_ONE
+            self._allowed[_BLOCK_STATUS] = _FUA | _REQ_ONE
 
     def refusal(self, request: Request) -> int:
         """Why a request may not reach a handler, as an error value; 0 if it may."""

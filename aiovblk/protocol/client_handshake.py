@@ -50,6 +50,9 @@ MAX_OPTION_REPLY = 64 * 1024
 MAX_OPTION_REPLIES = 10_000
 """Replies to one option, at most: no server has reason to send as many."""
 
+MAX_OPTION_REPLIES_SIZE = 16 * 1024 * 1024
+"""Bytes of all replies to one option, at most: they are kept until the last has come."""
+
 Talk = Generator[Receive | StartTLS, Any, Agreement]
 Replies = Generator[Receive | StartTLS, Any, list[tuple[int, bytes]]]
 
@@ -120,7 +123,8 @@ class ClientHandshake:
         try:
             info = yield from self._go()
         except RefusedError as exc:
-            if exc.reply != OptionReply.ERR_UNSUP:
+            # "Once extended headers are requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
+            if exc.reply != OptionReply.ERR_UNSUP or self._mode is ReplyMode.EXTENDED:
                 raise
             info = yield from self._export_name(no_zeroes)
         return Agreement(self._name, info, self._mode, allocation)
@@ -191,7 +195,8 @@ class ClientHandshake:
         """
         self._outgoing += serialize_option(option, data)
         replies: list[tuple[int, bytes]] = []
-        while len(replies) < MAX_OPTION_REPLIES:
+        size = 0
+        while len(replies) < MAX_OPTION_REPLIES and size <= MAX_OPTION_REPLIES_SIZE:
             magic, about, reply, length = OPTION_REPLY.unpack((yield Receive(OPTION_REPLY.size)))
             if magic != OPTION_REPLY_MAGIC or about != option:
                 raise ProtocolError("the server sent something else than a reply to our option")
@@ -203,6 +208,7 @@ class ClientHandshake:
             if reply & 1 << 31:
                 raise RefusedError(option, reply, payload[:MAX_STRING].decode(errors="replace"))
             replies.append((reply, payload))
+            size += length
         raise ProtocolError("the server sent replies to one option without end")
 
 

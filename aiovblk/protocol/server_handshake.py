@@ -139,18 +139,14 @@ class ServerHandshake:
         offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
         self._outgoing += GREETING.pack(NBD_MAGIC, IHAVEOPT, offered)
         (flags,) = CLIENT_FLAGS.unpack((yield Receive(CLIENT_FLAGS.size)))
-        if flags & ~offered:
+        if flags & ~int(offered):  # an IntFlag's complement lacks the bits that have no name
             raise ProtocolError(f"the client sent unknown flags {flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         while True:
             magic, option, length = OPTION.unpack((yield Receive(OPTION.size)))
             if magic != IHAVEOPT:
                 raise ProtocolError(f"expected an option, found the magic number {magic:#018x}")
-            if length > MAX_OPTION:
-                yield from self._skip(length)
-                self._reply(option, OptionReply.ERR_TOO_BIG, b"that is too long for an option")
-                continue
-            data: bytes = (yield Receive(length)) if length else b""
+            data = yield from self._receive(length)
             if option == Option.ABORT:
                 self._reply(option, OptionReply.ACK)
                 return None
@@ -160,9 +156,25 @@ class ServerHandshake:
             if agreement is not None:
                 return agreement
 
-    def _answer(self, option: int, data: bytes) -> Talk:
+    def _receive(self, length: int) -> Generator[Step, Any, bytes | None]:
+        """The data of an option; None if it is too long, and was skipped."""
+        if length <= MAX_OPTION:
+            return (yield Receive(length)) if length else b""
+        while length:
+            piece = min(length, MAX_OPTION)
+            yield Receive(piece)
+            length -= piece
+        return None
+
+    def _answer(self, option: int, data: bytes | None) -> Talk:
         if self._tls is TLS.REQUIRED and not self._secure and option != Option.STARTTLS:
             self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
+            return None
+        if option == Option.SET_META_CONTEXT:
+            # It "replaces all previously-set metadata contexts (including when this command fails)"
+            self._allocation_of = None
+        if data is None:
+            self._reply(option, OptionReply.ERR_TOO_BIG, b"that is too long for an option")
             return None
         try:
             if option in self._talks:
@@ -177,10 +189,13 @@ class ServerHandshake:
 
     # Options
 
-    def _export_name(self, data: bytes) -> Talk:
+    def _export_name(self, data: bytes | None) -> Talk:
         if self._tls is TLS.REQUIRED and not self._secure:
             raise ProtocolError("the client asked for an export without TLS, which is required")
-        name = self._resolve(decode(data))
+        if self._mode is ReplyMode.EXTENDED:
+            # "Once extended headers are requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
+            raise ProtocolError("the client asked for an export by what extended headers rule out")
+        name = None if data is None else self._resolve(decode(data))
         info = None if name is None else (yield OpenExport(name))
         if name is None or info is None:
             raise ProtocolError("the client asked for an export that is not there")
@@ -224,9 +239,9 @@ class ServerHandshake:
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return None
         tell = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
-        # Told without being asked for: many clients keep to it although they do not ask.
-        sizes = info.minimum_block, info.preferred_block, info.maximum_payload
-        tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
+        if Info.BLOCK_SIZE in wanted:
+            sizes = info.minimum_block, info.preferred_block, info.maximum_payload
+            tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
         if Info.NAME in wanted:
             tell.append(INFO_TYPE.pack(Info.NAME) + name.encode())
         if Info.DESCRIPTION in wanted and info.description:
@@ -262,8 +277,6 @@ class ServerHandshake:
             self._reply(Option.LIST_META_CONTEXT, OptionReply.ACK)
 
     def _set_meta_context(self, data: bytes) -> None:
-        # "If it fails, the server MUST act as if no contexts had been selected."
-        self._allocation_of = None
         asked, queries = parse_context_request(data)
         if self._contexts_exist(Option.SET_META_CONTEXT, asked):
             if BASE_ALLOCATION in queries:
@@ -303,12 +316,6 @@ class ServerHandshake:
 
     def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
         self._outgoing += serialize_option_reply(option, reply, data)
-
-    def _skip(self, length: int) -> Generator[Step, Any, None]:
-        while length:
-            piece = min(length, MAX_OPTION)
-            yield Receive(piece)
-            length -= piece
 
 
 def _refuse_data(data: bytes) -> None:

@@ -189,7 +189,7 @@ class Connection:
         logger.info("%s uses export %r", self.peer, agreement.name)
         share = Share(settings.budget, settings.connection_memory)
         dispatcher = Dispatcher(
-            opened.device,
+            opened.served,
             self.stats,
             agreement=agreement,
             share=share,

@@ -13,6 +13,7 @@ from ..device import BlockDevice, check_geometry, overrides
 from ..dispatch import transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
+from .alignment import AnyAlignment
 
 logger = logging.getLogger("aiovblk")
 
@@ -92,11 +93,13 @@ class OpenDevice:
 
     Attributes:
         device: what it is.
+        served: the same for requests of any alignment.
 
     """
 
     def __init__(self, device: BlockDevice, export: Export, *, shared: bool) -> None:
         self.device = device
+        self.served = AnyAlignment(device) if device.block_size > 1 else device
         self._shared = shared
         self._export = export
 

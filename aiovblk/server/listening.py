@@ -44,7 +44,7 @@ class SocketFile:
 def listen_unix(name: str) -> socket.socket:
     """Listen on a Unix socket; its file is made with the mode that the umask leaves.
 
-    A file that a server left which is gone is replaced.
+    The caller takes the file away. One that a server left which is gone is replaced.
 
     Raises:
         OSError: something else has that name, a server listens there, or it cannot be made.
@@ -92,9 +92,12 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
         OSError: there is no such host, or an address cannot be listened on.
 
     """
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as exc:
+        raise OSError(exc.errno, f"cannot listen there: {exc.strerror}", host) from exc
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:

@@ -78,19 +78,6 @@ class StreamProtocol(asyncio.BufferedProtocol):
             # (CVE-2024-12254). This looks at the limit once more.
             transport.set_write_buffer_limits(high, low)
 
-    async def decongested(self) -> None:
-        """Wait until the peer reads, or the connection is closed.  Concurrency: one at a time.
-
-        For whoever has no use for :attr:`on_decongested`.
-        """
-        while self.congested:
-            over = asyncio.Event()
-            self.on_decongested = over.set
-            try:
-                await over.wait()
-            finally:
-                self.on_decongested = None
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the transport when it is ready."""
         # A stream's transport reads and writes; uvloop's only does not say so by its class.

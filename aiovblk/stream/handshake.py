@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +31,8 @@ async def converse(
 ) -> T:
     """Carry ``handshake`` over ``stream`` to its end.
 
+    While the peer does not read, nothing more is received: what waits for it stays bounded.
+
     Args:
         handshake: a side of it that has not begun.
         stream: what connects it with the other side.
@@ -44,14 +47,17 @@ async def converse(
     """
     talk = handshake.talk()
     answer: Any = None
+    decongested = asyncio.Event()
+    stream.on_decongested = decongested.set
     try:
         while True:
             step = talk.send(answer)
             _send(stream, handshake.outgoing())
             answer = None
+            while stream.congested:
+                decongested.clear()
+                await decongested.wait()
             if isinstance(step, Receive):
-                # A peer that asks, but does not read the answers, would have them pile up.
-                await stream.decongested()
                 answer = await stream.reader.readexactly(step.length)
             elif isinstance(step, StartTLS):
                 await start_tls()

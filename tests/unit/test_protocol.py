@@ -9,8 +9,10 @@ from aiovblk.protocol import (
     MAX_PAYLOAD,
     Command,
     CommandFlag,
+    ReplyMode,
     Request,
     TransmissionFlag,
+    parse_extended_request,
     parse_request,
     parse_simple_reply,
     serialize_request,
@@ -28,6 +30,16 @@ REQUEST_BYTES = bytes.fromhex(
 )
 REQUEST = Request(3, 6, 0x0123456789ABCDEF, 0x50FFFFE000, 0xFFFFF000)
 
+EXTENDED_BYTES = bytes.fromhex(
+    "21e41c71"  # magic
+    "0003"  # command flags: FUA and NO_HOLE
+    "0006"  # type: WRITE_ZEROES
+    "0123456789abcdef"  # cookie
+    "00000050ffffe000"  # offset
+    "0000001122334000"  # length
+)
+EXTENDED_REQUEST = REQUEST._replace(length=0x1122334000)
+
 REPLY_BYTES = bytes.fromhex("67446698 0000001c fedcba9876543210")
 
 
@@ -39,23 +51,43 @@ def test_request_serializes_to_literal_bytes() -> None:
     assert serialize_request(REQUEST) == REQUEST_BYTES
 
 
+def test_extended_request_parses_from_literal_bytes() -> None:
+    assert parse_extended_request(EXTENDED_BYTES) == EXTENDED_REQUEST
+    assert parse_extended_request(memoryview(b"junk" + EXTENDED_BYTES), 4) == EXTENDED_REQUEST
+
+
+def test_extended_request_serializes_to_literal_bytes() -> None:
+    assert serialize_request(EXTENDED_REQUEST, ReplyMode.EXTENDED) == EXTENDED_BYTES
+
+
+def test_extended_write_announces_its_payload() -> None:
+    write = Request(int(CommandFlag.FUA), Command.WRITE, 1, 0, 512)
+    for mode in (ReplyMode.SIMPLE, ReplyMode.STRUCTURED):
+        assert serialize_request(write, mode)[4:8] == b"\0\1\0\1"
+    assert serialize_request(write, ReplyMode.EXTENDED)[4:8] == b"\0\x21\0\1"
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_request_parses_at_a_position_in_any_buffer(kind: type) -> None:
     assert parse_request(kind(b"junk" + REQUEST_BYTES + b"rest"), 4) == REQUEST
 
 
-@pytest.mark.parametrize(
-    ("field", "first", "size"),
-    [("flags", 4, 2), ("type", 6, 2), ("cookie", 8, 8), ("offset", 16, 8), ("length", 24, 4)],
-)
-def test_each_byte_of_a_request_belongs_to_one_field(field: str, first: int, size: int) -> None:
+@pytest.mark.parametrize("mode", ReplyMode)
+@pytest.mark.parametrize("field", Request._fields)
+def test_each_byte_of_a_request_belongs_to_one_field(field: str, mode: ReplyMode) -> None:
+    parse, length = parse_request, 4
+    if mode is ReplyMode.EXTENDED:
+        parse, length = parse_extended_request, 8
+    places = {"flags": (4, 2), "type": (6, 2), "cookie": (8, 8), "offset": (16, 8)}
+    first, size = places.get(field, (24, length))
     blank = Request(0, 0, 0, 0, 0)
     for place in range(size):
-        message = bytearray(serialize_request(blank))
+        message = bytearray(serialize_request(blank, mode))
+        assert len(message) == 24 + length
         message[first + place] = 0x81
         expected = blank._replace(**{field: 0x81 << 8 * (size - 1 - place)})
-        assert parse_request(message) == expected
-        assert serialize_request(expected) == message
+        assert parse(message) == expected
+        assert serialize_request(expected, mode) == message
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -64,6 +96,17 @@ def test_request_with_one_wrong_magic_byte_is_refused(place: int) -> None:
     message[place] ^= 0xFF
     with pytest.raises(ProtocolError, match="expected a request"):
         parse_request(message)
+    message = bytearray(EXTENDED_BYTES)
+    message[place] ^= 0xFF
+    with pytest.raises(ProtocolError, match="expected an extended request"):
+        parse_extended_request(message)
+
+
+def test_request_of_the_other_size_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="0x25609513"):
+        parse_extended_request(REQUEST_BYTES + bytes(4))
+    with pytest.raises(ProtocolError, match="0x21e41c71"):
+        parse_request(EXTENDED_BYTES)
 
 
 def test_simple_reply_parses_from_literal_bytes() -> None:
@@ -108,6 +151,16 @@ def test_only_write_has_a_payload(command: Command) -> None:
 
 def test_unknown_command_has_no_payload() -> None:
     assert Request(0, 0xFFFF, 1, 0, 4096).payload_length() == 0
+
+
+@pytest.mark.parametrize("command", [*(set(Command) - {Command.WRITE}), 0xFFFF])
+def test_payload_len_announces_a_payload_in_extended_headers_only(command: int) -> None:
+    request = Request(CommandFlag.PAYLOAD_LEN, command, 1, 0, 16)
+    assert request.payload_length() == 0
+    assert request.payload_length(extended=True) == 16
+    assert request._replace(flags=0).payload_length(extended=True) == 0
+    with pytest.raises(ProtocolError, match="33554433 bytes"):
+        request._replace(length=MAX_PAYLOAD + 1).payload_length(extended=True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 4096, MAX_PAYLOAD])

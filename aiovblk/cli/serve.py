@@ -1,0 +1,130 @@
+"""``aiovblk serve``: devices over the NBD network protocol, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import anyio
+
+from ..server import Export, Server, serve
+from ..tls import psk_server_context, server_context
+from .running import ending_signals
+from .spec import SpecError, device_of
+from .stdio import standard_streams
+
+FIRST_INHERITED = 3
+"""The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""
+
+
+async def serve_until_signal(arguments: Namespace) -> None:
+    """Serve ``arguments.specs``; returns once nobody is served any more."""
+    named = parse_exports(arguments.specs)
+    with anyio.open_signal_receiver(*ending_signals()) as signals:
+        async with AsyncExitStack() as stack:
+            sockets = await _sockets(arguments, stack)
+            exports = {
+                name: Export(
+                    await stack.enter_async_context(device_of(spec, read_only=arguments.read_only)),
+                    description=arguments.description,
+                )
+                for name, spec in named.items()
+            }
+            server = await stack.enter_async_context(
+                serve(
+                    exports,
+                    unix=arguments.socket,
+                    host=arguments.host,
+                    port=arguments.port,
+                    sockets=sockets,
+                    tls=await asyncio.to_thread(_tls, arguments),
+                    require_tls=arguments.tls != "offer",
+                    max_connections=arguments.max_connections,
+                    handshake_timeout=arguments.handshake_timeout,
+                    drain_timeout=arguments.drain_timeout,
+                    concurrency=arguments.concurrency,
+                    handler_timeout=arguments.handler_timeout,
+                )
+            )
+            # What is passed on is often read by a program that also reads the standard output.
+            for uri in server.uris:
+                print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
+            closing = asyncio.create_task(_close_on_signals(signals, server))
+            await server.wait()
+            closing.cancel()
+
+
+def parse_exports(specs: list[str]) -> dict[str, str]:
+    """SPECs by the name of their export.
+
+    Args:
+        specs: either one SPEC, whose export has no name, or some of the form NAME=SPEC.
+
+    Raises:
+        SpecError: a name is missing, or is there twice.
+
+    """
+    exports: dict[str, str] = {}
+    for each in specs:
+        name, equals, spec = each.partition("=")
+        if not equals or ":" in name:  # the sign is part of a URI, say
+            name, spec = "", each
+        if name in exports:
+            missing = f"{name!r} is there twice" if name else "there is more than one SPEC"
+            raise SpecError(f"{missing}; write NAME=SPEC for each, with names that differ")
+        exports[name] = spec
+    return exports
+
+
+async def _close_on_signals(signals: AsyncIterator[signal.Signals], server: Server) -> None:
+    """Drain at the first signal, give up what is in flight at the next."""
+    force = False
+    async for _ in signals:
+        server.close(force=force)
+        force = True
+
+
+async def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:
+    chosen = (
+        arguments.socket is not None or arguments.host is not None or arguments.port is not None
+    )
+    passed = _passed_by_systemd()
+    if bool(passed) + chosen + arguments.stdio > 1:
+        raise SpecError(
+            "--stdio, sockets that are passed on (LISTEN_FDS), and --socket, --host, --port"
+            " exclude each other"
+        )
+    if arguments.stdio:
+        return [stack.enter_context(standard_streams())]
+    return passed or None
+
+
+def _passed_by_systemd() -> list[socket.socket]:
+    """The sockets that sd_listen_fds(3) tells of; they are not for our children."""
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+        return []
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    os.environ.pop("LISTEN_FDNAMES", None)
+    sockets = [socket.socket(fileno=FIRST_INHERITED + number) for number in range(count)]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return sockets
+
+
+def _tls(arguments: Namespace) -> ssl.SSLContext | None:
+    if arguments.tls_certificates is not None and arguments.tls_psk_file is not None:
+        raise SpecError("--tls-certificates and --tls-psk-file exclude each other")
+    if arguments.tls_certificates is not None:
+        return server_context(arguments.tls_certificates, verify_peer=arguments.tls_verify_peer)
+    if arguments.tls_psk_file is not None:
+        return psk_server_context(arguments.tls_psk_file)
+    if arguments.tls is not None or arguments.tls_verify_peer:
+        raise SpecError("TLS needs --tls-certificates DIRECTORY or --tls-psk-file FILE")
+    return None

@@ -1,0 +1,67 @@
+"""Standard input and output as one connected socket, for ``aiovblk serve --stdio``.
+
+Programs that start their server this way (inetd, libnbd) pass one socket on as both. Others (ssh,
+socat) pass two pipes, between which and a socket two threads copy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .spec import SpecError
+
+PIECE = 1024 * 1024
+"""Bytes to copy at once."""
+
+
+@contextmanager
+def standard_streams() -> Iterator[socket.socket]:
+    """What connects the server with its client.
+
+    Whatever is printed goes to the standard error from now on. Leaving waits until what was sent
+    to a pipe has arrived there.
+
+    Raises:
+        SpecError: a person sits there, not a client.
+
+    """
+    if sys.stdin.isatty():
+        raise SpecError("--stdio is for programs that start their server; they pass a socket on")
+    into, out = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    if os.path.sameopenfile(into, out) and stat.S_ISSOCK(os.fstat(into).st_mode):
+        os.close(out)
+        yield socket.socket(fileno=into)
+        return
+    ours, servers = socket.socketpair()
+    # Daemons: reading a pipe whose writer stays can be ended by nothing else.
+    sending = threading.Thread(target=_copy_out, args=(ours, out), daemon=True)
+    threading.Thread(target=_copy_in, args=(into, ours), daemon=True).start()
+    sending.start()
+    yield servers
+    sending.join()
+
+
+def _copy_in(pipe: int, ours: socket.socket) -> None:
+    try:
+        while piece := os.read(pipe, PIECE):
+            ours.sendall(piece)
+        ours.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the server has closed its end
+
+
+def _copy_out(ours: socket.socket, pipe: int) -> None:
+    try:
+        while piece := memoryview(ours.recv(PIECE)):
+            while piece:
+                piece = piece[os.write(pipe, piece) :]
+    except OSError:
+        ours.shutdown(socket.SHUT_RDWR)  # nobody reads the pipe: to the server, its client is gone
+    os.close(pipe)

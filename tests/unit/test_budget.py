@@ -1,0 +1,189 @@
+"""How much of the server's memory clients may take, and that they give it back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiovblk.dispatch import Budget, Dispatcher, Share, Stats
+from aiovblk.dispatch.budget import REQUEST_COST, cost
+from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
+from aiovblk.storage import MemoryDevice
+from aiovblk.stream import StreamProtocol
+
+from ..still import MemoryTransport, StillLoop
+from .client import PuppetDevice, served
+
+
+@pytest.mark.parametrize(
+    ("command", "length", "payload"),
+    [
+        (Command.READ, 4096, 4096),
+        (Command.WRITE, MAX_PAYLOAD, MAX_PAYLOAD),
+        (Command.READ, 2**64 - 1, MAX_PAYLOAD),
+        (Command.TRIM, 2**32 - 1, 0),
+        (Command.WRITE_ZEROES, 2**64 - 1, 0),
+        (Command.FLUSH, 0, 0),
+        (0xFFFF, 2**32 - 1, 0),
+    ],
+)
+def test_request_costs_its_payload_but_never_what_only_its_length_claims(
+    command: int, length: int, payload: int
+) -> None:
+    assert cost(Request(0, command, 1, 0, length)) == REQUEST_COST + payload
+
+
+def test_share_is_full_at_its_own_limit() -> None:
+    share = Share(Budget(1000), 100)
+    share.take(99)
+    assert not share.full()
+    share.take(1)
+    assert share.full()
+    share.give_back(1)
+    assert not share.full()
+
+
+def test_share_is_full_where_the_budget_is_but_may_always_take_one_request() -> None:
+    budget = Budget(100)
+    greedy, modest = Share(budget, 1000), Share(budget, 1000)
+    greedy.take(500)
+    assert greedy.full()
+    assert not modest.full()
+    modest.take(1)
+    assert modest.full()
+    greedy.give_back(500)
+    assert not modest.full()
+
+
+async def waiting(share: Share) -> asyncio.Task[None]:
+    task = asyncio.create_task(share.room())
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def test_room_is_at_once_where_there_is_some() -> None:
+    share = Share(Budget(100), 100)
+    share.take(99)
+    await share.room()
+
+
+async def test_room_waits_for_what_the_share_itself_gives_back() -> None:
+    share = Share(Budget(1000), 100)
+    share.take(150)
+    task = await waiting(share)
+    share.give_back(50)
+    await asyncio.sleep(0)
+    assert not task.done()
+    share.give_back(1)
+    await task
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_room_waits_for_what_another_share_gives_back(closes: bool) -> None:
+    budget = Budget(100)
+    greedy, modest = Share(budget, 1000), Share(budget, 1000)
+    modest.take(10)
+    greedy.take(500)
+    task = await waiting(modest)
+    if closes:
+        greedy.close()
+    else:
+        greedy.give_back(500)
+    await task
+    assert budget.used == 10
+
+
+async def test_room_that_is_cancelled_can_be_waited_for_again() -> None:
+    share = Share(Budget(1000), 100)
+    share.take(100)
+    task = await waiting(share)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    task = await waiting(share)
+    share.give_back(100)
+    await task
+
+
+def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
+    budget = Budget(100)
+    share, other = Share(budget, 100), Share(budget, 100)
+    other.take(30)
+    share.take(50)
+    share.close()
+    assert budget.used == 30
+    share.give_back(50)  # the last replies leave, or are lost, after the end
+    assert budget.used == 30
+    assert budget.shares == {other}
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) -> None:
+    budget = Budget(1 << 20)
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream, stalled=True)
+        share = Share(budget, 1 << 20)
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20), Stats(), share=share, on_disconnect=lambda: None
+        )
+        dispatcher.use(stream)
+        serving = loop.start(dispatcher.run())
+        for cookie in range(3):
+            request = Request(0, Command.READ, cookie, 0, 128 * 1024)
+            assert not transport.deliver(serialize_request(request))
+            loop.run_due()
+        assert stream.congested
+        assert budget.used >= 3 * 128 * 1024
+        serving.cancel()
+        loop.run_due()
+        share.close()
+        assert budget.used == 0
+        if reads:
+            transport.read()
+        transport.lose()
+        assert budget.used == 0
+
+
+def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
+    """Then it reads, and all is answered."""
+    limit = 256 * 1024
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream, stalled=True)
+        stats = Stats()
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20),
+            stats,
+            share=Share(Budget(1 << 30), limit),
+            on_disconnect=lambda: None,
+        )
+        dispatcher.use(stream)
+        loop.start(dispatcher.run())
+        message = serialize_request(Request(0, Command.READ, 1, 0, 64 * 1024))
+        transport.deliver(message * 100)
+        loop.run_due()
+        assert limit < len(transport.sent) < 2 * limit
+        while stream.congested:
+            transport.read()
+            loop.run_due()
+        assert stats.reads == 100
+        transport.lose()
+        loop.run_due()
+
+
+async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() -> None:
+    device = PuppetDevice()
+    share = Share(Budget(1), 1)
+    async with served(device, share=share) as server:
+        for _ in range(2):
+            server.client.send(Command.READ, 0, 1 << 20)
+        first = await device.calls.get()
+        await asyncio.sleep(0)
+        assert device.calls.empty()
+        first.succeed()
+        await server.client.reply()
+        (await device.calls.get()).succeed()
+        await server.client.reply()

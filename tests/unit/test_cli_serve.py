@@ -1,0 +1,265 @@
+"""``aiovblk serve`` and ``aiovblk copy`` as programs of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiovblk
+from aiovblk.cli import main
+from aiovblk.cli.serve import parse_exports
+from aiovblk.cli.spec import SpecError
+
+GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
+
+HANGING_MODULE = """
+import asyncio, aiovblk
+
+class Disk(aiovblk.BlockDevice):
+    blocks = 1
+
+    async def read(self, offset, length):
+        print("reading", flush=True)
+        await asyncio.sleep(3600)
+
+    async def unmount(self):
+        print("unmounted", flush=True)
+"""
+
+pytestmark = pytest.mark.one_loop  # they choose their own
+
+
+@asynccontextmanager
+async def running(
+    *arguments: str | Path, **options: Any
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command with its output in a pipe; it does not outlive the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aiovblk", *map(str, arguments)),
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def line(stream: asyncio.StreamReader | None) -> str:
+    assert stream is not None  # it is a pipe
+    return (await asyncio.wait_for(stream.readline(), 20)).decode().rstrip()
+
+
+async def end(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
+    """Exit status, output and errors of what ends by itself."""
+    out, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode is not None  # communicate() waits for it
+    return process.returncode, (out or b"").decode(), (errors or b"").decode()
+
+
+# Serving
+
+
+@pytest.mark.parametrize(
+    ("specs", "exports"),
+    [
+        (["memory:1M"], {"": "memory:1M"}),
+        (["a=memory:1M", "b=file:x=y"], {"a": "memory:1M", "b": "file:x=y"}),
+        (["nbd+unix:///?socket=/s"], {"": "nbd+unix:///?socket=/s"}),
+        (["far=nbd+unix:///?socket=/s"], {"far": "nbd+unix:///?socket=/s"}),
+        (["=memory:1M"], {"": "memory:1M"}),
+    ],
+)
+def test_name_is_what_comes_before_the_first_equals_sign(
+    specs: list[str], exports: dict[str, str]
+) -> None:
+    assert parse_exports(specs) == exports
+
+
+@pytest.mark.parametrize("specs", [["memory:1M", "memory:2M"], ["a=memory:1M", "a=memory:2M"]])
+def test_exports_without_names_of_their_own_are_refused(specs: list[str]) -> None:
+    with pytest.raises(SpecError, match="write NAME=SPEC for each"):
+        parse_exports(specs)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_serves_until_sigterm(tmp_path: Path, loop: str) -> None:
+    path = tmp_path / "s"
+    async with running(
+        *("serve", "a=memory:1M", "b=memory:2M", "--socket", path, "--loop", loop)
+    ) as process:
+        uri = f"nbd+unix:///a?socket={path}"
+        assert await line(process.stdout) == f"serving {uri}"
+        assert await line(process.stdout) == f"serving nbd+unix:///b?socket={path}"
+        async with aiovblk.connect(uri) as remote:
+            await remote.write(0, b"x" * 4096)
+            assert bytes(await remote.read(0, 4096)) == b"x" * 4096
+            process.send_signal(signal.SIGTERM)
+            assert await end(process) == (0, "", "")
+    assert not path.exists()
+
+
+async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING_MODULE)
+    async with running(
+        *("-v", "serve", tmp_path / "hanging.py:Disk", "--socket", tmp_path / "s")
+    ) as process:
+        uri = (await line(process.stdout)).removeprefix("serving ")
+        async with aiovblk.connect(uri) as remote:
+            reading = asyncio.create_task(remote.read(0, 4096))
+            assert await line(process.stdout) == "reading"
+            process.send_signal(signal.SIGINT)
+            while "ending, with" not in await line(process.stderr):
+                pass
+            process.send_signal(signal.SIGINT)
+            status, out, errors = await end(process)
+            assert (status, out) == (0, "unmounted\n")
+            assert "requests in flight took too long" in errors
+            with pytest.raises(OSError, match="the connection"):
+                await reading
+
+
+async def test_stdio_serves_the_socket_that_it_is_given() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with running("serve", "memory:1M", "--stdio", stdin=theirs, stdout=theirs) as process:
+            theirs.close()
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            assert await asyncio.wait_for(reader.readexactly(18), 20) == GREETING
+            writer.close()
+            assert (await end(process))[0] == 0
+
+
+async def test_stdio_serves_pipes() -> None:
+    async with running("serve", "memory:1M", "--stdio", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readexactly(18), 20) == GREETING
+        # Client flags, then ABORT, which is acknowledged.
+        process.stdin.write(bytes.fromhex("00000003 49484156454f5054 00000002 00000000"))
+        acknowledged = bytes.fromhex("0003e889045565a9 00000002 00000001 00000000")
+        assert await asyncio.wait_for(process.stdout.readexactly(20), 20) == acknowledged
+        assert await end(process) == (0, "", "")
+
+
+async def test_sockets_of_systemd_are_served(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        inherited = listening.fileno()
+
+        # LISTEN_PID is known only in the process itself.
+        start = "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+        start += "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
+        start += "os.execv(sys.executable, [sys.executable, '-m', 'aiovblk', *sys.argv[2:]])"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", start, str(inherited), "serve", "memory:1M"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(inherited, 3),
+        )
+        try:
+            uri = f"nbd+unix:///?socket={tmp_path}/s"
+            assert await line(process.stderr) == f"serving {uri}"
+            async with aiovblk.connect(uri) as remote:
+                assert remote.size == 1 << 20
+            process.send_signal(signal.SIGTERM)
+            assert await end(process) == (0, "", "")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
+    assert (tmp_path / "s").exists()  # it is not ours to take away
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["memory:1M", "--stdio", "--port", "0"], "exclude each other"),
+        (["memory:1M", "--tls", "require"], "TLS needs --tls-certificates DIRECTORY"),
+        (["memory:1M", "--tls-certificates", "/nowhere"], "/nowhere"),
+        (
+            ["memory:1M", "--port", "0", "--max-connections", "0"],
+            "max_connections must be positive",
+        ),
+        (["memory:1M", "--socket", "/proc/nothing"], "cannot listen there"),
+        (["memory:1M", "--host", "256.1.1.1"], "256.1.1.1"),
+    ],
+)
+def test_what_cannot_be_served_is_told(
+    arguments: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 1
+    errors = capsys.readouterr().err
+    assert reason in errors
+    assert errors.count("\n") == 1
+
+
+# Copying
+
+
+def sparse_file(path: Path) -> Path:
+    """Data, hole, data, hole; with an end that is no multiple of 4096."""
+    with path.open("wb") as file:
+        for offset in (0, 3 << 20):
+            file.seek(offset)
+            file.write(os.urandom(300 * 1024))
+        file.truncate((6 << 20) + 512)
+    return path
+
+
+def test_copy_keeps_holes(tmp_path: Path) -> None:
+    source = sparse_file(tmp_path / "source")
+    assert main(["copy", f"file:{source}", f"file:{tmp_path}/target"]) == 0
+    target = tmp_path / "target"
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks <= source.stat().st_blocks
+
+
+def test_copy_overwrites_what_was_there(tmp_path: Path) -> None:
+    source, target = sparse_file(tmp_path / "source"), tmp_path / "target"
+    target.write_bytes(b"x" * (8 << 20))
+    assert main(["copy", f"file:{source}", f"file:{target}"]) == 0
+    size = source.stat().st_size
+    assert target.read_bytes() == source.read_bytes() + b"x" * ((8 << 20) - size)
+
+
+async def test_copy_to_and_from_a_server(tmp_path: Path) -> None:
+    source = sparse_file(tmp_path / "source")
+    async with running(
+        *("serve", f"memory:{source.stat().st_size}", "--socket", tmp_path / "s")
+    ) as process:
+        uri = (await line(process.stdout)).removeprefix("serving ")
+        for way in ((f"file:{source}", uri), (uri, f"file:{tmp_path}/target")):
+            async with running("copy", *way) as copying:
+                assert await end(copying) == (0, "", "")
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("memory:2M", "memory:1M", "do not fit into"),
+        ("file:{0}/missing", "memory:1M", "No such file"),
+        ("nbd+unix:///?socket={0}/missing", "memory:1M", "missing"),
+        ("memory:1M", "memory:1M --requests 0", "requests must be at least 1"),
+    ],
+)
+def test_what_cannot_be_copied_is_told(
+    source: str, target: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["copy", source.format(tmp_path), *target.split()]) == 1
+    errors = capsys.readouterr().err
+    assert reason in errors
+    assert errors.count("\n") == 1

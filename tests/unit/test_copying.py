@@ -1,0 +1,136 @@
+"""From one device to another."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from aiovblk import BlockDevice, Extent
+from aiovblk.storage import MemoryDevice, copy
+from aiovblk.storage.copying import PIECE
+
+MIB = 1 << 20
+
+
+class Recorded(MemoryDevice):
+    """A disk that keeps account of what is asked of it."""
+
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__(size, **options)
+        self.reads: list[tuple[int, int]] = []
+        self.writes: list[tuple[int, int]] = []
+        self.flushes = 0
+        self.running = 0
+        self.most_running = 0
+
+    async def read(self, offset: int, length: int) -> bytes:
+        assert offset % self.block_size == length % self.block_size == 0
+        self.reads.append((offset, length))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        return await super().read(offset, length)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        assert offset % self.block_size == len(data) % self.block_size == 0
+        self.writes.append((offset, len(data)))
+        await super().write(offset, data)
+
+    async def flush(self) -> None:
+        self.flushes += 1
+
+
+async def filled(device: MemoryDevice, *ranges: tuple[int, int]) -> MemoryDevice:
+    for offset, length in ranges:
+        await MemoryDevice.write(device, offset, memoryview(os.urandom(length)))
+    return device
+
+
+async def contents(device: MemoryDevice) -> bytes:
+    return await MemoryDevice.read(device, 0, device.size)
+
+
+async def test_what_is_known_to_be_zero_is_not_read() -> None:
+    source, target = Recorded(8 * MIB), Recorded(8 * MIB)
+    await filled(source, (0, MIB), (5 * MIB, MIB))
+    await copy(source, target)
+    assert await contents(target) == await contents(source)
+    assert sum(length for _, length in source.reads) == 2 * MIB
+    assert target.flushes == 1
+
+
+async def test_zeroes_that_are_read_are_not_written() -> None:
+    source, target = Recorded(MIB), Recorded(MIB)
+    await filled(source, (0, 4096))
+    source.extents = BlockDevice.extents.__get__(source)  # type: ignore[method-assign]  # knows none
+    await copy(source, target)
+    assert await contents(target) == await contents(source)
+    assert target.writes == [(0, PIECE)]
+
+
+async def test_old_contents_give_way_to_zeroes_and_stay_beyond_the_end() -> None:
+    source, target = MemoryDevice(MIB), MemoryDevice(2 * MIB)
+    await filled(source, (MIB // 2, MIB // 2))
+    await filled(target, (0, 2 * MIB))
+    behind = (await contents(target))[MIB:]
+    await copy(source, target)
+    assert await contents(target) == await contents(source) + behind
+
+
+@pytest.mark.parametrize(("source_block", "target_block"), [(512, 4096), (4096, 512), (8, 4096)])
+async def test_blocks_may_differ(source_block: int, target_block: int) -> None:
+    size = MIB + 4096 + source_block
+    source = Recorded(size, block_size=source_block)
+    target = Recorded(2 * MIB, block_size=target_block)
+    await filled(source, (size - 300 * 1024, 300 * 1024))
+    await filled(target, (0, 2 * MIB))
+    behind = (await contents(target))[size:]
+    await copy(source, target)
+    assert await contents(target) == await contents(source) + behind
+
+
+async def test_extents_need_not_fit_the_blocks_of_the_target() -> None:
+    class Ragged(Recorded):
+        async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+            runs = [Extent(512 * 3), Extent(512 * 1000, zero=True), Extent(512), Extent(length)]
+            return runs if offset == 0 else [Extent(length)]
+
+    source, target = Ragged(2 * MIB, block_size=512), Recorded(2 * MIB, block_size=4096)
+    await filled(source, (0, 512 * 3), (512 * 1003, 2 * MIB - 512 * 1003))
+    await copy(source, target)
+    assert await contents(target) == await contents(source)
+
+
+async def test_as_many_requests_as_wanted_are_in_flight() -> None:
+    source, target = Recorded(16 * MIB), Recorded(16 * MIB)
+    await filled(source, (0, 16 * MIB))
+    done: list[int] = []
+    await copy(source, target, requests=5, advance=done.append)
+    assert source.most_running == 5
+    assert sum(done) == 16 * MIB
+
+
+async def test_first_error_ends_it_and_comes_out_bare() -> None:
+    class Broken(MemoryDevice):
+        async def read(self, offset: int, length: int) -> bytes:
+            if offset >= MIB:
+                raise OSError(errno.EIO, "medium error")
+            return await super().read(offset, length)
+
+    target = Recorded(4 * MIB)
+    with pytest.raises(OSError, match="medium error"):
+        await copy(await filled(Broken(4 * MIB), (0, 4 * MIB)), target)
+    assert target.flushes == 0
+
+
+async def test_read_only_target_is_refused() -> None:
+    target = MemoryDevice(MIB)
+    target.read_only = True
+    with pytest.raises(ValueError, match="the target is read-only"):
+        await copy(MemoryDevice(MIB), target)
