@@ -148,7 +148,8 @@ async def serve(
         finally:
             failures = await server.leave()
     finally:
-        server.close()  # in case that it has not begun
+        if server.file is not None:
+            server.file.remove()
         close_all([*own, *sockets])
     if failures:
         raise Error("it is no longer served, but " + "; ".join(failures))

@@ -6,15 +6,18 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from ..tasks import SteadyTask, occur, outlast
 from .connection import Connection, ServerProtocol, Settings
 from .listening import SocketFile, is_listening, uri
 
 logger = logging.getLogger("aiovblk")
+
+# The name of a Unix socket is for whoever made it to take away. Python 3.13 would do it.
+_LEAVE_ITS_NAME: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Server:
@@ -26,15 +29,15 @@ class Server:
     """
 
     uris: list[str]
+    _patience: asyncio.TimerHandle
 
     def __init__(self, settings: Settings, max_connections: int) -> None:
         self.uris = []
         self.file: SocketFile | None = None  # of the Unix socket that is its own
         self._starting = True
-        self._patience: asyncio.TimerHandle | None = None
         self._settings = settings
         self._max_connections = max_connections
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,10 +68,9 @@ class Server:
         self._listeners.clear()
         for connection in self._connections.values():
             connection.stop()
-        if self._connections:
-            self._patience = asyncio.get_running_loop().call_later(
-                self._settings.drain_timeout, occur, self._settings.expired
-            )
+        self._patience = asyncio.get_running_loop().call_later(
+            self._settings.drain_timeout, occur, self._settings.expired
+        )
         self._end_if_alone()
 
     async def wait(self) -> None:
@@ -87,7 +89,8 @@ class Server:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept clients on listening sockets, serve those that are connected."""
         try:
-            await self._start(sockets)
+            for sock in sockets:
+                await self._start_on(sock)
         except BaseException:
             self._starting = False
             self.close(force=True)
@@ -96,21 +99,19 @@ class Server:
         self._starting = False
         self._end_if_alone()
 
-    async def _start(self, sockets: Sequence[socket.socket]) -> None:
+    async def _start_on(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         make = partial(ServerProtocol, self._on_connected)
-        for sock in sockets:
-            if not is_listening(sock):
-                await loop.connect_accepted_socket(make, sock)
-                continue
-            self.uris += [
-                uri(sock, name, tls=self._settings.tls is not None and self._settings.require_tls)
-                for name in self._settings.exports
-            ]
-            if sock.family == socket.AF_UNIX:
-                self._listeners.append(await _listen_unix(make, sock))
-            else:
-                self._listeners.append(await loop.create_server(make, sock=sock))
+        if not is_listening(sock):
+            await loop.connect_accepted_socket(make, sock)
+            return
+        if sock.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(make, sock=sock, **_LEAVE_ITS_NAME)
+        else:
+            listener = await loop.create_server(make, sock=sock)
+        self._listeners.append(listener)
+        tls = self._settings.tls is not None and self._settings.require_tls
+        self.uris += [uri(sock, name, tls=tls) for name in self._settings.exports]
 
     async def leave(self) -> list[str]:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
@@ -122,13 +123,15 @@ class Server:
 
     async def _drain(self) -> None:
         await self._ended
-        if self._patience is not None:
-            self._patience.cancel()
+        self._patience.cancel()
 
     async def _end(self) -> list[str]:
         settings = self._settings
         await self._drain()
-        closing = [each.close(settings.drain_timeout) for each in settings.shared.values()]
+        closing = [
+            SteadyTask(each.close(settings.drain_timeout), lambda: None)
+            for each in settings.shared.values()
+        ]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
     def _on_connected(self, stream: ServerProtocol) -> None:
@@ -152,15 +155,3 @@ class Server:
     def _end_if_alone(self) -> None:
         if not self._starting and not self._listeners and not self._connections:
             occur(self._ended)
-
-
-async def _listen_unix(
-    make: Callable[[], ServerProtocol], sock: socket.socket
-) -> asyncio.AbstractServer:
-    loop = asyncio.get_running_loop()
-    if sys.version_info >= (3, 13):
-        # Whoever made the socket takes its file away. (uvloop before 0.22 does not know this, nor
-        # does it take files away.)
-        with suppress(TypeError):
-            return await loop.create_unix_server(make, sock=sock, cleanup_socket=False)
-    return await loop.create_unix_server(make, sock=sock)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiovblk
 from aiovblk import Server
 from aiovblk.protocol import Command, Option, OptionReply, ReplyMode
 from aiovblk.protocol.options import (
@@ -23,6 +25,9 @@ from aiovblk.protocol.options import (
 from aiovblk.storage import MemoryDevice
 
 from .client import Client, PuppetDevice
+
+# A test that goes wrong must not drain for longer than a test may take.
+serve = functools.partial(aiovblk.serve, drain_timeout=5)
 
 MIB = 1024 * 1024
 
@@ -93,10 +98,16 @@ async def using(address: Address, name: str = "") -> AsyncIterator[NetworkClient
         yield client
 
 
-async def until_left(server: Server) -> None:
-    """Wait until nobody is connected any more."""
-    while server._connections:
-        await asyncio.wait(list(server._connections))
+async def until_left(server: Server, *, but: int = 0) -> None:
+    """Wait until no more than ``but`` clients are connected."""
+    while len(server._connections) > but:
+        await asyncio.wait(list(server._connections), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what nobody tells; the test's deadline ends it."""
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class LoggingDevice(MemoryDevice):

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import aiovblk.server
-from aiovblk import connect, serve
+from aiovblk import connect
 from aiovblk.storage import MemoryDevice
 
-from .network import MIB, NetworkClient, connected, using
+from .network import MIB, NetworkClient, connected, serve, using
 
 Sockets = list[tuple[str, int]]
 
@@ -203,7 +203,7 @@ async def test_tcp_port_in_use_is_an_error_that_names_it() -> None:
 
 
 async def test_host_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(OSError, match=r"cannot listen there: .*'nowhere.invalid'"):
+    with pytest.raises(OSError, match="cannot listen there: Name or service not known"):
         async with serve(disk(), host="nowhere.invalid", port=0):
             pass
 
