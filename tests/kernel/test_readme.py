@@ -15,7 +15,7 @@ from aiovblk import kernel
 
 from .support import Disk, pread
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 README = Path(__file__).parents[2] / "README.md"
 
