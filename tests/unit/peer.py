@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 import struct
@@ -12,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from aiovblk import RemoteDevice, connect
 from aiovblk.protocol import (
@@ -255,3 +258,51 @@ async def remote_of(
             peer = await server.peer()
             yield remote, peer
         await peer.disconnected()
+
+
+@asynccontextmanager
+async def connected(
+    export: Export | None = None, **options: Any
+) -> AsyncIterator[tuple[Server, RemoteDevice, Peer]]:
+    options = {"reconnect": 60.0, **options}
+    async with listening(export) as server, connect(server.uri, **options) as remote:
+        yield server, remote, await server.peer()
+
+
+async def fails(call: asyncio.Future[Any], number: int, why: str) -> None:
+    with pytest.raises(OSError, match=why) as caught:
+        await call
+    assert caught.value.errno == number
+
+
+async def logged(text: str) -> None:
+    """Wait until the library has logged this."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                found.set()
+
+    found = asyncio.Event()
+    logger = logging.getLogger("aiovblk")
+    handler, level = Handler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        await found.wait()
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+async def stored(remote: RemoteDevice, peer: Peer) -> None:
+    """Have a write acknowledged."""
+    writing = asyncio.ensure_future(remote.write(0, b"x"))
+    peer.succeed(await peer.request())
+    await writing
+
+
+async def flushed(remote: RemoteDevice, peer: Peer) -> None:
+    flushing = asyncio.ensure_future(remote.flush())
+    peer.succeed(await peer.request())
+    await flushing

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that parses what a peer sent: see docs/testing.md."""

@@ -1,0 +1,241 @@
+"""What is fuzzed: functions of bytes that raise only where there is a bug.
+
+The first bytes choose the setting, all others are what the peer sends. No sockets, and no loop that
+waits, so that a second is enough for thousands of inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from aiovblk import ProtocolError
+from aiovblk.client.connection import Connection, LostError
+from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, transmission_flags
+from aiovblk.protocol import (
+    MAX_PAYLOAD,
+    TLS,
+    Agreement,
+    BlockStatus,
+    ClientHandshake,
+    Command,
+    ExportInfo,
+    ReplyMode,
+    ServerHandshake,
+    TransmissionFlag,
+    parse_reply_header,
+    reply_header_size,
+)
+from aiovblk.storage import MemoryDevice
+from aiovblk.stream import StreamProtocol
+
+from ..still import MemoryTransport, StillLoop, converse_in_memory
+from ..talks import hold
+
+LARGEST_BUFFER = MAX_PAYLOAD + 128 * 1024
+"""Bytes that a peer can make a reader allocate: the longest payload, its header, and some room."""
+
+SIZE = 512 * 1024
+"""Bytes of the device: two of a MemoryDevice's units, so that one can be a hole."""
+
+EXPORTS = {
+    "": ExportInfo(SIZE, TransmissionFlag.HAS_FLAGS),
+    "disk": ExportInfo(1 << 40, TransmissionFlag(0xFFF), 512, 4096, 1 << 20, "a disk"),
+    "gone": None,
+}
+
+SERVER_SETTINGS = [
+    (tls, names) for tls in TLS for names in (["", "disk", "gone"], ["disk"], ["gone"])
+]
+CLIENT_SETTINGS = [
+    (tls, mode, allocation)
+    for mode in ReplyMode
+    for tls in (False, True)
+    for allocation in (False, True)
+]
+
+
+def server_handshake(data: bytes) -> None:
+    """A client, whoever it is, in the handshake: ``setting bytes``."""
+    if not data:
+        return
+    tls, names = SERVER_SETTINGS[data[0] % len(SERVER_SETTINGS)]
+    handshake = ServerHandshake({name: f"this is {name}" for name in names}, tls=tls)
+    held = hold(handshake, data[1:], EXPORTS)
+    # Nothing is amplified but by LIST, which is bounded by what it lists.
+    assert len(held.sent) <= 18 + 64 * len(names) * (len(data) + 64)
+    agreement = held.agreement
+    if agreement is not None:
+        assert agreement.name in names
+        assert EXPORTS[agreement.name] is agreement.info
+        assert agreement.allocation is None or agreement.mode is not ReplyMode.SIMPLE
+        assert tls is not TLS.REQUIRED or held.secured_after
+    if tls is TLS.REQUIRED and not held.secured_after:
+        assert not held.opened  # "a client learns nothing but that"
+
+
+def client_handshake(data: bytes) -> None:
+    """A server, whatever it is, in the handshake: ``setting bytes``."""
+    if not data:
+        return
+    tls, mode, allocation = CLIENT_SETTINGS[data[0] % len(CLIENT_SETTINGS)]
+    handshake = ClientHandshake("disk", tls=tls, mode=mode, allocation=allocation)
+    held = hold(handshake, data[1:])
+    assert len(held.sent) <= 1024
+    agreement = held.agreement
+    if agreement is not None:
+        assert agreement.mode <= mode
+        assert bool(held.secured_after) is tls
+        assert 0 <= agreement.info.size < 1 << 63
+        assert 0 < agreement.info.minimum_block <= agreement.info.maximum_payload <= MAX_PAYLOAD
+        assert agreement.allocation is None or (allocation and agreement.mode)
+
+
+def requests(data: bytes) -> None:
+    """A client in the transmission phase: ``mode, size of the pieces that arrive, bytes``."""
+    if len(data) < 2:
+        return
+    mode = ReplyMode(data[0] % 3)
+    device = MemoryDevice(SIZE, block_size=512)
+    flags = transmission_flags(device)
+    if data[0] & 0x40:
+        flags |= TransmissionFlag.SEND_CACHE | TransmissionFlag.SEND_FAST_ZERO
+    if data[0] & 0x80:
+        flags |= TransmissionFlag.READ_ONLY
+    allocation = 1 if mode and data[0] & 0x20 else None
+    agreement = Agreement("", ExportInfo(SIZE, flags), mode, allocation)
+    stats = Stats()
+    budget = Budget(256 * 1024)
+    with StillLoop() as loop:
+        share = Share(budget, 128 * 1024)
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream)
+        dispatcher = Dispatcher(
+            device,
+            stats,
+            agreement=agreement,
+            share=share,
+            concurrency=4,
+            on_disconnect=lambda: None,
+        )
+        dispatcher.use(stream)
+        serving = loop.start(dispatcher.run())
+        converse_in_memory(loop, transport, serving, pieces(data[2:], data[1]))
+        assert serving.done(), "the dispatcher waits for what nobody will send"
+        error = serving.exception()
+        assert error is None or isinstance(error, (ProtocolError, asyncio.IncompleteReadError)), (
+            error
+        )
+        assert dispatcher.drained().done()
+        share.close()
+        assert budget.used == 0
+    assert transport.largest_buffer <= LARGEST_BUFFER
+    assert stats.in_flight == 0
+    check_replies(mode, bytes(transport.sent), stats)
+
+
+def check_replies(mode: ReplyMode, sent: bytes, stats: Stats) -> None:
+    """Make sure that there is one whole reply to each request, and nothing else."""
+    answered = (
+        stats.errors
+        + stats.reads
+        + stats.writes
+        + stats.flushes
+        + stats.trims
+        + stats.write_zeroes
+        + stats.caches
+        + stats.block_statuses
+    )
+    if mode is ReplyMode.SIMPLE:
+        assert len(sent) == 16 * answered + stats.bytes_read
+        return
+    position = replies = 0
+    while position < len(sent):
+        header = parse_reply_header(mode, sent, position)
+        assert header.chunk is not None
+        position += reply_header_size(mode, sent, position) + header.length
+        replies += header.done
+    assert (position, replies) == (len(sent), answered)
+
+
+CALLS: list[tuple[Command, int, int]] = [
+    (Command.READ, 0, 4096),
+    (Command.READ, 4096, 64),
+    (Command.READ, 1 << 40, 64),
+    (Command.WRITE, 0, 512),
+    (Command.FLUSH, 0, 0),
+    (Command.TRIM, 0, 1 << 30),
+    (Command.BLOCK_STATUS, 4096, 8192),
+    (Command.BLOCK_STATUS, 0, 1 << 31),
+]
+"""What the client has asked for; the cookies count from 1 on."""
+
+
+def replies(data: bytes) -> None:
+    """A server in the transmission phase: ``mode, size of the pieces that arrive, bytes``."""
+    if len(data) < 2:
+        return
+    mode = ReplyMode(data[0] % 3)
+    allocation = 1 if mode else None
+    agreement = Agreement("", ExportInfo(1 << 62, TransmissionFlag(0xFFF)), mode, allocation)
+    asked = CALLS if mode else CALLS[:6]
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream)
+        connection = Connection(stream, agreement)
+        calls = [
+            loop.start(
+                connection.call(
+                    command,
+                    offset,
+                    length,
+                    data=memoryview(bytes(length)) if command is Command.WRITE else None,
+                )
+            )
+            for command, offset, length in asked
+        ]
+        receiving = loop.start(connection.run())
+        converse_in_memory(loop, transport, receiving, pieces(data[2:], data[1]))
+        assert receiving.done(), "the client waits for what nobody will send"
+        error = receiving.result()
+        assert isinstance(error, (ProtocolError, OSError)), error
+        assert not isinstance(error, LostError)
+        for (command, _, length), call in zip(asked, calls, strict=True):
+            check_outcome(command, length, call)
+    assert transport.largest_buffer <= LARGEST_BUFFER
+
+
+def check_outcome(command: Command, length: int, call: asyncio.Task[object]) -> None:
+    """Make sure that a call failed, or returned what it can."""
+    assert call.done(), f"a {command.name} waits although the connection is gone"
+    error = call.exception()
+    if error is not None:
+        assert isinstance(error, (OSError, LostError)), error
+        return
+    result = call.result()
+    if command is Command.READ:
+        assert isinstance(result, memoryview)
+        assert len(result) == length
+    elif command is Command.BLOCK_STATUS:
+        assert isinstance(result, BlockStatus)
+        assert result.extents
+    else:
+        assert result is None
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    """``data`` in pieces of ``size``, but no more than 64 of them; whole where it is 0."""
+    if not size:
+        size = len(data) or 1
+    cut = min(len(data), 63 * size)
+    yield from (data[at : at + size] for at in range(0, cut, size))
+    if data[cut:]:
+        yield data[cut:]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "server_handshake": server_handshake,
+    "client_handshake": client_handshake,
+    "requests": requests,
+    "replies": replies,
+}
