@@ -1,6 +1,6 @@
 # make setup   what the project needs: Debian packages, and .venv with its tools
 # make demo    show what the library does, in a virtual machine
-# make test    everything: lint, unit tests on each Python, kernel tests in virtual machines
+# make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
 # make lint    ruff and mypy alone
 # make clean   remove what the others made in the checkout (kernels stay in ~/.cache/aiovblk)
 #

@@ -5,6 +5,7 @@ Stages, by default all, in this order:
     lint    ruff check, ruff format --check, mypy --strict
     unit    tests/unit on each Python, on this machine
     vm      tests/test_vm_tool.py, once
+    interop tests/interop, other people's NBD programs, on the oldest and the newest Python
     kernel  tests/kernel in one virtual machine per kernel, on the oldest and the newest Python
 
 PYTHONS and KERNELS narrow the matrix, VM_TIMEOUT (seconds) bounds a virtual machine.  The last
@@ -101,7 +102,7 @@ class Step:
 
 def main(stages: Sequence[str]) -> int:
     """Run `stages`, by default all, and return the exit status."""
-    runners = {"lint": lint, "unit": unit, "vm": vm, "kernel": kernel}
+    runners = {"lint": lint, "unit": unit, "vm": vm, "interop": interop, "kernel": kernel}
     if unknown := set(stages) - set(runners):
         sys.exit(f"no stage {' '.join(sorted(unknown))}, only {' '.join(runners)}")
     signal.signal(signal.SIGTERM, leave)
@@ -145,11 +146,7 @@ def unit(output: Output) -> None:
             output.line(f"\n--- unit tests, Python {version}: left out, it is not on this machine")
     run_steps(
         output,
-        {
-            # A test that hangs would hang the rest too.
-            f"unit tests, Python {version}": ["timeout", "900", *pytest(version, "tests/unit")]
-            for version in available()
-        },
+        {f"unit tests, Python {each}": bounded(each, "tests/unit") for each in available()},
     )
 
 
@@ -158,9 +155,15 @@ def vm(output: Output) -> None:
     run_steps(output, {"tools/vm": pytest(available()[-1], "tests/test_vm_tool.py")})
 
 
+def interop(output: Output) -> None:
+    """Run the tests with other people's NBD programs, on the oldest and the newest Python."""
+    for version in oldest_and_newest():
+        run_steps(output, {f"interop, Python {version}": bounded(version, "tests/interop")})
+
+
 def kernel(output: Output) -> None:
     """Run the kernel tests on the oldest and the newest Python, one boot per kernel."""
-    versions = list(dict.fromkeys([available()[0], available()[-1]]))
+    versions = oldest_and_newest()
     for version in versions:
         # A guest keeps nothing, so it would compile all again, at a twentieth of the speed.
         compile_all = ["-m", "compileall", "-q", "aiovblk", "tests"]
@@ -192,6 +195,11 @@ def available() -> list[str]:
     return found or sys.exit("none of the Pythons is here; run make setup")
 
 
+def oldest_and_newest() -> list[str]:
+    """Return the first and the last of the available versions, which may be one."""
+    return list(dict.fromkeys([available()[0], available()[-1]]))
+
+
 def interpreter(version: str) -> str:
     """Return the Python of that version's environment."""
     return f".venvs/{version}/bin/python"
@@ -200,6 +208,11 @@ def interpreter(version: str) -> str:
 def pytest(version: str, path: str) -> list[str]:
     """Return a pytest command: every warning is an error, and asyncio's debug mode is on."""
     return [interpreter(version), "-X", "dev", "-W", "error", "-m", "pytest", path]
+
+
+def bounded(version: str, path: str) -> list[str]:
+    """Return a pytest command that ends some day: a test that hangs would hang the rest too."""
+    return ["timeout", "900", *pytest(version, path)]
 
 
 if __name__ == "__main__":

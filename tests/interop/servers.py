@@ -19,6 +19,11 @@ PACKAGES = {
     "qemu-nbd": "qemu-utils",
     "qemu-img": "qemu-utils",
     "nbd-server": "nbd-server",
+    "qemu-io": "qemu-utils",
+    "nbdinfo": "libnbd-bin",
+    "nbdcopy": "libnbd-bin",
+    "fio": "fio",
+    "psktool": "gnutls-bin",
 }
 """Programs, and the Debian packages that have them."""
 
