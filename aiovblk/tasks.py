@@ -30,6 +30,10 @@ class SteadyTask(asyncio.Task[T]):
         self._instead_of_cancel()
         return False
 
+    def give_up(self) -> None:
+        """Cancel after all."""
+        super().cancel()
+
 
 async def outlast(task: asyncio.Task[Any]) -> bool:
     """Wait until ``task`` is done, whatever happens meanwhile.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import ssl
 import sys
 
@@ -21,6 +22,8 @@ StrPath = str | os.PathLike[str]
 
 _PSK_CIPHERS = "kECDHEPSK:kDHEPSK"
 """Key exchanges with a pre-shared key and forward secrecy."""
+
+_KEY_LINE = re.compile("(.+):((?:[0-9A-Fa-f]{2})+)")
 
 
 def client_context(directory: StrPath | None = None, *, verify_peer: bool = True) -> ssl.SSLContext:
@@ -126,14 +129,11 @@ def _load_keys(file: StrPath) -> dict[str, bytes]:
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line or line.startswith("#"):
                 continue
-            user, _, key = line.rpartition(":")
-            try:
-                keys[user] = bytes.fromhex(key)
-            except ValueError:
-                keys[user] = b""
-            if not user or not keys[user]:
+            match = _KEY_LINE.fullmatch(line)
+            if match is None:
                 reason = f"line {number} is not USER:HEXADECIMAL KEY"
                 raise OSError(errno.EINVAL, reason, os.fspath(file))
+            keys[match[1]] = bytes.fromhex(match[2])
     return keys
 
 

@@ -100,7 +100,8 @@ class Connection:
             offset: bytes.
             length: bytes, one at least where the command has a range.
             flags: command flags.
-            data: of a WRITE; it need not stay as it is once this call has ended.
+            data: of a WRITE; what is in it need not stay as it is once this call has ended, but
+                nobody else may release this view.
             into: zeroes that a READ puts its data into.
 
         Returns:
@@ -174,8 +175,7 @@ class Connection:
     def _queue(self, request: Request, data: memoryview | None) -> None:
         self._outgoing.append(serialize_request(request, self.agreement.mode))
         if data is not None:
-            # A view of our own: the caller may release the one that it gave.
-            self._outgoing.append(data[:] if isinstance(data.obj, bytes) else bytes(data))
+            self._outgoing.append(data if isinstance(data.obj, bytes) else bytes(data))
             self._queued += len(data)
         if self._queued > SEND_BUFFER:
             self._send()  # so that the next one finds out whether it must wait

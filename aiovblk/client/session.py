@@ -240,7 +240,7 @@ class Session:
 
     async def _replace(self, why: Exception, seconds: float) -> None:
         """Make a connection in place of one that was lost."""
-        logger.warning("the connection to %s was lost (%s); reconnecting", self._name, why)
+        logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(why))
         lost = self._loop.time()
         pause = min(FIRST_PAUSE, seconds / 2)
         while (left := lost + seconds - self._loop.time()) > 0:
@@ -248,6 +248,7 @@ class Session:
             try:
                 connection = await self._dial_same(left)
             except (OSError, ProtocolError) as exc:
+                logger.debug("no connection to %s yet: %s", self._name, _text(exc))
                 why = exc
                 pause = min(2 * pause, LONGEST_PAUSE)
             except Error as exc:
@@ -258,7 +259,9 @@ class Session:
                 duration = self._loop.time() - lost
                 logger.warning("the connection to %s is back after %.1f s", self._name, duration)
                 return
-        if not self._live:  # others that are there are enough
+        if self._live:
+            logger.warning("%s does without one connection: %s", self._name, _text(why))
+        else:
             self._give_up(why)
 
     async def _dial_same(self, timeout: float | None) -> Connection:
@@ -277,7 +280,7 @@ class Session:
 
     def _give_up(self, why: Exception) -> None:
         if self._ended is None:
-            self._end(f"the connection to {self._name} was lost: {why}")
+            self._end(f"the connection to {self._name} was lost: {_text(why)}")
             logger.warning("%s", self._ended)
         for each in self._live:
             each.abort()
@@ -299,13 +302,17 @@ def _in_flight(connection: Connection) -> int:
     return connection.in_flight
 
 
+def _text(exc: Exception) -> str:
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc)
+
+
 def _difference(first: Agreement, other: Agreement) -> str | None:
     """What ``other`` has less than ``first``, in words."""
     info, now = first.info, other.info
     if now.size != info.size:
         return f"has {now.size} bytes instead of {info.size}"
     if missing := info.flags & ~now.flags & _CAPABILITIES:
-        return f"cannot {missing!r} any more"
+        return f"lacks {', '.join(each.name or '' for each in missing)}"
     if now.flags & ~info.flags & TransmissionFlag.READ_ONLY:
         return "is read-only"
     if now.minimum_block > info.minimum_block or now.maximum_payload < info.maximum_payload:

@@ -239,9 +239,9 @@ class ServerHandshake:
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return None
         tell = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
-        # Told without being asked for: many clients keep to it although they do not ask.
-        sizes = info.minimum_block, info.preferred_block, info.maximum_payload
-        tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
+        if Info.BLOCK_SIZE in wanted:
+            sizes = info.minimum_block, info.preferred_block, info.maximum_payload
+            tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
         if Info.NAME in wanted:
             tell.append(INFO_TYPE.pack(Info.NAME) + name.encode())
         if Info.DESCRIPTION in wanted and info.description:

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from ..device import BlockDevice
 from ..dispatch import MAX_CONCURRENCY, Budget
@@ -18,7 +18,7 @@ from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .connection import Connection, Settings
 from .exports import Export, OpenDevice, Served, exports_of
-from .listening import close_all, listen_tcp, listen_unix
+from .listening import SocketFile, close_all, listen_tcp, listen_unix
 from .serving import Server
 
 __all__ = [
@@ -132,22 +132,25 @@ async def serve(
     if unix is None and host is None and port is None and sockets is None:
         host = "localhost"
     server = Server(settings, max_connections)
-    own = [] if unix is None else [listen_unix(unix)]
+    sockets = list(sockets or ())
+    own: list[socket.socket] = []
     try:
+        if unix is not None:
+            own.append(listen_unix(name := os.fspath(unix)))
+            server.file = SocketFile(name)
         if host is not None or port is not None:
             own += await listen_tcp(
                 "localhost" if host is None else host, DEFAULT_PORT if port is None else port
             )
-        await server.start([*own, *(sockets or ())])
+        await server.start([*own, *sockets])
         try:
             yield server
         finally:
             failures = await server.leave()
     finally:
-        close_all(own)
-        if unix is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(unix)
+        if server.file is not None:
+            server.file.remove()
+        close_all([*own, *sockets])
     if failures:
         raise Error("it is no longer served, but " + "; ".join(failures))
 

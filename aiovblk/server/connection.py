@@ -189,7 +189,7 @@ class Connection:
         logger.info("%s uses export %r", self.peer, agreement.name)
         share = Share(settings.budget, settings.connection_memory)
         dispatcher = Dispatcher(
-            opened.device,
+            opened.served,
             self.stats,
             agreement=agreement,
             share=share,
@@ -204,7 +204,8 @@ class Connection:
         await asyncio.wait([serving])
         self._tell_why_it_ended(serving)
         await self._finish(dispatcher)
-        share.close()
+        await self._close()
+        share.close()  # not before the replies have left
 
     async def _finish(self, dispatcher: Dispatcher) -> None:
         """Let the requests in flight end, if need be by force."""

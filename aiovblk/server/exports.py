@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..device import BlockDevice, check_geometry, overrides
 from ..dispatch import transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
+from ..tasks import SteadyTask
+from .alignment import AnyAlignment
 
 logger = logging.getLogger("aiovblk")
 
 LARGEST_BLOCK = 64 * 1024
 """Bytes of the largest block that the network protocol knows ("Block size constraints")."""
+
+GIVE_UP_TIMEOUT = 5.0
+"""Seconds for a handler to end that is cancelled."""
 
 Factory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
 
@@ -87,11 +93,13 @@ class OpenDevice:
 
     Attributes:
         device: what it is.
+        served: the same for requests of any alignment.
 
     """
 
     def __init__(self, device: BlockDevice, export: Export, *, shared: bool) -> None:
         self.device = device
+        self.served = AnyAlignment(device) if device.block_size > 1 else device
         self._shared = shared
         self._export = export
 
@@ -132,12 +140,24 @@ class OpenDevice:
         failures: list[str] = []
         for handler in (self.device.flush, self.device.unmount):
             try:
-                async with asyncio.timeout(patience):
-                    await handler()
+                await _within(patience, handler())
             except Exception as exc:
                 logger.exception("%s() failed", handler.__qualname__)
                 failures.append(f"{handler.__qualname__}() failed: {exc!r}")
         return failures
+
+
+async def _within(patience: float, handling: Coroutine[Any, Any, None]) -> None:
+    # Neither asyncio.timeout() nor the end of the loop may have a part in it: the one cannot cancel
+    # a task that serves, the other must not cancel what stores a device's data.
+    task = SteadyTask(handling, lambda: None)
+    await asyncio.wait([task], timeout=patience)
+    if not task.done():
+        task.give_up()
+        await asyncio.wait([task], timeout=GIVE_UP_TIMEOUT)
+    if not task.done() or task.cancelled():
+        raise TimeoutError(f"it was not done within {patience:g} s")
+    task.result()
 
 
 async def open_device(export: Export) -> OpenDevice:

@@ -15,7 +15,33 @@ BACKLOG = 128
 """Clients that may wait for being accepted."""
 
 
-def listen_unix(path: str | os.PathLike[str]) -> socket.socket:
+class SocketFile:
+    """The file of a Unix socket, which outlives the socket unless it is removed.
+
+    Args:
+        name: its path; one that begins with NUL is in the abstract namespace, and no file.
+
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._identity = self._look()
+
+    def remove(self) -> None:
+        """Take the file away, unless it is somebody else's by now."""
+        if self._identity is not None and self._look() == self._identity:
+            os.unlink(self._name)
+        self._identity = None
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = os.lstat(self._name)
+        except (OSError, ValueError):  # there is none, or cannot be one
+            return None
+        return status.st_dev, status.st_ino
+
+
+def listen_unix(name: str) -> socket.socket:
     """Listen on a Unix socket; its file is made with the mode that the umask leaves.
 
     The caller takes the file away. One that a server left which is gone is replaced.
@@ -24,14 +50,13 @@ def listen_unix(path: str | os.PathLike[str]) -> socket.socket:
         OSError: something else has that name, a server listens there, or it cannot be made.
 
     """
-    name = os.fspath(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
             sock.bind(name)
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
-                raise OSError(exc.errno, f"cannot listen there: {exc.strerror}", name) from exc
+                raise _cannot_listen(exc, name) from exc
             os.unlink(name)
             sock.bind(name)
         sock.listen(BACKLOG)
@@ -43,7 +68,7 @@ def listen_unix(path: str | os.PathLike[str]) -> socket.socket:
 
 def _is_left_over(name: str) -> bool:
     """Whether a name is that of a socket on which nobody listens."""
-    if not stat.S_ISSOCK(os.lstat(name).st_mode):
+    if name.startswith("\0") or not stat.S_ISSOCK(os.lstat(name).st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
@@ -57,7 +82,7 @@ def _is_left_over(name: str) -> bool:
 
 
 async def listen_tcp(host: str, port: int) -> list[socket.socket]:
-    """Listen on TCP, on every address that ``host`` has.
+    """Listen on TCP, on every address of ``host`` that this machine has.
 
     Args:
         host: a name or an address; empty for every address of this machine.
@@ -74,23 +99,28 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
     except OSError as exc:
         raise OSError(exc.errno, f"cannot listen there: {exc.strerror}", host) from exc
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, _, _, _, address in dict.fromkeys(found):
             if sockets and not port:
                 port = sockets[0].getsockname()[1]
             try:
-                sock = socket.socket(family, kind, protocol)
-            except OSError:
-                continue  # a family that this machine has switched off
-            sockets.append(sock)
-            _listen(sock, (address[0], port, *address[2:]))
+                sockets.append(_listen(family, (address[0], port, *address[2:])))
+            except OSError as exc:
+                # A name has addresses of families, too, that this machine has switched off.
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = exc
+        if not sockets and missing is not None:
+            raise missing
     except BaseException:
         close_all(sockets)
         raise
     return sockets
 
 
-def _listen(sock: socket.socket, address: tuple[str | int, ...]) -> None:
+def _listen(family: int, address: tuple[str | int, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Inherited by what is accepted: a client whose machine is gone is found out some day.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -100,12 +130,19 @@ def _listen(sock: socket.socket, address: tuple[str | int, ...]) -> None:
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as exc:
-        where = f"{address[0]} port {address[1]}"
-        raise OSError(exc.errno, f"cannot listen there: {exc.strerror}", where) from exc
+        sock.close()
+        raise _cannot_listen(exc, f"{address[0]} port {address[1]}") from exc
+    return sock
+
+
+def _cannot_listen(exc: OSError, where: str) -> OSError:
+    # Of a path that is too long Python, not the system, finds out: it has no number.
+    reason = f"cannot listen there: {exc.strerror or exc}"
+    return OSError(exc.errno or errno.EINVAL, reason, where)
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
-    """Close sockets."""
+    """Close sockets, closed ones too."""
     for sock in sockets:
         sock.close()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..tasks import SteadyTask, occur, outlast
 from .connection import Connection, ServerProtocol, Settings
-from .listening import is_listening, uri
+from .listening import SocketFile, is_listening, uri
 
 logger = logging.getLogger("aiovblk")
 
@@ -33,6 +33,8 @@ class Server:
 
     def __init__(self, settings: Settings, max_connections: int) -> None:
         self.uris = []
+        self.file: SocketFile | None = None  # of the Unix socket that is its own
+        self._starting = True
         self._settings = settings
         self._max_connections = max_connections
         self._listeners: list[asyncio.Server] = []
@@ -58,6 +60,9 @@ class Server:
             return
         occur(self._stopping)
         logger.info("ending, with %d connections", len(self._connections))
+        if self.file is not None:
+            # While somebody listens there, so that nobody takes the name for one that is left over.
+            self.file.remove()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -87,8 +92,11 @@ class Server:
             for sock in sockets:
                 await self._start_on(sock)
         except BaseException:
+            self._starting = False
             self.close(force=True)
+            await outlast(SteadyTask(self._drain(), lambda: None))
             raise
+        self._starting = False
         self._end_if_alone()
 
     async def _start_on(self, sock: socket.socket) -> None:
@@ -113,11 +121,17 @@ class Server:
             raise asyncio.CancelledError
         return ending.result()
 
-    async def _end(self) -> list[str]:
-        settings = self._settings
+    async def _drain(self) -> None:
         await self._ended
         self._patience.cancel()
-        closing = [each.close(settings.drain_timeout) for each in settings.shared.values()]
+
+    async def _end(self) -> list[str]:
+        settings = self._settings
+        await self._drain()
+        closing = [
+            SteadyTask(each.close(settings.drain_timeout), lambda: None)
+            for each in settings.shared.values()
+        ]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
     def _on_connected(self, stream: ServerProtocol) -> None:
@@ -139,5 +153,5 @@ class Server:
         self._end_if_alone()
 
     def _end_if_alone(self) -> None:
-        if not self._listeners and not self._connections:
+        if not self._starting and not self._listeners and not self._connections:
             occur(self._ended)

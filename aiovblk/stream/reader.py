@@ -8,6 +8,8 @@ What holds here:
   only the bytes not yet consumed are copied. The interpreter itself knows whether views are out,
   since a bytearray refuses to be resized then.
 * Bytes that have arrived are never waited for.
+* Memory follows what arrives, not what a peer says will arrive: a connection on which little
+  happens has a small buffer, and one for a large payload grows as that comes in.
 * Reception pauses while the buffer is full and the consumer has not looked at it yet. Otherwise
   uvloop would receive up to 32 times before the consumer's turn, each time into a larger buffer.
 """
@@ -21,6 +23,10 @@ from typing import Any, SupportsIndex, cast
 BUFFER_SIZE = 1024 * 1024
 """Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the
 unfinished one to the next buffer is rare, and small enough to stay in a processor's cache."""
+
+FIRST_BUFFER_SIZE = 8 * 1024
+"""Bytes of the buffer until more arrives at once than fits into it. A handshake fits, and so do
+the requests of a client that makes few; there may be a thousand of those."""
 
 SMALLEST_RECEIVE = 64 * 1024
 """With less room than this, reception goes on in a new buffer: a system call for a few bytes
@@ -47,9 +53,10 @@ class InPlaceStreamReader(asyncio.StreamReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self.buffer = bytearray(BUFFER_SIZE)
+        self.buffer = bytearray(FIRST_BUFFER_SIZE)
         self.start = 0
         self.end = 0
+        self._usual_size = FIRST_BUFFER_SIZE
         self._spare: list[bytearray] = []
         self._wanted = 1
         self._paused = False
@@ -151,14 +158,19 @@ class InPlaceStreamReader(asyncio.StreamReader):
         """Room for the transport to receive into."""
         unconsumed = self.end - self.start
         missing = self._wanted - unconsumed
-        if len(self.buffer) - self.end < max(missing, min(SMALLEST_RECEIVE, len(self.buffer) // 2)):
-            self._make_room(unconsumed)
+        room = len(self.buffer) - self.end
+        if room < max(missing, min(SMALLEST_RECEIVE, len(self.buffer) // 2)):
+            self._make_room(unconsumed, room)
         return memoryview(self.buffer)[self.end :]
 
     def received(self, count: int) -> None:
         """Take note that the transport has put ``count`` bytes into :meth:`receive_buffer`."""
         self.end += count
-        full = len(self.buffer) - self.end < SMALLEST_RECEIVE
+        room = len(self.buffer) - self.end
+        if not room:
+            self._usual_size = BUFFER_SIZE
+        # A small buffer is never full: the next one is larger.
+        full = room < SMALLEST_RECEIVE and len(self.buffer) >= BUFFER_SIZE
         if self._wake() and full and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -188,15 +200,27 @@ class InPlaceStreamReader(asyncio.StreamReader):
         self._error = exc
         self._wake()
 
-    def _make_room(self, unconsumed: int) -> None:
-        # With room behind what is wanted, or its last bytes would make it all move once more.
-        size = max(BUFFER_SIZE, self._wanted + SMALLEST_RECEIVE)
-        if unconsumed >= self._wanted:
-            size = max(size, 2 * unconsumed)
+    def _make_room(self, unconsumed: int, room: int) -> None:
+        size = self._next_size(unconsumed)
+        if room >= SMALLEST_RECEIVE and self.start == 0 and len(self.buffer) >= size:
+            return  # a part of a large payload; the rest gets its room as this one fills up
         old, self.buffer = self.buffer, self._unused_buffer(size)
         # A slice of a bytearray is a copy, so this also moves bytes within one buffer.
         self.buffer[:unconsumed] = old[self.start : self.end]
         self.start, self.end = 0, unconsumed
+
+    def _next_size(self, unconsumed: int) -> int:
+        if max(self._wanted, 2 * unconsumed) > self._usual_size:
+            self._usual_size = BUFFER_SIZE
+        size = self._usual_size
+        if size == BUFFER_SIZE:
+            # With room behind what is wanted, or its last bytes would make it all move once more.
+            # But a header of 28 bytes can announce 32 MiB that never come.
+            believed = max(2 * BUFFER_SIZE, 4 * unconsumed)
+            size = max(size, min(self._wanted + SMALLEST_RECEIVE, believed))
+        if unconsumed >= self._wanted:
+            size = max(size, 2 * unconsumed)
+        return size
 
     def _unused_buffer(self, size: int) -> bytearray:
         # Those that are in use stay alive through their views. Only as many are kept for later as

@@ -17,7 +17,7 @@ from aiovblk.kernel import netlink
 
 from .support import Disk, pattern, pread, pwrite
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def test_nothing_touches_the_node_in_the_loops_thread(

@@ -28,7 +28,7 @@ from .support import (
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 def assert_image_stored(image: Path) -> None:

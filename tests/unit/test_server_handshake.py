@@ -286,7 +286,8 @@ def test_what_was_dropped_by_tls_can_be_agreed_upon_again(mode: bytes) -> None:
 
 # INFO and GO
 
-ANSWER = [(wire.INFO_REPLY, INFO_EXPORT), (wire.INFO_REPLY, INFO_BLOCK_SIZE)]
+ANSWER = [(wire.INFO_REPLY, INFO_EXPORT)]
+BLOCK_SIZE = (wire.INFO_REPLY, INFO_BLOCK_SIZE)
 NAME = (wire.INFO_REPLY, b"\x00\x01disk")
 DESCRIPTION = (wire.INFO_REPLY, b"\x00\x02a disk")
 DONE = (wire.ACK, b"")
@@ -297,10 +298,10 @@ DONE = (wire.ACK, b"")
     [
         ([], [*ANSWER, DONE]),
         ([0], [*ANSWER, DONE]),
-        ([3], [*ANSWER, DONE]),
+        ([3], [*ANSWER, BLOCK_SIZE, DONE]),
         ([1], [*ANSWER, NAME, DONE]),
         ([2], [*ANSWER, DESCRIPTION, DONE]),
-        ([3, 2, 1, 0], [*ANSWER, NAME, DESCRIPTION, DONE]),
+        ([3, 2, 1, 0], [*ANSWER, BLOCK_SIZE, NAME, DESCRIPTION, DONE]),
         ([1, 1, 1], [*ANSWER, NAME, DONE]),
         ([4, 0xFFFF], [*ANSWER, DONE]),
     ],

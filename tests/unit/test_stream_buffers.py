@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from aiovblk.stream import InPlaceStreamReader, StreamProtocol
-from aiovblk.stream.reader import BUFFER_SIZE, SMALLEST_RECEIVE
+from aiovblk.stream.reader import BUFFER_SIZE, FIRST_BUFFER_SIZE, SMALLEST_RECEIVE
 
 
 class PausableTransport(asyncio.Transport):
@@ -31,6 +31,17 @@ def take(reader: InPlaceStreamReader, count: int) -> memoryview:
     view = memoryview(reader.buffer)[reader.start : reader.start + count]
     reader.start += count
     return view
+
+
+def busy_reader() -> InPlaceStreamReader:
+    """A reader that has got a buffer of the ordinary size, and is at its begin."""
+    reader = InPlaceStreamReader()
+    reader.feed_data(bytes(FIRST_BUFFER_SIZE))
+    reader.start = reader.end
+    reader.feed_data(b"\0")
+    reader.start = reader.end = 0
+    assert len(reader.buffer) == BUFFER_SIZE
+    return reader
 
 
 async def test_view_stays_as_it_is_while_more_arrives() -> None:
@@ -57,7 +68,7 @@ async def test_viewed_buffer_is_left_and_bytes_not_consumed_move_on() -> None:
 
 
 async def test_buffer_is_used_again_once_its_views_are_released() -> None:
-    reader = InPlaceStreamReader()
+    reader = busy_reader()
     reader.feed_data(b"payload")
     pinned = reader.buffer
     with take(reader, 7):
@@ -77,7 +88,7 @@ async def test_buffer_is_used_again_once_its_views_are_released() -> None:
 
 
 async def test_buffer_without_views_is_used_for_ever() -> None:
-    reader = InPlaceStreamReader()
+    reader = busy_reader()
     only = reader.buffer
     message = os.urandom(100_000)
     for _ in range(200):
@@ -109,6 +120,47 @@ async def test_many_live_views_each_keep_their_bytes() -> None:
         views.append(take(reader, 100_000))
     for number, view in enumerate(views):
         assert view == bytes([number]) * 100_000
+
+
+async def test_buffer_stays_small_while_little_arrives_at_once() -> None:
+    reader = InPlaceStreamReader()
+    only = reader.buffer
+    for _ in range(1000):
+        reader.feed_data(bytes(100))
+        assert await reader.fill(100)
+        take(reader, 100).release()
+        assert reader.buffer is only
+    assert len(only) == FIRST_BUFFER_SIZE
+
+
+@pytest.mark.parametrize("size", [FIRST_BUFFER_SIZE, FIRST_BUFFER_SIZE + 1, BUFFER_SIZE // 2])
+async def test_buffer_grows_to_its_ordinary_size_when_much_arrives_at_once(size: int) -> None:
+    reader = InPlaceStreamReader()
+    data = os.urandom(size)
+    reader.feed_data(data)
+    assert await reader.readexactly(size) == data
+    reader.feed_data(b"next")
+    assert len(reader.buffer) == BUFFER_SIZE
+
+
+async def test_buffer_grows_for_a_payload_that_does_not_fit() -> None:
+    reader = InPlaceStreamReader()
+    filling = asyncio.create_task(reader.fill(FIRST_BUFFER_SIZE + 1))
+    await asyncio.sleep(0)
+    reader.feed_data(b"\0")
+    assert len(reader.buffer) == BUFFER_SIZE
+    reader.feed_data(bytes(FIRST_BUFFER_SIZE))
+    assert await filling
+
+
+async def test_payload_that_is_only_announced_takes_little_memory() -> None:
+    reader = InPlaceStreamReader()
+    filling = asyncio.create_task(reader.fill(32 * BUFFER_SIZE))
+    await asyncio.sleep(0)
+    for arrived in range(0, 32 * BUFFER_SIZE, BUFFER_SIZE // 4):
+        assert len(reader.buffer) <= max(2 * BUFFER_SIZE, 4 * arrived)
+        reader.feed_data(bytes(BUFFER_SIZE // 4))
+    assert await filling
 
 
 async def test_payload_larger_than_the_buffer_arrives_whole() -> None:

@@ -1,0 +1,188 @@
+"""Requests of any alignment, for a device that takes whole blocks only.
+
+Most clients do not ask for block sizes, and some that are told of them do not care (nbd-client): to
+refuse what is not aligned would take the export from them.
+
+What holds here:
+
+* Whole blocks go to the device as they come. Parts of blocks are read, changed and written back.
+* Nothing else writes to a block while that goes on: neither a part of it, nor all of it, on
+  whatever connection. Otherwise a write that was answered could be undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from types import MethodType
+
+from ..device import BlockDevice, Extent, overrides
+
+
+class AnyAlignment(BlockDevice):
+    """A device as if its blocks were bytes. It is not unmounted by this.
+
+    Args:
+        inner: what is made of blocks.
+
+    """
+
+    block_size = 1
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self._inner = inner
+        self._block = inner.block_size
+        self._ranges = _Ranges()
+        if not overrides(inner, BlockDevice.extents):
+            # So that nobody takes what is asked of it for knowledge.
+            setattr(self, "extents", MethodType(BlockDevice.extents, self))  # noqa: B010
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole device."""
+        return self._inner.size
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """As in the base class."""
+        if self._is_aligned(offset, length):
+            return await self._inner.read(offset, length)
+        pieces: list[memoryview] = []
+        for begin, end in self._parts(offset, length):
+            first, last = self._down(begin), self._up(end)
+            data = memoryview(await self._inner.read(first, last - first)).cast("B")
+            if len(data) != last - first:
+                raise ValueError(f"read returned {len(data)} bytes where {last - first} were due")
+            pieces.append(data[begin - first : end - first])
+        return b"".join(pieces)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """As in the base class."""
+        async with self._holding(offset, len(data)):
+            for begin, end in self._parts(offset, len(data)):
+                await self._write_part(begin, data[begin - offset : end - offset])
+
+    async def flush(self) -> None:
+        """As in the base class."""
+        await self._inner.flush()
+
+    async def trim(self, offset: int, length: int) -> None:
+        """As in the base class; blocks that are named only in part keep what they hold."""
+        first, last = self._up(offset), self._down(offset + length)
+        if first < last:
+            async with self._holding(first, last - first):
+                await self._inner.trim(first, last - first)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """As in the base class."""
+        async with self._holding(offset, length):
+            for begin, end in self._parts(offset, length):
+                if self._is_aligned(begin, end - begin):
+                    await self._inner.write_zeroes(begin, end - begin, may_trim=may_trim)
+                else:
+                    await self._write_part(begin, memoryview(bytes(end - begin)))
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """As in the base class."""
+        first = self._down(offset)
+        extents = await self._inner.extents(first, self._up(offset + length) - first)
+        return list(_without_head(extents, offset - first))
+
+    async def cache(self, offset: int, length: int) -> None:
+        """As in the base class."""
+        first = self._down(offset)
+        await self._inner.cache(first, self._up(offset + length) - first)
+
+    async def _write_part(self, offset: int, data: memoryview) -> None:
+        """Write whole blocks, or a part of one."""
+        if self._is_aligned(offset, len(data)):
+            await self._inner.write(offset, data)
+            return
+        first = self._down(offset)
+        block = bytearray(await self._inner.read(first, self._block))
+        block[offset - first : offset - first + len(data)] = data
+        if len(block) != self._block:
+            raise ValueError(f"read returned a block of {len(block)} bytes")
+        await self._inner.write(first, memoryview(block))
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Where the part of a block at the head begins and ends, whole blocks, and the tail."""
+        end = offset + length
+        first, last = self._up(offset), self._down(end)
+        if offset < first:
+            yield offset, min(first, end)
+        if first < last:
+            yield first, last
+        if first <= last < end:
+            yield last, end
+
+    def _holding(self, offset: int, length: int) -> _Held:
+        """Keep others from these blocks, as far as that is needed."""
+        begin, end = self._down(offset), self._up(offset + length)
+        return _Held(self._ranges, begin, end, exclusive=not self._is_aligned(offset, length))
+
+    def _is_aligned(self, offset: int, length: int) -> bool:
+        return not (offset | length) & (self._block - 1)
+
+    def _down(self, offset: int) -> int:
+        return offset & -self._block
+
+    def _up(self, offset: int) -> int:
+        return -(-offset & -self._block)
+
+
+class _Ranges:
+    """Ranges of bytes that are being written."""
+
+    def __init__(self) -> None:
+        self.held: set[_Held] = set()
+        self.exclusive = 0
+
+
+class _Held:
+    """A range of bytes for the length of an ``async with`` block.
+
+    Writers of whole blocks are in nobody's way but of those who write parts.
+    """
+
+    __slots__ = ("_begin", "_end", "_exclusive", "_ranges", "_released")
+
+    def __init__(self, ranges: _Ranges, begin: int, end: int, *, exclusive: bool) -> None:
+        self._ranges = ranges
+        self._begin = begin
+        self._end = end
+        self._exclusive = exclusive
+        self._released: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> None:
+        ranges = self._ranges
+        while self._exclusive or ranges.exclusive:
+            in_the_way = [each for each in ranges.held if self._minds(each)]
+            if not in_the_way:
+                break
+            await asyncio.wait([each.released() for each in in_the_way])
+        ranges.held.add(self)
+        ranges.exclusive += self._exclusive
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ranges.held.discard(self)
+        self._ranges.exclusive -= self._exclusive
+        if self._released is not None:
+            self._released.set_result(None)
+
+    def released(self) -> asyncio.Future[None]:
+        """Done once it is held no more."""
+        if self._released is None:
+            self._released = asyncio.get_running_loop().create_future()
+        return self._released
+
+    def _minds(self, other: _Held) -> bool:
+        overlap = self._begin < other._end and other._begin < self._end
+        return overlap and (self._exclusive or other._exclusive)
+
+
+def _without_head(extents: Sequence[Extent], length: int) -> Iterator[Extent]:
+    for extent in extents:
+        cut = min(length, extent.length)
+        length -= cut
+        if cut < extent.length:
+            yield extent._replace(length=extent.length - cut)
