@@ -54,14 +54,20 @@ class StreamProtocol(asyncio.BufferedProtocol):
         if self.reader.end != self.reader.start:
             raise ProtocolError("the peer sent bytes before TLS that nobody protects")
         self._over_tls = True
-        transport = await asyncio.get_running_loop().start_tls(
-            self.transport,
-            self,
-            context,
-            server_side=server_side,
-            server_hostname=hostname,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
-        )
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                self.transport,
+                self,
+                context,
+                server_side=server_side,
+                server_hostname=hostname,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
+            )
+        except BaseException as exc:
+            # asyncio tells nobody of the end of a connection on which TLS never began.
+            self.transport.abort()
+            self.connection_lost(exc if isinstance(exc, Exception) else None)
+            raise
         if transport is None:  # it was closed in the meantime
             raise ConnectionResetError("the connection was closed during the TLS handshake")
         self.connection_made(transport)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiovblk
 from aiovblk import Server
-from aiovblk.protocol import Command, Option, OptionReply, ReplyMode
+from aiovblk.protocol import Command, Option, OptionReply
 from aiovblk.protocol.options import (
     GREETING,
     IHAVEOPT,
@@ -150,5 +150,4 @@ class FailingDisk(LoggingDevice):
         raise OSError(errno.EIO, "the disk is on fire")
 
 
-MODES = list(ReplyMode)
-READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
+READ, WRITE, DISC = Command.READ, Command.WRITE, Command.DISC

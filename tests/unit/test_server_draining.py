@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "socket"
 
 
+@pytest.fixture
+async def outside() -> AsyncIterator[AsyncExitStack]:
+    """For clients that stay until the server's block has been left."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
 class StubbornDisk(PuppetDisk):
     """Its end takes for ever, and does not heed cancellation."""
 
@@ -49,11 +58,12 @@ class StubbornDisk(PuppetDisk):
 # All clients
 
 
-async def test_requests_in_flight_are_answered_when_the_block_is_left(path: Path) -> None:
+async def test_requests_in_flight_are_answered_when_the_server_is_closed(
+    path: Path, outside: AsyncExitStack
+) -> None:
     device = PuppetDisk()
-    async with asyncio.timeout(10), serve(device, unix=path) as server:
-        stack = using(path)
-        client = await stack.__aenter__()
+    async with serve(device, unix=path) as server:
+        client = await outside.enter_async_context(using(path))
         cookies = {client.send(WRITE, 512 * at, data=bytes(512)) for at in range(3)}
         calls = [await device.calls.get() for _ in cookies]
         server.close()
@@ -67,24 +77,21 @@ async def test_requests_in_flight_are_answered_when_the_block_is_left(path: Path
         )
         assert await client.closed() == b""
         await waiting
-        await stack.__aexit__(None, None, None)
     assert device.events == ["flush", "unmount"]
 
 
 async def test_requests_that_take_too_long_are_cancelled_and_flush_follows(
-    path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, outside: AsyncExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = PuppetDisk()
     async with serve(device, unix=path, drain_timeout=0.05):
-        stack = using(path)
-        client = await stack.__aenter__()
+        client = await outside.enter_async_context(using(path))
         client.send(READ, 0, 512)
         call = await device.calls.get()
     assert call.task is not None
     assert call.result.cancelled()
     assert device.events == ["flush", "unmount"]
     assert "requests in flight took too long" in caplog.text
-    await stack.__aexit__(None, None, None)
 
 
 async def test_shared_device_is_flushed_and_unmounted_once_after_the_last_request(
@@ -252,13 +259,13 @@ async def test_cancelled_wait_leaves_the_server_as_it_is(path: Path) -> None:
             assert await client.read(0, 512) == bytes(512)
 
 
-async def test_client_in_its_handshake_is_sent_away_when_the_block_is_left(path: Path) -> None:
+async def test_client_in_its_handshake_is_sent_away_when_the_block_is_left(
+    path: Path, outside: AsyncExitStack
+) -> None:
     async with serve(LoggingDevice(), unix=path):
-        stack = connected(path)
-        client = await stack.__aenter__()
+        client = await outside.enter_async_context(connected(path))
         await client.greet()
     assert await client.closed() == b""
-    await stack.__aexit__(None, None, None)
 
 
 # One client
@@ -339,7 +346,7 @@ async def test_failed_request_is_answered_and_the_connection_lives_on(path: Path
 
 
 async def test_handler_that_heeds_no_cancellation_is_left_behind(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, outside: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "CLOSE_TIMEOUT", 0.05)
     released = asyncio.Event()
@@ -356,10 +363,8 @@ async def test_handler_that_heeds_no_cancellation_is_left_behind(
 
     device = Device()
     async with serve(device, unix=path, drain_timeout=0.05):
-        stack = using(path)
-        client = await stack.__aenter__()
+        client = await outside.enter_async_context(using(path))
         client.send(READ, 0, 512)
         await device.calls.get()
     assert device.events == ["flush", "unmount"]
     released.set()
-    await stack.__aexit__(None, None, None)
