@@ -146,10 +146,7 @@ def unit(output: Output) -> None:
             output.line(f"\n--- unit tests, Python {version}: left out, it is not on this machine")
     run_steps(
         output,
-        {
-            f"unit tests, Python {version}": bounded(version, "tests/unit")
-            for version in available()
-        },
+        {f"unit tests, Python {each}": bounded(each, "tests/unit") for each in available()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,18 @@ import pytest
 
 import aiovblk
 
-from .support import MIB, Disk, becomes_free, file_system, fio, sh, store, stored
+from .support import (
+    MIB,
+    Disk,
+    becomes_free,
+    command,
+    file_system,
+    fio,
+    program,
+    sh,
+    store,
+    stored,
+)
 
 pytestmark = [pytest.mark.deadline(180), pytest.mark.newest_python]
 
@@ -67,3 +79,19 @@ async def test_remote_export_is_mounted_through_python(tmp_path: Path) -> None:
         await sh(f"fsck.ext4 -fn {mount.path}")
         assert mount.stats.errors == 0
     assert disk.events[-2:] == ["flush", "unmount"]
+
+
+@pytest.mark.one_loop
+async def test_one_command_mounts_what_another_serves(tmp_path: Path) -> None:
+    serve = ("-m", "aiovblk", "serve", "memory:16M", "--socket", str(tmp_path / "s"))
+    async with program(*serve) as server:
+        uri = (await server.line()).removeprefix("serving ")
+        async with command(uri) as client:
+            size = await sh(f"blockdev --getsize64 {client.path}")
+            assert int(size.output) == 16 * MIB
+            async with file_system(client.path, tmp_path) as point:
+                await store(point)
+                assert await stored(point)
+            assert await client.end(signal.SIGTERM) == 0
+        assert await server.end(signal.SIGTERM) == 0
+        assert await server.rest() == ""

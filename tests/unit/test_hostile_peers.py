@@ -12,7 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiovblk.protocol import EXTENDED_REQUEST, REQUEST, REQUEST_MAGIC, ReplyMode
+from aiovblk.protocol import (
+    EXTENDED_REQUEST,
+    MAX_PAYLOAD,
+    REQUEST,
+    REQUEST_MAGIC,
+    Command,
+    ReplyMode,
+    Request,
+    serialize_request,
+)
 from aiovblk.protocol.transmission import EXTENDED_REQUEST_MAGIC
 
 from ..fuzz.seeds import FLAGS, SEEDS
@@ -149,3 +158,28 @@ def a_reply(draw: st.DrawFn, mode: ReplyMode) -> bytes:
 def test_replies_of_any_kind(mode: ReplyMode, size: int, data: st.DataObject) -> None:
     replies = data.draw(st.lists(a_reply(mode), max_size=8))
     TARGETS["replies"](bytes([mode, size]) + b"".join(replies))
+
+
+# Lengths that lie
+
+LENGTHS = [MAX_PAYLOAD, MAX_PAYLOAD + 1, 2**31, 2**32 - 1]
+
+
+@pytest.mark.parametrize("mode", ReplyMode)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_request_that_announces_more_than_it_sends(mode: ReplyMode, length: int) -> None:
+    header = serialize_request(Request(0, Command.WRITE, 1, 0, length), mode)
+    TARGETS["requests"](bytes([mode, 17]) + header + bytes(500))
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 5, 6, 0x8001, 0x7FFF])
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 4105, *LENGTHS])
+@pytest.mark.parametrize("cookie", [1, 4, 7])
+def test_reply_that_announces_less_or_more_than_it_sends(
+    kind: int, length: int, cookie: int
+) -> None:
+    chunk = b"\0\1" + wire.u16(kind) + wire.u64(cookie)
+    structured = bytes.fromhex("668e33ef") + chunk + wire.u32(length)
+    TARGETS["replies"](bytes([ReplyMode.STRUCTURED, 17]) + structured + bytes(500))
+    extended = bytes.fromhex("6e8a278c") + chunk + bytes(8) + wire.u64(length)
+    TARGETS["replies"](bytes([ReplyMode.EXTENDED, 17]) + extended + bytes(500))
