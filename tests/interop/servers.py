@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,21 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-import pytest
-
-PACKAGES = {
-    "nbdkit": "nbdkit",
-    "qemu-nbd": "qemu-utils",
-    "qemu-img": "qemu-utils",
-    "nbd-server": "nbd-server",
-    "qemu-io": "qemu-utils",
-    "nbdinfo": "libnbd-bin",
-    "nbdcopy": "libnbd-bin",
-    "fio": "fio",
-    "psktool": "gnutls-bin",
-}
-"""Programs, and the Debian packages that have them."""
-
+from .programs import program
 
 _AS_SYSTEMD = """
 import os, sys
@@ -58,14 +43,6 @@ class Server:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def program(name: str) -> str:
-    """The path of a program."""
-    path = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
-    if path is None:
-        pytest.fail(f"{name} is missing: install the package {PACKAGES[name]}, or run make setup")
-    return path
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from aiovblk.device import overrides
 from aiovblk.protocol import ReplyMode
 from tests.certificates import USER, make_certificates, make_keys
 
-from .servers import Server, nbd_server, program, serving
+from .programs import program
+from .servers import Server, nbd_server, serving
 
 MIB = 1 << 20
 SIZE = 64 * MIB

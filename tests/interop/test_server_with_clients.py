@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import sys
@@ -15,11 +14,10 @@ from aiovblk import BlockDevice, Export, serve, tls
 from aiovblk.storage import FileDevice, MemoryDevice
 from tests.certificates import make_certificates
 
-from .servers import program
+from .programs import run
 
 MIB = 1024 * 1024
 SIZE = 8 * MIB
-PATIENCE = 60.0  # seconds for any one command
 DEBIAN_PYTHON = "/usr/bin/python3"
 WITH_LIBNBD = str(Path(__file__).parent / "with_libnbd.py")
 
@@ -31,30 +29,6 @@ class Disk(MemoryDevice):
 
     async def flush(self) -> None:
         pass
-
-
-async def run(command: str, *, status: int = 0) -> str:
-    """Run a program, and return what it prints."""
-    name, *arguments = shlex.split(command)
-    if "/" not in name:
-        name = program(name)
-    process = await asyncio.create_subprocess_exec(
-        name,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            output, _ = await process.communicate()
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    text = output.decode(errors="replace")
-    assert process.returncode == status, f"{command}\n{text}"
-    return text
 
 
 async def with_libnbd(uri: str, check: str) -> None:
