@@ -17,7 +17,7 @@ from ..dispatch import MAX_CONCURRENCY, Budget
 from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .connection import Connection, Settings
-from .exports import Export, OpenDevice, Served, exports_of
+from .exports import Export, Served, exports_of, open_shared
 from .listening import SocketFile, close_all, listen_tcp, listen_unix
 from .serving import Server
 
@@ -115,11 +115,7 @@ async def serve(
     known = exports_of(exports)
     settings = Settings(
         exports=known,
-        shared={
-            name: OpenDevice(export.device, export, shared=True)
-            for name, export in known.items()
-            if isinstance(export.device, BlockDevice)
-        },
+        shared=open_shared(known),
         tls=tls,
         require_tls=require_tls,
         handshake_timeout=handshake_timeout,

@@ -91,15 +91,19 @@ def _check_string(what: str, text: str) -> None:
 class OpenDevice:
     """A device that is served on one connection or several.
 
+    Args:
+        served: the device, for requests of any alignment; see :func:`for_any_alignment`.
+
     Attributes:
         device: what it is.
-        served: the same for requests of any alignment.
 
     """
 
-    def __init__(self, device: BlockDevice, export: Export, *, shared: bool) -> None:
+    def __init__(
+        self, device: BlockDevice, served: BlockDevice, export: Export, *, shared: bool
+    ) -> None:
         self.device = device
-        self.served = AnyAlignment(device) if device.block_size > 1 else device
+        self.served = served
         self._shared = shared
         self._export = export
 
@@ -173,4 +177,25 @@ async def open_device(export: Export) -> OpenDevice:
     if inspect.isawaitable(device):
         device = await device
     check_network_geometry(device)
-    return OpenDevice(device, export, shared=False)
+    return OpenDevice(device, for_any_alignment(device), export, shared=False)
+
+
+def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
+    """The devices that connections share, by name of their export.
+
+    One that has two names is still one: whoever writes to a part of a block by one of them must
+    keep off whoever does so by the other.
+    """
+    opened: dict[str, OpenDevice] = {}
+    served: dict[int, BlockDevice] = {}
+    for name, export in exports.items():
+        device = export.device
+        if isinstance(device, BlockDevice):
+            same = served.setdefault(id(device), for_any_alignment(device))
+            opened[name] = OpenDevice(device, same, export, shared=True)
+    return opened
+
+
+def for_any_alignment(device: BlockDevice) -> BlockDevice:
+    """The device as clients may use it, who need not care for its blocks."""
+    return AnyAlignment(device) if device.block_size > 1 else device

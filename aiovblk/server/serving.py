@@ -128,9 +128,11 @@ class Server:
     async def _end(self) -> list[str]:
         settings = self._settings
         await self._drain()
+        # A device that has two names is closed once.
+        devices = {id(each.device): each for each in settings.shared.values()}
         closing = [
             SteadyTask(each.close(settings.drain_timeout), lambda: None)
-            for each in settings.shared.values()
+            for each in devices.values()
         ]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
