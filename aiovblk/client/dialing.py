@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import getpass
+import socket
 import ssl
 
 from .. import tls
@@ -65,13 +66,29 @@ def _load_context(uri: URI) -> ssl.SSLContext:
 async def _open(uri: URI) -> StreamProtocol:
     loop = asyncio.get_running_loop()
     try:
-        if uri.socket is not None:
+        if uri.socket is not None and uri.socket.startswith("\0"):
+            _, stream = await loop.create_unix_connection(
+                StreamProtocol, sock=await _connect_to_abstract(uri.socket)
+            )
+        elif uri.socket is not None:
             _, stream = await loop.create_unix_connection(StreamProtocol, uri.socket)
         else:
             _, stream = await loop.create_connection(StreamProtocol, uri.host, uri.port)
     except OSError as exc:
         raise OSError(exc.errno, f"cannot connect to {uri}: {exc.strerror or exc}") from exc
     return stream
+
+
+async def _connect_to_abstract(name: str) -> socket.socket:
+    # uvloop takes such names for paths.
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _negotiate(

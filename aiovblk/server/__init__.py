@@ -12,7 +12,6 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from ..device import BlockDevice
 from ..dispatch import MAX_CONCURRENCY, Budget
 from ..errors import Error
 from ..protocol import DEFAULT_PORT

@@ -127,12 +127,8 @@ async def test_socket_in_the_abstract_namespace(path: Path) -> None:
     name = f"\0{path}"
     async with serve(disk(), unix=name) as server:
         assert server.uris == [f"nbd+unix:///?socket=%00{path}"]
-        # uvloop itself does not connect to such names.
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(name)
-            client = NetworkClient(*await asyncio.open_unix_connection(sock=sock))
-            await client.greet()
-            client.transport.abort()
+        async with connect(server.uris[0]) as remote:
+            assert remote.size == MIB
         with pytest.raises(OSError, match="Address already in use"):
             async with serve(disk(), unix=name):
                 pass
