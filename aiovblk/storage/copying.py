@@ -124,7 +124,8 @@ def _pieces(begin: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
 
 async def _move(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
     data = memoryview(await source.read(offset, length)).cast("B")
-    if data == _ZEROES[:length]:
+    # A view compares byte by byte, bytes do so at once; most data is told by its first byte.
+    if not data[0] and bytes(data) == _ZEROES[:length]:
         await _zero(target, offset, length)
     else:
         await target.write(offset, data)

@@ -16,6 +16,9 @@ _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python names 
 # Coarse, so that the list of what was written stays short: inserting takes time in proportion.
 _GRAIN = 256 * 1024
 
+# Bytes from which on a copy costs more than a view and what the transport does to keep it.
+_VIEWED = 32 * 1024
+
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
 
 
@@ -49,14 +52,21 @@ class MemoryDevice(BlockDevice):
         except (OverflowError, OSError) as exc:
             reason = f"no memory disk of {size} bytes: a process cannot address as much"
             raise OSError(errno.ENOMEM, reason) from exc
+        self._view = memoryview(self._memory).toreadonly()
         # Where data begins, where it ends, where it begins again, and so on: ascending, and each a
         # multiple of _GRAIN. What lies outside is zeroes. (The kernel knows too, but mincore()
         # takes what was swapped out for absent, and pagemap has 8 bytes to read for each page.)
         self._edges: list[int] = []
 
-    async def read(self, offset: int, length: int) -> bytes:
-        """Copy out of memory."""
-        return self._memory[offset : offset + length]
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """Copy out of memory; a large result is a view of it.
+
+        A view shows what is written before it has been sent. But then the write came before the
+        reader had its answer, who may see either.
+        """
+        if length < _VIEWED:
+            return self._memory[offset : offset + length]
+        return self._view[offset : offset + length]
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Copy into memory."""

@@ -41,7 +41,7 @@ class Disk(MemoryDevice):
             self.arrived.set()
             await self.gate.wait()
 
-    async def read(self, offset: int, length: int) -> bytes:
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
         self.lengths["read"].append(length)
         await self.pass_gate()
         return await super().read(offset, length)

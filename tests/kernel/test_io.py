@@ -90,7 +90,7 @@ async def test_slow_handlers_run_in_parallel() -> None:
     together = asyncio.Barrier(64)
 
     class Slow(Disk):
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             if self.events:
                 await together.wait()
             return await super().read(offset, length)
@@ -107,7 +107,7 @@ async def test_reads_of_50_ms_overlap_instead_of_adding_up() -> None:
     spans: list[tuple[float, float]] = []
 
     class Slow(Disk):
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             begin = asyncio.get_running_loop().time()
             await asyncio.sleep(0.05)
             spans.append((begin, asyncio.get_running_loop().time()))
@@ -196,7 +196,7 @@ async def test_a_read_only_device_refuses_at_once() -> None:
     class Zeroes(aiovblk.BlockDevice):
         blocks = 1024
 
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             return bytes(length)
 
     async with aiovblk.mounted(Zeroes()) as mount:
@@ -214,7 +214,7 @@ async def test_a_device_without_write_that_lets_writes_come_fails_them() -> None
         blocks = 1024
         read_only = False
 
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             return bytes(length)
 
     async with aiovblk.mounted(Pretender()) as mount:
@@ -228,7 +228,7 @@ async def test_errors_of_handlers_are_eio_and_the_device_lives_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Faulty(Disk):
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             if offset == 1 * MIB:
                 raise OSError(errno.ENOSPC, "no")
             if offset == 2 * MIB:

@@ -21,7 +21,7 @@ BLOCK = 4096
 class Slow(MemoryDevice):
     """Lets others come in between, and takes whole blocks only."""
 
-    async def read(self, offset: int, length: int) -> bytes:
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
         assert offset % BLOCK == length % BLOCK == 0
         await asyncio.sleep(0)
         data = await super().read(offset, length)

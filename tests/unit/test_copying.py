@@ -28,7 +28,7 @@ class Recorded(MemoryDevice):
         self.running = 0
         self.most_running = 0
 
-    async def read(self, offset: int, length: int) -> bytes:
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
         assert offset % self.block_size == length % self.block_size == 0
         self.reads.append((offset, length))
         self.running += 1
@@ -53,7 +53,7 @@ async def filled(device: MemoryDevice, *ranges: tuple[int, int]) -> MemoryDevice
 
 
 async def contents(device: MemoryDevice) -> bytes:
-    return await MemoryDevice.read(device, 0, device.size)
+    return bytes(await MemoryDevice.read(device, 0, device.size))
 
 
 async def test_what_is_known_to_be_zero_is_not_read() -> None:
@@ -118,7 +118,7 @@ async def test_as_many_requests_as_wanted_are_in_flight() -> None:
 
 async def test_first_error_ends_it_and_comes_out_bare() -> None:
     class Broken(MemoryDevice):
-        async def read(self, offset: int, length: int) -> bytes:
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
             if offset >= MIB:
                 raise OSError(errno.EIO, "medium error")
             return await super().read(offset, length)
