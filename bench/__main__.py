@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from . import machine, picture, report
 from .cases import CASES
-from .footprint import MANY, Footprint, measure_footprint
+from .footprint import MANY, Footprint, available, measure_footprint
 from .load import LoadError
 from .peers import Peer, all_peers
 from .peers.native import compile_native
-from .peers.ours import interpreter
 from .rounds import measure_rounds, say
 from .server import ServerError
 
-ROUNDS = 4
+ROUNDS = 5
 QUICK = 10  # how many times fewer requests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit status."""
     parsed = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, leave)
     cases = [case for case in CASES if matches(case.name, parsed.cases)]
     if parsed.quick:
         cases = [replace(case, requests=case.requests // QUICK) for case in cases]
@@ -50,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.page(run), end="", flush=True)
     _write(run, parsed.output)
     return 0
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leave by way of the cleanups: no server may outlive the benchmark."""
+    sys.exit(128 + number)
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -111,7 +118,7 @@ def _present(peers: list[Peer]) -> list[Peer]:
 
 def _footprint(parsed: Namespace) -> Footprint | None:
     """Of aiovblk; not when only others, or only some cases, are to be measured."""
-    if parsed.peers or parsed.cases or not Path(interpreter("3.13")).exists():
+    if parsed.peers or parsed.cases or not available():
         return None
     say("memory and import time")
     try:

@@ -10,7 +10,7 @@ from statistics import median
 
 from .cases import BIG_WRITE, FILL, READ, Case
 from .load import run
-from .peers.ours import VERSIONS, interpreter, serve_command
+from .peers.ours import DEVICES, VERSIONS, interpreter, serve_command
 from .peers.peer import ROOT
 from .process import memory_kib
 from .server import running
@@ -28,8 +28,8 @@ class Footprint:
     Args:
         small: with an empty disk of 64 MiB.
         large: with an empty disk of 1 TiB.
-        settled: with a full disk of 256 MiB.
-        deep: the most there was then with 128 writes of 256 KiB in flight.
+        settled: with a full disk of 256 MiB and the slow back end.
+        deep: the most there was then, with up to 128 writes of 256 KiB in flight.
         growth: how much more after ``requests`` reads of 4 KiB than after a hundredth of them.
         requests: how many those were.
         imports: seconds by version, without those that the interpreter needs to start.
@@ -51,11 +51,14 @@ def measure_footprint(*, requests: int = MANY) -> Footprint:
     small, large = (_idle(newest, size) for size in (SMALL, LARGE))
     with running(serve_command(newest, "uvloop", f"memory:{FILL.requests << 20}")) as server:
         run(FILL, server.target, longest=30)
-        settled = memory_kib(server.pid, "VmRSS")
         run(_many(requests // 100), server.target)
         before = memory_kib(server.pid, "VmRSS")
         run(_many(requests), server.target, longest=120)
         growth = memory_kib(server.pid, "VmRSS") - before
+    # Handlers that wait keep what is in flight in memory.
+    with running(serve_command(newest, "uvloop", f"{DEVICES}:Slow")) as server:
+        run(FILL, server.target, longest=30)
+        settled = memory_kib(server.pid, "VmRSS")
         run(DEEP, server.target)
         deep = memory_kib(server.pid, "VmHWM")
     imports = {version: import_seconds(version) for version in available()}

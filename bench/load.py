@@ -111,6 +111,8 @@ def parse(output: str) -> Load:
 
 
 def _of_group(mixed: Mapping[str, Any], client_cpu: float) -> Load:
+    if not mixed["total_ios"]:
+        raise LoadError("no request was answered in time")
     percentile = mixed["clat_ns"]["percentile"]
     return Load(
         requests=mixed["total_ios"],

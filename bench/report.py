@@ -28,7 +28,9 @@ In each round ({rounds} here) every server is started anew, and in every case al
 before the next case begins. The figures are medians over the rounds; in the middle of all cases and
 servers, the run furthest from its median was off by {spread:.0%}. Read ratios, not digits: they
 carry over to other machines. CPU time per request does so better than requests per second, which in
-the fastest cases fio limits, not the server. {processors}
+the fastest cases fio limits, not the server.
+
+{processors}
 
 {machine}
 
@@ -39,7 +41,10 @@ does nothing but answer; `C, one request at a time` works as vblk and BUSE do:
 The slow back end waits for 1 ms: `asyncio.sleep`, `time.sleep`, nbdkit's delay filter.
 """
 
-ONE_PROCESSOR = "Server and fio shared one processor."
+ONE_PROCESSOR = """\
+Server and fio shared one processor. Threads do not wake each other across processors then, which
+makes those of nbdkit cheaper, and the time that fio takes is missing to the server. The bounds
+below were set with a processor for each."""
 MORE_PROCESSORS = "Server and fio had a processor each."
 
 

@@ -90,6 +90,11 @@ def test_fio_error_is_told() -> None:
         load.parse(fio_output(error=5))
 
 
+def test_server_that_answers_nothing_is_an_error() -> None:
+    with pytest.raises(load.LoadError, match="no request"):
+        load.parse(fio_output(mixed={"total_ios": 0}))
+
+
 @pytest.mark.parametrize("output", ["", "fio: failed", '{\n  "jobs": []\n}', '{\n  "jobs": [{'])
 def test_fio_output_without_figures_is_an_error(output: str) -> None:
     with pytest.raises(load.LoadError, match="not what fio usually says"):
