@@ -42,9 +42,9 @@ The slow back end waits for 1 ms: `asyncio.sleep`, `time.sleep`, nbdkit's delay 
 """
 
 ONE_PROCESSOR = """\
-Server and fio shared one processor. Threads do not wake each other across processors then, which
-makes those of nbdkit cheaper, and the time that fio takes is missing to the server. The bounds
-below were set with a processor for each."""
+Server and fio shared one processor. Threads do not wake each other across processors then, which is
+likely to favour nbdkit, and the time that fio takes is missing to the server. The bounds below were
+set after figures of a machine with two."""
 MORE_PROCESSORS = "Server and fio had a processor each."
 
 
