@@ -1,0 +1,122 @@
+"""The bounds that the project sets itself, and whether they are met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .cases import BIG_READ, BIG_WRITE, DELAY, READ, SLOW, WRITE, Case
+from .footprint import DEEP, Footprint
+from .summary import Summary
+
+MEMORY, PYTHON, LIMIT = "nbdkit memory", "nbdkit Python, parallel", "bare C loop"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A figure's ratio to a peer's, and what it may be."""
+
+    figure: str
+    case: Case
+    peer: str
+    limit: float
+    at_most: bool
+
+    def words(self) -> str:
+        """What is asked."""
+        what = {"server_cpu": "server CPU", "iops": "requests per second"}[self.figure]
+        sign = "at most" if self.at_most else "at least"
+        return f"{what}, {self.case.name}: {sign} {self.limit:g} of {self.peer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A bound held against what was measured; ``met`` is None where nothing was."""
+
+    asked: str
+    found: str
+    met: bool | None
+
+
+BOUNDS = [
+    *(
+        Bound("server_cpu", case, peer, limit, at_most=True)
+        for case in (READ, WRITE)
+        for peer, limit in ((MEMORY, 0.6), (PYTHON, 0.2), (LIMIT, 2.2))
+    ),
+    *(
+        Bound("server_cpu", case, peer, limit, at_most=True)
+        for case in (BIG_READ, BIG_WRITE)
+        for peer, limit in ((MEMORY, 0.8), (LIMIT, 1.5))
+    ),
+    *(
+        Bound("iops", case, peer, limit, at_most=False)
+        for case in (READ, WRITE)
+        for peer, limit in ((MEMORY, 1.5), (PYTHON, 4.0))
+    ),
+    Bound("iops", SLOW, PYTHON, 5.0, at_most=False),
+]
+
+OF_POSSIBLE = 0.8
+MOST_KIB = 2048  # what counts as no growth
+
+
+def judge(
+    summary: Summary, footprint: Footprint | None, subject: str, processors: int
+) -> list[Verdict]:
+    """Hold what was measured of one peer against all bounds."""
+    verdicts = [_ratio(summary, subject, bound) for bound in BOUNDS]
+    verdicts.append(_waiting(summary, subject, processors))
+    verdicts += _footprint(footprint)
+    verdicts.append(Verdict("in the kernel's hands: fio on /dev/nbdN", "not measured here", None))
+    return verdicts
+
+
+def possible_iops(server_cpu: float, client_cpu: float, processors: int) -> float:
+    """Requests per second of the slow back end that depth and CPU time allow.
+
+    On one processor the client's time comes on top of the server's.
+    """
+    cpu = server_cpu + client_cpu if processors == 1 else max(server_cpu, client_cpu)
+    return min(SLOW.depth / DELAY, 1e6 / cpu)
+
+
+def _ratio(summary: Summary, subject: str, bound: Bound) -> Verdict:
+    ratio = summary.ratio(bound.case.name, subject, bound.peer, bound.figure)
+    if ratio is None:
+        return Verdict(bound.words(), "not measured", None)
+    met = ratio <= bound.limit if bound.at_most else ratio >= bound.limit
+    return Verdict(bound.words(), f"{ratio:.2f}", met)
+
+
+def _waiting(summary: Summary, subject: str, processors: int) -> Verdict:
+    asked = f"{SLOW.name}: at least {OF_POSSIBLE:g} of what depth and CPU time allow"
+    figures = summary.figures.get(SLOW.name, {}).get(subject)
+    if figures is None:
+        return Verdict(asked, "not measured", None)
+    possible = possible_iops(figures.server_cpu, figures.client_cpu, processors)
+    part = figures.iops / possible
+    found = f"{part:.2f} ({figures.iops:,.0f} of {possible:,.0f} per second)"
+    return Verdict(asked, found, part >= OF_POSSIBLE)
+
+
+def _footprint(footprint: Footprint | None) -> Iterator[Verdict]:
+    constant = "memory of an empty disk: the same for 64 MiB and 1 TiB"
+    bounded = f"memory at {DEEP.name}: no more than what is in flight"
+    steady = "memory: no growth over a million requests"
+    if footprint is None:
+        yield from (Verdict(asked, "not measured", None) for asked in (constant, bounded, steady))
+        return
+    more = footprint.large - footprint.small
+    yield Verdict(constant, f"{_mib(more)} more", more <= MOST_KIB)
+    # A reply or a payload is in flight once in our memory, and its bookkeeping with it.
+    in_flight = DEEP.depth * DEEP.length // 1024
+    more = footprint.deep - footprint.settled
+    found = f"{_mib(more)} more, {_mib(in_flight)} in flight"
+    yield Verdict(bounded, found, more <= in_flight + MOST_KIB)
+    found = f"{_mib(footprint.growth)} more after {footprint.requests:,}"
+    yield Verdict(steady, found, footprint.growth <= MOST_KIB)
+
+
+def _mib(kib: int) -> str:
+    return f"{kib / 1024:.1f} MiB"

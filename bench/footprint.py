@@ -1,0 +1,91 @@
+"""What takes no rounds: memory that must not grow, and the time of an import."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from .cases import BIG_WRITE, FILL, READ, Case
+from .load import run
+from .peers.ours import DEVICES, VERSIONS, interpreter, serve_command
+from .peers.peer import ROOT
+from .process import memory_kib
+from .server import running
+
+SMALL, LARGE = 64 << 20, 1 << 40  # bytes of the sparse disks
+MANY = 1_000_000
+DEEP = Case("256k write QD128", "write", BIG_WRITE.length, 128, 8_000)
+IMPORTS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Resident KiB of aiovblk on the newest Python with uvloop, and seconds of its import.
+
+    Args:
+        small: with an empty disk of 64 MiB.
+        large: with an empty disk of 1 TiB.
+        settled: with a full disk of 256 MiB and the slow back end.
+        deep: the most there was then, with up to 128 writes of 256 KiB in flight.
+        growth: how much more after ``requests`` reads of 4 KiB than after a hundredth of them.
+        requests: how many those were.
+        imports: seconds by version, without those that the interpreter needs to start.
+
+    """
+
+    small: int
+    large: int
+    settled: int
+    deep: int
+    growth: int
+    requests: int
+    imports: dict[str, float]
+
+
+def measure_footprint(*, requests: int = MANY) -> Footprint:
+    """Start servers of its own, and measure."""
+    newest = available()[-1]
+    small, large = (_idle(newest, size) for size in (SMALL, LARGE))
+    with running(serve_command(newest, "uvloop", f"memory:{FILL.requests << 20}")) as server:
+        run(FILL, server.target, longest=30)
+        run(_many(requests // 100), server.target)
+        before = memory_kib(server.pid, "VmRSS")
+        run(_many(requests), server.target, longest=120)
+        growth = memory_kib(server.pid, "VmRSS") - before
+    # Handlers that wait keep what is in flight in memory.
+    with running(serve_command(newest, "uvloop", f"{DEVICES}:Slow")) as server:
+        run(FILL, server.target, longest=30)
+        settled = memory_kib(server.pid, "VmRSS")
+        run(DEEP, server.target)
+        deep = memory_kib(server.pid, "VmHWM")
+    imports = {version: import_seconds(version) for version in available()}
+    return Footprint(small, large, settled, deep, growth, requests, imports)
+
+
+def available() -> list[str]:
+    """The Pythons that `make setup` found, oldest first."""
+    return [version for version in VERSIONS if Path(interpreter(version)).exists()]
+
+
+def import_seconds(version: str) -> float:
+    """How much longer an interpreter takes that imports aiovblk."""
+    pairs = [(_run(version, "import aiovblk"), _run(version, "pass")) for _ in range(IMPORTS)]
+    return median(with_it - without for with_it, without in pairs)
+
+
+def _run(version: str, code: str) -> float:
+    begin = time.perf_counter()
+    subprocess.run([interpreter(version), "-c", code], cwd=ROOT, check=True)
+    return time.perf_counter() - begin
+
+
+def _idle(version: str, size: int) -> int:
+    with running(serve_command(version, "uvloop", f"memory:{size}")) as server:
+        return memory_kib(server.pid, "VmRSS")
+
+
+def _many(requests: int) -> Case:
+    return Case("many reads", READ.pattern, READ.length, READ.depth, requests)

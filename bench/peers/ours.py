@@ -1,0 +1,47 @@
+"""aiovblk, on each Python and event loop."""
+
+from __future__ import annotations
+
+from ..cases import SIZE, Backend
+from .peer import ROOT, Peer
+
+VERSIONS = ("3.11", "3.12", "3.13")
+LOOPS = ("uvloop", "asyncio")
+DEVICES = "bench/peers/plain.py"
+
+
+def ours() -> list[Peer]:
+    """MemoryDevice everywhere, and a plain bytearray of the user's own on the newest Python."""
+    peers = [
+        _peer(f"aiovblk {version} {loop}", version, loop, f"memory:{SIZE}")
+        for version in VERSIONS
+        for loop in LOOPS
+    ]
+    newest = VERSIONS[-1]
+    peers.append(_peer(f"aiovblk {newest} uvloop, bytearray", newest, "uvloop", f"{DEVICES}:Plain"))
+    return peers
+
+
+def serve_command(version: str, loop: str, spec: str) -> tuple[str, ...]:
+    """``aiovblk serve`` for a peer."""
+    return (
+        *(interpreter(version), "-m", "aiovblk", "serve", spec),
+        *("--loop", loop, "--socket", "{directory}/socket"),
+    )
+
+
+def interpreter(version: str) -> str:
+    """The Python of an environment of ``make setup``."""
+    return str(ROOT / ".venvs" / version / "bin" / "python")
+
+
+def _peer(name: str, version: str, loop: str, spec: str) -> Peer:
+    return Peer(
+        name,
+        {
+            Backend.MEMORY: serve_command(version, loop, spec),
+            Backend.SLOW: serve_command(version, loop, f"{DEVICES}:Slow"),
+        },
+        probe=(interpreter(version), "-c", "import aiovblk, uvloop"),
+        package=f"python{version}-venv, then make setup",
+    )

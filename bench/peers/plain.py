@@ -1,0 +1,39 @@
+"""Devices as a user writes them, for ``aiovblk serve bench/peers/plain.py:Plain``."""
+
+import asyncio
+
+import aiovblk
+
+DELAY = 0.001  # seconds; the other peers' slow back ends take as long
+
+
+class Plain(aiovblk.BlockDevice):
+    """256 MiB in a bytearray."""
+
+    block_size = 4096
+    blocks = 65536
+
+    def __init__(self) -> None:
+        self.memory = bytearray(self.size)
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        """Give a view; the library copies it."""
+        return memoryview(self.memory)[offset : offset + length]
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Copy `data`."""
+        self.memory[offset : offset + len(data)] = data
+
+
+class Slow(Plain):
+    """The same, behind something that takes a millisecond to answer."""
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        """Wait, then read."""
+        await asyncio.sleep(DELAY)
+        return await super().read(offset, length)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Wait, then write."""
+        await asyncio.sleep(DELAY)
+        await super().write(offset, data)

@@ -1,0 +1,51 @@
+"""Other people's servers."""
+
+from __future__ import annotations
+
+from ..cases import DELAY, SIZE, Backend
+from .peer import Peer
+
+NBDKIT = ("nbdkit", "-f", "-U", "{directory}/socket")
+PLUGIN = "bench/peers/nbdkit_plugin.py"
+MILLISECONDS = f"{DELAY * 1000:g}ms"
+
+
+def theirs() -> list[Peer]:
+    """The memory plugin (C) and the Python plugin of nbdkit, and qemu-nbd."""
+    return [nbdkit_memory(), nbdkit_python("parallel"), nbdkit_python("default"), qemu()]
+
+
+def nbdkit_memory() -> Peer:
+    """The plugin in C, with 16 threads; slow by the filter that nbdkit has for that."""
+    delays = (f"rdelay={MILLISECONDS}", f"wdelay={MILLISECONDS}")
+    return Peer(
+        "nbdkit memory",
+        {
+            Backend.MEMORY: (*NBDKIT, "memory", str(SIZE)),
+            Backend.SLOW: (*NBDKIT, "--filter=delay", "memory", str(SIZE), *delays),
+        },
+        probe=("nbdkit", "--dump-plugin", "memory"),
+        package="nbdkit",
+    )
+
+
+def nbdkit_python(model: str) -> Peer:
+    """The plugin in Python: `parallel` has 16 threads, `default` one request at a time."""
+    memory = (*NBDKIT, "python", PLUGIN, f"model={model}")
+    return Peer(
+        f"nbdkit Python, {model}",
+        {Backend.MEMORY: memory, Backend.SLOW: (*memory, f"delay={DELAY}")},
+        probe=("nbdkit", "--dump-plugin", "python"),
+        package="nbdkit-plugin-python",
+    )
+
+
+def qemu() -> Peer:
+    """qemu-nbd on a file, which is in memory where /dev/shm is."""
+    command = "qemu-nbd --persistent --shared=16 --format=raw --cache=writeback"
+    return Peer(
+        "qemu-nbd, file in memory",
+        {Backend.MEMORY: (*command.split(), "--socket={directory}/socket", "{directory}/disk")},
+        probe=("qemu-nbd", "--version"),
+        package="qemu-utils",
+    )

@@ -1,0 +1,258 @@
+"""The benchmark's arithmetic and its reports, on made-up numbers: no speed is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import load, tables
+from bench.__main__ import command_line, matches
+from bench.asked import BOUNDS, LIMIT, MEMORY, PYTHON, judge, possible_iops
+from bench.cases import BIG_READ, BIG_WRITE, CASES, FOUR, READ, SLOW, WRITE, Backend
+from bench.footprint import Footprint
+from bench.peers import Peer, all_peers
+from bench.picture import draw
+from bench.process import cpu_seconds, parse_status
+from bench.report import SUBJECTS, Run, page, write
+from bench.rounds import rotated
+from bench.summary import Figures, Memory, Samples, Summary
+
+US = SUBJECTS[0]
+FOOTPRINT = Footprint(
+    small=40_000,
+    large=40_100,
+    settled=300_000,
+    deep=332_768,
+    growth=12,
+    requests=1_000_000,
+    imports={"3.13": 0.123},
+)
+
+
+def figures(server_cpu: float, iops: float = 1000.0) -> Figures:
+    return Figures(server_cpu, 10.0, iops, 4.096, 50.0, 99.0)
+
+
+def summary(**cpu: dict[str, Figures]) -> Summary:
+    return Summary(cpu, {})
+
+
+def made_up() -> Summary:
+    cases = (READ, WRITE, BIG_READ, BIG_WRITE, SLOW)
+    peers = {
+        LIMIT: figures(4),
+        MEMORY: figures(16, 50_000),
+        PYTHON: figures(50, 10_000),
+        US: figures(8, 80_000),
+    }
+    return Summary({case.name: dict(peers) for case in cases}, {US: Memory(35_000, 300_000)})
+
+
+def made_up_run() -> Run:
+    return Run(
+        command="make bench",
+        rounds=4,
+        spread=0.034,
+        processors=2,
+        machine={"processor": "one of many"},
+        summary=made_up(),
+        footprint=FOOTPRINT,
+    )
+
+
+# Parsing
+
+
+def fio_output(**changes: object) -> str:
+    mixed = {
+        "total_ios": 40_000,
+        "iops": 88_000.5,
+        "bw_bytes": 360_448_000,
+        "clat_ns": {"percentile": {"50.000000": 700_000, "99.000000": 2_300_000}},
+    }
+    times = {"usr_cpu": 20.0, "sys_cpu": 30.0, "job_runtime": 3000}
+    job = {"error": 0, "mixed": mixed, **times, **changes}
+    report = json.dumps({"fio version": "fio-3.33", "jobs": [job]}, indent=2)
+    return f"fio: connected to NBD server\n{report}\nfio: a line after it\n"
+
+
+def test_fio_output_between_other_lines_is_read() -> None:
+    assert load.parse(fio_output()) == load.Load(40_000, 88_000.5, 360_448_000, 700.0, 2300.0, 1.5)
+
+
+def test_fio_error_is_told() -> None:
+    with pytest.raises(load.LoadError, match="error 5"):
+        load.parse(fio_output(error=5))
+
+
+def test_server_that_answers_nothing_is_an_error() -> None:
+    with pytest.raises(load.LoadError, match="no request"):
+        load.parse(fio_output(mixed={"total_ios": 0}))
+
+
+@pytest.mark.parametrize("output", ["", "fio: failed", '{\n  "jobs": []\n}', '{\n  "jobs": [{'])
+def test_fio_output_without_figures_is_an_error(output: str) -> None:
+    with pytest.raises(load.LoadError, match="not what fio usually says"):
+        load.parse(output)
+
+
+def test_depth_and_requests_are_shared_by_connections() -> None:
+    command = load.command(FOUR, load.nbd_target(Path("/run/s")))
+    assert "--uri=nbd+unix:///?socket=/run/s" in command
+    assert "--numjobs=4" in command
+    assert "--iodepth=16" in command
+    assert f"--io_size={FOUR.requests // 4 * 4096}" in command
+
+
+def test_cpu_clock_of_a_process_goes_on_while_it_works() -> None:
+    before = time.process_time()
+    measured = cpu_seconds(os.getpid())
+    assert before <= measured <= time.process_time()
+
+
+def test_memory_is_found_by_the_field_s_whole_name() -> None:
+    status = "Name:\tx\nVmPeak:\t  99 kB\nVmHWM:\t  21 kB\nVmRSS:\t  20 kB\n"
+    assert (parse_status(status, "VmRSS"), parse_status(status, "VmHWM")) == (20, 21)
+    with pytest.raises(ValueError, match="no RSS"):
+        parse_status(status, "RSS")
+
+
+# Medians and ratios
+
+
+def test_summary_has_the_median_of_each_field() -> None:
+    samples = Samples()
+    for cpu, iops in ((1.0, 30.0), (9.0, 10.0), (2.0, 20.0)):
+        samples.add("case", "peer", figures(cpu, iops))
+    assert samples.summary().figures["case"]["peer"] == figures(2.0, 20.0)
+    assert samples.spread("case", "peer") == 3.5
+
+
+def test_memory_has_medians_too() -> None:
+    samples = Samples()
+    for idle in (10, 20):
+        samples.add_memory("peer", Memory(idle, 100))
+    assert samples.summary().memory == {"peer": Memory(15, 100)}
+
+
+def test_ratio_is_of_two_medians_or_none() -> None:
+    found = summary(case={"a": figures(6), "b": figures(4), "idle": figures(0)})
+    assert found.ratio("case", "a", "b", "server_cpu") == 1.5
+    assert found.ratio("case", "a", "missing", "server_cpu") is None
+    assert found.ratio("other", "a", "b", "server_cpu") is None
+    assert found.ratio("case", "a", "idle", "server_cpu") is None
+
+
+# What is asked
+
+
+def test_bounds_are_met_or_not_by_the_ratio() -> None:
+    verdicts = {each.asked: each for each in judge(made_up(), FOOTPRINT, US, 2)}
+    cpu = verdicts["server CPU, 4k read QD64: at most 0.6 of nbdkit memory"]
+    assert (cpu.found, cpu.met) == ("0.50", True)
+    big = verdicts["server CPU, 256k read QD8: at most 1.5 of bare C loop"]
+    assert (big.found, big.met) == ("2.00", False)
+    iops = verdicts["requests per second, 4k write QD64: at least 1.5 of nbdkit memory"]
+    assert (iops.found, iops.met) == ("1.60", True)
+
+
+def test_what_was_not_measured_is_neither_met_nor_not() -> None:
+    verdicts = judge(summary(), None, US, 2)
+    assert len(verdicts) == len(BOUNDS) + 5
+    assert {each.met for each in verdicts} == {None}
+
+
+def test_processor_time_bounds_the_slow_back_end() -> None:
+    assert possible_iops(2.0, 4.0, 2) == 128_000
+    assert possible_iops(20.0, 5.0, 2) == 50_000
+    assert possible_iops(20.0, 5.0, 1) == 40_000
+
+
+def test_memory_that_grows_is_not_met() -> None:
+    growing = replace(FOOTPRINT, growth=100_000, large=900_000, deep=900_000)
+    found = [each.met for each in judge(made_up(), growing, US, 2)[-4:]]
+    assert found == [False, False, False, None]
+    assert [each.met for each in judge(made_up(), FOOTPRINT, US, 2)[-4:-1]] == [True] * 3
+
+
+# Peers and rounds
+
+
+def test_every_peer_is_named_once_and_can_do_something() -> None:
+    peers = all_peers()
+    assert len({peer.name for peer in peers}) == len(peers)
+    assert {LIMIT, MEMORY, PYTHON, *SUBJECTS} <= {peer.name for peer in peers}
+    assert all(any(peer.can(case) for case in CASES) for peer in peers)
+
+
+def test_one_connection_is_not_asked_for_four() -> None:
+    peer = Peer("p", {Backend.MEMORY: ("true",)}, ("true",), "none", connections=1)
+    assert [peer.can(case) for case in (READ, FOUR, SLOW)] == [True, False, False]
+
+
+def test_missing_program_is_not_there() -> None:
+    commands = {Backend.MEMORY: ("true",)}
+    assert Peer("p", commands, ("true",), "none").is_there()
+    assert not Peer("p", commands, ("false",), "none").is_there()
+    assert not Peer("p", commands, ("no-such-program",), "none").is_there()
+
+
+def test_each_round_has_the_same_peers_in_another_order() -> None:
+    peers = all_peers()
+    orders = [[peer.name for peer in rotated(peers, number)] for number in range(3)]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len({order[0] for order in orders}) == 3
+
+
+def test_names_are_matched_by_any_part() -> None:
+    assert matches("nbdkit memory", [])
+    assert matches("nbdkit memory", ["qemu", "NBDKIT"])
+    assert not matches("nbdkit memory", ["qemu"])
+
+
+def test_page_names_the_command_that_makes_it() -> None:
+    assert command_line([]) == "make bench"
+    assert command_line(["--rounds", "3"]) == "make bench BENCH='--rounds 3'"
+
+
+# Reports
+
+
+def test_table_is_aligned() -> None:
+    assert tables.table(["server", "µs"], [["a", "1.5"], ["longer", ""]]).splitlines() == [
+        "| server |  µs |",
+        "|--------|----:|",
+        "| a      | 1.5 |",
+        "| longer |     |",
+    ]
+
+
+def test_page_has_figures_ratios_and_verdicts() -> None:
+    text = page(made_up_run())
+    assert "off by 3%" in text
+    assert "* processor: one of many" in text
+    assert f"## What is asked\n\n| asked {' ' * 70}"[:40] in text
+    assert "0.50, met" in text
+    assert "2.00, **not met**" in text
+    assert "not measured here, -" in text
+    assert "| 3.13   |" in text
+    assert "{" not in text
+
+
+def test_files_are_written_and_can_be_read_again(tmp_path: Path) -> None:
+    write(made_up_run(), tmp_path / "new")
+    data = json.loads((tmp_path / "new/performance.json").read_text())
+    assert data["figures"][READ.name][US]["server_cpu"] == 8
+    assert data["memory_kib"][US]["idle"] == 35_000
+    assert data["asked"][US][0]["met"] is True
+    assert "performance.svg" in (tmp_path / "new/performance.md").read_text()
+
+
+def test_picture_is_drawn_where_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "p.svg"
+    assert draw(made_up(), path) == path.exists()
