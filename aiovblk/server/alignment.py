@@ -57,9 +57,18 @@ class AnyAlignment(BlockDevice):
 
     async def write(self, offset: int, data: memoryview) -> None:
         """As in the base class."""
-        async with self._holding(offset, len(data)):
-            for begin, end in self._parts(offset, len(data)):
-                await self._write_part(begin, data[begin - offset : end - offset])
+        held = self._holding(offset, len(data))
+        if self._ranges.exclusive or not self._is_aligned(offset, len(data)):
+            async with held:
+                for begin, end in self._parts(offset, len(data)):
+                    await self._write_part(begin, data[begin - offset : end - offset])
+            return
+        # By far the most: whole blocks, and nobody to wait for.
+        held.take()
+        try:
+            await self._inner.write(offset, data)
+        finally:
+            held.release()
 
     async def flush(self) -> None:
         """As in the base class."""
@@ -160,10 +169,18 @@ class _Held:
             if not in_the_way:
                 break
             await asyncio.wait([each.released() for each in in_the_way])
-        ranges.held.add(self)
-        ranges.exclusive += self._exclusive
+        self.take()
 
     async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Have it, where nobody is in the way."""
+        self._ranges.held.add(self)
+        self._ranges.exclusive += self._exclusive
+
+    def release(self) -> None:
+        """Let others have it."""
         self._ranges.held.discard(self)
         self._ranges.exclusive -= self._exclusive
         if self._released is not None:
