@@ -25,6 +25,7 @@ test: setup
 	@tools/test
 
 bench: setup
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
 
 lint: setup
