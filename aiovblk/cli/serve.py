@@ -28,37 +28,49 @@ async def serve_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.specs``; returns once nobody is served any more."""
     named = parse_exports(arguments.specs)
     with anyio.open_signal_receiver(*ending_signals()) as signals:
-        async with AsyncExitStack() as stack:
-            sockets = await _sockets(arguments, stack)
-            exports = {
-                name: Export(
-                    await stack.enter_async_context(device_of(spec, read_only=arguments.read_only)),
-                    description=arguments.description,
-                )
-                for name, spec in named.items()
-            }
-            server = await stack.enter_async_context(
-                serve(
-                    exports,
-                    unix=arguments.socket,
-                    host=arguments.host,
-                    port=arguments.port,
-                    sockets=sockets,
-                    tls=await asyncio.to_thread(_tls, arguments),
-                    require_tls=arguments.tls != "offer",
-                    max_connections=arguments.max_connections,
-                    handshake_timeout=arguments.handshake_timeout,
-                    drain_timeout=arguments.drain_timeout,
-                    concurrency=arguments.concurrency,
-                    handler_timeout=arguments.handler_timeout,
-                )
-            )
-            # What is passed on is often read by a program that also reads the standard output.
-            for uri in server.uris:
-                print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
-            closing = asyncio.create_task(_close_on_signals(signals, server))
-            await server.wait()
+        live: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(_serve(arguments, named, live))
+        closing = asyncio.create_task(_close_on_signals(signals, serving, live))
+        try:
+            await asyncio.wait([serving])
+        finally:
             closing.cancel()
+            await asyncio.wait([closing])
+    if not serving.cancelled():  # by a signal, before it served
+        serving.result()
+
+
+async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Future[Server]) -> None:
+    async with AsyncExitStack() as stack:
+        sockets = _sockets(arguments, stack)
+        exports = {
+            name: Export(
+                await stack.enter_async_context(device_of(spec, read_only=arguments.read_only)),
+                description=arguments.description,
+            )
+            for name, spec in named.items()
+        }
+        server = await stack.enter_async_context(
+            serve(
+                exports,
+                unix=arguments.socket,
+                host=arguments.host,
+                port=arguments.port,
+                sockets=sockets,
+                tls=await asyncio.to_thread(_tls, arguments),
+                require_tls=arguments.tls != "offer",
+                max_connections=arguments.max_connections,
+                handshake_timeout=arguments.handshake_timeout,
+                drain_timeout=arguments.drain_timeout,
+                concurrency=arguments.concurrency,
+                handler_timeout=arguments.handler_timeout,
+            )
+        )
+        live.set_result(server)
+        # What is passed on is often read by a program that also reads the standard output.
+        for uri in server.uris:
+            print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
+        await server.wait()
 
 
 def parse_exports(specs: list[str]) -> dict[str, str]:
@@ -83,15 +95,22 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
     return exports
 
 
-async def _close_on_signals(signals: AsyncIterator[signal.Signals], server: Server) -> None:
+async def _close_on_signals(
+    signals: AsyncIterator[signal.Signals],
+    serving: asyncio.Task[None],
+    live: asyncio.Future[Server],
+) -> None:
     """Drain at the first signal, give up what is in flight at the next."""
     force = False
     async for _ in signals:
-        server.close(force=force)
-        force = True
+        if live.done():
+            live.result().close(force=force)
+            force = True
+        else:
+            serving.cancel()
 
 
-async def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:
+def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:
     chosen = (
         arguments.socket is not None or arguments.host is not None or arguments.port is not None
     )

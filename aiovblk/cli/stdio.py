@@ -12,12 +12,15 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .spec import SpecError
 
 PIECE = 1024 * 1024
 """Bytes to copy at once."""
+
+LEAVE_TIMEOUT = 5.0
+"""Seconds for a client to take what was sent to its pipe."""
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def standard_streams() -> Iterator[socket.socket]:
     """What connects the server with its client.
 
     Whatever is printed goes to the standard error from now on. Leaving waits until what was sent
-    to a pipe has arrived there.
+    to a pipe has arrived there, but not for ever for a client that does not read.
 
     Raises:
         SpecError: a person sits there, not a client.
@@ -45,7 +48,7 @@ def standard_streams() -> Iterator[socket.socket]:
     threading.Thread(target=_copy_in, args=(into, ours), daemon=True).start()
     sending.start()
     yield servers
-    sending.join()
+    sending.join(LEAVE_TIMEOUT)  # in the loop's thread, when nobody is served any more
 
 
 def _copy_in(pipe: int, ours: socket.socket) -> None:
@@ -63,5 +66,6 @@ def _copy_out(ours: socket.socket, pipe: int) -> None:
             while piece:
                 piece = piece[os.write(pipe, piece) :]
     except OSError:
-        ours.shutdown(socket.SHUT_RDWR)  # nobody reads the pipe: to the server, its client is gone
+        with suppress(OSError):  # nobody reads the pipe: to the server, its client is gone
+            ours.shutdown(socket.SHUT_RDWR)
     os.close(pipe)

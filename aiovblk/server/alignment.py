@@ -35,7 +35,7 @@ class AnyAlignment(BlockDevice):
         self._ranges = _Ranges()
         if not overrides(inner, BlockDevice.extents):
             # So that nobody takes what is asked of it for knowledge.
-            setattr(self, "extents", MethodType(BlockDevice.extents, self))  # noqa: B010
+            setattr(self, "extents", MethodType(BlockDevice.extents, self))  # noqa: B010 (a method may not be assigned)
 
     @property
     def size(self) -> int:

@@ -130,6 +130,37 @@ async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
                 await reading
 
 
+async def test_signal_ends_a_command_that_does_not_serve_yet(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio\nasync def make():\n    print('making', flush=True)\n"
+        "    await asyncio.sleep(3600)\n"
+    )
+    async with running("serve", tmp_path / "slow.py:make", "--socket", tmp_path / "s") as process:
+        assert await line(process.stdout) == "making"
+        process.send_signal(signal.SIGTERM)
+        assert await end(process) == (0, "", "")
+    assert not (tmp_path / "s").exists()
+
+
+async def test_client_that_does_not_read_its_pipe_keeps_no_command_from_ending() -> None:
+    into, out = os.pipe()  # nobody reads it
+    async with running(
+        *("-v", "serve", "memory:64M", "--stdio", "--drain-timeout", "0.1"),
+        stdin=subprocess.PIPE,
+        stdout=out,
+    ) as process:
+        os.close(out)
+        assert process.stdin is not None
+        go = bytes.fromhex("00000003 49484156454f5054 00000007 00000006 00000000 0000")
+        read = bytes.fromhex("25609513 0000 0000 0000000000000001 0000000000000000 02000000")
+        process.stdin.write(go + read)
+        while "uses export" not in await line(process.stderr):
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert (await end(process))[0] == 0
+    os.close(into)
+
+
 async def test_stdio_serves_the_socket_that_it_is_given() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
