@@ -101,7 +101,9 @@ def _add_serve(parser: ArgumentParser) -> None:
         "--tls-psk-file", metavar="FILE", help="pre-shared keys for TLS, lines of USER:HEXKEY"
     )
     parser.add_argument(
-        "--tls", choices=["require", "offer"], help="whether clients have to use TLS (default: yes)"
+        "--tls",
+        choices=["require", "offer"],
+        help="whether clients have to use TLS (default: require)",
     )
     parser.add_argument(
         "--tls-verify-peer", action="store_true", help="let in only who has a certificate"

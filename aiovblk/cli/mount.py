@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
-from typing import Any
-
-import anyio
+from functools import partial
 
 from ..errors import DeviceBusyError
 from ..mount import Mount, mounted
-from .running import ending_signals
+from .running import until_signal
 from .spec import device_of
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.spec`` to the kernel; returns once it is unmounted."""
-    with anyio.open_signal_receiver(*ending_signals()) as signals:
-        live: asyncio.Future[Mount] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(_serve(arguments, live))
-        unmounting = asyncio.create_task(_unmount_on_signals(signals, serving, live))
-        try:
-            await asyncio.wait([serving])
-        finally:
-            unmounting.cancel()
-            await asyncio.wait([unmounting])
-    serving.result()
+    unmounts: set[asyncio.Task[None]] = set()
+
+    def end(mount: Mount, force: bool) -> None:
+        # Not awaited, so that the next signal is heard.
+        unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
+
+    await until_signal(partial(_serve, arguments), end)
 
 
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
@@ -45,21 +38,6 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         live.set_result(mount)
         print(f"mounted {mount.path}", flush=True)
         await mount.wait()
-
-
-async def _unmount_on_signals(
-    signals: AsyncIterator[signal.Signals],
-    serving: asyncio.Task[Any],
-    live: asyncio.Future[Mount],
-) -> None:
-    """Unmount at the first signal, by force at the next."""
-    unmounts: set[asyncio.Task[None]] = set()
-    async for _ in signals:
-        if not live.done():
-            serving.cancel()
-            continue
-        # Not awaited here, so that the next signal is heard.
-        unmounts.add(asyncio.create_task(_unmount(live.result(), force=bool(unmounts))))
 
 
 async def _unmount(mount: Mount, *, force: bool) -> None:

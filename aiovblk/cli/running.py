@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from argparse import Namespace
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
+import anyio
 import uvloop
+
+T = TypeVar("T")
 
 Command = Callable[[Namespace], None]
 
@@ -24,8 +27,46 @@ def in_loop(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> Command:
     return command
 
 
-def ending_signals() -> list[signal.Signals]:
-    """The signals at which a command that serves ends in order."""
+async def until_signal(
+    serve: Callable[[asyncio.Future[T]], Coroutine[Any, Any, None]], end: Callable[[T, bool], None]
+) -> None:
+    """Serve until a signal, or until it ends by itself.
+
+    Args:
+        serve: sets its argument once it can be ended in order; a signal before that cancels it.
+        end: called at each later signal with what ``serve`` has set, and whether to use force,
+            which is so from the second on.
+
+    """
+    with anyio.open_signal_receiver(*_ending_signals()) as signals:
+        live: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(serve(live))
+        hearing = asyncio.create_task(_hear(signals, serving, live, end))
+        try:
+            await asyncio.wait([serving])
+        finally:
+            hearing.cancel()
+            await asyncio.wait([hearing])
+    if live.done() or not serving.cancelled():
+        serving.result()
+
+
+async def _hear(
+    signals: AsyncIterator[signal.Signals],
+    serving: asyncio.Task[None],
+    live: asyncio.Future[T],
+    end: Callable[[T, bool], None],
+) -> None:
+    force = False
+    async for _ in signals:
+        if live.done():
+            end(live.result(), force)
+            force = True
+        else:
+            serving.cancel()
+
+
+def _ending_signals() -> list[signal.Signals]:
     # nohup has a program ignore SIGHUP, and means it.
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hang_up]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import ssl
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-
-import anyio
+from functools import partial
 
 from ..server import Export, Server, serve
 from ..tls import psk_server_context, server_context
-from .running import ending_signals
+from .running import until_signal
 from .spec import SpecError, device_of
 from .stdio import standard_streams
 
@@ -27,17 +24,9 @@ FIRST_INHERITED = 3
 async def serve_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.specs``; returns once nobody is served any more."""
     named = parse_exports(arguments.specs)
-    with anyio.open_signal_receiver(*ending_signals()) as signals:
-        live: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(_serve(arguments, named, live))
-        closing = asyncio.create_task(_close_on_signals(signals, serving, live))
-        try:
-            await asyncio.wait([serving])
-        finally:
-            closing.cancel()
-            await asyncio.wait([closing])
-    if not serving.cancelled():  # by a signal, before it served
-        serving.result()
+    await until_signal(
+        partial(_serve, arguments, named), lambda live, force: live.close(force=force)
+    )
 
 
 async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Future[Server]) -> None:
@@ -93,21 +82,6 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
             raise SpecError(f"{missing}; write NAME=SPEC for each, with names that differ")
         exports[name] = spec
     return exports
-
-
-async def _close_on_signals(
-    signals: AsyncIterator[signal.Signals],
-    serving: asyncio.Task[None],
-    live: asyncio.Future[Server],
-) -> None:
-    """Drain at the first signal, give up what is in flight at the next."""
-    force = False
-    async for _ in signals:
-        if live.done():
-            live.result().close(force=force)
-            force = True
-        else:
-            serving.cancel()
 
 
 def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:

@@ -9,7 +9,8 @@ What holds here:
   call into the kernel hang, the one that disconnects among them.
 * What is in flight is what the client has in flight: a request counts until its reply is read,
   so neither buffered requests nor unsent replies outgrow the client's own limit (in the kernel,
-  128 requests per connection: set->queue_depth in drivers/block/nbd.c).
+  128 requests per connection: set->queue_depth in drivers/block/nbd.c). A client that need not
+  limit itself is left waiting in its socket once it has taken its :class:`Share`.
 * Replies that are ready together leave together.
 * DISC does not close anything: the owner is told, and closes when nothing is in flight. Until then
   requests are answered, since the kernel goes on sending some.

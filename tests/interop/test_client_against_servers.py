@@ -95,8 +95,10 @@ async def test_nbdkit(options: list[str], mode: ReplyMode) -> None:
 async def test_nbdkit_takes_several_connections() -> None:
     with serving("nbdkit", "-f", "memory", str(SIZE)) as server:
         async with connect(uri_of(server), connections=3) as remote:
-            while remote.connections < 3:  # noqa: ASYNC110 (nothing tells)
-                await asyncio.sleep(0)
+            changed = remote._session._changed
+            while remote.connections < 3:
+                changed.clear()
+                await changed.wait()
             await exercise(remote)
             assert remote.connections == 3
 

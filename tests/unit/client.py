@@ -127,8 +127,8 @@ class Served:
             self._received += count
             self._arrivals.set()
 
-        # The dispatcher makes its reader itself: there is no place for a subclass.
-        reader.received = received  # type: ignore[method-assign]
+        # The dispatcher makes its reader itself; there is no place for a subclass.
+        reader.received = received  # type: ignore[method-assign]  # see above
 
 
 @asynccontextmanager

@@ -130,16 +130,16 @@ async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
                 await reading
 
 
-async def test_signal_ends_a_command_that_does_not_serve_yet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["serve", "mount"])
+async def test_signal_ends_a_command_that_does_not_serve_yet(tmp_path: Path, command: str) -> None:
     (tmp_path / "slow.py").write_text(
         "import asyncio\nasync def make():\n    print('making', flush=True)\n"
         "    await asyncio.sleep(3600)\n"
     )
-    async with running("serve", tmp_path / "slow.py:make", "--socket", tmp_path / "s") as process:
+    async with running(command, tmp_path / "slow.py:make") as process:
         assert await line(process.stdout) == "making"
         process.send_signal(signal.SIGTERM)
         assert await end(process) == (0, "", "")
-    assert not (tmp_path / "s").exists()
 
 
 async def test_client_that_does_not_read_its_pipe_keeps_no_command_from_ending() -> None:
