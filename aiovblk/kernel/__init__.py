@@ -5,6 +5,5 @@ from .choice import attach
 from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
-from .threads import in_thread
 
-__all__ = ["Link", "RequestQueue", "attach", "in_thread", "sysfs", "unmount"]
+__all__ = ["Link", "RequestQueue", "attach", "sysfs", "unmount"]

@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 from ..errors import DeviceBusyError
+from ..threads import in_thread
 from . import netlink, queue, sysfs
 from .ioctl import Ioctl, ioctl, syncfs
 from .queue import RequestQueue
-from .threads import in_thread
 
 logger = logging.getLogger("aiovblk")
 

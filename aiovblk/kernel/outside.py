@@ -12,11 +12,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
 from ..errors import AttachError
+from ..threads import in_thread
 from . import netlink, sysfs
 from .choice import resolve
 from .ioctl import Ioctl, ioctl
 from .link import busy, sync, wait_until_free
-from .threads import in_thread
 
 FORCED_TIMEOUT = 3.0
 """Seconds for each step of an unmount by force, before the next, ruder one."""

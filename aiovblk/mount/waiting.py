@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import ParamSpec, TypeVar
 
-from .. import kernel
+from ..threads import in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
     """Start a blocking function in a thread; a future of its result, which nobody need await."""
-    return _unneeded(asyncio.wrap_future(kernel.in_thread(function, *args, **kwargs)))
+    return _unneeded(asyncio.wrap_future(in_thread(function, *args, **kwargs)))
 
 
 async def call(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -26,7 +26,7 @@ async def call(seconds: float, function: Callable[P, T], *args: P.args, **kwargs
         TimeoutError: it has not returned.
 
     """
-    return await within(seconds, kernel.in_thread(function, *args, **kwargs))
+    return await within(seconds, in_thread(function, *args, **kwargs))
 
 
 async def within(seconds: float, step: futures.Future[T]) -> T:

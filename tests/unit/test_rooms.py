@@ -19,7 +19,9 @@ EVERY_ROOM = {
     "server",
     "client",
     "storage",
+    "threads",
     "tls",
+    "workers",
 }
 
 # A room that is not here does not exist. Errors are for every room to raise.
@@ -32,12 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {"protocol"},
     "tasks": set(),
     "dispatch": {"device", "protocol", "stream"},
-    "kernel": {"protocol"},
-    "mount": {"device", "dispatch", "kernel", "tasks"},
-    "server": {"device", "dispatch", "protocol", "stream", "tasks", "tls"},
+    "kernel": {"protocol", "threads"},
+    "mount": {"device", "dispatch", "kernel", "tasks", "threads", "workers"},
+    "server": {"device", "dispatch", "protocol", "stream", "tasks", "tls", "workers"},
     "client": {"device", "protocol", "stream", "tasks", "tls"},
     "storage": {"device"},
+    "threads": set(),
     "tls": set(),
+    "workers": {"threads"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
 }

@@ -1,0 +1,106 @@
+"""What a worker process does: run a service for the process that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import threading
+import traceback
+from contextlib import suppress
+from logging.handlers import QueueHandler
+from multiprocessing import spawn
+from queue import SimpleQueue
+from typing import Any
+
+import uvloop
+
+from .channel import Channel, receive_first
+from .messages import Call, Event, Outcome, Preparation
+from .process import MakeService, Service
+
+
+def main(descriptor: int) -> None:
+    """Serve the process at the other end of a channel until it lets go, or is gone."""
+    # The parent decides when a worker ends: it is needed until the device is unmounted. (Handlers,
+    # not SIG_IGN, which programs that the device starts would inherit.)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    try:
+        preparation: Preparation = receive_first(sock)
+    except EOFError:
+        return
+    spawn.prepare(preparation.data)
+    factory = uvloop.new_event_loop if preparation.is_uvloop else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_Child(preparation).run(sock))
+
+
+class _Child:
+    """The service, and who calls it."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._service: Service | None = None
+        self._log_level = preparation.log_level
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, sock: socket.socket) -> None:
+        """Answer calls until the parent lets go."""
+        ended = asyncio.Event()
+        self._channel = Channel(sock, self._on_message, ended.set)
+        logging.getLogger().addHandler(_Forwarder(asyncio.get_running_loop(), self._channel))
+        logging.getLogger().setLevel(self._log_level)
+        await ended.wait()
+        if self._service is not None:
+            await self._service.leave()
+
+    def _on_message(self, call: Call, sockets: list[socket.socket]) -> None:
+        task = asyncio.create_task(self._answer(call, sockets))
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: Call, sockets: list[socket.socket]) -> None:
+        try:
+            arguments = pickle.loads(call.arguments)
+            if call.name == "start":
+                make_service: MakeService = arguments[0]
+                self._service = make_service(self._tell)
+                result = None
+            else:
+                result = await getattr(self._service, call.name)(*arguments, *sockets)
+            self._channel.send(Outcome(call.number, pickle.dumps(result)))
+        except Exception as exc:
+            exc.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
+            self._channel.send(Outcome(call.number, _pickled(exc), repr(exc)))
+
+    def _tell(self, name: str, *arguments: Any) -> None:
+        self._channel.send(Event(name, arguments))
+
+
+def _pickled(exc: Exception) -> bytes:
+    try:
+        return pickle.dumps(exc)
+    except Exception:
+        return b""  # the parent makes do with its words
+
+
+class _Forwarder(QueueHandler):
+    """Hands what is logged here to the parent, which knows where it is to go."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
+        super().__init__(SimpleQueue())  # it has to have one
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._channel = channel
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if threading.get_ident() == self._thread:
+            self._channel.send(record)
+            return
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._channel.send, record)

@@ -1,0 +1,74 @@
+"""The attributes of a request queue, set and put back."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from aiovblk.errors import AttachError
+from aiovblk.kernel import queue, sysfs
+
+from .kernel_tree import KernelTree
+
+
+@pytest.fixture
+def files(tree: KernelTree) -> Path:
+    directory = tree.device("nbd3", "43:96") / "queue"
+    tree.write(directory / "scheduler", "[mq-deadline] kyber none\n")
+    tree.write(directory / "max_sectors_kb", "128\n")
+    tree.write(directory / "read_ahead_kb", "256\n")
+    return directory
+
+
+def test_what_is_changed_is_remembered_once(files: Path) -> None:
+    before: dict[str, str] = {}
+    queue.change(3, before, scheduler="none", max_sectors_kb=1024, read_ahead_kb=None)
+    assert before == {"scheduler": "mq-deadline", "max_sectors_kb": "128"}
+    assert (files / "scheduler").read_text() == "none"
+    assert (files / "max_sectors_kb").read_text() == "1024"
+    assert (files / "read_ahead_kb").read_text() == "256\n"
+    queue.change(3, before, max_sectors_kb=64)
+    assert before["max_sectors_kb"] == "128"
+
+
+def test_what_is_so_already_or_not_there_is_left_alone(files: Path) -> None:
+    before: dict[str, str] = {}
+    queue.change(3, before, scheduler="mq-deadline", max_sectors_kb=128, wbt_lat_usec=5)
+    assert before == {}
+    assert (files / "scheduler").read_text() == "[mq-deadline] kyber none\n"
+
+
+def test_a_refused_value_is_told_with_what_there_is(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(index: int, name: str, value: str) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
+    with pytest.raises(AttachError, match="refuses scheduler=bfq; it knows mq-deadline, kyber, no"):
+        queue.change(3, {}, scheduler="bfq")
+    with pytest.raises(AttachError, match=r"refuses max_sectors_kb=4$"):
+        queue.change(3, {}, max_sectors_kb=4)
+
+
+def test_where_sys_cannot_be_written_a_warning_tells(
+    files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(index: int, name: str, value: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
+    before: dict[str, str] = {}
+    queue.change(3, before, max_sectors_kb=4)
+    assert before == {}
+    assert caplog.record_tuples == [
+        (
+            "aiovblk",
+            logging.WARNING,
+            "max_sectors_kb of /dev/nbd3 stays 128: Read-only file system",
+        )
+    ]

@@ -1,0 +1,113 @@
+"""What worker processes import: services, and devices that several of them may have."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from aiovblk import BlockDevice
+from aiovblk.workers import Notify
+
+
+class Picky(Exception):  # noqa: N818 (its name is as good as any)
+    """Can be pickled, and not be unpickled."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class Unpicklable(Exception):  # noqa: N818
+    def __reduce__(self) -> str:
+        raise TypeError("never")
+
+
+class Services:
+    """Does what a test asks for."""
+
+    def __init__(self, log: Path, tell: Notify) -> None:
+        self.log = log
+        self.tell = tell
+
+    async def add(self, one: int, two: int) -> int:
+        return one + two
+
+    async def wait(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def fail(self, how: str) -> None:
+        if how == "picky":
+            raise Picky(1, 2)
+        raise Unpicklable("cannot travel") if how == "unpicklable" else LookupError("no such key")
+
+    async def give_back(self, what: str) -> Any:
+        return {"lambda": lambda: None, "large": bytes(10_000_000)}[what]
+
+    async def say(self, text: str) -> None:
+        logging.getLogger("aiovblk.test").warning("%s", text)
+        self.tell("said", text, os.getpid())
+
+    async def read(self, sock: Any) -> bytes:
+        with sock:
+            sock.setblocking(False)
+            return await asyncio.get_running_loop().sock_recv(sock, 100)
+
+    async def loop(self) -> str:
+        return type(asyncio.get_running_loop()).__module__
+
+    async def hang(self) -> None:
+        signal.pause()
+
+    async def exit(self, status: int) -> None:
+        os._exit(status)
+
+    async def leave(self) -> None:
+        self.log.write_text("left")
+
+
+class Broken:
+    def __init__(self, tell: Notify) -> None:
+        raise PermissionError("not today")
+
+    async def leave(self) -> None:
+        pass
+
+
+class FileOfAll(BlockDevice):
+    """A file that each worker opens; what it is and what happened to it is in a log beside it."""
+
+    block_size = 512
+    multi_conn = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = os.open(path, os.O_RDWR)
+        self.blocks = os.fstat(self.file).st_size // 512
+        self.note("open")
+
+    def note(self, event: str) -> None:
+        with open(f"{self.path}.log", "a") as log:
+            log.write(f"{event} {os.getpid()}\n")
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if offset == 512 * 13:
+            os._exit(13)
+        return os.pread(self.file, length, offset)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        os.pwrite(self.file, data, offset)
+
+    async def flush(self) -> None:
+        self.note("flush")
+
+    async def unmount(self) -> None:
+        os.close(self.file)
+        self.note("unmount")
+
+
+async def make_late(path: Path) -> FileOfAll:
+    await asyncio.sleep(0)
+    return FileOfAll(path)
