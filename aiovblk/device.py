@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 _ZEROES = memoryview(bytes(1024 * 1024))
@@ -36,6 +37,7 @@ class BlockDevice:
     * :attr:`blocks`: how many of them. The device has ``block_size * blocks`` bytes.
     * :attr:`rotational`: true for a medium on which seeking costs time.
     * :attr:`read_only`: follows from :meth:`write`; see there.
+    * :attr:`multi_conn`: whether several instances, in several processes, may serve one disk.
 
     What it overrides says what it can do: the transmission flags of the NBD specification are
     derived from the handlers, never declared a second time.
@@ -69,6 +71,10 @@ class BlockDevice:
     block_size: int = 4096
     blocks: int = 0
     rotational: bool = False
+    multi_conn: bool = False
+    """Whether instances that are made in the same way, each in a process of its own, are one disk:
+    what one has written the others read, and a flush of one covers the writes that the others have
+    completed (the promise of NBD_FLAG_CAN_MULTI_CONN). So no instance keeps anything to itself."""
 
     _read_only: bool | None = None
 
@@ -164,13 +170,23 @@ class BlockDevice:
         """
 
 
+Factory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
+"""A function, async or not, that makes a device; a class is one as well."""
+
+
+async def device_of(factory: Factory) -> BlockDevice:
+    """Make a device."""
+    device = factory()
+    return await device if inspect.isawaitable(device) else device
+
+
 def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
     """Whether ``device`` has a method of its own in place of this one of BlockDevice."""
     own = getattr(device, method.__name__)
     return getattr(own, "__func__", None) is not method
 
 
-def check_geometry(device: BlockDevice, *, smallest: int = 512, largest: int = PAGE_SIZE) -> None:
+def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_SIZE) -> BlockDevice:
     """Refuse a device whose declared size its client would refuse, or would misunderstand.
 
     The limits are by default those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
@@ -180,6 +196,9 @@ def check_geometry(device: BlockDevice, *, smallest: int = 512, largest: int = P
         device: what is to be served.
         smallest: bytes of the smallest block.
         largest: bytes of the largest.
+
+    Returns:
+        The device.
 
     Raises:
         TypeError: not a :class:`BlockDevice`, or a number is not an int.
@@ -201,3 +220,4 @@ def check_geometry(device: BlockDevice, *, smallest: int = 512, largest: int = P
         raise ValueError(f"blocks must be at least 1, not {device.blocks}")
     if device.size > 2**63 - PAGE_SIZE:
         raise ValueError(f"a device of {device.size} bytes is larger than Linux can address")
+    return device

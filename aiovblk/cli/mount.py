@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
+from ..device import BlockDevice, Factory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from .running import until_signal
-from .spec import device_of
+from .spec import device_for_worker, device_of
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
@@ -27,11 +30,12 @@ async def mount_until_signal(arguments: Namespace) -> None:
 
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
     async with (
-        device_of(arguments.spec, read_only=arguments.read_only) as device,
+        _served(arguments) as device,
         mounted(
             device,
             arguments.path,
             connections=arguments.connections,
+            workers=arguments.workers,
             concurrency=arguments.concurrency,
             handler_timeout=arguments.handler_timeout,
             timeout=arguments.timeout,
@@ -46,6 +50,15 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         live.set_result(mount)
         print(f"mounted {mount.path}", flush=True)
         await mount.wait()
+
+
+@asynccontextmanager
+async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
+    if arguments.workers is not None:
+        yield partial(device_for_worker, arguments.spec, read_only=arguments.read_only)
+        return
+    async with device_of(arguments.spec, read_only=arguments.read_only) as device:
+        yield device
 
 
 async def _unmount(mount: Mount, *, force: bool) -> None:

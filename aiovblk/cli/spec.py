@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +37,43 @@ async def device_of(spec: str, *, read_only: bool = False) -> AsyncIterator[Bloc
             yield _read_only(remote) if read_only else remote
     else:
         yield await load_device(spec, read_only=read_only)
+
+
+async def device_for_worker(
+    spec: str, *, read_only: bool = False, block_size: int | None = None
+) -> BlockDevice:
+    """The device that ``spec`` names, in one of several processes; it lets go of itself.
+
+    Args:
+        spec: as for :func:`device_of`.
+        read_only: whether it must not be changed.
+        block_size: bytes of a block of a file; by default the largest that fits.
+
+    Raises:
+        SpecError: what ``spec`` names is not the same disk in each process.
+
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "file":
+        path = parse_path(rest)
+        return FileDevice(path, block_size=block_size, read_only=read_only, multi_conn=True)
+    stack = AsyncExitStack()
+    device = await stack.enter_async_context(device_of(spec, read_only=read_only))
+    unmount = device.unmount
+    if not device.multi_conn:
+        async with stack:
+            await unmount()
+        raise SpecError(
+            f"{spec} cannot have several workers, since nothing says that it is the same disk in"
+            " each; a device that is declares multi_conn = True"
+        )
+
+    async def unmount_and_let_go() -> None:
+        async with stack:
+            await unmount()
+
+    device.unmount = unmount_and_let_go  # type: ignore[method-assign]  # of this one only
+    return device
 
 
 async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:

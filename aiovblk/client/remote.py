@@ -63,6 +63,7 @@ class RemoteDevice(BlockDevice):
         self.block_size = _block_size(self.info)
         self.blocks = self.info.size // self.block_size
         self.rotational = bool(self.info.flags & TransmissionFlag.ROTATIONAL)
+        self.multi_conn = bool(self.info.flags & TransmissionFlag.CAN_MULTI_CONN)
         self._session = session
         self._longest_payload = _longest_payload(self.info, self.block_size)
         is_extended = session.agreement.mode is ReplyMode.EXTENDED

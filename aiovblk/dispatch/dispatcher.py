@@ -140,14 +140,9 @@ class Dispatcher:
             if self._share is not None:
                 await self._share.room()
 
-    @property
-    def size(self) -> int:
-        """Bytes; requests that reach beyond it are refused."""
-        return self._rules.size
-
-    @size.setter
-    def size(self, value: int) -> None:
-        self._rules.size = value
+    async def resize(self, size: int) -> None:
+        """Take requests up to this many bytes; those beyond are refused."""
+        self._rules.size = size
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""

@@ -13,23 +13,29 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskStatus
 
-from ..device import BlockDevice
+from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY
 from ..kernel import RequestQueue
+from .crew import Crew
 from .life import Mount
+from .served import Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
 
 DEFAULT_QUEUE = RequestQueue()
+
+LONGEST_TIMEOUT = 1 << 31
+"""Seconds; with many more the kernel's arithmetic overflows."""
 
 __all__ = ["UNMOUNT_TIMEOUT", "Mount", "mount", "mounted"]
 
 
 @asynccontextmanager
 async def mounted(
-    device: BlockDevice,
+    device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
     connections: int = 1,
+    workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
     timeout: float | None = None,
@@ -42,12 +48,19 @@ async def mounted(
     unmounts it, whatever the block did; an exception of the block comes out as it is.
 
     Args:
-        device: what to serve.
+        device: what to serve; with ``workers``, what makes it: a class, or a function, async or
+            not, of a module.
         path: the node, ``/dev/nbdN``; None takes any device that is free.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
-        concurrency: how many handlers may run at once, whichever connection they serve.
+        workers: so many processes, each with a connection and a device of its own, serve together
+            what one process cannot, whose interpreter keeps one processor busy. More than one
+            takes a device that declares :attr:`BlockDevice.multi_conn`. If one is lost, the others
+            serve on. (What makes a device of the main module has each of them import that, which
+            therefore has to guard what it does by ``if __name__ == "__main__"``.)
+        concurrency: how many handlers may run at once, whichever connection they serve; with
+            workers, in each.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
         timeout: seconds after which the kernel gives up a connection on which a request was not
             answered. With one connection that is the end of the device, so None means never. With
@@ -67,15 +80,10 @@ async def mounted(
     Cancellation: unmounts in order, then goes on.
 
     """
-    mount = Mount(
-        device,
-        connections=connections,
-        concurrency=concurrency,
-        handler_timeout=handler_timeout,
-        timeout=timeout,
-        unmount_timeout=unmount_timeout,
-        queue=queue,
-    )
+    served = _served(device, connections, workers, concurrency, handler_timeout)
+    for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
+        _check_seconds(name, seconds)
+    mount = Mount(served, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue)
     await mount.start(path)
     try:
         yield mount
@@ -86,10 +94,11 @@ async def mounted(
 
 
 async def mount(
-    device: BlockDevice,
+    device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
     connections: int = 1,
+    workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
     timeout: float | None = None,
@@ -111,6 +120,7 @@ async def mount(
         device,
         path,
         connections=connections,
+        workers=workers,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
         timeout=timeout,
@@ -119,3 +129,37 @@ async def mount(
     ) as live:
         task_status.started(live)
         await live.wait()
+
+
+def _served(
+    device: BlockDevice | Factory,
+    connections: int,
+    workers: int | None,
+    concurrency: int,
+    handler_timeout: float | None,
+) -> Served:
+    counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    _check_seconds("handler_timeout", handler_timeout)
+    if workers is None:
+        return Local(
+            device,
+            connections=connections,
+            concurrency=concurrency,
+            handler_timeout=handler_timeout,
+        )
+    if isinstance(device, BlockDevice) or not callable(device):
+        raise TypeError(
+            f"workers make devices of their own: with workers={workers}, give what makes one (a"
+            f" class, a function, a functools.partial), not {device!r}"
+        )
+    if connections != 1:
+        raise ValueError("each worker has one connection: leave connections out")
+    return Crew(device, workers=workers, concurrency=concurrency, handler_timeout=handler_timeout)
+
+
+def _check_seconds(name: str, seconds: float | None) -> None:
+    if seconds is not None and not 0 < seconds < LONGEST_TIMEOUT:
+        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}")

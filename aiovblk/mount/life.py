@@ -14,12 +14,13 @@ from concurrent import futures
 from functools import partial
 
 from .. import kernel
-from ..device import BlockDevice, check_geometry
-from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
 from ..tasks import SteadyTask, occur, outlast
+from ..threads import in_thread
 from .events import Events
 from .lines import Lines, close_all
+from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
 from .waiting import call, within
 
@@ -33,14 +34,12 @@ REQUEST_TIMEOUT = 120.0
 
 With several it must have a limit: only then are the requests of one that is lost sent again."""
 
-LONGEST_TIMEOUT = 1 << 31  # seconds; far beyond, the kernel's arithmetic overflows
-
 
 class Mount:
     """A mounted device, made by :func:`mount` and :func:`mounted`.
 
     Attributes:
-        device: what is served.
+        device: what is served; with workers, what stands for it in this process.
         path: the device node, ``/dev/nbdN``.
         index: N.
 
@@ -51,45 +50,20 @@ class Mount:
 
     def __init__(
         self,
-        device: BlockDevice,
+        served: Served,
         *,
-        connections: int,
-        concurrency: int,
-        handler_timeout: float | None,
         timeout: float | None,
         unmount_timeout: float,
         queue: kernel.RequestQueue,
     ) -> None:
-        check_geometry(device)
-        for name, number in {"connections": connections, "concurrency": concurrency}.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
-        for name, seconds in {
-            "handler_timeout": handler_timeout,
-            "timeout": timeout,
-            "unmount_timeout": unmount_timeout,
-        }.items():
-            if seconds is not None and not 0 < seconds < LONGEST_TIMEOUT:
-                raise ValueError(f"{name} must be a positive number of seconds, not {seconds}")
-        self.device = device
-        self._connections = connections
+        self.device = served.device
+        self._served = served
         self._timeout = timeout
         self._unmount_timeout = unmount_timeout
         self._queue = queue
         self._events = Events()
         self._claiming = asyncio.Lock()
         self._lines = Lines(self._events, self._stop)
-        turns = Turns(concurrency)
-        for _ in range(connections):
-            self._lines.add(
-                lambda on_disconnect: Dispatcher(
-                    device,
-                    Stats(),
-                    turns=turns,
-                    handler_timeout=handler_timeout,
-                    on_disconnect=on_disconnect,
-                )
-            )
         self._link: kernel.Link
         self._life: asyncio.Task[None]
 
@@ -160,14 +134,15 @@ class Mount:
         new_size = blocks * self.device.block_size
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")
-        if new_size > self._lines.size:
+        if new_size > self.device.size:
             # The kernel may use what is new before its call returns.
-            self._lines.size = new_size
+            await self._lines.resize(new_size)
         else:
             await call(self._unmount_timeout, self._link.sync)
         await call(self._unmount_timeout, self._link.resize, blocks)
         await call(self._unmount_timeout, self._link.set_read_ahead, self._queue)
-        self.device.blocks, self._lines.size = blocks, new_size
+        await self._lines.resize(new_size)
+        self.device.blocks = blocks
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -199,15 +174,18 @@ class Mount:
     async def _lead_life(self, path: str | None) -> None:
         events = self._events
         try:
-            await self._attach(path)
-        except BaseException as exc:
-            events.live.set_exception(exc)
-            events.live.exception()  # where nobody waits any more, nobody need be told
-            return
-        occur(events.live)
-        logger.info("mounted %r at %s", self.device, self.path)
-        await events.stopping
-        unmounting = await self._unmount()
+            try:
+                await self._attach(path)
+            except BaseException as exc:
+                events.live.set_exception(exc)
+                events.live.exception()  # where nobody waits any more, nobody need be told
+                return
+            occur(events.live)
+            logger.info("mounted %r at %s", self.device, self.path)
+            await events.stopping
+            unmounting = await self._unmount()
+        finally:
+            await self._served.close()
         logger.info("unmounted %s", self.path)
         if unmounting.lost:
             reason = "; ".join([self._reason_of_loss(), *unmounting.failures])
@@ -216,6 +194,7 @@ class Mount:
             raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
 
     async def _attach(self, path: str | None) -> None:
+        await self._open()
         kernels = await self._lines.connect()
         try:
             self._link = await self._obtain_link(path, [sock.fileno() for sock in kernels])
@@ -238,19 +217,28 @@ class Mount:
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
+    async def _open(self) -> None:
+        opening = asyncio.ensure_future(self._served.open(self._lines))
+        steps = [opening, self._events.stopping]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        opening.cancel()
+        await asyncio.wait([opening])
+        if opening.cancelled():
+            raise AttachError(errno.ECANCELED, "unmounted before it was mounted")
+        opening.result()
+
     async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
-        several = self._connections > 1
-        timeout = self._timeout or (REQUEST_TIMEOUT if several else 0)
+        timeout = self._timeout or (REQUEST_TIMEOUT if len(sockets) > 1 else 0)
         configure = partial(
             kernel.Link.configure,
             sockets=sockets,
             block_size=self.device.block_size,
             blocks=self.device.blocks,
-            flags=transmission_flags(self.device, multi_conn=several),
+            flags=self._served.flags,
             timeout=math.ceil(timeout),
             wanted=self._queue,
         )
-        attaching = kernel.in_thread(kernel.attach, path, configure)
+        attaching = in_thread(kernel.attach, path, configure)
         try:
             return await within(ATTACH_TIMEOUT, attaching)
         except TimeoutError as exc:

@@ -30,7 +30,6 @@ class Line(Protocol):
     """One connection and who serves it: a :class:`~aiovblk.dispatch.Dispatcher` or its like."""
 
     stats: Stats
-    size: int
     last_reply: float
 
     @property
@@ -42,6 +41,9 @@ class Line(Protocol):
 
     async def run(self) -> None:
         """Serve until the connection ends."""
+
+    async def resize(self, size: int) -> None:
+        """Take requests up to this many bytes."""
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
@@ -70,6 +72,7 @@ class Lines:
         self._disconnected: set[int] = set()
         self._ended: set[int] = set()
         self._error: BaseException | None = None
+        self._aborted = False
 
     def add(self, make: Callable[[Callable[[], None]], Line]) -> None:
         """Add a line; ``make`` is given what it has to call when the kernel sends DISC."""
@@ -107,15 +110,10 @@ class Lines:
         """The counters of all lines, added up as they are now."""
         return Stats.sum(line.stats for line in self._lines)
 
-    @property
-    def size(self) -> int:
-        """Bytes; requests that reach beyond it are refused."""
-        return self._lines[0].size
-
-    @size.setter
-    def size(self, value: int) -> None:
+    async def resize(self, size: int) -> None:
+        """Take requests up to this many bytes; those beyond are refused."""
         for line in self._lines:
-            line.size = value
+            await line.resize(size)
 
     @property
     def error(self) -> BaseException | None:
@@ -132,6 +130,7 @@ class Lines:
 
     def abort(self) -> None:
         """Give up: close at once, and cancel the handlers that still run."""
+        self._aborted = True
         for line in self._connected:
             line.abort()
 
@@ -152,7 +151,8 @@ class Lines:
         error = serving.exception()
         self._error = self._error or error
         self._ended.add(number)
-        if len(self._ended) < len(self._lines) and number not in self._disconnected:
+        is_last = len(self._ended) == len(self._lines)
+        if not (is_last or self._aborted or number in self._disconnected):
             logger.error(
                 "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
                 " others",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..device import BlockDevice, check_geometry, overrides
+from ..device import BlockDevice, Factory, check_geometry, device_of, overrides
 from ..dispatch import transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
@@ -20,10 +19,11 @@ logger = logging.getLogger("aiovblk")
 LARGEST_BLOCK = 64 * 1024
 """Bytes of the largest block that the network protocol knows ("Block size constraints")."""
 
+SMALLEST_REQUEST = 512
+"""Bytes of the smallest write of the kernel, which does not ask for block sizes."""
+
 GIVE_UP_TIMEOUT = 5.0
 """Seconds for a handler to end that is cancelled."""
-
-Factory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Export:
         if isinstance(self.device, BlockDevice):
             check_network_geometry(self.device)
         elif not callable(self.device) or isinstance(self.device, type):
-            check_geometry(self.device)  # type: ignore[arg-type]  # raises, and says why
+            check_geometry(self.device)  # raises, and says why
         _check_string("description", self.description)
 
 
@@ -121,8 +121,11 @@ class OpenDevice:
 
     def _flags(self) -> TransmissionFlag:
         device = self.device
-        # One flush() of a shared device covers what came by any connection.
-        flags = transmission_flags(device, multi_conn=self._shared)
+        # One flush() of a shared device covers what came by any connection. Devices of the same
+        # factory may promise the same; but what is less than a block is changed by reading and
+        # writing back, which keeps off others on this device only.
+        promised = device.multi_conn and device.block_size <= SMALLEST_REQUEST
+        flags = transmission_flags(device, multi_conn=self._shared or promised)
         if self._export.read_only:
             flags |= TransmissionFlag.READ_ONLY
         if overrides(device, BlockDevice.cache):
@@ -171,9 +174,7 @@ async def open_device(export: Export) -> OpenDevice:
 
     """
     assert not isinstance(export.device, BlockDevice)  # shared ones are open already
-    device = export.device()
-    if inspect.isawaitable(device):
-        device = await device
+    device = await device_of(export.device)
     check_network_geometry(device)
     return OpenDevice(device, for_any_alignment(device), export, shared=False)
 

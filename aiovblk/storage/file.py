@@ -46,6 +46,8 @@ class FileDevice(BlockDevice):
             below 512 can be served over the network, but not mounted; ``truncate -s %4096 PATH``
             fills such a file up with zeroes.
         read_only: whether to open it for reading only.
+        multi_conn: whether several processes serve the file together, as the workers of one mount
+            do. It is then locked against all others only. Not for a block device.
 
     Raises:
         BlockingIOError: another process has locked the file.
@@ -61,10 +63,12 @@ class FileDevice(BlockDevice):
         *,
         block_size: int | None = None,
         read_only: bool = False,
+        multi_conn: bool = False,
     ) -> None:
         self.path = os.fspath(path)
         self.read_only = read_only
-        self._file = OpenFile(self.path, read_only=read_only)
+        self.multi_conn = multi_conn
+        self._file = OpenFile(self.path, read_only=read_only, shared=multi_conn)
         size = self._file.size
         if block_size is None:
             block_size = min(size & -size, 4096)  # the lowest bit that is set

@@ -34,6 +34,7 @@ class OpenFile:
     Args:
         path: of the file.
         read_only: whether to open it for reading only, and to share it with others who do.
+        shared: whether to share it with all others who say so.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -46,18 +47,20 @@ class OpenFile:
 
     """
 
-    def __init__(self, path: str, *, read_only: bool) -> None:
+    def __init__(self, path: str, *, read_only: bool, shared: bool = False) -> None:
         self._path = path
         # Asked before it is opened: opening a pipe waits for its other end.
         mode = os.stat(path).st_mode
         self.is_block_device = stat.S_ISBLK(mode)
         if not self.is_block_device and not stat.S_ISREG(mode):
             raise ValueError(f"{path} is neither a regular file nor a block device")
+        if self.is_block_device and shared and not read_only:
+            raise ValueError(f"{path} is a block device, which cannot be claimed by several")
         self._file = self._open(read_only)
         self._fd = self._file.fileno()
         self._flush_error = 0
         try:
-            self._lock(read_only)
+            self._lock(shared=read_only or shared)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() tells none of a block device
             if not self.size:
                 raise ValueError(f"{path} is empty; `truncate -s 1G {path}` gives it a size")
@@ -138,11 +141,11 @@ class OpenFile:
             opener=lambda path, flags: os.open(path, flags | claim),
         )
 
-    def _lock(self, read_only: bool) -> None:
+    def _lock(self, *, shared: bool) -> None:
         if self.is_block_device:
             return
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
+            fcntl.flock(self._fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
         except BlockingIOError as exc:
             raise OSError(exc.errno, f"{self._path} is in use by another process") from None
 

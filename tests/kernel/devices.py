@@ -47,3 +47,9 @@ class Hanging(Image):
 async def make() -> Image:
     """What a SPEC may name as well: an async function."""
     return Image()
+
+
+class Shared(Image):
+    """The same file in every worker."""
+
+    multi_conn = True

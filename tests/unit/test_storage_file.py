@@ -117,6 +117,17 @@ async def test_readers_share_a_file(path: Path) -> None:
         await device.unmount()
 
 
+async def test_those_who_say_so_share_a_file_they_write_to(path: Path) -> None:
+    devices = [FileDevice(path, multi_conn=True) for _ in range(2)]
+    with pytest.raises(BlockingIOError, match=f"{path} is in use by another process"):
+        FileDevice(path)
+    await devices[0].write(4096, memoryview(b"z" * 4096))
+    assert await devices[1].read(4096, 4096) == b"z" * 4096
+    for device in devices:
+        assert device.multi_conn
+        await device.unmount()
+
+
 def test_lock_of_another_program_is_respected(path: Path) -> None:
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)

@@ -1,0 +1,208 @@
+"""A device that is served by several processes: their parent's side."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from ..device import BlockDevice, Factory
+from ..dispatch import Stats
+from ..workers import Worker, WorkerLostError
+from .lines import Lines
+from .worker import Geometry, LineService
+
+
+class Crew:
+    """As many processes as the device is to have connections, each with a device of its own.
+
+    Args:
+        factory: makes the device, in each of them.
+        workers: how many.
+        concurrency: how many handlers may run at once in each.
+        handler_timeout: seconds for one.
+
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        *,
+        workers: int,
+        concurrency: int,
+        handler_timeout: float | None,
+    ) -> None:
+        self._make_service = partial(
+            LineService, factory, concurrency, handler_timeout, workers > 1
+        )
+        self._count = workers
+        self._lines: list[WorkerLine] = []
+        self._geometry: Geometry
+        self.device: BlockDevice = Workers(self)
+
+    @property
+    def flags(self) -> int:
+        """What the kernel is told."""
+        return self._geometry.flags
+
+    async def open(self, lines: Lines) -> None:
+        """Start the processes, and have them make their devices.
+
+        Raises:
+            TypeError: the factory cannot be handed to another process.
+            ValueError: the devices differ, or do not share their data.
+            WorkerLostError: a process ended.
+            Exception: what the factory raises.
+
+        """
+        for _ in range(self._count):
+            lines.add(self._add)
+        opening = [asyncio.ensure_future(line.open(self._make_service)) for line in self._lines]
+        try:
+            geometries = await asyncio.gather(*opening)
+        finally:
+            for each in opening:
+                each.cancel()
+            await asyncio.wait(opening)
+        if len(set(geometries)) > 1:
+            raise ValueError(f"the workers' devices differ: {', '.join(map(str, geometries))}")
+        self._geometry = geometries[0]
+        self.device.block_size = self._geometry.block_size
+        self.device.blocks = self._geometry.blocks
+
+    def _add(self, on_disconnect: Callable[[], None]) -> WorkerLine:
+        self._lines.append(WorkerLine(on_disconnect))
+        return self._lines[-1]
+
+    async def close(self) -> None:
+        """End the processes."""
+        await asyncio.gather(*(line.stop() for line in self._lines))
+
+    def describe(self) -> str:
+        """How many there are, and what they have."""
+        name = self._geometry.name if self.device.blocks else "a device that is not there yet"
+        return f"{self._count} with {name}"
+
+    async def call_all(self, name: str) -> None:
+        """Call a method of each service that is left; what one has stored counts for all.
+
+        Raises:
+            WorkerLostError: none is left.
+            Exception: what the first raises that fails.
+
+        """
+        calls = [line.worker.call(name) for line in self._lines]
+        await asyncio.wait(calls)
+        errors = [call.exception() for call in calls]
+        left = [error for error in errors if not isinstance(error, WorkerLostError)]
+        for error in left or errors[:1]:
+            if error is not None:
+                raise error
+
+
+class Workers(BlockDevice):
+    """What stands for the workers' devices in their parent."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+
+    def __repr__(self) -> str:
+        """How many there are, and what they have."""
+        return f"<Workers: {self._crew.describe()}>"
+
+    async def flush(self) -> None:
+        """Make durable what any of them was given."""
+        await self._crew.call_all("flush")
+
+    async def unmount(self) -> None:
+        """Let each let go."""
+        await self._crew.call_all("unmount")
+
+
+class WorkerLine:
+    """A connection that is served by a worker.
+
+    Attributes:
+        worker: the process.
+        stats, last_reply, oldest_start: as they were some tenths of a second ago.
+
+    """
+
+    def __init__(self, on_disconnect: Callable[[], None]) -> None:
+        self.worker = Worker(self._on_event)
+        self.stats = Stats()
+        self.last_reply = asyncio.get_running_loop().time()
+        self.oldest_start: float | None = None
+        self._on_disconnect = on_disconnect
+        self._sock: socket.socket | None = None
+
+    async def open(self, make_service: Callable[..., LineService]) -> Geometry:
+        """Start the process, and have it make its device."""
+        await self.worker.start(make_service)
+        geometry: Geometry = await self.worker.call("open")
+        return geometry
+
+    async def stop(self) -> None:
+        """End the process."""
+        self._close()
+        await self.worker.stop()
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Hand the server's end to the worker."""
+        # It is kept here as well: shutting it down works even when the worker hangs. So the kernel
+        # is not told by itself when the worker ends, but by `run`.
+        self._sock = sock
+        await self.worker.call("connect", sockets=(sock,))
+
+    async def run(self) -> None:
+        """Serve until the connection ends."""
+        try:
+            await self.worker.call("run")
+        except WorkerLostError:
+            self._close()
+            raise
+
+    async def resize(self, size: int) -> None:
+        """Change the size of the worker's device."""
+        await self.worker.call("resize", size)
+
+    def drained(self) -> asyncio.Future[Any]:
+        """Done as soon as every request that has arrived is answered."""
+        return self._call("drained")
+
+    def close(self) -> asyncio.Future[Any]:
+        """Send what is queued, then close."""
+        return self._call("close", then=self._close)
+
+    def abort(self) -> None:
+        """Close at once, and have the handlers cancelled."""
+        self._close()
+        self.worker.call("abort")
+
+    def _call(self, name: str, then: Callable[[], None] = lambda: None) -> asyncio.Future[None]:
+        """A future that is done, and never fails, once the worker has answered or is lost."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(call: asyncio.Future[Any]) -> None:
+            then()
+            if not answered.done():
+                answered.set_result(None)
+
+        self.worker.call(name).add_done_callback(done)
+        return answered
+
+    def _close(self) -> None:
+        if self._sock is not None:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.close()
+            self._sock = None
+
+    def _on_event(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "disconnected":
+            self._on_disconnect()
+        else:
+            self.stats, self.last_reply, self.oldest_start = arguments

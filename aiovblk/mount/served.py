@@ -1,0 +1,69 @@
+"""What a mount serves, and where its handlers run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..device import BlockDevice, check_geometry
+from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from .lines import Lines
+
+
+class Served(Protocol):
+    """A device, and the lines that lead to its handlers.
+
+    Attributes:
+        device: what is served, or what stands for it in this process.
+        timeout: seconds that the kernel may have to wait for an answer; 0 for no limit.
+
+    """
+
+    device: BlockDevice
+
+    @property
+    def flags(self) -> int:
+        """What the kernel is told: the specification's transmission flags."""
+
+    async def open(self, lines: Lines) -> None:
+        """Add a line for each connection."""
+
+    async def close(self) -> None:
+        """Let go of what :meth:`open` has taken."""
+
+
+class Local:
+    """A device of this process, by one connection or several."""
+
+    def __init__(
+        self,
+        device: object,
+        *,
+        connections: int,
+        concurrency: int,
+        handler_timeout: float | None,
+    ) -> None:
+        self.device = check_geometry(device)
+        self._connections = connections
+        self._turns = Turns(concurrency)
+        self._handler_timeout = handler_timeout
+
+    @property
+    def flags(self) -> int:
+        """What the kernel is told."""
+        return transmission_flags(self.device, multi_conn=self._connections > 1)
+
+    async def open(self, lines: Lines) -> None:
+        """Add a dispatcher for each connection; they count their handlers together."""
+        for _ in range(self._connections):
+            lines.add(
+                lambda on_disconnect: Dispatcher(
+                    self.device,
+                    Stats(),
+                    turns=self._turns,
+                    handler_timeout=self._handler_timeout,
+                    on_disconnect=on_disconnect,
+                )
+            )
+
+    async def close(self) -> None:
+        """There is nothing: the device is its user's."""

@@ -1,0 +1,157 @@
+"""A device that is served by several processes: what each of them does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..device import BlockDevice, Factory, check_geometry, device_of
+from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from ..workers import Notify
+
+logger = logging.getLogger("aiovblk")
+
+REPORT_INTERVAL = 0.2
+"""Seconds between reports of the counters, while they change."""
+
+LEAVING_TIMEOUT = 30.0
+"""Seconds for a device to store what it has, when the parent is gone."""
+
+
+class Geometry(NamedTuple):
+    """What the kernel is told of a device; the same for all workers."""
+
+    name: str
+    block_size: int
+    blocks: int
+    flags: int
+
+
+class LineService:
+    """One connection and one device, in a worker.
+
+    Args:
+        factory: makes the device.
+        concurrency: how many handlers may run at once.
+        handler_timeout: seconds for one.
+        is_one_of_several: whether other workers have a device of the same factory.
+        tell: tells the parent.
+
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        concurrency: int,
+        handler_timeout: float | None,
+        is_one_of_several: bool,
+        tell: Notify,
+    ) -> None:
+        self._factory = factory
+        self._concurrency = concurrency
+        self._handler_timeout = handler_timeout
+        self._is_one_of_several = is_one_of_several
+        self._tell = tell
+        self._device: BlockDevice | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._reported = Stats()
+
+    async def open(self) -> Geometry:
+        """Make the device."""
+        device = await device_of(self._factory)
+        check_geometry(device)
+        self._device = device
+        name = type(device).__name__
+        if self._is_one_of_several and not device.multi_conn:
+            raise ValueError(
+                f"{name} cannot be served by several workers, since nothing says that its instances"
+                " share their data; if they do, have it declare multi_conn = True"
+            )
+        flags = transmission_flags(device, multi_conn=self._is_one_of_several)
+        return Geometry(name, device.block_size, device.blocks, flags)
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Take over the server's end of a socket pair."""
+        device = self._opened()
+        self._dispatcher = Dispatcher(
+            device,
+            Stats(),
+            turns=Turns(self._concurrency),
+            handler_timeout=self._handler_timeout,
+            on_disconnect=lambda: self._tell("disconnected"),
+        )
+        await self._dispatcher.connect(sock)
+
+    async def run(self) -> None:
+        """Serve until the connection ends."""
+        reporting = asyncio.create_task(self._report_regularly())
+        try:
+            await self._connected().run()
+        finally:
+            reporting.cancel()
+            self._report()
+
+    async def resize(self, size: int) -> None:
+        """Change the size of the device."""
+        device = self._opened()
+        device.blocks = size // device.block_size
+        await self._connected().resize(size)
+
+    async def drained(self) -> None:
+        """Wait until every request that has arrived is answered."""
+        await self._connected().drained()
+        self._report()
+
+    async def close(self) -> None:
+        """Send what is queued, then close."""
+        await self._connected().close()
+        self._report()
+
+    async def abort(self) -> None:
+        """Close at once, and cancel the handlers."""
+        if self._dispatcher is not None:
+            self._dispatcher.abort()
+
+    async def flush(self) -> None:
+        """Make durable what this device, or another of the same factory, was given."""
+        await self._opened().flush()
+
+    async def unmount(self) -> None:
+        """Let go of the device."""
+        device, self._device = self._opened(), None
+        await device.unmount()
+
+    async def leave(self) -> None:
+        """Let go of a device that nobody has unmounted."""
+        if self._dispatcher is not None:
+            self._dispatcher.abort()
+        if self._device is None:
+            return
+        try:
+            async with asyncio.timeout(LEAVING_TIMEOUT):
+                await self._device.flush()
+                await self._device.unmount()
+        except Exception:
+            logger.exception("%r could not be unmounted", self._device)
+
+    def _opened(self) -> BlockDevice:
+        assert self._device is not None  # the parent calls `open` first, and `unmount` last
+        return self._device
+
+    def _connected(self) -> Dispatcher:
+        assert self._dispatcher is not None  # the parent calls `connect` before
+        return self._dispatcher
+
+    async def _report_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL)
+            self._report()
+
+    def _report(self) -> None:
+        dispatcher = self._connected()
+        if dispatcher.stats != self._reported:
+            self._reported = replace(dispatcher.stats)
+            self._tell("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)

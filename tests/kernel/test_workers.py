@@ -1,0 +1,137 @@
+"""A device that several processes serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+from aiovblk import BlockDevice, Mount
+
+from .support import command, fio, pattern, pread, pwrite, sh
+
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+
+SIZE = 16 * 1024 * 1024
+VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c --group_reporting"
+
+
+class InFile(BlockDevice):
+    """A file that any number of processes may have open, and a log beside it."""
+
+    block_size = 4096
+    blocks = SIZE // block_size
+    multi_conn = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = os.open(path, os.O_RDWR)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self.file, length, offset)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        os.pwrite(self.file, data, offset)
+
+    async def flush(self) -> None:
+        os.fdatasync(self.file)
+        self.log("flush")
+
+    async def unmount(self) -> None:
+        os.close(self.file)
+        self.log("unmount")
+
+    def log(self, event: str) -> None:
+        with open(f"{self.path}.log", "a") as log:
+            log.write(f"{event} {os.getpid()}\n")
+
+
+def logged(path: Path) -> list[str]:
+    return Path(f"{path}.log").read_text().split("\n")
+
+
+def pids(mount: Mount) -> list[int]:
+    return [line.worker.pid for line in mount._served._lines]  # type: ignore[attr-defined]  # a Crew
+
+
+async def on_both_processors(path: str, options: str) -> None:
+    await fio(
+        path,
+        "--numjobs=2 --offset_increment=8m --cpus_allowed=0,1 --cpus_allowed_policy=split"
+        f" {VERIFY} {options}",
+    )
+
+
+async def test_two_workers_serve_one_disk(image: Path) -> None:
+    async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
+        await on_both_processors(mount.path, "--size=4m --fsync=64")
+        os.truncate(image, 2 * SIZE)
+        await mount.resize(2 * SIZE // 4096)
+        assert mount.device.size == 2 * SIZE
+        data = pattern(4096)
+        await asyncio.to_thread(pwrite, mount.path, 2 * SIZE - 4096, data)
+        assert await asyncio.to_thread(pread, mount.path, 2 * SIZE - 4096, 4096) == data
+        dirty = pattern(1 << 20)
+        await asyncio.to_thread(pwrite, mount.path, 0, dirty, direct=False)
+        workers = pids(mount)
+    assert image.read_bytes()[: len(dirty)] == dirty
+    last = logged(image)[-5:-1]
+    assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
+    assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
+    assert mount.stats.writes > 2000
+    for line in mount._lines._lines:
+        assert line.stats.writes > 500
+        assert line.stats.in_flight == 0
+
+
+async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
+    image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(aiovblk.AttachError, match=r"worker process \d+ was ended by SIGKILL"):
+        async with aiovblk.mounted(partial(InFile, image), workers=2, timeout=3) as mount:
+            working = asyncio.create_task(on_both_processors(mount.path, "--size=4m --loops=2"))
+            await asyncio.wait([working], timeout=2)  # in the midst of it, wherever that is
+            os.kill(pids(mount)[0], signal.SIGKILL)
+            await working
+            assert "was ended by SIGKILL" in caplog.text
+            data = pattern(4096)
+            await asyncio.to_thread(pwrite, mount.path, 0, data)
+            os.kill(pids(mount)[1], signal.SIGKILL)
+            await mount.wait()
+    assert image.read_bytes()[: len(data)] == data
+
+
+async def test_a_worker_that_hangs_is_ended(image: Path) -> None:
+    with pytest.raises(aiovblk.Error, match="nothing was answered for 2 s"):
+        async with aiovblk.mounted(partial(InFile, image), workers=2, unmount_timeout=2) as mount:
+            workers = pids(mount)
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_the_command(image: Path) -> None:
+    async with command(f"file:{image}", "--workers=2") as running:
+        data = pattern(4096)
+        await asyncio.to_thread(pwrite, running.path, 0, data, direct=False)
+        # As systemd does it: the workers are told as well, and take no notice.
+        workers = (await sh(f"pgrep -P {running.process.pid}")).output.split()
+        await sh(f"kill -INT {' '.join(workers)}; kill -TERM {' '.join(workers)}")
+        assert await running.end(signal.SIGTERM) == 0
+    assert image.read_bytes()[:4096] == data
+
+
+async def test_a_killed_parent_leaves_no_worker(image: Path) -> None:
+    async with command(f"file:{image}", "--workers=2") as running:
+        workers = (await sh(f"pgrep -P {running.process.pid}")).output.split()
+        assert len(workers) == 2
+        await running.end(signal.SIGKILL)
+        for pid in workers:
+            await sh(f"timeout 30 tail --pid={pid} -f /dev/null")

@@ -1,0 +1,72 @@
+"""What a worker does that serves one connection of a mount."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+import aiovblk
+from aiovblk import BlockDevice
+from aiovblk.device import Factory
+from aiovblk.mount.worker import Geometry, LineService
+from aiovblk.storage import MemoryDevice
+
+
+def service(factory: Factory, *, several: bool = True) -> LineService:
+    return LineService(factory, 128, None, several, lambda name, *arguments: None)
+
+
+class Coarse(BlockDevice):
+    block_size = 65536
+    blocks = 1
+
+
+async def test_what_does_not_share_its_data_has_one_worker_only() -> None:
+    factory = partial(MemoryDevice, 8192)
+    with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
+        await service(factory).open()
+    geometry = await service(factory, several=False).open()
+    assert geometry[:3] == ("MemoryDevice", 4096, 2)
+    assert isinstance(geometry, Geometry)
+
+
+@pytest.mark.parametrize(("factory", "error"), [(dict, TypeError), (Coarse, ValueError)])
+async def test_what_cannot_be_mounted_is_refused(factory: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await service(factory, several=False).open()
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "reason"),
+    [
+        (MemoryDevice(4096), {"workers": 2}, "give what makes one"),
+        (MemoryDevice, {"workers": 2, "connections": 2}, "leave connections out"),
+        (MemoryDevice, {"workers": 0}, "workers must be at least 1"),
+        (MemoryDevice(4096), {"connections": 0}, "connections must be at least 1"),
+        (MemoryDevice(4096), {"timeout": 0}, "timeout must be a positive number"),
+        (MemoryDevice(4096), {"timeout": 1 << 40}, "timeout must be a positive number"),
+        (MemoryDevice, {}, "make an instance of it"),
+    ],
+)
+async def test_options_that_cannot_be_are_refused(
+    device: Any, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=reason):
+        await aiovblk.mount(device, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_sectors_kb": 2},
+        {"max_sectors_kb": 65536},
+        {"max_sectors_kb": 130},
+        {"read_ahead_kb": -4},
+        {"read_ahead_kb": 3},
+    ],
+)
+def test_a_queue_that_the_kernel_would_refuse_or_round_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
+        aiovblk.RequestQueue(**options)
