@@ -34,11 +34,11 @@ class Service:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
-        stats = self.disk.stats
         while line := await reader.readline():
             if line == b"quit\n":
                 self.quit.set()
                 break
+            stats = self.disk.stats
             writer.write(b"%d reads, %d writes\n" % (stats.reads, stats.writes))
             await writer.drain()
         writer.close()

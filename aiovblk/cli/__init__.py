@@ -73,6 +73,7 @@ def _add_mount(parser: ArgumentParser) -> None:
         "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
     )
     _add_handling(parser)
+    _add_workers(parser)
     parser.add_argument(
         "--connections",
         type=int,
@@ -126,6 +127,7 @@ def _add_serve(parser: ArgumentParser) -> None:
         help="clients at once (default %(default)s)",
     )
     _add_handling(parser)
+    _add_workers(parser)
     _add_seconds(
         parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
     )
@@ -169,6 +171,15 @@ def _add_handling(parser: ArgumentParser) -> None:
 
 def _add_loop(parser: ArgumentParser) -> None:
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+
+
+def _add_workers(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that serve together, each with what SPEC names for itself",
+    )
 
 
 def _add_queue(parser: ArgumentParser) -> None:

@@ -8,13 +8,15 @@ import socket
 import ssl
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
+from ..device import BlockDevice, Factory
 from ..server import Export, Server, serve
 from ..tls import psk_server_context, server_context
 from .running import until_signal
-from .spec import SpecError, device_of
+from .spec import SpecError, device_for_worker, device_of
 from .stdio import standard_streams
 
 FIRST_INHERITED = 3
@@ -33,10 +35,7 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
     async with AsyncExitStack() as stack:
         sockets = _sockets(arguments, stack)
         exports = {
-            name: Export(
-                await stack.enter_async_context(device_of(spec, read_only=arguments.read_only)),
-                description=arguments.description,
-            )
+            name: Export(await _served(arguments, spec, stack), description=arguments.description)
             for name, spec in named.items()
         }
         server = await stack.enter_async_context(
@@ -46,8 +45,9 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 host=arguments.host,
                 port=arguments.port,
                 sockets=sockets,
-                tls=await asyncio.to_thread(_tls, arguments),
+                tls=await _tls(arguments),
                 require_tls=arguments.tls != "offer",
+                workers=arguments.workers,
                 max_connections=arguments.max_connections,
                 handshake_timeout=arguments.handshake_timeout,
                 drain_timeout=arguments.drain_timeout,
@@ -60,6 +60,16 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
         for uri in server.uris:
             print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
         await server.wait()
+
+
+async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> BlockDevice | Factory:
+    if arguments.workers is None:
+        return await stack.enter_async_context(device_of(spec, read_only=arguments.read_only))
+    # Blocks of one byte: no two processes then change parts of the same one.
+    factory = partial(device_for_worker, spec, read_only=arguments.read_only, block_size=1)
+    # Once here, so that what is wrong shows at once, and not when the first client comes.
+    await (await factory()).unmount()
+    return factory
 
 
 def parse_exports(specs: list[str]) -> dict[str, str]:
@@ -111,13 +121,23 @@ def _passed_by_systemd() -> list[socket.socket]:
     return sockets
 
 
-def _tls(arguments: Namespace) -> ssl.SSLContext | None:
+async def _tls(arguments: Namespace) -> ssl.SSLContext | Callable[[], ssl.SSLContext] | None:
+    load = _tls_loader(arguments)
+    if load is None:
+        return None
+    context = await asyncio.to_thread(load)  # so that what is wrong shows at once
+    return context if arguments.workers is None else load
+
+
+def _tls_loader(arguments: Namespace) -> Callable[[], ssl.SSLContext] | None:
     if arguments.tls_certificates is not None and arguments.tls_psk_file is not None:
         raise SpecError("--tls-certificates and --tls-psk-file exclude each other")
     if arguments.tls_certificates is not None:
-        return server_context(arguments.tls_certificates, verify_peer=arguments.tls_verify_peer)
+        return partial(
+            server_context, arguments.tls_certificates, verify_peer=arguments.tls_verify_peer
+        )
     if arguments.tls_psk_file is not None:
-        return psk_server_context(arguments.tls_psk_file)
+        return partial(psk_server_context, arguments.tls_psk_file)
     if arguments.tls is not None or arguments.tls_verify_peer:
         raise SpecError("TLS needs --tls-certificates DIRECTORY or --tls-psk-file FILE")
     return None

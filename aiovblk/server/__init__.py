@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
-from ..dispatch import MAX_CONCURRENCY, Budget
+from ..device import BlockDevice
+from ..dispatch import MAX_CONCURRENCY
 from ..errors import Error
 from ..protocol import DEFAULT_PORT
-from .connection import Connection, Settings
-from .exports import Export, Served, exports_of, open_shared
+from .clients import Client, Clients, LocalClients
+from .connection import make_settings
+from .crew import Crew
+from .exports import Export, Served, exports_of
 from .listening import SocketFile, close_all, listen_tcp, listen_unix
 from .serving import Server
 
@@ -26,7 +30,7 @@ __all__ = [
     "HANDSHAKE_TIMEOUT",
     "MAX_CONNECTIONS",
     "MEMORY",
-    "Connection",
+    "Client",
     "Export",
     "Server",
     "serve",
@@ -56,8 +60,9 @@ async def serve(
     host: str | None = None,
     port: int | None = None,
     sockets: Sequence[socket.socket] | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     require_tls: bool = True,
+    workers: int | None = None,
     max_connections: int = MAX_CONNECTIONS,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     drain_timeout: float = DRAIN_TIMEOUT,
@@ -81,8 +86,15 @@ async def serve(
         host: name or address to listen on; empty for all addresses. Without it, ``localhost``.
         port: TCP port; 0 takes any that is free. Without it, 10809.
         sockets: sockets to use, listening ones as well as connected ones. They are closed.
-        tls: certificates, for clients that ask for TLS. None serves without.
+        tls: certificates, for clients that ask for TLS, or a function that loads them. None serves
+            without.
         require_tls: whether clients that do not ask for TLS are turned away.
+        workers: so many processes share the clients, since one interpreter keeps one processor
+            busy. Each client belongs to one of them and has a device of its own there, so each
+            export has to be a function (of a module, or a functools.partial of one), and so does
+            ``tls``. Clients that use several connections are told that they may where the device
+            declares :attr:`BlockDevice.multi_conn` and has blocks of 512 bytes or less. A process
+            that is lost takes its clients' connections with it, and is replaced.
         max_connections: how many clients are served at once.
         handshake_timeout: seconds within which a client must have chosen its export.
         drain_timeout: seconds to wait for requests in flight when leaving, and again for
@@ -103,6 +115,7 @@ async def serve(
 
     """
     _check(
+        workers=workers,
         max_connections=max_connections,
         handshake_timeout=handshake_timeout,
         drain_timeout=drain_timeout,
@@ -112,9 +125,9 @@ async def serve(
         memory=memory,
     )
     known = exports_of(exports)
-    settings = Settings(
+    make = partial(
+        make_settings,
         exports=known,
-        shared=open_shared(known),
         tls=tls,
         require_tls=require_tls,
         handshake_timeout=handshake_timeout,
@@ -122,11 +135,23 @@ async def serve(
         concurrency=concurrency,
         handler_timeout=handler_timeout,
         connection_memory=connection_memory,
-        budget=Budget(memory),
+        memory=memory // (workers or 1),
     )
+    make_clients: Callable[[Callable[[], None]], Clients]
+    if workers is None:
+        make_clients = partial(LocalClients, make())
+    else:
+        _check_exports_for_workers(known, tls)
+        make_clients = partial(Crew, workers, make)
     if unix is None and host is None and port is None and sockets is None:
         host = "localhost"
-    server = Server(settings, max_connections)
+    server = Server(
+        known,
+        make_clients,
+        tls=tls is not None and require_tls,
+        max_connections=max_connections,
+        drain_timeout=drain_timeout,
+    )
     sockets = list(sockets or ())
     own: list[socket.socket] = []
     try:
@@ -137,8 +162,8 @@ async def serve(
             own += await listen_tcp(
                 "localhost" if host is None else host, DEFAULT_PORT if port is None else port
             )
-        await server.start([*own, *sockets])
         try:
+            await server.start([*own, *sockets])
             yield server
         finally:
             failures = await server.leave()
@@ -148,6 +173,19 @@ async def serve(
         close_all([*own, *sockets])
     if failures:
         raise Error("it is no longer served, but " + "; ".join(failures))
+
+
+def _check_exports_for_workers(
+    exports: Mapping[str, Export], tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
+) -> None:
+    for name, export in exports.items():
+        if isinstance(export.device, BlockDevice):
+            raise TypeError(
+                f"export {name!r} is a device of this process; for workers, give a function that"
+                " makes one"
+            )
+    if isinstance(tls, ssl.SSLContext):
+        raise TypeError("an SSLContext stays in its process; for workers, give what makes one")
 
 
 def _check(**options: float | None) -> None:

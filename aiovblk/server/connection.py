@@ -14,7 +14,7 @@ from ..errors import ProtocolError
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
 from ..tasks import occur
-from .exports import Export, OpenDevice, open_device
+from .exports import Export, OpenDevice, open_device, open_shared
 
 logger = logging.getLogger("aiovblk")
 
@@ -46,6 +46,31 @@ class Settings:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Done when requests in flight have been waited for long enough."""
+
+
+def make_settings(
+    *,
+    exports: Mapping[str, Export],
+    tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
+    memory: int,
+    **others: Any,
+) -> Settings:
+    """What the connections of this process have in common.
+
+    Args:
+        exports: by name.
+        tls: the certificates, or what loads them.
+        memory: bytes for the requests in flight of all.
+        others: as in :class:`Settings`.
+
+    """
+    return Settings(
+        exports=exports,
+        shared=open_shared(exports),
+        tls=tls() if callable(tls) else tls,
+        budget=Budget(memory),
+        **others,
+    )
 
 
 class ServerProtocol(StreamProtocol):

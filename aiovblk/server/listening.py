@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..protocol import URI
 
+logger = logging.getLogger("aiovblk")
+
 BACKLOG = 128
 """Clients that may wait for being accepted."""
+
+
+ACCEPT_PAUSE = 1.0
+"""Seconds to wait when the system has nothing left to accept a client with."""
 
 
 class SocketFile:
@@ -39,6 +46,52 @@ class SocketFile:
         except (OSError, ValueError):  # there is none, or cannot be one
             return None
         return status.st_dev, status.st_ino
+
+
+class Listener:
+    """Accepts clients on one socket, on the running loop.
+
+    Args:
+        sock: which listens.
+        accept: takes over the socket of each client.
+
+    """
+
+    def __init__(self, sock: socket.socket, accept: Callable[[socket.socket], None]) -> None:
+        self._sock = sock
+        self._accept = accept
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        self._resume()
+
+    def close(self) -> None:
+        """Accept nobody any more, and close the socket."""
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _resume(self) -> None:
+        self._loop.add_reader(self._sock, self._on_ready)
+
+    def _on_ready(self) -> None:
+        for _ in range(BACKLOG):  # then others have their turn
+            try:
+                client, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                # Out of descriptors or memory: whoever waits is accepted when there are some.
+                logger.error("no client can be accepted now: %s", exc.strerror)
+                self._loop.remove_reader(self._sock)
+                self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume)
+                return
+            client.setblocking(False)
+            if client.family != socket.AF_UNIX:
+                # A reply must not wait for the acknowledgement of the one before.
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._accept(client)
 
 
 def listen_unix(name: str) -> socket.socket:

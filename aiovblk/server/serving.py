@@ -1,23 +1,17 @@
-"""A server at work: who is accepted, who is connected, and the end."""
+"""A server at work: where it listens, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-import sys
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from ..tasks import SteadyTask, occur, outlast
-from .connection import Connection, ServerProtocol, Settings
-from .listening import SocketFile, is_listening, uri
+from .clients import Client, Clients
+from .listening import Listener, SocketFile, is_listening, uri
 
 logger = logging.getLogger("aiovblk")
-
-# The name of a Unix socket is for whoever made it to take away. Python 3.13 would do it.
-_LEAVE_ITS_NAME: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Server:
@@ -31,21 +25,41 @@ class Server:
     uris: list[str]
     _patience: asyncio.TimerHandle
 
-    def __init__(self, settings: Settings, max_connections: int) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        make_clients: Callable[[Callable[[], None]], Clients],
+        *,
+        tls: bool,
+        max_connections: int,
+        drain_timeout: float,
+    ) -> None:
+        """Make one that listens nowhere.
+
+        Args:
+            names: of the exports.
+            make_clients: is given what has to be called when a client has left.
+            tls: whether clients have to use TLS.
+            max_connections: how many there may be.
+            drain_timeout: seconds for requests in flight at the end.
+
+        """
         self.uris = []
         self.file: SocketFile | None = None  # of the Unix socket that is its own
-        self._starting = True
-        self._settings = settings
+        self._names = list(names)
+        self._tls = tls
         self._max_connections = max_connections
-        self._listeners: list[asyncio.Server] = []
-        self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._drain_timeout = drain_timeout
+        self._listeners: list[Listener] = []
+        self._clients = make_clients(self._end_if_alone)
+        self._starting = True
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> Sequence[Client]:
         """Who is connected now."""
-        return list(self._connections.values())
+        return self._clients.connected()
 
     def close(self, *, force: bool = False) -> None:
         """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done.
@@ -55,21 +69,20 @@ class Server:
 
         """
         if force:
-            occur(self._settings.expired)
+            self._clients.give_up()
         if self._stopping.done():
             return
         occur(self._stopping)
-        logger.info("ending, with %d connections", len(self._connections))
+        logger.info("ending, with %d connections", self._clients.count())
         if self.file is not None:
             # While somebody listens there, so that nobody takes the name for one that is left over.
             self.file.remove()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for connection in self._connections.values():
-            connection.stop()
+        self._clients.stop()
         self._patience = asyncio.get_running_loop().call_later(
-            self._settings.drain_timeout, occur, self._settings.expired
+            self._drain_timeout, self._clients.give_up
         )
         self._end_if_alone()
 
@@ -87,31 +100,28 @@ class Server:
     # What follows is for `serve`.
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept clients on listening sockets, serve those that are connected."""
-        try:
-            for sock in sockets:
-                await self._start_on(sock)
-        except BaseException:
-            self._starting = False
-            self.close(force=True)
-            await outlast(SteadyTask(self._drain(), lambda: None))
-            raise
-        self._starting = False
-        self._end_if_alone()
+        """Accept clients on listening sockets, serve those that are connected.
 
-    async def _start_on(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        make = partial(ServerProtocol, self._on_connected)
-        if not is_listening(sock):
-            await loop.connect_accepted_socket(make, sock)
-            return
-        if sock.family == socket.AF_UNIX:
-            listener = await loop.create_unix_server(make, sock=sock, **_LEAVE_ITS_NAME)
+        Raises:
+            ValueError: one is no stream socket.
+
+        """
+        try:
+            await self._clients.open()
+            for sock in sockets:
+                self._start_on(sock)
+        finally:
+            self._starting = False
+            self._end_if_alone()
+
+    def _start_on(self, sock: socket.socket) -> None:
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"NBD needs stream sockets, which {sock!r} is not")
+        if is_listening(sock):
+            self._listeners.append(Listener(sock, self._accept))
+            self.uris += [uri(sock, name, tls=self._tls) for name in self._names]
         else:
-            listener = await loop.create_server(make, sock=sock)
-        self._listeners.append(listener)
-        tls = self._settings.tls is not None and self._settings.require_tls
-        self.uris += [uri(sock, name, tls=tls) for name in self._settings.exports]
+            self._accept(socket.socket(fileno=sock.detach()))
 
     async def leave(self) -> list[str]:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
@@ -121,39 +131,18 @@ class Server:
             raise asyncio.CancelledError
         return ending.result()
 
-    async def _drain(self) -> None:
+    async def _end(self) -> list[str]:
         await self._ended
         self._patience.cancel()
+        return await self._clients.close()
 
-    async def _end(self) -> list[str]:
-        settings = self._settings
-        await self._drain()
-        # A device that has two names is closed once.
-        devices = {id(each.device): each for each in settings.shared.values()}
-        closing = [
-            SteadyTask(each.close(settings.drain_timeout), lambda: None)
-            for each in devices.values()
-        ]
-        return [failure for failures in await asyncio.gather(*closing) for failure in failures]
-
-    def _on_connected(self, stream: ServerProtocol) -> None:
-        connection = Connection(self._settings, stream)
-        full = len(self._connections) >= self._max_connections
-        if full or self._stopping.done():
-            if full:
-                logger.warning("%s is turned away: there are enough clients", connection.peer)
-            stream.transport.abort()
-            return
-        serving = SteadyTask(connection.run(), connection.stop)
-        self._connections[serving] = connection
-        serving.add_done_callback(self._on_left)
-
-    def _on_left(self, serving: asyncio.Task[None]) -> None:
-        connection = self._connections.pop(serving)
-        if serving.exception() is not None:
-            logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
-        self._end_if_alone()
+    def _accept(self, sock: socket.socket) -> None:
+        if self._clients.count() >= self._max_connections:
+            logger.warning("a client is turned away: there are enough clients")
+            sock.close()
+        else:
+            self._clients.accept(sock)
 
     def _end_if_alone(self) -> None:
-        if not self._starting and not self._listeners and not self._connections:
+        if not self._starting and not self._listeners and not self._clients.count():
             occur(self._ended)

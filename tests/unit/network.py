@@ -22,6 +22,7 @@ from aiovblk.protocol.options import (
     serialize_info_request,
     serialize_option,
 )
+from aiovblk.server.clients import LocalClients
 from aiovblk.storage import MemoryDevice
 
 from .client import Client, PuppetDevice
@@ -98,10 +99,15 @@ async def using(address: Address, name: str = "") -> AsyncIterator[NetworkClient
         yield client
 
 
+def clients_of(server: Server) -> LocalClients:
+    """What the tests look into."""
+    assert isinstance(server._clients, LocalClients)
+    return server._clients
+
+
 async def until_left(server: Server, *, but: int = 0) -> None:
     """Wait until no more than ``but`` clients are connected."""
-    while len(server._connections) > but:
-        await asyncio.wait(list(server._connections), return_when=asyncio.FIRST_COMPLETED)
+    await until(lambda: len(server.connections) <= but)
 
 
 async def until(holds: Callable[[], bool]) -> None:

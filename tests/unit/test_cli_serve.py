@@ -294,3 +294,52 @@ def test_what_cannot_be_copied_is_told(
     errors = capsys.readouterr().err
     assert reason in errors
     assert errors.count("\n") == 1
+
+
+# Workers
+
+
+async def test_workers_serve_one_file_together(tmp_path: Path) -> None:
+    path, image = tmp_path / "socket", tmp_path / "image"
+    image.write_bytes(bytes(1_000_000))
+    async with running("serve", f"file:{image}", "--workers", "2", "--socket", path) as process:
+        uri = (await line(process.stdout)).removeprefix("serving ")
+        async with aiovblk.connect(uri, connections=2) as remote:
+            assert remote.multi_conn
+            await remote.write(100 * 64, b"x" * 64)
+            assert await remote.read(100 * 64, 64) == b"x" * 64
+        process.send_signal(signal.SIGTERM)
+        assert await end(process) == (0, "", "")
+    assert image.read_bytes()[6400:6464] == b"x" * 64
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("memory:1M", "memory:1M cannot have several workers"),
+        ("file:missing", "missing"),
+        ("examples/deadbeef.py:Deadbeef", "a device that is declares multi_conn = True"),
+    ],
+)
+async def test_what_is_not_one_disk_in_each_worker_is_refused(spec: str, reason: str) -> None:
+    async with running("serve", spec, "--workers", "2", "--port", "0") as process:
+        status, out, errors = await end(process)
+    assert (status, out) == (1, "")
+    assert reason in errors
+    assert errors.count("\n") == 1
+
+
+async def test_what_another_server_serves_can_have_workers(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with aiovblk.serve(
+        aiovblk.storage.MemoryDevice(1 << 20), port=0, host="127.0.0.1"
+    ) as far:
+        command = ("serve", far.uris[0], "--workers", "2", "--socket", path)
+        async with running(*command) as process:
+            uri = (await line(process.stdout)).removeprefix("serving ")
+            async with aiovblk.connect(uri) as remote:
+                await remote.write(0, b"y" * 4096)
+                assert await remote.read(0, 4096) == b"y" * 4096
+            process.send_signal(signal.SIGTERM)
+            assert (await end(process))[0] == 0
+        assert not far.connections

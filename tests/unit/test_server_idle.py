@@ -15,7 +15,7 @@ import pytest
 from aiovblk.protocol import Option
 from aiovblk.protocol.options import CLIENT_FLAGS, serialize_info_request, serialize_option
 
-from .network import LoggingDevice, serve, until, using
+from .network import LoggingDevice, clients_of, serve, until, using
 
 CLIENTS = 1000
 ENOUGH = 64 * 1024  # bytes of one connection; two thirds of it are those of asyncio's debug mode
@@ -62,4 +62,4 @@ async def test_a_thousand_idle_clients_take_little_memory_and_let_others_in(
             assert await client.read(0, 512) == bytes(512)
         for sock in clients:
             sock.close()
-        await asyncio.wait(list(server._connections))
+        await asyncio.wait(list(clients_of(server)._serving))

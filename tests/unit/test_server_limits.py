@@ -26,6 +26,7 @@ from .network import (
     LoggingDevice,
     NetworkClient,
     PuppetDisk,
+    clients_of,
     connected,
     serve,
     until,
@@ -172,7 +173,7 @@ async def test_many_large_requests_are_all_answered_within_the_limit(
 ) -> None:
     device = Zeroes()
     async with serve(device, unix=path, **limits) as server, using(path) as client:
-        budget = server._settings.budget
+        budget = clients_of(server)._settings.budget
         device.used = lambda: budget.used
         data = bytes(MIB) if command == WRITE else b""
         for _ in range(64):
@@ -201,7 +202,7 @@ async def test_client_with_all_the_memory_leaves_the_others_one_request_each(pat
             cookie = modest.send(READ, at * 512, 512)
             (await device.calls.get()).succeed()
             assert (await modest.reply()).cookie == cookie
-        assert server._settings.budget.used < 2 * MIB
+        assert clients_of(server)._settings.budget.used < 2 * MIB
         assert device.calls.empty()
         device.calls.put_nowait(first)
         for _ in range(4):
@@ -211,7 +212,7 @@ async def test_client_with_all_the_memory_leaves_the_others_one_request_each(pat
 
 async def test_what_a_client_took_is_given_back_once_however_it_leaves(path: Path) -> None:
     async with serve(Zeroes(), unix=path) as server:
-        budget = server._settings.budget
+        budget = clients_of(server)._settings.budget
         for leave in ("disc", "end", "abort"):
             async with using(path) as client:
                 # More than the socket takes: replies wait in the server when it drains.
@@ -242,7 +243,7 @@ async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
             deaf.send(READ, 0, MIB)
         while len(server.connections) > 1:
             assert await client.read(0, 4096) == bytes(4096)
-            assert server._settings.budget.used < 10 * MIB
+            assert clients_of(server)._settings.budget.used < 10 * MIB
     assert "a client has read nothing for 0.1 s" in caplog.text
 
 
@@ -251,7 +252,7 @@ async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
         client.transport.pause_reading()
         for _ in range(8):
             client.send(READ, 0, MIB)
-        stream = server.connections[0]._stream
+        stream = clients_of(server).connected()[0]._stream
         await until(lambda: stream.congested)
         stream._give_up_unless_moving(stream.transport.get_write_buffer_size() + 1)
         client.transport.resume_reading()
@@ -266,7 +267,7 @@ async def test_questions_without_a_reader_of_the_answers_do_not_pile_up(path: Pa
         question = serialize_option(Option.LIST)
         for _ in range(200):
             client.writer.write(question)  # each is answered by 28 kB
-        [connection] = server.connections
+        [connection] = clients_of(server).connected()
         await until(lambda: connection._stream.congested)
         for _ in range(10):
             await asyncio.sleep(0)
@@ -281,7 +282,7 @@ async def test_announced_payload_that_does_not_come_takes_little_memory(path: Pa
     async with serve(Zeroes(), unix=path) as server, using(path) as client:
         _, message = client.request(WRITE, 0, MAX_PAYLOAD)
         client.writer.write(message + bytes(100))
-        [connection] = server.connections
+        [connection] = clients_of(server).connected()
         reader = connection._stream.reader
         await until(lambda: reader._wanted > MAX_PAYLOAD)
         client.writer.write(bytes(100))

@@ -15,6 +15,7 @@ import pytest
 
 import aiovblk.server
 from aiovblk import connect
+from aiovblk.server import listening
 from aiovblk.storage import MemoryDevice
 
 from .network import MIB, NetworkClient, connected, serve, using
@@ -318,3 +319,25 @@ async def test_listening_ends_at_once_when_the_server_is_closed(path: Path) -> N
         await client.closed()
         await server.wait()
     assert not os.listdir(path.parent)
+
+
+async def test_without_descriptors_clients_wait_until_there_are_some(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [errno.EMFILE, errno.ECONNABORTED]
+
+    class Poor(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            if failures:
+                number = failures.pop(0)
+                raise OSError(number, os.strerror(number))
+            return super().accept()
+
+    monkeypatch.setattr(listening, "ACCEPT_PAUSE", 0.01)
+    listener = Poor(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    async with serve(disk(), sockets=[listener]), using(path) as client:
+        assert await client.read(0, 512) == bytes(512)
+    assert not failures
+    assert "no client can be accepted now: Too many open files" in caplog.text

@@ -1,0 +1,140 @@
+"""Those who are connected: served in this process, and the same as seen from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from ..dispatch import Stats
+from ..tasks import SteadyTask, occur
+from .connection import Connection, ServerProtocol, Settings
+
+logger = logging.getLogger("aiovblk")
+
+
+class Client(Protocol):
+    """Somebody who is connected.
+
+    Attributes:
+        peer: its address in words.
+        export: the name of the export that it uses; None during the handshake.
+        stats: counters of its requests.
+
+    """
+
+    peer: str
+    export: str | None
+    stats: Stats
+
+    def stop(self) -> None:
+        """Take no more requests of it; what is in flight is answered."""
+
+
+class Clients(Protocol):
+    """All clients of one server, wherever they are served."""
+
+    async def open(self) -> None:
+        """Get ready to accept some."""
+
+    def count(self) -> int:
+        """How many there are, those included that are just being accepted."""
+
+    def connected(self) -> Sequence[Client]:
+        """Who is connected now."""
+
+    def accept(self, sock: socket.socket) -> None:
+        """Serve whoever is at the other end; the socket is taken over."""
+
+    def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+
+    def give_up(self) -> None:
+        """Give up what is in flight."""
+
+    async def close(self) -> list[str]:
+        """Let go of the devices, once there is no client; what went wrong, in words."""
+
+
+class LocalClients:
+    """Clients that are served in this process.
+
+    Args:
+        settings: what they have in common.
+        on_left: called when one has left.
+
+    """
+
+    def __init__(self, settings: Settings, on_left: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_left = on_left
+        self._accepting: dict[socket.socket, asyncio.Task[object]] = {}
+        self._serving: dict[asyncio.Task[None], Connection] = {}
+        self._stopped = False
+
+    async def open(self) -> None:
+        """There is nothing to get ready."""
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._accepting) + len(self._serving)
+
+    def connected(self) -> list[Connection]:
+        """Who is connected now."""
+        return list(self._serving.values())
+
+    def accept(self, sock: socket.socket) -> None:
+        """Serve whoever is at the other end."""
+        loop = asyncio.get_running_loop()
+        make = partial(ServerProtocol, partial(self._on_connected, sock))
+        accepting: asyncio.Task[object] = SteadyTask(
+            loop.connect_accepted_socket(make, sock), lambda: None
+        )
+        self._accepting[sock] = accepting
+        accepting.add_done_callback(partial(self._on_accepted, sock))
+
+    def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+        self._stopped = True
+        for connection in self._serving.values():
+            connection.stop()
+
+    def give_up(self) -> None:
+        """Give up what is in flight."""
+        occur(self._settings.expired)
+
+    async def close(self) -> list[str]:
+        """Flush and unmount the devices that connections share."""
+        settings = self._settings
+        # A device that has two names is closed once.
+        devices = {id(each.device): each for each in settings.shared.values()}
+        closing = [
+            SteadyTask(each.close(settings.drain_timeout), lambda: None)
+            for each in devices.values()
+        ]
+        return [failure for failures in await asyncio.gather(*closing) for failure in failures]
+
+    def _on_accepted(self, sock: socket.socket, accepting: asyncio.Task[object]) -> None:
+        if accepting.exception() is not None:
+            logger.warning("a client was lost at once: %s", accepting.exception())
+            sock.close()
+            self._accepting.pop(sock, None)
+            self._on_left()
+
+    def _on_connected(self, sock: socket.socket, stream: ServerProtocol) -> None:
+        del self._accepting[sock]
+        connection = Connection(self._settings, stream)
+        if self._stopped:
+            connection.stop()
+        serving = SteadyTask(connection.run(), connection.stop)
+        self._serving[serving] = connection
+        serving.add_done_callback(self._on_end)
+
+    def _on_end(self, serving: asyncio.Task[None]) -> None:
+        connection = self._serving.pop(serving)
+        if serving.exception() is not None:
+            logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
+        self._on_left()

@@ -1,0 +1,178 @@
+"""Clients that several processes serve: their parent's side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..dispatch import Stats
+from ..tasks import SteadyTask
+from ..workers import Worker, WorkerLostError
+from .connection import Settings
+from .worker import ClientsService, Report
+
+logger = logging.getLogger("aiovblk")
+
+
+class RemoteClient:
+    """Somebody who is served by a worker; what is known of it is some tenths of a second old."""
+
+    def __init__(self, worker: Worker, report: Report) -> None:
+        self.peer = report.peer
+        self.export = report.export
+        self.stats: Stats = report.stats
+        self._worker = worker
+        self._number = report.number
+
+    def __repr__(self) -> str:
+        """Who uses what."""
+        return f"<RemoteClient {self.peer} of {self.export!r}>"
+
+    def stop(self) -> None:
+        """Take no more requests of it; what is in flight is answered."""
+        self._worker.call("stop_client", self._number)
+
+
+class Crew:
+    """Processes that serve clients, each of which belongs to one of them.
+
+    The parent accepts them all and gives each to the process that has the fewest. A process that
+    is lost takes its clients with it, and is replaced.
+
+    Args:
+        workers: how many.
+        make_settings: makes, in each of them, what its clients have in common.
+        on_left: called when clients have left.
+
+    """
+
+    def __init__(
+        self, workers: int, make_settings: Callable[[], Settings], on_left: Callable[[], None]
+    ) -> None:
+        self._members = [_Member(make_settings, self._on_change) for _ in range(workers)]
+        self._on_left = on_left
+        self._stopped = False
+
+    async def open(self) -> None:
+        """Start the processes.
+
+        Raises:
+            TypeError: an export, or an option, cannot be handed to another process.
+            WorkerLostError: one ended at once.
+
+        """
+        starting = [asyncio.ensure_future(member.start()) for member in self._members]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for each in starting:
+                each.cancel()
+            await asyncio.wait(starting)
+
+    def count(self) -> int:
+        """How many clients there are."""
+        return sum(member.count for member in self._members)
+
+    def connected(self) -> list[RemoteClient]:
+        """Who is connected now."""
+        return [client for member in self._members for client in member.clients]
+
+    def accept(self, sock: socket.socket) -> None:
+        """Give whoever is at the other end to a worker."""
+        with sock:
+            alive = [member for member in self._members if member.is_alive()]
+            if alive:
+                min(alive, key=lambda member: member.count).accept(sock)
+            else:
+                logger.warning("a client is turned away: no worker is left to serve it")
+
+    def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+        self._stopped = True
+        self._call_all("stop")
+
+    def give_up(self) -> None:
+        """Give up what is in flight."""
+        self._call_all("give_up")
+
+    async def close(self) -> list[str]:
+        """End the processes; nothing is shared that would have to be closed."""
+        await asyncio.gather(*(member.close() for member in self._members))
+        return []
+
+    def _call_all(self, name: str) -> None:
+        for member in self._members:
+            if member.is_alive():
+                member.worker.call(name)
+
+    def _on_change(self, member: _Member) -> None:
+        if not member.is_alive() and not self._stopped:
+            member.replace()
+        self._on_left()
+
+
+class _Member:
+    """One place in a crew, and the process that has it at the time."""
+
+    def __init__(
+        self, make_settings: Callable[[], Settings], on_change: Callable[[_Member], None]
+    ) -> None:
+        self.count = 0
+        self.clients: list[RemoteClient] = []
+        self.worker: Worker
+        self._make_service = partial(ClientsService, make_settings)
+        self._on_change = on_change
+        self._started = False
+        self._replacing: asyncio.Task[None] | None = None
+
+    def is_alive(self) -> bool:
+        """Whether it can take clients."""
+        return self._started
+
+    async def start(self) -> None:
+        """Start a process."""
+        self.worker = Worker(self._on_event)
+        await self.worker.start(self._make_service)
+        self._started = True
+        self.worker.lost.add_done_callback(self._on_lost)
+
+    def replace(self) -> None:
+        """Start another process in place of one that was lost."""
+        self._replacing = SteadyTask(self._replace(), lambda: None)
+
+    async def _replace(self) -> None:
+        try:
+            await self.start()
+        except (WorkerLostError, OSError) as exc:
+            logger.error("no other process can take its place: %s", exc)
+
+    def accept(self, sock: socket.socket) -> None:
+        """Take a client."""
+        self.count += 1
+        self.worker.call("accept", sockets=(sock,))
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._replacing is not None:
+            await asyncio.wait([self._replacing])
+        if self._started:
+            self._started = False
+            await self.worker.stop()
+
+    def _on_event(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "left":
+            self.count -= 1
+            self._on_change(self)
+        else:
+            self.clients = [RemoteClient(self.worker, report) for report in arguments[0]]
+
+    def _on_lost(self, lost: asyncio.Future[str]) -> None:
+        if lost.cancelled():  # it was stopped
+            return
+        logger.error("%s, and with it %d connections are lost", lost.result(), self.count)
+        self._started, self.count, self.clients = False, 0, []
+        self._on_change(self)

@@ -1,0 +1,94 @@
+"""Clients that several processes serve: what each of them does."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..dispatch import Stats
+from ..workers import Notify
+from .clients import LocalClients
+from .connection import Settings
+
+REPORT_INTERVAL = 0.2
+"""Seconds between reports of who is connected, while that changes."""
+
+
+class Report(NamedTuple):
+    """What the parent is told of a client."""
+
+    number: int
+    peer: str
+    export: str | None
+    stats: Stats
+
+
+class ClientsService:
+    """Some of a server's clients.
+
+    Args:
+        make_settings: makes what they have in common.
+        tell: tells the parent.
+
+    """
+
+    def __init__(self, make_settings: Callable[[], Settings], tell: Notify) -> None:
+        self._settings = make_settings()
+        self._clients = LocalClients(self._settings, self._on_left)
+        self._tell = tell
+        self._reported: list[Report] = []
+        self._alone = asyncio.Event()
+        self._reporting = asyncio.create_task(self._report_regularly())
+
+    async def accept(self, sock: socket.socket) -> None:
+        """Serve whoever is at the other end."""
+        sock.setblocking(False)
+        self._clients.accept(sock)
+
+    async def stop_client(self, number: int) -> None:
+        """Take no more requests of one."""
+        for connection in self._clients.connected():
+            if id(connection) == number:
+                connection.stop()
+
+    async def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+        self._clients.stop()
+
+    async def give_up(self) -> None:
+        """Give up what is in flight."""
+        self._clients.give_up()
+
+    async def leave(self) -> None:
+        """Let those who are left drain, as they would if the parent were there."""
+        self._reporting.cancel()
+        self._clients.stop()
+        patience = asyncio.get_running_loop().call_later(
+            self._settings.drain_timeout, self._clients.give_up
+        )
+        while self._clients.count():
+            self._alone.clear()
+            await self._alone.wait()
+        patience.cancel()
+
+    def _on_left(self) -> None:
+        self._alone.set()
+        self._report()
+        self._tell("left")
+
+    async def _report_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL)
+            self._report()
+
+    def _report(self) -> None:
+        reports = [
+            Report(id(each), each.peer, each.export, replace(each.stats))
+            for each in self._clients.connected()
+        ]
+        if reports != self._reported:
+            self._reported = reports
+            self._tell("report", reports)
