@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 SIZE = 256 << 20
@@ -10,6 +10,10 @@ SIZE = 256 << 20
 
 DELAY = 0.001
 """Seconds that the slow back end takes for a request."""
+
+
+QUICK = 10
+"""How many times fewer requests ``--quick`` makes."""
 
 
 class Backend(Enum):
@@ -31,6 +35,8 @@ class Case:
         requests: how many there are, at most; a slow server is stopped earlier.
         connections: over which they are spread.
         backend: what the server has behind it.
+        size: bytes from the beginning of the disk that are used.
+        longest: seconds after which it is stopped.
 
     """
 
@@ -41,6 +47,12 @@ class Case:
     requests: int
     connections: int = 1
     backend: Backend = Backend.MEMORY
+    size: int = SIZE
+    longest: int = 1
+
+    def quick(self) -> Case:
+        """The same with fewer requests."""
+        return replace(self, requests=self.requests // QUICK)
 
 
 READ_QD1 = Case("4k read QD1", "randread", 4096, 1, 5_000)
@@ -56,5 +68,17 @@ FOUR = Case("4k read QD64, 4 connections", "randread", 4096, 64, 20_000, connect
 
 CASES = (*(READ_QD1, WRITE_QD1, READ, WRITE, MIXED, BIG_READ, BIG_WRITE, SLOW, TWO, FOUR),)
 
-FILL = Case("fill", "write", 1 << 20, 8, SIZE >> 20)
+FILL = Case("fill", "write", 1 << 20, 8, SIZE >> 20, longest=30)
 """Writes all of the disk, so that no page fault is measured later."""
+
+PART = 32 << 20
+"""Bytes of each disk that are used in a test kernel, where filling all of it would take minutes."""
+
+KERNEL_READ_QD1 = Case("4k read QD1", "randread", 4096, 1, 20_000, size=PART)
+KERNEL_WRITE_QD1 = Case("4k write QD1", "randwrite", 4096, 1, 20_000, size=PART)
+KERNEL_READ = Case("4k read QD32", "randread", 4096, 32, 40_000, size=PART)
+KERNEL_WRITE = Case("4k write QD32", "randwrite", 4096, 32, 40_000, size=PART)
+
+KERNEL_CASES = (KERNEL_READ_QD1, KERNEL_WRITE_QD1, KERNEL_READ, KERNEL_WRITE)
+
+KERNEL_FILL = replace(FILL, requests=PART >> 20, size=PART)

@@ -64,6 +64,9 @@ class Summary:
         }
 
 
+NOTHING = Summary({}, {})
+
+
 class Samples:
     """What was measured so far."""
 

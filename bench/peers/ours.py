@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..cases import SIZE, Backend
-from .peer import ROOT, Peer
+from .peer import ROOT, AttachedPeer, Peer
 
 VERSIONS = ("3.11", "3.12", "3.13")
 LOOPS = ("uvloop", "asyncio")
@@ -30,9 +30,36 @@ def serve_command(version: str, loop: str, spec: str) -> tuple[str, ...]:
     )
 
 
+def attached_ours() -> list[AttachedPeer]:
+    """The newest Python with uvloop, mounted."""
+    newest = VERSIONS[-1]
+    memory = f"memory:{SIZE}"
+    return [
+        _attached(f"aiovblk {newest} uvloop", newest, memory),
+        _attached(f"aiovblk {newest} uvloop, bytearray", newest, f"{DEVICES}:Plain"),
+    ]
+
+
 def interpreter(version: str) -> str:
     """The Python of an environment of ``make setup``."""
     return str(ROOT / ".venvs" / version / "bin" / "python")
+
+
+def _attached(name: str, version: str, spec: str) -> AttachedPeer:
+    return AttachedPeer(
+        name,
+        (interpreter(version), "-m", "aiovblk", "mount", spec, "{device}", "--loop", "uvloop"),
+        probe=_probe(version),
+        package=_package(version),
+    )
+
+
+def _probe(version: str) -> tuple[str, ...]:
+    return (interpreter(version), "-c", "import aiovblk, uvloop")
+
+
+def _package(version: str) -> str:
+    return f"python{version}-venv, then make setup"
 
 
 def _peer(name: str, version: str, loop: str, spec: str) -> Peer:
@@ -42,6 +69,6 @@ def _peer(name: str, version: str, loop: str, spec: str) -> Peer:
             Backend.MEMORY: serve_command(version, loop, spec),
             Backend.SLOW: serve_command(version, loop, f"{DEVICES}:Slow"),
         },
-        probe=(interpreter(version), "-c", "import aiovblk, uvloop"),
-        package=f"python{version}-venv, then make setup",
+        probe=_probe(version),
+        package=_package(version),
     )

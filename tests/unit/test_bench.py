@@ -5,22 +5,51 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from bench import load, tables
 from bench.__main__ import command_line, matches
-from bench.asked import BOUNDS, LIMIT, MEMORY, PYTHON, judge, possible_iops
-from bench.cases import BIG_READ, BIG_WRITE, CASES, FOUR, READ, SLOW, WRITE, Backend
+from bench.asked import (
+    BOUNDS,
+    KERNEL_BOUNDS,
+    LIMIT,
+    MEMORY,
+    PYTHON,
+    SERIAL,
+    judge,
+    possible_iops,
+)
+from bench.attach import Mount
+from bench.cases import (
+    BIG_READ,
+    BIG_WRITE,
+    CASES,
+    FOUR,
+    KERNEL_CASES,
+    KERNEL_READ,
+    PART,
+    READ,
+    SLOW,
+    WRITE,
+    Backend,
+)
 from bench.footprint import Footprint
-from bench.peers import Peer, all_peers
+from bench.kernel import (
+    LONGEST_ROUND,
+    Collected,
+    KernelRun,
+    guest_command,
+    machine_command,
+)
+from bench.peers import Peer, all_peers, attached_peers
 from bench.picture import draw
 from bench.process import cpu_seconds, parse_status
 from bench.report import SUBJECTS, Run, page, write
 from bench.rounds import rotated
-from bench.summary import Figures, Memory, Samples, Summary
+from bench.summary import NOTHING, Figures, Memory, Samples, Summary
 
 US = SUBJECTS[0]
 FOOTPRINT = Footprint(
@@ -62,6 +91,18 @@ def made_up_run() -> Run:
         machine={"processor": "one of many"},
         summary=made_up(),
         footprint=FOOTPRINT,
+        kernel=made_up_kernel(),
+    )
+
+
+def made_up_kernel() -> KernelRun:
+    peers = {SERIAL: figures(10, 800), MEMORY: figures(12, 1000), US: figures(9, 1200)}
+    return KernelRun(
+        machine={"kernel": "Linux 6.1"},
+        rounds=3,
+        spread=0.1,
+        summary=Summary({case.name: dict(peers) for case in KERNEL_CASES}, {}),
+        mounts={SERIAL: Mount(0.1, None), US: Mount(8.0, 0.06)},
     )
 
 
@@ -73,7 +114,7 @@ def fio_output(**changes: object) -> str:
         "total_ios": 40_000,
         "iops": 88_000.5,
         "bw_bytes": 360_448_000,
-        "clat_ns": {"percentile": {"50.000000": 700_000, "99.000000": 2_300_000}},
+        "lat_ns": {"percentile": {"50.000000": 700_000, "99.000000": 2_300_000}},
     }
     times = {"usr_cpu": 20.0, "sys_cpu": 30.0, "job_runtime": 3000}
     job = {"error": 0, "mixed": mixed, **times, **changes}
@@ -163,7 +204,7 @@ def test_bounds_are_met_or_not_by_the_ratio() -> None:
 
 def test_what_was_not_measured_is_neither_met_nor_not() -> None:
     verdicts = judge(summary(), None, US, 2)
-    assert len(verdicts) == len(BOUNDS) + 5
+    assert len(verdicts) == len(BOUNDS) + 4 + len(KERNEL_BOUNDS)
     assert {each.met for each in verdicts} == {None}
 
 
@@ -175,9 +216,83 @@ def test_processor_time_bounds_the_slow_back_end() -> None:
 
 def test_memory_that_grows_is_not_met() -> None:
     growing = replace(FOOTPRINT, growth=100_000, large=900_000, deep=900_000)
-    found = [each.met for each in judge(made_up(), growing, US, 2)[-4:]]
-    assert found == [False, False, False, None]
-    assert [each.met for each in judge(made_up(), FOOTPRINT, US, 2)[-4:-1]] == [True] * 3
+    assert memory_verdicts(growing) == [False, False, False]
+    assert memory_verdicts(FOOTPRINT) == [True, True, True]
+
+
+def memory_verdicts(footprint: Footprint) -> list[bool | None]:
+    verdicts = judge(made_up(), footprint, US, 2)
+    return [each.met for each in verdicts if each.asked.startswith("memory")]
+
+
+def test_kernel_s_bounds_are_held_against_the_kernel_s_figures() -> None:
+    # Of its own cases: those of the same name on sockets do not count.
+    verdicts = judge(made_up(), None, US, 2, made_up_kernel().summary)[-len(KERNEL_BOUNDS) :]
+    found = {
+        each.asked.removeprefix("in the kernel: requests per second, "): (each.found, each.met)
+        for each in verdicts
+    }
+    assert found["4k read QD32: at least 1.3 of nbdkit memory"] == ("1.20", False)
+    assert found["4k read QD32: at least 1.25 of C, one request at a time"] == ("1.50", True)
+
+
+# In the kernel
+
+
+def test_what_a_guest_tells_is_put_together() -> None:
+    collected = Collected()
+    told: list[dict[str, object]] = [{"machine": {"kernel": "Linux 6.1"}}]
+    for cpu, whole in ((1.0, 5.0), (3.0, 7.0), (2.0, 6.0)):
+        told.append({"peer": US, "mount": {"whole": whole, "alone": None}})
+        told.append({"case": "c", "peer": US, "figures": asdict(figures(cpu))})
+    told.append({"peer": US, "mount": {"whole": None, "alone": 0.5}})
+    for each in told:
+        collected.take(json.dumps(each))
+    run = collected.run(3)
+    assert run is not None
+    assert run.machine == {"kernel": "Linux 6.1"}
+    assert run.summary.get("c", US, "server_cpu") == 2.0
+    assert run.mounts == {US: Mount(6.0, 0.5)}
+
+
+def test_guest_that_tells_nothing_is_no_run() -> None:
+    collected = Collected()
+    collected.take('{"machine": {}}')
+    collected.take(json.dumps({"peer": US, "mount": {"whole": 1.0, "alone": None}}))
+    assert collected.run(1) is None
+
+
+def test_guest_gets_the_peers_and_cases_by_name() -> None:
+    peers = attached_peers()
+    command = guest_command(peers[:1], KERNEL_CASES[:2], 3, quick=True)
+    assert command[1:] == [
+        *("-m", "bench.guest", "--rounds", "3", "--peers", LIMIT),
+        *("--cases", "4k read QD1", "4k write QD1", "--quick"),
+    ]
+    assert "--quick" not in guest_command(peers, KERNEL_CASES, 3, quick=False)
+
+
+def test_machine_s_deadline_grows_with_the_rounds() -> None:
+    one, two = (machine_command("6.12", rounds) for rounds in (1, 2))
+    assert one[1:5] == ["tools/vm", "run", "--kernel", "6.12"]
+    seconds = [int(each[each.index("--timeout") + 1]) for each in (one, two)]
+    assert seconds[1] - seconds[0] == LONGEST_ROUND
+
+
+def test_device_is_read_past_the_cache() -> None:
+    command = load.command(KERNEL_READ, load.device_target("/dev/nbd3"))
+    assert {"--direct=1", "--filename=/dev/nbd3", f"--size={PART}"} <= set(command)
+
+
+def test_attached_peers_have_names_of_peers_that_are_also_measured_on_sockets() -> None:
+    names = [peer.name for peer in attached_peers()]
+    assert len(set(names)) == len(names)
+    assert {LIMIT, SERIAL, MEMORY, PYTHON, *SUBJECTS} <= set(names)
+
+
+def test_attached_peer_s_command_names_the_device_or_has_one_that_does() -> None:
+    for peer in attached_peers():
+        assert any("{device}" in word for word in peer.attach or peer.command)
 
 
 # Peers and rounds
@@ -239,9 +354,20 @@ def test_page_has_figures_ratios_and_verdicts() -> None:
     assert f"## What is asked\n\n| asked {' ' * 70}"[:40] in text
     assert "0.50, met" in text
     assert "2.00, **not met**" in text
-    assert "not measured here, -" in text
+    assert "1.20, **not met**" in text
+    assert "| aiovblk 3.13 uvloop      |     8,000 |              60 |" in text
     assert "| 3.13   |" in text
     assert "{" not in text
+
+
+def test_page_has_only_what_was_measured() -> None:
+    without = page(replace(made_up_run(), kernel=None))
+    assert "## In the kernel" not in without
+    assert "not measured, -" in without
+    alone = page(replace(made_up_run(), summary=NOTHING, footprint=None))
+    assert "Unix socket" not in alone
+    assert "## Memory" not in alone
+    assert "## In the kernel" in alone
 
 
 def test_files_are_written_and_can_be_read_again(tmp_path: Path) -> None:
@@ -250,9 +376,13 @@ def test_files_are_written_and_can_be_read_again(tmp_path: Path) -> None:
     assert data["figures"][READ.name][US]["server_cpu"] == 8
     assert data["memory_kib"][US]["idle"] == 35_000
     assert data["asked"][US][0]["met"] is True
+    assert data["kernel"]["mount_seconds"][US] == {"whole": 8.0, "alone": 0.06}
+    assert data["kernel"]["figures"][KERNEL_READ.name][US]["iops"] == 1200
     assert "performance.svg" in (tmp_path / "new/performance.md").read_text()
 
 
 def test_picture_is_drawn_where_it_can_be(tmp_path: Path) -> None:
     path = tmp_path / "p.svg"
-    assert draw(made_up(), path) == path.exists()
+    assert draw(made_up(), made_up_kernel().summary, path) == path.exists()
+    assert draw(made_up(), NOTHING, path) == path.exists()
+    assert draw(NOTHING, made_up_kernel().summary, path) == path.exists()
