@@ -3,6 +3,7 @@
 from .client import RemoteDevice, connect
 from .device import BlockDevice, Extent
 from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
+from .kernel import RequestQueue
 from .mount import Mount, mount, mounted
 from .server import Export, Server, serve
 
@@ -19,6 +20,7 @@ __all__ = [
     "NBDUnavailableError",
     "ProtocolError",
     "RemoteDevice",
+    "RequestQueue",
     "Server",
     "__version__",
     "connect",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from .. import __version__, kernel
 from ..dispatch import MAX_CONCURRENCY
 from ..errors import Error
+from ..kernel import RequestQueue
 from ..mount import UNMOUNT_TIMEOUT
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
@@ -72,6 +73,15 @@ def _add_mount(parser: ArgumentParser) -> None:
         "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
     )
     _add_handling(parser)
+    parser.add_argument(
+        "--connections",
+        type=int,
+        default=1,
+        metavar="N",
+        help="between the kernel and the device; it uses one per processor (default %(default)s)",
+    )
+    _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
+    _add_queue(parser)
     _add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
     parser.set_defaults(command=in_loop(mount_until_signal))
 
@@ -159,6 +169,30 @@ def _add_handling(parser: ArgumentParser) -> None:
 
 def _add_loop(parser: ArgumentParser) -> None:
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+
+
+def _add_queue(parser: ArgumentParser) -> None:
+    default = RequestQueue()
+    parser.add_argument(
+        "--max-sectors-kb",
+        type=int,
+        default=default.max_sectors_kb,
+        metavar="KIB",
+        help="the kernel's largest request (default %(default)s)",
+    )
+    parser.add_argument(
+        "--read-ahead-kb",
+        type=int,
+        default=default.read_ahead_kb,
+        metavar="KIB",
+        help="what the kernel reads before it is asked for (default %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        default=default.scheduler,
+        metavar="NAME",
+        help="the kernel's I/O scheduler (default %(default)s)",
+    )
 
 
 def _add_seconds(parser: ArgumentParser, name: str, default: float | None, what: str) -> None:

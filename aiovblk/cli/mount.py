@@ -8,6 +8,7 @@ from argparse import Namespace
 from functools import partial
 
 from ..errors import DeviceBusyError
+from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from .running import until_signal
 from .spec import device_of
@@ -30,9 +31,16 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         mounted(
             device,
             arguments.path,
+            connections=arguments.connections,
             concurrency=arguments.concurrency,
             handler_timeout=arguments.handler_timeout,
+            timeout=arguments.timeout,
             unmount_timeout=arguments.unmount_timeout,
+            queue=RequestQueue(
+                max_sectors_kb=arguments.max_sectors_kb,
+                read_ahead_kb=arguments.read_ahead_kb,
+                scheduler=arguments.scheduler,
+            ),
         ) as mount,
     ):
         live.set_result(mount)

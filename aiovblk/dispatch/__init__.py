@@ -5,8 +5,9 @@ Knows neither the kernel nor the network; both hand it a connected stream socket
 
 from .budget import Budget, Share
 from .checks import transmission_flags
-from .dispatcher import MAX_CONCURRENCY, Dispatcher
+from .dispatcher import Dispatcher
 from .stats import Stats
+from .turns import MAX_CONCURRENCY, Turns
 
 __all__ = [
     "MAX_CONCURRENCY",
@@ -14,5 +15,6 @@ __all__ = [
     "Dispatcher",
     "Share",
     "Stats",
+    "Turns",
     "transmission_flags",
 ]

@@ -40,9 +40,17 @@ _CHANGES = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
 _BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
 
 
-def transmission_flags(device: BlockDevice) -> TransmissionFlag:
-    """What the handlers that ``device`` overrides, and its declarations, tell the kernel."""
+def transmission_flags(device: BlockDevice, *, multi_conn: bool = False) -> TransmissionFlag:
+    """What the handlers that ``device`` overrides, and its declarations, tell the kernel.
+
+    Args:
+        device: what is served.
+        multi_conn: whether several connections may be used as one; whoever makes them knows.
+
+    """
     flags = TransmissionFlag.HAS_FLAGS
+    if multi_conn:
+        flags |= TransmissionFlag.CAN_MULTI_CONN
     if device.read_only:
         flags |= TransmissionFlag.READ_ONLY
     if device.rotational:

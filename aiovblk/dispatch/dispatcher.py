@@ -24,7 +24,6 @@ import errno
 import logging
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -48,11 +47,9 @@ from .budget import Share, cost
 from .calls import Calls, describe
 from .checks import Rules, kernel_agreement
 from .stats import Stats
+from .turns import Turns
 
 logger = logging.getLogger("aiovblk")
-
-MAX_CONCURRENCY = 128
-"""Handlers at once: as many requests as the kernel has in flight on one connection."""
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
@@ -63,14 +60,18 @@ class Dispatcher:
 
     Args:
         device: what is served. Its size is read once, here.
-        stats: what is counted.
+        stats: the counters; in flight are the requests of this connection alone.
         agreement: what was negotiated; by default what the kernel takes for granted.
         share: what requests may take of the server's memory; those beyond it are left in the
             socket. None for the kernel, which must never be kept waiting.
-        concurrency: how many handlers may run at once; further requests wait their turn.
+        turns: how many handlers may run at once; what all connections to one device share, whose
+            handlers are counted together. By default its own.
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
         on_disconnect: called when the client sends DISC; more than once if it does so again.
+
+    Attributes:
+        last_reply: when (in the loop's time) replies left last.
 
     """
 
@@ -81,15 +82,15 @@ class Dispatcher:
         *,
         agreement: Agreement | None = None,
         share: Share | None = None,
-        concurrency: int = MAX_CONCURRENCY,
+        turns: Turns | None = None,
         handler_timeout: float | None = None,
         on_disconnect: Callable[[], None],
     ) -> None:
         agreement = agreement or kernel_agreement(device)
         self._on_disconnect = on_disconnect
-        self._stats = stats
+        self.stats = stats
         self._share = share
-        self._concurrency = concurrency
+        self._turns = turns or Turns()
         self._rules = Rules(device, agreement)
         self._handle = Calls(device, agreement, handler_timeout).handle
         self._serialize = SERIALIZERS[agreement.mode]
@@ -98,15 +99,12 @@ class Dispatcher:
         self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._waiting: deque[tuple[Request, memoryview | None]] = deque()
-        self._starting = False
-        self._running = 0
         self._tasks: dict[asyncio.Task[None], float] = {}
         self._abandoned = False
         self._replies: list[Data] = []
         self._unsent = 0
         self._send_is_due = False
-        self._last_reply = self._loop.time()
+        self.last_reply = self._loop.time()
         self._when_idle: list[asyncio.Future[None]] = []
 
     async def connect(self, sock: socket.socket) -> None:
@@ -154,7 +152,7 @@ class Dispatcher:
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
         idle: asyncio.Future[None] = self._loop.create_future()
-        if self._stats.in_flight:
+        if self.stats.in_flight:
             self._when_idle.append(idle)
         else:
             idle.set_result(None)
@@ -170,18 +168,15 @@ class Dispatcher:
         """Give up: close the connection at once and cancel the handlers that still run."""
         self._abandoned = True
         self._stream.transport.abort()
-        while self._waiting:
-            self._reply(self._waiting.popleft()[0], errno.EIO)
+        for request in self._turns.withdraw(self):
+            self._reply(request, errno.EIO)
         for task in list(self._tasks):
             task.cancel()
 
-    def waited_since(self) -> float:
-        """Since when (in the loop's time) the client has been waiting for a sign of life.
-
-        That is when the handler that has run longest began; or when the last reply was sent, if
-        none is running.
-        """
-        return next(iter(self._tasks.values()), self._last_reply)
+    @property
+    def oldest_start(self) -> float | None:
+        """When (in the loop's time) the handler began that has run longest; None if none runs."""
+        return next(iter(self._tasks.values()), None)
 
     # Requests
 
@@ -212,18 +207,19 @@ class Dispatcher:
         if request.type == _DISC:
             self._on_disconnect()
             return
-        self._stats.in_flight += 1
+        self.stats.in_flight += 1
         if self._share is not None:
             self._share.take(cost(request))
         if error := self._rules.refusal(request):
             self._reply(request, error)
-        elif self._running < self._concurrency and not self._waiting:
-            self._start(request, payload)
+        elif self._turns.free():
+            self.start(request, payload)
         else:
-            self._waiting.append((request, payload))
+            self._turns.queue(self, request, payload)
 
-    def _start(self, request: Request, payload: memoryview | None) -> None:
-        self._running += 1
+    def start(self, request: Request, payload: memoryview | None) -> None:
+        """Run a request's handler, whose turn it is."""
+        self._turns.running += 1
         task = self._spawn(request, payload)
         if not task.done():
             self._tasks[task] = self._loop.time()
@@ -255,22 +251,11 @@ class Dispatcher:
             # A task that is cancelled before its first step never runs a line of its coroutine,
             # and so has not answered.
             if self._tasks.pop(task, None) is not None:
-                self._running -= 1
+                self._turns.running -= 1
                 if self._abandoned:
                     self._reply(request, errno.EIO)
                 else:
-                    self._start(request, payload)
-
-    def _start_waiting(self) -> None:
-        # Not re-entered: a handler that is done at once comes here again from _start.
-        if self._starting:
-            return
-        self._starting = True
-        try:
-            while self._waiting and self._running < self._concurrency:
-                self._start(*self._waiting.popleft())
-        finally:
-            self._starting = False
+                    self.start(request, payload)
 
     # Handlers
 
@@ -301,11 +286,9 @@ class Dispatcher:
     ) -> None:
         if self._tasks:
             self._tasks.pop(_current_task(), None)
-        self._running -= 1
         _release(payload)
         self._reply(request, error, content)
-        if self._waiting:
-            self._start_waiting()
+        self._turns.end()
 
     def _cancelled_from_outside(self) -> bool:
         """Whether this task, not its handler, was cancelled while the client still waits.
@@ -327,8 +310,8 @@ class Dispatcher:
 
     def _reply(self, request: Request, error: int, content: Content = b"") -> None:
         self._replies += self._serialize(request, error, content)
-        self._stats.in_flight -= 1
-        self._stats.count(request, error)
+        self.stats.in_flight -= 1
+        self.stats.count(request, error)
         if self._share is not None:
             self._unsent += cost(request)
         if not self._send_is_due:
@@ -337,12 +320,12 @@ class Dispatcher:
 
     def _send(self) -> None:
         self._send_is_due = False
-        self._last_reply = self._loop.time()
+        self.last_reply = self._loop.time()
         self._stream.send(self._replies)
         self._replies = []
         if self._share is not None and not self._stream.congested:
             self._settle()
-        while self._when_idle and not self._stats.in_flight:
+        while self._when_idle and not self.stats.in_flight:
             idle = self._when_idle.pop()
             if not idle.done():  # whoever waited may have been cancelled
                 idle.set_result(None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from ..protocol import Command, Request
 
@@ -49,3 +50,12 @@ class Stats:
         else:
             counter = _COUNTERS[command]
             setattr(self, counter, getattr(self, counter) + 1)
+
+    @classmethod
+    def sum(cls, several: Iterable[Stats]) -> Stats:
+        """The counters of several connections, added up as they are now."""
+        total = cls()
+        for stats in several:
+            for field in fields(cls):
+                setattr(total, field.name, getattr(total, field.name) + getattr(stats, field.name))
+        return total

@@ -29,6 +29,7 @@ class Ioctl(IntEnum):
     NBD_CLEAR_SOCK = _BASE + 4
     NBD_SET_SIZE_BLOCKS = _BASE + 7
     NBD_DISCONNECT = _BASE + 8
+    NBD_SET_TIMEOUT = _BASE + 9
     NBD_SET_FLAGS = _BASE + 10
 
 

@@ -11,13 +11,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 from ..errors import DeviceBusyError
-from . import netlink, sysfs
+from . import netlink, queue, sysfs
 from .ioctl import Ioctl, ioctl, syncfs
+from .queue import RequestQueue
 from .threads import in_thread
 
 logger = logging.getLogger("aiovblk")
@@ -45,29 +46,72 @@ class Link:
         self.ended: Future[int]
         self._lock = lock
         self._claim: int | None = None
+        self._queue_before: dict[str, str] = {}
         self._guard = threading.Lock()
         # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
         # make udev probe the device.
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def configure(self, sock: int, block_size: int, blocks: int, flags: int) -> None:
-        """Hand the kernel its end of the socket pair, then geometry and flags.
+    def configure(
+        self,
+        sockets: Sequence[int],
+        *,
+        block_size: int,
+        blocks: int,
+        flags: int,
+        timeout: int,
+        wanted: RequestQueue,
+    ) -> None:
+        """Hand the kernel its ends of the socket pairs, then all it has to know.
 
-        SET_SOCK goes first: it is what decides between two who want the same device.
+        SET_SOCK goes first: it is what decides between two who want the same device. Only the
+        thread that made the first may make the others.
+
+        Args:
+            sockets: descriptors; several need CAN_MULTI_CONN among the flags.
+            block_size: bytes.
+            blocks: how many.
+            flags: the NBD specification's transmission flags.
+            timeout: seconds after which the kernel gives up a connection that does not answer a
+                request; 0 for its default, which is never for one, and 30 for several.
+            wanted: what requests are to look like.
 
         Raises:
             OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
+            AttachError: the kernel refuses what is wanted of its queue.
 
         """
-        ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
+        ioctl(self._fd, Ioctl.NBD_SET_SOCK, sockets[0])
         try:
+            for sock in sockets[1:]:
+                ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
             ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, block_size)
             ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
             ioctl(self._fd, Ioctl.NBD_SET_FLAGS, flags)
+            # Always: what was set before survives in the queue's own timeout.
+            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, timeout)
+            # Now, since these wait until the queue is idle.
+            queue.change(
+                self.index,
+                self._queue_before,
+                scheduler=wanted.scheduler,
+                max_sectors_kb=wanted.max_sectors_kb,
+            )
         except OSError:
             # Only now is the device known to be ours to clear.
             ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
             raise
+
+    def set_read_ahead(self, wanted: RequestQueue) -> None:
+        """Set how much is read ahead; on the live device, and again after each resize.
+
+        Since Linux 6.12 a change of the size sets it back (blk_apply_bdi_limits).
+
+        Raises:
+            AttachError: the kernel refuses the value.
+
+        """
+        queue.change(self.index, self._queue_before, read_ahead_kb=wanted.read_ahead_kb)
 
     def start(self) -> None:
         """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
@@ -185,6 +229,8 @@ class Link:
         for each in (self._claim, fd):
             if each is not None:
                 os.close(each)
+        with suppress(OSError):
+            queue.change(self.index, {}, **self._queue_before)
         if had_partitions:
             # Their nodes stay until somebody opens the detached device.
             with suppress(OSError):

@@ -63,7 +63,30 @@ def is_free(index: int) -> bool:
 
 def block_size(index: int) -> int:
     """Bytes of a logical block."""
-    return int(_read(SYS_BLOCK / f"nbd{index}/queue/logical_block_size") or SECTOR)
+    return int(queue_attribute(index, "logical_block_size") or SECTOR)
+
+
+def queue_attribute(index: int, name: str) -> str | None:
+    """A file of /sys/block/nbdN/queue; of one that lists choices, the choice."""
+    text = _read(_queue(index) / name)
+    chosen = re.search(r"\[(\S+)\]", text or "")
+    return chosen[1] if chosen else text
+
+
+def queue_choices(index: int, name: str) -> list[str]:
+    """What such a file lists, when it does."""
+    text = _read(_queue(index) / name) or ""
+    return re.sub(r"[][]", "", text).split() if "[" in text else []
+
+
+def set_queue_attribute(index: int, name: str, value: str) -> None:
+    """Write to such a file. Most wait until no request is in flight.
+
+    Raises:
+        OSError: EINVAL when the kernel refuses the value.
+
+    """
+    (_queue(index) / name).write_text(value)
 
 
 def is_read_only(index: int) -> bool:
@@ -164,6 +187,10 @@ def index_of_node(path: str) -> int:
     if not (match := re.fullmatch(r"nbd(\d+)", name)):
         raise ValueError(f"not an NBD device (the kernel calls it {name})")
     return int(match[1])
+
+
+def _queue(index: int) -> Path:
+    return SYS_BLOCK / f"nbd{index}/queue"
 
 
 def _directories(index: int) -> list[Path]:

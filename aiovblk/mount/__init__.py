@@ -15,8 +15,11 @@ from anyio.abc import TaskStatus
 
 from ..device import BlockDevice
 from ..dispatch import MAX_CONCURRENCY
+from ..kernel import RequestQueue
 from .life import Mount
 from .unmounting import UNMOUNT_TIMEOUT
+
+DEFAULT_QUEUE = RequestQueue()
 
 __all__ = ["UNMOUNT_TIMEOUT", "Mount", "mount", "mounted"]
 
@@ -26,9 +29,12 @@ async def mounted(
     device: BlockDevice,
     path: str | os.PathLike[str] | None = None,
     *,
+    connections: int = 1,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
+    timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
+    queue: RequestQueue = DEFAULT_QUEUE,
 ) -> AsyncIterator[Mount]:
     """Mount ``device`` for the length of an ``async with`` block.
 
@@ -38,10 +44,17 @@ async def mounted(
     Args:
         device: what to serve.
         path: the node, ``/dev/nbdN``; None takes any device that is free.
-        concurrency: how many handlers may run at once. The kernel sends at most 128 requests.
+        connections: between the kernel and this process. The kernel uses one for each processor at
+            most, and has up to 128 requests in flight on each. More than one helps where programs
+            on several processors keep the device busy.
+        concurrency: how many handlers may run at once, whichever connection they serve.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
+        timeout: seconds after which the kernel gives up a connection on which a request was not
+            answered. With one connection that is the end of the device, so None means never. With
+            several, the request is sent again on another one, and None means 120.
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
+        queue: what the kernel's requests look like; what was set before is set again at the end.
 
     Raises:
         NBDUnavailableError: there is no such device, no driver, or no free device.
@@ -56,9 +69,12 @@ async def mounted(
     """
     mount = Mount(
         device,
+        connections=connections,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
+        timeout=timeout,
         unmount_timeout=unmount_timeout,
+        queue=queue,
     )
     await mount.start(path)
     try:
@@ -73,9 +89,12 @@ async def mount(
     device: BlockDevice,
     path: str | os.PathLike[str] | None = None,
     *,
+    connections: int = 1,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
+    timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
+    queue: RequestQueue = DEFAULT_QUEUE,
     task_status: TaskStatus[Mount] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount ``device`` and serve it until it is unmounted, by whomever.
@@ -91,9 +110,12 @@ async def mount(
     async with mounted(
         device,
         path,
+        connections=connections,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
+        timeout=timeout,
         unmount_timeout=unmount_timeout,
+        queue=queue,
     ) as live:
         task_status.started(live)
         await live.wait()

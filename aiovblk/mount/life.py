@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
-import socket
 import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
+from functools import partial
 
 from .. import kernel
 from ..device import BlockDevice, check_geometry
-from ..dispatch import Dispatcher, Stats, transmission_flags
+from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
 from ..errors import AttachError, DeviceBusyError, Error
 from ..tasks import SteadyTask, occur, outlast
-from .unmounting import KERNEL_TIMEOUT, Events, Unmounting
+from .events import Events
+from .lines import Lines, close_all
+from .unmounting import KERNEL_TIMEOUT, Unmounting
 from .waiting import call, within
 
 logger = logging.getLogger("aiovblk")
@@ -25,10 +28,12 @@ logger = logging.getLogger("aiovblk")
 ATTACH_TIMEOUT = 30.0
 """Seconds for attaching, and again for the first reads to be answered."""
 
-SOCKET_BUFFER = 4 * 1024 * 1024
-"""Bytes that each end may have under way; the default of 208 KiB makes large requests wait."""
+REQUEST_TIMEOUT = 120.0
+"""Seconds after which the kernel takes one of several connections for dead, unless told otherwise.
 
-_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+With several it must have a limit: only then are the requests of one that is lost sent again."""
+
+LONGEST_TIMEOUT = 1 << 31  # seconds; far beyond, the kernel's arithmetic overflows
 
 
 class Mount:
@@ -38,7 +43,6 @@ class Mount:
         device: what is served.
         path: the device node, ``/dev/nbdN``.
         index: N.
-        stats: counters, up to date at any time.
 
     """
 
@@ -49,38 +53,54 @@ class Mount:
         self,
         device: BlockDevice,
         *,
+        connections: int,
         concurrency: int,
         handler_timeout: float | None,
+        timeout: float | None,
         unmount_timeout: float,
+        queue: kernel.RequestQueue,
     ) -> None:
         check_geometry(device)
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-        for name, value in {
+        for name, number in {"connections": connections, "concurrency": concurrency}.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        for name, seconds in {
             "handler_timeout": handler_timeout,
+            "timeout": timeout,
             "unmount_timeout": unmount_timeout,
         }.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be a positive number of seconds, not {value}")
+            if seconds is not None and not 0 < seconds < LONGEST_TIMEOUT:
+                raise ValueError(f"{name} must be a positive number of seconds, not {seconds}")
         self.device = device
-        self.stats = Stats()
+        self._connections = connections
+        self._timeout = timeout
         self._unmount_timeout = unmount_timeout
+        self._queue = queue
         self._events = Events()
         self._claiming = asyncio.Lock()
-        self._dispatcher = Dispatcher(
-            device,
-            self.stats,
-            concurrency=concurrency,
-            handler_timeout=handler_timeout,
-            on_disconnect=self._on_disconnect,
-        )
+        self._lines = Lines(self._events, self._stop)
+        turns = Turns(concurrency)
+        for _ in range(connections):
+            self._lines.add(
+                lambda on_disconnect: Dispatcher(
+                    device,
+                    Stats(),
+                    turns=turns,
+                    handler_timeout=handler_timeout,
+                    on_disconnect=on_disconnect,
+                )
+            )
         self._link: kernel.Link
-        self._serving: asyncio.Task[None]
         self._life: asyncio.Task[None]
 
     def __repr__(self) -> str:
         """Name the device and its node."""
         return f"<Mount of {self.device!r} at {getattr(self, 'path', 'no node yet')}>"
+
+    @property
+    def stats(self) -> Stats:
+        """The counters, as they are now."""
+        return self._lines.stats
 
     async def unmount(self, *, force: bool = False) -> None:
         """Unmount in order and wait until it is done; nothing that was written is lost.
@@ -140,13 +160,14 @@ class Mount:
         new_size = blocks * self.device.block_size
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")
-        if new_size > self._dispatcher.size:
+        if new_size > self._lines.size:
             # The kernel may use what is new before its call returns.
-            self._dispatcher.size = new_size
+            self._lines.size = new_size
         else:
             await call(self._unmount_timeout, self._link.sync)
         await call(self._unmount_timeout, self._link.resize, blocks)
-        self.device.blocks, self._dispatcher.size = blocks, new_size
+        await call(self._unmount_timeout, self._link.set_read_ahead, self._queue)
+        self.device.blocks, self._lines.size = blocks, new_size
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -195,35 +216,41 @@ class Mount:
             raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
 
     async def _attach(self, path: str | None) -> None:
-        ours, kernels = socket.socketpair()
-        with kernels:
-            _enlarge_buffers(ours, kernels)
-            await self._dispatcher.connect(ours)
-            try:
-                self._link = await self._obtain_link(path, kernels)
-            except BaseException:
-                self._dispatcher.abort()
-                raise
+        kernels = await self._lines.connect()
+        try:
+            self._link = await self._obtain_link(path, [sock.fileno() for sock in kernels])
+        except BaseException:
+            self._lines.abort()
+            raise
+        finally:
+            close_all(kernels)
         self.path, self.index = self._link.path, self._link.index
         # Serve before NBD_DO_IT begins, since requests come at once.
-        self._serving = SteadyTask(self._dispatcher.run(), self._stop)
-        self._serving.add_done_callback(self._on_stream_end)
+        self._lines.start()
         self._link.start()
         self._link.ended.add_done_callback(_when_link_ends(self, self._link))
         try:
             await call(ATTACH_TIMEOUT, self._link.wait_until_live, ATTACH_TIMEOUT)
+            await call(ATTACH_TIMEOUT, self._link.set_read_ahead, self._queue)
         except OSError as exc:
             occur(self._events.forced)
             await self._unmount()
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
-    async def _obtain_link(self, path: str | None, kernels: socket.socket) -> kernel.Link:
-        device, sock, flags = self.device, kernels.fileno(), transmission_flags(self.device)
-        block_size, blocks = device.block_size, device.blocks
-        attaching = kernel.in_thread(
-            kernel.attach, path, lambda link: link.configure(sock, block_size, blocks, flags)
+    async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
+        several = self._connections > 1
+        timeout = self._timeout or (REQUEST_TIMEOUT if several else 0)
+        configure = partial(
+            kernel.Link.configure,
+            sockets=sockets,
+            block_size=self.device.block_size,
+            blocks=self.device.blocks,
+            flags=transmission_flags(self.device, multi_conn=several),
+            timeout=math.ceil(timeout),
+            wanted=self._queue,
         )
+        attaching = kernel.in_thread(kernel.attach, path, configure)
         try:
             return await within(ATTACH_TIMEOUT, attaching)
         except TimeoutError as exc:
@@ -237,7 +264,7 @@ class Mount:
 
     async def _unmount(self) -> Unmounting:
         unmounting = Unmounting(
-            self.device, self._dispatcher, self._link, self._events, self._unmount_timeout
+            self.device, self._lines, self._link, self._events, self._unmount_timeout
         )
         await unmounting.run()
         return unmounting
@@ -267,20 +294,12 @@ class Mount:
     def _stop(self) -> None:
         occur(self._events.stopping)
 
-    def _on_disconnect(self) -> None:
-        occur(self._events.disconnected)
-        self._stop()
-
-    def _on_stream_end(self, serving: asyncio.Task[None]) -> None:
-        occur(self._events.stream_ended)
-        self._stop()
-
     def _on_link_end(self) -> None:
         occur(self._events.link_ended)
         self._stop()
 
     def _reason_of_loss(self) -> str:
-        broken = self._serving.exception()
+        broken = self._lines.error
         number = self._link.ended.result() if self._link.ended.done() else 0
         if broken is not None:
             why = f"the connection broke: {broken}"
@@ -289,15 +308,6 @@ class Mount:
         else:
             why = "somebody took its socket away"
         return f"the kernel's connection was lost, and what it had not written: {why}"
-
-
-def _enlarge_buffers(*ends: socket.socket) -> None:
-    for end in ends:
-        try:
-            # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
-        except PermissionError:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
 def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future[int]], None]:

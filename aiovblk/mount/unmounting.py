@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 
 from .. import kernel
 from ..device import BlockDevice
-from ..dispatch import Dispatcher
+from .events import Events
+from .lines import Lines
 from .waiting import begin, call, within
 
 T = TypeVar("T")
@@ -43,25 +44,6 @@ RELEASE_TIMEOUT = 0.5
 """Seconds to wait for others to close a device that is detached."""
 
 
-class Events:
-    """What happens to a mount. Each is a future that is done from then on."""
-
-    def __init__(self) -> None:
-        """Begin with nothing having happened."""
-        new = asyncio.get_running_loop().create_future
-        self.live: asyncio.Future[None] = new()
-        self.stopping: asyncio.Future[None] = new()
-        """Somebody wants it unmounted, or it is lost."""
-        self.forced: asyncio.Future[None] = new()
-        """Somebody wants it unmounted without further patience."""
-        self.disconnected: asyncio.Future[None] = new()
-        """The kernel has sent DISC."""
-        self.stream_ended: asyncio.Future[None] = new()
-        """No request comes any more."""
-        self.link_ended: asyncio.Future[None] = new()
-        """NBD_DO_IT has returned."""
-
-
 class Unmounting:
     """One unmount, step by step.
 
@@ -74,7 +56,7 @@ class Unmounting:
     def __init__(
         self,
         device: BlockDevice,
-        dispatcher: Dispatcher,
+        lines: Lines,
         link: kernel.Link,
         events: Events,
         patience: float,
@@ -83,7 +65,7 @@ class Unmounting:
         self.lost = False
         self.failures: list[str] = []
         self._device = device
-        self._dispatcher = dispatcher
+        self._lines = lines
         self._link = link
         self._events = events
         self._patience = patience
@@ -95,7 +77,7 @@ class Unmounting:
         await self._or_abort(self._in_order())
         await self._let_go()
         # None is left when all went in order. The kernel has what it needs; these may still store.
-        await self._or_abort(self._patiently(self._dispatcher.drained()))
+        await self._or_abort(self._patiently(self._lines.drained()))
         for handler in (self._device.flush, self._device.unmount):
             await self._call_last(handler)
 
@@ -105,7 +87,7 @@ class Unmounting:
         except _GivenUpError as exc:
             if str(exc) not in self.failures:
                 self.failures.append(str(exc))
-            self._dispatcher.abort()
+            self._lines.abort()
 
     async def _in_order(self) -> None:
         # Each wait also ends when NBD_DO_IT does, since nothing here can be done after that.
@@ -122,8 +104,8 @@ class Unmounting:
             # Refused if the process has given up its privileges: then closing has to do.
             if not disconnecting.done() or disconnecting.exception() is None:
                 await patiently(events.disconnected, events.stream_ended)
-        await patiently(self._dispatcher.drained(), ended)
-        await patiently(self._dispatcher.close(), ended)
+        await patiently(self._lines.drained(), ended)
+        await patiently(self._lines.close(), ended)
 
     async def _write_back(self) -> None:
         """Have the kernel send what it caches, while it still can."""
@@ -204,7 +186,7 @@ class Unmounting:
 
         """
         while not any(step.done() for step in steps):
-            since = max(self._begin, self._dispatcher.waited_since())
+            since = max(self._begin, self._lines.waited_since())
             seconds = since + self._patience - self._loop.time()
             if self._events.forced.done():
                 raise _GivenUpError("it was forced; what was not written yet is lost")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dispatch import Budget, Dispatcher, Share, Stats
+from ..dispatch import Budget, Dispatcher, Share, Stats, Turns
 from ..errors import ProtocolError
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
@@ -193,7 +193,7 @@ class Connection:
             self.stats,
             agreement=agreement,
             share=share,
-            concurrency=settings.concurrency,
+            turns=Turns(settings.concurrency),
             handler_timeout=settings.handler_timeout,
             on_disconnect=self.stop,
         )

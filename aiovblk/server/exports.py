@@ -121,7 +121,8 @@ class OpenDevice:
 
     def _flags(self) -> TransmissionFlag:
         device = self.device
-        flags = transmission_flags(device)
+        # One flush() of a shared device covers what came by any connection.
+        flags = transmission_flags(device, multi_conn=self._shared)
         if self._export.read_only:
             flags |= TransmissionFlag.READ_ONLY
         if overrides(device, BlockDevice.cache):
@@ -129,9 +130,6 @@ class OpenDevice:
         if TransmissionFlag.SEND_WRITE_ZEROES in flags:
             # A device overrides write_zeroes because it knows better than to write them.
             flags |= TransmissionFlag.SEND_FAST_ZERO
-        if self._shared:
-            # One flush() of the device covers what came by any connection.
-            flags |= TransmissionFlag.CAN_MULTI_CONN
         return flags
 
     async def close(self, patience: float) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from aiovblk import ProtocolError
 from aiovblk.client.connection import Connection, LostError
-from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, transmission_flags
+from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, Turns, transmission_flags
 from aiovblk.protocol import (
     MAX_PAYLOAD,
     TLS,
@@ -115,7 +115,7 @@ def requests(data: bytes) -> None:
             stats,
             agreement=agreement,
             share=share,
-            concurrency=4,
+            turns=Turns(4),
             on_disconnect=lambda: None,
         )
         dispatcher.use(stream)

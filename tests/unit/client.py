@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Dispatcher, Stats
+from aiovblk.dispatch import MAX_CONCURRENCY, Dispatcher, Stats, Turns
 from aiovblk.protocol import (
     SIMPLE_REPLY,
     Command,
@@ -132,12 +132,18 @@ class Served:
 
 
 @asynccontextmanager
-async def served(device: BlockDevice, **options: Any) -> AsyncIterator[Served]:
+async def served(
+    device: BlockDevice, *, concurrency: int = MAX_CONCURRENCY, **options: Any
+) -> AsyncIterator[Served]:
     """Serve ``device`` to a client; leaving checks that it got no byte that it did not read."""
     ours, theirs = socket.socketpair()
     stats = Stats()
     dispatcher = Dispatcher(
-        device, stats, on_disconnect=lambda: server.has_disconnected(), **options
+        device,
+        stats,
+        turns=Turns(concurrency),
+        on_disconnect=lambda: server.has_disconnected(),
+        **options,
     )
     await dispatcher.connect(ours)
     client = Client(*await asyncio.open_unix_connection(sock=theirs))

@@ -263,22 +263,25 @@ async def test_close_sends_what_is_queued_first() -> None:
         assert (await server.client.reply()).data == b"\x44" * 512
 
 
-async def test_waited_since_is_the_start_of_the_oldest_handler() -> None:
+async def test_the_start_of_the_oldest_handler_is_known() -> None:
     device = PuppetDevice()
     loop = asyncio.get_running_loop()
     async with served(device) as server:
+        dispatcher = server.dispatcher
+        assert dispatcher.oldest_start is None
         before = loop.time()
         server.client.send(READ, 0, 512)
         oldest = await device.calls.get()
-        since = server.dispatcher.waited_since()
+        since = dispatcher.oldest_start
+        assert since is not None
         assert before <= since <= loop.time()
         server.client.send(READ, 0, 512)
         youngest = await device.calls.get()
-        assert server.dispatcher.waited_since() == since
+        assert dispatcher.oldest_start == since
         oldest.succeed()
         await server.client.reply()
-        later = server.dispatcher.waited_since()
-        assert later >= since
+        assert dispatcher.oldest_start >= since
         youngest.succeed()
         await server.client.reply()
-        assert server.dispatcher.waited_since() >= later
+        assert dispatcher.oldest_start is None
+        assert dispatcher.last_reply >= since

@@ -1,0 +1,84 @@
+"""How the kernel forms its requests: the attributes in /sys/block/nbdN/queue.
+
+They outlive a detach, so whoever changes them has to put them back
+(Documentation/ABI/stable/sysfs-block in the kernel's source).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import dataclass
+
+from ..errors import AttachError
+from . import sysfs
+
+logger = logging.getLogger("aiovblk")
+
+LARGEST_KB = 32768
+"""KiB of the largest request that the driver has ever sent (its max_hw_sectors_kb)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestQueue:
+    """How the kernel forms the requests of one device. None leaves a value as it is.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    """
+
+    max_sectors_kb: int | None = 1024
+    """KiB of the largest read or write; a multiple of 4, to 32768. Larger ones are split. (The
+    kernel's own default is 128, since Linux 6.12 it is 1280.)"""
+    read_ahead_kb: int | None = 4096
+    """KiB that are read before they are asked for, where a program reads from front to back and
+    through the page cache; 0 for none. (The kernel's own default is 128 or 256.)"""
+    scheduler: str | None = "none"
+    """The I/O scheduler: ``none``, ``mq-deadline``, or another that the kernel has. ``none`` sends
+    requests as they come, which suits whatever does not spin."""
+
+    def __post_init__(self) -> None:
+        """Find out what the kernel would refuse, or would round."""
+        largest = self.max_sectors_kb
+        if largest is not None and not (4 <= largest <= LARGEST_KB and largest % 4 == 0):
+            raise ValueError(
+                f"max_sectors_kb must be a multiple of 4 from 4 to {LARGEST_KB}, not {largest}"
+            )
+        ahead = self.read_ahead_kb
+        if ahead is not None and not (0 <= ahead < 1 << 30 and ahead % 4 == 0):
+            raise ValueError(f"read_ahead_kb must be a multiple of 4, 0 or more, not {ahead}")
+
+
+def change(index: int, before: dict[str, str], **values: int | str | None) -> None:
+    """Set attributes of a device's queue, in this order; None leaves one as it is.
+
+    Where /sys cannot be written to (in a container, say) they stay as they are; a warning tells.
+
+    Args:
+        index: N of /dev/nbdN.
+        before: takes what they were, for another call of this, unless it knows already.
+        values: by name.
+
+    Raises:
+        AttachError: the kernel refuses a value.
+
+    """
+    for name, value in values.items():
+        old = sysfs.queue_attribute(index, name)
+        if value is None or old is None or str(value) == old:
+            continue
+        try:
+            sysfs.set_queue_attribute(index, name, str(value))
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                raise _refused(index, name, value) from exc
+            logger.warning("%s of /dev/nbd%d stays %s: %s", name, index, old, exc.strerror)
+        else:
+            before.setdefault(name, old)
+
+
+def _refused(index: int, name: str, value: int | str) -> AttachError:
+    known = ", ".join(sysfs.queue_choices(index, name))
+    reason = f"the kernel refuses {name}={value}" + (f"; it knows {known}" if known else "")
+    return AttachError(errno.EINVAL, reason, f"/dev/nbd{index}")

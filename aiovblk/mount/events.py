@@ -1,0 +1,24 @@
+"""What can happen to a mount."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Events:
+    """What happens to a mount. Each is a future that is done from then on."""
+
+    def __init__(self) -> None:
+        """Begin with nothing having happened."""
+        new = asyncio.get_running_loop().create_future
+        self.live: asyncio.Future[None] = new()
+        self.stopping: asyncio.Future[None] = new()
+        """Somebody wants it unmounted, or it is lost."""
+        self.forced: asyncio.Future[None] = new()
+        """Somebody wants it unmounted without further patience."""
+        self.disconnected: asyncio.Future[None] = new()
+        """The kernel has sent DISC."""
+        self.stream_ended: asyncio.Future[None] = new()
+        """No request comes any more."""
+        self.link_ended: asyncio.Future[None] = new()
+        """NBD_DO_IT has returned."""

@@ -1,0 +1,195 @@
+"""Several connections to one device."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+from aiovblk import Mount
+
+from .support import (
+    MIB,
+    Disk,
+    assert_stored_and_said_goodbye,
+    command,
+    fio,
+    leave_dirty_pages,
+    pattern,
+    pwrite,
+    sh,
+)
+
+pytestmark = [
+    pytest.mark.deadline(180),
+    pytest.mark.one_loop,
+    pytest.mark.newest_python,
+    pytest.mark.skipif(
+        (os.cpu_count() or 1) < 2,
+        reason="needs two processors",
+    ),
+]
+
+VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c --group_reporting"
+
+
+def reads_and_writes(mount: Mount) -> list[int]:
+    """How many requests each connection has served."""
+    return [line.stats.reads + line.stats.writes for line in mount._lines._lines]
+
+
+async def on_both_processors(path: str, options: str) -> None:
+    await fio(
+        path,
+        "--numjobs=2 --offset_increment=8m --cpus_allowed=0,1 --cpus_allowed_policy=split"
+        f" {VERIFY} {options}",
+    )
+
+
+async def test_each_processor_uses_a_connection_of_its_own() -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk, connections=2) as mount:
+        await on_both_processors(mount.path, "--size=8m --fsync=64")
+        assert min(reads_and_writes(mount)) > 1000
+        assert mount.stats.flushes == disk.events.count("flush")
+        assert mount.stats.reads + mount.stats.writes == sum(reads_and_writes(mount))
+        await leave_dirty_pages(mount.path)
+    assert_stored_and_said_goodbye(disk)
+
+
+async def test_handlers_of_all_connections_are_counted_together() -> None:
+    class Alone(Disk):
+        running = 0
+        most = 0
+
+        async def write(self, offset: int, data: memoryview) -> None:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0)
+            await super().write(offset, data)
+            self.running -= 1
+
+    for limit in (1, 3):
+        disk = Alone()
+        async with aiovblk.mounted(disk, connections=2, concurrency=limit) as mount:
+            await on_both_processors(mount.path, "--size=2m")
+            assert min(reads_and_writes(mount)) > 300
+        assert disk.most == limit
+
+
+async def test_what_was_in_flight_on_a_lost_connection_is_sent_on_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Gated(Disk):
+        full = asyncio.Event()
+
+        async def write(self, offset: int, data: memoryview) -> None:
+            if self.held == 63:
+                self.full.set()
+            await super().write(offset, data)
+
+    disk = Gated()
+    async with aiovblk.mounted(disk, connections=2, timeout=3) as mount:
+        disk.gate.clear()
+        working = asyncio.create_task(on_both_processors(mount.path, "--size=8m"))
+        await disk.full.wait()
+        lines = mount._lines._lines
+        assert min(line.stats.in_flight for line in lines) == 32
+        lines[0].abort()
+        disk.gate.set()
+        await working
+        assert "connection 1 of 2 is lost" in caplog.text
+        await leave_dirty_pages(mount.path)
+    assert_stored_and_said_goodbye(disk)
+
+
+async def test_a_handler_that_outlasts_the_kernel_is_cancelled_and_called_again() -> None:
+    class SlowOnce(Disk):
+        calls = 0
+        cancelled = 0
+
+        async def write(self, offset: int, data: memoryview) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                try:
+                    await asyncio.get_running_loop().create_future()
+                except asyncio.CancelledError:
+                    self.cancelled += 1
+                    raise
+            await super().write(offset, data)
+
+    disk = SlowOnce()
+    async with aiovblk.mounted(disk, connections=2, timeout=2) as mount:
+        assert await asyncio.to_thread(pwrite, mount.path, 0, pattern(4096)) == 4096
+    assert (disk.calls, disk.cancelled) == (2, 1)
+    assert disk.contents(0, 4096) == pattern(4096)
+
+
+async def test_the_loss_of_all_connections_is_told() -> None:
+    with pytest.raises(aiovblk.AttachError, match="connection was lost"):
+        async with aiovblk.mounted(Disk(), connections=2) as mount:
+            for line in mount._lines._lines:
+                line.abort()
+            await mount.wait()
+
+
+@pytest.mark.parametrize("how", ["nbd-client -d {}", "{python} -m aiovblk unmount {}"])
+async def test_a_disconnect_from_outside_reaches_every_connection(how: str) -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk, connections=2) as mount:
+        await leave_dirty_pages(mount.path)
+        await sh(f"sync {mount.path}")
+        await sh(how.format(mount.path, python=sys.executable))
+        await mount.wait()
+    assert_stored_and_said_goodbye(disk)
+
+
+async def test_the_command_with_more_connections_than_processors() -> None:
+    async with command("memory:16M", "--connections=4") as running:
+        await fio(running.path, f"--size=4m {VERIFY}")
+        assert await running.end(signal.SIGTERM) == 0
+
+
+def queue_of(path: str) -> dict[str, str]:
+    directory = Path("/sys/block", Path(path).name, "queue")
+    names = ("max_sectors_kb", "read_ahead_kb", "scheduler")
+    return {name: (directory / name).read_text().strip() for name in names}
+
+
+async def test_the_queue_is_set_and_put_back() -> None:
+    path = "/dev/nbd5"
+    before = queue_of(path)
+    disk = Disk()
+    async with aiovblk.mounted(disk, path) as mount:
+        usual = queue_of(path)
+        assert (usual["max_sectors_kb"], usual["read_ahead_kb"]) == ("1024", "4096")
+        assert "[none]" in usual["scheduler"]
+        await mount.resize(disk.blocks * 2)
+        assert queue_of(path) == usual
+        await asyncio.to_thread(pwrite, path, 0, pattern(4 * MIB))
+        assert max(disk.lengths["write"]) == MIB
+    assert queue_of(path) == before
+    wanted = aiovblk.RequestQueue(max_sectors_kb=64, read_ahead_kb=0, scheduler="mq-deadline")
+    async with aiovblk.mounted(Disk(), path, queue=wanted):
+        chosen = queue_of(path)
+        assert (chosen["max_sectors_kb"], chosen["read_ahead_kb"]) == ("64", "0")
+        assert "[mq-deadline]" in chosen["scheduler"]
+    assert queue_of(path) == before
+    nothing = aiovblk.RequestQueue(max_sectors_kb=None, read_ahead_kb=None, scheduler=None)
+    async with aiovblk.mounted(Disk(), path, queue=nothing):
+        assert queue_of(path)["max_sectors_kb"] == before["max_sectors_kb"]
+        assert queue_of(path)["scheduler"] == before["scheduler"]
+
+
+async def test_a_scheduler_that_the_kernel_does_not_have_is_refused() -> None:
+    path = "/dev/nbd5"
+    before = queue_of(path)
+    with pytest.raises(aiovblk.AttachError, match=r"refuses scheduler=cfq; it knows .*mq-deadline"):
+        async with aiovblk.mounted(Disk(), path, queue=aiovblk.RequestQueue(scheduler="cfq")):
+            pass
+    assert queue_of(path) == before
