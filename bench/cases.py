@@ -74,10 +74,10 @@ FILL = Case("fill", "write", 1 << 20, 8, SIZE >> 20, longest=30)
 PART = 32 << 20
 """Bytes of each disk that are used in a test kernel, where filling all of it would take minutes."""
 
-KERNEL_READ_QD1 = Case("4k read QD1", "randread", 4096, 1, 20_000, size=PART)
-KERNEL_WRITE_QD1 = Case("4k write QD1", "randwrite", 4096, 1, 20_000, size=PART)
-KERNEL_READ = Case("4k read QD32", "randread", 4096, 32, 40_000, size=PART)
-KERNEL_WRITE = Case("4k write QD32", "randwrite", 4096, 32, 40_000, size=PART)
+KERNEL_READ_QD1 = Case("4k read QD1", "randread", 4096, 1, 5_000, size=PART)
+KERNEL_WRITE_QD1 = Case("4k write QD1", "randwrite", 4096, 1, 5_000, size=PART)
+KERNEL_READ = Case("4k read QD32", "randread", 4096, 32, 20_000, size=PART)
+KERNEL_WRITE = Case("4k write QD32", "randwrite", 4096, 32, 20_000, size=PART)
 
 KERNEL_CASES = (KERNEL_READ_QD1, KERNEL_WRITE_QD1, KERNEL_READ, KERNEL_WRITE)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .attach import Mount
 from .cases import Case
+from .machine import Others
 from .peers import AttachedPeer
 from .peers.peer import ROOT
 from .rounds import say
@@ -38,7 +39,8 @@ class KernelRun:
     Args:
         machine: its kernel and processors.
         rounds: how many there were.
-        spread: how far apart they were.
+        spread: how far apart they were, in requests per second.
+        others: how many of the host's processors other programs had meanwhile.
         summary: the figures.
         mounts: how long attaching took.
 
@@ -47,6 +49,7 @@ class KernelRun:
     machine: Mapping[str, str]
     rounds: int
     spread: float
+    others: float
     summary: Summary
     mounts: Mapping[str, Mount]
 
@@ -56,6 +59,7 @@ class KernelRun:
             "machine": dict(self.machine),
             "rounds": self.rounds,
             "spread": self.spread,
+            "others": self.others,
             "figures": self.summary.as_json()["figures"],
             "mount_seconds": {peer: asdict(mount) for peer, mount in self.mounts.items()},
         }
@@ -79,7 +83,7 @@ class Collected:
         else:
             self.samples.add(told["case"], told["peer"], Figures(**told["figures"]))
 
-    def run(self, rounds: int) -> KernelRun | None:
+    def run(self, rounds: int, others: float) -> KernelRun | None:
         """Put it together; None if nothing was measured."""
         summary = self.samples.summary()
         if not summary.figures:
@@ -87,7 +91,8 @@ class Collected:
         return KernelRun(
             machine=self.machine,
             rounds=rounds,
-            spread=self.samples.typical_spread(),
+            spread=self.samples.typical_spread("iops"),
+            others=others,
             summary=summary,
             # In the order of the other tables.
             mounts={peer: _median(self.mounts[peer]) for peer in summary.peers()},
@@ -104,7 +109,7 @@ def measure_kernel(
 ) -> KernelRun | None:
     """Boot a kernel and measure in it; None, and a line that says why, where that cannot be."""
     say(f"in the hands of kernel {kernel}")
-    collected = Collected()
+    collected, others = Collected(), Others()
     command = [*machine_command(kernel, rounds), *guest_command(peers, cases, rounds, quick)]
     process = subprocess.Popen(
         command,
@@ -120,9 +125,11 @@ def measure_kernel(
         status = process.wait()
     finally:
         _end(process)
+    run = collected.run(rounds, others.processors())
     if status:
-        say(f"the test kernel: {reason or f'exit status {status}'}")
-    return collected.run(rounds)
+        reason = reason or f"exit status {status}"
+        say(f"the test kernel {'failed later' if run else 'is left out'}: {reason}")
+    return run
 
 
 def machine_command(kernel: str, rounds: int) -> list[str]:

@@ -50,7 +50,9 @@ Here each server has a `/dev/nbdN` of its own in a test kernel, and `fio --direc
 --ioengine=libaio` reads and writes its first {part} MiB. nbdkit's are attached by `nbd-client
 -unix`, qemu-nbd by `qemu-nbd -c`; both programs in C and aiovblk attach themselves to one end of a
 socket pair. All are attached at once and have their turns in each round ({rounds} here); in the
-middle, the run furthest from its median was off by {spread:.0%} in CPU time.
+middle, the run furthest from its median was off by {spread:.0%} in requests per second. Other
+programs had {others:.2f} of the host's processors meanwhile: the machine needs two for itself, or
+what waits for the other processor waits for the host too.
 
 {machine}
 
@@ -166,7 +168,11 @@ def _in_kernel(run: KernelRun) -> dict[str, str]:
     summary = run.summary
     found = {
         "In the kernel": IN_KERNEL.format(
-            part=PART >> 20, rounds=run.rounds, spread=run.spread, machine=_bullets(run.machine)
+            part=PART >> 20,
+            rounds=run.rounds,
+            spread=run.spread,
+            others=run.others,
+            machine=_bullets(run.machine),
         )
     }
     for figure in ("iops", "server_cpu", "p50", "p99"):

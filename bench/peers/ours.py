@@ -31,12 +31,15 @@ def serve_command(version: str, loop: str, spec: str) -> tuple[str, ...]:
 
 
 def attached_ours() -> list[AttachedPeer]:
-    """The newest Python with uvloop, mounted."""
+    """The newest Python with uvloop, mounted: also over several connections."""
     newest = VERSIONS[-1]
+    name = f"aiovblk {newest} uvloop"
     memory = f"memory:{SIZE}"
     return [
-        _attached(f"aiovblk {newest} uvloop", newest, memory),
-        _attached(f"aiovblk {newest} uvloop, bytearray", newest, f"{DEVICES}:Plain"),
+        _attached(name, newest, memory),
+        _attached(f"{name}, bytearray", newest, f"{DEVICES}:Plain"),
+        _attached(f"{name}, 2 connections", newest, memory, connections=2),
+        _attached(f"{name}, 4 connections", newest, memory, connections=4),
     ]
 
 
@@ -45,10 +48,13 @@ def interpreter(version: str) -> str:
     return str(ROOT / ".venvs" / version / "bin" / "python")
 
 
-def _attached(name: str, version: str, spec: str) -> AttachedPeer:
+def _attached(name: str, version: str, spec: str, *, connections: int = 1) -> AttachedPeer:
     return AttachedPeer(
         name,
-        (interpreter(version), "-m", "aiovblk", "mount", spec, "{device}", "--loop", "uvloop"),
+        (
+            *(interpreter(version), "-m", "aiovblk", "mount", spec, "{device}"),
+            *("--loop", "uvloop", "--connections", str(connections)),
+        ),
         probe=_probe(version),
         package=_package(version),
     )

@@ -44,6 +44,7 @@ from bench.kernel import (
     guest_command,
     machine_command,
 )
+from bench.machine import Others, parse_busy
 from bench.peers import Peer, all_peers, attached_peers
 from bench.picture import draw
 from bench.process import cpu_seconds, parse_status
@@ -101,6 +102,7 @@ def made_up_kernel() -> KernelRun:
         machine={"kernel": "Linux 6.1"},
         rounds=3,
         spread=0.1,
+        others=0.25,
         summary=Summary({case.name: dict(peers) for case in KERNEL_CASES}, {}),
         mounts={SERIAL: Mount(0.1, None), US: Mount(8.0, 0.06)},
     )
@@ -163,6 +165,11 @@ def test_memory_is_found_by_the_field_s_whole_name() -> None:
         parse_status(status, "RSS")
 
 
+def test_processors_that_others_have_are_those_not_idle() -> None:
+    assert parse_busy("cpu  10 20 30 9999 8888 4 5 6 10 0\ncpu0 1 1 1\n") == 75
+    assert Others().processors() >= 0
+
+
 # Medians and ratios
 
 
@@ -172,6 +179,7 @@ def test_summary_has_the_median_of_each_field() -> None:
         samples.add("case", "peer", figures(cpu, iops))
     assert samples.summary().figures["case"]["peer"] == figures(2.0, 20.0)
     assert samples.spread("case", "peer") == 3.5
+    assert samples.spread("case", "peer", "iops") == 0.5
 
 
 def test_memory_has_medians_too() -> None:
@@ -248,7 +256,7 @@ def test_what_a_guest_tells_is_put_together() -> None:
     told.append({"peer": US, "mount": {"whole": None, "alone": 0.5}})
     for each in told:
         collected.take(json.dumps(each))
-    run = collected.run(3)
+    run = collected.run(3, 0.25)
     assert run is not None
     assert run.machine == {"kernel": "Linux 6.1"}
     assert run.summary.get("c", US, "server_cpu") == 2.0
@@ -259,7 +267,7 @@ def test_guest_that_tells_nothing_is_no_run() -> None:
     collected = Collected()
     collected.take('{"machine": {}}')
     collected.take(json.dumps({"peer": US, "mount": {"whole": 1.0, "alone": None}}))
-    assert collected.run(1) is None
+    assert collected.run(1, 0.0) is None
 
 
 def test_guest_gets_the_peers_and_cases_by_name() -> None:
