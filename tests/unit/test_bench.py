@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, tables
+from bench import load, process, tables
 from bench.__main__ import command_line, matches
 from bench.asked import (
     BOUNDS,
@@ -156,6 +156,17 @@ def test_cpu_clock_of_a_process_goes_on_while_it_works() -> None:
     before = time.process_time()
     measured = cpu_seconds(os.getpid())
     assert before <= measured <= time.process_time()
+
+
+def test_thread_that_ends_while_its_children_are_asked_for_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task in ("1/task/1", "1/task/5", "2/task/2"):
+        (tmp_path / task).mkdir(parents=True)
+    (tmp_path / "1/task/1/children").write_text("2 ")
+    (tmp_path / "2/task/2/children").write_text("")
+    monkeypatch.setattr(process, "PROC", tmp_path)
+    assert process.tree(1) == [1, 2]
 
 
 def test_memory_is_found_by_the_field_s_whole_name() -> None:
