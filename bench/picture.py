@@ -31,9 +31,9 @@ PANELS: list[Panel] = [
     ("iops", "requests per second", SLOW),
 ]
 KERNEL_PANELS: list[Panel] = [
-    ("iops", "in the kernel, requests per second", KERNEL_READ_QD1),
-    ("iops", "in the kernel, requests per second", KERNEL_READ),
-    ("iops", "in the kernel, requests per second", KERNEL_WRITE),
+    ("iops", "requests per second", KERNEL_READ_QD1),
+    ("iops", "requests per second", KERNEL_READ),
+    ("iops", "requests per second", KERNEL_WRITE),
 ]
 COLUMNS = 3
 OURS, THEIRS = "tab:green", "tab:gray"
@@ -56,8 +56,8 @@ def draw(summary: Summary, kernel: Summary, path: Path) -> bool:
         return False
     matplotlib.rcParams["svg.hashsalt"] = "aiovblk"  # the same figures make the same file
     matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
-    panels = [(summary, *panel) for panel in PANELS if summary.figures]
-    panels += [(kernel, *panel) for panel in KERNEL_PANELS if kernel.figures]
+    panels = [(summary, "", *panel) for panel in PANELS if summary.figures]
+    panels += [(kernel, ", in the kernel", *panel) for panel in KERNEL_PANELS if kernel.figures]
     rows = len(panels) // COLUMNS
     figure, axes = pyplot.subplots(
         nrows=rows,
@@ -76,7 +76,7 @@ def draw(summary: Summary, kernel: Summary, path: Path) -> bool:
     return True
 
 
-def _panel(axis: Any, summary: Summary, figure: str, unit: str, case: Case) -> None:
+def _panel(axis: Any, summary: Summary, place: str, figure: str, unit: str, case: Case) -> None:
     peers = summary.peers()
     values = [summary.get(case.name, peer, figure) or 0.0 for peer in peers]
     colors = [OURS if peer.startswith("aiovblk") else THEIRS for peer in peers]
@@ -85,6 +85,6 @@ def _panel(axis: Any, summary: Summary, figure: str, unit: str, case: Case) -> N
     axis.bar_label(bars, [format(value, form) if value else "" for value in values], padding=2)
     axis.margins(x=0.2)
     axis.locator_params(axis="x", nbins=5)
-    axis.set_title(case.name)
+    axis.set_title(case.name + place)
     axis.set_xlabel(unit + (", less is better" if figure == "server_cpu" else ", more is better"))
     axis.spines[["top", "right"]].set_visible(False)

@@ -176,14 +176,14 @@ def _in_kernel(run: KernelRun) -> dict[str, str]:
         )
     }
     for figure in ("iops", "server_cpu", "p50", "p99"):
-        title = f"In the kernel: {tables.FIGURES[figure][0].lower()}"
+        title = f"{tables.FIGURES[figure][0]}, in the kernel"
         found[title] = tables.figure_table(summary, figure)
         if figure == "iops":
             for subject in _subjects(summary):
                 others = [peer for peer in summary.peers() if peer != subject]
                 ratios = tables.ratio_table(summary, figure, subject, others)
                 found[f"{title}: {subject} / others"] = ratios
-    found["In the kernel: time to mount"] = f"{MOUNTING}\n\n{tables.mount_table(run.mounts)}"
+    found["Time to mount"] = f"{MOUNTING}\n\n{tables.mount_table(run.mounts)}"
     return found
 
 

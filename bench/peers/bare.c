@@ -316,6 +316,6 @@ int main(int argc, char **argv)
         return 1;
     }
     signal(SIGPIPE, SIG_IGN);
-    int kernel = !strncmp(argv[1], "/dev/", 5);
+    int kernel = !strncmp(argv[1], "/dev/nbd", 8);
     return kernel ? serve_kernel(argv[1], serial) : serve_socket(argv[1], serial);
 }
