@@ -1,13 +1,14 @@
 # make setup   what the project needs: Debian packages, and .venv with its tools
 # make demo    show what the library does, in a virtual machine
 # make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
-# make bench   aiovblk and its peers side by side: CPU time, requests per second, memory (10 minutes)
+# make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
+#              and in the hands of a kernel in a VM (15 minutes)
 # make lint    ruff and mypy alone
 # make clean   remove what the others made in the checkout (kernels stay in ~/.cache/aiovblk)
 #
 # PYTHON=python3.12             the interpreter of .venv
 # PYTHONS="3.11 3.13"           the versions to test on
-# BENCH="--quick"               what to tell the benchmark; BENCH=--help tells what there is
+# BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
 # KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
 
 PYTHON ?= python3

@@ -13,6 +13,10 @@ moves far less than requests per second when others use the machine.
     rounds.py       the order of it all
     footprint.py    what takes no rounds: memory of a sparse device, growth, import time
     summary.py      medians and ratios
+    kernel.py       the same once more in a virtual machine, each server behind a /dev/nbdN
+    guest.py        what runs there
+    attach.py       one server's life there
+    mounting.py     how long aiovblk takes to mount in an interpreter that is ready
     asked.py        the bounds that the project sets itself, and whether they are met
     tables.py       both as tables
     report.py       all tables, the page docs/performance.md, and JSON

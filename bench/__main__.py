@@ -9,54 +9,76 @@ import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from typing import TypeVar
 
 from . import machine, picture, report
-from .cases import CASES
+from .cases import CASES, KERNEL_CASES, QUICK
 from .footprint import MANY, Footprint, available, measure_footprint
+from .kernel import KERNELS, KernelRun, measure_kernel
+from .kernel import ROUNDS as KERNEL_ROUNDS
 from .load import LoadError
-from .peers import Peer, all_peers
+from .peers import AttachedPeer, Peer, all_peers, attached_peers
 from .peers.native import compile_native
-from .rounds import measure_rounds, say
-from .server import ServerError
+from .rounds import measure_rounds, on_socket, say
+from .server import ServerError, leave
+from .summary import NOTHING, Samples
 
 ROUNDS = 5
-QUICK = 10  # how many times fewer requests
+C = TypeVar("C", Peer, AttachedPeer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit status."""
     parsed = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, leave)
-    cases = [case for case in CASES if matches(case.name, parsed.cases)]
-    if parsed.quick:
-        cases = [replace(case, requests=case.requests // QUICK) for case in cases]
     if parsed.cpus:
         os.sched_setaffinity(0, parsed.cpus)
-    peers = _present([peer for peer in all_peers() if matches(peer.name, parsed.peers)])
-    if not peers or not cases:
-        sys.exit("bench: nothing to measure; --help names the cases and the peers")
     rounds = 1 if parsed.quick else parsed.rounds
-    samples = measure_rounds(peers, cases, rounds)
+    samples = Samples()
+    if not parsed.only_vm:
+        _on_sockets(samples, parsed, rounds)
+    footprint = _footprint(parsed)
+    kernel = None if parsed.no_vm else _in_kernel(parsed, rounds)
+    summary = samples.summary()
+    if not summary.figures and kernel is None:
+        sys.exit("bench: nothing was measured; --help names the cases and the peers")
     run = report.Run(
         command=command_line(sys.argv[1:] if arguments is None else arguments),
         rounds=rounds,
         spread=samples.typical_spread(),
         processors=len(os.sched_getaffinity(0)),
         machine=machine.describe(),
-        summary=samples.summary(),
-        footprint=_footprint(parsed),
+        summary=summary,
+        footprint=footprint,
+        kernel=kernel,
     )
     print(report.page(run), end="", flush=True)
     _write(run, parsed.output)
     return 0
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """Leave by way of the cleanups: no server may outlive the benchmark."""
-    sys.exit(128 + number)
+def _on_sockets(samples: Samples, parsed: Namespace, rounds: int) -> None:
+    cases = [case for case in CASES if matches(case.name, parsed.cases)]
+    if parsed.quick:
+        cases = [case.quick() for case in cases]
+    peers = _present([peer for peer in all_peers() if matches(peer.name, parsed.peers)])
+    if peers and cases:
+        measure_rounds(samples, peers, cases, rounds, start=on_socket)
+
+
+def _in_kernel(parsed: Namespace, rounds: int) -> KernelRun | None:
+    cases = [case for case in KERNEL_CASES if matches(case.name, parsed.cases)]
+    peers = _present([peer for peer in attached_peers() if matches(peer.name, parsed.peers)])
+    if not peers or not cases:
+        return None
+    return measure_kernel(
+        peers,
+        cases,
+        kernel=parsed.kernel,
+        rounds=min(rounds, KERNEL_ROUNDS),  # a round takes minutes there
+        quick=parsed.quick,
+    )
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -86,6 +108,18 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="one round, a tenth of the requests: to see it work"
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--no-vm", action="store_true", help="leave out what runs in a virtual machine"
+    )
+    where.add_argument("--only-vm", action="store_true", help="leave out everything else")
+    parser.add_argument(
+        "--kernel",
+        choices=KERNELS,
+        default=KERNELS[0],
+        help="what the virtual machine boots; `host` needs none, but root and a kernel with nbd "
+        "(default %(default)s)",
+    )
     parser.add_argument(
         "--cpus", nargs="+", type=int, metavar="N", help="use these processors only"
     )
@@ -99,7 +133,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _present(peers: list[Peer]) -> list[Peer]:
+def _present(peers: list[C]) -> list[C]:
     """Those that this machine has; says of the others how to get them."""
     here = []
     for peer in peers:
@@ -118,7 +152,7 @@ def _present(peers: list[Peer]) -> list[Peer]:
 
 def _footprint(parsed: Namespace) -> Footprint | None:
     """Of aiovblk; not when only others, or only some cases, are to be measured."""
-    if parsed.peers or parsed.cases or not available():
+    if parsed.only_vm or parsed.peers or parsed.cases or not available():
         return None
     say("memory and import time")
     try:
@@ -130,7 +164,8 @@ def _footprint(parsed: Namespace) -> Footprint | None:
 
 def _write(run: report.Run, directory: Path) -> None:
     report.write(run, directory)
-    if not picture.draw(run.summary, directory / "performance.svg"):
+    kernel = run.kernel.summary if run.kernel else NOTHING
+    if not picture.draw(run.summary, kernel, directory / "performance.svg"):
         say("no picture without matplotlib; .venv/bin/pip install -e '.[bench]' brings it")
     say(f"written to {directory}")
 

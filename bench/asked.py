@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cases import BIG_READ, BIG_WRITE, DELAY, READ, SLOW, WRITE, Case
+from .cases import (
+    BIG_READ,
+    BIG_WRITE,
+    DELAY,
+    HEAVY,
+    KERNEL_READ,
+    KERNEL_READ_QD1,
+    KERNEL_WRITE,
+    KERNEL_WRITE_QD1,
+    READ,
+    SLOW,
+    WRITE,
+    Case,
+)
 from .footprint import DEEP, Footprint
-from .summary import Summary
+from .summary import NOTHING, Summary
 
 MEMORY, PYTHON, LIMIT = "nbdkit memory", "nbdkit Python, parallel", "bare C loop"
+SERIAL = "C, one request at a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +35,13 @@ class Bound:
     peer: str
     limit: float
     at_most: bool
+    place: str = ""
 
     def words(self) -> str:
         """What is asked."""
         what = {"server_cpu": "server CPU", "iops": "requests per second"}[self.figure]
         sign = "at most" if self.at_most else "at least"
-        return f"{what}, {self.case.name}: {sign} {self.limit:g} of {self.peer}"
+        return f"{self.place}{what}, {self.case.name}: {sign} {self.limit:g} of {self.peer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +72,40 @@ BOUNDS = [
     Bound("iops", SLOW, PYTHON, 5.0, at_most=False),
 ]
 
+KERNEL_BOUNDS = [
+    Bound("iops", case, peer, limit, at_most=False, place="in the kernel: ")
+    for case, peer, limit in (
+        (KERNEL_READ_QD1, MEMORY, 0.65),
+        (KERNEL_READ_QD1, SERIAL, 0.95),
+        (KERNEL_WRITE_QD1, MEMORY, 0.65),
+        (KERNEL_WRITE_QD1, SERIAL, 0.95),
+        (KERNEL_READ, MEMORY, 1.3),
+        (KERNEL_READ, SERIAL, 1.25),
+        (KERNEL_WRITE, MEMORY, 1.3),
+        (KERNEL_WRITE, SERIAL, 3.0),
+    )
+]
+
 OF_POSSIBLE = 0.8
+BY_TWO_WORKERS = 1.7
+OF_NEWEST = 1.6
+OLDEST_PYTHON, NEWEST_PYTHON = "3.11", "3.13"
 MOST_KIB = 2048  # what counts as no growth
 
 
 def judge(
-    summary: Summary, footprint: Footprint | None, subject: str, processors: int
+    summary: Summary,
+    footprint: Footprint | None,
+    subject: str,
+    processors: int,
+    kernel: Summary = NOTHING,
 ) -> list[Verdict]:
-    """Hold what was measured of one peer against all bounds."""
+    """Hold what was measured of one peer, on sockets and in the kernel, against all bounds."""
     verdicts = [_ratio(summary, subject, bound) for bound in BOUNDS]
     verdicts.append(_waiting(summary, subject, processors))
     verdicts += _footprint(footprint)
-    verdicts.append(Verdict("in the kernel's hands: fio on /dev/nbdN", "not measured here", None))
-    return verdicts
+    verdicts += [_workers(summary, subject, processors), _oldest(summary, subject)]
+    return verdicts + [_ratio(kernel, subject, bound) for bound in KERNEL_BOUNDS]
 
 
 def possible_iops(server_cpu: float, client_cpu: float, processors: int) -> float:
@@ -98,6 +134,33 @@ def _waiting(summary: Summary, subject: str, processors: int) -> Verdict:
     part = figures.iops / possible
     found = f"{part:.2f} ({figures.iops:,.0f} of {possible:,.0f} per second)"
     return Verdict(asked, found, part >= OF_POSSIBLE)
+
+
+def _workers(summary: Summary, subject: str, processors: int) -> Verdict:
+    asked = f"{HEAVY.name}: two workers serve at least {BY_TWO_WORKERS:g} of what one process does"
+    ratio = summary.ratio(HEAVY.name, f"{subject}, 2 workers", subject, "iops")
+    if ratio is None or processors < 2:
+        return Verdict(asked, "not measured", None)
+    return Verdict(asked, f"{ratio:.2f}", ratio >= BY_TWO_WORKERS)
+
+
+def _oldest(summary: Summary, subject: str) -> Verdict:
+    asked = (
+        f"Python {OLDEST_PYTHON}: at most {OF_NEWEST:g} of the CPU time of {NEWEST_PYTHON}, and at"
+        f" least one {OF_NEWEST:g}th of its requests per second, on the same loop"
+    )
+    found = []
+    for loop in ("uvloop", "asyncio"):
+        old, new = (f"aiovblk {each} {loop}" for each in (OLDEST_PYTHON, NEWEST_PYTHON))
+        for case in summary.figures:
+            more_cpu = summary.ratio(case, old, new, "server_cpu")
+            fewer = summary.ratio(case, new, old, "iops")
+            if more_cpu is not None and fewer is not None:
+                found += [(more_cpu, case, loop), (fewer, case, loop)]
+    if not found or not subject.endswith("uvloop"):
+        return Verdict(asked, "not measured", None)
+    worst, case, loop = max(found)
+    return Verdict(asked, f"{worst:.2f} at worst ({case}, {loop})", worst <= OF_NEWEST)
 
 
 def _footprint(footprint: Footprint | None) -> Iterator[Verdict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +17,7 @@ from .server import running
 
 SMALL, LARGE = 64 << 20, 1 << 40  # bytes of the sparse disks
 MANY = 1_000_000
-DEEP = Case("256k write QD128", "write", BIG_WRITE.length, 128, 8_000)
+DEEP = replace(BIG_WRITE, name="256k write QD128", depth=128, requests=8_000)
 IMPORTS = 7
 
 
@@ -50,14 +50,14 @@ def measure_footprint(*, requests: int = MANY) -> Footprint:
     newest = available()[-1]
     small, large = (_idle(newest, size) for size in (SMALL, LARGE))
     with running(serve_command(newest, "uvloop", f"memory:{FILL.requests << 20}")) as server:
-        run(FILL, server.target, longest=30)
+        run(FILL, server.target)
         run(_many(requests // 100), server.target)
         before = memory_kib(server.pid, "VmRSS")
-        run(_many(requests), server.target, longest=120)
+        run(_many(requests), server.target)
         growth = memory_kib(server.pid, "VmRSS") - before
     # Handlers that wait keep what is in flight in memory.
     with running(serve_command(newest, "uvloop", f"{DEVICES}:Slow")) as server:
-        run(FILL, server.target, longest=30)
+        run(FILL, server.target)
         settled = memory_kib(server.pid, "VmRSS")
         run(DEEP, server.target)
         deep = memory_kib(server.pid, "VmHWM")
@@ -88,4 +88,4 @@ def _idle(version: str, size: int) -> int:
 
 
 def _many(requests: int) -> Case:
-    return Case("many reads", READ.pattern, READ.length, READ.depth, requests)
+    return replace(READ, name="many reads", requests=requests, longest=120)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import subprocess
+import time
 from pathlib import Path
 
 VERSIONS = {
@@ -23,6 +25,32 @@ def describe() -> dict[str, str]:
         "kernel": f"Linux {platform.release()}",
         **{name: _version(command) for name, command in VERSIONS.items()},
     }
+
+
+class Others:
+    """Watches, from its making on, who else has the machine's processors."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._before = _others_seconds()
+
+    def processors(self) -> float:
+        """How many of them others had, on average; call it when all children have ended."""
+        seconds = max(_others_seconds() - self._before, 0.0)
+        return seconds / (time.monotonic() - self._begin)
+
+
+def _others_seconds() -> float:
+    """CPU time since the machine started that neither this process nor its children took."""
+    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    all_of_it = parse_busy(Path("/proc/stat").read_text()) / os.sysconf("SC_CLK_TCK")
+    return all_of_it - sum(each.ru_utime + each.ru_stime for each in ours)
+
+
+def parse_busy(stat: str) -> int:
+    """Clock ticks, of all processors in /proc/stat, that were not idle."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split()[1:9])
+    return user + nice + system + irq + softirq + steal
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -31,12 +32,11 @@ def memory_kib(pid: int, field: str) -> int:
 
 def tree(pid: int) -> list[int]:
     """A process and its descendants."""
-    children = [
-        int(child)
-        for task in (PROC / str(pid) / "task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-    return [pid, *(each for child in children for each in tree(child))]
+    children: list[str] = []
+    for task in (PROC / str(pid) / "task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends right now
+            children += (task / "children").read_text().split()
+    return [pid, *(each for child in children for each in tree(int(child)))]
 
 
 def parse_status(status: str, field: str) -> int:

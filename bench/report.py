@@ -10,36 +10,62 @@ from typing import Any
 
 from . import tables
 from .asked import Verdict, judge
+from .cases import PART
 from .footprint import Footprint
-from .summary import Summary
+from .kernel import KernelRun
+from .summary import NOTHING, Summary
 
 SUBJECTS = ("aiovblk 3.13 uvloop", "aiovblk 3.13 uvloop, bytearray")
 """Who is held against what is asked."""
 
-INTRODUCTION = """\
+HEAD = """\
 # Performance
 
-aiovblk and its peers in one run, each with 256 MiB in memory, before `fio --ioengine=nbd` on a Unix
-socket. The command is
+aiovblk and its peers in one run, made by
 
     {command}
+"""
 
-In each round ({rounds} here) every server is started anew, and in every case all have their turn
-before the next case begins. The figures are medians over the rounds; in the middle of all cases and
-servers, the run furthest from its median was off by {spread:.0%}. Read ratios, not digits: they
-carry over to other machines. CPU time per request does so better than requests per second, which in
-the fastest cases fio limits, not the server.
+ON_SOCKETS = """\
+Each has 256 MiB in memory, and serves `fio --ioengine=nbd` on a Unix socket. In each round
+({rounds} here) every server is started anew, and in every case all have their turn before the next
+case begins. The figures are medians over the rounds; in the middle of all cases and servers, the
+run furthest from its median was off by {spread:.0%}. Read ratios, not digits: they carry over to
+other machines. CPU time per request does so better than requests per second, which in the fastest
+cases fio limits, not the server.
 
 {processors}
+"""
 
-{machine}
-
+WHO = """\
 `aiovblk 3.13 uvloop` serves a `MemoryDevice`, which knows its holes; `bytearray` is what a user
 would write: [bench/peers/plain.py](../bench/peers/plain.py). `bare C loop` is one thread of C that
 does nothing but answer; `C, one request at a time` works as vblk and BUSE do:
 [bench/peers/bare.c](../bench/peers/bare.c). nbdkit's Python plugin has 16 threads when `parallel`.
-The slow back end waits for 1 ms: `asyncio.sleep`, `time.sleep`, nbdkit's delay filter.
+The slow back end waits for 1 ms: `asyncio.sleep`, `time.sleep`, nbdkit's delay filter. In the case
+`bz2` each block is unpacked when it is read, by one process or by two (`--workers 2`).
 """
+
+IN_KERNEL = """\
+Here each server has a `/dev/nbdN` of its own in a test kernel, and `fio --direct=1
+--ioengine=libaio` reads and writes its first {part} MiB. nbdkit's are attached by `nbd-client
+-unix`, qemu-nbd by `qemu-nbd -c`; both programs in C and aiovblk attach themselves to one end of a
+socket pair. All are attached at once and have their turns in each round ({rounds} here); in the
+middle, the run furthest from its median was off by {spread:.0%} in requests per second. Other
+programs had {others:.2f} of the host's processors meanwhile: the machine needs two for itself, or
+what waits for the other processor waits for the host too.
+
+{machine}
+
+An emulated processor takes many times longer for the same, for some instructions more than for
+others: these are ratios of such a machine. The CPU time is of the server's process alone, without
+that of the kernel's threads that work for it."""
+
+MOUNTING = """\
+Until a first block was read from the device. `all of it` begins when the first program is started,
+the server. `attaching alone` begins when `nbd-client` is started, before a server that listens; for
+aiovblk, when `mounted()` is called in an event loop that runs. Between the two lies what the
+server, or an interpreter and its imports, takes to start."""
 
 ONE_PROCESSOR = """\
 Server and fio shared one processor. Threads do not wake each other across processors then, which is
@@ -59,13 +85,15 @@ class Run:
     machine: Mapping[str, str]
     summary: Summary
     footprint: Footprint | None
+    kernel: KernelRun | None = None
 
     def verdicts(self) -> dict[str, Sequence[Verdict]]:
         """What is asked, held against each subject that took part."""
+        kernel = self.kernel.summary if self.kernel else NOTHING
         return {
-            subject: judge(self.summary, self.footprint, subject, self.processors)
+            subject: judge(self.summary, self.footprint, subject, self.processors, kernel)
             for subject in SUBJECTS
-            if subject in self.summary.peers()
+            if subject in (*self.summary.peers(), *kernel.peers())
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -77,6 +105,7 @@ class Run:
             "machine": dict(self.machine),
             **self.summary.as_json(),
             "footprint": asdict(self.footprint) if self.footprint else None,
+            "kernel": self.kernel.as_json() if self.kernel else None,
             "asked": {
                 subject: [asdict(each) for each in verdicts]
                 for subject, verdicts in self.verdicts().items()
@@ -94,15 +123,13 @@ def write(run: Run, directory: Path) -> None:
 
 def page(run: Run, *, picture: str | None = None) -> str:
     """The page in Markdown."""
-    parts = [
-        INTRODUCTION.format(
-            command=run.command,
-            rounds=run.rounds,
-            spread=run.spread,
-            processors=ONE_PROCESSOR if run.processors == 1 else MORE_PROCESSORS,
-            machine="\n".join(f"* {name}: {value}" for name, value in run.machine.items()),
-        ).rstrip()
-    ]
+    parts = [HEAD.format(command=run.command).rstrip()]
+    if run.summary.figures:
+        processors = ONE_PROCESSOR if run.processors == 1 else MORE_PROCESSORS
+        parts.append(
+            ON_SOCKETS.format(rounds=run.rounds, spread=run.spread, processors=processors).rstrip()
+        )
+    parts += [_bullets(run.machine), WHO.rstrip()]
     if picture:
         parts.append(f"![CPU time and requests per second]({picture})")
     parts += [f"## {title}\n\n{text}" for title, text in sections(run).items()]
@@ -111,20 +138,59 @@ def page(run: Run, *, picture: str | None = None) -> str:
 
 def sections(run: Run) -> dict[str, str]:
     """All tables, by title."""
-    summary, verdicts = run.summary, run.verdicts()
     found: dict[str, str] = {}
-    if verdicts:
+    if verdicts := run.verdicts():
         found["What is asked"] = tables.verdict_table(verdicts)
+    if run.summary.figures:
+        found |= _on_sockets(run.summary)
+    if run.footprint:
+        found["Import"] = tables.import_table(run.footprint)
+    if run.kernel:
+        found |= _in_kernel(run.kernel)
+    return found
+
+
+def _on_sockets(summary: Summary) -> dict[str, str]:
+    found: dict[str, str] = {}
     for figure, (title, _) in tables.FIGURES.items():
         found[title] = tables.figure_table(summary, figure)
         if figure in ("server_cpu", "iops"):
-            for subject in verdicts:
+            for subject in _subjects(summary):
                 ratios = tables.ratio_table(summary, figure, subject)
                 found[f"{title}: {subject} / others"] = ratios
     found["Memory"] = (
         "The disk's 256 MiB are part of the most, save for qemu-nbd, whose disk is a file.\n\n"
         + tables.memory_table(summary)
     )
-    if run.footprint:
-        found["Import"] = tables.import_table(run.footprint)
     return found
+
+
+def _in_kernel(run: KernelRun) -> dict[str, str]:
+    summary = run.summary
+    found = {
+        "In the kernel": IN_KERNEL.format(
+            part=PART >> 20,
+            rounds=run.rounds,
+            spread=run.spread,
+            others=run.others,
+            machine=_bullets(run.machine),
+        )
+    }
+    for figure in ("iops", "server_cpu", "p50", "p99"):
+        title = f"{tables.FIGURES[figure][0]}, in the kernel"
+        found[title] = tables.figure_table(summary, figure)
+        if figure == "iops":
+            for subject in _subjects(summary):
+                others = [peer for peer in summary.peers() if peer != subject]
+                ratios = tables.ratio_table(summary, figure, subject, others)
+                found[f"{title}: {subject} / others"] = ratios
+    found["Time to mount"] = f"{MOUNTING}\n\n{tables.mount_table(run.mounts)}"
+    return found
+
+
+def _subjects(summary: Summary) -> list[str]:
+    return [subject for subject in SUBJECTS if subject in summary.peers()]
+
+
+def _bullets(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"* {name}: {value}" for name, value in facts.items())

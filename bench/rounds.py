@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol, TypeVar
 
 from .cases import FILL, Backend, Case
 from .load import LoadError, run
@@ -14,7 +15,21 @@ from .server import Server, ServerError, running
 from .summary import Figures, Memory, Samples
 
 Servers = dict[tuple[str, Backend], Server]
-Say = Callable[[str], None]
+
+
+class Contender(Protocol):
+    """What is compared."""
+
+    @property
+    def name(self) -> str:
+        """As it is in the tables."""
+
+    def can(self, case: Case) -> bool:
+        """Whether it makes sense to ask this of it."""
+
+
+P = TypeVar("P", bound=Contender)
+Start = Callable[[P, Backend], AbstractContextManager[Server]]
 
 
 def say(text: str) -> None:
@@ -22,19 +37,41 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure_rounds(peers: Sequence[Peer], cases: Sequence[Case], rounds: int) -> Samples:
-    """Measure everything ``rounds`` times.  A server that fails is left out of that round."""
-    samples = Samples()
+def measure_rounds(
+    samples: Samples,
+    peers: Sequence[P],
+    cases: Sequence[Case],
+    rounds: int,
+    *,
+    start: Start[P],
+    fill: Case = FILL,
+) -> None:
+    """Measure everything ``rounds`` times.  A server that fails is left out of that round.
+
+    Args:
+        samples: what is added to.
+        peers: who takes part.
+        cases: what they are asked.
+        rounds: how often.
+        start: starts a peer with a back end, and ends it on leaving.
+        fill: writes the disk, before the first case.
+
+    """
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         with ExitStack() as stack:
-            _one_round(stack, rotated(peers, number), cases, samples)
-    return samples
+            _one_round(stack, rotated(peers, number), cases, samples, start, fill)
 
 
-def rotated(peers: Sequence[Peer], number: int) -> list[Peer]:
+def on_socket(peer: Peer, backend: Backend) -> AbstractContextManager[Server]:
+    """Start a server that is reached by its Unix socket."""
+    return running(peer.commands[backend])
+
+
+def rotated(peers: Sequence[P], number: int) -> list[P]:
     """The same peers, another one first each time: nobody always has the same neighbour's heat."""
-    start = number * 5 % max(len(peers), 1)
+    # By the golden section, which has no divisor in common with any number of peers.
+    start = int(number * len(peers) * 0.382) % max(len(peers), 1)
     return [*peers[start:], *peers[:start]]
 
 
@@ -60,17 +97,22 @@ def measure(case: Case, server: Server) -> Figures:
 
 
 def _one_round(
-    stack: ExitStack, peers: list[Peer], cases: Sequence[Case], samples: Samples
+    stack: ExitStack,
+    peers: Sequence[P],
+    cases: Sequence[Case],
+    samples: Samples,
+    start: Start[P],
+    fill: Case,
 ) -> None:
     servers: Servers = {}
     idle: dict[str, int] = {}
     for peer in peers:
         for backend in {case.backend for case in cases if peer.can(case)}:
             try:
-                server = stack.enter_context(running(peer.commands[backend]))
+                server = stack.enter_context(start(peer, backend))
                 if backend is Backend.MEMORY:
                     idle[peer.name] = memory_kib(server.pid, "VmRSS")
-                    run(FILL, server.target, longest=30)
+                    run(fill, server.target)
                 servers[peer.name, backend] = server
             except (ServerError, LoadError, OSError) as exc:
                 say(f"{peer.name} is left out of this round: {exc}")
@@ -78,15 +120,15 @@ def _one_round(
         for peer in peers:
             found = servers.get((peer.name, case.backend))
             if found is not None and peer.can(case):
-                _one_run(case, peer, found, samples)
+                _one_run(case, peer.name, found, samples)
     for name, kib in idle.items():
         found = servers.get((name, Backend.MEMORY))
         if found is not None:
             samples.add_memory(name, Memory(kib, memory_kib(found.pid, "VmHWM")))
 
 
-def _one_run(case: Case, peer: Peer, server: Server, samples: Samples) -> None:
+def _one_run(case: Case, peer: str, server: Server, samples: Samples) -> None:
     try:
-        samples.add(case.name, peer.name, measure(case, server))
+        samples.add(case.name, peer, measure(case, server))
     except (LoadError, OSError) as exc:
-        say(f"{peer.name} failed at {case.name}: {exc}")
+        say(f"{peer} failed at {case.name}: {exc}")

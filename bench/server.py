@@ -6,12 +6,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from .cases import SIZE
 from .load import Target, nbd_target
@@ -25,12 +27,57 @@ class ServerError(Exception):
     """A server did not come up, or went away."""
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leave by way of the cleanups: no server may outlive the benchmark. For SIGTERM."""
+    sys.exit(128 + number)
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server that listens."""
 
     pid: int
     target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A peer's program, and the directory it has for itself."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+
+    def wait_until(self, ready: Callable[[], bool], what: str, *, pause: float = 0.02) -> None:
+        """Ask every ``pause`` seconds whether it is ready.
+
+        Raises:
+            ServerError: it ended, or was not ready in time; tells what it said, or else ``what``.
+
+        """
+        deadline = time.monotonic() + STARTING
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if ready():
+                return
+            time.sleep(pause)
+        said = (self.directory / "log").read_text(errors="replace").strip()
+        raise ServerError(said or what)
+
+    def wait_until_it_listens(self) -> None:
+        """Wait until one can connect to its socket.
+
+        Raises:
+            ServerError: as :meth:`wait_until`.
+
+        """
+        self.wait_until(self._listens, "it does not listen")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(str(self.directory / "socket"))
+            except OSError:
+                return False
+            return True
 
 
 @contextmanager
@@ -41,6 +88,14 @@ def running(command: Sequence[str]) -> Iterator[Server]:
         ServerError: it ended, or did not listen in time.
 
     """
+    with started(command) as program:
+        program.wait_until_it_listens()
+        yield Server(program.process.pid, nbd_target(program.directory / "socket"))
+
+
+@contextmanager
+def started(command: Sequence[str], **names: str) -> Iterator[Program]:
+    """Start a peer's command, with ``names`` for what it has in braces; leaving ends it."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix="aiovblk-bench-", dir=shared))
     try:
@@ -48,7 +103,7 @@ def running(command: Sequence[str]) -> Iterator[Server]:
             disk.truncate(SIZE)
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
-                [each.format(directory=directory) for each in command],
+                [each.format(directory=directory, **names) for each in command],
                 cwd=ROOT,
                 # The library of this checkout, whatever the environment has installed.
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -57,25 +112,11 @@ def running(command: Sequence[str]) -> Iterator[Server]:
                 stderr=log,
             )
         try:
-            _wait_for(directory, process)
-            yield Server(process.pid, nbd_target(directory / "socket"))
+            yield Program(process, directory)
         finally:
             _stop(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_for(directory: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + STARTING
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket(socket.AF_UNIX) as sock:
-            try:
-                sock.connect(str(directory / "socket"))
-                return
-            except OSError:
-                time.sleep(0.02)
-    said = (directory / "log").read_text(errors="replace").strip()
-    raise ServerError(said or "it does not listen")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -64,6 +64,9 @@ class Summary:
         }
 
 
+NOTHING = Summary({}, {})
+
+
 class Samples:
     """What was measured so far."""
 
@@ -89,16 +92,18 @@ class Samples:
             {peer: Memory(*medians(rounds)) for peer, rounds in self._memory.items()},
         )
 
-    def spread(self, case: str, peer: str) -> float:
-        """How far the server's CPU time was from its median in the worst of all runs, as a part."""
-        times = [run.server_cpu for run in self._figures[case][peer]]
-        middle = median(times)
-        return max(abs(each - middle) for each in times) / middle if middle else 0.0
+    def spread(self, case: str, peer: str, figure: str = "server_cpu") -> float:
+        """How far a figure was from its median in the worst of all runs, as a part."""
+        values = [getattr(run, figure) for run in self._figures[case][peer]]
+        middle = median(values)
+        return max(abs(each - middle) for each in values) / middle if middle else 0.0
 
-    def typical_spread(self) -> float:
+    def typical_spread(self, figure: str = "server_cpu") -> float:
         """The median of all spreads."""
         spreads = [
-            self.spread(case, peer) for case in self._figures for peer in self._figures[case]
+            self.spread(case, peer, figure)
+            for case in self._figures
+            for peer in self._figures[case]
         ]
         return median(spreads) if spreads else 0.0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .asked import LIMIT, MEMORY, PYTHON, Verdict
+from .attach import Mount
 from .footprint import Footprint
 from .summary import Summary
 
@@ -29,13 +30,13 @@ def figure_table(summary: Summary, figure: str) -> str:
     return _by_case(summary, summary.peers(), cell)
 
 
-def ratio_table(summary: Summary, figure: str, subject: str) -> str:
+def ratio_table(summary: Summary, figure: str, subject: str, others: Sequence[str] = OTHERS) -> str:
     """One figure of ``subject`` as parts of those of the peers that matter most."""
 
     def cell(peer: str, case: str) -> str:
         return _format(summary.ratio(case, subject, peer, figure), ".2f")
 
-    return _by_case(summary, [peer for peer in OTHERS if peer in summary.peers()], cell)
+    return _by_case(summary, [peer for peer in others if peer in summary.peers()], cell)
 
 
 def verdict_table(verdicts: dict[str, Sequence[Verdict]]) -> str:
@@ -55,6 +56,16 @@ def memory_table(summary: Summary) -> str:
         for peer, each in summary.memory.items()
     ]
     return table(["resident MiB", "idle", "most"], rows)
+
+
+def mount_table(mounts: Mapping[str, Mount]) -> str:
+    """How long it takes until a device can be read."""
+
+    def cell(seconds: float | None) -> str:
+        return "" if seconds is None else f"{seconds * 1000:,.0f}"
+
+    rows = [[peer, cell(mount.whole), cell(mount.alone)] for peer, mount in mounts.items()]
+    return table(["milliseconds", "all of it", "attaching alone"], rows)
 
 
 def import_table(footprint: Footprint) -> str:

@@ -1,8 +1,10 @@
 /* An NBD server that does as little as one can do: what the peers and aiovblk are held against.
  *
- *     bare [--serial] [--delay MICROSECONDS] SOCKET BYTES
+ *     bare [--serial] [--delay MICROSECONDS] SOCKET | /dev/nbdN BYTES
  *
- * One thread, one connection at a time, a disk in memory, fixed newstyle, simple replies.
+ * One thread, one connection at a time, a disk in memory, fixed newstyle, simple replies.  It
+ * listens on SOCKET, or has the kernel attach /dev/nbdN to one end of a socket pair, as vblk and
+ * BUSE do.
  *
  * By default it is the limit: as many requests as one read(2) brings are answered by one writev(2),
  * payloads of writes that are still on their way are received in place, replies are sent from the
@@ -14,11 +16,15 @@
 #define _GNU_SOURCE
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/nbd.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -28,7 +34,7 @@
 
 enum { OPT_EXPORT_NAME = 1, OPT_ABORT = 2, OPT_INFO = 6, OPT_GO = 7 };
 enum { CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH };
-enum { BUFFER = 1 << 20, BATCH = 512, REQUEST = 28, REPLY = 16 };
+enum { BUFFER = 1 << 20, BATCH = 512, REQUEST = 28, REPLY = 16, BLOCK = 4096 };
 #define REP_ACK 1u
 #define REP_INFO 3u
 #define REP_ERR_UNSUP 0x80000001u
@@ -242,6 +248,52 @@ static void serve_serially(int fd)
     }
 }
 
+static void *hold(void *nbd)
+{
+    ioctl(*(int *)nbd, NBD_DO_IT); /* returns when the device is detached */
+    return NULL;
+}
+
+static void serve(int fd, int serial)
+{
+    int room = 4 << 20; /* the kernel may give less */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+    serial ? serve_serially(fd) : serve_batches(fd);
+}
+
+static int serve_kernel(const char *device, int serial)
+{
+    int pair[2], nbd = open(device, O_RDWR);
+    pthread_t holder;
+
+    if (nbd < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair)
+        || ioctl(nbd, NBD_SET_BLKSIZE, BLOCK) || ioctl(nbd, NBD_SET_SIZE_BLOCKS, size / BLOCK)
+        || ioctl(nbd, NBD_SET_FLAGS, FLAGS) || ioctl(nbd, NBD_SET_SOCK, pair[0])
+        || pthread_create(&holder, NULL, hold, &nbd)) {
+        perror(device);
+        return 1;
+    }
+    serve(pair[1], serial);
+    return 0;
+}
+
+static int serve_socket(const char *path, int serial)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 8)) {
+        perror(path);
+        return 1;
+    }
+    for (;;) {
+        int fd = accept(listener, NULL, NULL);
+        if (!handshake(fd))
+            serve(fd, serial);
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv)
 {
     int serial = 0;
@@ -254,26 +306,16 @@ int main(int argc, char **argv)
         }
     }
     if (argc != 3 || (delay && !serial)) {
-        fprintf(stderr, "usage: bare [--serial [--delay MICROSECONDS]] SOCKET BYTES\n");
+        fprintf(stderr, "usage: bare [--serial [--delay MICROSECONDS]] SOCKET|/dev/nbdN BYTES\n");
         return 2;
     }
     size = strtoull(argv[2], NULL, 10);
     disk = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", argv[1]);
-    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (disk == MAP_FAILED || bind(listener, (struct sockaddr *)&address, sizeof address)
-        || listen(listener, 8)) {
+    if (disk == MAP_FAILED) {
         perror("bare");
         return 1;
     }
     signal(SIGPIPE, SIG_IGN);
-    for (;;) {
-        int fd = accept(listener, NULL, NULL);
-        int room = 4 << 20; /* the kernel may give less */
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-        if (!handshake(fd))
-            serial ? serve_serially(fd) : serve_batches(fd);
-        close(fd);
-    }
+    int kernel = !strncmp(argv[1], "/dev/nbd", 8);
+    return kernel ? serve_kernel(argv[1], serial) : serve_socket(argv[1], serial);
 }

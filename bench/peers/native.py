@@ -6,23 +6,24 @@ import subprocess
 from pathlib import Path
 
 from ..cases import DELAY, SIZE, Backend
-from .peer import ROOT, Peer
+from .peer import ROOT, AttachedPeer, Peer
 
 SOURCE = Path(__file__).with_name("bare.c")
 PROGRAM = ROOT / "build" / "bench" / "bare"
+PROBE = ("cc", "--version")
+PACKAGE = "gcc libc6-dev"
 
 
 def native() -> list[Peer]:
     """``bare``: batches on one connection; and ``serial``: one request at a time."""
     where = ("{directory}/socket", str(SIZE))
     slow = ("--delay", str(round(DELAY * 1e6)))
-    probe = ("cc", "--version")
     return [
         Peer(
             "bare C loop",
             {Backend.MEMORY: (str(PROGRAM), *where)},
-            probe=probe,
-            package="gcc libc6-dev",
+            probe=PROBE,
+            package=PACKAGE,
             connections=1,
         ),
         Peer(
@@ -31,10 +32,19 @@ def native() -> list[Peer]:
                 Backend.MEMORY: (str(PROGRAM), "--serial", *where),
                 Backend.SLOW: (str(PROGRAM), "--serial", *slow, *where),
             },
-            probe=probe,
-            package="gcc libc6-dev",
+            probe=PROBE,
+            package=PACKAGE,
             connections=1,
         ),
+    ]
+
+
+def attached_native() -> list[AttachedPeer]:
+    """The same, in the kernel's hands: one process that attaches itself, as vblk's does."""
+    where = ("{device}", str(SIZE))
+    return [
+        AttachedPeer(name, (str(PROGRAM), *how, *where), probe=PROBE, package=PACKAGE)
+        for name, how in (("bare C loop", ()), ("C, one request at a time", ("--serial",)))
     ]
 
 
@@ -46,4 +56,4 @@ def compile_native() -> None:
 
     """
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cc", "-O2", "-Wall", "-o", str(PROGRAM), str(SOURCE)], check=True)
+    subprocess.run(["cc", "-O2", "-Wall", "-pthread", "-o", str(PROGRAM), str(SOURCE)], check=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,16 +40,58 @@ class Peer:
 
     def is_there(self) -> bool:
         """Whether this machine has it."""
-        try:
-            probe = subprocess.run(
-                self.probe,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=60,
-                check=False,
-            )
-        except OSError:
-            return False
-        return probe.returncode == 0
+        return succeeds(self.probe)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedPeer:
+    """A server behind a device of the kernel's.
+
+    Args:
+        name: in tables, and what ``--peers`` looks for.
+        command: stays in the foreground. ``{directory}`` is as in :class:`Peer`, ``{device}`` is
+            the ``/dev/nbdN`` that it has to attach.
+        probe: a command that succeeds where the server can be had.
+        package: what to install otherwise.
+        attach: a command that attaches ``{device}`` to ``{directory}/socket``, where the server
+            only listens.
+        detach: the command to detach it, where it is not enough to end the server.
+
+    """
+
+    name: str
+    command: tuple[str, ...]
+    probe: tuple[str, ...]
+    package: str
+    attach: tuple[str, ...] | None = None
+    detach: tuple[str, ...] | None = None
+
+    def can(self, case: Case) -> bool:
+        """Whether it makes sense to ask this of it."""
+        return case.backend is Backend.MEMORY
+
+    def is_there(self) -> bool:
+        """Whether this machine has it."""
+        return succeeds(self.probe) and (self.attach is None or which(self.attach[0]) is not None)
+
+
+def succeeds(command: Sequence[str]) -> bool:
+    """Whether a command is there and says so."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def which(program: str) -> str | None:
+    """The path of a program, of those too that Debian keeps for root."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")

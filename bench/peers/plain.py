@@ -1,6 +1,7 @@
 """Devices as a user writes them, for ``aiovblk serve bench/peers/plain.py:Plain``."""
 
 import asyncio
+import bz2
 
 import aiovblk
 
@@ -37,3 +38,21 @@ class Slow(Plain):
         """Wait, then write."""
         await asyncio.sleep(DELAY)
         await super().write(offset, data)
+
+
+class Packed(aiovblk.BlockDevice):
+    """What takes a processor's time: each block is unpacked when it is read.
+
+    It is the same disk in each process that makes one.
+    """
+
+    block_size = 512
+    blocks = 256 * 2048
+    multi_conn = True
+
+    _block = bz2.compress(bytes(range(256)) * 16)  # 4 KiB
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Unpack."""
+        pieces = -(-length // 4096)
+        return b"".join(bz2.decompress(self._block) for _ in range(pieces))[:length]

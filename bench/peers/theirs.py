@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..cases import DELAY, SIZE, Backend
-from .peer import Peer
+from .peer import AttachedPeer, Peer
 
 NBDKIT = ("nbdkit", "-f", "-U", "{directory}/socket")
 PLUGIN = "bench/peers/nbdkit_plugin.py"
@@ -13,6 +13,33 @@ MILLISECONDS = f"{DELAY * 1000:g}ms"
 def theirs() -> list[Peer]:
     """The memory plugin (C) and the Python plugin of nbdkit, and qemu-nbd."""
     return [nbdkit_memory(), nbdkit_python("parallel"), nbdkit_python("default"), qemu()]
+
+
+def attached_theirs() -> list[AttachedPeer]:
+    """Nbdkit's with nbd-client; qemu-nbd attaches itself."""
+    peers = [
+        AttachedPeer(
+            peer.name,
+            peer.commands[Backend.MEMORY],
+            probe=peer.probe,
+            package=f"{peer.package} nbd-client",
+            attach=("nbd-client", "-unix", "{directory}/socket", "{device}"),
+            detach=("nbd-client", "-d", "{device}"),
+        )
+        for peer in (nbdkit_memory(), nbdkit_python("parallel"), nbdkit_python("default"))
+    ]
+    # Without --verbose it would go to the background.
+    command = "qemu-nbd --verbose --format=raw --cache=writeback --connect={device}"
+    peers.append(
+        AttachedPeer(
+            qemu().name,
+            (*command.split(), "{directory}/disk"),
+            probe=qemu().probe,
+            package=qemu().package,
+            detach=("qemu-nbd", "--disconnect", "{device}"),
+        )
+    )
+    return peers
 
 
 def nbdkit_memory() -> Peer:

@@ -1,0 +1,188 @@
+"""The part that needs a kernel with NBD: each server behind a /dev/nbdN, in a virtual machine.
+
+This is the side of the host: it has ``tools/vm`` boot a test kernel that runs guest.py, and reads
+what that tells.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from .attach import Mount
+from .cases import Case
+from .machine import Others
+from .peers import AttachedPeer
+from .peers.peer import ROOT
+from .rounds import say
+from .server import STOPPING
+from .summary import Figures, Samples, Summary
+
+KERNELS = ("6.1", "6.12", "host")
+ROUNDS = 3
+PROCESSORS = 2
+MEMORY = 3072  # MiB: of each peer's disk the part that is used, and the programs
+BOOT = 120  # seconds, with the download of a kernel
+LONGEST_ROUND = 400  # seconds until the machine counts as hung
+MARK = "bench-told: "  # begins the lines that are not for people
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRun:
+    """What was measured in a test kernel.
+
+    Args:
+        machine: its kernel and processors.
+        rounds: how many there were.
+        spread: how far apart they were, in requests per second.
+        others: how many of the host's processors other programs had meanwhile.
+        summary: the figures.
+        mounts: how long attaching took.
+
+    """
+
+    machine: Mapping[str, str]
+    rounds: int
+    spread: float
+    others: float
+    summary: Summary
+    mounts: Mapping[str, Mount]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "machine": dict(self.machine),
+            "rounds": self.rounds,
+            "spread": self.spread,
+            "others": self.others,
+            "figures": self.summary.as_json()["figures"],
+            "mount_seconds": {peer: asdict(mount) for peer, mount in self.mounts.items()},
+        }
+
+
+@dataclass
+class Collected:
+    """What a guest has told so far."""
+
+    machine: dict[str, str] = field(default_factory=dict)
+    samples: Samples = field(default_factory=Samples)
+    mounts: dict[str, list[Mapping[str, float | None]]] = field(default_factory=dict)
+
+    def take(self, text: str) -> None:
+        """Take in one line, without its mark."""
+        told = json.loads(text)
+        if "machine" in told:
+            self.machine = told["machine"]
+        elif "mount" in told:
+            self.mounts.setdefault(told["peer"], []).append(told["mount"])
+        else:
+            self.samples.add(told["case"], told["peer"], Figures(**told["figures"]))
+
+    def run(self, rounds: int, others: float) -> KernelRun | None:
+        """Put it together; None if nothing was measured."""
+        summary = self.samples.summary()
+        if not summary.figures:
+            return None
+        return KernelRun(
+            machine=self.machine,
+            rounds=rounds,
+            spread=self.samples.typical_spread("iops"),
+            others=others,
+            summary=summary,
+            # In the order of the other tables.
+            mounts={peer: _median(self.mounts[peer]) for peer in summary.peers()},
+        )
+
+
+def measure_kernel(
+    peers: Sequence[AttachedPeer],
+    cases: Sequence[Case],
+    *,
+    kernel: str,
+    rounds: int,
+    quick: bool,
+) -> KernelRun | None:
+    """Boot a kernel and measure in it; None, and a line that says why, where that cannot be."""
+    say(f"in the hands of kernel {kernel}")
+    collected, others = Collected(), Others()
+    command = [*machine_command(kernel, rounds), *guest_command(peers, cases, rounds, quick)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    try:
+        reason = _read(process, collected)
+        status = process.wait()
+    finally:
+        _end(process)
+    run = collected.run(rounds, others.processors())
+    if status:
+        reason = reason or f"exit status {status}"
+        say(f"the test kernel {'failed later' if run else 'is left out'}: {reason}")
+    return run
+
+
+def machine_command(kernel: str, rounds: int) -> list[str]:
+    """What comes before a command that shall run on a test kernel."""
+    return [
+        *(sys.executable, "tools/vm", "run", "--kernel", kernel),
+        *("--smp", str(PROCESSORS), "--memory", str(MEMORY)),
+        *("--timeout", str(BOOT + rounds * LONGEST_ROUND), "--"),
+    ]
+
+
+def guest_command(
+    peers: Sequence[AttachedPeer], cases: Sequence[Case], rounds: int, quick: bool
+) -> list[str]:
+    """What runs there."""
+    return [
+        *(sys.executable, "-m", "bench.guest", "--rounds", str(rounds)),
+        *("--peers", *(peer.name for peer in peers)),
+        *("--cases", *(case.name for case in cases)),
+        *(["--quick"] if quick else []),
+    ]
+
+
+def _read(process: subprocess.Popen[str], collected: Collected) -> str | None:
+    """Read what is told, and pass on the rest; returns what tools/vm itself said last."""
+    reason = None
+    for line in _lines(process):
+        if line.startswith(MARK):
+            collected.take(line.removeprefix(MARK))
+        elif line.startswith("vm: "):
+            reason = line.removeprefix("vm: ").strip()
+        else:
+            print(line, end="", file=sys.stderr, flush=True)
+    return reason
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None  # because it is a pipe
+    return iter(process.stdout)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOPPING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _median(mounts: Sequence[Mapping[str, float | None]]) -> Mount:
+    def middle(name: str) -> float | None:
+        seconds = [each for mount in mounts if (each := mount[name]) is not None]
+        return median(seconds) if seconds else None
+
+    return Mount(middle("whole"), middle("alone"))
