@@ -124,10 +124,13 @@ class Calls:
         return extents
 
     async def _read_around_holes(self, offset: int, length: int) -> Content:
+        extents = await self._extents(offset, length)
+        if len(extents) == 1 and not extents[0][1] & _ZERO:
+            return await self._read(offset, length)
         mask = self._device.block_size - 1
         pieces: list[Data | int] = []
         begin = position = offset
-        for size, state in await self._extents(offset, length):
+        for size, state in extents:
             hole, position = (position + mask) & ~mask, position + size
             hole_end = position & ~mask
             if state & _ZERO and hole_end - hole >= SMALLEST_HOLE:

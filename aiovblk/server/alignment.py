@@ -90,7 +90,7 @@ class AnyAlignment(BlockDevice):
         """As in the base class."""
         first = self._down(offset)
         extents = await self._inner.extents(first, self._up(offset + length) - first)
-        return list(_without_head(extents, offset - first))
+        return extents if first == offset else list(_without_head(extents, offset - first))
 
     async def cache(self, offset: int, length: int) -> None:
         """As in the base class."""
