@@ -63,10 +63,9 @@ class Calls:
         self.handle: Handler = self._call if timeout is None else self._call_in_time
 
     async def _call(self, request: Request, payload: memoryview | None) -> Content:
-        flags, command, _, offset, length = request
-        device = self._device
+        device, command, offset, length = self._device, request.type, request.offset, request.length
         if command == _READ:
-            if self._leaves_holes_out and length > SMALLEST_HOLE and not flags & _DF:
+            if self._leaves_holes_out and length > SMALLEST_HOLE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
             return as_payload(await device.read(offset, length), length)
         if command == _WRITE:
@@ -75,12 +74,12 @@ class Calls:
         elif command == _TRIM:
             await device.trim(offset, length)
         elif command == _WRITE_ZEROES:
-            await device.write_zeroes(offset, length, may_trim=not flags & _NO_HOLE)
+            await device.write_zeroes(offset, length, may_trim=not request.flags & _NO_HOLE)
         elif command == _BLOCK_STATUS:
             return await self._block_status(request)
         elif command == _CACHE:
             await device.cache(offset, length)
-        if command == _FLUSH or (flags & _FUA and command != _CACHE):
+        if command == _FLUSH or (request.flags & _FUA and command != _CACHE):
             # "FUA: the server MUST NOT send a reply until the data has reached stable storage."
             await device.flush()
         return b""
