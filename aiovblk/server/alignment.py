@@ -44,9 +44,7 @@ class AnyAlignment(BlockDevice):
         """Bytes of the whole device."""
         return self._inner.size
 
-    def read(
-        self, offset: int, length: int
-    ) -> Coroutine[Any, Any, bytes | bytearray | memoryview]:
+    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes | bytearray | memoryview]:
         """As in the base class."""
         if not (offset | length) & self._mask:
             return self._inner.read(offset, length)
@@ -188,12 +186,14 @@ class _Held:
     def take(self) -> None:
         """Have it, where nobody is in the way."""
         self._ranges.held.add(self)
-        self._ranges.exclusive += self._exclusive
+        if self._exclusive:
+            self._ranges.exclusive += 1
 
     def release(self) -> None:
         """Let others have it."""
         self._ranges.held.discard(self)
-        self._ranges.exclusive -= self._exclusive
+        if self._exclusive:
+            self._ranges.exclusive -= 1
         if self._released is not None:
             self._released.set_result(None)
 
