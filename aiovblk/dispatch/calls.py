@@ -19,6 +19,7 @@ from ..protocol import (
     SparseData,
     State,
 )
+from .copies import Copies
 
 logger = logging.getLogger("aiovblk")
 
@@ -56,6 +57,7 @@ class Calls:
     def __init__(self, device: BlockDevice, agreement: Agreement, timeout: float | None) -> None:
         self._device = device
         self._timeout = timeout
+        self._copies = Copies()
         self._allocation = agreement.allocation
         self._leaves_holes_out = agreement.mode >= ReplyMode.STRUCTURED and overrides(
             device, BlockDevice.extents
@@ -67,7 +69,7 @@ class Calls:
         if command == _READ:
             if self._leaves_holes_out and length > SMALLEST_HOLE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
-            return as_payload(await device.read(offset, length), length)
+            return self._payload(await device.read(offset, length), length)
         if command == _WRITE:
             assert payload is not None  # each WRITE was given one when it was parsed
             await device.write(offset, payload)
@@ -144,17 +146,16 @@ class Calls:
         return SparseData(pieces)
 
     async def _read(self, offset: int, length: int) -> Data:
-        return as_payload(await self._device.read(offset, length), length)
+        return self._payload(await self._device.read(offset, length), length)
 
-
-def as_payload(data: bytes | bytearray | memoryview, length: int) -> Data:
-    """A READ's result in a form that stays as it is while it waits to be sent."""
-    if type(data) is not bytes:
-        view = memoryview(data).cast("B")
-        data = view if view.readonly else bytes(view)
-    if len(data) != length:
-        raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
-    return data
+    def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Data:
+        """A READ's result in a form that stays as it is while it waits to be sent."""
+        if type(data) is not bytes:
+            view = memoryview(data).cast("B")
+            data = view if view.readonly else self._copies.copy(view)
+        if len(data) != length:
+            raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
+        return data
 
 
 def describe(request: Request) -> str:
