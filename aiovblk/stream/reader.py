@@ -205,8 +205,8 @@ class InPlaceStreamReader(asyncio.StreamReader):
         if room >= SMALLEST_RECEIVE and self.start == 0 and len(self.buffer) >= size:
             return  # a part of a large payload; the rest gets its room as this one fills up
         old, self.buffer = self.buffer, self._spares.exchange(self.buffer, size)
-        # A slice of a bytearray is a copy, so this also moves bytes within one buffer.
-        self.buffer[:unconsumed] = old[self.start : self.end]
+        # Views of the same bytes may overlap here: it is the buffer itself that was not in use.
+        memoryview(self.buffer)[:unconsumed] = memoryview(old)[self.start : self.end]
         self.start, self.end = 0, unconsumed
 
     def _next_size(self, unconsumed: int) -> int:
