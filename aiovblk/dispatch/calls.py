@@ -19,6 +19,7 @@ from ..protocol import (
     SparseData,
     State,
 )
+from .copies import Copies
 
 logger = logging.getLogger("aiovblk")
 
@@ -56,6 +57,7 @@ class Calls:
     def __init__(self, device: BlockDevice, agreement: Agreement, timeout: float | None) -> None:
         self._device = device
         self._timeout = timeout
+        self._copies = Copies()
         self._allocation = agreement.allocation
         self._leaves_holes_out = agreement.mode >= ReplyMode.STRUCTURED and overrides(
             device, BlockDevice.extents
@@ -63,24 +65,23 @@ class Calls:
         self.handle: Handler = self._call if timeout is None else self._call_in_time
 
     async def _call(self, request: Request, payload: memoryview | None) -> Content:
-        flags, command, _, offset, length = request
-        device = self._device
+        device, command, offset, length = self._device, request.type, request.offset, request.length
         if command == _READ:
-            if self._leaves_holes_out and length > SMALLEST_HOLE and not flags & _DF:
+            if self._leaves_holes_out and length > SMALLEST_HOLE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
-            return as_payload(await device.read(offset, length), length)
+            return self._payload(await device.read(offset, length), length)
         if command == _WRITE:
             assert payload is not None  # each WRITE was given one when it was parsed
             await device.write(offset, payload)
         elif command == _TRIM:
             await device.trim(offset, length)
         elif command == _WRITE_ZEROES:
-            await device.write_zeroes(offset, length, may_trim=not flags & _NO_HOLE)
+            await device.write_zeroes(offset, length, may_trim=not request.flags & _NO_HOLE)
         elif command == _BLOCK_STATUS:
             return await self._block_status(request)
         elif command == _CACHE:
             await device.cache(offset, length)
-        if command == _FLUSH or (flags & _FUA and command != _CACHE):
+        if command == _FLUSH or (request.flags & _FUA and command != _CACHE):
             # "FUA: the server MUST NOT send a reply until the data has reached stable storage."
             await device.flush()
         return b""
@@ -124,10 +125,13 @@ class Calls:
         return extents
 
     async def _read_around_holes(self, offset: int, length: int) -> Content:
+        extents = await self._extents(offset, length)
+        if len(extents) == 1 and not extents[0][1] & _ZERO:
+            return await self._read(offset, length)
         mask = self._device.block_size - 1
         pieces: list[Data | int] = []
         begin = position = offset
-        for size, state in await self._extents(offset, length):
+        for size, state in extents:
             hole, position = (position + mask) & ~mask, position + size
             hole_end = position & ~mask
             if state & _ZERO and hole_end - hole >= SMALLEST_HOLE:
@@ -142,17 +146,16 @@ class Calls:
         return SparseData(pieces)
 
     async def _read(self, offset: int, length: int) -> Data:
-        return as_payload(await self._device.read(offset, length), length)
+        return self._payload(await self._device.read(offset, length), length)
 
-
-def as_payload(data: bytes | bytearray | memoryview, length: int) -> Data:
-    """A READ's result in a form that stays as it is while it waits to be sent."""
-    if type(data) is not bytes:
-        view = memoryview(data).cast("B")
-        data = view if view.readonly else bytes(view)
-    if len(data) != length:
-        raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
-    return data
+    def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Data:
+        """A READ's result in a form that stays as it is while it waits to be sent."""
+        if type(data) is not bytes:
+            view = memoryview(data).cast("B")
+            data = view if view.readonly else self._copies.copy(view)
+        if len(data) != length:
+            raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
+        return data
 
 
 def describe(request: Request) -> str:

@@ -98,9 +98,9 @@ class Rules:
 
     def refusal(self, request: Request) -> int:
         """Why a request may not reach a handler, as an error value; 0 if it may."""
-        flags, command, _, offset, length = request
+        command, offset, length = request.type, request.offset, request.length
         allowed = self._allowed.get(command)
-        if allowed is None or flags & ~allowed:
+        if allowed is None or request.flags & ~allowed:
             return errno.EINVAL
         if command == _FLUSH:
             # "Both offset and length are reserved, and MUST be set to zero."

@@ -183,18 +183,19 @@ class Dispatcher:
 
         """
         reader, share, header = self._reader, self._share, self._header_size
-        buffer, end = reader.buffer, reader.end
+        buffer, end = memoryview(reader.buffer), reader.end
         while end - (start := reader.start) >= header:
             if share is not None and share.full():
                 break
             request = self._parse(buffer, start)
-            length = header + request.payload_length(extended=self._extended)
-            if end - start < length:
-                return length
-            reader.start = start + length
-            payload = None
+            length, payload = header, None
+            if request.type == _WRITE or self._extended:
+                length += request.payload_length(extended=self._extended)
+                if end - start < length:
+                    return length
             if request.type == _WRITE:
-                payload = memoryview(buffer)[start + header : start + length]
+                payload = buffer[start + header : start + length]
+            reader.start = start + length
             self._accept(request, payload)
         return header
 

@@ -32,6 +32,9 @@ STRUCTURED_REPLY = struct.Struct(">IHHQI")
 EXTENDED_REPLY = struct.Struct(">IHHQQQ")
 """Chunk header with extended headers: magic, flags, type, cookie, offset, payload length."""
 
+STRUCTURED_DATA = struct.Struct(">IHHQIQ")
+"""Chunk header of OFFSET_DATA, and the offset that the payload begins with."""
+
 OFFSET = struct.Struct(">Q")
 HOLE = struct.Struct(">QI")
 ERROR = struct.Struct(">IH")
@@ -83,6 +86,12 @@ def simple_reply(request: Request, error: int, content: Content) -> list[Data]:
 
 def structured_reply(request: Request, error: int, content: Content) -> list[Data]:
     """The whole reply to a request, as structured reply."""
+    if type(content) is bytes and content and not error:  # by far the most: packed at once
+        length = OFFSET.size + len(content)
+        head = STRUCTURED_DATA.pack(
+            STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA, request.cookie, length, request.offset
+        )
+        return [head, content]
     return _reply_in_chunks(_structured_header, request, error, content)
 
 
@@ -116,15 +125,15 @@ def _reply_in_chunks(
 ) -> list[Data]:
     if error:
         return [header(request, _DONE, _ERROR, ERROR.size) + ERROR.pack(error, 0)]
+    if not content:
+        return [header(request, _DONE, _NONE, 0)]
     if isinstance(content, SparseData):
         return _sparse_chunks(header, request, content)
     if isinstance(content, BlockStatus):
         chunk, payload = _status_payload(content, extended=header is _extended_header)
         return [header(request, _DONE, chunk, len(payload)) + payload]
-    if content:
-        head = header(request, _DONE, _OFFSET_DATA, OFFSET.size + len(content))
-        return [head + OFFSET.pack(request.offset), content]
-    return [header(request, _DONE, _NONE, 0)]
+    head = header(request, _DONE, _OFFSET_DATA, OFFSET.size + len(content))
+    return [head + OFFSET.pack(request.offset), content]
 
 
 def _sparse_chunks(

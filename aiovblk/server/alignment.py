@@ -13,8 +13,9 @@ What holds here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from types import MethodType
+from typing import Any
 
 from ..device import BlockDevice, Extent, overrides
 
@@ -32,6 +33,7 @@ class AnyAlignment(BlockDevice):
     def __init__(self, inner: BlockDevice) -> None:
         self._inner = inner
         self._block = inner.block_size
+        self._mask = inner.block_size - 1
         self._ranges = _Ranges()
         if not overrides(inner, BlockDevice.extents):
             # So that nobody takes what is asked of it for knowledge.
@@ -42,28 +44,20 @@ class AnyAlignment(BlockDevice):
         """Bytes of the whole device."""
         return self._inner.size
 
-    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes | bytearray | memoryview]:
         """As in the base class."""
-        if self._is_aligned(offset, length):
-            return await self._inner.read(offset, length)
-        pieces: list[memoryview] = []
-        for begin, end in self._parts(offset, length):
-            first, last = self._down(begin), self._up(end)
-            data = memoryview(await self._inner.read(first, last - first)).cast("B")
-            if len(data) != last - first:
-                raise ValueError(f"read returned {len(data)} bytes where {last - first} were due")
-            pieces.append(data[begin - first : end - first])
-        return b"".join(pieces)
+        if not (offset | length) & self._mask:
+            return self._inner.read(offset, length)
+        return self._read_parts(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
         """As in the base class."""
-        held = self._holding(offset, len(data))
-        if self._ranges.exclusive or not self._is_aligned(offset, len(data)):
-            async with held:
-                for begin, end in self._parts(offset, len(data)):
-                    await self._write_part(begin, data[begin - offset : end - offset])
+        length = len(data)
+        if (offset | length) & self._mask or self._ranges.exclusive:
+            await self._write_parts(offset, data)
             return
         # By far the most: whole blocks, and nobody to wait for.
+        held = _Held(self._ranges, offset, offset + length, False)
         held.take()
         try:
             await self._inner.write(offset, data)
@@ -94,12 +88,27 @@ class AnyAlignment(BlockDevice):
         """As in the base class."""
         first = self._down(offset)
         extents = await self._inner.extents(first, self._up(offset + length) - first)
-        return list(_without_head(extents, offset - first))
+        return extents if first == offset else list(_without_head(extents, offset - first))
 
     async def cache(self, offset: int, length: int) -> None:
         """As in the base class."""
         first = self._down(offset)
         await self._inner.cache(first, self._up(offset + length) - first)
+
+    async def _read_parts(self, offset: int, length: int) -> bytes:
+        pieces: list[memoryview] = []
+        for begin, end in self._parts(offset, length):
+            first, last = self._down(begin), self._up(end)
+            data = memoryview(await self._inner.read(first, last - first)).cast("B")
+            if len(data) != last - first:
+                raise ValueError(f"read returned {len(data)} bytes where {last - first} were due")
+            pieces.append(data[begin - first : end - first])
+        return b"".join(pieces)
+
+    async def _write_parts(self, offset: int, data: memoryview) -> None:
+        async with self._holding(offset, len(data)):
+            for begin, end in self._parts(offset, len(data)):
+                await self._write_part(begin, data[begin - offset : end - offset])
 
     async def _write_part(self, offset: int, data: memoryview) -> None:
         """Write whole blocks, or a part of one."""
@@ -127,10 +136,10 @@ class AnyAlignment(BlockDevice):
     def _holding(self, offset: int, length: int) -> _Held:
         """Keep others from these blocks, as far as that is needed."""
         begin, end = self._down(offset), self._up(offset + length)
-        return _Held(self._ranges, begin, end, exclusive=not self._is_aligned(offset, length))
+        return _Held(self._ranges, begin, end, not self._is_aligned(offset, length))
 
     def _is_aligned(self, offset: int, length: int) -> bool:
-        return not (offset | length) & (self._block - 1)
+        return not (offset | length) & self._mask
 
     def _down(self, offset: int) -> int:
         return offset & -self._block
@@ -155,7 +164,7 @@ class _Held:
 
     __slots__ = ("_begin", "_end", "_exclusive", "_ranges", "_released")
 
-    def __init__(self, ranges: _Ranges, begin: int, end: int, *, exclusive: bool) -> None:
+    def __init__(self, ranges: _Ranges, begin: int, end: int, exclusive: bool) -> None:
         self._ranges = ranges
         self._begin = begin
         self._end = end
@@ -177,12 +186,14 @@ class _Held:
     def take(self) -> None:
         """Have it, where nobody is in the way."""
         self._ranges.held.add(self)
-        self._ranges.exclusive += self._exclusive
+        if self._exclusive:
+            self._ranges.exclusive += 1
 
     def release(self) -> None:
         """Let others have it."""
         self._ranges.held.discard(self)
-        self._ranges.exclusive -= self._exclusive
+        if self._exclusive:
+            self._ranges.exclusive -= 1
         if self._released is not None:
             self._released.set_result(None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ logger = logging.getLogger("aiovblk")
 
 WRITE_BUFFER = 1024 * 1024
 """Bytes of replies that may wait for a client before no more of its requests are taken."""
+
+SOCKET_BUFFER = 2 * 1024 * 1024
+"""Bytes of replies that the kernel may hold for a client on a Unix socket, as far as
+``net.core.wmem_max`` lets it. The default of 208 KiB is less than one large read: the rest of it
+would wait for another turn of the loop. TCP sizes its buffers by itself."""
 
 STALL_TIMEOUT = 60.0
 """Seconds after which a client that reads nothing of what waits for it is given up."""
@@ -86,6 +92,7 @@ class ServerProtocol(StreamProtocol):
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
         if self._on_connected is not None:
+            _enlarge_buffer(self.transport.get_extra_info("socket"))
             tell, self._on_connected = self._on_connected, None
             tell(self)
 
@@ -258,6 +265,11 @@ class Connection:
         if not stream.closed.done():
             stream.transport.abort()
             await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
+
+
+def _enlarge_buffer(sock: socket.socket) -> None:
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
 def _address(transport: asyncio.Transport) -> str:

@@ -97,10 +97,14 @@ class MemoryDevice(BlockDevice):
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Tell what was never written, or has been given back, in units of 256 KiB."""
         end = offset + length
-        at = bisect_right(self._edges, offset)
+        edges = self._edges
+        at = bisect_right(edges, offset)
+        if at == len(edges) or edges[at] >= end:  # the usual case, at a read's expense
+            hole = not _is_data(at)
+            return [Extent(length, hole, hole)]
         data = _is_data(at)
         found = []
-        for edge in [*self._edges[at : bisect_left(self._edges, end)], end][:_MOST_EXTENTS]:
+        for edge in [*edges[at : bisect_left(edges, end)], end][:_MOST_EXTENTS]:
             found.append(Extent(edge - offset, hole=not data, zero=not data))
             offset, data = edge, not data
         return found

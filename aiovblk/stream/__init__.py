@@ -3,5 +3,6 @@
 from .connection import StreamProtocol
 from .handshake import converse
 from .reader import InPlaceStreamReader
+from .spares import Spares
 
-__all__ = ["InPlaceStreamReader", "StreamProtocol", "converse"]
+__all__ = ["InPlaceStreamReader", "Spares", "StreamProtocol", "converse"]

@@ -5,8 +5,7 @@ What holds here:
 * The transport receives into ``buffer[end:]``; ``buffer[start:end]`` has not been consumed.
 * A consumer may take a memoryview of what it consumed and hand it on. A buffer is never moved,
   refilled or resized while such a view is alive: reception goes on in another buffer, to which
-  only the bytes not yet consumed are copied. The interpreter itself knows whether views are out,
-  since a bytearray refuses to be resized then.
+  only the bytes not yet consumed are copied. :class:`Spares` knows whether views are out.
 * Bytes that have arrived are never waited for.
 * Memory follows what arrives, not what a peer says will arrive: a connection on which little
   happens has a small buffer, and one for a large payload grows as that comes in.
@@ -20,6 +19,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, SupportsIndex, cast
 
+from .spares import Spares
+
 BUFFER_SIZE = 1024 * 1024
 """Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the
 unfinished one to the next buffer is rare, and small enough to stay in a processor's cache."""
@@ -31,9 +32,6 @@ the requests of a client that makes few; there may be a thousand of those."""
 SMALLEST_RECEIVE = 64 * 1024
 """With less room than this, reception goes on in a new buffer: a system call for a few bytes
 costs as much as one for many."""
-
-SPARE_BUFFERS = 2
-"""How many buffers that are still in use are remembered, to be used again."""
 
 
 class InPlaceStreamReader(asyncio.StreamReader):
@@ -57,7 +55,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         self.start = 0
         self.end = 0
         self._usual_size = FIRST_BUFFER_SIZE
-        self._spare: list[bytearray] = []
+        self._spares = Spares()
         self._wanted = 1
         self._paused = False
         self._transport: asyncio.ReadTransport | None = None
@@ -156,12 +154,14 @@ class InPlaceStreamReader(asyncio.StreamReader):
 
     def receive_buffer(self) -> memoryview:
         """Room for the transport to receive into."""
-        unconsumed = self.end - self.start
-        missing = self._wanted - unconsumed
-        room = len(self.buffer) - self.end
-        if room < max(missing, min(SMALLEST_RECEIVE, len(self.buffer) // 2)):
+        buffer, end = self.buffer, self.end
+        unconsumed, room = end - self.start, len(buffer) - end
+        if room < self._wanted - unconsumed or (
+            room < SMALLEST_RECEIVE and room < len(buffer) // 2
+        ):
             self._make_room(unconsumed, room)
-        return memoryview(self.buffer)[self.end :]
+            buffer, end = self.buffer, self.end
+        return memoryview(buffer)[end:]
 
     def received(self, count: int) -> None:
         """Take note that the transport has put ``count`` bytes into :meth:`receive_buffer`."""
@@ -204,9 +204,9 @@ class InPlaceStreamReader(asyncio.StreamReader):
         size = self._next_size(unconsumed)
         if room >= SMALLEST_RECEIVE and self.start == 0 and len(self.buffer) >= size:
             return  # a part of a large payload; the rest gets its room as this one fills up
-        old, self.buffer = self.buffer, self._unused_buffer(size)
-        # A slice of a bytearray is a copy, so this also moves bytes within one buffer.
-        self.buffer[:unconsumed] = old[self.start : self.end]
+        old, self.buffer = self.buffer, self._spares.exchange(self.buffer, size)
+        # Views of the same bytes may overlap here: it is the buffer itself that was not in use.
+        memoryview(self.buffer)[:unconsumed] = memoryview(old)[self.start : self.end]
         self.start, self.end = 0, unconsumed
 
     def _next_size(self, unconsumed: int) -> int:
@@ -222,27 +222,9 @@ class InPlaceStreamReader(asyncio.StreamReader):
             size = max(size, 2 * unconsumed)
         return size
 
-    def _unused_buffer(self, size: int) -> bytearray:
-        # Those that are in use stay alive through their views. Only as many are kept for later as
-        # a device needs whose handlers are quick, and none of a size that was for one payload.
-        fitting = [each for each in (*self._spare, self.buffer) if len(each) == size]
-        self._spare = fitting[-SPARE_BUFFERS:]
-        for at, buffer in enumerate(self._spare):
-            if not _is_viewed(buffer):
-                return self._spare.pop(at)
-        return bytearray(size)
-
     def _wake(self) -> bool:
         # A parser that waits for a whole payload need not look at each part of it.
         enough = self.end - self.start >= self._wanted or self._ended or self._error is not None
         if enough and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
         return enough
-
-
-def _is_viewed(buffer: bytearray) -> bool:
-    try:
-        buffer.append(buffer.pop())
-    except BufferError:
-        return True
-    return False

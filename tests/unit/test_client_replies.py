@@ -8,6 +8,7 @@ import itertools
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ async def test_read_returns_the_data_as_a_view_that_nobody_can_change(
     async with remote_of(mode=mode, size=16 << 20) as (remote, peer):
         reading = asyncio.ensure_future(remote.read(4096, size))
         request = await peer.request()
-        assert request[:2] + request[3:] == (0, Command.READ, 4096, size)
+        assert request == Request(0, Command.READ, request.cookie, 4096, size)
         data = os.urandom(size)
         peer.succeed(request, data)
         result = await reading
@@ -262,7 +263,7 @@ def in_turn(*lies: Lie) -> Lie:
 
 
 def another_cookie(peer: Peer, request: Request) -> None:
-    peer.succeed(request._replace(cookie=request.cookie + 1))
+    peer.succeed(replace(request, cookie=request.cookie + 1))
 
 
 LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import fields, replace
 
 import pytest
 
@@ -38,7 +39,7 @@ EXTENDED_BYTES = bytes.fromhex(
     "00000050ffffe000"  # offset
     "0000001122334000"  # length
 )
-EXTENDED_REQUEST = REQUEST._replace(length=0x1122334000)
+EXTENDED_REQUEST = replace(REQUEST, length=0x1122334000)
 
 REPLY_BYTES = bytes.fromhex("67446698 0000001c fedcba9876543210")
 
@@ -73,7 +74,7 @@ def test_request_parses_at_a_position_in_any_buffer(kind: type) -> None:
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
-@pytest.mark.parametrize("field", Request._fields)
+@pytest.mark.parametrize("field", [each.name for each in fields(Request)])
 def test_each_byte_of_a_request_belongs_to_one_field(field: str, mode: ReplyMode) -> None:
     parse, length = parse_request, 4
     if mode is ReplyMode.EXTENDED:
@@ -85,7 +86,7 @@ def test_each_byte_of_a_request_belongs_to_one_field(field: str, mode: ReplyMode
         message = bytearray(serialize_request(blank, mode))
         assert len(message) == 24 + length
         message[first + place] = 0x81
-        expected = blank._replace(**{field: 0x81 << 8 * (size - 1 - place)})
+        expected = replace(blank, **{field: 0x81 << 8 * (size - 1 - place)})
         assert parse(message) == expected
         assert serialize_request(expected, mode) == message
 
@@ -158,9 +159,9 @@ def test_payload_len_announces_a_payload_in_extended_headers_only(command: int) 
     request = Request(CommandFlag.PAYLOAD_LEN, command, 1, 0, 16)
     assert request.payload_length() == 0
     assert request.payload_length(extended=True) == 16
-    assert request._replace(flags=0).payload_length(extended=True) == 0
+    assert replace(request, flags=0).payload_length(extended=True) == 0
     with pytest.raises(ProtocolError, match="33554433 bytes"):
-        request._replace(length=MAX_PAYLOAD + 1).payload_length(extended=True)
+        replace(request, length=MAX_PAYLOAD + 1).payload_length(extended=True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 4096, MAX_PAYLOAD])

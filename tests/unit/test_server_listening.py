@@ -64,6 +64,15 @@ async def test_unix_socket_can_be_used_inside_the_block_and_is_gone_behind_it(pa
     assert not path.exists()
 
 
+async def test_unix_socket_may_hold_more_than_one_large_read(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as untouched:
+        usual = untouched.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    async with serve(disk(), unix=path) as server, connect(server.uris[0]):
+        (connection,) = server.connections
+        sock = connection._stream.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > usual
+
+
 async def test_unix_socket_that_a_dead_server_left_is_replaced(path: Path) -> None:
     unix_listener(path).close()
     assert path.exists()

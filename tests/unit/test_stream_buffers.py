@@ -207,7 +207,7 @@ async def test_buffers_of_a_large_payload_are_not_kept_for_ever() -> None:
         with take(reader, BUFFER_SIZE):
             reader.feed_data(b"next")
         reader.start = reader.end
-    assert len(reader.buffer) + sum(map(len, reader._spare)) <= 4 * BUFFER_SIZE
+    assert len(reader.buffer) + sum(map(len, reader._spares._spares)) <= 4 * BUFFER_SIZE
 
 
 async def test_reading_pauses_while_full_and_resumes_when_more_is_wanted() -> None:

@@ -1,0 +1,43 @@
+"""Buffers that are used again once nobody looks at them.
+
+Fresh memory costs more than it seems: the kernel maps it in page by page, which takes longer than
+to copy as much.
+"""
+
+from __future__ import annotations
+
+SPARE_BUFFERS = 2
+"""How many buffers that are still in use are remembered, to be used again."""
+
+
+class Spares:
+    """Buffers of one size, for one user.
+
+    The interpreter itself knows whether views of one are out, since a bytearray refuses to be
+    resized then.
+    """
+
+    def __init__(self) -> None:
+        self._spares: list[bytearray] = []
+
+    def exchange(self, used: bytearray, size: int) -> bytearray:
+        """Take note of a buffer that may still be in use; return one that is not.
+
+        It may be the same. What lies in it is of no meaning.
+        """
+        # Those that are in use stay alive through their views. Only as many are kept for later as
+        # a device needs whose handlers are quick, and none of a size that was for one payload.
+        fitting = [each for each in (*self._spares, used) if len(each) == size]
+        self._spares = fitting[-SPARE_BUFFERS:]
+        for at, buffer in enumerate(self._spares):
+            if not _is_viewed(buffer):
+                return self._spares.pop(at)
+        return bytearray(size)
+
+
+def _is_viewed(buffer: bytearray) -> bool:
+    try:
+        buffer.append(buffer.pop())
+    except BufferError:
+        return True
+    return False
