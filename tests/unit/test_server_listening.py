@@ -18,7 +18,7 @@ from aiovblk import connect
 from aiovblk.server import listening
 from aiovblk.storage import MemoryDevice
 
-from .network import MIB, NetworkClient, connected, serve, using
+from .network import MIB, NetworkClient, clients_of, connected, serve, using
 
 Sockets = list[tuple[str, int]]
 
@@ -68,7 +68,7 @@ async def test_unix_socket_may_hold_more_than_one_large_read(path: Path) -> None
     with socket.socket(socket.AF_UNIX) as untouched:
         usual = untouched.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     async with serve(disk(), unix=path) as server, connect(server.uris[0]):
-        (connection,) = server.connections
+        (connection,) = clients_of(server).connected()
         sock = connection._stream.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > usual
 
