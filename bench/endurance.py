@@ -1,4 +1,4 @@
-"""Many requests through one mount: does the server's memory grow?
+"""Many requests through one mount, to see whether the memory of the server grows.
 
     sudo python -m bench.endurance [REQUESTS]
 
