@@ -6,6 +6,7 @@ Knows neither the kernel nor the network; both hand it a connected stream socket
 from .budget import Budget, Share
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
+from .latency import Latency
 from .stats import Stats
 from .turns import MAX_CONCURRENCY, Turns
 
@@ -13,6 +14,7 @@ __all__ = [
     "MAX_CONCURRENCY",
     "Budget",
     "Dispatcher",
+    "Latency",
     "Share",
     "Stats",
     "Turns",

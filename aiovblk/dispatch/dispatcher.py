@@ -26,6 +26,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 
 from ..device import BlockDevice
 from ..protocol import (
@@ -102,6 +103,7 @@ class Dispatcher:
         self._tasks: dict[asyncio.Task[None], float] = {}
         self._abandoned = False
         self._replies: list[Data] = []
+        self._answered: list[Request] = []
         self._unsent = 0
         self._send_is_due = False
         self.last_reply = self._loop.time()
@@ -183,11 +185,11 @@ class Dispatcher:
 
         """
         reader, share, header = self._reader, self._share, self._header_size
-        buffer, end = memoryview(reader.buffer), reader.end
+        buffer, end, now = memoryview(reader.buffer), reader.end, monotonic_ns()
         while end - (start := reader.start) >= header:
             if share is not None and share.full():
                 break
-            request = self._parse(buffer, start)
+            request = self._parse(buffer, start, now)
             length, payload = header, None
             if request.type == _WRITE or self._extended:
                 length += request.payload_length(extended=self._extended)
@@ -306,6 +308,7 @@ class Dispatcher:
 
     def _reply(self, request: Request, error: int, content: Content = b"") -> None:
         self._replies += self._serialize(request, error, content)
+        self._answered.append(request)
         self.stats.in_flight -= 1
         self.stats.count(request, error)
         if self._share is not None:
@@ -319,6 +322,8 @@ class Dispatcher:
         self.last_reply = self._loop.time()
         self._stream.send(self._replies)
         self._replies = []
+        self.stats.sent(self._answered, monotonic_ns())
+        self._answered.clear()
         if self._share is not None and not self._stream.congested:
             self._settle()
         while self._when_idle and not self.stats.in_flight:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..device import BlockDevice, Factory, check_geometry, device_of
@@ -153,5 +152,5 @@ class LineService:
     def _report(self) -> None:
         dispatcher = self._connected()
         if dispatcher.stats != self._reported:
-            self._reported = replace(dispatcher.stats)
+            self._reported = dispatcher.stats.copy()
             self._tell("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)

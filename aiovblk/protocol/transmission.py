@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ProtocolError
 from .constants import MAX_PAYLOAD, Command, CommandFlag, ReplyMode
@@ -87,6 +87,8 @@ class Request:
     """Bytes from the start of the export."""
     length: int
     """Bytes; up to 2**32 - 1, with extended headers up to 2**64 - 1."""
+    arrival: int = field(default=0, compare=False)
+    """When it was received, by whatever clock its receiver has; not of the wire."""
 
     def payload_length(self, *, extended: bool = False) -> int:
         """How many bytes follow this header.
@@ -111,7 +113,9 @@ class Request:
         return self.length
 
 
-def parse_request(buffer: bytes | bytearray | memoryview, position: int = 0) -> Request:
+def parse_request(
+    buffer: bytes | bytearray | memoryview, position: int = 0, arrival: int = 0
+) -> Request:
     """Read the request header that starts at ``position``; 28 bytes must be there.
 
     Raises:
@@ -121,10 +125,12 @@ def parse_request(buffer: bytes | bytearray | memoryview, position: int = 0) -> 
     magic, flags, command, cookie, offset, length = REQUEST.unpack_from(buffer, position)
     if magic != REQUEST_MAGIC:
         raise ProtocolError(f"expected a request, found the magic number {magic:#010x}")
-    return Request(flags, command, cookie, offset, length)
+    return Request(flags, command, cookie, offset, length, arrival)
 
 
-def parse_extended_request(buffer: bytes | bytearray | memoryview, position: int = 0) -> Request:
+def parse_extended_request(
+    buffer: bytes | bytearray | memoryview, position: int = 0, arrival: int = 0
+) -> Request:
     """Read the extended request header that starts at ``position``; 32 bytes must be there.
 
     Raises:
@@ -134,7 +140,7 @@ def parse_extended_request(buffer: bytes | bytearray | memoryview, position: int
     magic, flags, command, cookie, offset, length = EXTENDED_REQUEST.unpack_from(buffer, position)
     if magic != EXTENDED_REQUEST_MAGIC:
         raise ProtocolError(f"expected an extended request, found the magic {magic:#010x}")
-    return Request(flags, command, cookie, offset, length)
+    return Request(flags, command, cookie, offset, length, arrival)
 
 
 def serialize_request(request: Request, mode: ReplyMode = ReplyMode.SIMPLE) -> bytes:

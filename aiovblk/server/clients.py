@@ -46,6 +46,9 @@ class Clients(Protocol):
     def connected(self) -> Sequence[Client]:
         """Who is connected now."""
 
+    def stats(self) -> Stats:
+        """The counters of all there are and were, added up as they are now."""
+
     def accept(self, sock: socket.socket) -> None:
         """Serve whoever is at the other end; the socket is taken over."""
 
@@ -74,6 +77,7 @@ class LocalClients:
         self._accepting: dict[socket.socket, asyncio.Task[object]] = {}
         self._serving: dict[asyncio.Task[None], Connection] = {}
         self._stopped = False
+        self._left = Stats()  # the counters of those who have left
 
     async def open(self) -> None:
         """There is nothing to get ready."""
@@ -85,6 +89,10 @@ class LocalClients:
     def connected(self) -> list[Connection]:
         """Who is connected now."""
         return list(self._serving.values())
+
+    def stats(self) -> Stats:
+        """The counters of all there are and were."""
+        return Stats.sum([self._left, *(each.stats for each in self.connected())])
 
     def accept(self, sock: socket.socket) -> None:
         """Serve whoever is at the other end."""
@@ -135,6 +143,8 @@ class LocalClients:
 
     def _on_end(self, serving: asyncio.Task[None]) -> None:
         connection = self._serving.pop(serving)
+        self._left = Stats.sum([self._left, connection.stats])
+        self._left.in_flight = 0  # what was given up is not waited for any more
         if serving.exception() is not None:
             logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
         self._on_left()

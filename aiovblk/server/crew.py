@@ -79,7 +79,11 @@ class Crew:
 
     def connected(self) -> list[RemoteClient]:
         """Who is connected now."""
-        return [client for member in self._members for client in member.clients]
+        return [client for member in self._members for client in member.clients.values()]
+
+    def stats(self) -> Stats:
+        """The counters of all there are and were, as far as they were reported."""
+        return Stats.sum(stats for member in self._members for stats in (member.past, member.stats))
 
     def accept(self, sock: socket.socket) -> None:
         """Give whoever is at the other end to a worker."""
@@ -122,7 +126,9 @@ class _Member:
         self, make_settings: Callable[[], Settings], on_change: Callable[[_Member], None]
     ) -> None:
         self.count = 0
-        self.clients: list[RemoteClient] = []
+        self.clients: dict[int, RemoteClient] = {}
+        self.stats = Stats()
+        self.past = Stats()  # of the processes that had its place before
         self.worker: Worker
         self._make_service = partial(ClientsService, make_settings)
         self._on_change = on_change
@@ -164,15 +170,24 @@ class _Member:
             await self.worker.stop()
 
     def _on_event(self, name: str, arguments: tuple[Any, ...]) -> None:
-        if name == "left":
-            self.count -= 1
-            self._on_change(self)
-        else:
-            self.clients = [RemoteClient(self.worker, report) for report in arguments[0]]
+        match name, *arguments:
+            case "left", *_:
+                self.count -= 1
+                self._on_change(self)
+            case "gone", number:
+                del self.clients[number]
+            case "clients", reports:
+                for report in reports:
+                    self.clients[report.number] = RemoteClient(self.worker, report)
+            case "stats", stats:
+                self.stats = stats
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
         if lost.cancelled():  # it was stopped
             return
         logger.error("%s, and with it %d connections are lost", lost.result(), self.count)
-        self._started, self.count, self.clients = False, 0, []
+        self._started, self.count, self.clients = False, 0, {}
+        self.past = Stats.sum([self.past, self.stats])
+        self.past.in_flight = 0
+        self.stats = Stats()
         self._on_change(self)

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 
+from ..dispatch import Stats
 from ..tasks import SteadyTask, occur, outlast
 from .clients import Client, Clients
 from .listening import Listener, SocketFile, is_listening, uri
@@ -60,6 +61,11 @@ class Server:
     def connections(self) -> Sequence[Client]:
         """Who is connected now."""
         return self._clients.connected()
+
+    @property
+    def stats(self) -> Stats:
+        """The counters of all clients since it began, as they are now; those included that left."""
+        return self._clients.stats()
 
     def close(self, *, force: bool = False) -> None:
         """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..dispatch import Stats
 from ..workers import Notify
 from .clients import LocalClients
-from .connection import Settings
+from .connection import Connection, Settings
 
 REPORT_INTERVAL = 0.2
 """Seconds between reports of who is connected, while that changes."""
+
+MOST_REPORTS = 64
+"""In one message, whose size has a limit."""
 
 
 class Report(NamedTuple):
@@ -39,7 +41,7 @@ class ClientsService:
         self._settings = make_settings()
         self._clients = LocalClients(self._settings, self._on_left)
         self._tell = tell
-        self._reported: list[Report] = []
+        self._reported: dict[int, Report] = {}
         self._alone = asyncio.Event()
         self._reporting = asyncio.create_task(self._report_regularly())
 
@@ -85,10 +87,23 @@ class ClientsService:
             self._report()
 
     def _report(self) -> None:
-        reports = [
-            Report(id(each), each.peer, each.export, replace(each.stats))
-            for each in self._clients.connected()
+        connected = {id(each): each for each in self._clients.connected()}
+        gone = self._reported.keys() - connected.keys()
+        changed = [
+            Report(number, each.peer, each.export, each.stats.copy())
+            for number, each in connected.items()
+            if not _is_told(self._reported.get(number), each)
         ]
-        if reports != self._reported:
-            self._reported = reports
-            self._tell("report", reports)
+        for number in gone:
+            del self._reported[number]
+            self._tell("gone", number)
+        for first in range(0, len(changed), MOST_REPORTS):
+            self._tell("clients", changed[first : first + MOST_REPORTS])
+        self._reported |= {report.number: report for report in changed}
+        if gone or changed:
+            self._tell("stats", self._clients.stats())
+
+
+def _is_told(report: Report | None, client: Connection) -> bool:
+    """Whether nothing has changed since."""
+    return report is not None and report[1:] == (client.peer, client.export, client.stats)
