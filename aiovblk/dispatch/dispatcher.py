@@ -29,6 +29,7 @@ from functools import partial
 from time import monotonic_ns
 
 from ..device import BlockDevice
+from ..events import Event, RequestFailed, SlowRequest
 from ..protocol import (
     EXTENDED_REQUEST,
     REQUEST,
@@ -47,7 +48,8 @@ from ..stream import StreamProtocol
 from .budget import Share, cost
 from .calls import Calls, describe
 from .checks import Rules, kernel_agreement
-from .stats import Stats
+from .running import Running
+from .stats import Stats, command_name
 from .turns import Turns
 
 logger = logging.getLogger("aiovblk")
@@ -69,6 +71,8 @@ class Dispatcher:
             handlers are counted together. By default its own.
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
+        slow_request: seconds after which a handler that still runs is told of; None for never.
+        on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
         on_disconnect: called when the client sends DISC; more than once if it does so again.
 
     Attributes:
@@ -85,9 +89,12 @@ class Dispatcher:
         share: Share | None = None,
         turns: Turns | None = None,
         handler_timeout: float | None = None,
+        slow_request: float | None = None,
+        on_event: Callable[[Event], None] = lambda event: None,
         on_disconnect: Callable[[], None],
     ) -> None:
         agreement = agreement or kernel_agreement(device)
+        self._on_event = on_event
         self._on_disconnect = on_disconnect
         self.stats = stats
         self._share = share
@@ -100,7 +107,7 @@ class Dispatcher:
         self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._tasks: dict[asyncio.Task[None], float] = {}
+        self._running = Running(slow_request, self._tell_of_slow)
         self._abandoned = False
         self._replies: list[Data] = []
         self._answered: list[Request] = []
@@ -157,6 +164,7 @@ class Dispatcher:
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""
+        self._running.stop_watching()
         self._send()
         self._stream.transport.close()
         return self._stream.closed
@@ -164,16 +172,17 @@ class Dispatcher:
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
         self._abandoned = True
+        self._running.stop_watching()
         self._stream.transport.abort()
         for request in self._turns.withdraw(self):
             self._reply(request, errno.EIO)
-        for task in list(self._tasks):
+        for task in list(self._running.tasks):
             task.cancel()
 
     @property
     def oldest_start(self) -> float | None:
         """When (in the loop's time) the handler began that has run longest; None if none runs."""
-        return next(iter(self._tasks.values()), None)
+        return self._running.oldest_start
 
     # Requests
 
@@ -220,7 +229,7 @@ class Dispatcher:
         self._turns.running += 1
         task = self._spawn(request, payload)
         if not task.done():
-            self._tasks[task] = self._loop.time()
+            self._running.add(task, request)
 
     if sys.version_info >= (3, 12):
 
@@ -248,7 +257,7 @@ class Dispatcher:
         ) -> None:
             # A task that is cancelled before its first step never runs a line of its coroutine,
             # and so has not answered.
-            if self._tasks.pop(task, None) is not None:
+            if self._running.tasks.pop(task, None) is not None:
                 self._turns.running -= 1
                 if self._abandoned:
                     self._reply(request, errno.EIO)
@@ -282,8 +291,8 @@ class Dispatcher:
     def _finish(
         self, request: Request, payload: memoryview | None, error: int, content: Content
     ) -> None:
-        if self._tasks:
-            self._tasks.pop(_current_task(), None)
+        if self._running.tasks:
+            self._running.tasks.pop(_current_task(), None)
         _release(payload)
         self._reply(request, error, content)
         self._turns.end()
@@ -311,6 +320,8 @@ class Dispatcher:
         self._answered.append(request)
         self.stats.in_flight -= 1
         self.stats.count(request, error)
+        if error:
+            self._on_event(RequestFailed(*_named(request), error))
         if self._share is not None:
             self._unsent += cost(request)
         if not self._send_is_due:
@@ -331,11 +342,18 @@ class Dispatcher:
             if not idle.done():  # whoever waited may have been cancelled
                 idle.set_result(None)
 
+    def _tell_of_slow(self, request: Request, seconds: float) -> None:
+        self._on_event(SlowRequest(*_named(request), seconds))
+
     def _settle(self) -> None:
         """Give back what replies took that have left, but for a bufferful."""
         assert self._share is not None  # only called where there is one
         self._share.give_back(self._unsent)
         self._unsent = 0
+
+
+def _named(request: Request) -> tuple[str, int, int]:
+    return command_name(request.type), request.offset, request.length
 
 
 def _current_task() -> asyncio.Task[None]:

@@ -23,6 +23,9 @@ from .unmounting import UNMOUNT_TIMEOUT
 
 DEFAULT_QUEUE = RequestQueue()
 
+SLOW_REQUEST = 30.0
+"""Seconds after which a handler that still runs is told of."""
+
 LONGEST_TIMEOUT = 1 << 31
 """Seconds; with many more the kernel's arithmetic overflows."""
 
@@ -38,6 +41,7 @@ async def mounted(
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
+    slow_request: float | None = SLOW_REQUEST,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -62,6 +66,8 @@ async def mounted(
         concurrency: how many handlers may run at once, whichever connection they serve; with
             workers, in each.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
+        slow_request: seconds after which :meth:`Mount.events` tells that a handler still runs; None
+            for never.
         timeout: seconds after which the kernel gives up a connection on which a request was not
             answered. With one connection that is the end of the device, so None means never. With
             several, the request is sent again on another one, and None means 120.
@@ -80,7 +86,7 @@ async def mounted(
     Cancellation: unmounts in order, then goes on.
 
     """
-    served = _served(device, connections, workers, concurrency, handler_timeout)
+    served = _served(device, connections, workers, concurrency, handler_timeout, slow_request)
     for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
         _check_seconds(name, seconds)
     mount = Mount(served, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue)
@@ -101,6 +107,7 @@ async def mount(
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
+    slow_request: float | None = SLOW_REQUEST,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -123,6 +130,7 @@ async def mount(
         workers=workers,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
+        slow_request=slow_request,
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
@@ -137,18 +145,21 @@ def _served(
     workers: int | None,
     concurrency: int,
     handler_timeout: float | None,
+    slow_request: float | None,
 ) -> Served:
     counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
     for name, number in counts.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
     _check_seconds("handler_timeout", handler_timeout)
+    _check_seconds("slow_request", slow_request)
     if workers is None:
         return Local(
             device,
             connections=connections,
             concurrency=concurrency,
             handler_timeout=handler_timeout,
+            slow_request=slow_request,
         )
     if isinstance(device, BlockDevice) or not callable(device):
         raise TypeError(
@@ -157,7 +168,13 @@ def _served(
         )
     if connections != 1:
         raise ValueError("each worker has one connection: leave connections out")
-    return Crew(device, workers=workers, concurrency=concurrency, handler_timeout=handler_timeout)
+    return Crew(
+        device,
+        workers=workers,
+        concurrency=concurrency,
+        handler_timeout=handler_timeout,
+        slow_request=slow_request,
+    )
 
 
 def _check_seconds(name: str, seconds: float | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..device import BlockDevice, Factory
 from ..dispatch import Stats
+from ..events import Event
 from ..workers import Worker, WorkerLostError
 from .lines import Lines
 from .worker import Geometry, LineService
@@ -24,6 +25,7 @@ class Crew:
         workers: how many.
         concurrency: how many handlers may run at once in each.
         handler_timeout: seconds for one.
+        slow_request: seconds after which one is told of.
 
     """
 
@@ -34,9 +36,10 @@ class Crew:
         workers: int,
         concurrency: int,
         handler_timeout: float | None,
+        slow_request: float | None,
     ) -> None:
         self._make_service = partial(
-            LineService, factory, concurrency, handler_timeout, workers > 1
+            LineService, factory, concurrency, handler_timeout, slow_request, workers > 1
         )
         self._count = workers
         self._lines: list[WorkerLine] = []
@@ -59,7 +62,7 @@ class Crew:
 
         """
         for _ in range(self._count):
-            lines.add(self._add)
+            lines.add(partial(self._add, lines.tell))
         opening = [asyncio.ensure_future(line.open(self._make_service)) for line in self._lines]
         try:
             geometries = await asyncio.gather(*opening)
@@ -73,8 +76,8 @@ class Crew:
         self.device.block_size = self._geometry.block_size
         self.device.blocks = self._geometry.blocks
 
-    def _add(self, on_disconnect: Callable[[], None]) -> WorkerLine:
-        self._lines.append(WorkerLine(on_disconnect))
+    def _add(self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]) -> WorkerLine:
+        self._lines.append(WorkerLine(tell, on_disconnect))
         return self._lines[-1]
 
     async def close(self) -> None:
@@ -131,11 +134,12 @@ class WorkerLine:
 
     """
 
-    def __init__(self, on_disconnect: Callable[[], None]) -> None:
+    def __init__(self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]) -> None:
         self.worker = Worker(self._on_event)
         self.stats = Stats()
         self.last_reply = asyncio.get_running_loop().time()
         self.oldest_start: float | None = None
+        self._tell = tell
         self._on_disconnect = on_disconnect
         self._sock: socket.socket | None = None
 
@@ -204,5 +208,8 @@ class WorkerLine:
     def _on_event(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "disconnected":
             self._on_disconnect()
+        elif name == "events":
+            for event in arguments[0]:
+                self._tell(event)
         else:
             self.stats, self.last_reply, self.oldest_start = arguments

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+from ..events import Feed
+
 
 class Events:
-    """What happens to a mount. Each is a future that is done from then on."""
+    """What happens to a mount. Each is a future that is done from then on.
+
+    Attributes:
+        feed: who tells it to those who listen.
+
+    """
 
     def __init__(self) -> None:
         """Begin with nothing having happened."""
@@ -22,3 +29,4 @@ class Events:
         """No request comes any more."""
         self.link_ended: asyncio.Future[None] = new()
         """NBD_DO_IT has returned."""
+        self.feed = Feed()

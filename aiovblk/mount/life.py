@@ -16,6 +16,8 @@ from functools import partial
 from .. import kernel
 from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
+from ..events import Attached, Listener, Resized, Unmounted
+from ..events import Unmounting as UnmountingEvent
 from ..tasks import SteadyTask, occur, outlast
 from ..threads import in_thread
 from .events import Events
@@ -75,6 +77,16 @@ class Mount:
     def stats(self) -> Stats:
         """The counters, as they are now."""
         return self._lines.stats
+
+    def events(self) -> Listener:
+        """What happens from now on, for ``async for``; see :mod:`aiovblk.events`.
+
+        It begins with :class:`~aiovblk.events.Attached`, whenever that was, and ends when the
+        mount has ended. Any number may listen. Nobody waits for a listener: of what it has not
+        heard yet the oldest events are dropped when there are too many, and
+        :class:`~aiovblk.events.Missed` tells how many those were.
+        """
+        return self._events.feed.listen()
 
     async def unmount(self, *, force: bool = False) -> None:
         """Unmount in order and wait until it is done; nothing that was written is lost.
@@ -143,6 +155,7 @@ class Mount:
         await call(self._unmount_timeout, self._link.set_read_ahead, self._queue)
         await self._lines.resize(new_size)
         self.device.blocks = blocks
+        self._events.feed.publish(Resized(new_size))
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -151,6 +164,7 @@ class Mount:
         """Attach; returns when the device is live."""
         name = None if path is None else os.fspath(path)
         self._life = SteadyTask(self._lead_life(name), self._stop)
+        self._life.add_done_callback(self._tell_of_end)
         try:
             await asyncio.shield(self._events.live)
         except asyncio.CancelledError:
@@ -180,9 +194,11 @@ class Mount:
                 events.live.set_exception(exc)
                 events.live.exception()  # where nobody waits any more, nobody need be told
                 return
+            events.feed.publish(Attached(self.path), first=True)
             occur(events.live)
             logger.info("mounted %r at %s", self.device, self.path)
             await events.stopping
+            events.feed.publish(UnmountingEvent())
             unmounting = await self._unmount()
         finally:
             await self._served.close()
@@ -281,6 +297,10 @@ class Mount:
 
     def _stop(self) -> None:
         occur(self._events.stopping)
+
+    def _tell_of_end(self, life: asyncio.Task[None]) -> None:
+        self._events.feed.publish(Unmounted(life.exception()))
+        self._events.feed.end()
 
     def _on_link_end(self) -> None:
         occur(self._events.link_ended)

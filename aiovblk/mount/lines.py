@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..dispatch import Stats
+from ..events import ConnectionLost
 from ..tasks import SteadyTask, occur
 from .events import Events
 
@@ -62,9 +63,13 @@ class Lines:
         events: what is told when all lines are disconnected, and when all have ended.
         stop: called when the device has to be unmounted for that reason.
 
+    Attributes:
+        tell: called with what happens to requests.
+
     """
 
     def __init__(self, events: Events, stop: Callable[[], None]) -> None:
+        self.tell = events.feed.publish
         self._events = events
         self._stop = stop
         self._lines: list[Line] = []
@@ -73,6 +78,7 @@ class Lines:
         self._ended: set[int] = set()
         self._error: BaseException | None = None
         self._aborted = False
+        self._closed = False
 
     def add(self, make: Callable[[Callable[[], None]], Line]) -> None:
         """Add a line; ``make`` is given what it has to call when the kernel sends DISC."""
@@ -126,6 +132,7 @@ class Lines:
 
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close; the result is done once all is closed."""
+        self._closed = True
         return asyncio.gather(*(line.close() for line in self._lines))
 
     def abort(self) -> None:
@@ -152,7 +159,11 @@ class Lines:
         self._error = self._error or error
         self._ended.add(number)
         is_last = len(self._ended) == len(self._lines)
-        if not (is_last or self._aborted or number in self._disconnected):
+        is_wanted = self._aborted or self._closed or number in self._disconnected
+        if not is_wanted:
+            reason = str(error or "it was closed")
+            self.tell(ConnectionLost(number + 1, len(self._lines), reason))
+        if not (is_last or is_wanted):
             logger.error(
                 "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
                 " others",

@@ -41,11 +41,13 @@ class Local:
         connections: int,
         concurrency: int,
         handler_timeout: float | None,
+        slow_request: float | None,
     ) -> None:
         self.device = check_geometry(device)
         self._connections = connections
         self._turns = Turns(concurrency)
         self._handler_timeout = handler_timeout
+        self._slow_request = slow_request
 
     @property
     def flags(self) -> int:
@@ -61,6 +63,8 @@ class Local:
                     Stats(),
                     turns=self._turns,
                     handler_timeout=self._handler_timeout,
+                    slow_request=self._slow_request,
+                    on_event=lines.tell,
                     on_disconnect=on_disconnect,
                 )
             )

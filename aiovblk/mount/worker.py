@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from ..device import BlockDevice, Factory, check_geometry, device_of
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from ..events import Listener
 from ..workers import Notify
 
 logger = logging.getLogger("aiovblk")
 
 REPORT_INTERVAL = 0.2
-"""Seconds between reports of the counters, while they change."""
+"""Seconds between reports of the counters and events, while there is something to tell."""
 
 LEAVING_TIMEOUT = 30.0
 """Seconds for a device to store what it has, when the parent is gone."""
@@ -36,6 +37,7 @@ class LineService:
         factory: makes the device.
         concurrency: how many handlers may run at once.
         handler_timeout: seconds for one.
+        slow_request: seconds after which one is told of.
         is_one_of_several: whether other workers have a device of the same factory.
         tell: tells the parent.
 
@@ -46,17 +48,21 @@ class LineService:
         factory: Factory,
         concurrency: int,
         handler_timeout: float | None,
+        slow_request: float | None,
         is_one_of_several: bool,
         tell: Notify,
     ) -> None:
         self._factory = factory
         self._concurrency = concurrency
         self._handler_timeout = handler_timeout
+        self._slow_request = slow_request
         self._is_one_of_several = is_one_of_several
         self._tell = tell
         self._device: BlockDevice | None = None
         self._dispatcher: Dispatcher | None = None
         self._reported = Stats()
+        # The parent hears of as many at a time as one message can hold.
+        self._events = Listener()
 
     async def open(self) -> Geometry:
         """Make the device."""
@@ -80,6 +86,8 @@ class LineService:
             Stats(),
             turns=Turns(self._concurrency),
             handler_timeout=self._handler_timeout,
+            slow_request=self._slow_request,
+            on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
         await self._dispatcher.connect(sock)
@@ -154,3 +162,5 @@ class LineService:
         if dispatcher.stats != self._reported:
             self._reported = dispatcher.stats.copy()
             self._tell("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)
+        if events := self._events.take():
+            self._tell("events", events)

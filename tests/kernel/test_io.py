@@ -8,10 +8,20 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aiovblk
+from aiovblk.events import (
+    Attached,
+    Event,
+    RequestFailed,
+    Resized,
+    SlowRequest,
+    Unmounted,
+    Unmounting,
+)
 from aiovblk.storage import MemoryDevice
 
 from .support import MIB, Disk, fio, pattern, pread, pwrite, sh
@@ -249,6 +259,42 @@ async def test_errors_of_handlers_are_eio_and_the_device_lives_on(
     assert "Traceback" in caplog.text
     assert "read returned 4095 bytes where 4096 were asked for" in caplog.text
     assert "ENOSPC" not in caplog.text
+
+
+async def test_events_and_stats_tell_what_the_kernel_asked_for() -> None:
+    class Faulty(Disk):
+        async def read(self, offset: int, length: int) -> bytes | memoryview:
+            if offset == MIB:
+                raise OSError(errno.ENOSPC, "no")
+            return await super().read(offset, length)
+
+    async def heard(kind: type[Event]) -> Any:
+        return await anext(event async for event in listener if isinstance(event, kind))
+
+    disk = Faulty()
+    async with aiovblk.mounted(disk, slow_request=0.5) as mount:
+        listener = mount.events()
+        assert (await heard(Attached)).path == mount.path
+        disk.gate.clear()
+        reading = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
+        slow = await heard(SlowRequest)
+        assert (slow.command, slow.offset, slow.length) == ("read", 2 * MIB, 4096)
+        disk.gate.set()
+        await reading
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await asyncio.to_thread(pread, mount.path, MIB, 4096)
+        failed = await heard(RequestFailed)
+        assert (failed.offset, failed.errno) == (MIB, errno.ENOSPC)
+        await asyncio.to_thread(pwrite, mount.path, 0, bytes(4096))
+        await mount.resize(1024)
+        assert (await heard(Resized)).size == 4 * MIB
+        reads = mount.stats.latency["read"]
+        assert reads.count == mount.stats.reads + 1
+        assert reads.quantile(1) >= slow.seconds
+        assert mount.stats.errors_by_command == {"read": 1}
+        assert mount.stats.latency["write"].count >= 1
+    rest = [type(event) async for event in listener]
+    assert rest == [Unmounting, Unmounted]
 
 
 async def test_partitions_of_an_image_appear_and_leave() -> None:

@@ -10,6 +10,7 @@ import aiovblk
 
 EVERY_ROOM = {
     "device",
+    "events",
     "protocol",
     "stream",
     "tasks",
@@ -30,12 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "errors": set(),
     "device": set(),
+    "events": set(),
     "protocol": set(),
     "stream": {"protocol"},
     "tasks": set(),
-    "dispatch": {"device", "protocol", "stream"},
+    "dispatch": {"device", "events", "protocol", "stream"},
     "kernel": {"protocol", "threads"},
-    "mount": {"device", "dispatch", "kernel", "tasks", "threads", "workers"},
+    "mount": {"device", "dispatch", "events", "kernel", "tasks", "threads", "workers"},
     "server": {"device", "dispatch", "protocol", "stream", "tasks", "tls", "workers"},
     "client": {"device", "protocol", "stream", "tasks", "tls"},
     "storage": {"device"},

@@ -1,0 +1,187 @@
+"""What happens to a mount, for whoever wants to know: ``async for event in mount.events()``.
+
+An event is a small frozen dataclass. Another kind is another subclass of :class:`Event`, and a
+call of :meth:`Feed.publish` where it happens; nothing else needs to know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from time import time as now
+
+MOST_UNHEARD = 1024
+"""Events that wait for one listener; of more, the oldest are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that has happened."""
+
+    time: float = field(default_factory=now, kw_only=True)
+    """When; seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached(Event):
+    """The device is live. What each listener hears first, whenever it begins."""
+
+    path: str
+    """The device node."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost(Event):
+    """A connection to the kernel ended though nobody wanted it to."""
+
+    connection: int
+    """Which, counted from 1."""
+    connections: int
+    """How many the device was attached with. With one, that is the end of the mount."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resized(Event):
+    """The device has another size."""
+
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRequest(Event):
+    """A handler has been running for longer than ``slow_request``. Told once for each."""
+
+    command: str
+    """``read``, ``write``, ``flush`` and so on."""
+    offset: int
+    """Bytes."""
+    length: int
+    """Bytes."""
+    seconds: float
+    """For how long it has been running."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed(Event):
+    """A request was answered with an error, by its handler or before it reached one."""
+
+    command: str
+    """``read``, ``write``, ``flush`` and so on."""
+    offset: int
+    """Bytes."""
+    length: int
+    """Bytes."""
+    errno: int
+    """The error value of the reply: one of those that the NBD specification has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounting(Event):
+    """The device is about to be unmounted, for whatever reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounted(Event):
+    """The mount has ended. The last event."""
+
+    failure: BaseException | None
+    """What :meth:`Mount.wait` raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missed(Event):
+    """Events were dropped here, since their listener was too slow."""
+
+    count: int
+    """How many."""
+
+
+class Listener(AsyncIterator[Event]):
+    """One who hears what happens from now on, until the end.
+
+    Concurrency: one task at a time. Cancellation: safe; nothing is lost.
+    """
+
+    def __init__(self, heard: Iterable[Event] = (), *, limit: int = MOST_UNHEARD) -> None:
+        """Hear these events first; at most ``limit`` may wait."""
+        self._unheard = deque(heard)
+        self._limit = limit
+        self._missed = 0
+        self._ended = False
+        self._news = asyncio.Event()
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event."""
+        while not self._unheard:
+            if self._ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._next()
+
+    def take(self) -> list[Event]:
+        """What has not been heard yet."""
+        return [self._next() for _ in range(len(self._unheard) + bool(self._missed))]
+
+    def _next(self) -> Event:
+        if self._missed:
+            missed, self._missed = Missed(self._missed), 0
+            return missed
+        return self._unheard.popleft()
+
+    def hear(self, event: Event) -> None:
+        """Be told of one; called by the feed."""
+        if len(self._unheard) == self._limit:
+            lost = self._unheard.popleft()
+            self._missed += lost.count if isinstance(lost, Missed) else 1
+        self._unheard.append(event)
+        self._news.set()
+
+    def end(self) -> None:
+        """Be told that there will be no more; called by the feed."""
+        self._ended = True
+        self._news.set()
+
+
+class Feed:
+    """Tells everybody who listens; nobody is waited for, and who is gone is forgotten."""
+
+    def __init__(self) -> None:
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._first: Event | None = None
+        self._ended = False
+
+    def publish(self, event: Event, *, first: bool = False) -> None:
+        """Tell of an event.
+
+        Args:
+            event: what has happened.
+            first: whether those who begin to listen later are to hear it too, before all else.
+
+        """
+        if first:
+            self._first = event
+        for listener in self._listeners:
+            listener.hear(event)
+
+    def end(self) -> None:
+        """Tell that nothing more will happen."""
+        self._ended = True
+        for listener in self._listeners:
+            listener.end()
+        self._listeners.clear()  # a handler that was given up may fail later still
+
+    def listen(self) -> Listener:
+        """Begin to listen, now. After the end, that is over at once."""
+        if self._ended:
+            listener = Listener()
+            listener.end()
+            return listener
+        listener = Listener([] if self._first is None else [self._first])
+        self._listeners.add(listener)
+        return listener

@@ -1,0 +1,272 @@
+"""What happens to a mount, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import pickle
+import socket
+from functools import partial
+from typing import Any
+
+import pytest
+
+from aiovblk import Mount
+from aiovblk.events import (
+    MOST_UNHEARD,
+    Attached,
+    ConnectionLost,
+    Event,
+    Feed,
+    Listener,
+    Missed,
+    RequestFailed,
+    Resized,
+    SlowRequest,
+    Unmounted,
+    Unmounting,
+)
+from aiovblk.kernel import RequestQueue
+from aiovblk.mount.events import Events
+from aiovblk.mount.lines import Lines
+from aiovblk.mount.served import Local
+from aiovblk.mount.worker import LineService
+from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
+from aiovblk.storage import MemoryDevice
+
+from .client import PuppetDevice, served
+
+
+def local(*, connections: int) -> Local:
+    return Local(
+        MemoryDevice(4096),
+        connections=connections,
+        concurrency=1,
+        handler_timeout=None,
+        slow_request=None,
+    )
+
+
+async def everything(listener: Listener) -> list[Event]:
+    return [event async for event in listener]
+
+
+async def test_each_listener_hears_all_until_the_end() -> None:
+    feed = Feed()
+    happened: list[Event] = [Attached("/dev/nbd0"), Resized(4096), Unmounted(None)]
+    listening = [asyncio.create_task(everything(feed.listen())) for _ in range(2)]
+    await asyncio.sleep(0)
+    for event in happened:
+        feed.publish(event)
+    feed.end()
+    feed.publish(RequestFailed("read", 0, 512, errno.EIO))
+    assert await asyncio.gather(*listening) == [happened, happened]
+    assert await everything(feed.listen()) == []
+
+
+async def test_listener_waits_for_what_is_to_come() -> None:
+    feed = Feed()
+    listener = feed.listen()
+    waiting = asyncio.create_task(anext(listener))
+    await asyncio.sleep(0)
+    feed.publish(Resized(1))
+    assert await waiting == Resized(1, time=waiting.result().time)
+    waiting = asyncio.create_task(anext(listener))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    feed.publish(Resized(2))
+    feed.end()
+    assert [type(event) for event in await everything(listener)] == [Resized]
+
+
+async def test_late_listener_hears_the_first_event_and_no_other() -> None:
+    feed = Feed()
+    feed.publish(Attached("/dev/nbd0", time=1), first=True)
+    feed.publish(Resized(4096, time=2))
+    listener = feed.listen()
+    feed.publish(Resized(8192, time=3))
+    feed.end()
+    assert await everything(listener) == [Attached("/dev/nbd0", time=1), Resized(8192, time=3)]
+
+
+async def test_slow_listener_misses_the_oldest_and_is_told_how_many() -> None:
+    feed = Feed()
+    slow, quick = feed.listen(), feed.listen()
+    for size in range(MOST_UNHEARD + 10):
+        feed.publish(Resized(size, time=0))
+        assert await anext(quick) == Resized(size, time=0)
+    missed = await anext(slow)
+    assert isinstance(missed, Missed)
+    assert missed.count == 10
+    assert await anext(slow) == Resized(10, time=0)
+    assert len(slow.take()) == MOST_UNHEARD - 1
+    assert slow.take() == []
+
+
+def test_events_that_were_missed_before_count_when_they_are_missed_again() -> None:
+    listener = Listener([Missed(5, time=0), Resized(1, time=0)], limit=2)
+    listener.hear(Resized(2, time=0))
+    missed, *others = listener.take()
+    assert isinstance(missed, Missed)
+    assert missed.count == 5
+    assert others == [Resized(1, time=0), Resized(2, time=0)]
+
+
+def test_listener_that_is_gone_is_forgotten() -> None:
+    feed = Feed()
+    feed.listen()
+    gc.collect()
+    assert not feed._listeners
+
+
+def test_events_travel_between_processes() -> None:
+    event = RequestFailed("read", 4096, 512, errno.EIO)
+    assert pickle.loads(pickle.dumps(event)) == event
+    assert event.time > 1e9
+
+
+# Requests
+
+
+def words(event: Event) -> tuple[Any, ...]:
+    match event:
+        case RequestFailed(command, offset, length, number):
+            return "failed", command, offset, length, number
+        case SlowRequest(command, offset, length):
+            return "slow", command, offset, length
+        case ConnectionLost(connection, connections, reason):
+            return "lost", connection, connections, reason
+    return (type(event).__name__,)
+
+
+async def test_failed_requests_are_told() -> None:
+    device = PuppetDevice()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    async with served(device, on_event=events.put_nowait) as server:
+        await server.client.call(Command.READ, device.size, 512)
+        await server.client.call(77)
+        server.client.send(Command.WRITE, 1024, data=bytes(512))
+        (await device.calls.get()).fail(OSError(errno.EDQUOT, "full"))
+        await server.client.reply()
+        server.client.send(Command.FLUSH)
+        (await device.calls.get()).succeed()
+        await server.client.reply()
+    told = [words(events.get_nowait()) for _ in range(events.qsize())]
+    assert told == [
+        ("failed", "read", device.size, 512, errno.EINVAL),
+        ("failed", "unknown", 0, 0, errno.EINVAL),
+        ("failed", "write", 1024, 512, errno.ENOSPC),
+    ]
+
+
+async def test_slow_requests_are_told_once_each() -> None:
+    device = PuppetDevice()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    async with served(device, on_event=events.put_nowait, slow_request=0.001) as server:
+        calls = []
+        for offset in (0, 512):
+            server.client.send(Command.READ, offset, 512)
+            calls.append(await device.calls.get())
+            event = await events.get()
+            assert isinstance(event, SlowRequest)
+            assert event.seconds > 0
+            assert words(event) == ("slow", "read", offset, 512)
+        for call in calls:
+            call.succeed()
+        await server.client.replies(2)
+        # The timer is armed anew after a time without any.
+        server.client.send(Command.FLUSH)
+        call = await device.calls.get()
+        assert words(await events.get()) == ("slow", "flush", 0, 0)
+        call.succeed()
+        await server.client.reply()
+    assert events.empty()
+
+
+async def test_all_that_are_slow_together_are_told_oldest_first() -> None:
+    device = PuppetDevice()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    async with served(device, on_event=events.put_nowait, slow_request=0.001) as server:
+        for offset in range(0, 4096, 512):
+            server.client.send(Command.READ, offset, 512)
+        told = [words(await events.get())[2] for _ in range(8)]
+        assert told == list(range(0, 4096, 512))
+        for _ in range(8):
+            (await device.calls.get()).succeed()
+        await server.client.replies(8)
+
+
+# Connections
+
+
+async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events = Events()
+    listener = events.feed.listen()
+    lines = Lines(events, lambda: None)
+    await local(connections=2).open(lines)
+    kernels = await lines.connect()
+    lines.start()
+    kernels[1].close()
+    assert words(await anext(listener)) == ("lost", 2, 2, "it was closed")
+    await lines.close()
+    await events.stream_ended
+    kernels[0].close()
+    assert listener.take() == []
+    assert "connection 2 of 2 is lost" in caplog.text
+
+
+async def test_worker_reports_what_happens_to_its_requests() -> None:
+    told: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+    service = LineService(
+        partial(MemoryDevice, 4096), 1, None, None, False, lambda *words: told.put_nowait(words)
+    )
+    await service.open()
+    ours, theirs = socket.socketpair()
+    await service.connect(ours)
+    running = asyncio.create_task(service.run())
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    writer.write(serialize_request(Request(0, Command.READ, 1, 4096, 4096)))
+    await reader.readexactly(SIMPLE_REPLY.size)
+    writer.close()
+    await running
+    await service.close()
+    await writer.wait_closed()
+    reports = {name: content for name, *content in [told.get_nowait() for _ in range(told.qsize())]}
+    [events] = reports["events"]
+    assert [words(event) for event in events] == [("failed", "read", 4096, 4096, errno.EINVAL)]
+    assert reports["report"][0].errors_by_command == {"read": 1}
+
+
+# Mounts
+
+
+async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
+    class Unreal(Mount):
+        async def _attach(self, path: str | None) -> None:
+            self.path = "/dev/nbd7"
+
+        async def _unmount(self) -> Any:
+            raise LookupError("a failure")
+
+    mount = Unreal(
+        Local(
+            MemoryDevice(4096), connections=1, concurrency=1, handler_timeout=None, slow_request=1
+        ),
+        timeout=None,
+        unmount_timeout=1,
+        queue=RequestQueue(),
+    )
+    await mount.start(None)
+    listening = asyncio.create_task(everything(mount.events()))
+    await asyncio.sleep(0)
+    with pytest.raises(LookupError):
+        await mount.unmount(force=True)
+    attached, unmounting, unmounted = await listening
+    assert isinstance(attached, Attached)
+    assert attached.path == "/dev/nbd7"
+    assert isinstance(unmounting, Unmounting)
+    assert isinstance(unmounted, Unmounted)
+    assert isinstance(unmounted.failure, LookupError)
