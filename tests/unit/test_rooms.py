@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "threads": set(),
     "tls": set(),
     "workers": {"threads"},
+    "metrics": {"dispatch"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
 }

@@ -1,0 +1,60 @@
+"""The counters of mounts and servers, for Prometheus and OpenTelemetry.
+
+Nothing is counted here that :class:`~aiovblk.dispatch.Stats` does not count anyway, and nothing is
+kept: each scrape reads the counters as they are then. What an exporter needs is imported when it is
+asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .measures import Source
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
+
+    from .prometheus import Collector
+
+__all__ = ["Source", "observe", "prometheus_collector"]
+
+
+def prometheus_collector(sources: Mapping[str, Source]) -> Collector:
+    """What yields the counters to a registry of prometheus-client, which has to be told of it.
+
+    Args:
+        sources: mounts and servers by name, which becomes the label ``device``. It is looked at
+            anew for each scrape, so that some may be added and removed.
+
+    Raises:
+        ImportError: prometheus-client is not installed.
+
+    """
+    try:
+        from .prometheus import Collector
+    except ImportError as exc:
+        raise _without("prometheus-client", "metrics") from exc
+    return Collector(sources)
+
+
+def observe(sources: Mapping[str, Source], meter: Meter | None = None) -> None:
+    """Make observable instruments of OpenTelemetry for the counters.
+
+    Args:
+        sources: as for :func:`prometheus_collector`; the name becomes the attribute ``device``.
+        meter: who makes them; by default that of the provider that is set globally.
+
+    Raises:
+        ImportError: opentelemetry-api is not installed.
+
+    """
+    try:
+        from .otel import make_instruments
+    except ImportError as exc:
+        raise _without("opentelemetry-api", "otel") from exc
+    make_instruments(sources, meter)
+
+
+def _without(package: str, extra: str) -> ImportError:
+    return ImportError(f"this needs {package}: install aiovblk[{extra}]")

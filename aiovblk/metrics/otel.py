@@ -1,0 +1,85 @@
+"""The counters as observable instruments of OpenTelemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
+
+from ..dispatch import Stats
+from .measures import DURATION, MEASURES, Measure, Source, used
+
+QUANTILES = (0.5, 0.99, 0.999)
+
+Observe = Callable[[CallbackOptions], Iterable[Observation]]
+
+
+def make_instruments(sources: Mapping[str, Source], meter: Meter | None) -> None:
+    """Make one for each measure; the readers of the meter's provider call them."""
+    meter = meter or get_meter("aiovblk")
+    for measure in MEASURES:
+        make = (
+            meter.create_observable_counter
+            if measure.grows
+            else meter.create_observable_up_down_counter
+        )
+        make(
+            f"aiovblk.{measure.name}",
+            [_observing(sources, measure)],
+            unit="By" if measure.unit == "bytes" else "{request}",
+            description=measure.text,
+        )
+    # The interface has no histogram that is observed: what it is made of instead, and what it is
+    # for.
+    meter.create_observable_counter(
+        "aiovblk.requests",
+        [_observe_each(sources, _requests)],
+        unit="{request}",
+        description="Requests that were answered",
+    )
+    meter.create_observable_counter(
+        "aiovblk.request_time",
+        [_observe_each(sources, _time)],
+        unit="s",
+        description=f"{DURATION}, added up",
+    )
+    meter.create_observable_gauge(
+        "aiovblk.request_duration",
+        [_observe_each(sources, _quantiles)],
+        unit="s",
+        description=f"{DURATION}, since the beginning: quantiles",
+    )
+
+
+Found = Iterable[tuple[float, dict[str, str]]]
+
+
+def _observe_each(sources: Mapping[str, Source], find: Callable[[Stats], Found]) -> Observe:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        for name, source in sources.items():
+            for value, attributes in find(source.stats):
+                yield Observation(value, {"device": name, **attributes})
+
+    return observe
+
+
+def _observing(sources: Mapping[str, Source], measure: Measure) -> Observe:
+    def find(stats: Stats) -> Found:
+        for label, value in measure.values(stats):
+            yield value, {measure.label: label} if measure.label else {}
+
+    return _observe_each(sources, find)
+
+
+def _requests(stats: Stats) -> Found:
+    return [(latency.count, {"command": command}) for command, latency in used(stats)]
+
+
+def _time(stats: Stats) -> Found:
+    return [(latency.total / 1e9, {"command": command}) for command, latency in used(stats)]
+
+
+def _quantiles(stats: Stats) -> Found:
+    for command, latency in used(stats):
+        for share in QUANTILES:
+            yield latency.quantile(share), {"command": command, "quantile": str(share)}
