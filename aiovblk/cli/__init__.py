@@ -1,4 +1,4 @@
-"""The command line: ``aiovblk mount | serve | unmount | list | copy``.
+"""The command line: ``aiovblk mount | serve | unmount | list | top | copy``.
 
 An error is one line on stderr and exit status 1; a wrong call, 2. Everything that only a program,
 and not a library, may do happens here: signal handlers, the choice of an event loop, logging.
@@ -18,7 +18,7 @@ from ..kernel import RequestQueue
 from ..mount import UNMOUNT_TIMEOUT
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
-from . import listing
+from . import listing, top
 from .copy import copy_device
 from .mount import mount_until_signal
 from .running import in_loop
@@ -59,6 +59,7 @@ def _parser() -> ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve devices to NBD clients until Ctrl-C"))
     _add_unmount(commands.add_parser("unmount", help="unmount a device, whoever serves it"))
     _add_list(commands.add_parser("list", help="show the devices that are mounted"))
+    _add_top(commands.add_parser("top", help="show what the devices are doing, again and again"))
     _add_copy(commands.add_parser("copy", help="copy one device to another"))
     return parser
 
@@ -233,6 +234,22 @@ def _add_list(parser: ArgumentParser) -> None:
     parser.description = "Show the NBD devices that are attached, and who uses them."
     parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
     parser.set_defaults(command=_list)
+
+
+def _add_top(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Show what the attached NBD devices are doing, whoever serves them, as the kernel counts "
+        "it, until Ctrl-C. MB are millions of bytes; MEAN MS is what a request takes on average."
+    )
+    parser.add_argument("--once", action="store_true", help="print one table, and end")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="from one table to the next (default %(default)s)",
+    )
+    parser.set_defaults(command=top.watch)
 
 
 def _unmount(arguments: Namespace) -> None:

@@ -60,13 +60,14 @@ def as_table(devices: list[Attached]) -> str:
         server = f"{device.server_pid} ({device.server_name})" if device.server_pid else "gone"
         access = "ro" if device.read_only else "rw"
         used = ", ".join(device.used) or "-"
-        size = _in_units(device.size)
+        size = in_units(device.size)
         rows.append((device.path, size, str(device.block_size), access, server, used))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _in_units(size: float) -> str:
+def in_units(size: float) -> str:
+    """Bytes for people."""
     units = iter("BKMGTPE")
     unit = next(units)
     while size >= 1024:

@@ -94,6 +94,17 @@ def is_read_only(index: int) -> bool:
     return _read(SYS_BLOCK / f"nbd{index}/ro") == "1"
 
 
+def io_counters(index: int) -> list[int]:
+    """The numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); none when it is gone."""
+    return [int(number) for number in (_read(SYS_BLOCK / f"nbd{index}/stat") or "").split()]
+
+
+def in_flight(index: int) -> int:
+    """Requests that the driver has been given and that are not answered yet."""
+    text = _read(SYS_BLOCK / f"nbd{index}/inflight") or ""
+    return sum(map(int, text.split()))  # reads and writes
+
+
 def partitions(index: int) -> list[str]:
     """The names of a device's partitions (``nbd0p1``)."""
     entries = (SYS_BLOCK / f"nbd{index}").glob(f"nbd{index}p*")

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,8 @@ async def test_events_and_stats_tell_what_the_kernel_asked_for() -> None:
         reading = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
         slow = await heard(SlowRequest)
         assert (slow.command, slow.offset, slow.length) == ("read", 2 * MIB, 4096)
+        top = f"{sys.executable} -m aiovblk top --once --interval 0.1"
+        assert f"{mount.path}   64M" in (await sh(top)).output
         disk.gate.set()
         await reading
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):

@@ -1,0 +1,137 @@
+"""``aiovblk top``: what the attached devices are doing, from the kernel's own statistics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+
+from ..kernel import sysfs
+from .listing import in_units
+
+CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
+
+HEADER = ("DEVICE", "SIZE", "READ/S", "WRITE/S", "READ MB/S", "WRITE MB/S", "IN FLIGHT", "MEAN MS")
+LAST_COLUMN = "SERVER"
+
+# Where /sys/block/*/stat has its numbers (Documentation/block/stat.rst). Each kind of request has
+# a count and the milliseconds that they took together; reads and writes have sectors as well.
+_READS, _READ_SECTORS, _WRITES, _WRITTEN_SECTORS = 0, 2, 4, 6
+_COUNTS = (_READS, _WRITES, 11, 15)  # discards since Linux 4.18, flushes since 5.5
+_MILLISECONDS = (3, 7, 14, 16)
+_FIELDS = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The counters of one device at one time."""
+
+    time: float
+    """Seconds, of any clock that does not jump."""
+    counters: list[int]
+    """As the kernel has them in /sys/block/nbdN/stat."""
+    thread: int | None
+    """Who attached it; another one, another device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device did between two samples."""
+
+    reads: float
+    """Per second; so are the next three."""
+    writes: float
+    bytes_read: float
+    bytes_written: float
+    latency: float | None
+    """Seconds that a request took on average; None if none was answered."""
+
+
+def watch(arguments: Namespace) -> None:
+    """Print a table each ``arguments.interval`` seconds until Ctrl-C, or one."""
+    if arguments.interval <= 0:
+        raise ValueError(f"--interval must be positive, not {arguments.interval:g}")
+    before = samples()
+    try:
+        while True:
+            time.sleep(arguments.interval)
+            now = samples()
+            screen = table(before, now)
+            print(f"{CLEAR}{screen}" if _is_live(arguments) else screen, flush=True)
+            if arguments.once:
+                return
+            before = now
+    except KeyboardInterrupt:
+        pass  # how one leaves it
+
+
+def _is_live(arguments: Namespace) -> bool:
+    return sys.stdout.isatty() and not arguments.once
+
+
+def samples() -> dict[int, Sample]:
+    """The counters of every attached device, by its index."""
+    return {
+        index: Sample(time.monotonic(), counters, sysfs.server_thread(index))
+        for index in sysfs.indices()
+        if not sysfs.is_free(index) and (counters := sysfs.io_counters(index))
+    }
+
+
+def rates(before: Sample, now: Sample) -> Rates:
+    """What happened between the two."""
+    # Older kernels know fewer kinds of requests.
+    earlier = before.counters + [0] * (_FIELDS - len(before.counters))
+    later = now.counters + [0] * (_FIELDS - len(now.counters))
+    seconds = now.time - before.time
+    grown = [new - old for old, new in zip(earlier, later, strict=False)]
+    answered = sum(grown[field] for field in _COUNTS)
+    took = sum(grown[field] for field in _MILLISECONDS)
+    return Rates(
+        reads=grown[_READS] / seconds,
+        writes=grown[_WRITES] / seconds,
+        bytes_read=grown[_READ_SECTORS] * sysfs.SECTOR / seconds,
+        bytes_written=grown[_WRITTEN_SECTORS] * sysfs.SECTOR / seconds,
+        latency=took / 1000 / answered if answered else None,
+    )
+
+
+def table(before: dict[int, Sample], now: dict[int, Sample]) -> str:
+    """A line per device that is there now; one that has just come has no rates yet."""
+    rows: list[tuple[str, ...]] = [(*HEADER, LAST_COLUMN)]
+    for index, sample in now.items():
+        earlier = before.get(index)
+        if earlier is None or earlier.thread != sample.thread:
+            earlier = None
+        numbers = ["-"] * 5 if earlier is None else _in_words(rates(earlier, sample))
+        *counts, latency = numbers
+        flight = str(sysfs.in_flight(index))
+        size = in_units(sysfs.size(index))
+        rows.append((f"/dev/nbd{index}", size, *counts, flight, latency, _server(sample.thread)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _in_words(rate: Rates) -> list[str]:
+    return [
+        f"{rate.reads:.0f}",
+        f"{rate.writes:.0f}",
+        f"{rate.bytes_read / 1e6:.1f}",
+        f"{rate.bytes_written / 1e6:.1f}",
+        "-" if rate.latency is None else f"{rate.latency * 1000:.2f}",
+    ]
+
+
+def _server(thread: int | None) -> str:
+    process = sysfs.process_of(thread) if thread is not None else None
+    return f"{process[0]} ({process[1]})" if process else "gone"
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    """Numbers at the right of their column, names at the left."""
+    first, *numbers, last = (
+        text.ljust(width) if column in (0, len(row) - 1) else text.rjust(width)
+        for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([first, *numbers, last]).rstrip()
