@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/network.md that need no kernel, run as they stand."""
+"""The code blocks of the documentation that need no kernel, run as they stand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 
 import aiovblk
-from aiovblk import tls
+from aiovblk import events, tls
+from aiovblk.dispatch import Stats
+from aiovblk.events import Feed, Listener
 from aiovblk.storage import MemoryDevice
 
 ROOT = Path(__file__).parents[2]
@@ -82,5 +85,61 @@ def test_certificates_are_taken_from_a_directory(monkeypatch: pytest.MonkeyPatch
     assert asked == [(("/etc/pki/disks",), {"verify_peer": True})]
 
 
+class Disk:
+    """What the page on observability looks at of a mount."""
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self.feed = Feed()
+
+    def events(self) -> Listener:
+        return self.feed.listen()
+
+
+async def test_counters_are_printed() -> None:
+    disk, printed = Disk(), list[str]()
+    disk.stats.latency["read"].add(1 << 20, count=100)
+    await run(blocks("docs/observability.md")[0], disk=disk, print=printed.append)
+    assert printed == [
+        "100 reads, on average 1049 us",
+        "99 of 100 took less than 1311 us, 999 of 1000 1311 us",
+    ]
+
+
+async def test_events_are_printed_until_the_end() -> None:
+    disk, printed = Disk(), list[tuple[Any, ...]]()
+    printing = asyncio.create_task(
+        run(blocks("docs/observability.md")[1], disk=disk, print=lambda *said: printed.append(said))
+    )
+    await asyncio.sleep(0)
+    for event in (
+        events.Attached("/dev/nbd0"),
+        events.RequestFailed("read", 0, 4096, 5),
+        events.SlowRequest("flush", 0, 0, 31.4),
+        events.ConnectionLost(1, 2, "it was closed"),
+        events.Missed(7),
+        events.Unmounted(None),
+    ):
+        disk.feed.publish(event)
+    disk.feed.end()
+    await printing
+    assert printed == [
+        ("read of 4096 bytes at 0 failed: 5",),
+        ("flush at 0 has been running for 31 s",),
+        ("connection 1 of 2: it was closed",),
+        ("7 events were dropped before this one",),
+        ("unmounted", "in order"),
+    ]
+
+
+async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    for block in blocks("docs/observability.md")[2:]:
+        await run(block, disk=Disk(), server=Disk())
+    assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "exports"}) == 0
+
+
 def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 3
+    assert len(blocks("docs/observability.md")) == 4
