@@ -2,8 +2,8 @@
 
 from . import sysfs
 from .choice import attach
-from .link import Link
+from .link import Link, Terms
 from .outside import unmount
 from .queue import RequestQueue
 
-__all__ = ["Link", "RequestQueue", "attach", "sysfs", "unmount"]
+__all__ = ["Link", "RequestQueue", "Terms", "attach", "sysfs", "unmount"]

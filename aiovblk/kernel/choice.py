@@ -13,13 +13,15 @@ import fcntl
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
-from . import sysfs
-from .link import POLL, Link, busy
+from . import netlink, sysfs
+from .link import POLL, IoctlLink, Link, NetlinkLink, Terms, busy
+from .watchdog import watchdog
 
 LOCKS = Path("/run/aiovblk")
 
@@ -27,15 +29,18 @@ LOCKS = Path("/run/aiovblk")
 # device that was detached, and its old configuration lives until the last user closes it.
 PATIENCE = 2.0
 
-Configure = Callable[[Link], None]
+Make = Callable[[int, str, int, Terms], Link]
 
 
-def attach(path: str | None, configure: Configure) -> Link:
-    """Open a free device and configure it; blocks, for a few seconds at most.
+def attach(path: str | None, terms: Terms, *, by_netlink: bool = False) -> Link:
+    """Attach a free device; blocks, for a few seconds at most.
+
+    Requests may come before it returns.
 
     Args:
         path: the node, or None for any device that is free.
-        configure: makes the ioctls that may find the device taken.
+        terms: what the kernel has to know.
+        by_netlink: how, or else by ioctl.
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
@@ -44,13 +49,14 @@ def attach(path: str | None, configure: Configure) -> Link:
 
     """
     load_driver(path)
+    make = _connect if by_netlink else IoctlLink
     if path is None:
-        return _attach_any(configure)
+        return _connect_any(terms) if by_netlink else _attach_any(make, terms)
     index = resolve(path)
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return _attach_one(index, path, configure)
+            return _attach_one(index, path, make, terms)
         except _SoonFreeError:
             if time.monotonic() > deadline:
                 raise _orphaned(index, path) from None
@@ -120,13 +126,13 @@ def resolve(path: str) -> int:
         raise AttachError(errno.EINVAL, str(exc), path) from None
 
 
-def _attach_any(configure: Configure) -> Link:
+def _attach_any(make: Make, terms: Terms) -> Link:
     indices = sysfs.indices()
     missing = []
     for index in indices:
         path = f"/dev/nbd{index}"
         try:
-            return _attach_one(index, path, configure)
+            return _attach_one(index, path, make, terms)
         except DeviceBusyError:
             continue
         except NBDUnavailableError:
@@ -144,23 +150,63 @@ def _attach_any(configure: Configure) -> Link:
     )
 
 
-def _attach_one(index: int, path: str, configure: Configure) -> Link:
+def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
     lock = _lock(index, path)
     try:
         if not sysfs.is_free(index):
             raise _served(index, path)
-        link = Link(index, path, lock)
-        try:
-            configure(link)
-        except BaseException:
-            link.close()
-            raise
+        return make(index, path, lock, terms)
     except BaseException as exc:
         os.close(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
             raise _explained(exc, index, path) from exc
         raise
-    return link
+
+
+def _connect(index: int, path: str, lock: int, terms: Terms) -> Link:
+    _connect_by_netlink(index, terms)
+    return NetlinkLink(index, path, lock, terms)
+
+
+def _connect_any(terms: Terms) -> Link:
+    try:
+        index = _connect_by_netlink(None, terms)
+    except OSError as exc:
+        if isinstance(exc, AttachError):
+            raise
+        raise _explained(exc, -1, None) from exc
+    path = f"/dev/nbd{index}"
+    try:
+        lock = _lock(index, path)
+    except AttachError:
+        # Held for a moment by somebody who finds out just now that the device is taken.
+        lock = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return NetlinkLink(index, path, lock, terms)
+
+
+def _connect_by_netlink(index: int | None, terms: Terms) -> int:
+    thread = threading.get_native_id()
+    watchdog.expect(thread)
+    try:
+        index = netlink.connect(
+            index,
+            terms.sockets,
+            size=terms.block_size * terms.blocks,
+            block_size=terms.block_size,
+            flags=terms.flags,
+            timeout=terms.timeout,
+        )
+    except OSError as exc:
+        watchdog.forget(thread)
+        if exc.errno != errno.ENOENT:
+            raise
+        raise AttachError(
+            errno.ENOENT,
+            "the kernel's NBD netlink family cannot be reached (before Linux 6.12 it is in the"
+            ' first network namespace only); attach="ioctl" works without',
+        ) from exc
+    watchdog.watch(thread, index)
+    return index
 
 
 def _lock(index: int, path: str) -> int:
@@ -194,9 +240,9 @@ def _served(index: int, path: str) -> DeviceBusyError:
     )
 
 
-def _explained(exc: OSError, index: int, path: str) -> AttachError:
+def _explained(exc: OSError, index: int, path: str | None) -> AttachError:
     """The same error, with what its user can do about it."""
-    if exc.errno == errno.EBUSY:
+    if exc.errno == errno.EBUSY and path is not None:
         return _served(index, path)
     if exc.errno in (errno.EPERM, errno.EACCES):
         return AttachError(

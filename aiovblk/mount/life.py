@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
-from functools import partial
+from typing import Literal
 
 from .. import kernel
 from ..dispatch import Stats
@@ -25,6 +25,9 @@ from .unmounting import KERNEL_TIMEOUT, Unmounting
 from .waiting import call, within
 
 logger = logging.getLogger("aiovblk")
+
+Attach = Literal["ioctl", "netlink"]
+"""How a device is attached."""
 
 ATTACH_TIMEOUT = 30.0
 """Seconds for attaching, and again for the first reads to be answered."""
@@ -52,12 +55,14 @@ class Mount:
         self,
         served: Served,
         *,
+        attach: Attach,
         timeout: float | None,
         unmount_timeout: float,
         queue: kernel.RequestQueue,
     ) -> None:
         self.device = served.device
         self._served = served
+        self._attach_by = attach
         self._timeout = timeout
         self._unmount_timeout = unmount_timeout
         self._queue = queue
@@ -140,7 +145,6 @@ class Mount:
         else:
             await call(self._unmount_timeout, self._link.sync)
         await call(self._unmount_timeout, self._link.resize, blocks)
-        await call(self._unmount_timeout, self._link.set_read_ahead, self._queue)
         await self._lines.resize(new_size)
         self.device.blocks = blocks
 
@@ -196,6 +200,8 @@ class Mount:
     async def _attach(self, path: str | None) -> None:
         await self._open()
         kernels = await self._lines.connect()
+        # Serve before they are handed over, since requests come at once.
+        self._lines.start()
         try:
             self._link = await self._obtain_link(path, [sock.fileno() for sock in kernels])
         except BaseException:
@@ -204,13 +210,10 @@ class Mount:
         finally:
             close_all(kernels)
         self.path, self.index = self._link.path, self._link.index
-        # Serve before NBD_DO_IT begins, since requests come at once.
-        self._lines.start()
         self._link.start()
         self._link.ended.add_done_callback(_when_link_ends(self, self._link))
         try:
             await call(ATTACH_TIMEOUT, self._link.wait_until_live, ATTACH_TIMEOUT)
-            await call(ATTACH_TIMEOUT, self._link.set_read_ahead, self._queue)
         except OSError as exc:
             occur(self._events.forced)
             await self._unmount()
@@ -229,16 +232,15 @@ class Mount:
 
     async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
         timeout = self._timeout or (REQUEST_TIMEOUT if len(sockets) > 1 else 0)
-        configure = partial(
-            kernel.Link.configure,
-            sockets=sockets,
+        terms = kernel.Terms(
+            sockets,
             block_size=self.device.block_size,
             blocks=self.device.blocks,
             flags=self._served.flags,
             timeout=math.ceil(timeout),
-            wanted=self._queue,
+            queue=self._queue,
         )
-        attaching = in_thread(kernel.attach, path, configure)
+        attaching = in_thread(kernel.attach, path, terms, by_netlink=self._attach_by == "netlink")
         try:
             return await within(ATTACH_TIMEOUT, attaching)
         except TimeoutError as exc:

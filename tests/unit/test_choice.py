@@ -13,12 +13,14 @@ from typing import Any, cast
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
-from aiovblk.kernel import choice, sysfs
-from aiovblk.kernel.link import Link
+from aiovblk.kernel import RequestQueue, Terms, choice, sysfs
 
 from .kernel_tree import KernelTree
 
 SOMEBODY = 4242
+
+
+TERMS = Terms([], 4096, 1, 0, 0, RequestQueue())
 
 
 class FakeLink:
@@ -42,25 +44,24 @@ class Machine:
         self.locks = locks
         self.links: list[FakeLink] = []
         self.when_opened: dict[int, OSError] = {}
-        self.when_configured: dict[int, OSError] = {}
+        self.when_configured: dict[int, Exception] = {}
         self.while_waiting: Callable[[], None] = lambda: None
         self.now = 1000.0
         tree.process(SOMEBODY, "fio")
         for index in range(4):
             tree.device(f"nbd{index}", f"43:{index * 32}")
 
-    def open(self, index: int, path: str, lock: int) -> FakeLink:
+    def open(self, index: int, path: str, lock: int, terms: Terms) -> FakeLink:
         if index in self.when_opened:
             raise self.when_opened[index]
         self.links.append(FakeLink(index, path, lock))
+        if index in self.when_configured:
+            self.links[-1].close()
+            raise self.when_configured[index]
         return self.links[-1]
 
-    def configure(self, link: Link) -> None:
-        if link.index in self.when_configured:
-            raise self.when_configured[link.index]
-
     def attach(self, path: str | None = None) -> FakeLink:
-        return cast(FakeLink, choice.attach(path, self.configure))
+        return cast(FakeLink, choice.attach(path, TERMS))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -87,7 +88,7 @@ class Machine:
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Machine(tree, tmp_path / "locks")
     monkeypatch.setattr(choice, "LOCKS", made.locks)
-    monkeypatch.setattr(choice, "Link", made.open)
+    monkeypatch.setattr(choice, "IoctlLink", made.open)
     monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
     monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
@@ -222,11 +223,9 @@ def test_other_refusal_of_the_kernel_is_told_as_it_is(machine: Machine) -> None:
 
 
 def test_bug_in_configure_comes_out_as_it_is_and_leaves_nothing_open(machine: Machine) -> None:
-    def configure(link: Link) -> None:
-        raise ZeroDivisionError
-
+    machine.when_configured[0] = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        choice.attach(None, configure)
+        machine.attach()
     assert machine.links[0].closed
     assert not machine.is_locked(0)
 
@@ -294,7 +293,7 @@ def test_driver_that_cannot_be_loaded_is_told_with_its_reason(
 ) -> None:
     modprobe(monkeypatch, run)
     with pytest.raises(NBDUnavailableError) as caught:
-        choice.attach("/dev/nbd0", lambda link: None)
+        choice.attach("/dev/nbd0", TERMS)
     assert caught.value.errno == errno.ENODEV
     assert str(caught.value).startswith("/dev/nbd0: the kernel's NBD driver is not loaded")
     assert f"({reason})" in str(caught.value)
