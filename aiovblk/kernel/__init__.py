@@ -2,8 +2,9 @@
 
 from . import sysfs
 from .choice import attach
-from .link import Link, Terms
+from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
+from .terms import Terms
 
 __all__ = ["Link", "RequestQueue", "Terms", "attach", "sysfs", "unmount"]

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from . import netlink, sysfs
-from .link import POLL, IoctlLink, Link, NetlinkLink, Terms, busy
-from .watchdog import watchdog
+from .anchor import Anchor
+from .link import POLL, IoctlLink, Link, NetlinkLink, busy
+from .terms import Terms
+
+logger = logging.getLogger("aiovblk")
 
 LOCKS = Path("/run/aiovblk")
 
@@ -32,7 +35,15 @@ PATIENCE = 2.0
 Make = Callable[[int, str, int, Terms], Link]
 
 
-def attach(path: str | None, terms: Terms, *, by_netlink: bool = False) -> Link:
+def prefers_netlink() -> bool:
+    """Whether devices are attached by netlink, where nobody says how.
+
+    Blocks. It may load the driver.
+    """
+    return netlink.is_available()
+
+
+def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) -> Link:
     """Attach a free device; blocks, for a few seconds at most.
 
     Requests may come before it returns.
@@ -40,7 +51,7 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool = False) -> Link:
     Args:
         path: the node, or None for any device that is free.
         terms: what the kernel has to know.
-        by_netlink: how, or else by ioctl.
+        by_netlink: how, or else by ioctl; None for what :func:`prefers_netlink`.
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
@@ -49,6 +60,9 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool = False) -> Link:
 
     """
     load_driver(path)
+    if by_netlink is None:
+        by_netlink = prefers_netlink()
+        logger.debug("attaching by %s", "netlink" if by_netlink else "ioctl")
     make = _connect if by_netlink else IoctlLink
     if path is None:
         return _connect_any(terms) if by_netlink else _attach_any(make, terms)
@@ -164,49 +178,34 @@ def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
 
 
 def _connect(index: int, path: str, lock: int, terms: Terms) -> Link:
-    _connect_by_netlink(index, terms)
-    return NetlinkLink(index, path, lock, terms)
+    return NetlinkLink(_anchor(index, terms), path, lock, terms)
 
 
 def _connect_any(terms: Terms) -> Link:
     try:
-        index = _connect_by_netlink(None, terms)
+        anchor = _anchor(None, terms)
     except OSError as exc:
         if isinstance(exc, AttachError):
             raise
         raise _explained(exc, -1, None) from exc
-    path = f"/dev/nbd{index}"
+    path = f"/dev/nbd{anchor.index}"
     try:
-        lock = _lock(index, path)
+        lock = _lock(anchor.index, path)
     except AttachError:
         # Held for a moment by somebody who finds out just now that the device is taken.
         lock = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    return NetlinkLink(index, path, lock, terms)
+    return NetlinkLink(anchor, path, lock, terms)
 
 
-def _connect_by_netlink(index: int | None, terms: Terms) -> int:
-    thread = threading.get_native_id()
-    watchdog.expect(thread)
+def _anchor(index: int | None, terms: Terms) -> Anchor:
     try:
-        index = netlink.connect(
-            index,
-            terms.sockets,
-            size=terms.block_size * terms.blocks,
-            block_size=terms.block_size,
-            flags=terms.flags,
-            timeout=terms.timeout,
-        )
-    except OSError as exc:
-        watchdog.forget(thread)
-        if exc.errno != errno.ENOENT:
-            raise
+        return Anchor(index, terms)
+    except FileNotFoundError as exc:
         raise AttachError(
             errno.ENOENT,
             "the kernel's NBD netlink family cannot be reached (before Linux 6.12 it is in the"
             ' first network namespace only); attach="ioctl" works without',
         ) from exc
-    watchdog.watch(thread, index)
-    return index
 
 
 def _lock(index: int, path: str) -> int:

@@ -12,44 +12,20 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from ..errors import DeviceBusyError
 from ..threads import in_thread
 from . import netlink, queue, sysfs
+from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
-from .queue import RequestQueue
-from .watchdog import watchdog
+from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
 
 POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the kernel has to know of a device.
-
-    Args:
-        sockets: descriptors of its ends; several need CAN_MULTI_CONN among the flags.
-        block_size: bytes.
-        blocks: how many.
-        flags: the NBD specification's transmission flags.
-        timeout: seconds after which the kernel gives up a connection that does not answer a
-            request; 0 for its default, which is never for one, and 30 for several.
-        queue: what requests are to look like.
-
-    """
-
-    sockets: Sequence[int]
-    block_size: int
-    blocks: int
-    flags: int
-    timeout: int
-    queue: RequestQueue
 
 
 class Link(ABC):
@@ -317,11 +293,19 @@ class NetlinkLink(Link):
     beside us, a watchdog disconnects it.
     """
 
-    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
-        """Take over a device that this thread has just attached."""
-        super().__init__(index, path, lock, terms)
+    def __init__(self, anchor: Anchor, path: str, lock: int, terms: Terms) -> None:
+        """Take over a device that is attached."""
+        super().__init__(anchor.index, path, lock, terms)
         self.ended = Future()
-        self._thread = threading.get_native_id()
+        self._anchor = anchor
+
+    def __del__(self) -> None:
+        """Free the device, when an event loop was dropped with all that ran on it."""
+        if not self._closed:
+            with suppress(OSError):
+                self.finish()
+            self.close()
+            self.wait_until_free(0)
 
     def start(self) -> None:
         """It has begun."""
@@ -344,7 +328,7 @@ class NetlinkLink(Link):
     def finish(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""
         netlink.disconnect(self.index)
-        watchdog.forget(self._thread)
+        self._anchor.release()
         with suppress(InvalidStateError):
             self.ended.set_result(0)
 

@@ -27,7 +27,7 @@ DEFAULT_QUEUE = RequestQueue()
 LONGEST_TIMEOUT = 1 << 31
 """Seconds; with many more the kernel's arithmetic overflows."""
 
-__all__ = ["UNMOUNT_TIMEOUT", "Mount", "mount", "mounted"]
+__all__ = ["UNMOUNT_TIMEOUT", "Attach", "Mount", "mount", "mounted"]
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def mounted(
     device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
-    attach: Attach = "ioctl",
+    attach: Attach = "auto",
     connections: int = 1,
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
@@ -56,6 +56,7 @@ async def mounted(
         attach: how. ``ioctl`` works everywhere, but whatever stops the process (Ctrl-Z, a debugger,
             a frozen container, a suspend) ends the device. ``netlink`` bears that, and takes a free
             device without a race, but needs the first network namespace before Linux 6.12.
+            ``auto`` is ``netlink`` where it can be, else ``ioctl``.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
@@ -106,7 +107,7 @@ async def mount(
     device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
-    attach: Attach = "ioctl",
+    attach: Attach = "auto",
     connections: int = 1,
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,

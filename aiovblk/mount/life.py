@@ -26,7 +26,7 @@ from .waiting import call, within
 
 logger = logging.getLogger("aiovblk")
 
-Attach = Literal["ioctl", "netlink"]
+Attach = Literal["auto", "ioctl", "netlink"]
 """How a device is attached."""
 
 ATTACH_TIMEOUT = 30.0
@@ -240,7 +240,8 @@ class Mount:
             timeout=math.ceil(timeout),
             queue=self._queue,
         )
-        attaching = in_thread(kernel.attach, path, terms, by_netlink=self._attach_by == "netlink")
+        by_netlink = None if self._attach_by == "auto" else self._attach_by == "netlink"
+        attaching = in_thread(kernel.attach, path, terms, by_netlink=by_netlink)
         try:
             return await within(ATTACH_TIMEOUT, attaching)
         except TimeoutError as exc:
@@ -324,4 +325,6 @@ def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future
 
 def _close_link(attaching: futures.Future[kernel.Link]) -> None:
     if attaching.exception() is None:
-        attaching.result().close()
+        link = attaching.result()
+        link.finish()
+        link.close()

@@ -61,7 +61,7 @@ class Machine:
         return self.links[-1]
 
     def attach(self, path: str | None = None) -> FakeLink:
-        return cast(FakeLink, choice.attach(path, TERMS))
+        return cast(FakeLink, choice.attach(path, TERMS, by_netlink=False))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
