@@ -29,13 +29,14 @@ def main(parent: int) -> None:
     poll = select.poll()
     poll.register(0, select.POLLIN)
     # The end of the pipe is not enough: a child of the parent's may have inherited it.
+    patience: int | None = None
     try:
         poll.register(os.pidfd_open(parent), select.POLLIN)
-    except OSError:  # gone already
-        os.close(0)
+    except ProcessLookupError:  # gone already, and what it had to say is in the pipe
+        patience = 0
     pending = b""
     while True:
-        ready = [fd for fd, _ in poll.poll()]
+        ready = [fd for fd, _ in poll.poll(patience)]
         data = os.read(0, 4096) if 0 in ready else b""
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:

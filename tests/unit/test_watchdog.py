@@ -76,6 +76,17 @@ def test_what_a_dead_parent_leaves_is_disconnected(
     assert parent(told, tree, WATCH + end) == (status, {0, 1})
 
 
+def test_a_parent_that_is_gone_before_the_watchdog_looks(told: Path, tree: KernelTree) -> None:
+    program = told.with_name("watchdog_main.py")
+    text = program.read_text()
+    assert "os.pidfd_open(parent)" in text
+    # The number of a process that has ended.
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    program.write_text(text.replace("os.pidfd_open(parent)", f"os.pidfd_open({ended.pid})"))
+    assert parent(told, tree, WATCH + "os._exit(0)") == (0, {0, 1})
+
+
 def test_a_parent_that_detaches_all_ends_its_watchdog(told: Path, tree: KernelTree) -> None:
     code = """
 dog.watch(101, 1)
