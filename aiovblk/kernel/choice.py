@@ -65,7 +65,10 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) ->
         logger.debug("attaching by %s", "netlink" if by_netlink else "ioctl")
     make = _connect if by_netlink else IoctlLink
     if path is None:
-        return _connect_any(terms) if by_netlink else _attach_any(make, terms)
+        # A container may have been given a few of the nodes only, and the kernel does not know.
+        nodes = [f"/dev/nbd{index}" for index in sysfs.indices()]
+        free_choice = by_netlink and all(map(os.path.exists, nodes))
+        return _connect_any(terms) if free_choice else _attach_any(make, terms)
     index = resolve(path)
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -150,7 +153,7 @@ def _attach_any(make: Make, terms: Terms) -> Link:
         except DeviceBusyError:
             continue
         except NBDUnavailableError:
-            missing.append(path)  # a container may have been given a few of the nodes only
+            missing.append(path)
     if missing:
         raise NBDUnavailableError(
             errno.ENOENT,
@@ -178,6 +181,8 @@ def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
 
 
 def _connect(index: int, path: str, lock: int, terms: Terms) -> Link:
+    if not os.path.exists(path):  # it would be attached, and could not be opened
+        raise FileNotFoundError(errno.ENOENT, "no such device node", path)
     return NetlinkLink(_anchor(index, terms), path, lock, terms)
 
 
