@@ -298,14 +298,7 @@ class NetlinkLink(Link):
         super().__init__(anchor.index, path, lock, terms)
         self.ended = Future()
         self._anchor = anchor
-
-    def __del__(self) -> None:
-        """Free the device, when an event loop was dropped with all that ran on it."""
-        if not self._closed:
-            with suppress(OSError):
-                self.finish()
-            self.close()
-            self.wait_until_free(0)
+        anchor.on_death = self._end
 
     def start(self) -> None:
         """It has begun."""
@@ -329,6 +322,9 @@ class NetlinkLink(Link):
         """Have the kernel let go: it would wait for other sockets."""
         netlink.disconnect(self.index)
         self._anchor.release()
+        self._end()
+
+    def _end(self) -> None:
         with suppress(InvalidStateError):
             self.ended.set_result(0)
 

@@ -33,6 +33,9 @@ GENL_ID_CTRL = 16
 CTRL_CMD_GETFAMILY = 3
 CTRL_ATTR_FAMILY_ID = 1
 CTRL_ATTR_FAMILY_NAME = 2
+CTRL_ATTR_MCAST_GROUPS = 7
+CTRL_ATTR_MCAST_GRP_ID = 2
+NETLINK_ADD_MEMBERSHIP = 1
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
@@ -46,6 +49,8 @@ class Command(IntEnum):
     CONNECT = 1
     DISCONNECT = 2
     RECONFIGURE = 3
+    LINK_DEAD = 4
+    """An event: a connection has died, though nobody asked to disconnect."""
 
 
 class Attribute(IntEnum):
@@ -172,16 +177,55 @@ def is_available() -> bool:
     """Whether the kernel has the family, in this network namespace; may load its module."""
     try:
         with _open(TIMEOUT) as sock:
-            _family(sock)
+            _look_up(sock)
     except OSError:
         return False
     return True
 
 
+class Deaths:
+    """Tells of each connection that dies, from now on.
+
+    In another network namespace than the first there are no events (nbd_mcast_index).
+
+    Raises:
+        OSError: as for :func:`disconnect`.
+
+    """
+
+    def __init__(self) -> None:
+        self._sock = _open(TIMEOUT)
+        try:
+            self._family, answer = _look_up(self._sock)
+            groups = dict(_attributes(answer))[CTRL_ATTR_MCAST_GROUPS]
+            (_, group), *_ = _attributes(groups)  # there is one
+            number = _NUMBER[4].unpack(dict(_attributes(group))[CTRL_ATTR_MCAST_GRP_ID])[0]
+            self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, number)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor, to be polled."""
+        return self._sock.fileno()
+
+    def read(self) -> list[int]:
+        """The indices of the devices that have lost a connection each."""
+        return [
+            int(_NUMBER[4].unpack(dict(_attributes(body[_GENERIC.size :]))[Attribute.INDEX])[0])
+            for kind, _, body in _messages(self._sock.recv(65536))
+            if kind == self._family and body[0] == Command.LINK_DEAD
+        ]
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._sock.close()
+
+
 def _command(command: Command, *attributes: bytes, timeout: float = TIMEOUT) -> bytes:
     # A socket of its own: two users of one socket would take each other's answers.
     with _open(timeout) as sock:
-        return _call(sock, _family(sock), command, b"".join(attributes))
+        return _call(sock, _look_up(sock)[0], command, b"".join(attributes))
 
 
 def _open(timeout: float) -> socket.socket:
@@ -194,10 +238,11 @@ def _open(timeout: float) -> socket.socket:
     return sock
 
 
-def _family(sock: socket.socket) -> int:
+def _look_up(sock: socket.socket) -> tuple[int, bytes]:
+    """The family's number, and all that is told of it."""
     name = _attribute(CTRL_ATTR_FAMILY_NAME, b"nbd\0")
     answer = _call(sock, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name)
-    return int(_NUMBER[2].unpack(dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0])
+    return int(_NUMBER[2].unpack(dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0]), answer
 
 
 def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> bytes:
@@ -207,10 +252,7 @@ def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> 
     sock.send(_MESSAGE.pack(length, family, NLM_F_REQUEST_ACK, 1, 0) + body)
     answer = b""
     while True:
-        data = sock.recv(65536)
-        while data:
-            length, kind, flags = struct.unpack_from("=IHH", data)
-            body, data = data[_MESSAGE.size : length], data[(length + 3) & ~3 :]
+        for kind, flags, body in _messages(sock.recv(65536)):
             if kind != NLMSG_ERROR:
                 answer = body[_GENERIC.size :]
                 continue
@@ -218,6 +260,16 @@ def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> 
             if number:
                 raise OSError(number, f"NBD netlink: {_reason(number, flags, body)}")
             return answer
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The messages of one datagram: type, flags and what follows the header."""
+    while data:
+        length, kind, flags = struct.unpack_from("=IHH", data)
+        if length < _MESSAGE.size:
+            raise OSError(errno.EBADMSG, "NBD netlink: malformed answer")
+        yield kind, flags, data[_MESSAGE.size : length]
+        data = data[(length + 3) & ~3 :]
 
 
 def _reason(number: int, flags: int, body: bytes) -> str:

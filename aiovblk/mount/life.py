@@ -302,10 +302,10 @@ class Mount:
 
 
 def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future[int]], None]:
-    """What the thread does that comes back from NBD_DO_IT.
+    """What the thread does that comes back from NBD_DO_IT, or hears that connections have died.
 
     It holds the mount weakly: when an event loop was dropped with all that ran on it, the sockets
-    go with it, the kernel ends NBD_DO_IT, and this thread is all that is left to clean up.
+    go with it, the kernel notices, and this thread is all that is left to clean up.
     """
     reference, loop = weakref.ref(mount), weakref.ref(asyncio.get_running_loop())
 
@@ -317,6 +317,7 @@ def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future
                 return
             except RuntimeError:  # the loop is closed
                 pass
+        link.finish()
         link.close()
         link.wait_until_free(0)
 

@@ -91,7 +91,7 @@ async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(IoctlLink, "_do_it", do_it_and_stay)
     monkeypatch.setattr(IoctlLink, "rescue", ask)
-    async with aiovblk.mounted(Disk()):
+    async with aiovblk.mounted(Disk(), attach="ioctl"):
         assert not asked.is_set()
     assert asked.is_set()
 

@@ -51,6 +51,7 @@ class FakeSocket:
         self.arguments: tuple[int, ...] = ()
         self.timeout: float | None = None
         self.options: list[int] = []
+        self.joined = 0
         self.address: tuple[int, int] | None = None
         self.closed = False
 
@@ -68,8 +69,15 @@ class FakeSocket:
         self.timeout = seconds
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        assert (level, value) == (270, 1)
-        self.options.append(option)
+        assert level == 270  # SOL_NETLINK
+        if option == 1:  # NETLINK_ADD_MEMBERSHIP
+            self.joined = value
+        else:
+            assert value == 1
+            self.options.append(option)
+
+    def close(self) -> None:
+        self.closed = True
 
     def bind(self, address: tuple[int, int]) -> None:
         self.address = address
@@ -201,6 +209,25 @@ def test_reconfiguring_names_the_index_and_what_changes(monkeypatch: pytest.Monk
     flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
     sent, _ = call(monkeypatch, lambda: netlink.set_client_flags(7, flags))
     assert sent[16:] == bytes.fromhex("03 01 0000 0800 0100 07000000 0c00 0600 0200000000000000")
+
+
+def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = bytes.fromhex(
+        "4c000000 1000 0000 01000000 e8030000 01 02 0000 0600 0100 1f00 0000"
+        "2400 0700"  # CTRL_ATTR_MCAST_GROUPS, nested
+        "2000 0100 0800 0200 09000000 1100 0100 6e62645f6d635f67726f757000 000000"  # one: id, name
+    )
+    death = "1c000000 1f00 0000 00000000 00000000 04 01 0000 0800 0100 %02x000000"
+    reply = "1c000000 1f00 0000 00000000 00000000 01 01 0000 0800 0100 05000000"
+    fake = FakeSocket([family, acknowledged()])
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", fake)
+        deaths = netlink.Deaths()
+    assert fake.joined == 9
+    fake.pending = [bytes.fromhex(death % 5 + reply + death % 7)]
+    assert deaths.read() == [5, 7]
+    deaths.close()
+    assert fake.closed
 
 
 def test_availability_is_that_of_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
