@@ -10,12 +10,13 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from .. import __version__, kernel
 from ..dispatch import MAX_CONCURRENCY
 from ..errors import Error
 from ..kernel import RequestQueue
-from ..mount import UNMOUNT_TIMEOUT
+from ..mount import UNMOUNT_TIMEOUT, Attach
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
 from . import listing, top
@@ -74,6 +75,12 @@ def _add_mount(parser: ArgumentParser) -> None:
         "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
     )
     _add_handling(parser)
+    parser.add_argument(
+        "--attach",
+        choices=get_args(Attach),
+        default="auto",
+        help="how; auto is netlink where it can be, else ioctl (default %(default)s)",
+    )
     _add_workers(parser)
     parser.add_argument(
         "--connections",

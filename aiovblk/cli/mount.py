@@ -34,6 +34,7 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         mounted(
             device,
             arguments.path,
+            attach=arguments.attach,
             connections=arguments.connections,
             workers=arguments.workers,
             concurrency=arguments.concurrency,

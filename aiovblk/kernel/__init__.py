@@ -5,5 +5,6 @@ from .choice import attach
 from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
+from .terms import Terms
 
-__all__ = ["Link", "RequestQueue", "attach", "sysfs", "unmount"]
+__all__ = ["Link", "RequestQueue", "Terms", "attach", "sysfs", "unmount"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -18,8 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
-from . import sysfs
-from .link import POLL, Link, busy
+from . import netlink, sysfs
+from .anchor import Anchor
+from .link import POLL, IoctlLink, Link, NetlinkLink, busy
+from .terms import Terms
+
+logger = logging.getLogger("aiovblk")
 
 LOCKS = Path("/run/aiovblk")
 
@@ -27,15 +32,26 @@ LOCKS = Path("/run/aiovblk")
 # device that was detached, and its old configuration lives until the last user closes it.
 PATIENCE = 2.0
 
-Configure = Callable[[Link], None]
+Make = Callable[[int, str, int, Terms], Link]
 
 
-def attach(path: str | None, configure: Configure) -> Link:
-    """Open a free device and configure it; blocks, for a few seconds at most.
+def prefers_netlink() -> bool:
+    """Whether devices are attached by netlink, where nobody says how.
+
+    Blocks. It may load the driver.
+    """
+    return netlink.is_available()
+
+
+def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) -> Link:
+    """Attach a free device; blocks, for a few seconds at most.
+
+    Requests may come before it returns.
 
     Args:
         path: the node, or None for any device that is free.
-        configure: makes the ioctls that may find the device taken.
+        terms: what the kernel has to know.
+        by_netlink: how, or else by ioctl; None for what :func:`prefers_netlink`.
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
@@ -44,13 +60,20 @@ def attach(path: str | None, configure: Configure) -> Link:
 
     """
     load_driver(path)
+    if by_netlink is None:
+        by_netlink = prefers_netlink()
+        logger.debug("attaching by %s", "netlink" if by_netlink else "ioctl")
+    make = _connect if by_netlink else IoctlLink
     if path is None:
-        return _attach_any(configure)
+        # A container may have been given a few of the nodes only, and the kernel does not know.
+        nodes = [f"/dev/nbd{index}" for index in sysfs.indices()]
+        free_choice = by_netlink and all(map(os.path.exists, nodes))
+        return _connect_any(terms) if free_choice else _attach_any(make, terms)
     index = resolve(path)
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return _attach_one(index, path, configure)
+            return _attach_one(index, path, make, terms)
         except _SoonFreeError:
             if time.monotonic() > deadline:
                 raise _orphaned(index, path) from None
@@ -120,17 +143,17 @@ def resolve(path: str) -> int:
         raise AttachError(errno.EINVAL, str(exc), path) from None
 
 
-def _attach_any(configure: Configure) -> Link:
+def _attach_any(make: Make, terms: Terms) -> Link:
     indices = sysfs.indices()
     missing = []
     for index in indices:
         path = f"/dev/nbd{index}"
         try:
-            return _attach_one(index, path, configure)
+            return _attach_one(index, path, make, terms)
         except DeviceBusyError:
             continue
         except NBDUnavailableError:
-            missing.append(path)  # a container may have been given a few of the nodes only
+            missing.append(path)
     if missing:
         raise NBDUnavailableError(
             errno.ENOENT,
@@ -144,23 +167,50 @@ def _attach_any(configure: Configure) -> Link:
     )
 
 
-def _attach_one(index: int, path: str, configure: Configure) -> Link:
+def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
     lock = _lock(index, path)
     try:
         if not sysfs.is_free(index):
             raise _served(index, path)
-        link = Link(index, path, lock)
-        try:
-            configure(link)
-        except BaseException:
-            link.close()
-            raise
+        return make(index, path, lock, terms)
     except BaseException as exc:
         os.close(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
             raise _explained(exc, index, path) from exc
         raise
-    return link
+
+
+def _connect(index: int, path: str, lock: int, terms: Terms) -> Link:
+    if not os.path.exists(path):  # it would be attached, and could not be opened
+        raise FileNotFoundError(errno.ENOENT, "no such device node", path)
+    return NetlinkLink(_anchor(index, terms), path, lock, terms)
+
+
+def _connect_any(terms: Terms) -> Link:
+    try:
+        anchor = _anchor(None, terms)
+    except OSError as exc:
+        if isinstance(exc, AttachError):
+            raise
+        raise _explained(exc, -1, None) from exc
+    path = f"/dev/nbd{anchor.index}"
+    try:
+        lock = _lock(anchor.index, path)
+    except AttachError:
+        # Held for a moment by somebody who finds out just now that the device is taken.
+        lock = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return NetlinkLink(anchor, path, lock, terms)
+
+
+def _anchor(index: int | None, terms: Terms) -> Anchor:
+    try:
+        return Anchor(index, terms)
+    except FileNotFoundError as exc:
+        raise AttachError(
+            errno.ENOENT,
+            "the kernel's NBD netlink family cannot be reached (before Linux 6.12 it is in the"
+            ' first network namespace only); attach="ioctl" works without',
+        ) from exc
 
 
 def _lock(index: int, path: str) -> int:
@@ -194,9 +244,9 @@ def _served(index: int, path: str) -> DeviceBusyError:
     )
 
 
-def _explained(exc: OSError, index: int, path: str) -> AttachError:
+def _explained(exc: OSError, index: int, path: str | None) -> AttachError:
     """The same error, with what its user can do about it."""
-    if exc.errno == errno.EBUSY:
+    if exc.errno == errno.EBUSY and path is not None:
         return _served(index, path)
     if exc.errno in (errno.EPERM, errno.EACCES):
         return AttachError(

@@ -1,4 +1,4 @@
-"""One attachment of one /dev/nbdN by ioctl, from SET_SOCK to the last close.
+"""One attachment of one /dev/nbdN, from the first call to the last close.
 
 All functions here block, and some wait for requests that the server has to answer. None may be
 called in the thread of the event loop that serves the device.
@@ -11,22 +11,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 
 from ..errors import DeviceBusyError
 from ..threads import in_thread
 from . import netlink, queue, sysfs
+from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
-from .queue import RequestQueue
+from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
 
 POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
 
 
-class Link:
+class Link(ABC):
     """A device that is being attached, is attached, or is being detached.
 
     Concurrency: any method may be called from any thread, except where it says otherwise.
@@ -34,102 +36,51 @@ class Link:
     Attributes:
         index: N of /dev/nbdN.
         path: the device node.
-        ended: done once NBD_DO_IT has returned and no request is stuck any more; its result is
-            the error number that it returned, or 0.
+        ended: done once the kernel has let go of the sockets and no request is stuck any more; its
+            result is the error number of the call that stayed until then, or 0.
 
     """
 
-    def __init__(self, index: int, path: str, lock: int) -> None:
+    ended: Future[int]
+
+    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
         """Take over a lock; see :func:`~aiovblk.kernel.choice.attach`, which makes these."""
         self.index = index
         self.path = path
-        self.ended: Future[int]
+        self._terms = terms
         self._lock = lock
         self._claim: int | None = None
         self._queue_before: dict[str, str] = {}
         self._guard = threading.Lock()
-        # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
-        # make udev probe the device.
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._closed = False
+        self._fd = -1
 
-    def configure(
-        self,
-        sockets: Sequence[int],
-        *,
-        block_size: int,
-        blocks: int,
-        flags: int,
-        timeout: int,
-        wanted: RequestQueue,
-    ) -> None:
-        """Hand the kernel its ends of the socket pairs, then all it has to know.
-
-        SET_SOCK goes first: it is what decides between two who want the same device. Only the
-        thread that made the first may make the others.
-
-        Args:
-            sockets: descriptors; several need CAN_MULTI_CONN among the flags.
-            block_size: bytes.
-            blocks: how many.
-            flags: the NBD specification's transmission flags.
-            timeout: seconds after which the kernel gives up a connection that does not answer a
-                request; 0 for its default, which is never for one, and 30 for several.
-            wanted: what requests are to look like.
-
-        Raises:
-            OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
-            AttachError: the kernel refuses what is wanted of its queue.
-
-        """
-        ioctl(self._fd, Ioctl.NBD_SET_SOCK, sockets[0])
-        try:
-            for sock in sockets[1:]:
-                ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
-            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, block_size)
-            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
-            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, flags)
-            # Always: what was set before survives in the queue's own timeout.
-            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, timeout)
-            # Now, since these wait until the queue is idle.
-            queue.change(
-                self.index,
-                self._queue_before,
-                scheduler=wanted.scheduler,
-                max_sectors_kb=wanted.max_sectors_kb,
-            )
-        except OSError:
-            # Only now is the device known to be ours to clear.
-            ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
-            raise
-
-    def set_read_ahead(self, wanted: RequestQueue) -> None:
-        """Set how much is read ahead; on the live device, and again after each resize.
-
-        Since Linux 6.12 a change of the size sets it back (blk_apply_bdi_limits).
-
-        Raises:
-            AttachError: the kernel refuses the value.
-
-        """
-        queue.change(self.index, self._queue_before, read_ahead_kb=wanted.read_ahead_kb)
-
+    @abstractmethod
     def start(self) -> None:
-        """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
-        self.ended = in_thread(self._do_it)
+        """Let the kernel send requests, where it does not yet."""
 
-    def _do_it(self) -> int:
-        result = 0
-        try:
-            ioctl(self._fd, Ioctl.NBD_DO_IT)
-        except OSError as exc:
-            result = exc.errno or errno.EIO
-        finally:
-            # When our end of the socket closes, requests in flight are not failed but forgotten,
-            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them. It is
-            # refused where the process has given up its privileges; closing has to do then.
-            with suppress(OSError):
-                self.clear_socket()
-        return result
+    def resize(self, blocks: int) -> None:
+        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
+        self._resize(blocks)
+        # A change of the size sets it back since then (blk_apply_bdi_limits).
+        queue.change(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
+
+    @abstractmethod
+    def _resize(self, blocks: int) -> None:
+        """Change the size."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Have :attr:`ended` come, our ends of the sockets being closed."""
+
+    def _shape_queue(self) -> None:
+        """Set what requests look like; waits until none is in flight."""
+        queue.change(
+            self.index,
+            self._queue_before,
+            scheduler=self._terms.queue.scheduler,
+            max_sectors_kb=self._terms.queue.max_sectors_kb,
+        )
 
     def wait_until_live(self, seconds: float) -> None:
         """Wait until the device can be read, and its partitions are known.
@@ -150,7 +101,12 @@ class Link:
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(POLL)
-        os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+        self._open_live()
+        queue.change(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
+
+    @abstractmethod
+    def _open_live(self) -> None:
+        """Open the node of the device, which can be read by now."""
 
     def claim(self) -> None:
         """Make sure that nobody uses the device, and that nobody begins to.
@@ -167,7 +123,7 @@ class Link:
                 raise
             raise busy(self.index, self.path) from None
         with self._guard:
-            if self._fd >= 0:
+            if not self._closed:
                 self._claim = claim
                 return
         os.close(claim)  # opened too late: the device has been detached meanwhile
@@ -191,11 +147,6 @@ class Link:
             sync(self.index, fd)
         finally:
             os.close(fd)
-
-    def resize(self, blocks: int) -> None:
-        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
-        with self._control() as fd:
-            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
 
     def disconnect(self) -> None:
         """Have the kernel send DISC. Nothing else happens before the server closes its socket."""
@@ -223,6 +174,7 @@ class Link:
         """
         with self._guard:
             fd, self._fd = self._fd, -1
+            self._closed = True
         if fd < 0:
             return
         had_partitions = bool(sysfs.partitions(self.index))
@@ -258,6 +210,123 @@ class Link:
             yield fd
         finally:
             os.close(fd)
+
+
+class IoctlLink(Link):
+    """Attached by ioctl, with a thread that stays in NBD_DO_IT.
+
+    When the process dies, however, the kernel fails what is in flight and lets go at once. But any
+    stop of that thread ends the device too: Ctrl-Z, a debugger, a frozen container, a suspend.
+    """
+
+    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
+        """Hand the kernel its ends of the socket pairs, then all it has to know.
+
+        SET_SOCK goes first: it is what decides between two who want the same device. Only the
+        thread that made the first may make the others.
+
+        Raises:
+            OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
+            AttachError: the kernel refuses what is wanted of its queue.
+
+        """
+        super().__init__(index, path, lock, terms)
+        # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
+        # make udev probe the device.
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            ioctl(self._fd, Ioctl.NBD_SET_SOCK, terms.sockets[0])
+            self._configure(terms)
+        except BaseException:
+            self.close()
+            raise
+
+    def _configure(self, terms: Terms) -> None:
+        try:
+            for sock in terms.sockets[1:]:
+                ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
+            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, terms.block_size)
+            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, terms.blocks)
+            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, terms.flags)
+            # Always: what was set before survives in the queue's own timeout.
+            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, terms.timeout)
+            self._shape_queue()  # now, while nothing can be in flight
+        except OSError:
+            # Only now is the device known to be ours to clear.
+            ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
+            raise
+
+    def start(self) -> None:
+        """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
+        self.ended = in_thread(self._do_it)
+
+    def _open_live(self) -> None:
+        os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _resize(self, blocks: int) -> None:
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+
+    def finish(self) -> None:
+        """NBD_DO_IT returns by itself."""
+
+    def _do_it(self) -> int:
+        result = 0
+        try:
+            ioctl(self._fd, Ioctl.NBD_DO_IT)
+        except OSError as exc:
+            result = exc.errno or errno.EIO
+        finally:
+            # When our end of the socket closes, requests in flight are not failed but forgotten,
+            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them. It is
+            # refused where the process has given up its privileges; closing has to do then.
+            with suppress(OSError):
+                self.clear_socket()
+        return result
+
+
+class NetlinkLink(Link):
+    """Attached by netlink: no thread waits, and a stop of the process is but a pause.
+
+    The kernel keeps a device whose server has died, and what is in flight hangs. So it is told to
+    disconnect with the last close of the node, which we have open; and for those who have it open
+    beside us, a watchdog disconnects it.
+    """
+
+    def __init__(self, anchor: Anchor, path: str, lock: int, terms: Terms) -> None:
+        """Take over a device that is attached."""
+        super().__init__(anchor.index, path, lock, terms)
+        self.ended = Future()
+        self._anchor = anchor
+        anchor.on_death = self._end
+
+    def start(self) -> None:
+        """It has begun."""
+
+    def _open_live(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        with self._guard:
+            if not self._closed:
+                self._fd, fd = fd, -1
+        if fd >= 0:  # opened too late
+            os.close(fd)
+            return
+        # Not before: with this flag anybody's last close would have disconnected it.
+        netlink.set_client_flags(self.index, netlink.ClientFlag.DISCONNECT_ON_CLOSE)
+        self._shape_queue()
+
+    def _resize(self, blocks: int) -> None:
+        netlink.resize(self.index, blocks * self._terms.block_size)
+
+    def finish(self) -> None:
+        """Have the kernel let go: it would wait for other sockets."""
+        netlink.disconnect(self.index)
+        self._anchor.release()
+        self._end()
+
+    def _end(self) -> None:
+        with suppress(InvalidStateError):
+            self.ended.set_result(0)
 
 
 def wait_until_free(index: int, seconds: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import get_args
 
 import anyio
 from anyio.abc import TaskStatus
@@ -17,7 +18,7 @@ from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY
 from ..kernel import RequestQueue
 from .crew import Crew
-from .life import Mount
+from .life import Attach, Mount
 from .served import Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
 
@@ -29,7 +30,7 @@ SLOW_REQUEST = 30.0
 LONGEST_TIMEOUT = 1 << 31
 """Seconds; with many more the kernel's arithmetic overflows."""
 
-__all__ = ["UNMOUNT_TIMEOUT", "Mount", "mount", "mounted"]
+__all__ = ["UNMOUNT_TIMEOUT", "Attach", "Mount", "mount", "mounted"]
 
 
 @asynccontextmanager
@@ -37,6 +38,7 @@ async def mounted(
     device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
+    attach: Attach = "auto",
     connections: int = 1,
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
@@ -55,6 +57,10 @@ async def mounted(
         device: what to serve; with ``workers``, what makes it: a class, or a function, async or
             not, of a module.
         path: the node, ``/dev/nbdN``; None takes any device that is free.
+        attach: how. ``ioctl`` works everywhere, but whatever stops the process (Ctrl-Z, a debugger,
+            a frozen container, a suspend) ends the device. ``netlink`` bears that, and takes a free
+            device without a race, but needs the first network namespace before Linux 6.12.
+            ``auto`` is ``netlink`` where it can be, else ``ioctl``.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
@@ -89,7 +95,11 @@ async def mounted(
     served = _served(device, connections, workers, concurrency, handler_timeout, slow_request)
     for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
         _check_seconds(name, seconds)
-    mount = Mount(served, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue)
+    if attach not in get_args(Attach):
+        raise ValueError(f"attach must be one of {', '.join(get_args(Attach))}, not {attach!r}")
+    mount = Mount(
+        served, attach=attach, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue
+    )
     await mount.start(path)
     try:
         yield mount
@@ -103,6 +113,7 @@ async def mount(
     device: BlockDevice | Factory,
     path: str | os.PathLike[str] | None = None,
     *,
+    attach: Attach = "auto",
     connections: int = 1,
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
@@ -126,6 +137,7 @@ async def mount(
     async with mounted(
         device,
         path,
+        attach=attach,
         connections=connections,
         workers=workers,
         concurrency=concurrency,

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
-from functools import partial
+from typing import Literal
 
 from .. import kernel
 from ..dispatch import Stats
@@ -27,6 +27,9 @@ from .unmounting import KERNEL_TIMEOUT, Unmounting
 from .waiting import call, within
 
 logger = logging.getLogger("aiovblk")
+
+Attach = Literal["auto", "ioctl", "netlink"]
+"""How a device is attached."""
 
 ATTACH_TIMEOUT = 30.0
 """Seconds for attaching, and again for the first reads to be answered."""
@@ -54,12 +57,14 @@ class Mount:
         self,
         served: Served,
         *,
+        attach: Attach,
         timeout: float | None,
         unmount_timeout: float,
         queue: kernel.RequestQueue,
     ) -> None:
         self.device = served.device
         self._served = served
+        self._attach_by = attach
         self._timeout = timeout
         self._unmount_timeout = unmount_timeout
         self._queue = queue
@@ -152,7 +157,6 @@ class Mount:
         else:
             await call(self._unmount_timeout, self._link.sync)
         await call(self._unmount_timeout, self._link.resize, blocks)
-        await call(self._unmount_timeout, self._link.set_read_ahead, self._queue)
         await self._lines.resize(new_size)
         self.device.blocks = blocks
         self._events.feed.publish(Resized(new_size))
@@ -212,6 +216,8 @@ class Mount:
     async def _attach(self, path: str | None) -> None:
         await self._open()
         kernels = await self._lines.connect()
+        # Serve before they are handed over, since requests come at once.
+        self._lines.start()
         try:
             self._link = await self._obtain_link(path, [sock.fileno() for sock in kernels])
         except BaseException:
@@ -220,13 +226,10 @@ class Mount:
         finally:
             close_all(kernels)
         self.path, self.index = self._link.path, self._link.index
-        # Serve before NBD_DO_IT begins, since requests come at once.
-        self._lines.start()
         self._link.start()
         self._link.ended.add_done_callback(_when_link_ends(self, self._link))
         try:
             await call(ATTACH_TIMEOUT, self._link.wait_until_live, ATTACH_TIMEOUT)
-            await call(ATTACH_TIMEOUT, self._link.set_read_ahead, self._queue)
         except OSError as exc:
             occur(self._events.forced)
             await self._unmount()
@@ -245,16 +248,16 @@ class Mount:
 
     async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
         timeout = self._timeout or (REQUEST_TIMEOUT if len(sockets) > 1 else 0)
-        configure = partial(
-            kernel.Link.configure,
-            sockets=sockets,
+        terms = kernel.Terms(
+            sockets,
             block_size=self.device.block_size,
             blocks=self.device.blocks,
             flags=self._served.flags,
             timeout=math.ceil(timeout),
-            wanted=self._queue,
+            queue=self._queue,
         )
-        attaching = in_thread(kernel.attach, path, configure)
+        by_netlink = None if self._attach_by == "auto" else self._attach_by == "netlink"
+        attaching = in_thread(kernel.attach, path, terms, by_netlink=by_netlink)
         try:
             return await within(ATTACH_TIMEOUT, attaching)
         except TimeoutError as exc:
@@ -319,10 +322,10 @@ class Mount:
 
 
 def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future[int]], None]:
-    """What the thread does that comes back from NBD_DO_IT.
+    """What the thread does that comes back from NBD_DO_IT, or hears that connections have died.
 
     It holds the mount weakly: when an event loop was dropped with all that ran on it, the sockets
-    go with it, the kernel ends NBD_DO_IT, and this thread is all that is left to clean up.
+    go with it, the kernel notices, and this thread is all that is left to clean up.
     """
     reference, loop = weakref.ref(mount), weakref.ref(asyncio.get_running_loop())
 
@@ -334,6 +337,7 @@ def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future
                 return
             except RuntimeError:  # the loop is closed
                 pass
+        link.finish()
         link.close()
         link.wait_until_free(0)
 
@@ -342,4 +346,6 @@ def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future
 
 def _close_link(attaching: futures.Future[kernel.Link]) -> None:
     if attaching.exception() is None:
-        attaching.result().close()
+        link = attaching.result()
+        link.finish()
+        link.close()

@@ -130,11 +130,11 @@ class Unmounting:
     async def _let_go(self) -> None:
         """Wait until the kernel has let go, our end of the socket being closed."""
         link = self._link
-        for rescue in (None, link.clear_socket, link.rescue):
+        for step in (link.finish, link.clear_socket, link.rescue):
             try:
-                if rescue is not None:
-                    logger.warning("%s: the kernel does not let go; %s", link.path, rescue)
-                    await call(KERNEL_TIMEOUT, rescue)
+                if step != link.finish:
+                    logger.warning("%s: the kernel does not let go; %s", link.path, step)
+                await call(KERNEL_TIMEOUT, step)
                 await within(KERNEL_TIMEOUT, link.ended)
                 await call(KERNEL_TIMEOUT, link.close)
                 break

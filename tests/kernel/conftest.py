@@ -11,9 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.kernel import sysfs
+from aiovblk.kernel import choice, sysfs
 
 from .support import stuck_tasks
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attach", choices=["ioctl", "netlink"], default="ioctl")
+
+
+@pytest.fixture(autouse=True)
+def attach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How devices are attached by tests that do not say it."""
+    how: str = request.config.getoption("--attach")
+    monkeypatch.setattr(choice, "prefers_netlink", lambda: how == "netlink")
+    monkeypatch.setenv("ATTACH", how)  # for programs
+    return how
 
 
 @pytest.fixture(scope="session", autouse=True)

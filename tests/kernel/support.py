@@ -194,7 +194,8 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
 @contextlib.asynccontextmanager
 async def command(*arguments: str, **environment: str) -> AsyncIterator[Program]:
     """Run `aiovblk mount` and enter when it is mounted."""
-    async with program("-m", "aiovblk", "mount", *arguments, **environment) as running:
+    attach = f"--attach={os.environ['ATTACH']}"  # of the fixture of that name
+    async with program("-m", "aiovblk", "mount", attach, *arguments, **environment) as running:
         line = await running.line()
         assert line.startswith("mounted /dev/nbd"), line + await running.rest()
         running.path = line.split()[1]

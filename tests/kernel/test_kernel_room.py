@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk import kernel
 from aiovblk.kernel import netlink
+from aiovblk.kernel.link import IoctlLink
 
 from .support import Disk, pattern, pread, pwrite
 
@@ -78,20 +78,20 @@ async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.Monk
     # As if NBD_DO_IT did not return before netlink was asked; the steps before it get a second.
     monkeypatch.setattr(sys.modules["aiovblk.mount.unmounting"], "KERNEL_TIMEOUT", 1.0)
     asked = threading.Event()
-    do_it, rescue = kernel.Link._do_it, kernel.Link.rescue
+    do_it, rescue = IoctlLink._do_it, IoctlLink.rescue
 
-    def do_it_and_stay(link: kernel.Link) -> int:
+    def do_it_and_stay(link: IoctlLink) -> int:
         result = do_it(link)
         asked.wait()
         return result
 
-    def ask(link: kernel.Link) -> None:
+    def ask(link: IoctlLink) -> None:
         rescue(link)
         asked.set()
 
-    monkeypatch.setattr(kernel.Link, "_do_it", do_it_and_stay)
-    monkeypatch.setattr(kernel.Link, "rescue", ask)
-    async with aiovblk.mounted(Disk()):
+    monkeypatch.setattr(IoctlLink, "_do_it", do_it_and_stay)
+    monkeypatch.setattr(IoctlLink, "rescue", ask)
+    async with aiovblk.mounted(Disk(), attach="ioctl"):
         assert not asked.is_set()
     assert asked.is_set()
 

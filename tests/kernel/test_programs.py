@@ -94,8 +94,19 @@ async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> 
         await leave_dirty_pages(running.path)
 
 
+async def test_ctrl_z_is_a_pause_for_a_device_that_was_attached_by_netlink(image: Path) -> None:
+    async with command(f"{DEVICES}:Image", "--attach=netlink", IMAGE=str(image)) as running:
+        running.process.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
+        writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
+        running.process.send_signal(signal.SIGCONT)
+        assert await writing == len(DATA)
+        assert await running.end(signal.SIGTERM) == 0
+    assert_image_stored(image)
+
+
 async def test_ctrl_z_is_a_lost_device_and_no_zombie(image: Path) -> None:
-    async with command(f"{DEVICES}:Image", IMAGE=str(image)) as running:
+    async with command(f"{DEVICES}:Image", "--attach=ioctl", IMAGE=str(image)) as running:
         running.process.send_signal(signal.SIGSTOP)
         _, status = await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)

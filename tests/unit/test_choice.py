@@ -8,17 +8,20 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
-from aiovblk.kernel import choice, sysfs
-from aiovblk.kernel.link import Link
+from aiovblk.kernel import RequestQueue, Terms, choice, netlink, sysfs
 
 from .kernel_tree import KernelTree
 
 SOMEBODY = 4242
+
+
+TERMS = Terms([], 4096, 1, 0, 0, RequestQueue())
 
 
 class FakeLink:
@@ -42,25 +45,24 @@ class Machine:
         self.locks = locks
         self.links: list[FakeLink] = []
         self.when_opened: dict[int, OSError] = {}
-        self.when_configured: dict[int, OSError] = {}
+        self.when_configured: dict[int, Exception] = {}
         self.while_waiting: Callable[[], None] = lambda: None
         self.now = 1000.0
         tree.process(SOMEBODY, "fio")
         for index in range(4):
             tree.device(f"nbd{index}", f"43:{index * 32}")
 
-    def open(self, index: int, path: str, lock: int) -> FakeLink:
+    def open(self, index: int, path: str, lock: int, terms: Terms) -> FakeLink:
         if index in self.when_opened:
             raise self.when_opened[index]
         self.links.append(FakeLink(index, path, lock))
+        if index in self.when_configured:
+            self.links[-1].close()
+            raise self.when_configured[index]
         return self.links[-1]
 
-    def configure(self, link: Link) -> None:
-        if link.index in self.when_configured:
-            raise self.when_configured[link.index]
-
     def attach(self, path: str | None = None) -> FakeLink:
-        return cast(FakeLink, choice.attach(path, self.configure))
+        return cast(FakeLink, choice.attach(path, TERMS, by_netlink=False))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -87,7 +89,7 @@ class Machine:
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Machine(tree, tmp_path / "locks")
     monkeypatch.setattr(choice, "LOCKS", made.locks)
-    monkeypatch.setattr(choice, "Link", made.open)
+    monkeypatch.setattr(choice, "IoctlLink", made.open)
     monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
     monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
@@ -222,11 +224,9 @@ def test_other_refusal_of_the_kernel_is_told_as_it_is(machine: Machine) -> None:
 
 
 def test_bug_in_configure_comes_out_as_it_is_and_leaves_nothing_open(machine: Machine) -> None:
-    def configure(link: Link) -> None:
-        raise ZeroDivisionError
-
+    machine.when_configured[0] = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        choice.attach(None, configure)
+        machine.attach()
     assert machine.links[0].closed
     assert not machine.is_locked(0)
 
@@ -294,7 +294,7 @@ def test_driver_that_cannot_be_loaded_is_told_with_its_reason(
 ) -> None:
     modprobe(monkeypatch, run)
     with pytest.raises(NBDUnavailableError) as caught:
-        choice.attach("/dev/nbd0", lambda link: None)
+        choice.attach("/dev/nbd0", TERMS)
     assert caught.value.errno == errno.ENODEV
     assert str(caught.value).startswith("/dev/nbd0: the kernel's NBD driver is not loaded")
     assert f"({reason})" in str(caught.value)
@@ -343,3 +343,85 @@ def test_node_of_something_else_is_told_as_it_is(
         machine.attach("/dev/thing")
     assert caught.value.errno == errno.EINVAL
     assert str(caught.value) == f"/dev/thing: {reason}"
+
+
+# By netlink
+
+
+class Kernel:
+    """What netlink answers, and what it was asked."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[int | None] = []
+        self.refusals: list[OSError] = []
+        self.free = 2
+        self.nodes = {f"/dev/nbd{index}" for index in range(4)}
+        monkeypatch.setattr(choice, "Anchor", self.anchor)
+        monkeypatch.setattr(choice, "NetlinkLink", self.link)
+        monkeypatch.setattr(os.path, "exists", lambda path: path in self.nodes)
+
+    def attach(self, path: str | None = None) -> FakeLink:
+        return cast(FakeLink, choice.attach(path, TERMS, by_netlink=True))
+
+    def anchor(self, index: int | None, terms: Terms) -> Any:
+        self.asked.append(index)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return SimpleNamespace(index=self.free if index is None else index)
+
+    def link(self, anchor: Any, path: str, lock: int, terms: Terms) -> FakeLink:
+        return FakeLink(anchor.index, path, lock)
+
+
+@pytest.fixture
+def by_netlink(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(machine, monkeypatch)
+
+
+def test_the_kernel_chooses_a_free_device(machine: Machine, by_netlink: Kernel) -> None:
+    link = by_netlink.attach()
+    assert (link.index, link.path, by_netlink.asked) == (2, "/dev/nbd2", [None])
+    assert machine.is_locked(2)
+
+
+def test_a_lock_that_somebody_still_has_does_not_matter(
+    machine: Machine, by_netlink: Kernel
+) -> None:
+    machine.locks.mkdir()
+    with open(machine.locks / "nbd2.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert by_netlink.attach().index == 2
+
+
+def test_where_nodes_are_missing_each_that_is_there_is_tried(by_netlink: Kernel) -> None:
+    by_netlink.nodes = {"/dev/nbd1", "/dev/nbd3"}
+    by_netlink.refusals = [OSError(errno.EBUSY, "open")]
+    assert by_netlink.attach().index == 3
+    assert by_netlink.asked == [1, 3]
+
+
+def test_a_device_that_is_merely_open_is_tried_again(machine: Machine, by_netlink: Kernel) -> None:
+    by_netlink.refusals = [OSError(errno.EBUSY, "open")] * 3
+    assert by_netlink.attach("/dev/nbd1").index == 1
+    assert by_netlink.asked == [1] * 4
+
+
+@pytest.mark.parametrize("path", [None, "/dev/nbd1"])
+def test_refusals_of_netlink_say_what_to_do(by_netlink: Kernel, path: str | None) -> None:
+    by_netlink.refusals = [FileNotFoundError(errno.ENOENT, "no family")]
+    with pytest.raises(AttachError, match='attach="ioctl" works without'):
+        by_netlink.attach(path)
+    by_netlink.refusals = [PermissionError(errno.EPERM, "no")]
+    with pytest.raises(AttachError, match="run as root"):
+        by_netlink.attach(path)
+
+
+def test_netlink_is_preferred_where_it_can_be(
+    by_netlink: Kernel, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netlink, "is_available", lambda: True)
+    choice.attach("/dev/nbd1", TERMS)
+    monkeypatch.setattr(netlink, "is_available", lambda: False)
+    choice.attach("/dev/nbd3", TERMS)
+    assert by_netlink.asked == [1]
+    assert [link.index for link in machine.links] == [3]

@@ -6,12 +6,16 @@ import errno
 import socket
 import struct
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
 from aiovblk.kernel import netlink
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are little-endian")
+
+T = TypeVar("T")
 
 GET_FAMILY = bytes.fromhex(
     "1c000000 1000 0500 01000000 00000000"  # nlmsghdr: 28 bytes, GENL_ID_CTRL, REQUEST | ACK
@@ -46,6 +50,8 @@ class FakeSocket:
         self.sent: list[bytes] = []
         self.arguments: tuple[int, ...] = ()
         self.timeout: float | None = None
+        self.options: list[int] = []
+        self.joined = 0
         self.address: tuple[int, int] | None = None
         self.closed = False
 
@@ -61,6 +67,17 @@ class FakeSocket:
 
     def settimeout(self, seconds: float) -> None:
         self.timeout = seconds
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert level == 270  # SOL_NETLINK
+        if option == 1:  # NETLINK_ADD_MEMBERSHIP
+            self.joined = value
+        else:
+            assert value == 1
+            self.options.append(option)
+
+    def close(self) -> None:
+        self.closed = True
 
     def bind(self, address: tuple[int, int]) -> None:
         self.address = address
@@ -102,7 +119,7 @@ def test_disconnect_asks_for_the_family_then_names_the_index(
     sock = disconnect(monkeypatch, *answers)
     assert sock.sent == [GET_FAMILY, DISCONNECT_5]
     assert sock.arguments == (socket.AF_NETLINK, socket.SOCK_RAW, 16)
-    assert (sock.timeout, sock.address) == (2.5, (0, 0))
+    assert (sock.timeout, sock.address, sock.options) == (2.5, (0, 0), [10, 11])
     assert not sock.pending
 
 
@@ -142,3 +159,79 @@ def test_attribute_of_no_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_attributes_are_padded_to_four_bytes(value: bytes, message: str) -> None:
     assert netlink._attribute(7, value) == bytes.fromhex(message)
     assert list(netlink._attributes(bytes.fromhex(message) * 2)) == [(7, value)] * 2
+
+
+def test_reason_of_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = bytes.fromhex(
+        "34000000 0200 0003 01000000 e8030000"  # NLMSG_ERROR, CAPPED | ACK_TLVS
+        "eaffffff 1c000000 1f00 0500 01000000 00000000"  # -EINVAL, the header that it answers
+        "0f00 0100 6e6f2073697a6520736574 00 00"  # NLMSGERR_ATTR_MSG "no size set", padded
+    )
+    with pytest.raises(OSError, match=r"Invalid argument \(no size set\)"):
+        disconnect(monkeypatch, [FAMILY, acknowledged()], [said])
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[], T], answer: bytes = b""
+) -> tuple[bytes, T]:
+    """What is sent to the family, and what comes of it."""
+    fake = FakeSocket([FAMILY, acknowledged()], [*([answer] if answer else []), acknowledged()])
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", fake)
+        result = function()
+    return fake.sent[1], result
+
+
+def test_connect_names_all_sockets_and_returns_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = bytes.fromhex("1c000000 1f00 0000 01000000 e8030000 01 01 0000 0800 0100 07000000")
+    options = {"size": 1 << 40, "block_size": 4096, "flags": 0x105}
+    sent, index = call(
+        monkeypatch, lambda: netlink.connect(None, [9, 10], timeout=0, **options), answer
+    )
+    assert index == 7
+    body = (
+        "01 01 0000"  # NBD_CMD_CONNECT
+        "0c00 0200 0000000000010000"  # SIZE_BYTES
+        "0c00 0300 0010000000000000"  # BLOCK_SIZE_BYTES
+        "0c00 0500 0501000000000000"  # SERVER_FLAGS
+        "1c00 0780"  # SOCKETS, nested
+        "0c00 0180 0800 0100 09000000"  # SOCK_ITEM, nested: SOCK_FD
+        "0c00 0180 0800 0100 0a000000"
+    )
+    assert sent[16:] == bytes.fromhex(body)
+    sent, index = call(monkeypatch, lambda: netlink.connect(7, [9], timeout=30, **options), answer)
+    assert sent.endswith(bytes.fromhex("0c00 0400 1e00000000000000 0800 0100 07000000"))
+
+
+def test_reconfiguring_names_the_index_and_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, _ = call(monkeypatch, lambda: netlink.resize(7, 1 << 40))
+    assert sent[16:] == bytes.fromhex("03 01 0000 0800 0100 07000000 0c00 0200 0000000000010000")
+    flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
+    sent, _ = call(monkeypatch, lambda: netlink.set_client_flags(7, flags))
+    assert sent[16:] == bytes.fromhex("03 01 0000 0800 0100 07000000 0c00 0600 0200000000000000")
+
+
+def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = bytes.fromhex(
+        "4c000000 1000 0000 01000000 e8030000 01 02 0000 0600 0100 1f00 0000"
+        "2400 0700"  # CTRL_ATTR_MCAST_GROUPS, nested
+        "2000 0100 0800 0200 09000000 1100 0100 6e62645f6d635f67726f757000 000000"  # one: id, name
+    )
+    death = "1c000000 1f00 0000 00000000 00000000 04 01 0000 0800 0100 %02x000000"
+    reply = "1c000000 1f00 0000 00000000 00000000 01 01 0000 0800 0100 05000000"
+    fake = FakeSocket([family, acknowledged()])
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", fake)
+        deaths = netlink.Deaths()
+    assert fake.joined == 9
+    fake.pending = [bytes.fromhex(death % 5 + reply + death % 7)]
+    assert deaths.read() == [5, 7]
+    deaths.close()
+    assert fake.closed
+
+
+def test_availability_is_that_of_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answers, there in (([FAMILY, acknowledged()], True), ([acknowledged(errno.ENOENT)], False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", FakeSocket(answers))
+            assert netlink.is_available() is there

@@ -1,0 +1,115 @@
+"""The watchdog as a program, with another /sys and a netlink that only tells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiovblk.kernel import watchdog
+
+from .kernel_tree import KernelTree
+
+
+@pytest.fixture
+def told(tmp_path: Path, tree: KernelTree) -> Path:
+    """What the watchdog's netlink was told to disconnect; beside it the program, for this tree."""
+    told = tmp_path / "told"
+    text = watchdog._PROGRAM.read_text()
+    assert '"/sys/block"' in text
+    program = tmp_path / "watchdog_main.py"
+    program.write_text(text.replace('"/sys/block"', repr(str(tree.block))))
+    (tmp_path / "netlink.py").write_text(
+        f"def disconnect(index):\n    open({str(told)!r}, 'a').write(f'{{index}} ')\n"
+    )
+    for index, thread in enumerate((100, 101, 102, None, 104)):
+        tree.device(f"nbd{index}", f"43:{index * 32}", thread=thread)
+    told.touch()
+    return told
+
+
+def parent(told: Path, tree: KernelTree, code: str) -> tuple[int, set[int]]:
+    """Run a parent; its exit status, and what was disconnected once its watchdog has ended too."""
+    begin = f"""
+import os, signal
+from pathlib import Path
+from aiovblk.kernel import sysfs, watchdog
+
+watchdog._PROGRAM = Path({str(told.with_name("watchdog_main.py"))!r})
+sysfs.SYS_BLOCK = Path({str(tree.block)!r})
+dog = watchdog.Watchdog()
+"""
+    # The watchdog has the standard error open as long as it lives, and so this waits for it.
+    done = subprocess.run(
+        [sys.executable, "-c", begin + code],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, set(map(int, told.read_text().split()))
+
+
+WATCH = """
+dog.expect(100)         # and whatever it attaches
+dog.watch(101, 1)
+dog.watch(102, 2)
+dog.watch(103, 3)       # detached by somebody else
+dog.expect(999)         # attached nothing
+dog.forget(102)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(0)", 0),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+    ],
+)
+def test_what_a_dead_parent_leaves_is_disconnected(
+    told: Path, tree: KernelTree, end: str, status: int
+) -> None:
+    assert parent(told, tree, WATCH + end) == (status, {0, 1})
+
+
+def test_a_parent_that_is_gone_before_the_watchdog_looks(told: Path, tree: KernelTree) -> None:
+    program = told.with_name("watchdog_main.py")
+    text = program.read_text()
+    assert "os.pidfd_open(parent)" in text
+    # The number of a process that has ended.
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    program.write_text(text.replace("os.pidfd_open(parent)", f"os.pidfd_open({ended.pid})"))
+    assert parent(told, tree, WATCH + "os._exit(0)") == (0, {0, 1})
+
+
+def test_a_parent_that_detaches_all_ends_its_watchdog(told: Path, tree: KernelTree) -> None:
+    code = """
+dog.watch(101, 1)
+process = dog._process
+dog.forget(101)
+dog.forget(101)
+assert process.returncode == 0
+dog.watch(100, 0)
+dog.forget(100)
+"""
+    assert parent(told, tree, code) == (0, set())
+
+
+def test_signals_do_not_end_it_and_a_killed_one_is_replaced(told: Path, tree: KernelTree) -> None:
+    code = """
+dog.watch(100, 0)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.kill(dog._process.pid, number)
+assert os.getpgid(dog._process.pid) != os.getpgid(0)
+os.kill(dog._process.pid, signal.SIGKILL)
+dog._process.wait()
+dog.forget(5)
+dog.watch(101, 1)
+os._exit(0)
+"""
+    assert parent(told, tree, code) == (0, {0, 1})
