@@ -255,6 +255,7 @@ async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
         Local(
             MemoryDevice(4096), connections=1, concurrency=1, handler_timeout=None, slow_request=1
         ),
+        attach="ioctl",
         timeout=None,
         unmount_timeout=1,
         queue=RequestQueue(),
