@@ -25,6 +25,9 @@ CTRL_ATTR_FAMILY_NAME = 2
 NBD_CMD_DISCONNECT = 2
 NBD_ATTR_INDEX = 1
 
+TIMEOUT = 5.0
+"""Seconds for the kernel to answer."""
+
 _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
@@ -42,16 +45,37 @@ def disconnect(index: int, timeout: float) -> None:
             network namespace has no NBD family, a time-out otherwise.
 
     """
-    # A socket of its own: two users of one socket would take each other's answers.
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as sock:
-        sock.settimeout(timeout)
-        sock.bind((0, 0))
-        name = _attribute(CTRL_ATTR_FAMILY_NAME, b"nbd\0")
-        answer = _call(sock, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name)
-        family = struct.unpack("=H", dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0]
+    with _open(timeout) as sock:
         _call(
-            sock, family, NBD_CMD_DISCONNECT, _attribute(NBD_ATTR_INDEX, struct.pack("=I", index))
+            sock,
+            _family(sock),
+            NBD_CMD_DISCONNECT,
+            _attribute(NBD_ATTR_INDEX, struct.pack("=I", index)),
         )
+
+
+def is_available() -> bool:
+    """Whether the kernel has the family, in this network namespace; may load its module."""
+    try:
+        with _open(TIMEOUT) as sock:
+            _family(sock)
+    except OSError:
+        return False
+    return True
+
+
+def _open(timeout: float) -> socket.socket:
+    # A socket of its own: two users of one socket would take each other's answers.
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+    sock.settimeout(timeout)
+    sock.bind((0, 0))
+    return sock
+
+
+def _family(sock: socket.socket) -> int:
+    name = _attribute(CTRL_ATTR_FAMILY_NAME, b"nbd\0")
+    answer = _call(sock, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name)
+    return int(struct.unpack("=H", dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0])
 
 
 def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> bytes:
