@@ -45,6 +45,7 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
                 read_ahead_kb=arguments.read_ahead_kb,
                 scheduler=arguments.scheduler,
             ),
+            memory_safe=arguments.memory_safe,
         ) as mount,
     ):
         live.set_result(mount)

@@ -1,9 +1,9 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
-from . import sysfs
+from . import memory, sysfs
 from .choice import attach
 from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
 
-__all__ = ["Link", "RequestQueue", "attach", "sysfs", "unmount"]
+__all__ = ["Link", "RequestQueue", "attach", "memory", "sysfs", "unmount"]

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskStatus
 
+from .. import kernel
 from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY
 from ..kernel import RequestQueue
@@ -20,6 +21,7 @@ from .crew import Crew
 from .life import Mount
 from .served import Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
+from .waiting import begin
 
 DEFAULT_QUEUE = RequestQueue()
 
@@ -41,6 +43,7 @@ async def mounted(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    memory_safe: bool = False,
 ) -> AsyncIterator[Mount]:
     """Mount ``device`` for the length of an ``async with`` block.
 
@@ -68,6 +71,11 @@ async def mounted(
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
         queue: what the kernel's requests look like; what was set before is set again at the end.
+        memory_safe: serve although memory is short: take the thread of this event loop, and what it
+            starts from now on, out of the kernel's waiting for write-back (PR_SET_IO_FLUSHER), lock
+            this process's memory (mlockall), and never be killed for memory (oom_score_adj), all to
+            the end of the process. What takes privileges that are missing is left out, and logged
+            as a warning.
 
     Raises:
         NBDUnavailableError: there is no such device, no driver, or no free device.
@@ -80,10 +88,14 @@ async def mounted(
     Cancellation: unmounts in order, then goes on.
 
     """
-    served = _served(device, connections, workers, concurrency, handler_timeout)
+    served = _served(device, connections, workers, concurrency, handler_timeout, memory_safe)
     for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
         _check_seconds(name, seconds)
     mount = Mount(served, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue)
+    if memory_safe:
+        # Before anything is started, which then inherits it.
+        kernel.memory.protect_thread()
+        await begin(kernel.memory.protect_process)
     await mount.start(path)
     try:
         yield mount
@@ -104,6 +116,7 @@ async def mount(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    memory_safe: bool = False,
     task_status: TaskStatus[Mount] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount ``device`` and serve it until it is unmounted, by whomever.
@@ -126,6 +139,7 @@ async def mount(
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
+        memory_safe=memory_safe,
     ) as live:
         task_status.started(live)
         await live.wait()
@@ -137,6 +151,7 @@ def _served(
     workers: int | None,
     concurrency: int,
     handler_timeout: float | None,
+    memory_safe: bool,
 ) -> Served:
     counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
     for name, number in counts.items():
@@ -157,7 +172,13 @@ def _served(
         )
     if connections != 1:
         raise ValueError("each worker has one connection: leave connections out")
-    return Crew(device, workers=workers, concurrency=concurrency, handler_timeout=handler_timeout)
+    return Crew(
+        device,
+        workers=workers,
+        concurrency=concurrency,
+        handler_timeout=handler_timeout,
+        memory_safe=memory_safe,
+    )
 
 
 def _check_seconds(name: str, seconds: float | None) -> None:

@@ -24,6 +24,7 @@ class Crew:
         workers: how many.
         concurrency: how many handlers may run at once in each.
         handler_timeout: seconds for one.
+        memory_safe: whether each is to serve although memory is short.
 
     """
 
@@ -34,9 +35,10 @@ class Crew:
         workers: int,
         concurrency: int,
         handler_timeout: float | None,
+        memory_safe: bool,
     ) -> None:
         self._make_service = partial(
-            LineService, factory, concurrency, handler_timeout, workers > 1
+            LineService, factory, concurrency, handler_timeout, workers > 1, memory_safe
         )
         self._count = workers
         self._lines: list[WorkerLine] = []

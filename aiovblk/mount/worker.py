@@ -8,6 +8,7 @@ import socket
 from dataclasses import replace
 from typing import NamedTuple
 
+from .. import kernel
 from ..device import BlockDevice, Factory, check_geometry, device_of
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
 from ..workers import Notify
@@ -38,6 +39,7 @@ class LineService:
         concurrency: how many handlers may run at once.
         handler_timeout: seconds for one.
         is_one_of_several: whether other workers have a device of the same factory.
+        memory_safe: whether it is to serve although memory is short.
         tell: tells the parent.
 
     """
@@ -48,8 +50,13 @@ class LineService:
         concurrency: int,
         handler_timeout: float | None,
         is_one_of_several: bool,
+        memory_safe: bool,
         tell: Notify,
     ) -> None:
+        if memory_safe:
+            # Not a warning again: what is refused here was refused to the parent.
+            kernel.memory.protect_thread(level=logging.DEBUG)
+            kernel.memory.protect_process(level=logging.DEBUG)
         self._factory = factory
         self._concurrency = concurrency
         self._handler_timeout = handler_timeout
