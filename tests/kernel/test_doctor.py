@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -87,18 +88,27 @@ async def opened(path: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-async def test_machine_in_order_has_nothing_that_fails() -> None:
-    async with command("memory:1M") as running:
-        done = await aiovblk("doctor", "--json")
-        found = [Finding(**each) for each in json.loads(done.output)]
-        assert done.status == 0, found
-        assert of("driver", found) == [("ok", "loaded, 63 of 64 devices are free")]
-        assert of("nodes", found) == [("ok", "/dev/nbd0 to /dev/nbd63 are there")]
-        assert of("privileges", found) == [("ok", "devices can be attached")]
-        assert of("netlink", found) == [("ok", "the driver's family is there")]
-        assert of("devices", found) == [("ok", f"{running.path} is served")]
-        assert of("stuck", found) == [("ok", "no program waits for a device")]
-        assert await running.end(signal.SIGINT) == 0
+async def test_machine_in_order_has_nothing_that_fails(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"{tmp_path}/notify")
+        systemd.settimeout(PATIENCE)
+        async with command("memory:1M", NOTIFY_SOCKET=f"{tmp_path}/notify") as running:
+            told = await asyncio.to_thread(systemd.recv, 4096)
+            assert told == f"READY=1\nSTATUS=serving {running.path}".encode()
+            await assert_in_order(running)
+
+
+async def assert_in_order(running: Program) -> None:
+    done = await aiovblk("doctor", "--json")
+    found = [Finding(**each) for each in json.loads(done.output)]
+    assert done.status == 0, found
+    assert of("driver", found) == [("ok", "loaded, 63 of 64 devices are free")]
+    assert of("nodes", found) == [("ok", "/dev/nbd0 to /dev/nbd63 are there")]
+    assert of("privileges", found) == [("ok", "devices can be attached")]
+    assert of("netlink", found) == [("ok", "the driver's family is there")]
+    assert of("devices", found) == [("ok", f"{running.path} is served")]
+    assert of("stuck", found) == [("ok", "no program waits for a device")]
+    assert await running.end(signal.SIGINT) == 0
 
 
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:

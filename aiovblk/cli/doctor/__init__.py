@@ -39,8 +39,8 @@ def diagnose() -> Iterator[Finding]:
             yield from in_thread(_collect, check).result(CHECK_TIMEOUT)
         except FutureTimeoutError:
             yield fail(check.__name__, f"no answer in {CHECK_TIMEOUT:g} s")
-        except OSError as exc:
-            yield warn(check.__name__, f"cannot be looked at: {exc}")
+        except Exception as exc:  # whatever this machine lacks, the other checks are to be made
+            yield warn(check.__name__, f"cannot be looked at: {exc!r}")
 
 
 def _collect(check: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -42,7 +42,8 @@ def _device(index: int) -> Finding:
         case State.LOST:
             name = liveness.identity(index)
             whose = f"a server that knows it as {name!r} may" if name else "its server may"
-            return warn("devices", f"{path} has no connection; {whose} come back{by}; or", force)
+            lost = f"{path} has no connection; {whose} come back, or is given up by force{by}"
+            return warn("devices", lost, force)
         case State.UNKNOWN:
             return info("devices", f"{path}: whether it is served cannot be told from here{by}")
         case State.DEAD:
@@ -80,8 +81,8 @@ def stuck() -> Iterator[Finding]:
             device = where if where.startswith("/dev/") else "/dev/nbdN"
             yield warn(
                 "stuck",
-                f"task {task.name} ({name}) waits for {where}, and cannot be killed; if its server"
-                " does not answer",
+                f"task {task.name} ({name}) waits for {where}; if its server never answers, only"
+                " force ends that",
                 f"aiovblk unmount --force {device}",
             )
     if not found:

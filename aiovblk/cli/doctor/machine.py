@@ -38,7 +38,7 @@ def driver() -> Iterator[Finding]:
         yield ok("driver", found)
     else:
         more = f"modprobe -r nbd && modprobe nbd nbds_max={2 * len(indices)}"
-        yield warn("driver", f"{found}; when all are unmounted", more)
+        yield warn("driver", f"{found}; unmount all before more are made", more)
     if max_part == "0":
         yield info(
             "driver",
@@ -56,7 +56,7 @@ def _missing_driver(release: str) -> Finding:
     if not directory.is_dir():
         reason = f"not loaded, and {directory} is not there: a container, where the host has to"
         return fail("driver", f"{reason} load it, or a new kernel to be booted", "modprobe nbd")
-    reason = f"this kernel ({release}) has none; where the distribution packs it separately"
+    reason = f"this kernel ({release}) came without; some distributions pack it separately"
     return fail("driver", reason, f"apt install linux-modules-extra-{release}")
 
 
@@ -77,8 +77,8 @@ def nodes() -> Iterator[Finding]:
         finding = fail if len(missing) == len(indices) else warn
         yield finding(
             "nodes",
-            f"{text}; in a container pass them on (--device {first}), or",
-            (f"mknod {first} b {number}"),
+            f"{text} (docker run --device {first} passes it on)",
+            f"mknod {first} b {number}",
         )
     else:
         yield ok("nodes", f"/dev/nbd{indices[0]} to /dev/nbd{indices[-1]} are there")

@@ -20,14 +20,13 @@ def privileges() -> Iterator[Finding]:
         yield fail(
             "privileges",
             "not in the initial user namespace (a rootless container, `unshare -r`): the kernel"
-            " refuses to attach; on the host, as root",
+            " refuses to attach here; root may on the host",
             "aiovblk mount ...",
         )
     elif not rights.has(Capability.CAP_SYS_ADMIN):
         yield fail(
             "privileges",
-            "CAP_SYS_ADMIN is missing, which attaching takes; as root, in a container with"
-            " --cap-add SYS_ADMIN",
+            "CAP_SYS_ADMIN is missing, which attaching takes (a container: --cap-add SYS_ADMIN)",
             "sudo aiovblk mount ...",
         )
     else:
@@ -39,8 +38,8 @@ def privileges() -> Iterator[Finding]:
 
 
 def _buffers() -> Iterator[Finding]:
-    most = int(sysfs.read(sysfs.PROC / "sys/net/core/wmem_max") or 0)
-    if most < SOCKET_BUFFER and not rights.has(Capability.CAP_NET_ADMIN):
+    most = sysfs.read(sysfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
+    if most and int(most) < SOCKET_BUFFER and not rights.has(Capability.CAP_NET_ADMIN):
         yield warn(
             "privileges",
             f"CAP_NET_ADMIN is missing, so socket buffers have {most} bytes at most, and large"
