@@ -18,7 +18,7 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Fu
     Not in a pool: a pool has a limit, and the call that would free all others could wait behind
     them. The thread is a daemon, since a call that hangs in the kernel must not keep the
     interpreter from ending. It blocks all signals: NBD_DO_IT takes one for the order to end, and
-    so does a send to a socket that is full.
+    so does a send to a socket that is full. It inherits the starting thread's PR_SET_IO_FLUSHER.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()

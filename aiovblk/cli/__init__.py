@@ -1,4 +1,4 @@
-"""The command line: ``aiovblk mount | serve | unmount | list | top | copy``.
+"""The command line: ``aiovblk mount | serve | unmount | list | top | doctor | copy``.
 
 An error is one line on stderr and exit status 1; a wrong call, 2. Everything that only a program,
 and not a library, may do happens here: signal handlers, the choice of an event loop, logging.
@@ -19,7 +19,7 @@ from ..kernel import RequestQueue
 from ..mount import UNMOUNT_TIMEOUT, Attach
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
-from . import listing, top
+from . import doctor, listing, top
 from .copy import copy_device
 from .mount import mount_until_signal
 from .running import in_loop
@@ -39,16 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if parsed.verbose else logging.WARNING, format="aiovblk: %(message)s"
     )
     logging.getLogger("asyncio").setLevel(logging.INFO)
-    command: Callable[[Namespace], None] = parsed.command
+    command: Callable[[Namespace], int | None] = parsed.command
     try:
-        command(parsed)
+        return command(parsed) or 0
     except (Error, OSError, ValueError, TypeError) as exc:
         logging.getLogger("aiovblk").debug("traceback of the error:", exc_info=True)
         print(f"aiovblk: {_in_words(exc)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _parser() -> ArgumentParser:
@@ -61,6 +60,7 @@ def _parser() -> ArgumentParser:
     _add_unmount(commands.add_parser("unmount", help="unmount a device, whoever serves it"))
     _add_list(commands.add_parser("list", help="show the devices that are mounted"))
     _add_top(commands.add_parser("top", help="show what the devices are doing, again and again"))
+    _add_doctor(commands.add_parser("doctor", help="find out what is wrong, and what mends it"))
     _add_copy(commands.add_parser("copy", help="copy one device to another"))
     return parser
 
@@ -91,6 +91,11 @@ def _add_mount(parser: ArgumentParser) -> None:
     )
     _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
+    parser.add_argument(
+        "--memory-safe",
+        action="store_true",
+        help="serve although memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
+    )
     _add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
     parser.set_defaults(command=in_loop(mount_until_signal))
 
@@ -257,6 +262,22 @@ def _add_top(parser: ArgumentParser) -> None:
         help="from one table to the next (default %(default)s)",
     )
     parser.set_defaults(command=top.watch)
+
+
+def _add_doctor(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Look at the kernel, its driver, the nodes, privileges, containers, devices whose server "
+        "is gone and programs that hang. A line for each finding: ok, info, warn or fail, and the "
+        "command that mends it. Exit status 1 when something fails."
+    )
+    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="free the devices whose server is gone; ends programs that have them open",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what --clean would do")
+    parser.set_defaults(command=doctor.run)
 
 
 def _unmount(arguments: Namespace) -> None:

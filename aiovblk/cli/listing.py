@@ -5,20 +5,46 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from ..kernel import sysfs
+from ..kernel import liveness, sysfs, told
+from ..kernel.liveness import State
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One attached NBD device, as /sys and /proc show it."""
+    """One attached NBD device, as /sys and /proc show it.
 
+    Attributes:
+        index: N of /dev/nbdN.
+        path: the device node.
+        size: bytes.
+        block_size: bytes of a logical block.
+        read_only, rotational: what the kernel takes it for.
+        flags: the transmission flags that the kernel was told, by the specification's names.
+        server_pid, server_name: the process of the thread that attached it; of a device that was
+            attached by netlink it may have ended while the device lives.
+        state: whether somebody serves it; :class:`~aiovblk.kernel.liveness.State` has the meanings.
+        identity: what a server named it, to come back to it; attached by netlink only.
+        in_flight: requests that the kernel waits for.
+        partitions: their nodes.
+        holders: the kernel's names of devices that are made of it (``dm-0``).
+        used: who uses it, in words.
+
+    """
+
+    index: int
     path: str
     size: int
     block_size: int
     read_only: bool
+    rotational: bool
+    flags: list[str]
     server_pid: int | None
     server_name: str | None
+    state: State
+    identity: str | None
+    in_flight: int
     partitions: list[str]
+    holders: list[str]
     used: list[str]
 
 
@@ -32,13 +58,20 @@ def _look_at(index: int) -> Attached:
     process = sysfs.process_of(thread) if thread is not None else None
     server_pid, server_name = process or (None, None)
     return Attached(
+        index=index,
         path=f"/dev/nbd{index}",
         size=sysfs.size(index),
         block_size=sysfs.block_size(index),
         read_only=sysfs.is_read_only(index),
+        rotational=told.is_rotational(index),
+        flags=[flag.name or hex(flag) for flag in told.flags(index)],
         server_pid=server_pid,
         server_name=server_name,
+        state=liveness.state(index),
+        identity=liveness.identity(index),
+        in_flight=sysfs.in_flight(index),
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
+        holders=sysfs.holding_devices(index),
         used=[user for user in sysfs.holders(index) if user != _as_user(process)],
     )
 
@@ -49,21 +82,46 @@ def _as_user(process: tuple[int, str] | None) -> str:
 
 
 def as_json(devices: list[Attached]) -> str:
-    """A JSON array of objects with the fields of :class:`Attached`; sizes are bytes."""
+    """A JSON array of objects with the fields of :class:`Attached`."""
     return json.dumps([asdict(device) for device in devices], indent=2)
+
+
+HEAD = (
+    "DEVICE",
+    "SIZE",
+    "BLOCK",
+    "ACCESS",
+    "SERVER",
+    "STATE",
+    "INFLIGHT",
+    "IDENTITY",
+    "FLAGS",
+    "USED",
+)
 
 
 def as_table(devices: list[Attached]) -> str:
     """A line per device, for people."""
-    rows = [("DEVICE", "SIZE", "BLOCK", "ACCESS", "SERVER", "USED")]
-    for device in devices:
-        server = f"{device.server_pid} ({device.server_name})" if device.server_pid else "gone"
-        access = "ro" if device.read_only else "rw"
-        used = ", ".join(device.used) or "-"
-        size = in_units(device.size)
-        rows.append((device.path, size, str(device.block_size), access, server, used))
+    rows = [HEAD, *map(_row, devices)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(device: Attached) -> tuple[str, ...]:
+    # Whether it is read-only has a column of its own, and all have flags.
+    flags = [flag for flag in device.flags if flag not in ("HAS_FLAGS", "READ_ONLY")]
+    return (
+        device.path,
+        in_units(device.size),
+        str(device.block_size),
+        "ro" if device.read_only else "rw",
+        f"{device.server_pid} ({device.server_name})" if device.server_pid else "gone",
+        device.state,
+        str(device.in_flight),
+        device.identity or "-",
+        ",".join(flag.removeprefix("SEND_").lower() for flag in flags) or "-",
+        ", ".join(device.used) or "-",
+    )
 
 
 def in_units(size: float) -> str:

@@ -13,6 +13,7 @@ from ..device import BlockDevice, Factory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
+from . import notify
 from .running import until_signal
 from .spec import device_for_worker, device_of
 
@@ -46,10 +47,12 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
                 read_ahead_kb=arguments.read_ahead_kb,
                 scheduler=arguments.scheduler,
             ),
+            memory_safe=arguments.memory_safe,
         ) as mount,
     ):
         live.set_result(mount)
         print(f"mounted {mount.path}", flush=True)
+        notify.ready(f"serving {mount.path}")
         await mount.wait()
 
 

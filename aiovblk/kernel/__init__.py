@@ -1,10 +1,10 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
-from . import sysfs
+from . import memory, sysfs
 from .choice import attach
 from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
 from .terms import Terms
 
-__all__ = ["Link", "RequestQueue", "Terms", "attach", "sysfs", "unmount"]
+__all__ = ["Link", "RequestQueue", "Terms", "attach", "memory", "sysfs", "unmount"]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
 
 from ..errors import AttachError
-from ..threads import in_thread
 from . import netlink, sysfs
 from .choice import resolve
+from .forcing import take_away
 from .ioctl import Ioctl, ioctl
 from .link import busy, sync, wait_until_free
 
-FORCED_TIMEOUT = 3.0
-"""Seconds for each step of an unmount by force, before the next, ruder one."""
+logger = logging.getLogger("aiovblk")
 
 
 def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
@@ -34,7 +31,8 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
         timeout: seconds that the server may take for a step.
 
     Raises:
-        DeviceBusyError: it is in use.
+        DeviceBusyError: it is in use; with ``force``, it is disconnected, but its index stays taken
+            until its file system is unmounted, say.
         AttachError: it is not mounted, or its server does not answer.
         OSError: what the kernel cached could not be written; with ``force`` that is let pass.
 
@@ -43,7 +41,7 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
     if sysfs.is_free(index):
         raise AttachError(errno.ENODEV, "not mounted", path)
     if force:
-        _by_force(index, path)
+        take_away(index, path, lambda what: logger.debug("%s: %s", path, what))
     else:
         _in_order(index, path, timeout)
 
@@ -143,31 +141,3 @@ def disconnect_in_order(path: str) -> None:
 def _is_served_by_thread(index: int) -> bool:
     thread = sysfs.server_thread(index)
     return thread is not None and sysfs.process_of(thread) is not None
-
-
-def _by_force(index: int, path: str) -> None:
-    """Try the gentle steps, each for a short time, then take the device away."""
-
-    def opened(step: Callable[[int], None]) -> Callable[[], None]:
-        def run() -> None:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                step(fd)
-            finally:
-                os.close(fd)
-
-        return run
-
-    steps: list[Callable[[], None]] = [
-        opened(lambda fd: sync(index, fd)),
-        opened(lambda fd: ioctl(fd, Ioctl.NBD_DISCONNECT)),
-        opened(lambda fd: ioctl(fd, Ioctl.NBD_CLEAR_SOCK)),
-        lambda: netlink.disconnect(index, FORCED_TIMEOUT),
-    ]
-    for number, step in enumerate(steps):
-        with suppress(OSError, FutureTimeoutError):
-            in_thread(step).result(FORCED_TIMEOUT)
-        if number and wait_until_free(index, FORCED_TIMEOUT):
-            return
-    holders = ", ".join(sysfs.holders(index)) or "by a process that cannot be seen"
-    raise AttachError(errno.EBUSY, f"disconnected, but still in use: {holders}", path)

@@ -18,7 +18,11 @@ PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
 
 
-def _read(path: Path) -> str | None:
+def read(path: Path) -> str | None:
+    """What a file holds, without white space around it; None when it is not there.
+
+    Also None for one that this process may not read.
+    """
     # A device that is being detached right now answers ENODEV in place of ENOENT. The names of
     # processes are cut to 15 bytes, even within a character.
     try:
@@ -47,18 +51,28 @@ def server_thread(index: int) -> int | None:
 
     The file ``pid`` exists from attaching until the last user has let go; it holds a thread id.
     """
-    text = _read(SYS_BLOCK / f"nbd{index}/pid")
+    text = read(SYS_BLOCK / f"nbd{index}/pid")
     return int(text) if text and text.isdigit() else None
 
 
 def size(index: int) -> int:
     """Bytes; 0 for a device that is not attached."""
-    return int(_read(SYS_BLOCK / f"nbd{index}/size") or 0) * SECTOR
+    return int(read(SYS_BLOCK / f"nbd{index}/size") or 0) * SECTOR
 
 
 def is_free(index: int) -> bool:
     """Whether nobody serves a device. Somebody may still have its node open."""
     return server_thread(index) is None and size(index) == 0
+
+
+def attribute(index: int, name: str) -> str | None:
+    """A file of /sys/block/nbdN."""
+    return read(SYS_BLOCK / f"nbd{index}" / name)
+
+
+def in_flight(index: int) -> int:
+    """How many reads and writes the kernel has sent, or is about to, and waits for."""
+    return sum(map(int, (attribute(index, "inflight") or "").split()))
 
 
 def block_size(index: int) -> int:
@@ -68,14 +82,14 @@ def block_size(index: int) -> int:
 
 def queue_attribute(index: int, name: str) -> str | None:
     """A file of /sys/block/nbdN/queue; of one that lists choices, the choice."""
-    text = _read(_queue(index) / name)
+    text = read(_queue(index) / name)
     chosen = re.search(r"\[(\S+)\]", text or "")
     return chosen[1] if chosen else text
 
 
 def queue_choices(index: int, name: str) -> list[str]:
     """What such a file lists, when it does."""
-    text = _read(_queue(index) / name) or ""
+    text = read(_queue(index) / name) or ""
     return re.sub(r"[][]", "", text).split() if "[" in text else []
 
 
@@ -91,18 +105,12 @@ def set_queue_attribute(index: int, name: str, value: str) -> None:
 
 def is_read_only(index: int) -> bool:
     """Whether the kernel refuses writes."""
-    return _read(SYS_BLOCK / f"nbd{index}/ro") == "1"
+    return read(SYS_BLOCK / f"nbd{index}/ro") == "1"
 
 
 def io_counters(index: int) -> list[int]:
     """The numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); none when it is gone."""
-    return [int(number) for number in (_read(SYS_BLOCK / f"nbd{index}/stat") or "").split()]
-
-
-def in_flight(index: int) -> int:
-    """Requests that the driver has been given and that are not answered yet."""
-    text = _read(SYS_BLOCK / f"nbd{index}/inflight") or ""
-    return sum(map(int, text.split()))  # reads and writes
+    return [int(number) for number in (attribute(index, "stat") or "").split()]
 
 
 def partitions(index: int) -> list[str]:
@@ -113,7 +121,7 @@ def partitions(index: int) -> list[str]:
 
 def process_of(thread: int) -> tuple[int, str] | None:
     """The process id and name of a thread, or None when it has ended or cannot be seen."""
-    status = _read(PROC / str(thread) / "status")
+    status = read(PROC / str(thread) / "status")
     if status is None:
         return None
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -137,17 +145,31 @@ def mount_points(index: int) -> list[str]:
 
 def holders(index: int) -> list[str]:
     """Who uses a device or its partitions, in words that end a sentence about it."""
+    return claims(index) or _openers_in_words(index)
+
+
+def claims(index: int) -> list[str]:
+    """Who uses a device or its partitions exclusively, in such words."""
     found = [f"mounted at {point}" for point in mount_points(index)]
     names = {name for name, _ in _members(index)}
-    for line in (_read(PROC / "swaps") or "").splitlines()[1:]:
+    for line in (read(PROC / "swaps") or "").splitlines()[1:]:
         node = _unescape(os.fsencode(line.split()[0]))
         if node.removeprefix("/dev/") in names:
             found.append(f"{node} is in use as swap")
     for directory in _directories(index):
         for holder in sorted((directory / "holders").glob("*")):
-            label = _read(holder / "dm/name")
+            label = read(holder / "dm/name")
             found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
-    return found or _openers_in_words(index)
+    return found
+
+
+def holding_devices(index: int) -> list[str]:
+    """The kernel's names of the devices that are made of this one or its partitions (``dm-0``)."""
+    return sorted(
+        holder.name
+        for directory in _directories(index)
+        for holder in (directory / "holders").glob("*")
+    )
 
 
 def _openers_in_words(index: int) -> list[str]:
@@ -167,10 +189,10 @@ def openers(index: int) -> list[tuple[int, str]]:
     """Processes that have a device or one of its partitions open: their ids and names."""
     nodes = {f"/dev/{name}" for name, _ in _members(index)}
     found = []
-    for process in _processes():
+    for process in processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
             if any(_target(entry.path) in nodes for entry in entries):
-                found.append((int(process.name), _read(process / "comm") or "?"))
+                found.append((int(process.name), read(process / "comm") or "?"))
     return found
 
 
@@ -211,16 +233,17 @@ def _directories(index: int) -> list[Path]:
 
 def _members(index: int) -> list[tuple[str, str]]:
     """Name and MAJOR:MINOR of a device and of its partitions."""
-    return [(path.name, _read(path / "dev") or "") for path in _directories(index)]
+    return [(path.name, read(path / "dev") or "") for path in _directories(index)]
 
 
-def _processes() -> Iterator[Path]:
+def processes() -> Iterator[Path]:
+    """The folders of all processes that can be seen, the kernel's threads included."""
     return (entry for entry in PROC.iterdir() if entry.name.isdigit())
 
 
 def _mount_tables() -> Iterator[bytes]:
     seen: set[str] = set()
-    for process in (PROC / "self", *_processes()):
+    for process in (PROC / "self", *processes()):
         with suppress(OSError):
             namespace = os.readlink(process / "ns/mnt")
             if namespace not in seen:

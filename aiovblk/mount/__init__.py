@@ -14,6 +14,7 @@ from typing import get_args
 import anyio
 from anyio.abc import TaskStatus
 
+from .. import kernel
 from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY
 from ..kernel import RequestQueue
@@ -21,6 +22,7 @@ from .crew import Crew
 from .life import Attach, Mount
 from .served import Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
+from .waiting import begin
 
 DEFAULT_QUEUE = RequestQueue()
 
@@ -47,6 +49,7 @@ async def mounted(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    memory_safe: bool = False,
 ) -> AsyncIterator[Mount]:
     """Mount ``device`` for the length of an ``async with`` block.
 
@@ -80,6 +83,11 @@ async def mounted(
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
         queue: what the kernel's requests look like; what was set before is set again at the end.
+        memory_safe: serve although memory is short: take the thread of this event loop, and what it
+            starts from now on, out of the kernel's waiting for write-back (PR_SET_IO_FLUSHER), lock
+            this process's memory (mlockall), and never be killed for memory (oom_score_adj), all to
+            the end of the process. What takes privileges that are missing is left out, and logged
+            as a warning.
 
     Raises:
         NBDUnavailableError: there is no such device, no driver, or no free device.
@@ -92,7 +100,9 @@ async def mounted(
     Cancellation: unmounts in order, then goes on.
 
     """
-    served = _served(device, connections, workers, concurrency, handler_timeout, slow_request)
+    served = _served(
+        device, connections, workers, concurrency, handler_timeout, slow_request, memory_safe
+    )
     for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
         _check_seconds(name, seconds)
     if attach not in get_args(Attach):
@@ -100,6 +110,10 @@ async def mounted(
     mount = Mount(
         served, attach=attach, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue
     )
+    if memory_safe:
+        # Before anything is started, which then inherits it.
+        kernel.memory.protect_thread()
+        await begin(kernel.memory.protect_process)
     await mount.start(path)
     try:
         yield mount
@@ -122,6 +136,7 @@ async def mount(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    memory_safe: bool = False,
     task_status: TaskStatus[Mount] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount ``device`` and serve it until it is unmounted, by whomever.
@@ -146,6 +161,7 @@ async def mount(
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
+        memory_safe=memory_safe,
     ) as live:
         task_status.started(live)
         await live.wait()
@@ -158,6 +174,7 @@ def _served(
     concurrency: int,
     handler_timeout: float | None,
     slow_request: float | None,
+    memory_safe: bool,
 ) -> Served:
     counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
     for name, number in counts.items():
@@ -186,6 +203,7 @@ def _served(
         concurrency=concurrency,
         handler_timeout=handler_timeout,
         slow_request=slow_request,
+        memory_safe=memory_safe,
     )
 
 

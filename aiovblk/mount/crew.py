@@ -26,6 +26,7 @@ class Crew:
         concurrency: how many handlers may run at once in each.
         handler_timeout: seconds for one.
         slow_request: seconds after which one is told of.
+        memory_safe: whether each is to serve although memory is short.
 
     """
 
@@ -37,9 +38,16 @@ class Crew:
         concurrency: int,
         handler_timeout: float | None,
         slow_request: float | None,
+        memory_safe: bool,
     ) -> None:
         self._make_service = partial(
-            LineService, factory, concurrency, handler_timeout, slow_request, workers > 1
+            LineService,
+            factory,
+            concurrency,
+            handler_timeout,
+            slow_request,
+            workers > 1,
+            memory_safe,
         )
         self._count = workers
         self._lines: list[WorkerLine] = []

@@ -7,6 +7,7 @@ import logging
 import socket
 from typing import NamedTuple
 
+from .. import kernel
 from ..device import BlockDevice, Factory, check_geometry, device_of
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
 from ..events import Listener
@@ -39,6 +40,7 @@ class LineService:
         handler_timeout: seconds for one.
         slow_request: seconds after which one is told of.
         is_one_of_several: whether other workers have a device of the same factory.
+        memory_safe: whether it is to serve although memory is short.
         tell: tells the parent.
 
     """
@@ -50,8 +52,13 @@ class LineService:
         handler_timeout: float | None,
         slow_request: float | None,
         is_one_of_several: bool,
+        memory_safe: bool,
         tell: Notify,
     ) -> None:
+        if memory_safe:
+            # Not a warning again: what is refused here was refused to the parent.
+            kernel.memory.protect_thread(level=logging.DEBUG)
+            kernel.memory.protect_process(level=logging.DEBUG)
         self._factory = factory
         self._concurrency = concurrency
         self._handler_timeout = handler_timeout

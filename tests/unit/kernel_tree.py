@@ -66,6 +66,24 @@ class KernelTree:
         self.write(directory / "mountinfo", "")
         return directory
 
+    def task(
+        self, process: int, name: str, *, state: str = "S", flags: int = 0, stack: str = ""
+    ) -> None:
+        """The thread of a process, which shares its open files."""
+        directory = self.proc / str(process) / "task" / str(process)
+        self.write(directory / "comm", f"{name}\n")
+        self.write(directory / "stat", f"{process} ({name}) {state} 1 1 1 0 -1 {flags} 0 0 0 0\n")
+        self.write(directory / "stack", stack)
+        (directory / "fd").symlink_to("../../fd")
+        (directory / "cwd").symlink_to("/")
+
+    def kernel_threads(self, *receiving: str) -> None:
+        """The kernel's own, among them those that receive for these devices (``nbd0``)."""
+        self.process(2, "kthreadd")
+        self.process(30, "kworker/R-nbd0-recv")
+        for number, device in enumerate(receiving, 31):
+            self.process(number, f"kworker/u8:{number}+{device}-recv")
+
     def mount(
         self, process: int, number: str, point: str, source: str, *, kind: str = "ext4"
     ) -> None:

@@ -221,7 +221,13 @@ async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
 async def test_worker_reports_what_happens_to_its_requests() -> None:
     told: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     service = LineService(
-        partial(MemoryDevice, 4096), 1, None, None, False, lambda *words: told.put_nowait(words)
+        partial(MemoryDevice, 4096),
+        1,
+        None,
+        None,
+        False,
+        False,
+        lambda *words: told.put_nowait(words),
     )
     await service.open()
     ours, theirs = socket.socketpair()

@@ -15,7 +15,7 @@ from aiovblk.storage import MemoryDevice
 
 
 def service(factory: Factory, *, several: bool = True) -> LineService:
-    return LineService(factory, 128, None, None, several, lambda name, *arguments: None)
+    return LineService(factory, 128, None, None, several, False, lambda name, *arguments: None)
 
 
 class Coarse(BlockDevice):

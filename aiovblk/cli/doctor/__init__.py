@@ -1,0 +1,61 @@
+"""``aiovblk doctor``: what is wrong with NBD on this machine, and what mends it.
+
+It opens no device that is attached, since that may never return. All else that could hang has a
+deadline.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from ...threads import in_thread
+from . import devices, machine, place
+from .cleaning import clean
+from .finding import Finding, Level, as_json, fail, warn
+
+CHECK_TIMEOUT = 10.0
+"""Seconds for one check."""
+
+CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
+    machine.versions,
+    machine.driver,
+    machine.nodes,
+    place.privileges,
+    place.namespaces,
+    place.container,
+    machine.netlink_family,
+    machine.udev,
+    devices.attached,
+    devices.stuck,
+)
+
+
+def diagnose() -> Iterator[Finding]:
+    """Make all checks; none takes longer than its deadline."""
+    for check in CHECKS:
+        try:
+            yield from in_thread(_collect, check).result(CHECK_TIMEOUT)
+        except FutureTimeoutError:
+            yield fail(check.__name__, f"no answer in {CHECK_TIMEOUT:g} s")
+        except Exception as exc:  # whatever this machine lacks, the other checks are to be made
+            yield warn(check.__name__, f"cannot be looked at: {exc!r}")
+
+
+def _collect(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    return list(check())
+
+
+def run(arguments: Namespace) -> int:
+    """Print what is found; returns 1 when something fails."""
+    cleans = arguments.clean or arguments.dry_run
+    findings = clean(dry_run=arguments.dry_run) if cleans else diagnose()
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not arguments.json:
+            print(finding, flush=True)
+    if arguments.json:
+        print(as_json(found))
+    return int(any(finding.level is Level.FAIL for finding in found))

@@ -1,0 +1,65 @@
+"""Freeing the devices that have no server any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from ...errors import AttachError, DeviceBusyError
+from ...kernel import forcing, sysfs
+from .devices import zombies
+from .finding import Finding, fail, info, ok
+
+TOPIC = "clean"
+
+LOOK_AGAIN = 0.2
+"""Seconds after which a device is dead that has no server: it is not just being attached."""
+
+
+def clean(*, dry_run: bool) -> Iterator[Finding]:
+    """Free every device whose server is gone; with ``dry_run``, say what would be done."""
+    dead = set(zombies())
+    if dead:
+        time.sleep(LOOK_AGAIN)
+        dead &= set(zombies())
+    if not dead:
+        yield ok(TOPIC, "no device without a server")
+    for index in sorted(dead):
+        yield from _plan(index) if dry_run else _free(index)
+
+
+def _plan(index: int) -> Iterator[Finding]:
+    path = f"/dev/nbd{index}"
+    yield info(TOPIC, f"{path}: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT")
+    claims = sysfs.claims(index)
+    if claims:
+        yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _letting_go(index))
+        return
+    for process, name in sysfs.openers(index):
+        text = f"{path}: would end process {process} ({name}), which has it open"
+        yield info(TOPIC, f"{text}, with SIGTERM, then SIGKILL")
+
+
+def _free(index: int) -> Iterator[Finding]:
+    path = f"/dev/nbd{index}"
+    steps: list[str] = []
+    try:
+        try:
+            forcing.take_away(index, path, steps.append)
+        except DeviceBusyError:
+            if sysfs.claims(index):
+                raise
+            forcing.end_openers(index, steps.append)
+            if not sysfs.is_free(index):
+                raise forcing.still_taken(index, path) from None
+    except AttachError as exc:
+        yield from (info(TOPIC, f"{path}: {step}") for step in steps)
+        yield fail(TOPIC, str(exc), _letting_go(index))
+    else:
+        yield from (info(TOPIC, f"{path}: {step}") for step in steps)
+        yield ok(TOPIC, f"{path} is free")
+
+
+def _letting_go(index: int) -> str | None:
+    points = sysfs.mount_points(index)
+    return f"umount {points[0]}" if points else None

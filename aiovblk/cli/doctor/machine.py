@@ -1,0 +1,149 @@
+"""The kernel, its driver, the nodes, and what runs beside them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from importlib import metadata
+from pathlib import Path
+
+from ...kernel import netlink, rights, sysfs
+from ...kernel.rights import Capability
+from ...threads import in_thread
+from .finding import Finding, fail, info, ok, warn
+
+MODULES = Path("/lib/modules")
+DEV = Path("/dev")
+RUN = Path("/run")
+
+OPEN_TIMEOUT = 2.0
+"""Seconds to open a node that nobody serves, which takes microseconds."""
+
+
+def driver() -> Iterator[Finding]:
+    """Whether the kernel has the NBD driver, and devices to spare."""
+    indices = sysfs.indices()
+    if not indices:
+        yield _missing_driver(platform.release())
+        return
+    free = sum(map(sysfs.is_free, indices))
+    parameters = sysfs.SYS_BLOCK.parent / "module/nbd/parameters"
+    max_part = sysfs.read(parameters / "max_part")
+    found = f"loaded, {free} of {len(indices)} devices are free"
+    if free:
+        yield ok("driver", found)
+    else:
+        more = f"modprobe -r nbd && modprobe nbd nbds_max={2 * len(indices)}"
+        yield warn("driver", f"{found}; unmount all before more are made", more)
+    if max_part == "0":
+        yield info(
+            "driver",
+            "max_part is 0, so partitions do not show by themselves",
+            "partprobe /dev/nbdN",
+        )
+
+
+def _missing_driver(release: str) -> Finding:
+    directory = MODULES / release
+    if any("/nbd.ko" in (sysfs.read(directory / name) or "") for name in _MODULE_LISTS):
+        if rights.has(Capability.CAP_SYS_MODULE):
+            return info("driver", "not loaded yet; a mount loads it", "modprobe nbd")
+        return fail("driver", "not loaded", "sudo modprobe nbd")
+    if not directory.is_dir():
+        reason = f"not loaded, and {directory} is not there: a container, where the host has to"
+        return fail("driver", f"{reason} load it, or a new kernel to be booted", "modprobe nbd")
+    reason = f"this kernel ({release}) came without; some distributions pack it separately"
+    return fail("driver", reason, f"apt install linux-modules-extra-{release}")
+
+
+_MODULE_LISTS = ("modules.dep", "modules.builtin")
+
+
+def nodes() -> Iterator[Finding]:
+    """Whether the devices have nodes here, and whether these may be opened."""
+    indices = sysfs.indices()
+    if not indices:
+        return
+    numbers = {index: sysfs.attribute(index, "dev") for index in indices}
+    missing = [index for index in indices if node_number(index) != numbers[index]]
+    if missing:
+        first = f"/dev/nbd{missing[0]}"
+        number = (numbers[missing[0]] or "43:0").replace(":", " ")
+        text = f"{len(missing)} of {len(indices)} devices have no node here, {first} for one"
+        finding = fail if len(missing) == len(indices) else warn
+        yield finding(
+            "nodes",
+            f"{text} (docker run --device {first} passes it on)",
+            f"mknod {first} b {number}",
+        )
+    else:
+        yield ok("nodes", f"/dev/nbd{indices[0]} to /dev/nbd{indices[-1]} are there")
+    # The last that is free: a mount takes the first.
+    for index in reversed(indices):
+        if index not in missing and sysfs.is_free(index):
+            yield from _opened(f"/dev/nbd{index}")
+            return
+
+
+def node_number(index: int) -> str | None:
+    """MAJOR:MINOR of a block device's node, None where there is none."""
+    try:
+        status = os.stat(DEV / f"nbd{index}")
+    except OSError:
+        return None
+    if not stat.S_ISBLK(status.st_mode):
+        return None
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _opened(path: str) -> Iterator[Finding]:
+    try:
+        in_thread(_open, path).result(OPEN_TIMEOUT)
+    except FutureTimeoutError:
+        yield fail("nodes", f"opening {path} hangs", f"aiovblk unmount --force {path}")
+    except PermissionError as exc:
+        if exc.errno == errno.EACCES:
+            yield info("nodes", f"{path} is not yours to open (its owner and mode say whose)")
+        else:
+            rule = "docker run --device-cgroup-rule 'b 43:* rwm'"
+            yield fail("nodes", f"{path} may not be opened: the device cgroup forbids it", rule)
+    except OSError as exc:
+        yield fail("nodes", f"{path} cannot be opened: {exc.strerror}")
+
+
+def _open(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def netlink_family() -> Iterator[Finding]:
+    """Whether devices can be managed without their nodes."""
+    if not sysfs.indices():
+        return  # asking would load the driver
+    if netlink.is_available():
+        yield ok("netlink", "the driver's family is there")
+    else:
+        yield warn(
+            "netlink",
+            "no NBD family in this network namespace (before Linux 6.12 it is in the initial one"
+            " only): no attaching by netlink, no rescue of a device whose open() hangs",
+            "nsenter --target 1 --net aiovblk ...",
+        )
+
+
+def udev() -> Iterator[Finding]:
+    """Whether somebody looks after nodes and their permissions."""
+    if (RUN / "udev/control").exists():
+        yield ok("udev", "it runs, and probes devices when they come and change")
+    else:
+        yield info("udev", "it does not run: nodes keep root's permissions, no /dev/disk/by-*")
+
+
+def versions() -> Iterator[Finding]:
+    """What serves."""
+    parts = [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
+    parts += [f"{name} {metadata.version(name)}" for name in ("uvloop", "anyio")]
+    yield ok("versions", ", ".join(parts))

@@ -1,0 +1,63 @@
+"""Whether anybody serves a device, as far as that can be told from outside.
+
+The file ``pid`` does not tell. It stays until the last user has let go of a device whose server is
+long gone; and of a device that was attached by netlink it names the thread that sent CONNECT, which
+may have ended while the device lives.
+
+What tells is the kernel's receiving thread. One runs for each connection of a device, from
+attaching until the connection ends, and its name says for which device: ``kworker/u8:1+nbd0-recv``,
+with a minus when it has ended (recv_work in drivers/block/nbd.c, wq_worker_comm in
+kernel/workqueue.c). In a container with process ids of its own the kernel's threads do not show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from enum import StrEnum
+
+from . import sysfs
+
+_RECEIVER = re.compile(r"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
+_KTHREADD = "2"  # the process id of the parent of all threads of the kernel
+
+
+class State(StrEnum):
+    """What has become of an attached device."""
+
+    ALIVE = "alive"
+    """It has a server, with which the kernel is connected."""
+    LOST = "lost"
+    """It has no connection, but who attached it is there, or it has an identity by which a server
+    may come back to it."""
+    DEAD = "dead"
+    """It has no connection, and who attached it is gone."""
+    UNKNOWN = "unknown"
+    """The thread that attached it is not to be seen, and neither are the kernel's."""
+
+
+def state(index: int) -> State:
+    """What has become of a device that is attached."""
+    if connections()[index]:
+        return State.ALIVE
+    thread = sysfs.server_thread(index)
+    is_there = thread is not None and sysfs.process_of(thread) is not None
+    if not sees_kernel_threads():
+        return State.ALIVE if is_there else State.UNKNOWN
+    return State.LOST if is_there or identity(index) is not None else State.DEAD
+
+
+def connections() -> Counter[int]:
+    """How many connections each device has that the kernel receives from."""
+    names = (sysfs.read(process / "comm") or "" for process in sysfs.processes())
+    return Counter(int(found[1]) for name in names if (found := _RECEIVER.search(name)))
+
+
+def sees_kernel_threads() -> bool:
+    """Whether the kernel's threads show in this /proc."""
+    return sysfs.read(sysfs.PROC / _KTHREADD / "comm") == "kthreadd"
+
+
+def identity(index: int) -> str | None:
+    """What a server that attached a device by netlink named it, for one that comes back to it."""
+    return sysfs.attribute(index, "backend")

@@ -1,0 +1,54 @@
+"""What this process may do, as the kernel sees it."""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+
+from . import sysfs
+
+
+class Capability(IntEnum):
+    """Those that something here takes (include/uapi/linux/capability.h)."""
+
+    CAP_NET_ADMIN = 12
+    CAP_IPC_LOCK = 14
+    CAP_SYS_MODULE = 16
+    CAP_SYS_ADMIN = 21
+    CAP_SYS_RESOURCE = 24
+
+
+# include/linux/proc_ns.h: PROC_USER_INIT_INO, PROC_PID_INIT_INO
+_INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
+
+
+def has(capability: Capability) -> bool:
+    """Whether this process has a capability where it counts: in the initial user namespace."""
+    return is_initial("user") is not False and bool(_effective() >> capability & 1)
+
+
+def _effective() -> int:
+    for line in (sysfs.read(sysfs.PROC / "self/status") or "").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def is_initial(kind: str) -> bool | None:
+    """Whether this process is in the initial namespace of a kind; None when that cannot be told.
+
+    Args:
+        kind: ``user``, ``pid``, or another, which is compared with that of process 1: in a
+            container that is the container's own.
+
+    """
+    own = _namespace("self", kind)
+    initial = f"{kind}:[{_INITIAL[kind]}]" if kind in _INITIAL else _namespace("1", kind)
+    return None if own is None or initial is None else own == initial
+
+
+def _namespace(process: str, kind: str) -> str | None:
+    try:
+        return os.readlink(sysfs.PROC / process / "ns" / kind)
+    except OSError:
+        return None

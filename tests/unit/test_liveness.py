@@ -1,0 +1,58 @@
+"""Whether a device is served, from what /proc and /sys tell of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiovblk.kernel import liveness
+from aiovblk.kernel.liveness import State
+
+from .kernel_tree import KernelTree
+
+SERVER = 77
+
+
+def test_device_that_the_kernel_receives_for_is_alive_whoever_attached_it(
+    tree: KernelTree,
+) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)  # gone, as netlink lets it be
+    tree.kernel_threads("nbd0")
+    assert liveness.state(0) is State.ALIVE
+
+
+def test_device_without_connection_and_server_is_dead(tree: KernelTree) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.kernel_threads("nbd1", "nbd10", "nbd00x")
+    tree.process(50, "kworker/u8:7-nbd0-recv")  # it has ended
+    assert liveness.state(0) is State.DEAD
+
+
+def test_device_whose_server_is_there_without_connection_is_lost(tree: KernelTree) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.process(SERVER, "python")
+    tree.kernel_threads()
+    assert liveness.state(0) is State.LOST
+
+
+def test_device_with_an_identity_waits_for_its_server(tree: KernelTree) -> None:
+    device = tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.write(device / "backend", "disk 7\n")
+    tree.kernel_threads()
+    assert liveness.identity(0) == "disk 7"
+    assert liveness.state(0) is State.LOST
+
+
+@pytest.mark.parametrize(("is_there", "state"), [(True, State.ALIVE), (False, State.UNKNOWN)])
+def test_without_the_kernels_threads_only_the_server_tells(
+    tree: KernelTree, is_there: bool, state: State
+) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.process(2, "sh")  # a container's
+    if is_there:
+        tree.process(SERVER, "python")
+    assert liveness.state(0) is state
+
+
+def test_connections_are_counted_on_old_kernels_too(tree: KernelTree) -> None:
+    tree.kernel_threads("nbd0", "nbd0", "knbd3")
+    assert liveness.connections() == {0: 2, 3: 1}
