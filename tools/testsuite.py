@@ -168,25 +168,34 @@ def kernel(output: Output) -> None:
         # A guest keeps nothing, so it would compile all again, at a twentieth of the speed.
         compile_all = ["-m", "compileall", "-q", "aiovblk", "tests"]
         subprocess.run([interpreter(version), *compile_all], check=False)
-    # What does not depend on the version, and takes long here, runs on the newest alone.
-    options = {version: ["-m", "not newest_python"] for version in versions[:-1]}
-    runs = "; ".join(
-        f"{shlex.join([*pytest(version, 'tests/kernel'), *options.get(version, [])])} || status=1"
-        for version in versions
-    )
-    command = ["--smp", "2", "--timeout", VM_TIMEOUT, "--"]
-    command += ["sh", "-c", f"status=0; {runs}; exit $status"]
     pythons = " and ".join(versions)
     run_steps(
         output,
         {
             f"kernel tests, Linux {name}, Python {pythons}": [
                 *("tools/vm", "run", "--kernel", name),
-                *command,
+                *("--smp", "2", "--timeout", VM_TIMEOUT, "--"),
+                *("sh", "-c", f"status=0; {kernel_runs(number, versions)}; exit $status"),
             ]
-            for name in KERNELS
+            for number, name in enumerate(KERNELS)
         },
     )
+
+
+def kernel_runs(number: int, versions: Sequence[str]) -> str:
+    """Return the shell commands for one kernel.
+
+    Each kernel has devices attached in both ways, and so has each Python.
+    """
+    runs = []
+    for other, version in enumerate(versions):
+        run = [*pytest(version, "tests/kernel")]
+        run += ["--attach", ("ioctl", "netlink")[(number + other + len(versions) - 1) % 2]]
+        if version != versions[-1]:
+            # What does not depend on the version, and takes long here, runs on the newest alone.
+            run += ["-m", "not newest_python"]
+        runs.append(f"{shlex.join(run)} || status=1")
+    return "; ".join(runs)
 
 
 def available() -> list[str]:
