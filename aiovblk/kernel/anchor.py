@@ -61,14 +61,16 @@ class Anchor:
 
     def _stay(self, index: int | None, terms: Terms, attached: Future[int]) -> None:
         self._thread = threading.get_native_id()
-        watchdog.expect(self._thread)
         try:
+            watchdog.expect(self._thread)
             with closing(netlink.Deaths()) as deaths:
                 found = _connect(index, terms)
                 watchdog.watch(self._thread, found)
                 attached.set_result(found)
                 self._hear(deaths, found, len(terms.sockets))
-        except OSError as exc:
+        except BaseException as exc:
+            if attached.done():
+                raise
             attached.set_exception(exc)
         finally:
             watchdog.forget(self._thread)

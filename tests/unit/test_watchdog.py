@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from aiovblk.kernel import watchdog
+from aiovblk.kernel import RequestQueue, Terms, watchdog
+from aiovblk.kernel.anchor import Anchor
 
 from .kernel_tree import KernelTree
 
@@ -113,3 +116,12 @@ dog.watch(101, 1)
 os._exit(0)
 """
     assert parent(told, tree, code) == (0, {0, 1})
+
+
+def test_without_a_watchdog_nothing_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(watchdog.watchdog, "expect", refuse)
+    with pytest.raises(PermissionError):
+        Anchor(0, Terms([0], 4096, 1, 0, 0, RequestQueue()))
