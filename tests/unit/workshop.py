@@ -25,6 +25,11 @@ class Unpicklable(Exception):  # noqa: N818
         raise TypeError("never")
 
 
+class Wordless(Exception):  # noqa: N818
+    def __repr__(self) -> str:
+        raise TypeError("never")
+
+
 class Services:
     """Does what a test asks for."""
 
@@ -39,12 +44,19 @@ class Services:
         await asyncio.get_running_loop().create_future()
 
     async def fail(self, how: str) -> None:
-        if how == "picky":
-            raise Picky(1, 2)
-        raise Unpicklable("cannot travel") if how == "unpicklable" else LookupError("no such key")
+        errors: dict[str, BaseException] = {
+            "plain": LookupError("no such key"),
+            "picky": Picky(1, 2),
+            "unpicklable": Unpicklable("cannot travel"),
+            "large": LookupError("large " + "x" * 10_000_000),
+            "wordless": Wordless("large " + "x" * 10_000_000),
+            "cancelled": asyncio.CancelledError(),
+        }
+        raise errors[how]
 
     async def give_back(self, what: str) -> Any:
-        return {"lambda": lambda: None, "large": bytes(10_000_000)}[what]
+        things = {"lambda": lambda: None, "large": bytes(10_000_000), "picky": Picky(1, 2)}
+        return things[what]
 
     async def say(self, text: str) -> None:
         logging.getLogger("aiovblk.test").warning("%s", text)
@@ -71,6 +83,14 @@ class Services:
 class Broken:
     def __init__(self, tell: Notify) -> None:
         raise PermissionError("not today")
+
+    async def leave(self) -> None:
+        pass
+
+
+class Exhausted:
+    def __init__(self, tell: Notify) -> None:
+        next(iter(()))
 
     async def leave(self) -> None:
         pass
