@@ -33,6 +33,8 @@ def main(descriptor: int) -> None:
     # not SIG_IGN, which programs that the device starts would inherit.)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    # The thread that started this had all signals blocked, and programs would inherit that too.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     try:

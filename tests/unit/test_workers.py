@@ -99,6 +99,7 @@ async def test_calls_results_and_exceptions_travel(
     [
         (0, "ended with status 3"),
         (signal.SIGKILL, "was ended by SIGKILL"),
+        (signal.SIGRTMIN + 1, f"was ended by signal {signal.SIGRTMIN + 1}"),
     ],
 )
 async def test_the_loss_of_a_worker_ends_its_calls(log: Path, number: int, words: str) -> None:
@@ -168,6 +169,11 @@ async def test_signals_that_end_the_parent_do_not_end_its_workers(log: Path) -> 
             os.kill(worker.pid, number)
         assert await worker.call("add", 1, 2) == 3
         assert os.getpgid(worker.pid) != os.getpgid(0)
+
+
+async def test_what_a_worker_starts_can_be_ended_and_waited_for(log: Path) -> None:
+    async with at_work(log) as worker:
+        assert await worker.call("run_and_end", ["sleep", "1000"]) == -signal.SIGTERM
 
 
 async def test_a_worker_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,11 @@ class Services:
             sock.setblocking(False)
             return await asyncio.get_running_loop().sock_recv(sock, 100)
 
+    async def run_and_end(self, command: list[str]) -> int:
+        program = await asyncio.create_subprocess_exec(*command)
+        program.terminate()
+        return await program.wait()
+
     async def loop(self) -> str:
         return type(asyncio.get_running_loop()).__module__
 
@@ -131,3 +136,12 @@ class FileOfAll(BlockDevice):
 async def make_late(path: Path) -> FileOfAll:
     await asyncio.sleep(0)
     return FileOfAll(path)
+
+
+async def hang_for_ever() -> BlockDevice:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def raise_cancelled() -> BlockDevice:
+    raise asyncio.CancelledError
