@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ class FileOfAll(BlockDevice):
     async def read(self, offset: int, length: int) -> bytes:
         if offset == 512 * 13:
             os._exit(13)
+        if offset == 512 * 14:
+            await asyncio.get_running_loop().create_future()
         return os.pread(self.file, length, offset)
 
     async def write(self, offset: int, data: memoryview) -> None:
@@ -145,3 +148,18 @@ async def hang_for_ever() -> BlockDevice:
 
 async def raise_cancelled() -> BlockDevice:
     raise asyncio.CancelledError
+
+
+def load_or_raise(path: Path) -> ssl.SSLContext:
+    """Fails as soon as the file is gone."""
+    if not path.exists():
+        raise LookupError("there are no certificates")
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+def load_or_hang(path: Path, hanging: Path) -> ssl.SSLContext:
+    """Never returns as soon as the one file is gone, and tells so by the other."""
+    if not path.exists():
+        hanging.touch()
+        signal.pause()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
