@@ -9,7 +9,8 @@ import pickle
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import pytest
 
 import aiovblk
 from aiovblk.dispatch import Stats
+from aiovblk.mount.crew import Crew as MountCrew
+from aiovblk.mount.events import Events
+from aiovblk.mount.lines import Lines, close_all
 from aiovblk.server import crew as serving
 from aiovblk.server.connection import make_settings
 from aiovblk.server.crew import Crew
@@ -29,7 +33,14 @@ from aiovblk.workers.channel import LARGEST_MESSAGE
 from aiovblk.workers.messages import Event
 
 from .network import READ, connected, serve, until, using
-from .workshop import FileOfAll, hang_for_ever, load_or_hang, load_or_raise, raise_cancelled
+from .workshop import (
+    FileOfAll,
+    hang_for_ever,
+    load_or_hang,
+    load_or_raise,
+    make_and_hang,
+    raise_cancelled,
+)
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -81,6 +92,61 @@ async def test_a_mount_is_cancelled_while_its_workers_begin(seconds: float) -> N
     with pytest.raises(asyncio.CancelledError):
         await mounting
     assert not children()
+
+
+async def test_a_mount_is_cancelled_although_a_worker_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.1)
+    hanging = tmp_path / "hanging"
+    mounting = asyncio.create_task(aiovblk.mount(partial(make_and_hang, hanging), workers=1))
+    await until(hanging.exists)
+    await asyncio.wait([mounting], timeout=0.1)  # for an answer that does not come
+    mounting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await mounting
+    assert not children()
+
+
+@asynccontextmanager
+async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, Lines]]:
+    """Two workers with a connection each, as of a mount, but for the kernel."""
+    crew = MountCrew(
+        partial(FileOfAll, image),
+        workers=2,
+        concurrency=1,
+        handler_timeout=None,
+        slow_request=None,
+        memory_safe=False,
+    )
+    lines = Lines(Events(), lambda: None)
+    try:
+        await crew.open(lines)
+        kernels = await lines.connect()
+        lines.start()
+        yield crew, lines
+    finally:
+        await crew.close()
+        close_all(kernels)
+
+
+async def test_what_stands_for_the_devices_is_like_them(image: Path) -> None:
+    async with opened(image) as (crew, _):
+        device = crew.device
+        assert (device.block_size, device.blocks) == (512, 2048)
+        assert (device.read_only, device.rotational) == (False, True)
+
+
+async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
+    async with opened(image) as (crew, lines):
+        lost = crew._lines[0]
+        lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
+        os.kill(lost.worker.pid, signal.SIGKILL)
+        await lost.worker.lost
+        await lines.resize(512)
+        await until(lambda: lost.oldest_start is None)
+        assert lines.waited_since() > 1.0
+        assert lines.stats.in_flight == 0
 
 
 # Servers

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovblk import BlockDevice
+from aiovblk.storage import MemoryDevice
 from aiovblk.workers import Notify
 
 
@@ -107,6 +108,7 @@ class FileOfAll(BlockDevice):
 
     block_size = 512
     multi_conn = True
+    rotational = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,6 +141,17 @@ class FileOfAll(BlockDevice):
 async def make_late(path: Path) -> FileOfAll:
     await asyncio.sleep(0)
     return FileOfAll(path)
+
+
+async def make_and_hang(hanging: Path) -> MemoryDevice:
+    """Hangs, and its whole process, as soon as the device has been made."""
+
+    def hang() -> None:
+        hanging.touch()
+        signal.pause()
+
+    asyncio.get_running_loop().call_soon(hang)
+    return MemoryDevice(4096)
 
 
 async def hang_for_ever() -> BlockDevice:
