@@ -11,6 +11,7 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice
+from aiovblk.cli.spec import device_for_worker
 from aiovblk.device import Factory
 from aiovblk.mount.worker import Geometry, LineService
 from aiovblk.storage import MemoryDevice
@@ -34,6 +35,13 @@ async def test_what_does_not_share_its_data_has_one_worker_only() -> None:
     geometry = await service(factory, several=False).open()
     assert geometry[:3] == ("MemoryDevice", 4096, 2)
     assert isinstance(geometry, Geometry)
+
+
+async def test_the_command_may_have_one_worker_for_any_device() -> None:
+    factory = partial(device_for_worker, "memory:8K")
+    with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
+        await service(factory).open()
+    assert (await service(factory, several=False).open()).blocks == 2
 
 
 class Spinning(BlockDevice):
