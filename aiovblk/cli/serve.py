@@ -68,7 +68,13 @@ async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> Blo
     # Blocks of one byte: no two processes then change parts of the same one.
     factory = partial(device_for_worker, spec, read_only=arguments.read_only, block_size=1)
     # Once here, so that what is wrong shows at once, and not when the first client comes.
-    await (await factory()).unmount()
+    device = await factory()
+    await device.unmount()
+    if not device.multi_conn:
+        raise SpecError(
+            f"{spec} cannot have workers, in which each client has a device of its own: nothing"
+            " says that they are one disk; a device for which that is so declares multi_conn = True"
+        )
     return factory
 
 

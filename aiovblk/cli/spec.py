@@ -49,9 +49,6 @@ async def device_for_worker(
         read_only: whether it must not be changed.
         block_size: bytes of a block of a file; by default the largest that fits.
 
-    Raises:
-        SpecError: what ``spec`` names is not the same disk in each process.
-
     """
     kind, _, rest = spec.partition(":")
     if kind == "file":
@@ -60,13 +57,6 @@ async def device_for_worker(
     stack = AsyncExitStack()
     device = await stack.enter_async_context(device_of(spec, read_only=read_only))
     unmount = device.unmount
-    if not device.multi_conn:
-        async with stack:
-            await unmount()
-        raise SpecError(
-            f"{spec} cannot have several workers, since nothing says that it is the same disk in"
-            " each; a device that is declares multi_conn = True"
-        )
 
     async def unmount_and_let_go() -> None:
         async with stack:

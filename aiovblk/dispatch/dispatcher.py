@@ -258,10 +258,12 @@ class Dispatcher:
             # A task that is cancelled before its first step never runs a line of its coroutine,
             # and so has not answered.
             if self._running.tasks.pop(task, None) is not None:
-                self._turns.running -= 1
                 if self._abandoned:
+                    _release(payload)
                     self._reply(request, errno.EIO)
+                    self._turns.end()
                 else:
+                    self._turns.running -= 1
                     self.start(request, payload)
 
     # Handlers

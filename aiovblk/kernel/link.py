@@ -63,7 +63,11 @@ class Link(ABC):
         """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
         self._resize(blocks)
         # A change of the size sets it back since then (blk_apply_bdi_limits).
-        queue.change(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
+        try:
+            queue.change(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
+        except OSError as exc:
+            # It has the new size all the same, and whoever asked for that has to know it.
+            logger.warning("the read-ahead is not what it was before the resize: %s", exc)
 
     @abstractmethod
     def _resize(self, blocks: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ..device import BlockDevice, Factory
 from ..dispatch import Stats
 from ..events import Event
+from ..tasks import SteadyTask
 from ..workers import Worker, WorkerLostError
 from .lines import Lines
 from .worker import Geometry, LineService
@@ -80,9 +81,9 @@ class Crew:
             await asyncio.wait(opening)
         if len(set(geometries)) > 1:
             raise ValueError(f"the workers' devices differ: {', '.join(map(str, geometries))}")
-        self._geometry = geometries[0]
-        self.device.block_size = self._geometry.block_size
-        self.device.blocks = self._geometry.blocks
+        self._geometry = geometry = geometries[0]
+        self.device.block_size, self.device.blocks = geometry.block_size, geometry.blocks
+        self.device.read_only, self.device.rotational = geometry.read_only, geometry.rotational
 
     def _add(self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]) -> WorkerLine:
         self._lines.append(WorkerLine(tell, on_disconnect))
@@ -90,7 +91,8 @@ class Crew:
 
     async def close(self) -> None:
         """End the processes."""
-        await asyncio.gather(*(line.stop() for line in self._lines))
+        # Not left off at the end of the loop, which cancels all tasks.
+        await asyncio.gather(*(SteadyTask(line.stop(), lambda: None) for line in self._lines))
 
     def describe(self) -> str:
         """How many there are, and what they have."""
@@ -175,11 +177,14 @@ class WorkerLine:
             await self.worker.call("run")
         except WorkerLostError:
             self._close()
+            # Nobody waits any more for what it had begun.
+            self.oldest_start, self.stats.in_flight = None, 0
             raise
 
     async def resize(self, size: int) -> None:
-        """Change the size of the worker's device."""
-        await self.worker.call("resize", size)
+        """Change the size of the worker's device; of one that is lost nothing has to be changed."""
+        with suppress(WorkerLostError):
+            await self.worker.call("resize", size)
 
     def drained(self) -> asyncio.Future[Any]:
         """Done as soon as every request that has arrived is answered."""

@@ -7,11 +7,12 @@ import errno
 import logging
 import math
 import os
+import socket
 import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
-from typing import Literal
+from typing import Any, Literal
 
 from .. import kernel
 from ..dispatch import Stats
@@ -144,8 +145,8 @@ class Mount:
 
         Raises:
             ValueError: out of range.
-            OSError: the kernel refused, or did not do it within ``unmount_timeout``: since Linux
-                6.12 it waits for all requests in flight.
+            OSError: the kernel refused; or it, or a worker, did not do it within
+                ``unmount_timeout``: since Linux 6.12 it waits for all requests in flight.
 
         """
         new_size = blocks * self.device.block_size
@@ -153,13 +154,21 @@ class Mount:
             raise ValueError(f"a device cannot have {blocks} blocks")
         if new_size > self.device.size:
             # The kernel may use what is new before its call returns.
-            await self._lines.resize(new_size)
+            await self._resize_lines(new_size)
         else:
             await call(self._unmount_timeout, self._link.sync)
         await call(self._unmount_timeout, self._link.resize, blocks)
-        await self._lines.resize(new_size)
-        self.device.blocks = blocks
+        self.device.blocks = blocks  # it is so, whatever goes wrong from here on
+        await self._resize_lines(new_size)
         self._events.feed.publish(Resized(new_size))
+
+    async def _resize_lines(self, size: int) -> None:
+        try:
+            async with asyncio.timeout(self._unmount_timeout):
+                await self._lines.resize(size)
+        except TimeoutError:
+            reason = f"a worker has not answered for {self._unmount_timeout:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, reason) from None
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -171,8 +180,8 @@ class Mount:
         self._life.add_done_callback(self._tell_of_end)
         try:
             await asyncio.shield(self._events.live)
-        except asyncio.CancelledError:
-            await self.leave()
+        except BaseException:
+            await self.leave()  # the workers, say, have to be ended
             raise
 
     async def leave(self) -> None:
@@ -214,8 +223,7 @@ class Mount:
             raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
 
     async def _attach(self, path: str | None) -> None:
-        await self._open()
-        kernels = await self._lines.connect()
+        kernels = await self._open()
         # Serve before they are handed over, since requests come at once.
         self._lines.start()
         try:
@@ -236,15 +244,26 @@ class Mount:
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
-    async def _open(self) -> None:
-        opening = asyncio.ensure_future(self._served.open(self._lines))
-        steps = [opening, self._events.stopping]
+    async def _open(self) -> list[socket.socket]:
+        """Have what is served get ready, for as long as that takes; the kernel's ends of its lines.
+
+        Raises:
+            AttachError: it was to be unmounted before that was done.
+            Exception: whatever a factory raises, where there is one.
+
+        """
+        opening = asyncio.create_task(self._connect())
+        steps: list[asyncio.Future[Any]] = [opening, self._events.stopping]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         opening.cancel()
         await asyncio.wait([opening])
         if opening.cancelled():
             raise AttachError(errno.ECANCELED, "unmounted before it was mounted")
-        opening.result()
+        return opening.result()
+
+    async def _connect(self) -> list[socket.socket]:
+        await self._served.open(self._lines)
+        return await self._lines.connect()
 
     async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
         timeout = self._timeout or (REQUEST_TIMEOUT if len(sockets) > 1 else 0)

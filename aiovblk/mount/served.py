@@ -14,7 +14,6 @@ class Served(Protocol):
 
     Attributes:
         device: what is served, or what stands for it in this process.
-        timeout: seconds that the kernel may have to wait for an answer; 0 for no limit.
 
     """
 

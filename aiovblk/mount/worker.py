@@ -19,7 +19,7 @@ REPORT_INTERVAL = 0.2
 """Seconds between reports of the counters and events, while there is something to tell."""
 
 LEAVING_TIMEOUT = 30.0
-"""Seconds for a device to store what it has, when the parent is gone."""
+"""Seconds for a device to store what it has, and again to let go, when the parent is gone."""
 
 
 class Geometry(NamedTuple):
@@ -28,6 +28,8 @@ class Geometry(NamedTuple):
     name: str
     block_size: int
     blocks: int
+    read_only: bool
+    rotational: bool
     flags: int
 
 
@@ -83,12 +85,19 @@ class LineService:
                 " share their data; if they do, have it declare multi_conn = True"
             )
         flags = transmission_flags(device, multi_conn=self._is_one_of_several)
-        return Geometry(name, device.block_size, device.blocks, flags)
+        return Geometry(
+            name,
+            device.block_size,
+            device.blocks,
+            bool(device.read_only),
+            bool(device.rotational),
+            flags,
+        )
 
     async def connect(self, sock: socket.socket) -> None:
         """Take over the server's end of a socket pair."""
         device = self._opened()
-        self._dispatcher = Dispatcher(
+        dispatcher = Dispatcher(
             device,
             Stats(),
             turns=Turns(self._concurrency),
@@ -97,7 +106,8 @@ class LineService:
             on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
-        await self._dispatcher.connect(sock)
+        await dispatcher.connect(sock)
+        self._dispatcher = dispatcher  # not before: it could not be aborted
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -144,12 +154,12 @@ class LineService:
             self._dispatcher.abort()
         if self._device is None:
             return
-        try:
-            async with asyncio.timeout(LEAVING_TIMEOUT):
-                await self._device.flush()
-                await self._device.unmount()
-        except Exception:
-            logger.exception("%r could not be unmounted", self._device)
+        for handler in (self._device.flush, self._device.unmount):
+            try:
+                async with asyncio.timeout(LEAVING_TIMEOUT):
+                    await handler()
+            except (Exception, asyncio.CancelledError):
+                logger.exception("%s() failed", handler.__qualname__)
 
     def _opened(self) -> BlockDevice:
         assert self._device is not None  # the parent calls `open` first, and `unmount` last

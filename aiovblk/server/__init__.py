@@ -142,7 +142,7 @@ async def serve(
         make_clients = partial(LocalClients, make())
     else:
         _check_exports_for_workers(known, tls)
-        make_clients = partial(Crew, workers, make)
+        make_clients = partial(Crew, workers, make, drain_timeout)
     if unix is None and host is None and port is None and sockets is None:
         host = "localhost"
     server = Server(

@@ -17,6 +17,10 @@ from .worker import ClientsService, Report
 
 logger = logging.getLogger("aiovblk")
 
+HANGING_TIMEOUT = 5.0
+"""Seconds, beyond those that a flush may take, in which a worker has to answer its parent at the
+end; then it hangs. And seconds until it is asked again."""
+
 
 class RemoteClient:
     """Somebody who is served by a worker; what is known of it is some tenths of a second old."""
@@ -46,14 +50,20 @@ class Crew:
     Args:
         workers: how many.
         make_settings: makes, in each of them, what its clients have in common.
+        drain_timeout: seconds that a device's flush may take.
         on_left: called when clients have left.
 
     """
 
     def __init__(
-        self, workers: int, make_settings: Callable[[], Settings], on_left: Callable[[], None]
+        self,
+        workers: int,
+        make_settings: Callable[[], Settings],
+        drain_timeout: float,
+        on_left: Callable[[], None],
     ) -> None:
-        self._members = [_Member(make_settings, self._on_change) for _ in range(workers)]
+        patience = drain_timeout + HANGING_TIMEOUT
+        self._members = [_Member(make_settings, patience, self._on_change) for _ in range(workers)]
         self._on_left = on_left
         self._stopped = False
 
@@ -97,21 +107,20 @@ class Crew:
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
         self._stopped = True
-        self._call_all("stop")
+        for member in self._members:
+            member.stop()
 
     def give_up(self) -> None:
-        """Give up what is in flight."""
-        self._call_all("give_up")
+        """Give up what is in flight, and a worker that hangs."""
+        for member in self._members:
+            member.give_up()
 
     async def close(self) -> list[str]:
         """End the processes; nothing is shared that would have to be closed."""
-        await asyncio.gather(*(member.close() for member in self._members))
+        # Not left off at the end of the loop, which cancels all tasks.
+        closing = [SteadyTask(member.close(), lambda: None) for member in self._members]
+        await asyncio.gather(*closing)
         return []
-
-    def _call_all(self, name: str) -> None:
-        for member in self._members:
-            if member.is_alive():
-                member.worker.call(name)
 
     def _on_change(self, member: _Member) -> None:
         if not member.is_alive() and not self._stopped:
@@ -120,54 +129,103 @@ class Crew:
 
 
 class _Member:
-    """One place in a crew, and the process that has it at the time."""
+    """One place in a crew, and the process that has it at the time.
+
+    Args:
+        make_settings: makes, in the process, what its clients have in common.
+        patience: seconds for the process to answer when it is to give up.
+        on_change: called when clients have left.
+
+    """
 
     def __init__(
-        self, make_settings: Callable[[], Settings], on_change: Callable[[_Member], None]
+        self,
+        make_settings: Callable[[], Settings],
+        patience: float,
+        on_change: Callable[[_Member], None],
     ) -> None:
         self.count = 0
         self.clients: dict[int, RemoteClient] = {}
         self.stats = Stats()
         self.past = Stats()  # of the processes that had its place before
-        self.worker: Worker
+        self.worker = Worker(self._on_event)
         self._make_service = partial(ClientsService, make_settings)
+        self._patience = patience
         self._on_change = on_change
         self._started = False
         self._replacing: asyncio.Task[None] | None = None
+        self._giving_up: SteadyTask[None] | None = None
 
     def is_alive(self) -> bool:
         """Whether it can take clients."""
         return self._started
 
     async def start(self) -> None:
-        """Start a process."""
-        self.worker = Worker(self._on_event)
+        """Start the process."""
         await self.worker.start(self._make_service)
         self._started = True
         self.worker.lost.add_done_callback(self._on_lost)
 
     def replace(self) -> None:
         """Start another process in place of one that was lost."""
-        self._replacing = SteadyTask(self._replace(), lambda: None)
+        self.worker = Worker(self._on_event)
+        self._replacing = asyncio.create_task(self._replace())
 
     async def _replace(self) -> None:
         try:
             await self.start()
-        except (WorkerLostError, OSError) as exc:
-            logger.error("no other process can take its place: %s", exc)
+        except Exception as exc:  # what loads the certificates may raise anything
+            logger.error("no other process can take its place: %r", exc)
 
     def accept(self, sock: socket.socket) -> None:
         """Take a client."""
+        try:
+            accepting = self.worker.call("accept", sockets=(sock,))
+        except OSError as exc:
+            logger.error("a client is lost: %s", exc)
+            return
         self.count += 1
-        self.worker.call("accept", sockets=(sock,))
+        accepting.add_done_callback(self._on_accepted)
+
+    def _on_accepted(self, accepting: asyncio.Future[None]) -> None:
+        error = accepting.exception()
+        # With the process all its clients are lost, and are not counted any more.
+        if error is not None and not isinstance(error, WorkerLostError):
+            logger.error("a client is lost: %s", error)
+            self.count -= 1
+            self._on_change(self)
+
+    def stop(self) -> None:
+        """Take no more requests; what is in flight is answered."""
+        if self._started:
+            self.worker.call("stop")
+
+    def give_up(self) -> None:
+        """Give up what is in flight; and the process, should it hang."""
+        if self._started and self._giving_up is None:
+            # The end of the loop cannot cancel it, since the server's end waits for this one.
+            self._giving_up = SteadyTask(self._give_up(), lambda: None)
+
+    async def _give_up(self) -> None:
+        # It has deadlines of its own for what it does at the end, which hold while it can answer.
+        while self.count:
+            answer = self.worker.call("give_up")
+            await asyncio.wait([answer], timeout=self._patience)
+            if not answer.done():
+                logger.error("worker process %d hangs; it is killed", self.worker.pid)
+                self.worker.kill()
+                return
+            await asyncio.sleep(HANGING_TIMEOUT)
 
     async def close(self) -> None:
-        """End the process."""
+        """End the process, or its replacement in the midst of its start."""
+        if self._giving_up is not None:
+            self._giving_up.give_up()
         if self._replacing is not None:
+            self._replacing.cancel()
             await asyncio.wait([self._replacing])
-        if self._started:
-            self._started = False
-            await self.worker.stop()
+        self._started = False
+        await self.worker.stop()
 
     def _on_event(self, name: str, arguments: tuple[Any, ...]) -> None:
         match name, *arguments:
@@ -175,7 +233,7 @@ class _Member:
                 self.count -= 1
                 self._on_change(self)
             case "gone", number:
-                del self.clients[number]
+                self.clients.pop(number, None)
             case "clients", reports:
                 for report in reports:
                     self.clients[report.number] = RemoteClient(self.worker, report)

@@ -15,8 +15,9 @@ from .connection import Connection, Settings
 REPORT_INTERVAL = 0.2
 """Seconds between reports of who is connected, while that changes."""
 
-MOST_REPORTS = 64
-"""In one message, whose size has a limit."""
+MOST_REPORTS = 16
+"""In one message, whose size has a limit: one may take 16 KiB, with a long name, and requests of
+each kind that took times of each magnitude."""
 
 
 class Report(NamedTuple):
@@ -78,8 +79,11 @@ class ClientsService:
 
     def _on_left(self) -> None:
         self._alone.set()
-        self._report()
-        self._tell("left")
+        try:
+            self._report()
+        finally:
+            # Whatever becomes of the report: the parent waits for as many as it has handed over.
+            self._tell("left")
 
     async def _report_regularly(self) -> None:
         while True:

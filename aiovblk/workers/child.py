@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import pickle
@@ -18,9 +19,12 @@ from typing import Any
 
 import uvloop
 
-from .channel import Channel, receive_first
+from .channel import LARGEST_MESSAGE, Channel, receive_first
 from .messages import Call, Event, Outcome, Preparation
 from .process import MakeService, Service
+
+LONGEST_WORDS = 4096
+"""Characters that an exception is told in."""
 
 
 def main(descriptor: int) -> None:
@@ -29,6 +33,8 @@ def main(descriptor: int) -> None:
     # not SIG_IGN, which programs that the device starts would inherit.)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    # The thread that started this had all signals blocked, and programs would inherit that too.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     try:
@@ -66,6 +72,8 @@ class _Child:
 
     async def _answer(self, call: Call, sockets: list[socket.socket]) -> None:
         try:
+            if len(sockets) < call.sockets:
+                raise OSError(errno.EMFILE, "the worker has too many files open to take a socket")
             arguments = pickle.loads(call.arguments)
             if call.name == "start":
                 make_service: MakeService = arguments[0]
@@ -74,19 +82,28 @@ class _Child:
             else:
                 result = await getattr(self._service, call.name)(*arguments, *sockets)
             self._channel.send(Outcome(call.number, pickle.dumps(result)))
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            # Nobody cancels these tasks; but a factory may have been, or a future that it awaits.
             exc.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
-            self._channel.send(Outcome(call.number, _pickled(exc), repr(exc)))
+            self._channel.send(Outcome(call.number, _pickled(exc), _in_words(exc)))
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self._channel.send(Event(name, arguments))
 
 
-def _pickled(exc: Exception) -> bytes:
+def _pickled(exc: BaseException) -> bytes:
     try:
-        return pickle.dumps(exc)
+        content = pickle.dumps(exc)
     except Exception:
         return b""  # the parent makes do with its words
+    return content if len(content) <= LARGEST_MESSAGE // 4 else b""
+
+
+def _in_words(exc: BaseException) -> str:
+    try:
+        return repr(exc)[:LONGEST_WORDS]
+    except Exception:
+        return type(exc).__name__
 
 
 class _Forwarder(QueueHandler):

@@ -24,6 +24,8 @@ class Call(NamedTuple):
     number: int
     name: str
     arguments: bytes
+    sockets: int = 0
+    """How many come with it. Fewer arrive where the worker has no descriptor left for them."""
 
 
 class Outcome(NamedTuple):

@@ -24,7 +24,8 @@ from .messages import Call, Event, Outcome, Preparation
 logger = logging.getLogger("aiovblk")
 
 ENDING_TIMEOUT = 5.0
-"""Seconds for a worker to end that has nothing more to do."""
+"""Seconds for a worker to end that has nothing more to do; and again once it is killed, which the
+kernel puts off while the worker waits for a disk."""
 
 Notify = Callable[..., None]
 
@@ -63,8 +64,8 @@ class Worker:
         self._gone: str | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
-        self._channel: Channel
-        self._process: subprocess.Popen[bytes]
+        self._channel: Channel | None = None
+        self._spawning: Future[subprocess.Popen[bytes]] | None = None
 
     async def start(self, make_service: MakeService) -> None:
         """Start the process and its service.
@@ -84,11 +85,11 @@ class Worker:
         ours, theirs = socket_pair()
         with ours:
             # In a thread: from a large process it takes a while.
-            spawning = in_thread(_spawn, theirs)
+            self._spawning = in_thread(_spawn, theirs)
             try:
-                self._process = await asyncio.shield(asyncio.wrap_future(spawning))
-            except BaseException:
-                spawning.add_done_callback(_reap_spawned)
+                await asyncio.shield(asyncio.wrap_future(self._spawning))
+            except BaseException as exc:
+                self._let_go(f"a worker process did not begin: {exc!r}")
                 raise
             self._channel = Channel(ours.dup(), self._on_message, self._on_end)
         try:
@@ -100,15 +101,15 @@ class Worker:
                 )
             )
             await self.call("start", make_service)
-        except BaseException:
-            self._channel.close()
-            in_thread(_reap, self._process)
+        except BaseException as exc:
+            self._let_go(f"worker process {self.pid} did not begin: {exc!r}")
             raise
 
     @property
     def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
+        """The process id; only of one that has been started."""
+        assert self._spawning is not None  # see above
+        return self._spawning.result().pid
 
     def call(
         self, name: str, *arguments: Any, sockets: tuple[socket.socket, ...] = ()
@@ -117,6 +118,7 @@ class Worker:
 
         Raises:
             TypeError: an argument cannot be pickled.
+            OSError: there is no descriptor left for the sockets on their way.
 
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -125,17 +127,36 @@ class Worker:
         if self._gone is not None:
             future.set_exception(WorkerLostError(self._gone))
             return future
+        assert self._channel is not None  # only one that has been started is called
         number = next(self._numbers)
-        self._channel.send(Call(number, name, _pickled(arguments)), *sockets)
+        self._channel.send(Call(number, name, _pickled(arguments), len(sockets)), *sockets)
         self._calls[number] = future
         return future
 
-    async def stop(self) -> None:
-        """Let the process end, and wait until it has; after some seconds it is killed."""
+    def kill(self) -> None:
+        """End a process that hangs: it is lost, as if it had ended by itself."""
+        assert self._channel is not None  # only one that has been started can hang
+        assert self._spawning is not None
         self._channel.close()
+        self._spawning.result().kill()
+        self._on_end()
+
+    async def stop(self) -> None:
+        """Let the process end, and wait until it has; after some seconds it is killed.
+
+        One that was never started, or could not be, need not be stopped, but may.
+        """
         self.lost.cancel()
-        self._fail_calls(f"worker process {self.pid} was stopped")
-        await asyncio.wrap_future(in_thread(_reap, self._process))
+        reaping = self._let_go("the worker process was stopped")
+        if reaping is not None:
+            await asyncio.wrap_future(reaping)
+
+    def _let_go(self, reason: str) -> Future[str] | None:
+        """Have the process end, if there is one or will be; what waits for it in a thread."""
+        self._fail_calls(reason)
+        if self._channel is not None:
+            self._channel.close()
+        return None if self._spawning is None else in_thread(_how_it_ended, self._spawning)
 
     def _on_message(self, message: Any, sockets: list[socket.socket]) -> None:
         match message:
@@ -151,17 +172,17 @@ class Worker:
     def _complete(self, call: asyncio.Future[Any], content: bytes, error: str) -> None:
         if call.done():  # whoever waited was cancelled
             return
-        try:
-            result = pickle.loads(content)
-        except Exception:
-            result = RuntimeError(error)
         if error:
-            call.set_exception(result)
-        else:
-            call.set_result(result)
+            call.set_exception(_exception(content, error))
+            return
+        try:
+            call.set_result(pickle.loads(content))
+        except Exception as exc:
+            call.set_exception(RuntimeError(f"what a worker has returned is of no use: {exc!r}"))
 
     def _on_end(self) -> None:
-        how = asyncio.wrap_future(in_thread(_how_it_ended, self._process))
+        assert self._spawning is not None  # there was somebody at the other end
+        how = asyncio.wrap_future(in_thread(_how_it_ended, self._spawning))
         how.add_done_callback(self._on_lost)
 
     def _on_lost(self, how: asyncio.Future[str]) -> None:
@@ -214,21 +235,39 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
         )
 
 
-def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process that ought to end."""
+def _how_it_ended(spawning: Future[subprocess.Popen[bytes]]) -> str:
+    """Wait for a process that ought to end, or that need not begin any more; how it did."""
+    if spawning.exception() is not None:
+        return "did not begin"
+    status = _reap(spawning.result())
+    if status is None:
+        return "hangs in the kernel, which does not let it be killed"
+    if status < 0:
+        return f"was ended by {_signal_name(-status)}"
+    return f"ended with status {status}"
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return process.wait(ENDING_TIMEOUT)
     process.kill()
-    return process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(ENDING_TIMEOUT)
+    return None
 
 
-def _reap_spawned(spawning: Future[subprocess.Popen[bytes]]) -> None:
-    if spawning.exception() is None:
-        _reap(spawning.result())
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # between the real-time signals that have names
 
 
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    status = _reap(process)
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
+def _exception(content: bytes, words: str) -> Exception:
+    """What to raise here for what was raised in the worker: the same, where that can be."""
+    with suppress(Exception):
+        raised = pickle.loads(content)
+        # A future refuses StopIteration, and would take CancelledError for its own.
+        if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
+            return raised
+    return RuntimeError(words)

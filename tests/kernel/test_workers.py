@@ -31,12 +31,16 @@ class InFile(BlockDevice):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = os.open(path, os.O_RDWR)
+        self.writes = 0
 
     async def read(self, offset: int, length: int) -> bytes:
         return os.pread(self.file, length, offset)
 
     async def write(self, offset: int, data: memoryview) -> None:
         os.pwrite(self.file, data, offset)
+        self.writes += 1
+        if self.writes == 200:
+            self.log("busy")
 
     async def flush(self) -> None:
         os.fdatasync(self.file)
@@ -95,15 +99,15 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
     with pytest.raises(aiovblk.AttachError, match=r"worker process \d+ was ended by SIGKILL"):
         async with aiovblk.mounted(partial(InFile, image), workers=2, timeout=3) as mount:
             working = asyncio.create_task(on_both_processors(mount.path, "--size=4m --loops=2"))
-            await asyncio.wait([working], timeout=2)  # in the midst of it, wherever that is
-            os.kill(pids(mount)[0], signal.SIGKILL)
+            first = pids(mount)[0]
+            await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 'busy {first}'")
+            os.kill(first, signal.SIGKILL)
             await working
-            while "was ended by SIGKILL" not in caplog.text:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0.01)
             data = pattern(4096)
             await asyncio.to_thread(pwrite, mount.path, 0, data)
             os.kill(pids(mount)[1], signal.SIGKILL)
             await mount.wait()
+    assert f"worker process {first} was ended by SIGKILL" in caplog.text
     assert image.read_bytes()[: len(data)] == data
 
 
@@ -113,6 +117,8 @@ async def test_a_worker_that_hangs_is_ended(image: Path) -> None:
             workers = pids(mount)
             for pid in workers:
                 os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(TimeoutError, match="a worker has not answered for 2 s"):
+                await mount.resize(2 * SIZE // 4096)
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

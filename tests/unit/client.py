@@ -133,7 +133,11 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    device: BlockDevice, *, concurrency: int = MAX_CONCURRENCY, **options: Any
+    device: BlockDevice,
+    *,
+    concurrency: int = MAX_CONCURRENCY,
+    turns: Turns | None = None,
+    **options: Any,
 ) -> AsyncIterator[Served]:
     """Serve ``device`` to a client; leaving checks that it got no byte that it did not read."""
     ours, theirs = socket.socketpair()
@@ -141,7 +145,7 @@ async def served(
     dispatcher = Dispatcher(
         device,
         stats,
-        turns=Turns(concurrency),
+        turns=turns or Turns(concurrency),
         on_disconnect=lambda: server.has_disconnected(),
         **options,
     )

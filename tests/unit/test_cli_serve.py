@@ -316,9 +316,12 @@ async def test_workers_serve_one_file_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("memory:1M", "memory:1M cannot have several workers"),
+        ("memory:1M", "memory:1M cannot have workers"),
         ("file:missing", "missing"),
-        ("examples/deadbeef.py:Deadbeef", "a device that is declares multi_conn = True"),
+        (
+            "examples/deadbeef.py:Deadbeef",
+            "that is so declares multi_conn = True",
+        ),
     ],
 )
 async def test_what_is_not_one_disk_in_each_worker_is_refused(spec: str, reason: str) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from aiovblk.dispatch import Turns
 from aiovblk.protocol import Command
 
 from .client import PuppetDevice, Served, served
@@ -133,6 +134,29 @@ async def test_abort_before_the_first_step_of_handlers_drains() -> None:
         await server.dispatcher.drained()
         assert server.stats.in_flight == 0
         assert await server.client.reader.read() == b""
+
+
+async def test_abort_before_the_first_step_of_a_handler_gives_its_turn_to_others() -> None:
+    device, turns = PuppetDevice(), Turns(1)
+    async with served(device, turns=turns) as one, served(device, turns=turns) as other:
+        one.client.send(READ, 0, 512)
+        running = await device.calls.get()
+        one.client.send(READ, 512, 512)
+        await one.accepted()
+        cookie = other.client.send(READ, 1024, 512)
+        await other.accepted()
+        # Called after the handler's own next step, in which the next is started; before 3.12 that
+        # has not begun then.
+        running.result.add_done_callback(lambda _: one.dispatcher.abort())
+        running.succeed(bytes(512))
+        if sys.version_info >= (3, 12):
+            assert (await device.calls.get()).offset == 512
+        call = await device.calls.get()
+        assert call.offset == 1024
+        call.succeed(bytes(512))
+        assert await other.client.reply() == (cookie, 0, bytes(512))
+        await one.client.reader.read()
+        assert turns.running == 0
 
 
 async def test_handler_done_after_abort_sends_nothing() -> None:

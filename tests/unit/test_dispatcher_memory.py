@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ async def _exchange(server: Served, count: int) -> None:
 
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("options", [{}, {"concurrency": 1}, {"handler_timeout": 15}])
-async def test_20_000_requests_leave_nothing_behind(options: dict[str, int]) -> None:
+async def test_20_000_requests_leave_nothing_behind(options: dict[str, Any]) -> None:
     async with served(MemoryDevice(1 << 20, block_size=512), **options) as server:
         await _exchange(server, 1000)
         tracemalloc.start()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import prometheus_client
@@ -71,9 +74,43 @@ async def test_remote_export_is_written_and_mounted(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(aiovblk, "connect", connect_here)
         monkeypatch.setattr(aiovblk, "mount", mount)
-        await run(blocks("docs/network.md")[2], aiovblk=aiovblk)
+        await run(blocks("docs/network.md")[3], aiovblk=aiovblk)
     assert isinstance(mounts[0], aiovblk.RemoteDevice)
     assert await device.read(0, 4096) == b"x" * 4096
+
+
+@pytest.mark.deadline(60)
+async def test_a_file_is_served_by_workers(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(8192))
+    block = blocks("docs/network.md")[1].replace("/run/", f"{tmp_path}/")
+    block = block.replace("disk.img", f"{tmp_path}/disk.img").replace("...", "await use(server)")
+
+    async def use(server: aiovblk.Server) -> None:
+        async with aiovblk.connect(server.uris[0], connections=1) as remote:
+            assert (remote.size, remote.multi_conn) == (8192, True)
+
+    await run(block, aiovblk=aiovblk, use=use)
+
+
+async def test_a_remote_export_leaves_its_server_when_it_is_unmounted() -> None:
+    made: list[aiovblk.BlockDevice] = []
+
+    @asynccontextmanager
+    async def mounted(factory: Any, *, workers: int) -> AsyncIterator[None]:
+        made.append(await factory())
+        yield
+        await made[0].unmount()
+
+    async with aiovblk.serve(MemoryDevice(1 << 20), port=0) as server:
+        here = SimpleNamespace(
+            BlockDevice=aiovblk.BlockDevice,
+            connect=lambda uri: aiovblk.connect(server.uris[0]),
+            mounted=mounted,
+        )
+        block = blocks("docs/tuning.md")[2].replace("...", "await read()")
+        await run(block, aiovblk=here, read=lambda: made[0].read(0, 4096))
+        with pytest.raises(OSError, match="closed"):
+            await made[0].read(0, 4096)
 
 
 def test_certificates_are_taken_from_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +118,7 @@ def test_certificates_are_taken_from_a_directory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         tls, "server_context", lambda *args, **options: asked.append((args, options))
     )
-    exec(blocks("docs/network.md")[1], {})
+    exec(blocks("docs/network.md")[2], {})
     assert asked == [(("/etc/pki/disks",), {"verify_peer": True})]
 
 
@@ -141,5 +178,5 @@ async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_block_is_left_out() -> None:
-    assert len(blocks("docs/network.md")) == 3
+    assert len(blocks("docs/network.md")) == 4
     assert len(blocks("docs/observability.md")) == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from functools import partial
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice
+from aiovblk.cli.spec import device_for_worker
 from aiovblk.device import Factory
 from aiovblk.mount.worker import Geometry, LineService
 from aiovblk.storage import MemoryDevice
+
+from .network import LoggingDevice
 
 
 def service(factory: Factory, *, several: bool = True) -> LineService:
@@ -30,6 +35,51 @@ async def test_what_does_not_share_its_data_has_one_worker_only() -> None:
     geometry = await service(factory, several=False).open()
     assert geometry[:3] == ("MemoryDevice", 4096, 2)
     assert isinstance(geometry, Geometry)
+
+
+async def test_the_command_may_have_one_worker_for_any_device() -> None:
+    factory = partial(device_for_worker, "memory:8K")
+    with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
+        await service(factory).open()
+    assert (await service(factory, several=False).open()).blocks == 2
+
+
+class Spinning(BlockDevice):
+    blocks = 2
+    rotational = True
+    read_only = False
+
+
+async def test_the_parent_is_told_what_the_kernel_is_told() -> None:
+    geometry = await service(Spinning, several=False).open()
+    assert (geometry.read_only, geometry.rotational) == (False, True)
+
+
+async def test_a_connection_that_cannot_be_taken_over_leaves_nothing_to_abort() -> None:
+    serving = service(partial(MemoryDevice, 8192), several=False)
+    await serving.open()
+    with socket.socket(socket.AF_INET) as wrong:
+        with pytest.raises(ValueError, match="UNIX"):
+            await serving.connect(wrong)
+        await serving.abort()
+        await serving.leave()
+
+
+class Burning(LoggingDevice):
+    async def flush(self) -> None:
+        await super().flush()
+        raise asyncio.CancelledError
+
+
+async def test_a_device_that_cannot_store_lets_go_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = Burning()
+    serving = service(lambda: device, several=False)
+    await serving.open()
+    await serving.leave()
+    assert device.events == ["flush", "unmount"]
+    assert "Burning.flush() failed" in caplog.text
 
 
 @pytest.mark.parametrize(("factory", "error"), [(dict, TypeError), (Coarse, ValueError)])

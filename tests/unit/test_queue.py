@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aiovblk.errors import AttachError
-from aiovblk.kernel import queue, sysfs
+from aiovblk.kernel import Terms, queue, sysfs
+from aiovblk.kernel.link import Link
 
 from .kernel_tree import KernelTree
 
@@ -53,6 +54,36 @@ def test_a_refused_value_is_told_with_what_there_is(
         queue.change(3, {}, scheduler="bfq")
     with pytest.raises(AttachError, match=r"refuses max_sectors_kb=4$"):
         queue.change(3, {}, max_sectors_kb=4)
+
+
+class Resized(Link):
+    """A link whose device has any size at once."""
+
+    blocks = 1
+
+    def _resize(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    def start(self) -> None: ...
+    def finish(self) -> None: ...
+    def _open_live(self) -> None: ...
+
+
+def test_a_device_is_resized_although_its_read_ahead_is_refused(
+    files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(index: int, name: str, value: str) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    terms = Terms([], block_size=512, blocks=1, flags=0, timeout=0, queue=queue.RequestQueue())
+    link = Resized(3, "/dev/nbd3", -1, terms)
+    link.resize(2)
+    assert (files / "read_ahead_kb").read_text() == "4096"
+    (files / "read_ahead_kb").write_text("256\n")
+    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
+    link.resize(3)
+    assert link.blocks == 3
+    assert "refuses read_ahead_kb=4096" in caplog.text
 
 
 def test_where_sys_cannot_be_written_a_warning_tells(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +20,7 @@ import pytest
 from aiovblk.workers import Worker, WorkerLostError, process
 from aiovblk.workers.channel import Channel, socket_pair
 
-from .workshop import Broken, Services
+from .workshop import Broken, Exhausted, Services
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -55,6 +58,12 @@ async def test_calls_results_and_exceptions_travel(
             await worker.call("fail", "picky")
         with pytest.raises(RuntimeError, match="cannot travel"):
             await worker.call("fail", "unpicklable")
+        with pytest.raises(RuntimeError, match=r"LookupError.*large x"):
+            await worker.call("fail", "large")
+        with pytest.raises(RuntimeError, match=r"^Wordless$"):
+            await worker.call("fail", "wordless")
+        with pytest.raises(RuntimeError, match="CancelledError"):
+            await worker.call("fail", "cancelled")
         with pytest.raises(AttributeError, match="no_such_method"):
             await worker.call("no_such_method")
         with pytest.raises(TypeError, match="must be a function or a class of a module"):
@@ -63,6 +72,8 @@ async def test_calls_results_and_exceptions_travel(
             await worker.call("give_back", "lambda")
         with pytest.raises(ValueError, match="too large"):
             await worker.call("give_back", "large")
+        with pytest.raises(RuntimeError, match=r"is of no use: TypeError\(.*Picky"):
+            await worker.call("give_back", "picky")
         await worker.call("say", "hello")
         assert await events.get() == ("said", ("hello", worker.pid))
         assert [(record.name, record.message) for record in caplog.records] == [
@@ -84,15 +95,20 @@ async def test_calls_results_and_exceptions_travel(
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [("exit", "ended with status 3"), ("kill", "was ended by SIGKILL")]
+    ("number", "words"),
+    [
+        (0, "ended with status 3"),
+        (signal.SIGKILL, "was ended by SIGKILL"),
+        (signal.SIGRTMIN + 1, f"was ended by signal {signal.SIGRTMIN + 1}"),
+    ],
 )
-async def test_the_loss_of_a_worker_ends_its_calls(log: Path, how: str, words: str) -> None:
+async def test_the_loss_of_a_worker_ends_its_calls(log: Path, number: int, words: str) -> None:
     async with at_work(log) as worker:
         waiting = worker.call("wait")
-        if how == "exit":
-            worker.call("exit", 3)
+        if number:
+            os.kill(worker.pid, number)
         else:
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.call("exit", 3)
         with pytest.raises(WorkerLostError, match=f"worker process {worker.pid} {words}"):
             await waiting
         assert words in worker.lost.result()
@@ -104,12 +120,47 @@ async def test_what_cannot_begin_is_told_and_leaves_nothing(log: Path) -> None:
     worker = Worker(print)
     with pytest.raises(PermissionError, match="not today"):
         await worker.start(Broken)
+    with pytest.raises(WorkerLostError, match="did not begin: PermissionError"):
+        await worker.call("add", 1, 2)
+    worker = Worker(print)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await worker.start(Exhausted)
     worker = Worker(print)
     with pytest.raises(TypeError, match="must be a function or a class of a module"):
         await worker.start(lambda tell: Services(log, tell))
     with pytest.raises(ChildProcessError):
         while True:
             await asyncio.to_thread(os.waitpid, -1, 0)
+
+
+async def test_what_was_never_started_can_be_stopped() -> None:
+    worker = Worker(print)
+    await worker.stop()
+    assert worker.lost.cancelled()
+    with pytest.raises(WorkerLostError, match="stopped"):
+        await worker.call("add", 1, 2)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001, 0.01, 0.1])
+async def test_what_is_cancelled_while_it_begins_can_be_stopped(log: Path, seconds: float) -> None:
+    worker = Worker(print)
+    starting = asyncio.create_task(worker.start(partial(Services, log)))
+    await asyncio.wait([starting], timeout=seconds)
+    starting.cancel()
+    await asyncio.wait([starting])
+    await worker.stop()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222 (it does not wait)
+
+
+async def test_what_cannot_be_spawned_can_be_stopped(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    worker = Worker(print)
+    with pytest.raises(FileNotFoundError):
+        await worker.start(partial(Services, log))
+    await worker.stop()
 
 
 async def test_signals_that_end_the_parent_do_not_end_its_workers(log: Path) -> None:
@@ -120,6 +171,11 @@ async def test_signals_that_end_the_parent_do_not_end_its_workers(log: Path) -> 
         assert os.getpgid(worker.pid) != os.getpgid(0)
 
 
+async def test_what_a_worker_starts_can_be_ended_and_waited_for(log: Path) -> None:
+    async with at_work(log) as worker:
+        assert await worker.call("run_and_end", ["sleep", "1000"]) == -signal.SIGTERM
+
+
 async def test_a_worker_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.1)
     async with at_work(log) as worker:
@@ -127,6 +183,40 @@ async def test_a_worker_that_hangs_is_killed(log: Path, monkeypatch: pytest.Monk
         pid = worker.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_worker_that_hangs_can_be_killed(log: Path) -> None:
+    async with at_work(log) as worker:
+        hanging = worker.call("hang")
+        worker.kill()
+        with pytest.raises(WorkerLostError, match="was ended by SIGKILL"):
+            await hanging
+        assert "was ended by SIGKILL" in await worker.lost
+
+
+async def test_a_worker_that_the_kernel_does_not_let_go_is_not_waited_for(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(log) as worker:
+        with monkeypatch.context() as patched:
+            # As while it waits for a disk.
+            patched.setattr(subprocess.Popen, "kill", lambda process: None)
+            patched.setattr(process, "ENDING_TIMEOUT", 0.1)
+            worker.call("hang")
+            worker.kill()
+            assert "hangs in the kernel" in await worker.lost
+            await worker.stop()
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+async def test_a_socket_that_a_worker_has_no_descriptor_for_is_told(log: Path) -> None:
+    async with at_work(log) as worker:
+        _, hard = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (0, hard))
+        ours, theirs = socket.socketpair()
+        with ours, theirs, pytest.raises(OSError, match="too many files open"):
+            await worker.call("read", sockets=(theirs,))
+        assert await worker.call("add", 1, 2) == 3
 
 
 async def test_messages_wait_for_a_slow_reader() -> None:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 from pathlib import Path
 from typing import Any
 
 from aiovblk import BlockDevice
+from aiovblk.storage import MemoryDevice
 from aiovblk.workers import Notify
 
 
@@ -22,6 +24,11 @@ class Picky(Exception):  # noqa: N818 (its name is as good as any)
 
 class Unpicklable(Exception):  # noqa: N818
     def __reduce__(self) -> str:
+        raise TypeError("never")
+
+
+class Wordless(Exception):  # noqa: N818
+    def __repr__(self) -> str:
         raise TypeError("never")
 
 
@@ -39,12 +46,19 @@ class Services:
         await asyncio.get_running_loop().create_future()
 
     async def fail(self, how: str) -> None:
-        if how == "picky":
-            raise Picky(1, 2)
-        raise Unpicklable("cannot travel") if how == "unpicklable" else LookupError("no such key")
+        errors: dict[str, BaseException] = {
+            "plain": LookupError("no such key"),
+            "picky": Picky(1, 2),
+            "unpicklable": Unpicklable("cannot travel"),
+            "large": LookupError("large " + "x" * 10_000_000),
+            "wordless": Wordless("large " + "x" * 10_000_000),
+            "cancelled": asyncio.CancelledError(),
+        }
+        raise errors[how]
 
     async def give_back(self, what: str) -> Any:
-        return {"lambda": lambda: None, "large": bytes(10_000_000)}[what]
+        things = {"lambda": lambda: None, "large": bytes(10_000_000), "picky": Picky(1, 2)}
+        return things[what]
 
     async def say(self, text: str) -> None:
         logging.getLogger("aiovblk.test").warning("%s", text)
@@ -54,6 +68,11 @@ class Services:
         with sock:
             sock.setblocking(False)
             return await asyncio.get_running_loop().sock_recv(sock, 100)
+
+    async def run_and_end(self, command: list[str]) -> int:
+        program = await asyncio.create_subprocess_exec(*command)
+        program.terminate()
+        return await program.wait()
 
     async def loop(self) -> str:
         return type(asyncio.get_running_loop()).__module__
@@ -76,11 +95,20 @@ class Broken:
         pass
 
 
+class Exhausted:
+    def __init__(self, tell: Notify) -> None:
+        next(iter(()))
+
+    async def leave(self) -> None:
+        pass
+
+
 class FileOfAll(BlockDevice):
     """A file that each worker opens; what it is and what happened to it is in a log beside it."""
 
     block_size = 512
     multi_conn = True
+    rotational = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,6 +123,8 @@ class FileOfAll(BlockDevice):
     async def read(self, offset: int, length: int) -> bytes:
         if offset == 512 * 13:
             os._exit(13)
+        if offset == 512 * 14:
+            await asyncio.get_running_loop().create_future()
         return os.pread(self.file, length, offset)
 
     async def write(self, offset: int, data: memoryview) -> None:
@@ -111,3 +141,38 @@ class FileOfAll(BlockDevice):
 async def make_late(path: Path) -> FileOfAll:
     await asyncio.sleep(0)
     return FileOfAll(path)
+
+
+async def make_and_hang(hanging: Path) -> MemoryDevice:
+    """Hangs, and its whole process, as soon as the device has been made."""
+
+    def hang() -> None:
+        hanging.touch()
+        signal.pause()
+
+    asyncio.get_running_loop().call_soon(hang)
+    return MemoryDevice(4096)
+
+
+async def hang_for_ever() -> BlockDevice:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def raise_cancelled() -> BlockDevice:
+    raise asyncio.CancelledError
+
+
+def load_or_raise(path: Path) -> ssl.SSLContext:
+    """Fails as soon as the file is gone."""
+    if not path.exists():
+        raise LookupError("there are no certificates")
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+def load_or_hang(path: Path, hanging: Path) -> ssl.SSLContext:
+    """Never returns as soon as the one file is gone, and tells so by the other."""
+    if not path.exists():
+        hanging.touch()
+        signal.pause()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,0 +1,340 @@
+"""Workers that do not begin, hang, or are not asked in vain: what their parents do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pickle
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiovblk
+from aiovblk.dispatch import Stats
+from aiovblk.mount.crew import Crew as MountCrew
+from aiovblk.mount.events import Events
+from aiovblk.mount.lines import Lines, close_all
+from aiovblk.server import crew as serving
+from aiovblk.server.connection import make_settings
+from aiovblk.server.crew import Crew
+from aiovblk.server.exports import exports_of
+from aiovblk.server.worker import MOST_REPORTS, ClientsService, Report
+from aiovblk.storage import MemoryDevice
+from aiovblk.workers import Worker, process
+from aiovblk.workers.channel import LARGEST_MESSAGE
+from aiovblk.workers.messages import Event
+
+from .network import READ, connected, serve, until, using
+from .workshop import (
+    FileOfAll,
+    hang_for_ever,
+    load_or_hang,
+    load_or_raise,
+    make_and_hang,
+    raise_cancelled,
+)
+
+pytestmark = pytest.mark.deadline(60)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def worker_of(server: aiovblk.Server) -> Worker:
+    assert isinstance(server._clients, Crew)
+    return server._clients._members[0].worker
+
+
+# Mounts
+
+
+async def test_a_factory_that_cannot_travel_ends_every_worker() -> None:
+    with pytest.raises(TypeError, match="must be a function or a class of a module"):
+        await aiovblk.mount(lambda: MemoryDevice(4096), workers=3)
+    assert not children()
+
+
+async def test_a_factory_that_fails_or_is_cancelled_is_told() -> None:
+    with pytest.raises(FileNotFoundError):
+        await aiovblk.mount(partial(FileOfAll, Path("/no/such/file")), workers=2)
+    with pytest.raises(RuntimeError, match="CancelledError"):
+        await aiovblk.mount(raise_cancelled, workers=1)
+    assert not children()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 1])
+async def test_a_mount_is_cancelled_while_its_workers_begin(seconds: float) -> None:
+    mounting = asyncio.create_task(aiovblk.mount(hang_for_ever, workers=2))
+    await asyncio.wait([mounting], timeout=seconds)
+    mounting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await mounting
+    assert not children()
+
+
+async def test_a_mount_is_cancelled_although_a_worker_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.1)
+    hanging = tmp_path / "hanging"
+    mounting = asyncio.create_task(aiovblk.mount(partial(make_and_hang, hanging), workers=1))
+    await until(hanging.exists)
+    await asyncio.wait([mounting], timeout=0.1)  # for an answer that does not come
+    mounting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await mounting
+    assert not children()
+
+
+@asynccontextmanager
+async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, Lines]]:
+    """Two workers with a connection each, as of a mount, but for the kernel."""
+    crew = MountCrew(
+        partial(FileOfAll, image),
+        workers=2,
+        concurrency=1,
+        handler_timeout=None,
+        slow_request=None,
+        memory_safe=False,
+    )
+    lines = Lines(Events(), lambda: None)
+    try:
+        await crew.open(lines)
+        kernels = await lines.connect()
+        lines.start()
+        yield crew, lines
+    finally:
+        await crew.close()
+        close_all(kernels)
+
+
+async def test_what_stands_for_the_devices_is_like_them(image: Path) -> None:
+    async with opened(image) as (crew, _):
+        device = crew.device
+        assert (device.block_size, device.blocks) == (512, 2048)
+        assert (device.read_only, device.rotational) == (False, True)
+
+
+async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
+    async with opened(image) as (crew, lines):
+        lost = crew._lines[0]
+        lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
+        os.kill(lost.worker.pid, signal.SIGKILL)
+        await lost.worker.lost
+        await lines.resize(512)
+        await until(lambda: lost.oldest_start is None)
+        assert lines.waited_since() > 1.0
+        assert lines.stats.in_flight == 0
+
+
+# Servers
+
+
+async def test_a_server_ends_although_a_worker_hangs(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "HANGING_TIMEOUT", 0.1)
+    export = partial(FileOfAll, image)
+    async with (
+        serve(export, unix=path, workers=1, drain_timeout=0.1) as server,
+        using(path) as client,
+    ):
+        await client.read(0, 512)
+        os.kill(worker_of(server).pid, signal.SIGSTOP)
+        server.close()
+        await server.wait()
+        assert "hangs; it is killed" in caplog.text
+        assert "with it 1 connections are lost" in caplog.text
+    assert not children()
+
+
+async def test_a_worker_that_does_not_hang_gives_up_and_lets_go(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "HANGING_TIMEOUT", 0.01)
+    async with (
+        serve(partial(FileOfAll, image), unix=path, workers=1) as server,
+        using(path) as client,
+    ):
+        client.send(READ, 512 * 14, 512)
+        await until(lambda: server.stats.in_flight == 1)
+        server.close(force=True)
+        await client.closed()
+        await server.wait()
+    assert image.with_suffix(".log").read_text().count("unmount") == 1
+    assert "killed" not in caplog.text
+
+
+@pytest.mark.parametrize("whose", ["the server's", "the worker's"])
+async def test_a_client_that_cannot_be_handed_over_is_not_counted(
+    path: Path,
+    image: Path,
+    whose: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
+        with monkeypatch.context() as patched:
+            let_have_none(patched, None if whose == "the server's" else worker_of(server).pid)
+            async with connected(path) as client:
+                assert await client.closed() == b""
+        await until(lambda: "a client is lost: [Errno 24]" in caplog.text)
+        assert server._clients.count() == 0
+        let_have_all(worker_of(server).pid)
+        async with using(path) as client:
+            assert await client.read(0, 512) == bytes(512)
+
+
+def let_have_none(patched: pytest.MonkeyPatch, pid: int | None) -> None:
+    """Let this process, or another, have no descriptor for a socket on its way."""
+    if pid is None:
+
+        def refuse(descriptor: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patched.setattr(os, "dup", refuse)
+    else:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
+
+
+def let_have_all(pid: int) -> None:
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def test_a_worker_that_cannot_be_replaced_is_told(
+    path: Path, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = partial(load_or_raise, image)
+    async with serve(
+        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
+    ) as server:
+        image.unlink()
+        os.kill(worker_of(server).pid, signal.SIGKILL)
+        await until(lambda: "no other process can take its place: LookupError" in caplog.text)
+        async with connected(path) as client:
+            assert await client.closed() == b""
+        assert "no worker is left to serve it" in caplog.text
+    assert not children()
+
+
+async def test_a_server_ends_while_a_worker_is_being_replaced(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.5)
+    hanging = Path(f"{image}.hanging")
+    tls = partial(load_or_hang, image, hanging)
+    async with serve(
+        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
+    ) as server:
+        image.unlink()
+        os.kill(worker_of(server).pid, signal.SIGKILL)
+        await until(hanging.exists)
+    assert not children()
+
+
+# What is told of clients
+
+
+def largest_report(number: int) -> Report:
+    stats = Stats()
+    for name, latency in stats.latency.items():
+        stats.errors_by_command[name] = 1 << 40
+        for magnitude in range(45):  # hours, in nanoseconds
+            for quarter in range(4, 8):
+                latency.add(quarter << magnitude, 1 << 40)
+    return Report((1 << 62) + number, "a peer" * 10, f"{number:04096}", stats)
+
+
+def test_a_message_holds_as_many_reports_as_are_told_at_once() -> None:
+    reports = [largest_report(number) for number in range(MOST_REPORTS)]
+    assert len(pickle.dumps(Event("clients", (reports,)))) <= LARGEST_MESSAGE // 2
+
+
+class Told:
+    """What a service tells its parent."""
+
+    def __init__(self) -> None:
+        self.clients: set[int] = set()
+        self.left = 0
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        match name, *arguments:
+            case "clients", reports:
+                assert len(reports) <= MOST_REPORTS
+                self.clients |= {report.number for report in reports}
+            case "gone", number:
+                self.clients.remove(number)
+            case "left", *_:
+                self.left += 1
+
+
+def service(tell: Callable[..., None]) -> ClientsService:
+    settings = partial(
+        make_settings,
+        exports=exports_of(MemoryDevice(4096)),
+        tls=None,
+        require_tls=False,
+        handshake_timeout=10,
+        drain_timeout=5,
+        concurrency=1,
+        handler_timeout=None,
+        connection_memory=1 << 20,
+        memory=1 << 20,
+    )
+    return ClientsService(settings, tell)
+
+
+async def test_many_clients_are_told_of_and_counted() -> None:
+    told, number = Told(), 3 * MOST_REPORTS + 1
+    serving = service(told)
+    pairs = [socket.socketpair() for _ in range(number)]
+    for sock, _ in pairs:
+        await serving.accept(sock)
+    await until(lambda: len(told.clients) == number)
+    for _, client in pairs:
+        client.close()
+    await until(lambda: told.left == number)
+    assert not told.clients
+    await serving.leave()
+
+
+async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
+    told = Told()
+
+    def tell(name: str, *arguments: Any) -> None:
+        if name in ("clients", "gone", "stats"):
+            raise ValueError("a message is too large")
+        told(name, *arguments)
+
+    serving = service(tell)
+    ours, theirs = socket.socketpair()
+    await serving.accept(ours)
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    theirs.close()
+    await until(lambda: told.left == 1)
+    await serving.leave()
