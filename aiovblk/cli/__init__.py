@@ -92,6 +92,11 @@ def _add_mount(parser: ArgumentParser) -> None:
     _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
     parser.add_argument(
+        "--partitions",
+        action="store_true",
+        help="wait until the nodes of its partitions are there, too",
+    )
+    parser.add_argument(
         "--memory-safe",
         action="store_true",
         help="serve although memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",

@@ -47,6 +47,7 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
                 read_ahead_kb=arguments.read_ahead_kb,
                 scheduler=arguments.scheduler,
             ),
+            partitions=arguments.partitions,
             memory_safe=arguments.memory_safe,
         ) as mount,
     ):

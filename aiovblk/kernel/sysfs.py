@@ -119,6 +119,11 @@ def partitions(index: int) -> list[str]:
     return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
 
 
+def partition_attribute(index: int, name: str, attribute: str) -> str | None:
+    """A file of a partition (``nbd0p1``); ``start`` and ``size`` are in sectors of 512 bytes."""
+    return read(SYS_BLOCK / f"nbd{index}" / name / attribute)
+
+
 def process_of(thread: int) -> tuple[int, str] | None:
     """The process id and name of a thread, or None when it has ended or cannot be seen."""
     status = read(PROC / str(thread) / "status")

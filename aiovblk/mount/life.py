@@ -34,6 +34,9 @@ Attach = Literal["auto", "ioctl", "netlink"]
 ATTACH_TIMEOUT = 30.0
 """Seconds for attaching, and again for the first reads to be answered."""
 
+PARTITIONS_TIMEOUT = 10.0
+"""Seconds for the nodes of partitions to appear, which take the kernel milliseconds."""
+
 REQUEST_TIMEOUT = 120.0
 """Seconds after which the kernel takes one of several connections for dead, unless told otherwise.
 
@@ -61,6 +64,7 @@ class Mount:
         timeout: float | None,
         unmount_timeout: float,
         queue: kernel.RequestQueue,
+        partitions: bool = False,
     ) -> None:
         self.device = served.device
         self._served = served
@@ -68,6 +72,7 @@ class Mount:
         self._timeout = timeout
         self._unmount_timeout = unmount_timeout
         self._queue = queue
+        self._partitions = partitions
         self._events = Events()
         self._claiming = asyncio.Lock()
         self._lines = Lines(self._events, self._stop)
@@ -234,6 +239,19 @@ class Mount:
             occur(self._events.forced)
             await self._unmount()
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
+            raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
+        if self._partitions:
+            await self._await_partitions()
+
+    async def _await_partitions(self) -> None:
+        try:
+            wait = self._link.wait_for_partitions
+            await call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, PARTITIONS_TIMEOUT)
+        except OSError as exc:
+            await self._unmount()
+            if isinstance(exc, AttachError):
+                raise
+            reason = f"its partition table cannot be read: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
     async def _open(self) -> None:
