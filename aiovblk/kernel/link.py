@@ -21,6 +21,7 @@ from ..threads import in_thread
 from . import netlink, partitions, queue, sysfs
 from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
+from .shrinking import Claims, claim_beyond
 from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
@@ -64,6 +65,15 @@ class Link(ABC):
         self._resize(blocks)
         # A change of the size sets it back since then (blk_apply_bdi_limits).
         queue.change(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
+
+    def claim_beyond(self, size: int, claims: Claims) -> None:
+        """Claim what reaches beyond a smaller size, in bytes.
+
+        Raises:
+            DeviceBusyError, OSError: as :func:`aiovblk.kernel.shrinking.claim_beyond`.
+
+        """
+        claim_beyond(self.index, self.path, size, claims)
 
     @abstractmethod
     def _resize(self, blocks: int) -> None:
@@ -330,7 +340,9 @@ class NetlinkLink(Link):
         self._shape_queue()
 
     def _resize(self, blocks: int) -> None:
-        netlink.resize(self.index, blocks * self._terms.block_size)
+        # With the node open nobody else can attach the index while this goes on.
+        with self._control():
+            netlink.resize(self.index, blocks * self._terms.block_size)
 
     def finish(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""
