@@ -32,7 +32,7 @@ from .support import (
 pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
 
 BLOCKS = MIB // 4096  # of a mebibyte
-CYCLES = 10  # of one grow and one shrink each
+CYCLES = 15  # of one grow and one shrink each
 
 several = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
 
