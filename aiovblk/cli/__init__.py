@@ -16,7 +16,7 @@ from .. import __version__, kernel
 from ..dispatch import MAX_CONCURRENCY
 from ..errors import Error
 from ..kernel import RequestQueue
-from ..mount import UNMOUNT_TIMEOUT, Attach
+from ..mount import SLOW_REQUEST, UNMOUNT_TIMEOUT, Attach
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
 from . import doctor, listing, top
@@ -89,8 +89,20 @@ def _add_mount(parser: ArgumentParser) -> None:
         metavar="N",
         help="between the kernel and the device; it uses one per processor (default %(default)s)",
     )
+    parser.add_argument(
+        "--slow-request",
+        type=float,
+        default=SLOW_REQUEST,
+        metavar="SECONDS",
+        help="how long a handler may run before it is told of on stderr (default %(default)s)",
+    )
     _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
+    parser.add_argument(
+        "--partitions",
+        action="store_true",
+        help="wait until the nodes of its partitions are there, too",
+    )
     parser.add_argument(
         "--memory-safe",
         action="store_true",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
@@ -11,11 +12,14 @@ from functools import partial
 
 from ..device import BlockDevice, Factory
 from ..errors import DeviceBusyError
+from ..events import SlowRequest
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from . import notify
 from .running import until_signal
 from .spec import device_for_worker, device_of
+
+logger = logging.getLogger("aiovblk")
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
@@ -40,6 +44,7 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
             workers=arguments.workers,
             concurrency=arguments.concurrency,
             handler_timeout=arguments.handler_timeout,
+            slow_request=arguments.slow_request,
             timeout=arguments.timeout,
             unmount_timeout=arguments.unmount_timeout,
             queue=RequestQueue(
@@ -47,13 +52,30 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
                 read_ahead_kb=arguments.read_ahead_kb,
                 scheduler=arguments.scheduler,
             ),
+            partitions=arguments.partitions,
             memory_safe=arguments.memory_safe,
         ) as mount,
     ):
         live.set_result(mount)
         print(f"mounted {mount.path}", flush=True)
         notify.ready(f"serving {mount.path}")
-        await mount.wait()
+        telling = asyncio.create_task(_tell_of_slow_requests(mount))
+        try:
+            await mount.wait()
+        finally:
+            telling.cancel()
+
+
+async def _tell_of_slow_requests(mount: Mount) -> None:
+    async for event in mount.events():
+        if isinstance(event, SlowRequest):
+            logger.warning(
+                "slow: %s of %d bytes at %d has been running for %.3g s",
+                event.command,
+                event.length,
+                event.offset,
+                event.seconds,
+            )
 
 
 @asynccontextmanager

@@ -22,8 +22,10 @@ import asyncio
 import contextvars
 import errno
 import logging
+import math
 import socket
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from time import monotonic_ns
@@ -109,6 +111,7 @@ class Dispatcher:
         self._context = contextvars.copy_context()
         self._running = Running(slow_request, self._tell_of_slow)
         self._abandoned = False
+        self._given_up: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._replies: list[Data] = []
         self._answered: list[Request] = []
         self._unsent = 0
@@ -169,15 +172,31 @@ class Dispatcher:
         self._stream.transport.close()
         return self._stream.closed
 
+    def give_up(self, since: float = math.inf) -> None:
+        """Fail with EIO what has been running since ``since`` (in the loop's time), and live on.
+
+        Without ``since`` also what waits for its turn. Handlers are cancelled; one that takes no
+        notice of that is waited for as before.
+        """
+        if since == math.inf:
+            self._fail_waiting()
+        for task, (start, _) in list(self._running.tasks.items()):
+            if start <= since:
+                self._given_up.add(task)
+                task.cancel()
+
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
         self._abandoned = True
         self._running.stop_watching()
         self._stream.transport.abort()
-        for request in self._turns.withdraw(self):
-            self._reply(request, errno.EIO)
+        self._fail_waiting()
         for task in list(self._running.tasks):
             task.cancel()
+
+    def _fail_waiting(self) -> None:
+        for request in self._turns.withdraw(self):
+            self._reply(request, errno.EIO)
 
     @property
     def oldest_start(self) -> float | None:
@@ -309,7 +328,7 @@ class Dispatcher:
         if not task.cancelling():
             logger.error("a handler raised CancelledError though nobody cancelled it")
             return False
-        if self._abandoned:
+        if self._abandoned or task in self._given_up:
             return False
         while task.uncancel():
             pass

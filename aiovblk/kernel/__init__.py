@@ -5,6 +5,7 @@ from .choice import attach
 from .link import Link
 from .outside import unmount
 from .queue import RequestQueue
+from .shrinking import Claims
 from .terms import Terms
 
-__all__ = ["Link", "RequestQueue", "Terms", "attach", "memory", "sysfs", "unmount"]
+__all__ = ["Claims", "Link", "RequestQueue", "Terms", "attach", "memory", "sysfs", "unmount"]

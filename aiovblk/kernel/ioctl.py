@@ -15,22 +15,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
 _libc.syncfs.argtypes = [ctypes.c_int]
 
-# _IO(0xab, n) of include/uapi/linux/nbd.h. These architectures have a bit for "no argument".
+# _IO(0xab, n) of include/uapi/linux/nbd.h, _IO(0x12, n) of fs.h. These architectures have a bit for
+# "no argument".
 _NO_DIRECTION = 1 << 29 if platform.machine().startswith(("alpha", "mips", "ppc", "sparc")) else 0
 _BASE = _NO_DIRECTION | 0xAB00
 
 
 class Ioctl(IntEnum):
-    """The requests of include/uapi/linux/nbd.h that are in use here."""
+    """Those of include/uapi/linux/nbd.h and linux/fs.h that are in use here."""
 
     NBD_SET_SOCK = _BASE + 0
     NBD_SET_BLKSIZE = _BASE + 1
     NBD_DO_IT = _BASE + 3
     NBD_CLEAR_SOCK = _BASE + 4
+    NBD_CLEAR_QUE = _BASE + 5
     NBD_SET_SIZE_BLOCKS = _BASE + 7
     NBD_DISCONNECT = _BASE + 8
     NBD_SET_TIMEOUT = _BASE + 9
     NBD_SET_FLAGS = _BASE + 10
+    BLKRRPART = _NO_DIRECTION | 0x125F
 
 
 def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 
 from ..errors import DeviceBusyError
 from ..threads import in_thread
-from . import netlink, queue, sysfs
+from . import netlink, partitions, queue, sysfs
 from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
+from .shrinking import Claims, claim_beyond
 from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
@@ -69,6 +70,15 @@ class Link(ABC):
             # It has the new size all the same, and whoever asked for that has to know it.
             logger.warning("the read-ahead is not what it was before the resize: %s", exc)
 
+    def claim_beyond(self, size: int, claims: Claims) -> None:
+        """Claim what reaches beyond a smaller size, in bytes.
+
+        Raises:
+            DeviceBusyError, OSError: as :func:`aiovblk.kernel.shrinking.claim_beyond`.
+
+        """
+        claim_beyond(self.index, self.path, size, claims)
+
     @abstractmethod
     def _resize(self, blocks: int) -> None:
         """Change the size."""
@@ -87,10 +97,11 @@ class Link(ABC):
         )
 
     def wait_until_live(self, seconds: float) -> None:
-        """Wait until the device can be read, and its partitions are known.
+        """Wait until the device can be read, and the kernel has scanned it for partitions.
 
-        The first open of an attached device scans its partitions, so it reads; it does not return
-        before the server has answered.
+        The first open of an attached device does that (unless the driver was loaded with
+        ``max_part=0``), so it reads; it does not return before the server has answered. What the
+        scan finds is not said: a table that could not be read is as good as none.
 
         Raises:
             TimeoutError: not live after ``seconds``.
@@ -107,6 +118,15 @@ class Link(ABC):
             time.sleep(POLL)
         self._open_live()
         queue.change(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
+
+    def wait_for_partitions(self, seconds: float) -> None:
+        """Wait until each partition can be opened, when the device is live.
+
+        Raises:
+            AttachError, OSError: as :func:`aiovblk.kernel.partitions.wait_for_nodes`.
+
+        """
+        partitions.wait_for_nodes(self.index, self.path, seconds)
 
     @abstractmethod
     def _open_live(self) -> None:
@@ -188,9 +208,8 @@ class Link(ABC):
         with suppress(OSError):
             queue.change(self.index, {}, **self._queue_before)
         if had_partitions:
-            # Their nodes stay until somebody opens the detached device.
             with suppress(OSError):
-                os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+                partitions.forget(self.index, self.path)
 
     def wait_until_free(self, seconds: float) -> bool:
         """Wait until the index can be attached again, then let others try.
@@ -265,6 +284,11 @@ class IoctlLink(Link):
         self.ended = in_thread(self._do_it)
 
     def _open_live(self) -> None:
+        # Once more NBD_DO_IT asks for a scan after the device can be read, but before it releases
+        # config_lock (nbd_start_device_ioctl). Whoever opened it second would have the partitions
+        # taken away for a moment. This does nothing but wait for the lock.
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_CLEAR_QUE)
         os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _resize(self, blocks: int) -> None:
@@ -320,7 +344,9 @@ class NetlinkLink(Link):
         self._shape_queue()
 
     def _resize(self, blocks: int) -> None:
-        netlink.resize(self.index, blocks * self._terms.block_size)
+        # With the node open nobody else can attach the index while this goes on.
+        with self._control():
+            netlink.resize(self.index, blocks * self._terms.block_size)
 
     def finish(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -119,6 +119,11 @@ def partitions(index: int) -> list[str]:
     return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
 
 
+def partition_attribute(index: int, name: str, attribute: str) -> str | None:
+    """A file of a partition (``nbd0p1``); ``start`` and ``size`` are in sectors of 512 bytes."""
+    return read(SYS_BLOCK / f"nbd{index}" / name / attribute)
+
+
 def process_of(thread: int) -> tuple[int, str] | None:
     """The process id and name of a thread, or None when it has ended or cannot be seen."""
     status = read(PROC / str(thread) / "status")
@@ -128,10 +133,14 @@ def process_of(thread: int) -> tuple[int, str] | None:
     return int(fields["Tgid"]), fields["Name"]
 
 
-def mount_points(index: int) -> list[str]:
-    """Where the file systems of a device and of its partitions are mounted, in any namespace."""
-    numbers = {os.fsencode(number) for _, number in _members(index)}
-    sources = {os.fsencode(f"/dev/{name}") for name, _ in _members(index)}
+def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Where the file systems of a device and of its partitions are mounted, in any namespace.
+
+    With ``names`` (``nbd0``, ``nbd0p1``) only of these, as in what follows.
+    """
+    members = _members(index, names)
+    numbers = {os.fsencode(number) for _, number in members}
+    sources = {os.fsencode(f"/dev/{name}") for name, _ in members}
     found: dict[str, None] = {}
     for table in _mount_tables():
         for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
@@ -143,20 +152,21 @@ def mount_points(index: int) -> list[str]:
     return list(found)
 
 
-def holders(index: int) -> list[str]:
+def holders(index: int, names: Collection[str] | None = None) -> list[str]:
     """Who uses a device or its partitions, in words that end a sentence about it."""
-    return claims(index) or _openers_in_words(index)
+    return claims(index, names) or _openers_in_words(index, names)
 
 
-def claims(index: int) -> list[str]:
+def claims(index: int, names: Collection[str] | None = None) -> list[str]:
     """Who uses a device or its partitions exclusively, in such words."""
-    found = [f"mounted at {point}" for point in mount_points(index)]
-    names = {name for name, _ in _members(index)}
+    found = [f"mounted at {point}" for point in mount_points(index, names)]
+    directories = _directories(index, names)
+    nodes = {directory.name for directory in directories}
     for line in (read(PROC / "swaps") or "").splitlines()[1:]:
         node = _unescape(os.fsencode(line.split()[0]))
-        if node.removeprefix("/dev/") in names:
+        if node.removeprefix("/dev/") in nodes:
             found.append(f"{node} is in use as swap")
-    for directory in _directories(index):
+    for directory in directories:
         for holder in sorted((directory / "holders").glob("*")):
             label = read(holder / "dm/name")
             found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
@@ -172,8 +182,8 @@ def holding_devices(index: int) -> list[str]:
     )
 
 
-def _openers_in_words(index: int) -> list[str]:
-    processes = openers(index)
+def _openers_in_words(index: int, names: Collection[str] | None) -> list[str]:
+    processes = openers(index, names)
     others = [(process, name) for process, name in processes if process != os.getpid()]
     if processes and not others:
         return ["opened by this process"]
@@ -185,9 +195,9 @@ def opened_by(process: int, name: str) -> str:
     return f"opened by process {process} ({name})"
 
 
-def openers(index: int) -> list[tuple[int, str]]:
+def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:
     """Processes that have a device or one of its partitions open: their ids and names."""
-    nodes = {f"/dev/{name}" for name, _ in _members(index)}
+    nodes = {f"/dev/{name}" for name, _ in _members(index, names)}
     found = []
     for process in processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
@@ -226,14 +236,15 @@ def _queue(index: int) -> Path:
     return SYS_BLOCK / f"nbd{index}/queue"
 
 
-def _directories(index: int) -> list[Path]:
+def _directories(index: int, names: Collection[str] | None = None) -> list[Path]:
     whole = SYS_BLOCK / f"nbd{index}"
-    return [whole, *(whole / name for name in partitions(index))]
+    every = [whole, *(whole / name for name in partitions(index))]
+    return [path for path in every if names is None or path.name in names]
 
 
-def _members(index: int) -> list[tuple[str, str]]:
+def _members(index: int, names: Collection[str] | None = None) -> list[tuple[str, str]]:
     """Name and MAJOR:MINOR of a device and of its partitions."""
-    return [(path.name, read(path / "dev") or "") for path in _directories(index)]
+    return [(path.name, read(path / "dev") or "") for path in _directories(index, names)]
 
 
 def processes() -> Iterator[Path]:

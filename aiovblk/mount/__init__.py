@@ -49,12 +49,14 @@ async def mounted(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    partitions: bool = False,
     memory_safe: bool = False,
 ) -> AsyncIterator[Mount]:
     """Mount ``device`` for the length of an ``async with`` block.
 
-    Entering means that the device is live: it can be read, and its partitions are known. Leaving
-    unmounts it, whatever the block did; an exception of the block comes out as it is.
+    Entering means that the device is live: it can be read, and the kernel has looked for partitions
+    (unless its driver was loaded with ``max_part=0``). Leaving unmounts it, whatever the block did;
+    an exception of the block comes out as it is.
 
     Args:
         device: what to serve; with ``workers``, what makes it: a class, or a function, async or
@@ -83,6 +85,11 @@ async def mounted(
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
         queue: what the kernel's requests look like; what was set before is set again at the end.
+        partitions: enter only when each partition of the table that the device has can be opened:
+            ``/dev/nbd0p1`` and so on. The kernel's own nodes are there at once, those of udev soon.
+            A device without a table, with an empty one, or with one that this kernel does not know,
+            has none. Otherwise nobody waits for nodes, and a table that could not be read is as
+            good as none. What becomes of the table later (sfdisk, a resize) is not waited for.
         memory_safe: serve although memory is short: take the thread of this event loop, and what it
             starts from now on, out of the kernel's waiting for write-back (PR_SET_IO_FLUSHER), lock
             this process's memory (mlockall), and never be killed for memory (oom_score_adj), all to
@@ -93,7 +100,9 @@ async def mounted(
         NBDUnavailableError: there is no such device, no driver, or no free device.
         DeviceBusyError: somebody else serves ``path``. On leaving: something still used the
             device; its file systems were synced before it was unmounted by force.
-        AttachError: the kernel refused the device. On leaving: its connection had been lost.
+        AttachError: the kernel refused the device; or, with ``partitions``, its table cannot be
+            read, or a node does not appear within 10 s, and the device has been unmounted again, in
+            order. On leaving: its connection had been lost.
         Error: on leaving: data could not be stored, or a handler failed.
         TypeError, ValueError: the device's declarations, or an option, cannot be.
 
@@ -108,7 +117,12 @@ async def mounted(
     if attach not in get_args(Attach):
         raise ValueError(f"attach must be one of {', '.join(get_args(Attach))}, not {attach!r}")
     mount = Mount(
-        served, attach=attach, timeout=timeout, unmount_timeout=unmount_timeout, queue=queue
+        served,
+        attach=attach,
+        timeout=timeout,
+        unmount_timeout=unmount_timeout,
+        queue=queue,
+        partitions=partitions,
     )
     if memory_safe:
         # Before anything is started, which then inherits it.
@@ -136,6 +150,7 @@ async def mount(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    partitions: bool = False,
     memory_safe: bool = False,
     task_status: TaskStatus[Mount] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -161,6 +176,7 @@ async def mount(
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
+        partitions=partitions,
         memory_safe=memory_safe,
     ) as live:
         task_status.started(live)

@@ -186,6 +186,10 @@ class WorkerLine:
         with suppress(WorkerLostError):
             await self.worker.call("resize", size)
 
+    def give_up(self, since: float) -> None:
+        """Have what has been running since then failed."""
+        self.worker.call("give_up", since)
+
     def drained(self) -> asyncio.Future[Any]:
         """Done as soon as every request that has arrived is answered."""
         return self._call("drained")

@@ -25,7 +25,7 @@ from .events import Events
 from .lines import Lines, close_all
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
-from .waiting import call, within
+from .waiting import begin, call, within
 
 logger = logging.getLogger("aiovblk")
 
@@ -34,6 +34,9 @@ Attach = Literal["auto", "ioctl", "netlink"]
 
 ATTACH_TIMEOUT = 30.0
 """Seconds for attaching, and again for the first reads to be answered."""
+
+PARTITIONS_TIMEOUT = 10.0
+"""Seconds for the nodes of partitions to appear, which take the kernel milliseconds."""
 
 REQUEST_TIMEOUT = 120.0
 """Seconds after which the kernel takes one of several connections for dead, unless told otherwise.
@@ -62,6 +65,7 @@ class Mount:
         timeout: float | None,
         unmount_timeout: float,
         queue: kernel.RequestQueue,
+        partitions: bool = False,
     ) -> None:
         self.device = served.device
         self._served = served
@@ -69,6 +73,7 @@ class Mount:
         self._timeout = timeout
         self._unmount_timeout = unmount_timeout
         self._queue = queue
+        self._partitions = partitions
         self._events = Events()
         self._claiming = asyncio.Lock()
         self._lines = Lines(self._events, self._stop)
@@ -134,30 +139,67 @@ class Mount:
         await asyncio.wait([self._life])
         self._life.result()
 
-    async def resize(self, blocks: int) -> None:
+    async def resize(self, blocks: int, *, force: bool = False) -> None:
         """Give the live device another size, and set its ``blocks``.
 
-        A file system on it does not notice by itself (resize2fs, xfs_growfs). What the kernel has
-        cached beyond a smaller size is written before.
+        Handlers are called for what is new before this returns: they must be able to by then.
+
+        A file system on it does not notice by itself (resize2fs, xfs_growfs), nor does a partition
+        table: the kernel looks at it when the device is opened next and no partition is in use.
+
+        What the kernel has cached beyond a smaller size is written before. What programs write
+        there while the device shrinks comes before, and is stored, or after, and fails: with EIO
+        where it was under way, with ENOSPC where it was not. What they leave in the page cache
+        there just then is lost, and their fsync does not tell (a kernel's block device takes it
+        for cut off). Below the new end nothing is lost.
+
+        Since Linux 6.12 the kernel takes no new requests while it waits for those in flight; if the
+        device was attached by netlink, it answers nobody else's netlink commands either, on the
+        whole machine. So after ``unmount_timeout`` seconds handlers that have been running all the
+        time are cancelled, and their requests fail with EIO.
 
         Args:
             blocks: the new number of blocks; ``block_size`` stays.
+            force: shrink although something that is in use is cut.
 
         Raises:
             ValueError: out of range.
-            OSError: the kernel refused; or it, or a worker, did not do it within
-                ``unmount_timeout``: since Linux 6.12 it waits for all requests in flight.
+            DeviceBusyError: a file system, swap, another device or a program has the device, or a
+                partition that ends beyond the new size, for itself. Nothing has been changed.
+                Mere readers and writers do not count.
+            AttachError: the device is unmounted, or about to be.
+            OSError: what is cached cannot be written, and nothing has been changed; or the kernel
+                refused; or it, or a worker, did not do it in time. Then its size is known again
+                after the next resize.
+
+        Concurrency: one at a time; others, and :meth:`unmount` without ``force``, wait.
+
+        Cancellation: the device may have either size; resize it again.
 
         """
         new_size = blocks * self.device.block_size
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")
+        async with self._claiming:
+            if self._events.stopping.done():
+                raise AttachError(errno.ENODEV, "the device is unmounted", self.path)
+            claims = kernel.Claims()
+            try:
+                if new_size < self.device.size and not force:
+                    claim = self._link.claim_beyond
+                    await call(self._unmount_timeout, claim, new_size, claims)
+                await self._resize(blocks, new_size)
+            finally:
+                # Before anybody is told, so that whoever mounts it next finds it free.
+                await asyncio.wait([begin(claims.release)], timeout=KERNEL_TIMEOUT)
+
+    async def _resize(self, blocks: int, new_size: int) -> None:
         if new_size > self.device.size:
             # The kernel may use what is new before its call returns.
             await self._resize_lines(new_size)
         else:
             await call(self._unmount_timeout, self._link.sync)
-        await call(self._unmount_timeout, self._link.resize, blocks)
+        await self._call_answered(self._link.resize, blocks)
         self.device.blocks = blocks  # it is so, whatever goes wrong from here on
         await self._resize_lines(new_size)
         self._events.feed.publish(Resized(new_size))
@@ -169,6 +211,22 @@ class Mount:
         except TimeoutError:
             reason = f"a worker has not answered for {self._unmount_timeout:g} s"
             raise TimeoutError(errno.ETIMEDOUT, reason) from None
+
+    async def _call_answered(self, step: Callable[[int], None], blocks: int) -> None:
+        """Call what waits in the kernel until all that is in flight is answered, and see to that.
+
+        Raises:
+            TimeoutError: it has not returned, though what hung was given up.
+
+        """
+        since = asyncio.get_running_loop().time()
+        calling = in_thread(step, blocks)
+        try:
+            await within(self._unmount_timeout, calling)
+        except TimeoutError:
+            logger.warning("%s: handlers that the kernel waits for are given up", self.path)
+            self._lines.give_up(since)
+            await within(self._unmount_timeout, calling)
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -242,6 +300,19 @@ class Mount:
             occur(self._events.forced)
             await self._unmount()
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
+            raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
+        if self._partitions:
+            await self._await_partitions()
+
+    async def _await_partitions(self) -> None:
+        try:
+            wait = self._link.wait_for_partitions
+            await call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, PARTITIONS_TIMEOUT)
+        except OSError as exc:
+            await self._unmount()
+            if isinstance(exc, AttachError):
+                raise
+            reason = f"its partition table cannot be read: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
     async def _open(self) -> list[socket.socket]:

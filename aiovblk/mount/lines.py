@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,6 +46,9 @@ class Line(Protocol):
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes."""
+
+    def give_up(self, since: float) -> None:
+        """Fail what has been running since then, in the loop's time; if infinite, all there is."""
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
@@ -120,6 +124,14 @@ class Lines:
         """Take requests up to this many bytes; those beyond are refused."""
         for line in self._lines:
             await line.resize(size)
+
+    def give_up(self, since: float = math.inf) -> None:
+        """Fail with EIO the requests whose handlers have been running since then, and live on.
+
+        Without ``since`` also those that wait for their turn.
+        """
+        for line in self._connected:
+            line.give_up(since)
 
     @property
     def error(self) -> BaseException | None:

@@ -87,6 +87,10 @@ class Unmounting:
         except _GivenUpError as exc:
             if str(exc) not in self.failures:
                 self.failures.append(str(exc))
+            # A resize that waits in the kernel for an answer (it freezes the queue) keeps
+            # NBD_CLEAR_SOCK and netlink waiting too, and closing is no answer.
+            self._lines.give_up()
+            await asyncio.wait([self._lines.drained()], timeout=RELEASE_TIMEOUT)
             self._lines.abort()
 
     async def _in_order(self) -> None:

@@ -124,6 +124,10 @@ class LineService:
         device.blocks = size // device.block_size
         await self._connected().resize(size)
 
+    async def give_up(self, since: float) -> None:
+        """Fail what has been running since then, in the loop's time, which all processes share."""
+        self._connected().give_up(since)
+
     async def drained(self) -> None:
         """Wait until every request that has arrived is answered."""
         await self._connected().drained()

@@ -224,6 +224,8 @@ def test_wrong_call_is_status_2_and_a_word_about_usage(
         (["mount", "aiovblk:BlockDevice"], "blocks must be at least 1, not 0"),
         (["mount", "memory:1M", "--concurrency", "0"], "concurrency must be at least 1, not 0"),
         (["mount", "memory:1M", "--handler-timeout", "0"], "handler_timeout must be a positive"),
+        (["mount", "memory:1M", "--slow-request", "0"], "slow_request must be a positive"),
+        (["mount", "memory:1M", "--timeout", "0"], "timeout must be a positive"),
         (["mount", "memory:1M", "--unmount-timeout", "-1"], "unmount_timeout must be a positive"),
         (["unmount", "/dev/null"], "/dev/null: not a block device"),
         (["unmount", "--force", "/nowhere/nbd0"], "/nowhere/nbd0: no such device"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import sys
 
@@ -209,3 +210,57 @@ async def test_connection_that_breaks_with_bytes_unread_ends_run_with_its_error(
         server.client.transport.abort()
         with pytest.raises(ConnectionResetError):
             await server.serving
+
+
+async def test_requests_that_are_given_up_fail_and_the_others_live_on() -> None:
+    device = PuppetDevice()
+    loop = asyncio.get_running_loop()
+    async with served(device) as server:
+        old = server.client.send(READ, 0, 512)
+        hanging = await device.calls.get()
+        since = loop.time()
+        await asyncio.sleep(0.002)  # uvloop's clock counts milliseconds
+        young = server.client.send(READ, 512, 512)
+        call = await device.calls.get()
+        server.dispatcher.give_up(since)
+        assert await server.client.reply() == (old, errno.EIO, b"")
+        assert hanging.result.cancelled()
+        call.succeed(b"\x77" * 512)
+        assert await server.client.reply() == (young, 0, b"\x77" * 512)
+
+
+async def test_requests_that_wait_for_their_turn_can_be_given_up_too() -> None:
+    device = PuppetDevice()
+    async with served(device, concurrency=1) as server:
+        cookies = {server.client.send(READ, 0, 512) for _ in range(3)}
+        await server.accepted()
+        await device.calls.get()
+        server.dispatcher.give_up()
+        replies = [await server.client.reply() for _ in cookies]
+        assert {(reply.cookie, reply.error) for reply in replies} == {
+            (cookie, errno.EIO) for cookie in cookies
+        }
+        assert device.calls.empty()
+        server.client.send(READ, 0, 512)
+        (await device.calls.get()).succeed(bytes(512))
+        assert (await server.client.reply()).error == 0
+
+
+async def test_handler_that_ignores_being_given_up_is_waited_for() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    class Stubborn(PuppetDevice):
+        async def read(self, offset: int, length: int) -> bytes:
+            begun.set()
+            while not ended.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await ended.wait()
+            return bytes(length)
+
+    async with served(Stubborn()) as server:
+        server.client.send(READ, 0, 512)
+        await begun.wait()
+        server.dispatcher.give_up()
+        await asyncio.sleep(0)
+        ended.set()
+        assert (await server.client.reply()).error == 0

@@ -1,0 +1,120 @@
+"""The partitions of a device that has just been attached, and of one that is detached.
+
+Tables are the kernel's affair: it scans the device at the first open after an attach or a resize
+(GD_NEED_PART_SCAN), before that open() returns, or when BLKRRPART tells it to, before that returns
+(bdev_disk_changed in the kernel's block/partitions/core.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+from ..errors import AttachError, DeviceBusyError
+from . import sysfs
+from .ioctl import Ioctl, ioctl
+
+POLL = 0.01  # seconds between tries, and between looks at /dev
+
+
+def wait_for_nodes(index: int, path: str, seconds: float) -> None:
+    """Wait until each partition of an attached device that has been opened can be opened too.
+
+    Blocks. Where the open has found none it has the device scanned again: the driver may have been
+    loaded with ``max_part=0``, which leaves scans out, or somebody else's open may have been one
+    moment too early.
+
+    Args:
+        index: N of /dev/nbdN.
+        path: the node of the device.
+        seconds: for others to let go of the device, and for the nodes to appear.
+
+    Raises:
+        DeviceBusyError: others keep the device from being scanned.
+        AttachError: the node of a partition is missing; the message says what to do about it.
+        OSError: the server has not let the kernel read its table.
+
+    """
+    deadline = time.monotonic() + seconds
+    while not sysfs.partitions(index):
+        if _scan(path):
+            break
+        if time.monotonic() > deadline:
+            users = sysfs.holders(index)
+            reason = "it is in use, so the kernel cannot scan it for partitions"
+            raise DeviceBusyError(
+                errno.EBUSY, reason + "".join(f"; {user}" for user in users), path, users
+            )
+        time.sleep(POLL)
+    for name in sysfs.partitions(index):
+        while problem := _problem(index, name):
+            if time.monotonic() > deadline:
+                raise AttachError(errno.ENODEV, _what_to_do(index, name, problem), path)
+            time.sleep(POLL)
+
+
+def forget(index: int, path: str) -> None:
+    """Have the kernel drop the partitions of a detached device; they would stay until its next.
+
+    Raises:
+        OSError: it is in use, or gone.
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # Not where the open has done it, since another program may have attached it meanwhile.
+        if sysfs.partitions(index) and sysfs.size(index) == 0:
+            ioctl(fd, Ioctl.BLKRRPART)
+    finally:
+        os.close(fd)
+
+
+def _scan(path: str) -> bool:
+    """Have the kernel scan a device; false when somebody keeps it from that.
+
+    Raises:
+        OSError: the table cannot be read.
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ioctl(fd, Ioctl.BLKRRPART)
+        # Before Linux 6.10 that succeeds although nothing could be read.
+        os.pread(fd, 512, 0)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _problem(index: int, name: str) -> str | None:
+    """Why the node of a partition cannot be used yet."""
+    node = f"/dev/{name}"
+    number = sysfs.partition_attribute(index, name, "dev")
+    if number is None:
+        return None  # it was dropped meanwhile: somebody has changed the table
+    try:
+        status = os.stat(node)
+        if f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" != number:
+            return "is another device's"
+        if not stat.S_ISBLK(status.st_mode):
+            return "is no block device"
+        os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "does not appear"
+    except OSError as exc:
+        return f"cannot be opened ({exc.strerror})"
+    return None
+
+
+def _what_to_do(index: int, name: str, problem: str) -> str:
+    number = (sysfs.partition_attribute(index, name, "dev") or "MAJOR:MINOR").replace(":", " ")
+    return (
+        f"the device has a partition {name}, but /dev/{name} {problem}; in a container nodes do not"
+        f" appear by themselves: `mknod /dev/{name} b {number}`"
+    )
