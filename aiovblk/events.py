@@ -40,8 +40,24 @@ class ConnectionLost(Event):
     connection: int
     """Which, counted from 1."""
     connections: int
-    """How many the device was attached with. With one, that is the end of the mount."""
+    """How many the device was attached with. If all of them are lost, that is the end of the mount.
+    """
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRestored(Event):
+    """A connection that was lost is made again; what was in flight on it is sent again."""
+
+    connection: int
+    """Which, counted from 1."""
+    connections: int
+    """How many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detached(Event):
+    """The device was left attached, for another server to go on. The last event but one."""
 
 
 @dataclass(frozen=True, slots=True)

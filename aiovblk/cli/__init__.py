@@ -34,7 +34,8 @@ CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(words, Namespace(words=words))
     logging.basicConfig(
         level=logging.DEBUG if parsed.verbose else logging.WARNING, format="aiovblk: %(message)s"
     )
@@ -98,6 +99,7 @@ def _add_mount(parser: ArgumentParser) -> None:
     )
     _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
+    _add_surviving(parser)
     parser.add_argument(
         "--partitions",
         action="store_true",
@@ -204,6 +206,27 @@ def _add_workers(parser: ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="processes that serve together, each with what SPEC names for itself",
+    )
+
+
+def _add_surviving(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--identity",
+        metavar="NAME",
+        help="what the device is known by; one of that name whose server is gone is taken over",
+    )
+    parser.add_argument(
+        "--survive",
+        type=float,
+        metavar="SECONDS",
+        help="for how long whoever uses the device waits for another server of its identity, "
+        "should this one be killed (default: not at all)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="take the device over from the server that it has, which hands it over and ends; "
+        "a server does that by itself, to its own command line, when it gets SIGUSR2",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from ..kernel import liveness, sysfs, told
+from ..kernel import liveness, locks, sysfs, told
 from ..kernel.liveness import State
 
 
@@ -20,8 +20,8 @@ class Attached:
         block_size: bytes of a logical block.
         read_only, rotational: what the kernel takes it for.
         flags: the transmission flags that the kernel was told, by the specification's names.
-        server_pid, server_name: the process of the thread that attached it; of a device that was
-            attached by netlink it may have ended while the device lives.
+        server_pid, server_name: the process that attached it, or has taken it over; None when it
+            has ended, or cannot be seen.
         state: whether somebody serves it; :class:`~aiovblk.kernel.liveness.State` has the meanings.
         identity: what a server named it, to come back to it; attached by netlink only.
         in_flight: requests that the kernel waits for.
@@ -54,8 +54,7 @@ def attached() -> list[Attached]:
 
 
 def _look_at(index: int) -> Attached:
-    thread = sysfs.server_thread(index)
-    process = sysfs.process_of(thread) if thread is not None else None
+    process = locks.server(index)
     server_pid, server_name = process or (None, None)
     return Attached(
         index=index,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ from ..errors import DeviceBusyError
 from ..events import SlowRequest
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
-from . import notify
+from .notify import Notifier
 from .running import until_signal
 from .spec import device_for_worker, device_of
 
@@ -52,18 +54,57 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
                 read_ahead_kb=arguments.read_ahead_kb,
                 scheduler=arguments.scheduler,
             ),
+            identity=arguments.identity,
+            survive=arguments.survive,
+            replace=arguments.replace,
             partitions=arguments.partitions,
             memory_safe=arguments.memory_safe,
         ) as mount,
     ):
         live.set_result(mount)
+        upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
-        notify.ready(f"serving {mount.path}")
         telling = asyncio.create_task(_tell_of_slow_requests(mount))
         try:
             await mount.wait()
         finally:
             telling.cancel()
+        upgrade.end()
+
+
+class Upgrade:
+    """At SIGUSR2, this command is started again, and handed the device.
+
+    Args:
+        words: what this command was called with.
+        mount: the device.
+        notifier: tells systemd which process is the service.
+
+    """
+
+    def __init__(self, words: list[str], mount: Mount, notifier: Notifier) -> None:
+        self._words = words
+        self._mount = mount
+        self._notifier = notifier
+        self._successor: int | None = None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, self._begin)
+        notifier.ready(f"serving {mount.path}")
+
+    def end(self) -> None:
+        """The device is unmounted, or handed over."""
+        if self._successor is not None:
+            self._notifier.replaced(self._successor)
+
+    def _begin(self) -> None:
+        if self._mount.identity is None:
+            reason = "SIGUSR2: there is no --identity by which a successor could find the device"
+            print(f"aiovblk: {reason}", file=sys.stderr, flush=True)
+            return
+        if self._successor is not None and os.waitpid(self._successor, os.WNOHANG) == (0, 0):
+            return  # it is still at it
+        replace = [] if "--replace" in self._words else ["--replace"]
+        command = [sys.executable, "-m", "aiovblk", *self._words, *replace]
+        self._successor = os.posix_spawn(sys.executable, command, self._notifier.environment)
 
 
 async def _tell_of_slow_requests(mount: Mount) -> None:

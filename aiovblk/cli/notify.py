@@ -1,23 +1,44 @@
-"""Telling systemd that a device can be used (sd_notify(3))."""
+"""Telling systemd how a service fares (sd_notify(3))."""
 
 from __future__ import annotations
 
 import os
 import socket
 
+_VARIABLE = "NOTIFY_SOCKET"
 
-def ready(status: str) -> None:
-    """Say so, where a unit of ``Type=notify`` has started this program; does nothing elsewhere.
 
-    Args:
-        status: what `systemctl status` is to show.
+class Notifier:
+    """Tells systemd, where a unit of ``Type=notify`` has started this program; else nobody."""
 
-    """
-    address = os.environ.pop("NOTIFY_SOCKET", "")  # it is not for our children
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(address)
-        sock.send(f"READY=1\nSTATUS={status}".encode())
+    def __init__(self) -> None:
+        # It is not for our children, or only for one that is to take our place.
+        self._address = os.environ.pop(_VARIABLE, "")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a successor has to have in its environment."""
+        return os.environ | ({_VARIABLE: self._address} if self._address else {})
+
+    def ready(self, status: str) -> None:
+        """The service can be used.
+
+        Args:
+            status: what `systemctl status` is to show.
+
+        """
+        self._tell(f"READY=1\nSTATUS={status}")
+
+    def replaced(self, process: int) -> None:
+        """Another process is the service from now on."""
+        self._tell(f"MAINPID={process}")
+
+    def _tell(self, message: str) -> None:
+        if not self._address:
+            return
+        address = self._address
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            sock.send(message.encode())

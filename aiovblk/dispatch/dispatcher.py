@@ -119,9 +119,17 @@ class Dispatcher:
         self.last_reply = self._loop.time()
         self._when_idle: list[asyncio.Future[None]] = []
 
-    async def connect(self, sock: socket.socket) -> None:
-        """Take over a connected Unix stream socket; :meth:`run` then serves it."""
-        _, stream = await self._loop.create_unix_connection(StreamProtocol, sock=sock)
+    async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
+        """Take over a connected Unix stream socket; :meth:`run` then serves it.
+
+        Args:
+            sock: the server's end.
+            received: what another server has received on it and left, as :meth:`detach` tells.
+
+        """
+        stream = StreamProtocol()
+        stream.reader.feed_data(received)
+        await self._loop.create_unix_connection(lambda: stream, sock=sock)
         self.use(stream)
 
     def use(self, stream: StreamProtocol) -> None:
@@ -164,6 +172,30 @@ class Dispatcher:
         else:
             idle.set_result(None)
         return idle
+
+    async def pause(self) -> None:
+        """Take no request any more; returns once all that were taken are answered.
+
+        :meth:`run` must have been cancelled before.
+        """
+        self._stream.transport.pause_reading()
+        await self.drained()
+        await self._stream.written()
+
+    def resume(self) -> None:
+        """Take requests again: :meth:`run` may go on."""
+        self._stream.transport.resume_reading()
+
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Let go of the socket, after :meth:`pause`; the client notices nothing.
+
+        Returns:
+            The socket, and what was received of requests that were not taken.
+
+        """
+        self._running.stop_watching()
+        descriptor, received = self._stream.detach()
+        return socket.socket(fileno=descriptor), received
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""

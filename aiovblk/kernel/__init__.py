@@ -1,11 +1,27 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
-from . import memory, sysfs
-from .choice import attach
-from .link import Link
+from . import locks, memory, sysfs
+from .choice import adopt, attach, find, taken_over
+from .link import Link, NetlinkLink
 from .outside import unmount
+from .pairs import socket_pair
 from .queue import RequestQueue
 from .shrinking import Claims
 from .terms import Terms
 
-__all__ = ["Claims", "Link", "RequestQueue", "Terms", "attach", "memory", "sysfs", "unmount"]
+__all__ = [
+    "Claims",
+    "Link",
+    "NetlinkLink",
+    "RequestQueue",
+    "Terms",
+    "adopt",
+    "attach",
+    "find",
+    "locks",
+    "memory",
+    "socket_pair",
+    "sysfs",
+    "taken_over",
+    "unmount",
+]

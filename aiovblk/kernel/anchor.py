@@ -1,4 +1,4 @@
-"""A thread that attaches a device by netlink, and stays for as long as it is attached.
+"""A thread that attaches a device by netlink, or takes one over, and stays for as long as it lasts.
 
 The kernel needs it no longer, but /sys names it as the one who did: so everybody can see which
 process serves a device, and whether it still lives. Meanwhile it hears when connections die.
@@ -15,7 +15,6 @@ from contextlib import closing, suppress
 
 from ..threads import in_thread
 from . import netlink
-from .terms import Terms
 from .watchdog import watchdog
 
 
@@ -23,35 +22,47 @@ class Anchor:
     """One attachment by netlink, watched over from before it is made.
 
     Args:
-        index: N of /dev/nbdN; None for any that is free.
-        terms: what the kernel has to know.
+        attach: called in the anchor's thread; returns N of /dev/nbdN.
+        survive: seconds for which the device is to outlive this process.
 
     Raises:
-        OSError: as :func:`aiovblk.kernel.netlink.connect`.
+        OSError: as ``attach``.
 
     Attributes:
         index: N of /dev/nbdN.
-        on_death: called in the anchor's thread when all connections have died, and nobody has
-            asked for it.
+        on_death: called in the anchor's thread when a connection has died, and nobody has asked for
+            it.
 
     """
 
-    def __init__(self, index: int | None, terms: Terms) -> None:
+    def __init__(self, attach: Callable[[], int], survive: float) -> None:
         self.on_death: Callable[[], None] = lambda: None
+        self._survive = survive
         self._ended = threading.Event()
         self._released, self._release = os.pipe2(os.O_CLOEXEC)
         self._guard = threading.Lock()
         self._thread = 0
         attached: Future[int] = Future()
-        in_thread(self._stay, index, terms, attached)
+        in_thread(self._stay, attach, attached)
         try:
             self.index = attached.result()
         except BaseException:
             self.release()
             raise
 
-    def release(self) -> None:
-        """Let the thread end, the device being disconnected. Does nothing the second time."""
+    def watch(self, signature: str) -> None:
+        """Tell the watchdog with what the lock of the device was signed."""
+        watchdog.watch(self._thread, self.index, self._survive, signature)
+
+    def release(self, *, leave: bool = False) -> None:
+        """Let the thread end. Does nothing the second time.
+
+        Args:
+            leave: the device is not disconnected, but left to whoever comes for it.
+
+        """
+        if leave:
+            watchdog.leave(self._thread)
         with self._guard:
             if self._release >= 0:
                 os.close(self._release)
@@ -59,15 +70,15 @@ class Anchor:
         if threading.get_native_id() != self._thread:
             self._ended.wait()
 
-    def _stay(self, index: int | None, terms: Terms, attached: Future[int]) -> None:
+    def _stay(self, attach: Callable[[], int], attached: Future[int]) -> None:
         self._thread = threading.get_native_id()
         try:
             watchdog.expect(self._thread)
             with closing(netlink.Deaths()) as deaths:
-                found = _connect(index, terms)
-                watchdog.watch(self._thread, found)
-                attached.set_result(found)
-                self._hear(deaths, found, len(terms.sockets))
+                index = attach()
+                watchdog.watch(self._thread, index, self._survive)
+                attached.set_result(index)
+                self._hear(deaths, index)
         except BaseException as exc:
             if attached.done():
                 raise
@@ -77,23 +88,11 @@ class Anchor:
             os.close(self._released)
             self._ended.set()
 
-    def _hear(self, deaths: netlink.Deaths, index: int, alive: int) -> None:
+    def _hear(self, deaths: netlink.Deaths, index: int) -> None:
         poll = select.poll()
         poll.register(deaths, select.POLLIN)
         poll.register(self._released, select.POLLIN)
         while all(fd != self._released for fd, _ in poll.poll()):
             with suppress(OSError):  # ENOBUFS: too many at once; those of others, most likely
-                alive -= deaths.read().count(index)
-                if alive == 0:
+                if index in deaths.read():
                     self.on_death()
-
-
-def _connect(index: int | None, terms: Terms) -> int:
-    return netlink.connect(
-        index,
-        terms.sockets,
-        size=terms.block_size * terms.blocks,
-        block_size=terms.block_size,
-        flags=terms.flags,
-        timeout=terms.timeout,
-    )

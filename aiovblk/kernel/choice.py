@@ -9,24 +9,22 @@ probe: it freezes the device's queue before it looks whose the device is (nbd_ad
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
-from . import netlink, sysfs
+from ..protocol.constants import TransmissionFlag
+from . import liveness, locks, netlink, sysfs
 from .anchor import Anchor
 from .link import POLL, IoctlLink, Link, NetlinkLink, busy
 from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
-
-LOCKS = Path("/run/aiovblk")
 
 # Seconds for which a device that somebody is just letting go of is tried again: udev probes a
 # device that was detached, and its old configuration lives until the last user closes it.
@@ -86,6 +84,95 @@ def _orphaned(index: int, path: str) -> DeviceBusyError:
     holders = sysfs.holders(index)
     reason = "attached by a program that has ended" + "".join(f", {each}" for each in holders)
     return DeviceBusyError(errno.EBUSY, f"{reason}; unmount it, or choose another", path, holders)
+
+
+def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
+    """Take over the device of an identity whose server is gone; blocks, for seconds at most.
+
+    No request comes before :meth:`~aiovblk.kernel.link.Link.offer` has been called.
+
+    Args:
+        path: where it has to be, or None.
+        terms: as it was attached; sockets there are none.
+
+    Returns:
+        None where there is no such device.
+
+    Raises:
+        DeviceBusyError: it has a server, or is another one than ``path``.
+        AttachError: it differs from what it is to be served with.
+
+    """
+    index = find(path, terms.identity)
+    if index is None:
+        return None
+    node = f"/dev/nbd{index}"
+    lock = _lock_of_lost(index, node)
+    try:
+        _check_same(index, node, terms)
+        return taken_over(index, node, lock, terms)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def find(path: str | None, identity: str | None) -> int | None:
+    """The device that was attached with an identity, if there is one.
+
+    Raises:
+        DeviceBusyError: it is not ``path``.
+
+    """
+    for index in sysfs.indices():
+        if identity is not None and liveness.identity(index) == identity:
+            if path is not None and resolve(path) != index:
+                holder = f"{identity!r} is attached at /dev/nbd{index}"
+                raise DeviceBusyError(errno.EBUSY, f"{holder}; mount it there", path, [holder])
+            return index
+    return None
+
+
+def taken_over(index: int, path: str, lock: int, terms: Terms) -> NetlinkLink:
+    """A link to a device that is attached already; its lock is ours."""
+    return NetlinkLink(Anchor(lambda: index, terms.survive), path, lock, terms)
+
+
+def _lock_of_lost(index: int, path: str) -> int:
+    """The lock of a device, once its server is gone, which may just be on its way out."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock = _lock(index, path)
+        except DeviceBusyError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if not liveness.connections()[index]:
+                return lock
+            os.close(lock)
+            if time.monotonic() > deadline:
+                reason = "it still has a server, which does not use this library or this /run"
+                raise DeviceBusyError(errno.EBUSY, reason, path, [reason])
+        time.sleep(POLL)
+
+
+def _check_same(index: int, path: str, terms: Terms) -> None:
+    wanted = {
+        "bytes": terms.block_size * terms.blocks,
+        "bytes in a block": terms.block_size,
+    }
+    found = {"bytes": sysfs.size(index), "bytes in a block": sysfs.block_size(index)}
+    for what, number in wanted.items():
+        if found[what] != number:
+            raise AttachError(
+                errno.EINVAL,
+                f"{terms.identity!r} is attached with {found[what]} {what}, and this device has"
+                f" {number}; serve the same one, or `aiovblk unmount` it first",
+                path,
+            )
+    if terms.flags & TransmissionFlag.READ_ONLY and not sysfs.is_read_only(index):
+        reason = f"{terms.identity!r} is attached for writing, and this device cannot be written"
+        raise AttachError(errno.EROFS, reason, path)
 
 
 class _SoonFreeError(DeviceBusyError):
@@ -204,7 +291,7 @@ def _connect_any(terms: Terms) -> Link:
 
 def _anchor(index: int | None, terms: Terms) -> Anchor:
     try:
-        return Anchor(index, terms)
+        return Anchor(partial(_connect_now, index, terms), terms.survive)
     except FileNotFoundError as exc:
         raise AttachError(
             errno.ENOENT,
@@ -213,29 +300,31 @@ def _anchor(index: int | None, terms: Terms) -> Anchor:
         ) from exc
 
 
+def _connect_now(index: int | None, terms: Terms) -> int:
+    return netlink.connect(
+        index,
+        terms.sockets,
+        size=terms.block_size * terms.blocks,
+        block_size=terms.block_size,
+        flags=terms.flags,
+        timeout=terms.timeout,
+        dead_conn_timeout=terms.dead_conn_timeout,
+        identity=terms.identity,
+    )
+
+
 def _lock(index: int, path: str) -> int:
-    # In a directory that only root can write to: in /run/lock anybody could take all locks.
     try:
-        LOCKS.mkdir(mode=0o755, exist_ok=True)
-        file = LOCKS / f"nbd{index}.lock"
-        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as exc:
-        if exc.errno == errno.EACCES:
-            raise _explained(exc, index, path) from exc
-        # No /run (a minimal container): the other two checks have to do.
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return locks.take(index)
     except BlockingIOError:
-        os.close(lock)
         raise _served(index, path) from None
-    return lock
+    except PermissionError as exc:
+        raise _explained(exc, index, path) from exc
 
 
 def _served(index: int, path: str) -> DeviceBusyError:
     """Why a device cannot be attached."""
-    thread = sysfs.server_thread(index)
-    process = sysfs.process_of(thread) if thread is not None else None
+    process = locks.server(index)
     if process is None:
         return _SoonFreeError(errno.EBUSY, "the device is just being attached or detached", path)
     holder = f"served by process {process[0]} ({process[1]})"

@@ -9,24 +9,33 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 
 from ..errors import DeviceBusyError
 from ..threads import in_thread
-from . import netlink, partitions, queue, sysfs
+from . import locks, netlink, partitions, queue, sysfs
 from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
+from .pairs import socket_pair
 from .shrinking import Claims, claim_beyond
 from .terms import Terms
 
 logger = logging.getLogger("aiovblk")
 
 POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
+
+REPLAY_AFTER = 1000
+"""Milliseconds between looks at a request whether it has to be sent again on another connection.
+The kernel rounds them up to whole seconds, and logs each request that takes longer."""
+
+DEFAULT_IO_TIMEOUT = "30000"
+"""Milliseconds; what it is in a new queue (30 * HZ in blk_mq_init_allocated_queue)."""
 
 
 class Link(ABC):
@@ -86,6 +95,27 @@ class Link(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Have :attr:`ended` come, our ends of the sockets being closed."""
+
+    def offer(self, seconds: float) -> socket.socket | None:
+        """Offer the kernel a connection in place of one that is dead.
+
+        Args:
+            seconds: for which to wait until one is.
+
+        Returns:
+            The server's end of it, on which requests come at once; None where none is dead.
+
+        Raises:
+            OSError: the device is no longer attached, or its connections cannot be replaced.
+
+        """
+        raise OSError(errno.EOPNOTSUPP, "a device that was attached by ioctl ends with it")
+
+    def forsake(self) -> None:
+        """Let go of a device that this process will not serve any more, nor unmount."""
+        self.finish()
+        self.close()
+        self.wait_until_free(0)
 
     def _shape_queue(self) -> None:
         """Set what requests look like; waits until none is in flight."""
@@ -219,8 +249,14 @@ class Link(ABC):
 
         """
         free = wait_until_free(self.index, seconds)
-        os.close(self._lock)
+        self._unlock()
         return free
+
+    def _unlock(self) -> None:
+        with self._guard:
+            lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     @contextmanager
     def _control(self) -> Iterator[int]:
@@ -318,18 +354,75 @@ class NetlinkLink(Link):
 
     The kernel keeps a device whose server has died, and what is in flight hangs. So it is told to
     disconnect with the last close of the node, which we have open; and for those who have it open
-    beside us, a watchdog disconnects it.
+    beside us, a watchdog disconnects it. A device that is to survive its server waits for another
+    one before, and is not told.
+
+    A connection that is lost can be replaced, by this process or by another one after it. What was
+    in flight on it is sent again when its timer goes off next: the kernel looks then whether the
+    connection is still the same (nbd_xmit_timeout). So that timer is short where it does no more
+    than that: with one connection, and no timeout.
+
+    Attributes:
+        is_served: tells whether there is somebody who will notice that a connection has died.
+
     """
 
     def __init__(self, anchor: Anchor, path: str, lock: int, terms: Terms) -> None:
         """Take over a device that is attached."""
         super().__init__(anchor.index, path, lock, terms)
         self.ended = Future()
+        self.is_served: Callable[[], bool] = lambda: True
         self._anchor = anchor
-        anchor.on_death = self._end
+        anchor.on_death = self._on_death
+        anchor.watch(locks.signature(lock))
+        if terms.survive:
+            # Whatever it was before (a predecessor may have set it): the kernel's default.
+            self._queue_before["io_timeout"] = DEFAULT_IO_TIMEOUT
+            if len(terms.sockets) == 1 and not terms.timeout:
+                queue.change(self.index, self._queue_before, io_timeout=REPLAY_AFTER)
 
     def start(self) -> None:
         """It has begun."""
+
+    def offer(self, seconds: float) -> socket.socket | None:
+        """Offer the kernel a connection in place of one that is dead."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ours, theirs = socket_pair()
+            try:
+                if netlink.offer(self.index, self._terms.identity, ours, theirs):
+                    return ours
+            except BaseException:
+                ours.close()
+                raise
+            ours.close()
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL)  # it may not know yet that one has died
+
+    def forsake(self) -> None:
+        """Let go; a device that is to survive waits for another server from now on."""
+        if self._terms.survive:
+            self.leave()
+        else:
+            super().forsake()
+
+    @property
+    def lock(self) -> int:
+        """The descriptor of the lock of its index, to be handed on."""
+        return self._lock
+
+    def leave(self) -> None:
+        """Close the device, and leave it attached: to another server, or to its time's end."""
+        with self._guard:
+            fd, self._fd = self._fd, -1
+            self._closed = True
+        for each in (self._claim, fd):
+            if each is not None and each >= 0:
+                os.close(each)
+        self._anchor.release(leave=True)
+        self._unlock()
+        self._end()
 
     def _open_live(self) -> None:
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -339,20 +432,28 @@ class NetlinkLink(Link):
         if fd >= 0:  # opened too late
             os.close(fd)
             return
-        # Not before: with this flag anybody's last close would have disconnected it.
-        netlink.set_client_flags(self.index, netlink.ClientFlag.DISCONNECT_ON_CLOSE)
+        flags = netlink.ClientFlag(0)
+        if not self._terms.survive:
+            # Not before: with this flag anybody's last close would have disconnected it.
+            flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
+        netlink.reconfigure(self.index, self._terms.identity, client_flags=flags)
         self._shape_queue()
 
     def _resize(self, blocks: int) -> None:
+        size = blocks * self._terms.block_size
         # With the node open nobody else can attach the index while this goes on.
         with self._control():
-            netlink.resize(self.index, blocks * self._terms.block_size)
+            netlink.reconfigure(self.index, self._terms.identity, size=size)
 
     def finish(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""
         netlink.disconnect(self.index)
         self._anchor.release()
         self._end()
+
+    def _on_death(self) -> None:
+        if not self.is_served():
+            self._end()
 
     def _end(self) -> None:
         with suppress(InvalidStateError):

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from enum import StrEnum
 
-from . import sysfs
+from . import locks, sysfs
 
 _RECEIVER = re.compile(r"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
 _KTHREADD = "2"  # the process id of the parent of all threads of the kernel
@@ -40,8 +40,7 @@ def state(index: int) -> State:
     """What has become of a device that is attached."""
     if connections()[index]:
         return State.ALIVE
-    thread = sysfs.server_thread(index)
-    is_there = thread is not None and sysfs.process_of(thread) is not None
+    is_there = locks.server(index) is not None
     if not sees_kernel_threads():
         return State.ALIVE if is_there else State.UNKNOWN
     return State.LOST if is_there or identity(index) is not None else State.DEAD
@@ -60,4 +59,4 @@ def sees_kernel_threads() -> bool:
 
 def identity(index: int) -> str | None:
     """What a server that attached a device by netlink named it, for one that comes back to it."""
-    return sysfs.attribute(index, "backend")
+    return sysfs.attribute(index, "backend") or None  # the file is there even if it has no name

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,8 @@ class Attribute(IntEnum):
     SERVER_FLAGS = 5
     CLIENT_FLAGS = 6
     SOCKETS = 7
+    DEAD_CONN_TIMEOUT = 8
+    BACKEND_IDENTIFIER = 10
 
 
 SOCK_ITEM = 1
@@ -90,6 +93,8 @@ def connect(
     block_size: int,
     flags: int,
     timeout: int,
+    dead_conn_timeout: int = 0,
+    identity: str | None = None,
 ) -> int:
     """Attach a device; requests come at once.
 
@@ -100,6 +105,8 @@ def connect(
         block_size: bytes.
         flags: the NBD specification's transmission flags.
         timeout: seconds after which a connection that does not answer is given up; 0 for none.
+        dead_conn_timeout: seconds for which requests wait when no connection is left; 0 fails them.
+        identity: what :func:`reconfigure` has to repeat; /sys tells it (``backend``).
 
     Returns:
         The index.
@@ -109,53 +116,82 @@ def connect(
             where this network namespace has no NBD family.
 
     """
-    items = b"".join(
-        _attribute(SOCK_ITEM | NLA_F_NESTED, _number(SOCK_FD, sock, 4)) for sock in sockets
-    )
     attributes = [
         _number(Attribute.SIZE_BYTES, size, 8),
         _number(Attribute.BLOCK_SIZE_BYTES, block_size, 8),
         _number(Attribute.SERVER_FLAGS, flags, 8),
-        _attribute(Attribute.SOCKETS | NLA_F_NESTED, items),
+        _sockets(sockets),
+        *_identity(identity),
     ]
     if timeout:
         attributes.append(_number(Attribute.TIMEOUT, timeout, 8))
+    if dead_conn_timeout:
+        attributes.append(_number(Attribute.DEAD_CONN_TIMEOUT, dead_conn_timeout, 8))
     if index is not None:
         attributes.append(_number(Attribute.INDEX, index, 4))
     answer = _command(Command.CONNECT, *attributes)
     return int(_NUMBER[4].unpack(dict(_attributes(answer))[Attribute.INDEX])[0])
 
 
-def resize(index: int, size: int) -> None:
-    """Change the size of a device that was attached by netlink.
+def reconfigure(
+    index: int,
+    identity: str | None,
+    *,
+    size: int | None = None,
+    client_flags: ClientFlag | None = None,
+    dead_conn_timeout: int | None = None,
+    sockets: Sequence[int] = (),
+) -> None:
+    """Change what is given, of a device that was attached by netlink.
 
     Args:
         index: N of /dev/nbdN.
+        identity: what it was attached with, and None without one.
         size: bytes.
+        client_flags: how the kernel is to treat it.
+        dead_conn_timeout: as for :func:`connect`.
+        sockets: each in place of one that is dead. Where none is, the kernel drops it without a
+            word (nbd_reconnect_socket).
 
     Raises:
-        OSError: as for :func:`disconnect`.
+        OSError: EINVAL where the identity is another or nothing is attached by netlink; else as
+            for :func:`disconnect`.
 
     """
-    _command(
-        Command.RECONFIGURE,
-        _number(Attribute.INDEX, index, 4),
-        _number(Attribute.SIZE_BYTES, size, 8),
-    )
+    attributes = [_number(Attribute.INDEX, index, 4), *_identity(identity)]
+    if size is not None:
+        attributes.append(_number(Attribute.SIZE_BYTES, size, 8))
+    if client_flags is not None:
+        attributes.append(_number(Attribute.CLIENT_FLAGS, client_flags, 8))
+    if dead_conn_timeout is not None:
+        attributes.append(_number(Attribute.DEAD_CONN_TIMEOUT, dead_conn_timeout, 8))
+    if sockets:
+        attributes.append(_sockets(sockets))
+    _command(Command.RECONFIGURE, *attributes)
 
 
-def set_client_flags(index: int, flags: ClientFlag) -> None:
-    """Say how the kernel is to treat a device that was attached by netlink.
+def offer(index: int, identity: str | None, ours: socket.socket, theirs: socket.socket) -> bool:
+    """Offer a device a connection in place of one that is dead.
+
+    Args:
+        index: N of /dev/nbdN.
+        identity: as for :func:`reconfigure`.
+        ours: the server's end of a socket pair.
+        theirs: the kernel's end, which is closed here.
+
+    Returns:
+        Whether the kernel has taken it. If so requests come at once; if not, no connection is dead.
 
     Raises:
-        OSError: as for :func:`disconnect`.
+        OSError: as for :func:`reconfigure`.
 
     """
-    _command(
-        Command.RECONFIGURE,
-        _number(Attribute.INDEX, index, 4),
-        _number(Attribute.CLIENT_FLAGS, flags, 8),
-    )
+    with theirs:
+        reconfigure(index, identity, sockets=[theirs.fileno()])
+    # That end is gone now unless the kernel has it.
+    poll = select.poll()
+    poll.register(ours, select.POLLRDHUP)
+    return not poll.poll(0)
 
 
 def disconnect(index: int, timeout: float = TIMEOUT) -> None:
@@ -279,6 +315,17 @@ def _reason(number: int, flags: int, body: bytes) -> str:
         if said:
             reason += f" ({said.rstrip(bytes(1)).decode(errors='replace')})"
     return reason
+
+
+def _sockets(sockets: Sequence[int]) -> bytes:
+    items = [_attribute(SOCK_ITEM | NLA_F_NESTED, _number(SOCK_FD, sock, 4)) for sock in sockets]
+    return _attribute(Attribute.SOCKETS | NLA_F_NESTED, b"".join(items))
+
+
+def _identity(identity: str | None) -> list[bytes]:
+    if identity is None:
+        return []
+    return [_attribute(Attribute.BACKEND_IDENTIFIER, identity.encode() + b"\0")]
 
 
 def _number(kind: int, value: int, size: int) -> bytes:

@@ -20,6 +20,10 @@ class Terms:
         timeout: seconds after which the kernel gives up a connection that does not answer a
             request; 0 for its default, which is never for one, and 30 for several.
         queue: what requests are to look like.
+        dead_conn_timeout: seconds for which requests wait when no connection is left, before they
+            fail; by netlink only.
+        survive: seconds for which the device outlives its server; by netlink only.
+        identity: what to know it by then.
 
     """
 
@@ -29,3 +33,6 @@ class Terms:
     flags: int
     timeout: int
     queue: RequestQueue
+    dead_conn_timeout: int = 0
+    survive: float = 0
+    identity: str | None = None

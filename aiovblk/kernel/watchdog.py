@@ -2,11 +2,13 @@
 
 The kernel keeps a device that was attached by netlink when its server dies, and whoever waits for
 it hangs, immune to SIGKILL. Nobody else would free it. (One that was attached by ioctl goes with
-the thread in NBD_DO_IT.)
+the thread in NBD_DO_IT.) One that is to survive its server gets so many seconds for another to
+come.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from . import sysfs
+from . import locks, sysfs
 
 _PROGRAM = Path(__file__).with_name("watchdog_main.py")
 
@@ -30,31 +32,60 @@ class Watchdog:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: dict[int, str] = {}
+        self._may_stay = False
+        self._staying: list[subprocess.Popen[bytes]] = []
+        atexit.register(self._outlive)
 
     def expect(self, thread: int) -> None:
         """Watch over the device that a thread is about to attach, whichever it will be."""
         self._set(thread, f"+{thread}")
 
-    def watch(self, thread: int, index: int) -> None:
-        """Watch over the device that a thread has attached."""
-        # The thread as /sys knows it: in a container it has another number.
-        self._set(thread, f"+{thread} {index} {sysfs.server_thread(index)}")
+    def watch(self, thread: int, index: int, survive: float, signature: str = "") -> None:
+        """Watch over the device that a thread has attached.
+
+        Args:
+            thread: whose it is.
+            index: N of /dev/nbdN.
+            survive: seconds for another server to come when this one is gone.
+            signature: that of the lock, which another server changes.
+
+        """
+        # The thread as /sys knows it: in a container it has another number; and of a device that
+        # was taken over it is another thread.
+        self._set(thread, f"+{thread} {index} {sysfs.server_thread(index)} {survive} {signature}")
 
     def forget(self, thread: int) -> None:
         """Watch no longer over what a thread has attached; the last one ends the watchdog."""
+        self._end(f"-{thread}", thread)
+
+    def leave(self, thread: int) -> None:
+        """Act as if this process had ended now, as to what a thread has attached."""
+        self._end(f"={thread}", thread)
+
+    def _end(self, line: str, thread: int) -> None:
         with self._lock:
-            self._watched.pop(thread, None)
-            if self._process is None:
+            if self._watched.pop(thread, None) is None or self._process is None:
                 return
-            self._tell(f"-{thread}")
-            if not self._watched:
-                process, self._process = self._process, None
-                assert process.stdin is not None  # it was made with a pipe
-                process.stdin.close()
+            self._tell(line)
+            self._may_stay = self._may_stay or line.startswith("=")
+            if self._watched:
+                return
+            process, self._process = self._process, None
+            assert process.stdin is not None  # it was made with a pipe
+            process.stdin.close()
+            if self._may_stay:
+                self._staying.append(process)
+            else:
                 process.wait()
+            self._may_stay = False
+
+    def _outlive(self) -> None:
+        for process in self._staying:
+            process.returncode = 0  # it was not forgotten, as Popen would complain
 
     def _set(self, thread: int, line: str) -> None:
         with self._lock:
+            self._staying = [each for each in self._staying if each.poll() is None]
             self._watched[thread] = line
             if self._process is not None and self._process.poll() is None:
                 self._tell(line)
@@ -76,10 +107,12 @@ def _start() -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             # Without the package: that takes a tenth of the memory.
-            [sys.executable, "-IS", str(_PROGRAM), str(os.getpid())],
+            [sys.executable, "-IS", str(_PROGRAM), str(os.getpid()), str(locks.LOCKS)],
             bufsize=0,
             stdin=subprocess.PIPE,
+            # Whoever reads what this process prints must not wait for the watchdog as well.
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             cwd="/",
             process_group=0,  # Ctrl-Z at a terminal is not for it
         )

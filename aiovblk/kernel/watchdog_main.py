@@ -1,19 +1,25 @@
 """What the watchdog does; a program of its own, which has netlink.py and nothing else of ours.
 
-    watchdog_main.py PARENT
+    watchdog_main.py PARENT LOCKS
 
 On its standard input it is told what to watch: ``+THREAD`` before a thread attaches a device,
-``+THREAD INDEX PID`` when it has, ``-THREAD`` when the device is detached. When the parent is gone
-it disconnects what is left. A device is taken for the one that was meant only while its file
-``pid`` in /sys says the same: the thread, as those see it who are not in a container.
+``+THREAD INDEX PID SURVIVE SIGNATURE`` when it has, ``-THREAD`` when it is detached, and
+``=THREAD`` when it is left to whoever comes for it. A device that is left, or whose parent is gone,
+is disconnected after SURVIVE seconds, unless somebody has come. It is taken for the one that was
+meant only while its file ``pid`` in /sys says the same: the thread, as those see it who are not in
+a container; and while nobody else has signed its lock.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
+import syslog
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 # At the end, since there is a queue.py beside it. Now, since the file may be gone one day.
 sys.path.append(str(Path(__file__).parent))
@@ -21,51 +27,121 @@ sys.path.append(str(Path(__file__).parent))
 import netlink  # type: ignore[import-not-found]
 
 SYS_BLOCK = Path("/sys/block")
+LOCKS = Path("/run/aiovblk")
+
+HAND_OVER_TIMEOUT = 10.0
+"""Seconds for a server to begin that was handed a device."""
+
+
+class Left(NamedTuple):
+    """A device that nobody serves, perhaps."""
+
+    until: float
+    number: str
+    pid: str
+    survives: bool
+    signature: str
 
 
 def main(parent: int) -> None:
-    """Watch until the parent is gone, or has nothing more to be watched."""
+    """Watch until the parent is gone, or has nothing more to be watched, and nothing is left."""
     watched: dict[str, list[str]] = {}
+    left: list[Left] = []
     poll = select.poll()
     poll.register(0, select.POLLIN)
     # The end of the pipe is not enough: a child of the parent's may have inherited it.
-    patience: int | None = None
+    patience: float | None = None
     try:
         poll.register(os.pidfd_open(parent), select.POLLIN)
     except ProcessLookupError:  # gone already, and what it had to say is in the pipe
         patience = 0
     pending = b""
     while True:
-        ready = [fd for fd, _ in poll.poll(patience)]
+        ready = [fd for fd, _ in poll.poll(_soonest(left, patience))]
         data = os.read(0, 4096) if 0 in ready else b""
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
-            note(line.decode(), watched)
-        if not data:
+            note(line.decode(), watched, left)
+        free_what_is_due(left)
+        if (ready or patience == 0) and not data:
             break
-    for thread, device in watched.items():
-        index, pid = device or ["*", thread]
-        free(index, pid)
+    left += [leave(thread, device) for thread, device in watched.items()]
+    while left:
+        time.sleep(max(0, min(left).until - time.monotonic()))
+        free_what_is_due(left)
 
 
-def note(line: str, watched: dict[str, list[str]]) -> None:
+def note(line: str, watched: dict[str, list[str]], left: list[Left]) -> None:
     """Take note of what is to be watched."""
     thread, *device = line[1:].split()
     if line.startswith("+"):
         watched[thread] = device
-    else:
-        watched.pop(thread, None)
+        return
+    device = watched.pop(thread, [])
+    if line.startswith("=") and device:
+        left.append(leave(thread, device, at_least=HAND_OVER_TIMEOUT))
 
 
-def free(index: str, pid: str) -> None:
+def leave(thread: str, device: list[str], at_least: float = 0) -> Left:
+    """Begin to count for a device that is left."""
+    number, pid, survive, *signature = device or ["*", thread, "0"]
+    seconds = max(float(survive), at_least)
+    return Left(time.monotonic() + seconds, number, pid, seconds > 0, "".join(signature))
+
+
+def free_what_is_due(left: list[Left]) -> None:
+    """Disconnect those whose time is up."""
+    now = time.monotonic()
+    for device in sorted(left):
+        if device.until <= now:
+            left.remove(device)
+            free(device)
+
+
+def free(device: Left) -> None:
     """Disconnect the device of an index, or any, that is said to be attached by ``pid``."""
-    for file in SYS_BLOCK.glob(f"nbd{index}/pid"):
+    for file in SYS_BLOCK.glob(f"nbd{device.number}/pid"):
+        index = int(file.parent.name.removeprefix("nbd"))
         try:
-            if file.read_text().strip() == pid:
-                netlink.disconnect(int(file.parent.name.removeprefix("nbd")))
+            if file.read_text().strip() != device.pid:
+                continue
+            # The file says the same when another server has come back to the device, which has
+            # then signed the lock; where it has another /run, only the kernel knows: it takes a
+            # connection where one is dead.
+            if device.survives and (
+                is_anothers(device) or not offered(file.with_name("backend"), index)
+            ):
+                continue
+            netlink.disconnect(index)
         except OSError as exc:
-            print(f"aiovblk: {file.parent.name} cannot be disconnected: {exc}", file=sys.stderr)
+            # What the parent printed to is not kept open for as long as this runs.
+            syslog.syslog(f"aiovblk: {file.parent.name} cannot be disconnected: {exc}")
+
+
+def is_anothers(device: Left) -> bool:
+    """Whether a lock was signed by somebody else since, who may be gone as well by now."""
+    if not device.signature:
+        return False
+    try:
+        return (LOCKS / f"nbd{device.number}.lock").read_text().strip() != device.signature
+    except OSError:
+        return False
+
+
+def offered(backend: Path, index: int) -> bool:
+    """Whether a device lacks a connection; if so it has one now, on which nobody answers."""
+    ours, theirs = socket.socketpair()
+    taken: bool = netlink.offer(index, backend.read_text().strip(), ours, theirs)
+    return taken
+
+
+def _soonest(left: list[Left], patience: float | None) -> float | None:
+    """Milliseconds until the first is due, if any is."""
+    if not left:
+        return patience
+    return max(0, min(left).until - time.monotonic()) * 1000
 
 
 if __name__ == "__main__":
+    LOCKS = Path(sys.argv[2])
     main(int(sys.argv[1]))

@@ -18,8 +18,9 @@ from .. import kernel
 from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY
 from ..kernel import RequestQueue
+from .attaching import Attach, Options
 from .crew import Crew
-from .life import Attach, Mount
+from .life import Mount
 from .served import Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
 from .waiting import begin
@@ -49,6 +50,9 @@ async def mounted(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    identity: str | None = None,
+    survive: float | None = None,
+    replace: bool = False,
     partitions: bool = False,
     memory_safe: bool = False,
 ) -> AsyncIterator[Mount]:
@@ -85,6 +89,17 @@ async def mounted(
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
         queue: what the kernel's requests look like; what was set before is set again at the end.
+        identity: what the device is known by (``volume-42``), to :attr:`survive` its server, and in
+            ``aiovblk list``; up to 255 printable characters. By netlink only. If a device of this
+            identity is attached and has no server any more, this goes on where that one ended. It
+            has to have the same size and block size.
+        survive: seconds for which the device outlives its server: should this process end without
+            unmounting it, whoever uses it waits so long for another that mounts the same
+            ``identity``. Requests that were in flight are made again then, though they may have
+            been carried out. Until then there is nobody to give up on what waits; after that it
+            fails. None for not at all.
+        replace: if a device of this identity still has a server, ask that to hand it over, which
+            interrupts nothing (:meth:`Mount.detach`); else it is an error.
         partitions: enter only when each partition of the table that the device has can be opened:
             ``/dev/nbd0p1`` and so on. The kernel's own nodes are there at once, those of udev soon.
             A device without a table, with an empty one, or with one that this kernel does not know,
@@ -112,18 +127,23 @@ async def mounted(
     served = _served(
         device, connections, workers, concurrency, handler_timeout, slow_request, memory_safe
     )
-    for name, seconds in {"timeout": timeout, "unmount_timeout": unmount_timeout}.items():
+    limits = {"timeout": timeout, "unmount_timeout": unmount_timeout, "survive": survive}
+    for name, seconds in limits.items():
         _check_seconds(name, seconds)
     if attach not in get_args(Attach):
         raise ValueError(f"attach must be one of {', '.join(get_args(Attach))}, not {attach!r}")
-    mount = Mount(
-        served,
+    _check_identity(identity, survive, replace, attach)
+    options = Options(
         attach=attach,
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
+        identity=identity,
+        survive=survive or 0,
+        replace=replace,
         partitions=partitions,
     )
+    mount = Mount(served, options)
     if memory_safe:
         # Before anything is started, which then inherits it.
         kernel.memory.protect_thread()
@@ -150,6 +170,9 @@ async def mount(
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
+    identity: str | None = None,
+    survive: float | None = None,
+    replace: bool = False,
     partitions: bool = False,
     memory_safe: bool = False,
     task_status: TaskStatus[Mount] = anyio.TASK_STATUS_IGNORED,
@@ -176,6 +199,9 @@ async def mount(
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,
+        identity=identity,
+        survive=survive,
+        replace=replace,
         partitions=partitions,
         memory_safe=memory_safe,
     ) as live:
@@ -221,6 +247,23 @@ def _served(
         slow_request=slow_request,
         memory_safe=memory_safe,
     )
+
+
+def _check_identity(
+    identity: str | None, survive: float | None, replace: bool, attach: Attach
+) -> None:
+    if identity is None:
+        if survive is not None or replace:
+            name = "replace" if replace else "survive"
+            raise ValueError(f"{name} takes an identity, by which to find the device again")
+        return
+    if attach == "ioctl":
+        raise ValueError("a device that was attached by ioctl has no identity; use netlink")
+    # In /sys it is a line.
+    if not 0 < len(identity) <= 255 or not identity.isprintable() or identity.strip() != identity:
+        raise ValueError(
+            f"an identity has 1 to 255 printable characters, and no space around them: {identity!r}"
+        )
 
 
 def _check_seconds(name: str, seconds: float | None) -> None:

@@ -14,7 +14,7 @@ from ..dispatch import Stats
 from ..events import Event
 from ..tasks import SteadyTask
 from ..workers import Worker, WorkerLostError
-from .lines import Lines
+from .lines import Line, Lines
 from .worker import Geometry, LineService
 
 
@@ -88,6 +88,17 @@ class Crew:
     def _add(self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]) -> WorkerLine:
         self._lines.append(WorkerLine(tell, on_disconnect))
         return self._lines[-1]
+
+    async def renew(self, old: Line | None, new: Line) -> None:
+        """Start a process, in place of another one perhaps."""
+        if old is not None:
+            assert isinstance(old, WorkerLine)  # all are the crew's own
+            self._lines.remove(old)
+            await old.stop()
+        assert isinstance(new, WorkerLine)
+        geometry = await new.open(self._make_service)
+        if geometry != self._geometry._replace(blocks=self.device.blocks):
+            raise ValueError(f"the workers' devices differ: {self._geometry}, {geometry}")
 
     async def close(self) -> None:
         """End the processes."""
@@ -164,12 +175,12 @@ class WorkerLine:
         self._close()
         await self.worker.stop()
 
-    async def connect(self, sock: socket.socket) -> None:
+    async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
         """Hand the server's end to the worker."""
         # It is kept here as well: shutting it down works even when the worker hangs. So the kernel
         # is not told by itself when the worker ends, but by `run`.
         self._sock = sock
-        await self.worker.call("connect", sockets=(sock,))
+        await self.worker.call("connect", received, sockets=(sock,))
 
     async def run(self) -> None:
         """Serve until the connection ends."""

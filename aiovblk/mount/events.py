@@ -29,4 +29,6 @@ class Events:
         """No request comes any more."""
         self.link_ended: asyncio.Future[None] = new()
         """NBD_DO_IT has returned."""
+        self.leaving: asyncio.Future[None] = new()
+        """The device is to be left attached, for another server."""
         self.feed = Feed()

@@ -5,43 +5,34 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import math
 import os
-import socket
 import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from .. import kernel
 from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
-from ..events import Attached, Listener, Resized, Unmounted
+from ..events import Attached, Detached, Listener, Resized, Unmounted
 from ..events import Unmounting as UnmountingEvent
 from ..tasks import SteadyTask, occur, outlast
 from ..threads import in_thread
+from .attaching import ATTACH_TIMEOUT, Attaching, Options
+from .door import Door, Successor, Wanted
 from .events import Events
-from .lines import Lines, close_all
+from .leaving import Leaving
+from .lines import Lines
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
 from .waiting import begin, call, within
 
 logger = logging.getLogger("aiovblk")
 
-Attach = Literal["auto", "ioctl", "netlink"]
-"""How a device is attached."""
-
-ATTACH_TIMEOUT = 30.0
-"""Seconds for attaching, and again for the first reads to be answered."""
-
 PARTITIONS_TIMEOUT = 10.0
 """Seconds for the nodes of partitions to appear, which take the kernel milliseconds."""
-
-REQUEST_TIMEOUT = 120.0
-"""Seconds after which the kernel takes one of several connections for dead, unless told otherwise.
-
-With several it must have a limit: only then are the requests of one that is lost sent again."""
 
 
 class Mount:
@@ -51,32 +42,25 @@ class Mount:
         device: what is served; with workers, what stands for it in this process.
         path: the device node, ``/dev/nbdN``.
         index: N.
+        identity: by which another server may come for it.
 
     """
 
     path: str
     index: int
 
-    def __init__(
-        self,
-        served: Served,
-        *,
-        attach: Attach,
-        timeout: float | None,
-        unmount_timeout: float,
-        queue: kernel.RequestQueue,
-        partitions: bool = False,
-    ) -> None:
+    def __init__(self, served: Served, options: Options) -> None:
         self.device = served.device
+        self.identity = options.identity
         self._served = served
-        self._attach_by = attach
-        self._timeout = timeout
-        self._unmount_timeout = unmount_timeout
-        self._queue = queue
-        self._partitions = partitions
+        self._options = options
+        self._unmount_timeout = options.unmount_timeout
+        self._door: Door | None = None
+        self._successor: Successor | None = None
         self._events = Events()
         self._claiming = asyncio.Lock()
         self._lines = Lines(self._events, self._stop)
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link: kernel.Link
         self._life: asyncio.Task[None]
 
@@ -119,15 +103,53 @@ class Mount:
         Cancellation: the unmount goes on.
 
         """
-        if force and self._events.stopping.done():
+        if self._events.leaving.done():
+            await self._left_or_refused()
+        if self._life.done():
+            pass  # it may be somebody else's by now
+        elif force and self._events.stopping.done():
             occur(self._events.forced)
         elif not force:
             await self._claim()
         occur(self._events.stopping)
         await self.wait()
 
+    async def detach(self) -> None:
+        """Leave the device attached, for another server that mounts the same identity.
+
+        Takes no more requests, waits for the handlers that run, then calls ``flush()`` and
+        ``unmount()`` of the device. Whoever uses it waits, for ``survive`` seconds, until another
+        server goes on where this one ended; nothing fails and nothing is made twice. Returns when
+        this process has nothing to do with it any more, and so does :meth:`wait`.
+
+        (A successor that asks for it, with ``replace=True``, is given it without this call.)
+
+        Raises:
+            Error: it was not mounted with ``survive``, or what is in flight cannot be stored: a
+                handler or ``flush()`` failed, or took longer than ``unmount_timeout``. It is
+                served as before.
+
+        Cancellation: the device is left all the same.
+
+        """
+        if not self._options.survive:
+            raise Error("a device that is to outlive its server has to be mounted with survive=")
+        if not self._lines.are_movable:
+            raise Error("its connections are in workers; end this process, and mount it again")
+        occur(self._events.leaving)
+        if reason := await self._left_or_refused():
+            raise Error(reason)
+        self._life.result()
+
+    async def _left_or_refused(self) -> str | None:
+        """Wait until the device is left; a reason if it is not."""
+        refused = self._refused
+        steps: list[asyncio.Future[Any]] = [self._life, refused]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        return refused.result() if refused.done() else None
+
     async def wait(self) -> None:
-        """Wait until the device is unmounted, by whomever.
+        """Wait until the device is unmounted, by whomever, or has another server.
 
         Raises:
             AttachError: the kernel's connection was lost.
@@ -181,7 +203,7 @@ class Mount:
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")
         async with self._claiming:
-            if self._events.stopping.done():
+            if self._events.stopping.done() or self._events.leaving.done():
                 raise AttachError(errno.ENODEV, "the device is unmounted", self.path)
             claims = kernel.Claims()
             try:
@@ -268,10 +290,17 @@ class Mount:
             events.feed.publish(Attached(self.path), first=True)
             occur(events.live)
             logger.info("mounted %r at %s", self.device, self.path)
-            await events.stopping
+            if await self._is_left():
+                events.feed.publish(Detached())
+                logger.info("left %s", self.path)
+                return
             events.feed.publish(UnmountingEvent())
             unmounting = await self._unmount()
         finally:
+            if self._door is not None:
+                self._door.close()
+            if self._successor is not None:
+                self._successor.refuse("it is unmounted")
             await self._served.close()
         logger.info("unmounted %s", self.path)
         if unmounting.lost:
@@ -280,84 +309,75 @@ class Mount:
         if unmounting.failures:
             raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
 
+    async def _is_left(self) -> bool:
+        """Serve; whether the device is left to another server then, and not to be unmounted."""
+        events = self._events
+        while True:
+            await asyncio.wait([events.stopping, events.leaving], return_when="FIRST_COMPLETED")
+            if events.stopping.done():
+                return False
+            assert isinstance(self._link, kernel.NetlinkLink)  # others cannot be left
+            leaving = Leaving(self.device, self._lines, self._link, self._unmount_timeout)
+            successor, self._successor = self._successor, None
+            try:
+                await leaving.run(successor)
+                return True
+            except Error as exc:
+                events.leaving = asyncio.get_running_loop().create_future()
+                refused, self._refused = self._refused, asyncio.get_running_loop().create_future()
+                refused.set_result(str(exc))
+                if successor is not None:
+                    successor.refuse(str(exc))
+                logger.warning("%s cannot be left: %s", self.path, exc)
+
     async def _attach(self, path: str | None) -> None:
-        kernels = await self._open()
-        # Serve before they are handed over, since requests come at once.
-        self._lines.start()
+        attaching = Attaching(self._served, self._lines, self._events, self._options)
+        link = self._link = await attaching.run(path)
+        self.path, self.index = link.path, link.index
+        link.start()
+        when_it_ends, is_served = _when_link_ends(self, link)
+        link.ended.add_done_callback(when_it_ends)
+        if isinstance(link, kernel.NetlinkLink):
+            link.is_served = is_served
+            self._lines.renew = partial(attaching.renew, link)
         try:
-            self._link = await self._obtain_link(path, [sock.fileno() for sock in kernels])
-        except BaseException:
-            self._lines.abort()
-            raise
-        finally:
-            close_all(kernels)
-        self.path, self.index = self._link.path, self._link.index
-        self._link.start()
-        self._link.ended.add_done_callback(_when_link_ends(self, self._link))
-        try:
-            await call(ATTACH_TIMEOUT, self._link.wait_until_live, ATTACH_TIMEOUT)
+            await call(ATTACH_TIMEOUT, link.wait_until_live, ATTACH_TIMEOUT)
         except OSError as exc:
             occur(self._events.forced)
-            await self._unmount()
+            await self._give_back(attaching.is_taken_over)
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
-        if self._partitions:
-            await self._await_partitions()
+        if self._options.partitions:
+            await self._await_partitions(attaching.is_taken_over)
+        self._open_door()
 
-    async def _await_partitions(self) -> None:
+    async def _give_back(self, is_taken_over: bool) -> None:
+        """Let go of a device that was not mounted after all; one that was there before lives on."""
+        if is_taken_over:
+            self._lines.abort()
+            await call(KERNEL_TIMEOUT, self._link.forsake)
+        else:
+            await self._unmount()
+
+    async def _await_partitions(self, is_taken_over: bool) -> None:
         try:
             wait = self._link.wait_for_partitions
             await call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, PARTITIONS_TIMEOUT)
         except OSError as exc:
-            await self._unmount()
+            await self._give_back(is_taken_over)
             if isinstance(exc, AttachError):
                 raise
             reason = f"its partition table cannot be read: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
-    async def _open(self) -> list[socket.socket]:
-        """Have what is served get ready, for as long as that takes; the kernel's ends of its lines.
-
-        Raises:
-            AttachError: it was to be unmounted before that was done.
-            Exception: whatever a factory raises, where there is one.
-
-        """
-        opening = asyncio.create_task(self._connect())
-        steps: list[asyncio.Future[Any]] = [opening, self._events.stopping]
-        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-        opening.cancel()
-        await asyncio.wait([opening])
-        if opening.cancelled():
-            raise AttachError(errno.ECANCELED, "unmounted before it was mounted")
-        return opening.result()
-
-    async def _connect(self) -> list[socket.socket]:
-        await self._served.open(self._lines)
-        return await self._lines.connect()
-
-    async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
-        timeout = self._timeout or (REQUEST_TIMEOUT if len(sockets) > 1 else 0)
-        terms = kernel.Terms(
-            sockets,
-            block_size=self.device.block_size,
-            blocks=self.device.blocks,
-            flags=self._served.flags,
-            timeout=math.ceil(timeout),
-            queue=self._queue,
-        )
-        by_netlink = None if self._attach_by == "auto" else self._attach_by == "netlink"
-        attaching = in_thread(kernel.attach, path, terms, by_netlink=by_netlink)
+    def _open_door(self) -> None:
+        """Let a successor ask for the device, where it could have it."""
+        if self.identity is None or not self._lines.are_movable:
+            return
         try:
-            return await within(ATTACH_TIMEOUT, attaching)
-        except TimeoutError as exc:
-            # Should it be opened after all, nobody serves it.
-            attaching.add_done_callback(_close_link)
-            reason = (
-                "opening the device hangs: some program waits there for a server that is gone; "
-                "`aiovblk unmount --force` frees it"
-            )
-            raise AttachError(errno.ETIMEDOUT, reason, path) from exc
+            self._door = Door(kernel.locks.socket_path(self.index), self._on_successor)
+        except OSError as exc:
+            logger.warning("%s cannot be handed over while it is served: %s", self.path, exc)
 
     async def _unmount(self) -> Unmounting:
         unmounting = Unmounting(
@@ -391,6 +411,17 @@ class Mount:
     def _stop(self) -> None:
         occur(self._events.stopping)
 
+    def _on_successor(self, successor: Successor) -> None:
+        device, wanted = self.device, successor.wanted
+        mine = Wanted(self.identity or "", device.size, device.block_size, device.read_only)
+        if wanted != mine:
+            successor.refuse(f"it serves {mine}, which is not {wanted}")
+        elif self._successor is not None or self._events.stopping.done():
+            successor.refuse("it is being handed over or unmounted")
+        else:
+            self._successor = successor
+            occur(self._events.leaving)
+
     def _tell_of_end(self, life: asyncio.Task[None]) -> None:
         self._events.feed.publish(Unmounted(life.exception()))
         self._events.feed.end()
@@ -411,11 +442,17 @@ class Mount:
         return f"the kernel's connection was lost, and what it had not written: {why}"
 
 
-def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future[int]], None]:
+def _when_link_ends(
+    mount: Mount, link: kernel.Link
+) -> tuple[Callable[[futures.Future[int]], None], Callable[[], bool]]:
     """What the thread does that comes back from NBD_DO_IT, or hears that connections have died.
 
     It holds the mount weakly: when an event loop was dropped with all that ran on it, the sockets
     go with it, the kernel notices, and this thread is all that is left to clean up.
+
+    Returns:
+        That, and what tells whether there still is such a loop.
+
     """
     reference, loop = weakref.ref(mount), weakref.ref(asyncio.get_running_loop())
 
@@ -427,15 +464,10 @@ def _when_link_ends(mount: Mount, link: kernel.Link) -> Callable[[futures.Future
                 return
             except RuntimeError:  # the loop is closed
                 pass
-        link.finish()
-        link.close()
-        link.wait_until_free(0)
+        link.forsake()
 
-    return ended
+    def is_served() -> bool:
+        running = loop()
+        return reference() is not None and running is not None and not running.is_closed()
 
-
-def _close_link(attaching: futures.Future[kernel.Link]) -> None:
-    if attaching.exception() is None:
-        link = attaching.result()
-        link.finish()
-        link.close()
+    return ended, is_served

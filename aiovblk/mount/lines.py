@@ -11,21 +11,21 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ..dispatch import Stats
-from ..events import ConnectionLost
+from ..dispatch import Dispatcher, Stats
+from ..events import ConnectionLost, ConnectionRestored
+from ..kernel import socket_pair
 from ..tasks import SteadyTask, occur
 from .events import Events
 
 logger = logging.getLogger("aiovblk")
 
-SOCKET_BUFFER = 4 * 1024 * 1024
-"""Bytes that each end may have under way; the default of 208 KiB makes large requests wait."""
-
-_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+REMAKE_TIMEOUT = 10.0
+"""Seconds for a connection that was lost to be made again. The kernel lets requests wait for it."""
 
 
 class Line(Protocol):
@@ -38,8 +38,8 @@ class Line(Protocol):
     def oldest_start(self) -> float | None:
         """When the handler began that has run longest."""
 
-    async def connect(self, sock: socket.socket) -> None:
-        """Take over the server's end of a socket pair."""
+    async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
+        """Take over the server's end of a socket pair, and what was received on it before."""
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -60,6 +60,24 @@ class Line(Protocol):
         """Close at once, and cancel the handlers."""
 
 
+Make = Callable[[Callable[[], None]], Line]
+"""Makes a line; is given what that has to call when the kernel sends DISC."""
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A line, or one in its place after it was lost."""
+
+    number: int
+    make: Make
+    line: Line
+    is_connected: bool = False
+    serving: SteadyTask[None] | None = None
+    remaking: SteadyTask[None] | None = None
+    disconnected: bool = False
+    ended: bool = False
+
+
 class Lines:
     """All lines of one mount, as one.
 
@@ -69,24 +87,33 @@ class Lines:
 
     Attributes:
         tell: called with what happens to requests.
+        renew: called when a line has ended though nobody wanted it to, with that one and with
+            another that is to serve in its place; returns the server's end of a connection for it.
+            None where there cannot be one.
 
     """
 
     def __init__(self, events: Events, stop: Callable[[], None]) -> None:
         self.tell = events.feed.publish
+        self.renew: Callable[[Line, Line], Awaitable[socket.socket]] | None = None
         self._events = events
         self._stop = stop
-        self._lines: list[Line] = []
-        self._connected: list[Line] = []
-        self._disconnected: set[int] = set()
-        self._ended: set[int] = set()
+        self._places: list[_Place] = []
+        self._past: list[Stats] = []
         self._error: BaseException | None = None
         self._aborted = False
         self._closed = False
+        self._paused = False
 
-    def add(self, make: Callable[[Callable[[], None]], Line]) -> None:
-        """Add a line; ``make`` is given what it has to call when the kernel sends DISC."""
-        self._lines.append(make(partial(self._on_disconnect, len(self._lines))))
+    def add(self, make: Make) -> Line:
+        """Add a line."""
+        place = _Place(len(self._places), make, make(lambda: self._on_disconnect(place)))
+        self._places.append(place)
+        return place.line
+
+    def each(self) -> list[Line]:
+        """All of them, whatever has become of them."""
+        return [place.line for place in self._places]
 
     async def connect(self) -> list[socket.socket]:
         """Make a socket pair for each line.
@@ -97,32 +124,60 @@ class Lines:
         """
         kernels: list[socket.socket] = []
         try:
-            for line in self._lines:
-                ours, theirs = socket.socketpair()
+            for place in self._places:
+                ours, theirs = socket_pair()
                 kernels.append(theirs)
-                _enlarge_buffers(ours, theirs)
-                await line.connect(ours)
-                self._connected.append(line)
+                await self._connect(place, ours)
         except BaseException:
             self.abort()
             close_all(kernels)
             raise
         return kernels
 
+    async def take_over(
+        self,
+        connections: Sequence[tuple[socket.socket, bytes]],
+        prepare: Callable[[Line], Awaitable[None]],
+    ) -> None:
+        """Have the lines serve connections that the kernel has already, as many as there are.
+
+        Args:
+            connections: the server's end of each, and what was received on it before.
+            prepare: called with each line that is added for that.
+
+        """
+        try:
+            while len(self._places) < len(connections):
+                await prepare(self.add(self._places[0].make))
+            del self._places[len(connections) :]
+            for place, (sock, received) in zip(self._places, connections, strict=True):
+                await self._connect(place, sock, received)
+        except BaseException:
+            self.abort()
+            close_all([sock for sock, _ in connections])
+            raise
+
+    async def _connect(self, place: _Place, sock: socket.socket, received: bytes = b"") -> None:
+        await place.line.connect(sock, received)
+        place.is_connected = True
+
     def start(self) -> None:
         """Serve, until each line ends."""
-        for number, line in enumerate(self._lines):
-            serving = SteadyTask(line.run(), self._stop)
-            serving.add_done_callback(partial(self._on_end, number))
+        for place in self._places:
+            self._serve(place)
+
+    def _serve(self, place: _Place) -> None:
+        place.serving = SteadyTask(place.line.run(), self._stop)
+        place.serving.add_done_callback(partial(self._on_end, place))
 
     @property
     def stats(self) -> Stats:
         """The counters of all lines, added up as they are now."""
-        return Stats.sum(line.stats for line in self._lines)
+        return Stats.sum([*self._past, *(line.stats for line in self.each())])
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes; those beyond are refused."""
-        for line in self._lines:
+        for line in self.each():
             await line.resize(size)
 
     def give_up(self, since: float = math.inf) -> None:
@@ -130,8 +185,9 @@ class Lines:
 
         Without ``since`` also those that wait for their turn.
         """
-        for line in self._connected:
-            line.give_up(since)
+        for place in self._places:
+            if place.is_connected:
+                place.line.give_up(since)
 
     @property
     def error(self) -> BaseException | None:
@@ -140,18 +196,57 @@ class Lines:
 
     def drained(self) -> asyncio.Future[Any]:
         """Done as soon as every request that has arrived is answered."""
-        return asyncio.gather(*(line.drained() for line in self._lines))
+        return asyncio.gather(*(line.drained() for line in self.each()))
+
+    @property
+    def are_movable(self) -> bool:
+        """Whether another process can be given the connections: they are in this one."""
+        return all(isinstance(line, Dispatcher) for line in self.each())
+
+    async def pause(self) -> None:
+        """Take no request any more; returns once all that have been taken are answered."""
+        self._paused = True
+        for place, _ in self._living():
+            assert place.serving is not None  # they have been started
+            place.serving.give_up()
+        await asyncio.gather(*(line.pause() for _, line in self._living()))
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self._paused = False
+        for place, line in self._living():
+            line.resume()
+            self._serve(place)
+
+    def detach(self) -> list[tuple[socket.socket, bytes]]:
+        """Let go of the connections, after :meth:`pause`, without the kernel noticing.
+
+        Returns:
+            Of each the server's end, and what was received of requests that were not taken.
+
+        """
+        return [line.detach() for _, line in self._living()]
+
+    def _living(self) -> list[tuple[_Place, Dispatcher]]:
+        return [
+            (place, place.line)
+            for place in self._places
+            if not place.ended and place.remaking is None and isinstance(place.line, Dispatcher)
+        ]
 
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close; the result is done once all is closed."""
         self._closed = True
-        return asyncio.gather(*(line.close() for line in self._lines))
+        self._give_up_remaking()
+        return asyncio.gather(*(line.close() for line in self.each()))
 
     def abort(self) -> None:
         """Give up: close at once, and cancel the handlers that still run."""
         self._aborted = True
-        for line in self._connected:
-            line.abort()
+        self._give_up_remaking()
+        for place in self._places:
+            if place.is_connected:
+                place.line.abort()
 
     def waited_since(self) -> float:
         """Since when (in the loop's time) the kernel has been waiting for a sign of life.
@@ -159,54 +254,107 @@ class Lines:
         That is when the handler that has run longest began; or when the last reply was sent, if
         none is running.
         """
-        begun = [line.oldest_start for line in self._lines if line.oldest_start is not None]
-        return min(begun) if begun else max(line.last_reply for line in self._lines)
+        begun = [line.oldest_start for line in self.each() if line.oldest_start is not None]
+        return min(begun) if begun else max(line.last_reply for line in self.each())
 
-    def _on_disconnect(self, number: int) -> None:
-        self._disconnected.add(number)
+    def _on_disconnect(self, place: _Place) -> None:
+        place.disconnected = True
         self._look()
 
-    def _on_end(self, number: int, serving: asyncio.Task[None]) -> None:
+    def _on_end(self, place: _Place, serving: asyncio.Task[None]) -> None:
+        if serving.cancelled():
+            return  # it is paused
         error = serving.exception()
-        self._error = self._error or error
-        self._ended.add(number)
-        is_last = len(self._ended) == len(self._lines)
-        is_wanted = self._aborted or self._closed or number in self._disconnected
-        if not is_wanted:
-            reason = str(error or "it was closed")
-            self.tell(ConnectionLost(number + 1, len(self._lines), reason))
-        if not (is_last or is_wanted):
+        if self._aborted or self._closed or place.disconnected:
+            self._end(place, error)
+            return
+        reason = str(error or "it was closed")
+        self.tell(ConnectionLost(place.number + 1, len(self._places), reason))
+        if self.renew is None or self._paused:
+            self._lose(place, error)
+            return
+        _abandon(place)
+        place.remaking = SteadyTask(self._remake(place, self.renew), self._stop)
+        place.remaking.add_done_callback(partial(self._on_remade, place, error))
+
+    async def _remake(
+        self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]
+    ) -> None:
+        async with asyncio.timeout(REMAKE_TIMEOUT):
+            await place.line.drained()
+            line = place.make(lambda: self._on_disconnect(place))
+            sock = await renew(place.line, line)
+            try:
+                await line.connect(sock)
+            except BaseException:
+                sock.close()
+                raise
+        self._past.append(place.line.stats)
+        place.line = line
+
+    def _on_remade(
+        self, place: _Place, error: BaseException | None, remaking: asyncio.Task[None]
+    ) -> None:
+        place.remaking = None
+        if remaking.cancelled():
+            self._end(place, error)
+        elif failure := remaking.exception():
+            logger.debug("connection %d cannot be made again: %s", place.number + 1, failure)
+            self._lose(place, error)
+        else:
+            logger.warning(
+                "connection %d of %d was lost (%s) and is made again; what was in flight on it is"
+                " sent again",
+                place.number + 1,
+                len(self._places),
+                error or "it was closed",
+            )
+            self.tell(ConnectionRestored(place.number + 1, len(self._places)))
+            self._serve(place)
+
+    def _lose(self, place: _Place, error: BaseException | None) -> None:
+        if any(not other.ended for other in self._places if other is not place):
+            _abandon(place)
             logger.error(
                 "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
                 " others",
-                number + 1,
-                len(self._lines),
+                place.number + 1,
+                len(self._places),
                 error or "it was closed",
             )
-            # Its handlers must not go on: what they store late could undo what is stored then.
-            self._lines[number].abort()
+        self._end(place, error)
+
+    def _end(self, place: _Place, error: BaseException | None) -> None:
+        self._error = self._error or error
+        place.ended = True
         self._look()
 
+    def _give_up_remaking(self) -> None:
+        for place in self._places:
+            if place.remaking is not None:
+                place.remaking.give_up()
+
     def _look(self) -> None:
-        count = len(self._lines)
-        if self._disconnected and len(self._disconnected | self._ended) == count:
+        places = self._places
+        if any(place.disconnected for place in places) and all(
+            place.disconnected or place.ended for place in places
+        ):
             occur(self._events.disconnected)
             self._stop()
-        if len(self._ended) == count:
+        if all(place.ended for place in places):
             occur(self._events.stream_ended)
             self._stop()
+
+
+def _abandon(place: _Place) -> None:
+    """Have the handlers of a line end whose requests are sent again.
+
+    What they store late could undo what is stored then.
+    """
+    place.line.abort()
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
     """Close sockets."""
     for sock in sockets:
         sock.close()
-
-
-def _enlarge_buffers(*ends: socket.socket) -> None:
-    for end in ends:
-        try:
-            # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
-        except PermissionError:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)

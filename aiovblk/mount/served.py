@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..device import BlockDevice, check_geometry
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
-from .lines import Lines
+from .lines import Line, Lines
 
 
 class Served(Protocol):
@@ -25,6 +25,15 @@ class Served(Protocol):
 
     async def open(self, lines: Lines) -> None:
         """Add a line for each connection."""
+
+    async def renew(self, old: Line | None, new: Line) -> None:
+        """Have a line ready that was added after :meth:`open`.
+
+        Args:
+            old: in whose place it serves, which has ended; None for one more.
+            new: the line.
+
+        """
 
     async def close(self) -> None:
         """Let go of what :meth:`open` has taken."""
@@ -67,6 +76,9 @@ class Local:
                     on_disconnect=on_disconnect,
                 )
             )
+
+    async def renew(self, old: Line | None, new: Line) -> None:
+        """It is."""
 
     async def close(self) -> None:
         """There is nothing: the device is its user's."""

@@ -94,8 +94,8 @@ class LineService:
             flags,
         )
 
-    async def connect(self, sock: socket.socket) -> None:
-        """Take over the server's end of a socket pair."""
+    async def connect(self, received: bytes, sock: socket.socket) -> None:
+        """Take over the server's end of a socket pair, and what was received on it before."""
         device = self._opened()
         dispatcher = Dispatcher(
             device,
@@ -106,7 +106,7 @@ class LineService:
             on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
-        await dispatcher.connect(sock)
+        await dispatcher.connect(sock, received)
         self._dispatcher = dispatcher  # not before: it could not be aborted
 
     async def run(self) -> None:

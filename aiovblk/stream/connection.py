@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -90,6 +91,28 @@ class StreamProtocol(asyncio.BufferedProtocol):
             # writelines of asyncio in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses
             # (CVE-2024-12254). This looks at the limit once more.
             transport.set_write_buffer_limits(high, low)
+
+    async def written(self) -> None:
+        """Wait until all that was sent has left, or the connection is gone."""
+        self.transport.set_write_buffer_limits(0)  # so that any byte left is congestion
+        decongested = asyncio.Event()
+        self.on_decongested = decongested.set
+        if self.congested:
+            await decongested.wait()
+        self.on_decongested = None
+        self.transport.set_write_buffer_limits()
+
+    def detach(self) -> tuple[int, bytes]:
+        """Let go of the connection without closing it; reading must be paused, all be written.
+
+        Returns:
+            A descriptor of its socket, and what was received but not consumed.
+
+        """
+        duplicate = os.dup(self.transport.get_extra_info("socket").fileno())
+        self.transport.abort()
+        reader = self.reader
+        return duplicate, bytes(memoryview(reader.buffer)[reader.start : reader.end])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the transport when it is ready."""

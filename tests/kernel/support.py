@@ -8,7 +8,8 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,18 @@ async def becomes_free(path: str) -> bool:
     """Whether a device can be mounted again, soon after a server that had no time for goodbyes."""
     index = int(path.removeprefix("/dev/nbd"))
     return await asyncio.to_thread(wait_until_free, index, PATIENCE)
+
+
+async def becomes_true(condition: Callable[[], bool]) -> None:
+    """Wait for what cannot be waited for otherwise."""
+
+    def look() -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, "it does not become true"
+            time.sleep(0.02)
+
+    await asyncio.to_thread(look)
 
 
 def stuck_tasks() -> list[str]:

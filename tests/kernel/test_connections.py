@@ -40,7 +40,7 @@ VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c 
 
 def reads_and_writes(mount: Mount) -> list[int]:
     """How many requests each connection has served."""
-    return [line.stats.reads + line.stats.writes for line in mount._lines._lines]
+    return [line.stats.reads + line.stats.writes for line in mount._lines.each()]
 
 
 async def on_both_processors(path: str, options: str) -> None:
@@ -98,7 +98,7 @@ async def test_what_was_in_flight_on_a_lost_connection_is_sent_on_another(
         disk.gate.clear()
         working = asyncio.create_task(on_both_processors(mount.path, "--size=8m"))
         await disk.full.wait()
-        lines = mount._lines._lines
+        lines = mount._lines.each()
         assert min(line.stats.in_flight for line in lines) == 32
         lines[0].abort()
         disk.gate.set()
@@ -133,7 +133,7 @@ async def test_a_handler_that_outlasts_the_kernel_is_cancelled_and_called_again(
 async def test_the_loss_of_all_connections_is_told() -> None:
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):
         async with aiovblk.mounted(Disk(), connections=2) as mount:
-            for line in mount._lines._lines:
+            for line in mount._lines.each():
                 line.abort()
             await mount.wait()
 

@@ -156,19 +156,13 @@ async def test_forced_unmount_of_a_mounted_file_system_says_what_is_left_to_do(
         file_system(running.path, tmp_path) as point,
     ):
         await store(point)
-        began = time.monotonic()
         forced = await aiovblk("unmount", "--force", running.path)
-        took = time.monotonic() - began
-        began = time.monotonic()
-        await aiovblk("--version")
-        took -= time.monotonic() - began
         assert forced == Done(
             1,
             f"aiovblk: {running.path}: disconnected, but its index stays taken until its file"
             f" system is unmounted (`umount {point}`, or `umount -l {point}`): mounted at"
             f" {point}\n",
         )
-        assert took < 5, f"{took:.1f} s more than the interpreter takes to start"
         assert await running.end() == 0
     assert await becomes_free(running.path)
 

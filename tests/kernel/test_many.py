@@ -50,7 +50,11 @@ while True:
 
 
 async def test_200_mounts_of_one_index_with_a_reader_at_random() -> None:
-    async with program("-c", READER, "/dev/nbd5") as reader:
+    # The other device keeps the watchdog, of which each mount would start one.
+    async with (
+        program("-c", READER, "/dev/nbd5") as reader,
+        aiovblk.mounted(Disk(MIB), "/dev/nbd6"),
+    ):
         for _ in range(200):
             disk = Disk(MIB)
             async with aiovblk.mounted(disk, "/dev/nbd5"):

@@ -88,7 +88,7 @@ async def test_two_workers_serve_one_disk(image: Path) -> None:
     assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
     assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
     assert mount.stats.writes > 2000
-    for line in mount._lines._lines:
+    for line in mount._lines.each():
         assert line.stats.writes > 500
         assert line.stats.in_flight == 0
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
-from aiovblk.kernel import RequestQueue, Terms, choice, netlink, sysfs
+from aiovblk.kernel import RequestQueue, Terms, choice, locks, netlink, sysfs
 
 from .kernel_tree import KernelTree
 
@@ -88,7 +89,7 @@ class Machine:
 @pytest.fixture
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Machine(tree, tmp_path / "locks")
-    monkeypatch.setattr(choice, "LOCKS", made.locks)
+    monkeypatch.setattr(locks, "LOCKS", made.locks)
     monkeypatch.setattr(choice, "IoctlLink", made.open)
     monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
     monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
@@ -234,7 +235,7 @@ def test_bug_in_configure_comes_out_as_it_is_and_leaves_nothing_open(machine: Ma
 def test_without_a_place_for_locks_devices_are_attached_all_the_same(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "LOCKS", tmp_path / "no/such/place")
+    monkeypatch.setattr(locks, "LOCKS", tmp_path / "no/such/place")
     assert machine.attach().index == 0
     machine.serve(0)
     assert machine.attach().index == 1
@@ -356,18 +357,19 @@ class Kernel:
         self.refusals: list[OSError] = []
         self.free = 2
         self.nodes = {f"/dev/nbd{index}" for index in range(4)}
-        monkeypatch.setattr(choice, "Anchor", self.anchor)
+        monkeypatch.setattr(choice, "Anchor", lambda attach, _: SimpleNamespace(index=attach()))
+        monkeypatch.setattr(choice, "_connect_now", self.connect)
         monkeypatch.setattr(choice, "NetlinkLink", self.link)
         monkeypatch.setattr(os.path, "exists", lambda path: path in self.nodes)
 
     def attach(self, path: str | None = None) -> FakeLink:
         return cast(FakeLink, choice.attach(path, TERMS, by_netlink=True))
 
-    def anchor(self, index: int | None, terms: Terms) -> Any:
+    def connect(self, index: int | None, terms: Terms) -> int:
         self.asked.append(index)
         if self.refusals:
             raise self.refusals.pop(0)
-        return SimpleNamespace(index=self.free if index is None else index)
+        return self.free if index is None else index
 
     def link(self, anchor: Any, path: str, lock: int, terms: Terms) -> FakeLink:
         return FakeLink(anchor.index, path, lock)
@@ -425,3 +427,89 @@ def test_netlink_is_preferred_where_it_can_be(
     choice.attach("/dev/nbd3", TERMS)
     assert by_netlink.asked == [1]
     assert [link.index for link in machine.links] == [3]
+
+
+# Taking over
+
+
+IDENTITY = Terms([], 4096, 1, 0, 0, RequestQueue(), survive=60, identity="volume")
+
+
+@pytest.fixture
+def lost(machine: Machine, by_netlink: Kernel) -> Path:
+    """A device of an identity whose server is gone."""
+    machine.serve(2, thread=999)
+    directory = machine.tree.block / "nbd2"
+    machine.tree.write(directory / "backend", "volume\n")
+    machine.tree.write(directory / "size", "8\n")
+    machine.tree.write(directory / "queue/logical_block_size", "4096\n")
+    return directory
+
+
+@pytest.mark.parametrize("path", [None, "/dev/nbd2"])
+def test_a_device_whose_server_is_gone_is_taken_over(
+    machine: Machine, lost: Path, path: str | None
+) -> None:
+    link = cast(FakeLink, choice.adopt(path, IDENTITY))
+    assert (link.index, link.path) == (2, "/dev/nbd2")
+    assert machine.is_locked(2)
+    os.close(link.lock)
+
+
+def test_nothing_is_taken_over_where_there_is_nothing(machine: Machine, lost: Path) -> None:
+    assert choice.adopt(None, replace(IDENTITY, identity="another")) is None
+    with pytest.raises(DeviceBusyError, match="'volume' is attached at /dev/nbd2; mount it there"):
+        choice.adopt("/dev/nbd1", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        (replace(IDENTITY, blocks=2), "attached with 4096 bytes, and this device has 8192"),
+        (replace(IDENTITY, block_size=512, blocks=8), "4096 bytes in a block, .* has 512"),
+        (replace(IDENTITY, flags=0b11), "attached for writing, and this device cannot be written"),
+    ],
+)
+def test_a_device_that_is_another_is_refused(
+    machine: Machine, lost: Path, terms: Terms, reason: str
+) -> None:
+    with pytest.raises(AttachError, match=reason) as caught:
+        choice.adopt(None, terms)
+    assert caught.value.path == "/dev/nbd2"
+    assert not machine.is_locked(2)
+
+
+def test_a_device_that_has_a_server_is_not_taken_over(machine: Machine, lost: Path) -> None:
+    machine.tree.kernel_threads("nbd2")
+    with pytest.raises(DeviceBusyError, match="still has a server"):
+        choice.adopt(None, IDENTITY)
+    assert not machine.is_locked(2)
+    lock = locks.take(2)
+    machine.tree.process(os.getpid(), "python")
+    with pytest.raises(DeviceBusyError, match=rf"served by process {os.getpid()} \(python\)"):
+        choice.adopt(None, IDENTITY)
+    os.close(lock)
+
+
+def test_a_server_that_is_on_its_way_out_is_waited_for(machine: Machine, lost: Path) -> None:
+    lock = locks.take(2)
+    machine.while_waiting = lambda: os.close(lock) if machine.is_locked(2) else None
+    link = cast(FakeLink, choice.adopt(None, IDENTITY))
+    assert machine.now > 1000
+    os.close(link.lock)
+
+
+def test_a_lock_tells_who_has_it_now(machine: Machine) -> None:
+    machine.tree.process(os.getpid(), "python")
+    assert locks.owner(1) is None
+    lock = locks.take(1)
+    before = locks.signature(lock)
+    assert locks.owner(1) == (os.getpid(), "python")
+    locks.sign(lock)
+    assert locks.signature(lock) != before
+    assert locks.server(1) is None  # it is not attached
+    machine.serve(1, thread=999)
+    assert locks.server(1) == (os.getpid(), "python")
+    os.close(lock)
+    assert locks.owner(1) is None
+    assert locks.server(1) is None

@@ -28,6 +28,7 @@ from aiovblk.events import (
     Unmounting,
 )
 from aiovblk.kernel import RequestQueue
+from aiovblk.mount.attaching import Options
 from aiovblk.mount.events import Events
 from aiovblk.mount.lines import Lines
 from aiovblk.mount.served import Local
@@ -231,7 +232,7 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
     )
     await service.open()
     ours, theirs = socket.socketpair()
-    await service.connect(ours)
+    await service.connect(b"", ours)
     running = asyncio.create_task(service.run())
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
     writer.write(serialize_request(Request(0, Command.READ, 1, 4096, 4096)))
@@ -261,10 +262,16 @@ async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
         Local(
             MemoryDevice(4096), connections=1, concurrency=1, handler_timeout=None, slow_request=1
         ),
-        attach="ioctl",
-        timeout=None,
-        unmount_timeout=1,
-        queue=RequestQueue(),
+        Options(
+            attach="ioctl",
+            timeout=None,
+            unmount_timeout=1,
+            queue=RequestQueue(),
+            identity=None,
+            survive=0,
+            replace=False,
+            partitions=False,
+        ),
     )
     await mount.start(None)
     listening = asyncio.create_task(everything(mount.events()))

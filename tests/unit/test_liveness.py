@@ -42,6 +42,13 @@ def test_device_with_an_identity_waits_for_its_server(tree: KernelTree) -> None:
     assert liveness.state(0) is State.LOST
 
 
+def test_a_device_without_an_identity_waits_for_nobody(tree: KernelTree) -> None:
+    device = tree.device("nbd0", "43:0", sectors=8, thread=100)
+    tree.kernel_threads()
+    tree.write(device / "backend", "\n")  # as by netlink
+    assert liveness.state(0) is State.DEAD
+
+
 @pytest.mark.parametrize(("is_there", "state"), [(True, State.ALIVE), (False, State.UNKNOWN)])
 def test_without_the_kernels_threads_only_the_server_tells(
     tree: KernelTree, is_there: bool, state: State

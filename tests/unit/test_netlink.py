@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -184,7 +184,7 @@ def call(
 
 def test_connect_names_all_sockets_and_returns_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = bytes.fromhex("1c000000 1f00 0000 01000000 e8030000 01 01 0000 0800 0100 07000000")
-    options = {"size": 1 << 40, "block_size": 4096, "flags": 0x105}
+    options: dict[str, Any] = {"size": 1 << 40, "block_size": 4096, "flags": 0x105}
     sent, index = call(
         monkeypatch, lambda: netlink.connect(None, [9, 10], timeout=0, **options), answer
     )
@@ -201,14 +201,30 @@ def test_connect_names_all_sockets_and_returns_the_index(monkeypatch: pytest.Mon
     assert sent[16:] == bytes.fromhex(body)
     sent, index = call(monkeypatch, lambda: netlink.connect(7, [9], timeout=30, **options), answer)
     assert sent.endswith(bytes.fromhex("0c00 0400 1e00000000000000 0800 0100 07000000"))
+    options |= {"dead_conn_timeout": 60, "identity": "vol 1"}
+    sent, index = call(monkeypatch, lambda: netlink.connect(7, [9], timeout=0, **options), answer)
+    assert bytes.fromhex("0c00 0800 3c00000000000000") in sent
+    assert bytes.fromhex("0a00 0a00") + b"vol 1\0" + bytes(2) in sent
 
 
 def test_reconfiguring_names_the_index_and_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, _ = call(monkeypatch, lambda: netlink.resize(7, 1 << 40))
+    sent, _ = call(monkeypatch, lambda: netlink.reconfigure(7, None, size=1 << 40))
     assert sent[16:] == bytes.fromhex("03 01 0000 0800 0100 07000000 0c00 0200 0000000000010000")
     flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
-    sent, _ = call(monkeypatch, lambda: netlink.set_client_flags(7, flags))
-    assert sent[16:] == bytes.fromhex("03 01 0000 0800 0100 07000000 0c00 0600 0200000000000000")
+    sent, _ = call(monkeypatch, lambda: netlink.reconfigure(7, "v", client_flags=flags))
+    assert sent[16:] == bytes.fromhex(
+        "03 01 0000 0800 0100 07000000"
+        "0600 0a00 76000000"  # BACKEND_IDENTIFIER "v"
+        "0c00 0600 0200000000000000"
+    )
+    sent, _ = call(
+        monkeypatch, lambda: netlink.reconfigure(7, None, dead_conn_timeout=9, sockets=[5])
+    )
+    assert sent[16:] == bytes.fromhex(
+        "03 01 0000 0800 0100 07000000"
+        "0c00 0800 0900000000000000"  # DEAD_CONN_TIMEOUT
+        "1000 0780 0c00 0180 0800 0100 05000000"
+    )
 
 
 def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:

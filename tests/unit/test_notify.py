@@ -8,20 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.cli import notify
+from aiovblk.cli.notify import Notifier
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
-) -> None:
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     name = f"@aiovblk-{os.getpid()}" if abstract else f"{tmp_path}/notify"
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(name.replace("@", "\0"))
-        notify.ready("serving /dev/nbd3")
-        assert systemd.recv(4096) == b"READY=1\nSTATUS=serving /dev/nbd3"
+        notifier = Notifier()
         assert "NOTIFY_SOCKET" not in os.environ
-        notify.ready("serving /dev/nbd3")
-        with pytest.raises(BlockingIOError):
-            systemd.recv(4096, socket.MSG_DONTWAIT)
+        notifier.ready("serving /dev/nbd3")
+        assert systemd.recv(4096) == b"READY=1\nSTATUS=serving /dev/nbd3"
+        assert notifier.environment["NOTIFY_SOCKET"] == name
+        notifier.replaced(7)
+        assert systemd.recv(4096) == b"MAINPID=7"
+
+
+def test_elsewhere_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = Notifier()
+    notifier.ready("serving /dev/nbd3")
+    assert "NOTIFY_SOCKET" not in notifier.environment

@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.kernel import RequestQueue, Terms, watchdog
+from aiovblk.kernel import watchdog
 from aiovblk.kernel.anchor import Anchor
 
 from .kernel_tree import KernelTree
+
+NETLINK = """
+def disconnect(index):
+    open({told!r}, "a").write(f"{{index}} ")
+
+def offer(index, identity, ours, theirs):
+    assert identity == f"volume {{index}}"
+    return index != 4  # that one has a server
+"""
 
 
 @pytest.fixture
@@ -23,12 +32,12 @@ def told(tmp_path: Path, tree: KernelTree) -> Path:
     text = watchdog._PROGRAM.read_text()
     assert '"/sys/block"' in text
     program = tmp_path / "watchdog_main.py"
-    program.write_text(text.replace('"/sys/block"', repr(str(tree.block))))
-    (tmp_path / "netlink.py").write_text(
-        f"def disconnect(index):\n    open({str(told)!r}, 'a').write(f'{{index}} ')\n"
-    )
+    text = text.replace('"/sys/block"', repr(str(tree.block)))
+    program.write_text(text.replace("syslog.syslog(", f"open({str(told)!r}, 'a').write("))
+    (tmp_path / "netlink.py").write_text(NETLINK.format(told=str(told)))
     for index, thread in enumerate((100, 101, 102, None, 104)):
-        tree.device(f"nbd{index}", f"43:{index * 32}", thread=thread)
+        directory = tree.device(f"nbd{index}", f"43:{index * 32}", thread=thread)
+        tree.write(directory / "backend", f"volume {index}\n")
     told.touch()
     return told
 
@@ -36,7 +45,8 @@ def told(tmp_path: Path, tree: KernelTree) -> Path:
 def parent(told: Path, tree: KernelTree, code: str) -> tuple[int, set[int]]:
     """Run a parent; its exit status, and what was disconnected once its watchdog has ended too."""
     begin = f"""
-import os, signal
+import os, signal, subprocess
+from functools import partial
 from pathlib import Path
 from aiovblk.kernel import sysfs, watchdog
 
@@ -44,23 +54,22 @@ watchdog._PROGRAM = Path({str(told.with_name("watchdog_main.py"))!r})
 sysfs.SYS_BLOCK = Path({str(tree.block)!r})
 dog = watchdog.Watchdog()
 """
-    # The watchdog has the standard error open as long as it lives, and so this waits for it.
-    done = subprocess.run(
-        [sys.executable, "-c", begin + code],
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    assert done.stderr == ""
+    # The watchdog has this pipe for as long as it lives.
+    reading, writing = os.pipe()
+    begin += f"subprocess.Popen = partial(subprocess.Popen, pass_fds=[{writing}])\n"
+    command = [sys.executable, "-c", begin + code]
+    done = subprocess.run(command, pass_fds=[writing], timeout=20, check=False)
+    os.close(writing)
+    with open(reading, "rb") as lives:
+        lives.read()
     return done.returncode, set(map(int, told.read_text().split()))
 
 
 WATCH = """
 dog.expect(100)         # and whatever it attaches
-dog.watch(101, 1)
-dog.watch(102, 2)
-dog.watch(103, 3)       # detached by somebody else
+dog.watch(101, 1, 0)
+dog.watch(102, 2, 0)
+dog.watch(103, 3, 0)       # detached by somebody else
 dog.expect(999)         # attached nothing
 dog.forget(102)
 """
@@ -92,12 +101,12 @@ def test_a_parent_that_is_gone_before_the_watchdog_looks(told: Path, tree: Kerne
 
 def test_a_parent_that_detaches_all_ends_its_watchdog(told: Path, tree: KernelTree) -> None:
     code = """
-dog.watch(101, 1)
+dog.watch(101, 1, 0)
 process = dog._process
 dog.forget(101)
 dog.forget(101)
 assert process.returncode == 0
-dog.watch(100, 0)
+dog.watch(100, 0, 0)
 dog.forget(100)
 """
     assert parent(told, tree, code) == (0, set())
@@ -105,14 +114,14 @@ dog.forget(100)
 
 def test_signals_do_not_end_it_and_a_killed_one_is_replaced(told: Path, tree: KernelTree) -> None:
     code = """
-dog.watch(100, 0)
+dog.watch(100, 0, 0)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     os.kill(dog._process.pid, number)
 assert os.getpgid(dog._process.pid) != os.getpgid(0)
 os.kill(dog._process.pid, signal.SIGKILL)
 dog._process.wait()
 dog.forget(5)
-dog.watch(101, 1)
+dog.watch(101, 1, 0)
 os._exit(0)
 """
     assert parent(told, tree, code) == (0, {0, 1})
@@ -124,4 +133,53 @@ def test_without_a_watchdog_nothing_is_attached(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(watchdog.watchdog, "expect", refuse)
     with pytest.raises(PermissionError):
-        Anchor(0, Terms([0], 4096, 1, 0, 0, RequestQueue()))
+        Anchor(lambda: 0, survive=0)
+
+
+def test_what_is_to_survive_is_disconnected_later_unless_it_is_served(
+    told: Path, tree: KernelTree
+) -> None:
+    code = """
+dog.watch(100, 0, 0.3)
+dog.watch(101, 1, 0.1)
+dog.watch(102, 2, 0)
+dog.watch(104, 4, 0.2)
+os._exit(0)
+"""
+    assert parent(told, tree, code) == (0, {0, 1, 2})
+    assert told.read_text() == "2 1 0 "
+
+
+def test_what_another_server_has_signed_is_left_to_it(told: Path, tree: KernelTree) -> None:
+    locks = told.parent / "locks"
+    locks.mkdir()
+    (locks / "nbd0.lock").write_text("1:first\n")
+    (locks / "nbd1.lock").write_text("2:second\n")
+    code = f"""
+from aiovblk.kernel import locks
+locks.LOCKS = Path({str(locks)!r})
+dog.watch(100, 0, 0.1, "1:first")
+dog.watch(101, 1, 0.1, "1:first")
+os._exit(0)
+"""
+    assert parent(told, tree, code) == (0, {0})
+
+
+def test_what_is_left_is_freed_while_its_parent_goes_on(told: Path, tree: KernelTree) -> None:
+    program = told.with_name("watchdog_main.py")
+    text = program.read_text()
+    assert "HAND_OVER_TIMEOUT = 10.0" in text
+    program.write_text(text.replace("HAND_OVER_TIMEOUT = 10.0", "HAND_OVER_TIMEOUT = 0.1"))
+    code = f"""
+import time
+dog.watch(100, 0, 0)
+dog.watch(101, 1, 0)
+dog.watch(104, 4, 0)
+dog.leave(101)
+dog.leave(104)
+while Path({str(told)!r}).read_text() != "1 ":
+    time.sleep(0.01)
+dog.leave(100)  # the last, and nobody waits for it
+assert dog._process is None
+"""
+    assert parent(told, tree, code) == (0, {0, 1})

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...kernel import rights, sysfs
+from ...kernel.pairs import SOCKET_BUFFER
 from ...kernel.rights import Capability
-from ...mount.lines import SOCKET_BUFFER
 from .finding import Finding, fail, info, ok, warn
 
 ROOT = Path("/")

@@ -1,0 +1,94 @@
+"""A lock per index, which keeps programs that use this library apart, and tells who has it.
+
+It goes away with the process, and can be handed to another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from . import sysfs
+
+LOCKS = Path("/run/aiovblk")
+"""A directory that only root can write to: in /run/lock anybody could take all locks."""
+
+
+def take(index: int) -> int:
+    """Take the lock of an index.
+
+    Returns:
+        A descriptor; closing it gives the lock back.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+        PermissionError: the directory is another user's.
+
+    """
+    try:
+        LOCKS.mkdir(mode=0o755, exist_ok=True)
+        lock = os.open(_file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.EACCES:
+            raise
+        # No /run (a minimal container): other checks have to do.
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(lock)
+        raise
+    sign(lock)
+    return lock
+
+
+def sign(lock: int) -> None:
+    """Note that this process has a lock, which may have been another one's."""
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}:{secrets.token_hex(8)}\n".encode(), 0)
+
+
+def signature(lock: int) -> str:
+    """What a lock was signed with, a word like no other; nothing where there are no locks."""
+    return os.pread(lock, 64, 0).decode(errors="replace").strip()
+
+
+def owner(index: int) -> tuple[int, str] | None:
+    """The process that has the lock of an index, and its name; None if nobody has it."""
+    try:
+        lock = os.open(_file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = signature(lock).partition(":")[0]
+        return sysfs.process_of(int(process)) if process.isdigit() else None
+    finally:
+        os.close(lock)
+    return None
+
+
+def server(index: int) -> tuple[int, str] | None:
+    """The process that serves a device, as far as it can be seen, and its name.
+
+    That is who attached it, or who has taken it over since.
+    """
+    thread = sysfs.server_thread(index)
+    if thread is None:
+        return None
+    return sysfs.process_of(thread) or owner(index)
+
+
+def socket_path(index: int) -> Path:
+    """Where the server of an index can be asked to hand it over."""
+    return LOCKS / f"nbd{index}.socket"
+
+
+def _file(index: int) -> Path:
+    return LOCKS / f"nbd{index}.lock"

@@ -1,0 +1,235 @@
+"""How a mount comes by its device: attached anew, or taken over from another server."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import socket
+from collections.abc import Coroutine
+from concurrent import futures
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from .. import kernel
+from ..errors import AttachError, DeviceBusyError
+from ..threads import in_thread
+from .door import Given, Wanted, ask
+from .events import Events
+from .lines import REMAKE_TIMEOUT, Line, Lines, close_all
+from .served import Served
+from .unmounting import KERNEL_TIMEOUT
+from .waiting import call, within
+
+logger = logging.getLogger("aiovblk")
+
+T = TypeVar("T")
+
+Attach = Literal["auto", "ioctl", "netlink"]
+"""How a device is attached."""
+
+ATTACH_TIMEOUT = 30.0
+"""Seconds for attaching, and again for the first reads to be answered."""
+
+REQUEST_TIMEOUT = 120.0
+"""Seconds after which the kernel takes one of several connections for dead, unless told otherwise.
+
+With several it must have a limit: only then are the requests of one that is lost sent again."""
+
+SURVIVING_REQUEST_TIMEOUT = 15.0
+"""The same for a device that is to survive its server: what was in flight waits for so long, even
+when another server has come long before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a device is to be mounted; :func:`aiovblk.mounted` explains each."""
+
+    attach: Attach
+    timeout: float | None
+    unmount_timeout: float
+    queue: kernel.RequestQueue
+    identity: str | None
+    survive: float
+    replace: bool
+    partitions: bool
+
+
+class Attaching:
+    """One attachment, from nothing until requests are served.
+
+    Args:
+        served: what is to be served.
+        lines: its connections, which are made here.
+        events: a mount that is to end meanwhile is not attached any more.
+        options: how.
+
+    Attributes:
+        is_taken_over: whether the device was attached before.
+
+    """
+
+    def __init__(self, served: Served, lines: Lines, events: Events, options: Options) -> None:
+        self.is_taken_over = False
+        self._served = served
+        self._lines = lines
+        self._events = events
+        self._options = options
+
+    async def run(self, path: str | None) -> kernel.Link:
+        """Attach a device, or take it over; requests are served when this returns.
+
+        Raises:
+            AttachError: as for :func:`aiovblk.mounted`.
+            Exception: whatever a factory raises, where there is one.
+
+        """
+        await self._unless_stopped(self._served.open(self._lines))
+        link = None
+        if self._options.identity is not None:
+            link = await self._take_over(path, self._options.identity)
+        self.is_taken_over = link is not None
+        return link or await self._attach(path)
+
+    async def renew(self, link: kernel.Link, old: Line, new: Line) -> socket.socket:
+        """Have a line ready in place of another, and a connection for it."""
+        await self._served.renew(old, new)
+        return await _offer(link)
+
+    async def _unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
+        """Take a step that may take for ever, since a worker takes it."""
+        taking = asyncio.create_task(step)
+        steps: list[asyncio.Future[Any]] = [taking, self._events.stopping]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        taking.cancel()
+        await asyncio.wait([taking])
+        if taking.cancelled():
+            raise AttachError(errno.ECANCELED, "unmounted before it was mounted")
+        return taking.result()
+
+    def _terms(self, sockets: list[int]) -> kernel.Terms:
+        options = self._options
+        timeout = options.timeout or 0
+        if len(sockets) > 1 and not timeout:
+            timeout = SURVIVING_REQUEST_TIMEOUT if options.survive else REQUEST_TIMEOUT
+        return kernel.Terms(
+            sockets,
+            block_size=self._served.device.block_size,
+            blocks=self._served.device.blocks,
+            flags=self._served.flags,
+            timeout=math.ceil(timeout),
+            queue=options.queue,
+            dead_conn_timeout=math.ceil(max(options.survive, REMAKE_TIMEOUT)),
+            survive=options.survive,
+            identity=options.identity,
+        )
+
+    # Anew
+
+    async def _attach(self, path: str | None) -> kernel.Link:
+        kernels = await self._unless_stopped(self._lines.connect())
+        # Serve before they are handed over, since requests come at once.
+        self._lines.start()
+        try:
+            return await self._obtain_link(path, [sock.fileno() for sock in kernels])
+        except BaseException:
+            self._lines.abort()
+            raise
+        finally:
+            close_all(kernels)
+
+    async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
+        how = self._options.attach
+        by_netlink = None if how == "auto" else how == "netlink"
+        if self._options.identity is not None:
+            by_netlink = True
+        attaching = in_thread(kernel.attach, path, self._terms(sockets), by_netlink=by_netlink)
+        try:
+            return await within(ATTACH_TIMEOUT, attaching)
+        except TimeoutError as exc:
+            # Should it be opened after all, nobody serves it.
+            attaching.add_done_callback(_close_link)
+            reason = (
+                "opening the device hangs: some program waits there for a server that is gone; "
+                "`aiovblk unmount --force` frees it"
+            )
+            raise AttachError(errno.ETIMEDOUT, reason, path) from exc
+
+    # From another server
+
+    async def _take_over(self, path: str | None, identity: str) -> kernel.Link | None:
+        """Serve a device that is attached already; None if there is none of this identity."""
+        index = await call(ATTACH_TIMEOUT, kernel.find, path, identity)
+        if index is None:
+            return None
+        given = await self._ask_for(index, identity) if self._options.replace else None
+        link: kernel.NetlinkLink | None
+        if given is not None:
+            link = await self._use(given, index)
+            connections = list(given.connections)
+        else:
+            link = await call(ATTACH_TIMEOUT, kernel.adopt, path, self._terms([]))
+            if link is None:  # it has just been unmounted
+                return None
+            connections = await _offer_all(link)
+        prepare = partial(self._served.renew, None)
+        try:
+            await self._unless_stopped(self._lines.take_over(connections, prepare))
+        except BaseException:
+            await call(KERNEL_TIMEOUT, link.forsake)
+            raise
+        self._lines.start()
+        logger.info("took over %s (%s)", link.path, identity)
+        return link
+
+    async def _ask_for(self, index: int, identity: str) -> Given | None:
+        device = self._served.device
+        wanted = Wanted(identity, device.size, device.block_size, device.read_only)
+        # For its handlers to end, its flush() and its unmount(), each of which it limits alike.
+        seconds = 4 * self._options.unmount_timeout
+        return await call(2 * seconds, ask, kernel.locks.socket_path(index), wanted, seconds)
+
+    async def _use(self, given: Given, index: int) -> kernel.NetlinkLink:
+        kernel.locks.sign(given.lock)
+        path, terms = f"/dev/nbd{index}", self._terms([])
+        return await call(ATTACH_TIMEOUT, kernel.taken_over, index, path, given.lock, terms)
+
+
+async def _offer_all(link: kernel.Link) -> list[tuple[socket.socket, bytes]]:
+    """A connection in place of each that the last server had."""
+    connections: list[tuple[socket.socket, bytes]] = []
+    try:
+        connections.append((await _offer(link), b""))
+        while (sock := await call(KERNEL_TIMEOUT, link.offer, 0)) is not None:
+            connections.append((sock, b""))
+    except BaseException:
+        close_all([sock for sock, _ in connections])
+        await call(KERNEL_TIMEOUT, link.forsake)
+        raise
+    return connections
+
+
+async def _offer(link: kernel.Link) -> socket.socket:
+    offering = in_thread(link.offer, KERNEL_TIMEOUT)
+    try:
+        sock = await within(2 * KERNEL_TIMEOUT, offering)
+    except BaseException:
+        offering.add_done_callback(_close_socket)
+        raise
+    if sock is None:
+        raise DeviceBusyError(errno.EBUSY, "it still has a server", link.path)
+    return sock
+
+
+def _close_socket(offering: futures.Future[socket.socket | None]) -> None:
+    if offering.exception() is None and (sock := offering.result()) is not None:
+        sock.close()
+
+
+def _close_link(attaching: futures.Future[kernel.Link]) -> None:
+    if attaching.exception() is None:
+        link = attaching.result()
+        link.finish()
+        link.close()

@@ -1,0 +1,234 @@
+"""Where a successor asks for a device that is live, and is given it.
+
+A Unix socket that keeps messages apart, in a directory that only root can write to. The successor
+says what it is going to serve; the answer is either why not, or all that it takes to go on: the
+lock of the index, and of each connection the server's end and what was received on it already (in a
+file in memory, since that can be a part of a large write).
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import json
+import os
+import select
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AttachError
+
+_LARGEST = 4096  # bytes of a message
+_MOST_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
+
+Connections = Sequence[tuple[socket.socket, bytes]]
+"""The server's end of each, and what was received on it but not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a successor is going to serve.
+
+    Attributes:
+        identity: of the device.
+        size: bytes.
+        block_size: bytes.
+        read_only: whether it refuses writes.
+
+    """
+
+    identity: str
+    size: int
+    block_size: int
+    read_only: bool
+
+
+class Successor:
+    """One who asks for the device, and waits.
+
+    Attributes:
+        wanted: what it is going to serve.
+
+    """
+
+    def __init__(self, sock: socket.socket, wanted: Wanted) -> None:
+        self._sock = sock
+        self.wanted = wanted
+
+    def is_there(self) -> bool:
+        """Whether it still waits."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return not poll.poll(0)
+
+    def refuse(self, reason: str) -> None:
+        """Say why it cannot have the device."""
+        self._answer({"refused": reason}, [])
+
+    def give(self, lock: int, connections: Connections) -> bool:
+        """Hand over the device.
+
+        Args:
+            lock: the descriptor of the lock of its index.
+            connections: all there are; the caller closes his own.
+
+        Returns:
+            False when the successor is gone.
+
+        """
+        files = [lock]
+        memory = [_memory(received) for _, received in connections]
+        for (sock, _), file in zip(connections, memory, strict=True):
+            files += [sock.fileno(), file]
+        try:
+            return self._answer({"connections": len(connections)}, files)
+        finally:
+            for file in memory:
+                os.close(file)
+
+    def _answer(self, message: dict[str, Any], files: list[int]) -> bool:
+        with self._sock:
+            try:
+                socket.send_fds(self._sock, [json.dumps(message).encode()], files)
+            except OSError:  # it has not waited
+                return False
+        return True
+
+
+class Door:
+    """Listens for successors, on the running loop.
+
+    Args:
+        path: of the socket; what a predecessor has left there is replaced.
+        on_successor: called with each who asks in due form.
+
+    Raises:
+        OSError: nobody can listen there.
+
+    """
+
+    def __init__(self, path: Path, on_successor: Callable[[Successor], None]) -> None:
+        self._path = path
+        self._on_successor = on_successor
+        self._loop = asyncio.get_running_loop()
+        self._asking: set[socket.socket] = set()
+        with suppress(FileNotFoundError):
+            path.unlink()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._sock.bind(str(path))
+            path.chmod(0o600)
+            self._sock.listen()
+        except BaseException:
+            self._sock.close()
+            raise
+        self._inode = path.stat().st_ino
+        self._loop.add_reader(self._sock, self._accept)
+
+    def close(self) -> None:
+        """Listen no more. A successor that listens there already goes on."""
+        self._loop.remove_reader(self._sock)
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        self._sock.close()
+        for sock in self._asking:
+            self._loop.remove_reader(sock)
+            sock.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            sock, _ = self._sock.accept()
+            sock.setblocking(False)
+            self._asking.add(sock)
+            self._loop.add_reader(sock, self._hear, sock)
+
+    def _hear(self, sock: socket.socket) -> None:
+        self._loop.remove_reader(sock)
+        self._asking.discard(sock)
+        try:
+            wanted = Wanted(**json.loads(sock.recv(_LARGEST)))
+        except (OSError, ValueError, TypeError):
+            sock.close()
+        else:
+            self._on_successor(Successor(sock, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a successor was given.
+
+    Attributes:
+        lock: the descriptor of the lock of the index.
+        connections: all there are.
+
+    """
+
+    lock: int
+    connections: Connections
+
+
+def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
+    """Ask the server of a device to hand it over; blocks.
+
+    Args:
+        path: where it listens.
+        wanted: what is going to be served.
+        seconds: to wait for its answer, which takes as long as its slowest handler.
+
+    Returns:
+        None where nobody listens.
+
+    Raises:
+        AttachError: it refuses, or does not answer.
+
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(seconds)
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        try:
+            sock.send(json.dumps(asdict(wanted)).encode())
+            message, files = _receive(sock)
+        except OSError as exc:
+            reason = f"its server did not hand it over in {seconds:g} s: {exc}"
+            raise AttachError(errno.ETIMEDOUT, reason) from exc
+    if not message:
+        raise AttachError(errno.EBUSY, "its server does not hand it over: it has just ended")
+    answer = json.loads(message)
+    if "refused" in answer:
+        raise AttachError(errno.EBUSY, f"its server does not hand it over: {answer['refused']}")
+    lock, *rest = files
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return Given(lock, [(socket.socket(fileno=fd), _contents(file)) for fd, file in pairs])
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    # socket.recv_fds drops its flags, and the descriptors would be inherited.
+    files = array.array("i")
+    room = socket.CMSG_LEN(_MOST_FILES * files.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(_LARGEST, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            files.frombytes(content[: len(content) // files.itemsize * files.itemsize])
+    return data, list(files)
+
+
+def _memory(content: bytes) -> int:
+    file = os.memfd_create("aiovblk")
+    with open(os.dup(file), "wb") as writer:
+        writer.write(content)
+    return file
+
+
+def _contents(file: int) -> bytes:
+    with open(file, "rb") as reader:
+        reader.seek(0)
+        return reader.read()

@@ -1,0 +1,85 @@
+"""A server leaves a device that stays attached, for another one to go on.
+
+Requests wait meanwhile, and none of them is in flight: what was taken is answered first, then
+flushed, since another process sees nothing of what this one keeps to itself. So no request is made
+twice, as it is when a server was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .. import kernel
+from ..device import BlockDevice
+from ..errors import Error
+from .door import Successor
+from .lines import Lines, close_all
+from .unmounting import KERNEL_TIMEOUT
+from .waiting import call
+
+logger = logging.getLogger("aiovblk")
+
+
+class Leaving:
+    """One server's leave.
+
+    Args:
+        device: what is served.
+        lines: its connections.
+        link: its attachment.
+        patience: seconds for handlers to end, for ``flush()``, and for ``unmount()``.
+
+    """
+
+    def __init__(
+        self, device: BlockDevice, lines: Lines, link: kernel.NetlinkLink, patience: float
+    ) -> None:
+        self._device = device
+        self._lines = lines
+        self._link = link
+        self._patience = patience
+
+    async def run(self, successor: Successor | None) -> None:
+        """Leave, and hand everything to a successor, if there is one already.
+
+        Raises:
+            Error: that cannot be; requests are served as before.
+
+        """
+        try:
+            await self._settle()
+            if successor is not None and not successor.is_there():
+                raise Error("who asked for it has not waited")
+        except BaseException:
+            self._lines.resume()
+            raise
+        # From here on there is no way back: the device may let go of what it has.
+        await self._part()
+        connections = self._lines.detach()
+        if successor is not None and not successor.give(self._link.lock, connections):
+            logger.warning("%s: who asked for it is gone; it waits for another", self._link.path)
+        # Without a successor the kernel finds the connections dead, and lets requests wait.
+        close_all([sock for sock, _ in connections])
+        await call(KERNEL_TIMEOUT, self._link.leave)
+
+    async def _settle(self) -> None:
+        """Have nothing in flight, and all that was written stored."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._lines.pause()
+        except TimeoutError:
+            raise Error(f"its handlers did not end within {self._patience:g} s") from None
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._device.flush()
+        except Exception as exc:
+            raise Error(f"its flush() failed: {exc!r}") from exc
+
+    async def _part(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._device.unmount()
+        except Exception:
+            # All is stored; whoever takes over may not find what this one did not let go of.
+            logger.exception("unmount() of %r failed while it was left", self._device)

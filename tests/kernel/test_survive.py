@@ -1,0 +1,274 @@
+"""A device outlives its server, by netlink: killed, replaced, or only its connection lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+from aiovblk import AttachError, DeviceBusyError, Error, Mount
+from aiovblk.dispatch import Dispatcher
+from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
+from aiovblk.kernel import liveness, locks, sysfs
+
+from .support import (
+    DATA,
+    DEVICES,
+    MIB,
+    Disk,
+    Program,
+    becomes_free,
+    becomes_true,
+    file_system,
+    fio,
+    pread,
+    program,
+    pwrite,
+    sh,
+)
+
+pytestmark = [pytest.mark.deadline(400), pytest.mark.one_loop, pytest.mark.newest_python]
+
+MOUNT = ["mount", "--attach=netlink", "--identity=volume", "--survive=60", f"{DEVICES}:Image"]
+KILLS = 20
+
+
+async def verify(path: str) -> None:
+    """Write all over a part of a device, and read it back, twice."""
+    await fio(
+        path,
+        "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size=4M --verify=crc32c "
+        "--verify_fatal=1 --loops=2",
+    )
+
+
+class Servers:
+    """One server after another of the same image, without the time that Python takes to start."""
+
+    def __init__(self, zygote: Program) -> None:
+        self._zygote = zygote
+        self.path = ""
+        self._process = 0
+
+    async def start(self) -> None:
+        assert self._zygote.process.stdin is not None
+        self._zygote.process.stdin.write(b"\n")
+        self._process = int((await self._zygote.line()).removeprefix("process "))
+        line = await self._zygote.line()
+        assert line.startswith("mounted /dev/nbd"), line
+        assert self.path in ("", line.split()[1])
+        self.path = line.split()[1]
+
+    async def end(self, signum: signal.Signals) -> None:
+        os.kill(self._process, signum)
+        while await self._zygote.line() != "ended":
+            pass  # what it says about it
+
+    async def restart(self, writes: int) -> None:
+        """Kill it, after so many more writes, and start it again."""
+        enough = self._writes() + writes
+        await becomes_true(lambda: self._writes() >= enough)
+        await self.end(signal.SIGKILL)
+        await self.start()
+
+    def _writes(self) -> int:
+        return sysfs.io_counters(int(self.path.removeprefix("/dev/nbd")))[4]
+
+
+@asynccontextmanager
+async def servers(image: Path) -> AsyncIterator[Servers]:
+    """The first server of an image; what is attached at the end is unmounted in order."""
+    async with program("-m", "tests.kernel.zygote", *MOUNT, IMAGE=str(image)) as zygote:
+        these = Servers(zygote)
+        await these.start()
+        yield these
+        await these.end(signal.SIGTERM)
+        assert zygote.process.stdin is not None
+        zygote.process.stdin.close()
+        assert await zygote.end() == 0
+    assert await becomes_free(these.path)
+
+
+@pytest.mark.deadline(900)
+async def test_killed_servers_are_missed_by_nobody(image: Path) -> None:
+    async with servers(image) as these:
+        working = asyncio.create_task(verify(these.path))
+        for _ in range(KILLS):
+            await these.restart(writes=50)
+            if working.done():
+                await working
+                working = asyncio.create_task(verify(these.path))
+        await working
+    assert sysfs.queue_attribute(int(these.path.removeprefix("/dev/nbd")), "io_timeout") == "30000"
+
+
+@pytest.mark.deadline(900)
+async def test_a_file_system_outlives_killed_servers(image: Path, tmp_path: Path) -> None:
+    async with servers(image) as these:
+        async with file_system(these.path, tmp_path) as point:
+            script = (
+                f"n=0; while [ ! -e {tmp_path}/stop ]; do n=$((n + 1));"
+                f" head -c 70000 /dev/urandom > {point}/$((n % 50)) || exit 1;"
+                f" (cd {point} && md5sum $((n % 50))) > {tmp_path}/sum.$((n % 50)) || exit 1;"
+                f" sync {point}/$((n % 50)) || exit 1; done"
+            )
+            working = asyncio.create_task(sh(script))
+            for _ in range(KILLS):
+                await these.restart(writes=8)
+            (tmp_path / "stop").touch()
+            await working
+            await sh("echo 3 > /proc/sys/vm/drop_caches")
+            await sh(f"cd {point} && cat {tmp_path}/sum.* | md5sum -c --quiet")
+        await sh(f"e2fsck -fn {these.path}")
+
+
+async def test_a_server_is_replaced_while_it_serves(image: Path) -> None:
+    async with program("-m", "aiovblk", *MOUNT, IMAGE=str(image)) as first:
+        path = (await first.line()).removeprefix("mounted ")
+        await sh("dmesg --clear")
+        working = asyncio.create_task(verify(path))
+        async with program("-m", "aiovblk", *MOUNT, "--replace", IMAGE=str(image)) as second:
+            assert await second.line() == f"mounted {path}"
+            assert await first.end() == 0
+            # By itself, at a signal: the successor prints where this one did.
+            second.process.send_signal(signal.SIGUSR2)
+            assert await second.line() == f"mounted {path}"
+            assert await second.end() == 0
+            await working
+            holder = locks.owner(int(path.removeprefix("/dev/nbd")))
+            assert holder is not None
+            os.kill(holder[0], signal.SIGTERM)
+            assert await second.rest() == ""
+    assert await becomes_free(path)
+    log = (await sh("dmesg")).output
+    assert "NBD_DISCONNECT" in log  # at the end
+    assert "reconnected" not in log
+    assert "Receive control failed" not in log.partition("NBD_DISCONNECT")[0]
+
+
+async def test_what_no_server_comes_for_fails_in_the_end(image: Path) -> None:
+    words = ["mount", "--attach=netlink", "--identity=volume", "--survive=3", f"{DEVICES}:Hanging"]
+    async with program("-m", "aiovblk", *words, IMAGE=str(image)) as server:
+        path = (await server.line()).removeprefix("mounted ")
+        writing = asyncio.ensure_future(asyncio.to_thread(pwrite, path, 0, bytes(4096)))
+        await sh(f"tail -F {image}.log 2> /dev/null | grep -q -m1 hanging")
+        await server.end(signal.SIGKILL)
+        with pytest.raises(OSError, match="Input/output error"):
+            await writing
+    assert await becomes_free(path)
+
+
+# In one process
+
+
+@asynccontextmanager
+async def surviving(disk: Disk, **options: object) -> AsyncIterator[Mount]:
+    options = {"identity": "disk", "survive": 30, "attach": "netlink"} | options
+    async with aiovblk.mounted(disk, **options) as mount:  # type: ignore[arg-type]  # any of them
+        yield mount
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_a_connection_that_breaks_is_made_again(connections: int) -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk, attach="netlink", connections=connections, timeout=5) as mount:
+        heard = mount.events()
+        working = asyncio.create_task(
+            fio(
+                mount.path,
+                "--rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --size=4M "
+                "--verify=crc32c --verify_fatal=1 --loops=3",
+            )
+        )
+        await becomes_true(lambda: mount.stats.writes >= 50)
+        line = mount._lines.each()[-1]
+        assert isinstance(line, Dispatcher)
+        line._stream.transport.abort()
+        async for event in heard:
+            if isinstance(event, ConnectionRestored):
+                assert (event.connection, event.connections) == (connections, connections)
+                break
+        await working
+    assert disk.events[-2:] == ["flush", "unmount"]
+
+
+async def test_a_handler_that_outlasts_the_kernel_is_called_again() -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk, attach="netlink", timeout=2) as mount:
+        disk.gate.clear()
+        reading = asyncio.ensure_future(asyncio.to_thread(pread, mount.path, 0, 4096))
+        await disk.arrived.wait()
+        heard = mount.events()
+        async for event in heard:
+            if isinstance(event, ConnectionLost):
+                disk.gate.set()
+                break
+        assert await reading == bytes(4096)
+
+
+async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
+    disk = Disk()
+    async with surviving(disk, connections=2) as mount:
+        path, heard = mount.path, mount.events()
+        await asyncio.to_thread(pwrite, path, 0, DATA)
+        await mount.detach()
+        await mount.wait()
+        await mount.unmount()  # nothing is left to do
+        assert [type(event) for event in heard.take()][-2:-1] == [Detached]
+    assert disk.events == ["flush", "unmount"]
+    assert liveness.state(int(path.removeprefix("/dev/nbd"))) is liveness.State.LOST
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
+    with pytest.raises(AttachError, match="is attached with 67108864 bytes, and this device has"):
+        async with surviving(Disk(MIB)):
+            pass
+    with pytest.raises(DeviceBusyError, match=f"'disk' is attached at {path}; mount it there"):
+        async with surviving(disk, path="/dev/nbd9"):
+            pass
+    with pytest.raises(DeviceBusyError, match="already attached"):
+        async with aiovblk.mounted(disk, path, attach="netlink"):
+            pass
+    async with surviving(disk) as again:
+        assert again.path == path
+        assert len(again._lines.each()) == 2
+        assert await reading == DATA
+        with pytest.raises(DeviceBusyError, match="already attached, served by process"):
+            async with surviving(disk):
+                pass
+        await asyncio.to_thread(pwrite, path, MIB, DATA)
+    assert disk.contents(MIB, MIB) == DATA
+
+
+async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
+    disk = Disk()
+    async with surviving(disk, unmount_timeout=1) as first:
+        disk.gate.clear()
+        reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
+        await disk.arrived.wait()
+        with pytest.raises(AttachError, match=r"does not hand it over: .*which is not"):
+            async with surviving(Disk(MIB), replace=True):
+                pass
+        with pytest.raises(Error, match="handlers did not end within"):
+            async with surviving(disk, replace=True):
+                pass
+        disk.gate.set()
+        async with surviving(disk, replace=True) as second:
+            await first.wait()
+            assert second.path == first.path
+            assert await reading == bytes(MIB)
+            assert liveness.state(second.index) is liveness.State.ALIVE
+            await asyncio.to_thread(pwrite, second.path, 0, DATA)
+    assert disk.contents(0, MIB) == DATA
+    assert disk.events == ["flush", "unmount"] * 2
+
+
+async def test_without_survive_nothing_can_be_left() -> None:
+    async with aiovblk.mounted(Disk(), attach="netlink", identity="disk") as mount:
+        assert liveness.identity(mount.index) == "disk"
+        with pytest.raises(Error, match="has to be mounted with survive="):
+            await mount.detach()

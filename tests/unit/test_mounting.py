@@ -1,0 +1,102 @@
+"""Options of a mount that cannot be, and the command that replaces itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import aiovblk
+from aiovblk import Mount
+from aiovblk.cli.mount import Upgrade
+from aiovblk.cli.notify import Notifier
+from aiovblk.storage import MemoryDevice
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"survive": 60}, "survive takes an identity"),
+        ({"replace": True}, "replace takes an identity"),
+        ({"identity": "v", "survive": 0}, "survive must be a positive number of seconds"),
+        ({"identity": "v", "attach": "ioctl"}, "use netlink"),
+        ({"identity": ""}, "1 to 255 printable characters"),
+        ({"identity": "v" * 256}, "1 to 255 printable characters"),
+        ({"identity": "a\nb"}, "1 to 255 printable characters"),
+        ({"identity": " v"}, "no space around them"),
+        ({"attach": "usb"}, "attach must be one of auto, ioctl, netlink"),
+        ({"timeout": -1}, "timeout must be a positive number of seconds"),
+        ({"connections": 0}, "connections must be at least 1"),
+    ],
+)
+async def test_options_that_cannot_be_are_refused(options: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        async with aiovblk.mounted(MemoryDevice(4096), **options):
+            pass
+
+
+class Systemd(Notifier):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str | int] = []
+
+    def ready(self, status: str) -> None:
+        self.told.append(status)
+
+    def replaced(self, process: int) -> None:
+        self.told.append(process)
+
+
+def upgrade(identity: str | None, words: list[str]) -> tuple[Upgrade, Systemd]:
+    systemd = Systemd()
+    mount = cast(Mount, SimpleNamespace(identity=identity, path="/dev/nbd3"))
+    return Upgrade(words, mount, systemd), systemd
+
+
+async def signalled() -> None:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    await asyncio.sleep(0.01)
+
+
+async def test_without_an_identity_there_is_no_successor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ending, systemd = upgrade(None, ["mount", "memory:1M"])
+    await signalled()
+    ending.end()
+    assert "there is no --identity" in capsys.readouterr().err
+    assert systemd.told == ["serving /dev/nbd3"]
+
+
+@pytest.mark.parametrize("last", [[], ["--replace"]])
+async def test_a_successor_has_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, last: list[str]
+) -> None:
+    spawned: list[list[str]] = []
+    running = [(0, 0), (77, 256)]
+
+    def spawn(path: str, command: list[str], environment: dict[str, str]) -> int:
+        assert path == sys.executable
+        spawned.append(command[1:])
+        return 77
+
+    monkeypatch.setattr(os, "posix_spawn", spawn)
+    monkeypatch.setattr(os, "waitpid", lambda process, options: running.pop(0))
+    words = ["mount", "--identity=v", *last, "memory:1M"]
+    ending, systemd = upgrade("v", words)
+    await signalled()
+    await signalled()  # while it is at it
+    assert len(spawned) == 1
+    await signalled()  # it has failed
+    assert spawned[1] == spawned[0]
+    assert spawned[0][:2] == ["-m", "aiovblk"]
+    assert spawned[0][2:] == [*words, *([] if last else ["--replace"])]
+    ending.end()
+    assert systemd.told == ["serving /dev/nbd3", 77]
