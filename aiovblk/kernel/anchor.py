@@ -39,7 +39,7 @@ class Anchor:
         self.on_death: Callable[[], None] = lambda: None
         self._survive = survive
         self._ended = threading.Event()
-        self._released, self._release = os.pipe2(os.O_CLOEXEC)
+        self._released = os.eventfd(0, os.EFD_CLOEXEC)
         self._guard = threading.Lock()
         self._thread = 0
         attached: Future[int] = Future()
@@ -64,9 +64,8 @@ class Anchor:
         if leave:
             watchdog.leave(self._thread)
         with self._guard:
-            if self._release >= 0:
-                os.close(self._release)
-                self._release = -1
+            if self._released >= 0:
+                os.eventfd_write(self._released, 1)
         if threading.get_native_id() != self._thread:
             self._ended.wait()
 
@@ -85,7 +84,9 @@ class Anchor:
             attached.set_exception(exc)
         finally:
             watchdog.forget(self._thread)
-            os.close(self._released)
+            with self._guard:
+                os.close(self._released)
+                self._released = -1
             self._ended.set()
 
     def _hear(self, deaths: netlink.Deaths, index: int) -> None:

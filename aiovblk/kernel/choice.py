@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from .. import forks
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from ..protocol.constants import TransmissionFlag
 from . import liveness, locks, netlink, sysfs
@@ -112,7 +113,7 @@ def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
         _check_same(index, node, terms)
         return taken_over(index, node, lock, terms)
     except BaseException:
-        os.close(lock)
+        forks.close(lock)
         raise
 
 
@@ -149,7 +150,7 @@ def _lock_of_lost(index: int, path: str) -> int:
         else:
             if not liveness.connections()[index]:
                 return lock
-            os.close(lock)
+            forks.close(lock)
             if time.monotonic() > deadline:
                 reason = "it still has a server, which does not use this library or this /run"
                 raise DeviceBusyError(errno.EBUSY, reason, path, [reason])
@@ -261,7 +262,7 @@ def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
             raise _served(index, path)
         return make(index, path, lock, terms)
     except BaseException as exc:
-        os.close(lock)
+        forks.close(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
             raise _explained(exc, index, path) from exc
         raise
@@ -285,7 +286,7 @@ def _connect_any(terms: Terms) -> Link:
         lock = _lock(anchor.index, path)
     except AttachError:
         # Held for a moment by somebody who finds out just now that the device is taken.
-        lock = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        lock = forks.withhold(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     return NetlinkLink(anchor, path, lock, terms)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 
+from .. import forks
 from ..errors import DeviceBusyError
 from ..threads import in_thread
 from . import locks, netlink, partitions, queue, sysfs
@@ -171,7 +172,7 @@ class Link(ABC):
 
         """
         try:
-            claim = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+            claim = _open(self.path, os.O_EXCL)
         except OSError as exc:
             if exc.errno != errno.EBUSY:
                 raise
@@ -180,7 +181,7 @@ class Link(ABC):
             if not self._closed:
                 self._claim = claim
                 return
-        os.close(claim)  # opened too late: the device has been detached meanwhile
+        forks.close(claim)  # opened too late: the device has been detached meanwhile
 
     def sync(self) -> None:
         """Have everything written that the kernel still caches for the device.
@@ -192,7 +193,7 @@ class Link(ABC):
         # A descriptor of its own: one that was open when a write failed is told so even after the
         # program that wrote has been (the kernel's errseq_t).
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open(self.path)
         except OSError:  # the node is gone, say
             with self._control() as old:
                 sync(self.index, old)
@@ -200,7 +201,7 @@ class Link(ABC):
         try:
             sync(self.index, fd)
         finally:
-            os.close(fd)
+            forks.close(fd)
 
     def disconnect(self) -> None:
         """Have the kernel send DISC. Nothing else happens before the server closes its socket."""
@@ -234,7 +235,7 @@ class Link(ABC):
         had_partitions = bool(sysfs.partitions(self.index))
         for each in (self._claim, fd):
             if each is not None:
-                os.close(each)
+                forks.close(each)
         with suppress(OSError):
             queue.change(self.index, {}, **self._queue_before)
         if had_partitions:
@@ -256,7 +257,7 @@ class Link(ABC):
         with self._guard:
             lock, self._lock = self._lock, -1
         if lock >= 0:
-            os.close(lock)
+            forks.close(lock)
 
     @contextmanager
     def _control(self) -> Iterator[int]:
@@ -264,11 +265,11 @@ class Link(ABC):
         with self._guard:
             if self._fd < 0:
                 raise OSError(errno.ENODEV, "the device is already detached")
-            fd = os.dup(self._fd)
+            fd = forks.withhold(os.dup(self._fd))
         try:
             yield fd
         finally:
-            os.close(fd)
+            forks.close(fd)
 
 
 class IoctlLink(Link):
@@ -292,7 +293,7 @@ class IoctlLink(Link):
         super().__init__(index, path, lock, terms)
         # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
         # make udev probe the device.
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = _open(path)
         try:
             ioctl(self._fd, Ioctl.NBD_SET_SOCK, terms.sockets[0])
             self._configure(terms)
@@ -325,7 +326,7 @@ class IoctlLink(Link):
         # taken away for a moment. This does nothing but wait for the lock.
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_QUE)
-        os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+        forks.close(_open(self.path))
 
     def _resize(self, blocks: int) -> None:
         with self._control() as fd:
@@ -419,18 +420,18 @@ class NetlinkLink(Link):
             self._closed = True
         for each in (self._claim, fd):
             if each is not None and each >= 0:
-                os.close(each)
+                forks.close(each)
         self._anchor.release(leave=True)
         self._unlock()
         self._end()
 
     def _open_live(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(self.path)
         with self._guard:
             if not self._closed:
                 self._fd, fd = fd, -1
         if fd >= 0:  # opened too late
-            os.close(fd)
+            forks.close(fd)
             return
         flags = netlink.ClientFlag(0)
         if not self._terms.survive:
@@ -458,6 +459,11 @@ class NetlinkLink(Link):
     def _end(self) -> None:
         with suppress(InvalidStateError):
             self.ended.set_result(0)
+
+
+def _open(path: str, flags: int = 0) -> int:
+    """Open a node, or what is mounted of it, for this process alone."""
+    return forks.withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
 
 
 def wait_until_free(index: int, seconds: float) -> bool:
@@ -499,7 +505,7 @@ def sync(index: int, fd: int) -> None:
 
 def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(path)
     except OSError as exc:
         # A partition without a node in this container, a mount of another namespace.
         logger.debug("cannot sync %s: %s", path, exc)
@@ -512,5 +518,5 @@ def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     except OSError as exc:
         return exc
     finally:
-        os.close(fd)
+        forks.close(fd)
     return None

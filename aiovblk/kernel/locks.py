@@ -12,6 +12,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from .. import forks
 from . import sysfs
 
 LOCKS = Path("/run/aiovblk")
@@ -22,7 +23,7 @@ def take(index: int) -> int:
     """Take the lock of an index.
 
     Returns:
-        A descriptor; closing it gives the lock back.
+        A descriptor; closing it gives the lock back (:func:`aiovblk.forks.close`).
 
     Raises:
         BlockingIOError: somebody else has it.
@@ -36,11 +37,12 @@ def take(index: int) -> int:
         if exc.errno == errno.EACCES:
             raise
         # No /run (a minimal container): other checks have to do.
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return forks.withhold(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    forks.withhold(lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
-        os.close(lock)
+        forks.close(lock)
         raise
     sign(lock)
     return lock

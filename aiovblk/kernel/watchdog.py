@@ -36,6 +36,17 @@ class Watchdog:
         self._staying: list[subprocess.Popen[bytes]] = []
         atexit.register(self._outlive)
 
+    def begin_anew(self) -> None:
+        """Know of nothing, in a child that a fork has made: what was watched is its parent's."""
+        if self._process is not None:
+            assert self._process.stdin is not None  # it was made with a pipe
+            self._process.stdin.close()
+            self._process.returncode = 0  # it is no child of this process, and not to be missed
+        self._lock = threading.Lock()  # another thread may have had it
+        self._process = None
+        self._watched = {}
+        self._may_stay = False
+
     def expect(self, thread: int) -> None:
         """Watch over the device that a thread is about to attach, whichever it will be."""
         self._set(thread, f"+{thread}")
@@ -72,6 +83,9 @@ class Watchdog:
                 return
             process, self._process = self._process, None
             assert process.stdin is not None  # it was made with a pipe
+            # Said, since some child may keep the pipe open that was forked when it was made.
+            with suppress(BrokenPipeError):
+                process.stdin.write(b".\n")
             process.stdin.close()
             if self._may_stay:
                 self._staying.append(process)
@@ -122,3 +136,5 @@ def _start() -> subprocess.Popen[bytes]:
 
 watchdog = Watchdog()
 """That of this process."""
+
+os.register_at_fork(after_in_child=watchdog.begin_anew)

@@ -3,11 +3,11 @@
     watchdog_main.py PARENT LOCKS
 
 On its standard input it is told what to watch: ``+THREAD`` before a thread attaches a device,
-``+THREAD INDEX PID SURVIVE SIGNATURE`` when it has, ``-THREAD`` when it is detached, and
-``=THREAD`` when it is left to whoever comes for it. A device that is left, or whose parent is gone,
-is disconnected after SURVIVE seconds, unless somebody has come. It is taken for the one that was
-meant only while its file ``pid`` in /sys says the same: the thread, as those see it who are not in
-a container; and while nobody else has signed its lock.
+``+THREAD INDEX PID SURVIVE SIGNATURE`` when it has, ``-THREAD`` when it is detached, ``=THREAD``
+when it is left to whoever comes for it, and ``.`` when there is nothing more. A device that is
+left, or whose parent is gone, is disconnected after SURVIVE seconds, unless somebody has come. It
+is taken for the one that was meant only while its file ``pid`` in /sys says the same: the thread,
+as those see it who are not in a container; and while nobody else has signed its lock.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def main(parent: int) -> None:
         ready = [fd for fd, _ in poll.poll(_soonest(left, patience))]
         data = os.read(0, 4096) if 0 in ready else b""
         *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
+        for line in filter(b".".__ne__, lines):
             note(line.decode(), watched, left)
         free_what_is_due(left)
-        if (ready or patience == 0) and not data:
+        if b"." in lines or ((ready or patience == 0) and not data):
             break
     left += [leave(thread, device) for thread, device in watched.items()]
     while left:

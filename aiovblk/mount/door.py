@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import forks
 from ..errors import AttachError
 
 _LARGEST = 4096  # bytes of a message
@@ -120,6 +121,7 @@ class Door:
         with suppress(FileNotFoundError):
             path.unlink()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        forks.withhold_socket(self._sock)  # or successors would ask a child
         try:
             self._sock.bind(str(path))
             path.chmod(0o600)
@@ -144,7 +146,7 @@ class Door:
     def _accept(self) -> None:
         with suppress(OSError):
             sock, _ = self._sock.accept()
-            sock.setblocking(False)
+            forks.withhold_socket(sock).setblocking(False)
             self._asking.add(sock)
             self._loop.add_reader(sock, self._hear, sock)
 
@@ -207,7 +209,10 @@ def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
         raise AttachError(errno.EBUSY, f"its server does not hand it over: {answer['refused']}")
     lock, *rest = files
     pairs = zip(rest[::2], rest[1::2], strict=True)
-    return Given(lock, [(socket.socket(fileno=fd), _contents(file)) for fd, file in pairs])
+    connections = [(socket.socket(fileno=fd), _contents(file)) for fd, file in pairs]
+    for sock, _ in connections:
+        forks.withhold_socket(sock)
+    return Given(forks.withhold(lock), connections)
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from .. import forks
 from ..dispatch import Dispatcher, Stats
 from ..events import ConnectionLost, ConnectionRestored
 from ..kernel import socket_pair
@@ -225,7 +226,10 @@ class Lines:
             Of each the server's end, and what was received of requests that were not taken.
 
         """
-        return [line.detach() for _, line in self._living()]
+        connections = [line.detach() for _, line in self._living()]
+        for sock, _ in connections:
+            forks.withhold_socket(sock)
+        return connections
 
     def _living(self) -> list[tuple[_Place, Dispatcher]]:
         return [

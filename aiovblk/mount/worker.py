@@ -7,7 +7,7 @@ import logging
 import socket
 from typing import NamedTuple
 
-from .. import kernel
+from .. import forks, kernel
 from ..device import BlockDevice, Factory, check_geometry, device_of
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
 from ..events import Listener
@@ -106,7 +106,7 @@ class LineService:
             on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
-        await dispatcher.connect(sock, received)
+        await dispatcher.connect(forks.withhold_socket(sock), received)
         self._dispatcher = dispatcher  # not before: it could not be aborted
 
     async def run(self) -> None:

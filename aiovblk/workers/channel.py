@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from .. import forks
+
 LARGEST_MESSAGE = 1024 * 1024
 """Bytes. A message is small: a call, a result, a record of the log."""
 
@@ -44,7 +46,7 @@ class Channel:
     def __init__(
         self, sock: socket.socket, on_message: Receive, on_end: Callable[[], None]
     ) -> None:
-        self._sock = sock
+        self._sock = forks.withhold_socket(sock)  # a child would hide that this end is gone
         self._on_message = on_message
         self._on_end = on_end
         self._unsent: deque[tuple[bytes, list[int]]] = deque()

@@ -1,0 +1,54 @@
+"""What the child of a mere fork must not keep.
+
+exec() closes all descriptors of this package. A fork alone closes nothing (``os.fork()``, and what
+multiprocessing calls "fork"); and a child that holds what belongs to a device would keep it
+attached when its server has died, its index taken when it was unmounted, and the kernel from
+noticing either.
+
+So in a child these descriptors become ones of /dev/null. They are not closed: objects that the
+child has inherited still close them, and by then the numbers could be those of other files.
+
+Only a fork at the very moment between the opening of a file and its noting here goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from weakref import WeakSet
+
+_descriptors: set[int] = set()
+_sockets: WeakSet[socket.socket] = WeakSet()
+
+
+def withhold(descriptor: int) -> int:
+    """Keep an open file from children, until :func:`close`; returns it."""
+    _descriptors.add(descriptor)
+    return descriptor
+
+
+def withhold_socket(sock: socket.socket) -> socket.socket:
+    """Keep a socket from children, until it is closed by whomever; returns it."""
+    _sockets.add(sock)
+    return sock
+
+
+def close(descriptor: int) -> None:
+    """Close a file that was withheld."""
+    _descriptors.discard(descriptor)  # before: the number may be another file's right after
+    os.close(descriptor)
+
+
+def _let_go() -> None:
+    withheld = {*_descriptors, *(sock.fileno() for sock in _sockets)} - {-1}
+    _descriptors.clear()
+    _sockets.clear()
+    if not withheld:
+        return
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in withheld:
+        os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_let_go)
