@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from .. import forks
 from ..errors import DeviceBusyError
 from ..threads import in_thread
-from . import locks, netlink, partitions, queue, sysfs
+from . import liveness, locks, netlink, partitions, queue, sysfs
 from .anchor import Anchor
 from .ioctl import Ioctl, ioctl, syncfs
 from .pairs import socket_pair
@@ -373,6 +373,7 @@ class NetlinkLink(Link):
         super().__init__(anchor.index, path, lock, terms)
         self.ended = Future()
         self.is_served: Callable[[], bool] = lambda: True
+        self._deaths = threading.Semaphore(0)
         self._anchor = anchor
         anchor.on_death = self._on_death
         anchor.watch(locks.signature(lock))
@@ -384,6 +385,19 @@ class NetlinkLink(Link):
 
     def start(self) -> None:
         """It has begun."""
+
+    def has_died(self, seconds: float) -> bool:
+        """Whether a connection that has ended died, and was not taken away by somebody.
+
+        NBD_CLEAR_SOCK drops what the kernel has cached, so nobody may go on after that as if
+        nothing had happened; but the kernel would let him. It tells of those that die by
+        themselves. In another network namespace it tells nobody: there all have.
+
+        Args:
+            seconds: for which to wait until it does.
+
+        """
+        return self._deaths.acquire(timeout=seconds) or not liveness.hears_of_deaths()
 
     def offer(self, seconds: float) -> socket.socket | None:
         """Offer the kernel a connection in place of one that is dead."""
@@ -453,6 +467,7 @@ class NetlinkLink(Link):
         self._end()
 
     def _on_death(self) -> None:
+        self._deaths.release()
         if not self.is_served():
             self._end()
 

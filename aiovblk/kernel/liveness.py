@@ -12,6 +12,7 @@ kernel/workqueue.c). In a container with process ids of its own the kernel's thr
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from enum import StrEnum
@@ -55,6 +56,18 @@ def connections() -> Counter[int]:
 def sees_kernel_threads() -> bool:
     """Whether the kernel's threads show in this /proc."""
     return sysfs.read(sysfs.PROC / _KTHREADD / "comm") == "kthreadd"
+
+
+def hears_of_deaths() -> bool:
+    """Whether the kernel tells this process when connections die, as far as can be seen.
+
+    It tells the first network namespace only, in which its own threads are.
+    """
+    try:
+        own, first = (os.readlink(sysfs.PROC / each / "ns/net") for each in ("self", _KTHREADD))
+    except OSError:
+        return False
+    return own == first and sees_kernel_threads()
 
 
 def identity(index: int) -> str | None:

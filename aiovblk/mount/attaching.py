@@ -93,8 +93,15 @@ class Attaching:
         self.is_taken_over = link is not None
         return link or await self._attach(path)
 
-    async def renew(self, link: kernel.Link, old: Line, new: Line) -> socket.socket:
-        """Have a line ready in place of another, and a connection for it."""
+    async def renew(self, link: kernel.NetlinkLink, old: Line, new: Line) -> socket.socket:
+        """Have a line ready in place of another, and a connection for it.
+
+        Raises:
+            ConnectionError: somebody took the other's away.
+
+        """
+        if not await call(2 * KERNEL_TIMEOUT, link.has_died, KERNEL_TIMEOUT):
+            raise ConnectionError("somebody took its socket away")
         await self._served.renew(old, new)
         return await _offer(link)
 

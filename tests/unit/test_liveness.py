@@ -63,3 +63,23 @@ def test_without_the_kernels_threads_only_the_server_tells(
 def test_connections_are_counted_on_old_kernels_too(tree: KernelTree) -> None:
     tree.kernel_threads("nbd0", "nbd0", "knbd3")
     assert liveness.connections() == {0: 2, 3: 1}
+
+
+@pytest.mark.parametrize(
+    ("parent", "own", "hears"),
+    [
+        ("kthreadd", "net:[1]", True),
+        ("kthreadd", "net:[2]", False),
+        ("sh", "net:[1]", False),  # a container's, of which nothing can be told
+    ],
+)
+def test_deaths_are_told_to_the_network_namespace_of_the_kernel(
+    tree: KernelTree, parent: str, own: str, hears: bool
+) -> None:
+    assert not liveness.hears_of_deaths()
+    for process, namespace in (("2", "net:[1]"), ("self", own)):
+        folder = tree.proc / process / "ns"
+        folder.mkdir(parents=True)
+        (folder / "net").symlink_to(namespace)
+    tree.write(tree.proc / "2/comm", f"{parent}\n")
+    assert liveness.hears_of_deaths() is hears
