@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 import aiovblk
 
@@ -53,3 +54,19 @@ class Shared(Image):
     """The same file in every worker."""
 
     multi_conn = True
+
+
+def wait_while(path: str) -> None:
+    while os.path.exists(path):
+        time.sleep(0.02)
+
+
+class Gated(Image):
+    """Lets reads wait for as long as there is a file $IMAGE.hold."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        hold = os.environ["IMAGE"] + ".hold"
+        if os.path.exists(hold):
+            self.log("held")
+            await asyncio.to_thread(wait_while, hold)
+        return await super().read(offset, length)

@@ -1,0 +1,427 @@
+"""Whatever stops or ends a server, or its thread in NBD_DO_IT: what becomes of the device.
+
+Each test is run for both ways of attaching. By ioctl, a stop is the end of the device, with an
+error; by netlink it is a pause. In neither case does anything hang, or remain. Names are those of
+tests, without `test_`.
+
+What ends NBD_DO_IT, or would:
+
+Ctrl-Z, a frozen control group, a debugger    a_stop_is_a_pause_or_the_end; test_programs.py
+a suspend                                     a_suspend_is_a_pause_or_the_end
+strace without a stop                         a_tracer_that_stops_nothing_does_nothing
+signals, with SA_RESTART and without          signals_do_nothing
+fork and exec in another thread               test_forks.py; every test that runs a program
+the server's end closed, shut, or misused     a_broken_connection_fails_nothing_twice
+NBD_DISCONNECT                                test_ways_out.py: an_ioctl_disconnect_from_outside_...
+NBD_DISCONNECT again, and requests after it   what_comes_after_a_disconnect_is_answered
+NBD_DISCONNECT, and a handler hangs           test_ways_out.py: a_handler_that_never_returns_...
+CLEAR_SOCK or netlink's DISCONNECT by others  what_is_cut_off_from_outside_fails
+the node closed by another thread             a_node_that_is_closed_behind_our_back
+one of several connections lost, or all       test_connections.py
+
+After NBD_DO_IT has returned, and the death of a process:
+
+requests in flight when the connection ends  a_broken_connection_fails_nothing_twice
+a partition scan in flight, opens behind it  a_scan_of_partitions_ends_with_its_server
+SIGKILL                                      test_programs.py: a_killed_server_leaves_an_index_...
+os._exit, sys.exit, exec                     the_end_of_a_process_is_the_end_of_its_device
+a server in another process is killed        test_workers.py: the_loss_of_a_worker_...
+the node is open elsewhere, or mounted       test_doctor.py: zombie_...
+a forked child has inherited it all          test_forks.py
+nodes of partitions remain                   test_io.py: partitions_of_an_image_appear_and_leave
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+from aiovblk import Mount
+from aiovblk.dispatch import Dispatcher
+from aiovblk.kernel import netlink, sysfs
+
+from .support import (
+    DATA,
+    DEVICES,
+    MIB,
+    Disk,
+    Program,
+    assert_stored_and_said_goodbye,
+    becomes_free,
+    becomes_true,
+    command,
+    leave_dirty_pages,
+    pread,
+    program,
+    pwrite,
+    sh,
+)
+
+# The programs have loops of their own.
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+
+PTRACER = f"{Path(__file__).parent}/ptracer.py"
+CGROUPS = Path("/run/aiovblk-cgroups")
+
+EIO = os.strerror(errno.EIO)
+STOPPED = "its thread was stopped (Ctrl-Z, a debugger, a frozen container or a suspend do)"
+
+Stop = Callable[[int], AbstractAsyncContextManager[None]]
+"""Stops a process for the length of a block."""
+
+
+@contextlib.asynccontextmanager
+async def ctrl_z(process: int) -> AsyncIterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    _, status = await asyncio.to_thread(os.waitpid, process, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    yield
+    os.kill(process, signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def freezer(process: int) -> AsyncIterator[None]:
+    CGROUPS.mkdir(exist_ok=True)
+    if (await sh(f"mount -t cgroup2 none {CGROUPS}", ok=False)).status:
+        pytest.skip("cgroup2 cannot be mounted")
+    group = CGROUPS / "frozen"
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(process))
+        (group / "cgroup.freeze").write_text("1")
+        await becomes_true(lambda: "frozen 1" in (group / "cgroup.events").read_text())
+        yield
+        (group / "cgroup.freeze").write_text("0")
+        (CGROUPS / "cgroup.procs").write_text(str(process))
+        group.rmdir()
+    finally:
+        await sh(f"umount {CGROUPS}")
+
+
+@contextlib.asynccontextmanager
+async def traced(process: int, how: str) -> AsyncIterator[None]:
+    async with program("-IS", PTRACER, str(process), how) as tracer:
+        assert await tracer.line() == "holds it"
+        yield
+        assert tracer.process.stdin is not None
+        tracer.process.stdin.close()
+        assert (await tracer.rest(), await tracer.end()) == ("", 0)
+
+
+def gdb(process: int) -> AbstractAsyncContextManager[None]:
+    return traced(process, "attach")
+
+
+def strace(process: int) -> AbstractAsyncContextManager[None]:
+    return traced(process, "interrupt")
+
+
+@contextlib.asynccontextmanager
+async def held(image: Path) -> AsyncIterator[None]:
+    """Reads of a `Gated` device wait for the length of the block."""
+    hold = Path(f"{image}.hold")
+    hold.touch()
+    try:
+        yield
+    finally:
+        hold.unlink()
+
+
+async def logged(image: Path, event: str) -> None:
+    await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 {event}")
+
+
+def reading(path: str) -> asyncio.Task[bytes]:
+    return asyncio.create_task(asyncio.to_thread(pread, path, MIB, 4096))
+
+
+async def assert_lost(running: Program, image: Path) -> None:
+    """The server tells what has happened, does what there is left to do, and its index is free."""
+    assert await running.end() == 1
+    assert STOPPED in await running.rest()
+    assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
+    await assert_usable(running.path)
+
+
+async def assert_served(running: Program, image: Path) -> None:
+    """The server goes on as if nothing had happened, up to an unmount in order."""
+    await leave_dirty_pages(running.path)
+    assert await running.end(signal.SIGTERM) == 0
+    assert await running.rest() == ""
+    assert image.read_bytes()[:MIB] == DATA
+
+
+async def assert_usable(path: str) -> None:
+    assert await becomes_free(path)
+    disk = Disk()
+    async with aiovblk.mounted(disk, path):
+        await leave_dirty_pages(path)
+    assert_stored_and_said_goodbye(disk)
+
+
+@pytest.mark.parametrize(
+    ("stop", "connections"), [(ctrl_z, 1), (ctrl_z, 2), (freezer, 1), (gdb, 1), (strace, 2)]
+)
+async def test_a_stop_is_a_pause_or_the_end(
+    stop: Stop, connections: int, attach: str, image: Path
+) -> None:
+    options = [f"{DEVICES}:Gated", f"--connections={connections}"]
+    async with command(*options, IMAGE=str(image)) as running:
+        async with held(image):
+            read = reading(running.path)
+            await logged(image, "held")
+            async with stop(running.process.pid):
+                if attach == "ioctl":
+                    # Nobody waits for the server to go on.
+                    with pytest.raises(OSError, match=EIO):
+                        await read
+                    with pytest.raises(OSError, match=EIO):
+                        await reading(running.path)
+        if attach == "ioctl":
+            await assert_lost(running, image)
+        else:
+            assert await read == bytes(4096)
+            await assert_served(running, image)
+
+
+async def test_a_tracer_that_stops_nothing_does_nothing(image: Path) -> None:
+    async with command(f"{DEVICES}:Gated", IMAGE=str(image)) as running:
+        async with traced(running.process.pid, "seize"):
+            assert await reading(running.path) == bytes(4096)
+        await assert_served(running, image)
+
+
+SUSPEND = "cd /sys/power && echo freezer > pm_test && echo freeze > state; echo none > pm_test"
+
+
+async def test_a_suspend_is_a_pause_or_the_end(attach: str, image: Path) -> None:
+    if not Path("/sys/power/pm_test").exists():
+        pytest.skip("this kernel cannot try to suspend")
+    delay = Path("/sys/module/suspend/parameters/pm_test_delay")
+    delay.write_text("1")  # seconds for which all processes are frozen
+    async with command(f"{DEVICES}:Gated", IMAGE=str(image)) as running:
+        await sh(SUSPEND)
+        if attach == "ioctl":
+            await assert_lost(running, image)
+        else:
+            assert await reading(running.path) == bytes(4096)
+            await assert_served(running, image)
+
+
+@pytest.fixture
+def handled() -> AsyncIterator[list[int]]:  # type: ignore[misc]  # a generator, as fixtures are
+    """The signals that this process has handled."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["EINTR", "SA_RESTART"])
+async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk) as mount:
+        signal.siginterrupt(signal.SIGUSR1, interrupts)
+        server = sysfs.server_thread(mount.index)
+        (thread,) = [each for each in threading.enumerate() if each.native_id == server]
+        assert thread.ident is not None
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await becomes_true(lambda: bool(handled))
+        assert await reading(mount.path) == bytes(4096)
+        assert thread.is_alive()
+        await leave_dirty_pages(mount.path)
+    assert handled == [signal.SIGUSR1]  # that to the thread is left alone
+    assert_stored_and_said_goodbye(disk)
+
+
+def servers_end(mount: Mount) -> socket.socket:
+    """A duplicate of it."""
+    (line,) = mount._lines.each()
+    assert isinstance(line, Dispatcher)
+    return socket.socket(fileno=os.dup(line._stream.transport.get_extra_info("socket").fileno()))
+
+
+def closed(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def half_closed(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def babbled_on(sock: socket.socket) -> None:
+    sock.send(b"This is not what the kernel expects.")
+
+
+@pytest.mark.parametrize("broken", [closed, half_closed, babbled_on])
+async def test_a_broken_connection_fails_nothing_twice(
+    broken: Callable[[socket.socket], None], attach: str
+) -> None:
+    disk = Disk()
+    # What was in flight is sent again on another connection, by netlink, at its time-out.
+    timeout = 2 if attach == "netlink" else None
+    async with aiovblk.mounted(disk, timeout=timeout) as mount:
+        disk.gate.clear()
+        disk.arrived.clear()
+        read = reading(mount.path)
+        await disk.arrived.wait()
+        with servers_end(mount) as sock:
+            broken(sock)
+        if attach == "netlink":
+            disk.gate.set()
+            assert await read == bytes(4096)
+            await leave_dirty_pages(mount.path)
+            await mount.unmount()
+            assert_stored_and_said_goodbye(disk)
+            return
+        with pytest.raises(OSError, match=EIO):
+            await read
+        disk.gate.set()
+        with pytest.raises(aiovblk.AttachError, match="connection was lost"):
+            await mount.wait()
+    assert disk.events == ["flush", "unmount"]
+    await assert_usable(mount.path)
+
+
+async def nbd_ioctl(path: str, number: int) -> None:
+    script = f"import os, fcntl; fcntl.ioctl(os.open({path!r}, os.O_RDONLY), {number})"
+    async with program("-IS", "-c", script) as caller:
+        assert (await caller.rest(), await caller.end()) == ("", 0)
+
+
+class PartlyGated(Disk):
+    """Answers what scans for partitions, which an open waits for, and others behind it."""
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        if offset not in (MIB, 2 * MIB):
+            return self.contents(offset, length)
+        return await super().read(offset, length)
+
+
+async def test_what_comes_after_a_disconnect_is_answered() -> None:
+    disk = PartlyGated()
+    async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:
+        disk.gate.clear()
+        first = reading(mount.path)
+        await becomes_true(lambda: disk.held == 1)
+        for _ in range(2):
+            await nbd_ioctl(mount.path, 0xAB08)  # NBD_DISCONNECT
+        await mount._events.disconnected
+        second = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
+        await becomes_true(lambda: disk.held == 2)
+        disk.gate.set()
+        assert (await first, await second) == (bytes(4096), bytes(4096))
+        await mount.wait()
+    assert disk.events[-2:] == ["flush", "unmount"]
+    await assert_usable(mount.path)
+
+
+async def clear_socket(mount: Mount) -> None:
+    await nbd_ioctl(mount.path, 0xAB04)
+
+
+async def disconnect(mount: Mount) -> None:
+    await asyncio.to_thread(netlink.disconnect, mount.index, 30.0)
+
+
+@pytest.mark.parametrize("cut_off", [clear_socket, disconnect])
+async def test_what_is_cut_off_from_outside_fails(
+    cut_off: Callable[[Mount], Awaitable[None]],
+) -> None:
+    disk = Disk()
+    async with contextlib.AsyncExitStack() as stack:
+        if cut_off is clear_socket:
+            reason = "somebody took its socket away"
+            stack.enter_context(pytest.raises(aiovblk.AttachError, match=reason))
+        mount = await stack.enter_async_context(aiovblk.mounted(disk, unmount_timeout=3600))
+        disk.gate.clear()
+        disk.arrived.clear()
+        read = reading(mount.path)
+        await disk.arrived.wait()
+        await cut_off(mount)
+        with pytest.raises(OSError, match=EIO):
+            await read
+        disk.gate.set()
+        await mount.wait()
+    assert disk.events == ["flush", "unmount"]
+    await assert_usable(mount.path)
+
+
+async def test_a_node_that_is_closed_behind_our_back(attach: str) -> None:
+    disk = Disk()
+    async with aiovblk.mounted(disk) as mount:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        # Not just closed: the number would be that of the next file.
+        await asyncio.to_thread(os.dup2, nothing, mount._link._fd, inheritable=False)
+        os.close(nothing)
+        if attach == "netlink":
+            await mount.wait()  # the last close is what disconnects such a device
+        else:
+            assert await reading(mount.path) == bytes(4096)
+            await leave_dirty_pages(mount.path)
+    if attach == "ioctl":
+        assert disk.contents(0, MIB) == DATA
+    assert disk.events[-2:] == ["flush", "unmount"]
+    await assert_usable(mount.path)
+
+
+async def test_a_scan_of_partitions_ends_with_its_server(image: Path) -> None:
+    async with (
+        command(f"{DEVICES}:Gated", IMAGE=str(image)) as running,
+        held(image),
+    ):
+        scanning = asyncio.create_task(sh(f"blockdev --rereadpt {running.path}", ok=False))
+        await logged(image, "held")
+        opening = asyncio.create_task(sh(f"exec < {running.path}", ok=False))
+        await running.end(signal.SIGKILL)
+        await scanning
+        await opening
+    await assert_usable(running.path)
+
+
+SERVER = """
+import asyncio, os, sys, threading
+sys.path.insert(0, {folder!r})
+import aiovblk, devices
+
+async def serve():
+    async with aiovblk.mounted(devices.Hanging(), attach=os.environ["ATTACH"]) as mount:
+        print("mounted", mount.path, flush=True)
+        await mount.wait()
+
+threading.Thread(target=asyncio.run, args=[serve()], daemon=True).start()
+sys.stdin.readline()
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "sys.exit(3)", "os.execlp('cat', 'cat', '-')"])
+async def test_the_end_of_a_process_is_the_end_of_its_device(end: str, image: Path) -> None:
+    script = SERVER.format(folder=str(Path(DEVICES).parent), end=end)
+    async with program("-c", script, IMAGE=str(image)) as running:
+        path = (await running.line()).removeprefix("mounted ")
+        writing = asyncio.create_task(asyncio.to_thread(pwrite, path, 0, DATA))
+        await logged(image, "hanging")
+        assert running.process.stdin is not None
+        running.process.stdin.write(b"\n")
+        with pytest.raises(OSError, match=EIO):
+            await writing
+        await assert_usable(path)
+        if "exec" in end:
+            assert running.process.returncode is None
+            running.process.stdin.close()
+            assert await running.end() == 0
+        else:
+            assert await running.end() == 3
