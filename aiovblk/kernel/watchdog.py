@@ -83,9 +83,14 @@ class Watchdog:
                 return
             process, self._process = self._process, None
             assert process.stdin is not None  # it was made with a pipe
-            # Said, since some child may keep the pipe open that was forked when it was made.
-            with suppress(BrokenPipeError):
-                process.stdin.write(b".\n")
+            if self._may_stay:
+                # Said, since some child may keep the pipe open that was forked when it was made.
+                with suppress(BrokenPipeError):
+                    process.stdin.write(b".\n")
+            else:
+                # It has nothing to do any more, and may not even have started yet: that takes
+                # seconds where many start at once, and an unmount waits for this.
+                process.kill()
             process.stdin.close()
             if self._may_stay:
                 self._staying.append(process)

@@ -105,11 +105,16 @@ dog.watch(101, 1, 0)
 process = dog._process
 dog.forget(101)
 dog.forget(101)
-assert process.returncode == 0
+assert process.returncode is not None
 dog.watch(100, 0, 0)
 dog.forget(100)
 """
     assert parent(told, tree, code) == (0, set())
+
+
+def test_an_unmount_does_not_wait_for_a_watchdog_to_start(told: Path, tree: KernelTree) -> None:
+    told.with_name("watchdog_main.py").write_text("import time\ntime.sleep(1000)\n")
+    assert parent(told, tree, "dog.watch(100, 0, 0)\ndog.forget(100)") == (0, set())
 
 
 def test_signals_do_not_end_it_and_a_killed_one_is_replaced(told: Path, tree: KernelTree) -> None:
