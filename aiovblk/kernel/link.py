@@ -31,7 +31,7 @@ logger = logging.getLogger("aiovblk")
 
 POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
 
-REPLAY_AFTER = 1000
+REPLAY_AFTER = 2000
 """Milliseconds between looks at a request whether it has to be sent again on another connection.
 The kernel rounds them up to whole seconds, and logs each request that takes longer."""
 
@@ -397,7 +397,7 @@ class NetlinkLink(Link):
             seconds: for which to wait until it does.
 
         """
-        return self._deaths.acquire(timeout=seconds) or not liveness.hears_of_deaths()
+        return not liveness.hears_of_deaths() or self._deaths.acquire(timeout=seconds)
 
     def offer(self, seconds: float) -> socket.socket | None:
         """Offer the kernel a connection in place of one that is dead."""

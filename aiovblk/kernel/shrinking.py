@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from .. import forks
 from ..errors import DeviceBusyError
 from . import sysfs
 
@@ -33,7 +34,7 @@ class Claims:
 
         """
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+            fd = forks.withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
         except OSError as exc:
             if exc.errno == errno.EBUSY:
                 return False
@@ -42,7 +43,7 @@ class Claims:
             if not self._released:
                 self._fds.append(fd)
                 return True
-        os.close(fd)  # opened too late
+        forks.close(fd)  # opened too late
         return True
 
     def release(self) -> None:
@@ -51,7 +52,7 @@ class Claims:
             self._released = True
             fds, self._fds = self._fds, []
         for fd in fds:
-            os.close(fd)
+            forks.close(fd)
 
 
 def claim_beyond(index: int, path: str, size: int, claims: Claims) -> None:

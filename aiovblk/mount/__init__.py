@@ -96,7 +96,8 @@ async def mounted(
         survive: seconds for which the device outlives its server: should this process end without
             unmounting it, whoever uses it waits so long for another that mounts the same
             ``identity``. Requests that were in flight are made again then, though they may have
-            been carried out. Until then there is nobody to give up on what waits; after that it
+            been carried out; what a write has stored by the time it returns must outlive the
+            process. Until then there is nobody to give up on what waits; after that it
             fails. None for not at all.
         replace: if a device of this identity still has a server, ask that to hand it over, which
             interrupts nothing (:meth:`Mount.detach`); else it is an error.

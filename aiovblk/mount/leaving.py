@@ -7,7 +7,6 @@ twice, as it is when a server was killed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from .. import kernel
@@ -16,7 +15,7 @@ from ..errors import Error
 from .door import Successor
 from .lines import Lines, close_all
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import call
+from .waiting import call, limited
 
 logger = logging.getLogger("aiovblk")
 
@@ -66,20 +65,17 @@ class Leaving:
     async def _settle(self) -> None:
         """Have nothing in flight, and all that was written stored."""
         try:
-            async with asyncio.timeout(self._patience):
-                await self._lines.pause()
+            await limited(self._patience, self._lines.pause())
         except TimeoutError:
             raise Error(f"its handlers did not end within {self._patience:g} s") from None
         try:
-            async with asyncio.timeout(self._patience):
-                await self._device.flush()
+            await limited(self._patience, self._device.flush())
         except Exception as exc:
             raise Error(f"its flush() failed: {exc!r}") from exc
 
     async def _part(self) -> None:
         try:
-            async with asyncio.timeout(self._patience):
-                await self._device.unmount()
+            await limited(self._patience, self._device.unmount())
         except Exception:
             # All is stored; whoever takes over may not find what this one did not let go of.
             logger.exception("unmount() of %r failed while it was left", self._device)

@@ -22,6 +22,7 @@ from ..events import ConnectionLost, ConnectionRestored
 from ..kernel import socket_pair
 from ..tasks import SteadyTask, occur
 from .events import Events
+from .waiting import limited
 
 logger = logging.getLogger("aiovblk")
 
@@ -278,21 +279,21 @@ class Lines:
             self._lose(place, error)
             return
         _abandon(place)
-        place.remaking = SteadyTask(self._remake(place, self.renew), self._stop)
+        remaking = limited(REMAKE_TIMEOUT, self._remake(place, self.renew))
+        place.remaking = SteadyTask(remaking, self._stop)
         place.remaking.add_done_callback(partial(self._on_remade, place, error))
 
     async def _remake(
         self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]
     ) -> None:
-        async with asyncio.timeout(REMAKE_TIMEOUT):
-            await place.line.drained()
-            line = place.make(lambda: self._on_disconnect(place))
-            sock = await renew(place.line, line)
-            try:
-                await line.connect(sock)
-            except BaseException:
-                sock.close()
-                raise
+        await place.line.drained()
+        line = place.make(lambda: self._on_disconnect(place))
+        sock = await renew(place.line, line)
+        try:
+            await line.connect(sock)
+        except BaseException:
+            sock.close()
+            raise
         self._past.append(place.line.stats)
         place.line = line
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent import futures
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..threads import in_thread
 
@@ -41,6 +41,28 @@ async def within(seconds: float, step: futures.Future[T]) -> T:
     if not future.done():
         raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
     return future.result()
+
+
+async def limited(seconds: float, step: Coroutine[Any, Any, T]) -> T:
+    """Take a step within ``seconds``, or cancel it.
+
+    For a :class:`~aiovblk.tasks.SteadyTask`: asyncio.timeout would cancel that, which it refuses.
+
+    Raises:
+        TimeoutError: it was not done in time.
+
+    """
+    taking = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait([taking], timeout=seconds)
+    except BaseException:
+        taking.cancel()
+        raise
+    if not taking.done():
+        taking.cancel()
+        await asyncio.wait([taking], timeout=seconds)  # what refuses to end is left to itself
+        raise TimeoutError(errno.ETIMEDOUT, f"not done in {seconds:g} s")
+    return taking.result()
 
 
 def _unneeded(future: asyncio.Future[T]) -> asyncio.Future[T]:

@@ -78,9 +78,9 @@ class Done:
     output: str
 
 
-async def sh(command: str, *, ok: bool = True) -> Done:
+async def sh(command: str, *, ok: bool = True, patience: float = PATIENCE) -> Done:
     """Run a shell command; with `ok`, it must succeed."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         process = await asyncio.create_subprocess_shell(
             command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
@@ -90,9 +90,10 @@ async def sh(command: str, *, ok: bool = True) -> Done:
     return done
 
 
-async def fio(path: str, options: str) -> Done:
+async def fio(path: str, options: str, *, patience: float = PATIENCE) -> Done:
     """Run fio on a device; it must find no error."""
-    return await sh(f"fio --name=t --filename={path} --direct=1 --minimal {options}")
+    command = f"fio --name=t --filename={path} --direct=1 --minimal {options}"
+    return await sh(command, patience=patience)
 
 
 def pread(path: str, offset: int, length: int, *, direct: bool = True) -> bytes:

@@ -18,6 +18,7 @@ from aiovblk import BlockDevice, Error
 from aiovblk.errors import AttachError
 from aiovblk.events import ConnectionLost, ConnectionRestored
 from aiovblk.kernel import NetlinkLink
+from aiovblk.mount import lines
 from aiovblk.mount.door import Door, Given, Successor, Wanted, ask
 from aiovblk.mount.events import Events
 from aiovblk.mount.leaving import Leaving
@@ -25,6 +26,7 @@ from aiovblk.mount.lines import Line, Lines
 from aiovblk.mount.served import Local
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
+from aiovblk.tasks import SteadyTask
 
 from .client import Client, PuppetDevice
 
@@ -156,7 +158,8 @@ async def test_what_does_not_end_keeps_the_device(tmp_path: Path) -> None:
         call = await device.calls.get()
         leaving, link = server.leaving(tmp_path, patience=0.05)
         with pytest.raises(Error, match=r"handlers did not end within 0\.05 s"):
-            await leaving.run(None)
+            # As a mount does it: in a task that nothing cancels.
+            await SteadyTask(leaving.run(None), lambda: pytest.fail("it was cancelled"))
         call.succeed(bytes(512))
         await client.reply()
         task = asyncio.create_task(leaving.run(None))
@@ -320,6 +323,20 @@ async def test_one_that_cannot_be_made_again_is_lost() -> None:
         server.clients[0].writer.close()
         await server.events.stream_ended
         assert not server.events.disconnected.done()
+
+
+async def test_one_that_is_not_made_again_in_time_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "REMAKE_TIMEOUT", 0.05)
+    async with side(MemoryDevice(1 << 20, block_size=512)) as server:
+        await server.begin()
+
+        async def renew(old: Line, new: Line) -> socket.socket:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        server.lines.renew = renew
+        server.clients[0].writer.close()
+        await server.events.stream_ended
 
 
 async def test_nothing_is_made_again_at_the_end() -> None:
