@@ -11,7 +11,7 @@ a suspend                                     a_suspend_is_a_pause_or_the_end
 strace without a stop                         a_tracer_that_stops_nothing_does_nothing
 signals, with SA_RESTART and without          signals_do_nothing
 fork and exec in another thread               test_forks.py; every test that runs a program
-the server's end closed, shut, or misused     a_broken_connection_fails_nothing_twice
+the server's end closed, shut, or misused     a_broken_connection_is_the_end_or_made_again
 NBD_DISCONNECT                                test_ways_out.py: an_ioctl_disconnect_from_outside_...
 NBD_DISCONNECT again, and requests after it   what_comes_after_a_disconnect_is_answered
 NBD_DISCONNECT, and a handler hangs           test_ways_out.py: a_handler_that_never_returns_...
@@ -21,7 +21,7 @@ one of several connections lost, or all       test_connections.py
 
 After NBD_DO_IT has returned, and the death of a process:
 
-requests in flight when the connection ends  a_broken_connection_fails_nothing_twice
+requests in flight when the connection ends  a_broken_connection_is_the_end_or_made_again
 a partition scan in flight, opens behind it  a_scan_of_partitions_ends_with_its_server
 SIGKILL                                      test_programs.py: a_killed_server_leaves_an_index_...
 os._exit, sys.exit, exec                     the_end_of_a_process_is_the_end_of_its_device
@@ -265,31 +265,39 @@ def babbled_on(sock: socket.socket) -> None:
     sock.send(b"This is not what the kernel expects.")
 
 
+async def read_on_broken(
+    broken: Callable[[socket.socket], None], mount: Mount, disk: Disk
+) -> asyncio.Task[bytes]:
+    """A read that is in flight while the connection breaks."""
+    disk.gate.clear()
+    disk.arrived.clear()
+    read = reading(mount.path)
+    await disk.arrived.wait()
+    with servers_end(mount) as sock:
+        broken(sock)
+    return read
+
+
 @pytest.mark.parametrize("broken", [closed, half_closed, babbled_on])
-async def test_a_broken_connection_fails_nothing_twice(
+async def test_a_broken_connection_is_the_end_or_made_again(
     broken: Callable[[socket.socket], None], attach: str
 ) -> None:
     disk = Disk()
-    # What was in flight is sent again on another connection, by netlink, at its time-out.
-    timeout = 2 if attach == "netlink" else None
-    async with aiovblk.mounted(disk, timeout=timeout) as mount:
-        disk.gate.clear()
-        disk.arrived.clear()
-        read = reading(mount.path)
-        await disk.arrived.wait()
-        with servers_end(mount) as sock:
-            broken(sock)
-        if attach == "netlink":
+    if attach == "netlink":
+        # What was in flight is sent again at its time-out.
+        async with aiovblk.mounted(disk, timeout=2) as mount:
+            read = await read_on_broken(broken, mount, disk)
             disk.gate.set()
             assert await read == bytes(4096)
             await leave_dirty_pages(mount.path)
-            await mount.unmount()
-            assert_stored_and_said_goodbye(disk)
-            return
-        with pytest.raises(OSError, match=EIO):
-            await read
-        disk.gate.set()
-        with pytest.raises(aiovblk.AttachError, match="connection was lost"):
+        assert_stored_and_said_goodbye(disk)
+        return
+    with pytest.raises(aiovblk.AttachError, match="connection was lost"):
+        async with aiovblk.mounted(disk) as mount:
+            read = await read_on_broken(broken, mount, disk)
+            with pytest.raises(OSError, match=EIO):
+                await read
+            disk.gate.set()
             await mount.wait()
     assert disk.events == ["flush", "unmount"]
     await assert_usable(mount.path)
