@@ -9,7 +9,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from ..device import BlockDevice, Factory
@@ -124,8 +124,14 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
     if arguments.workers is not None:
         yield partial(device_for_worker, arguments.spec, read_only=arguments.read_only)
         return
-    async with device_of(arguments.spec, read_only=arguments.read_only) as device:
-        yield device
+    async with AsyncExitStack() as stack:
+
+        async def make() -> BlockDevice:
+            device = device_of(arguments.spec, read_only=arguments.read_only)
+            return await stack.enter_async_context(device)
+
+        # Not before the other server has let go of it: a file is locked.
+        yield make if arguments.replace else await make()
 
 
 async def _unmount(mount: Mount, *, force: bool) -> None:

@@ -21,7 +21,7 @@ from ..kernel import RequestQueue
 from .attaching import Attach, Options
 from .crew import Crew
 from .life import Mount
-from .served import Local, Served
+from .served import Late, Local, Served
 from .unmounting import UNMOUNT_TIMEOUT
 from .waiting import begin
 
@@ -64,7 +64,8 @@ async def mounted(
 
     Args:
         device: what to serve; with ``workers``, what makes it: a class, or a function, async or
-            not, of a module.
+            not, of a module. With ``replace`` it may be such a thing too, which is then called when
+            the other server has let go of its own.
         path: the node, ``/dev/nbdN``; None takes any device that is free.
         attach: how. ``ioctl`` works everywhere, but whatever stops the process (Ctrl-Z, a debugger,
             a frozen container, a suspend) ends the device. ``netlink`` bears that, and takes a free
@@ -100,7 +101,8 @@ async def mounted(
             process. Until then there is nobody to give up on what waits; after that it
             fails. None for not at all.
         replace: if a device of this identity still has a server, ask that to hand it over, which
-            interrupts nothing (:meth:`Mount.detach`); else it is an error.
+            interrupts nothing (:meth:`Mount.detach`); else it is an error. If ``device`` cannot be
+            there twice (:class:`~aiovblk.storage.FileDevice` locks its file), give what makes it.
         partitions: enter only when each partition of the table that the device has can be opened:
             ``/dev/nbd0p1`` and so on. The kernel's own nodes are there at once, those of udev soon.
             A device without a table, with an empty one, or with one that this kernel does not know,
@@ -126,7 +128,14 @@ async def mounted(
 
     """
     served = _served(
-        device, connections, workers, concurrency, handler_timeout, slow_request, memory_safe
+        device,
+        connections,
+        workers,
+        concurrency,
+        handler_timeout,
+        slow_request,
+        replace,
+        memory_safe,
     )
     limits = {"timeout": timeout, "unmount_timeout": unmount_timeout, "survive": survive}
     for name, seconds in limits.items():
@@ -217,6 +226,7 @@ def _served(
     concurrency: int,
     handler_timeout: float | None,
     slow_request: float | None,
+    replace: bool,
     memory_safe: bool,
 ) -> Served:
     counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
@@ -225,6 +235,14 @@ def _served(
             raise ValueError(f"{name} must be at least 1, not {number}")
     _check_seconds("handler_timeout", handler_timeout)
     _check_seconds("slow_request", slow_request)
+    if workers is None and replace and callable(device):
+        return Late(
+            device,
+            connections=connections,
+            concurrency=concurrency,
+            handler_timeout=handler_timeout,
+            slow_request=slow_request,
+        )
     if workers is None:
         return Local(
             device,

@@ -9,14 +9,14 @@ import math
 import socket
 from collections.abc import Coroutine
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from .. import kernel
 from ..errors import AttachError, DeviceBusyError
 from ..threads import in_thread
-from .door import Given, Wanted, ask
+from .door import Geometry, Given, Wanted, ask
 from .events import Events
 from .lines import REMAKE_TIMEOUT, Line, Lines, close_all
 from .served import Served
@@ -73,6 +73,7 @@ class Attaching:
 
     def __init__(self, served: Served, lines: Lines, events: Events, options: Options) -> None:
         self.is_taken_over = False
+        self._is_open = False
         self._served = served
         self._lines = lines
         self._events = events
@@ -86,12 +87,21 @@ class Attaching:
             Exception: whatever a factory raises, where there is one.
 
         """
-        await self._unless_stopped(self._served.open(self._lines))
         link = None
+        if not self._served.is_made_late:
+            await self._open()
         if self._options.identity is not None:
             link = await self._take_over(path, self._options.identity)
         self.is_taken_over = link is not None
-        return link or await self._attach(path)
+        if link is not None:
+            return link
+        await self._open()
+        return await self._attach(path)
+
+    async def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            await self._unless_stopped(self._served.open(self._lines))
 
     async def renew(self, link: kernel.NetlinkLink, old: Line, new: Line) -> socket.socket:
         """Have a line ready in place of another, and a connection for it.
@@ -175,12 +185,18 @@ class Attaching:
         link: kernel.NetlinkLink | None
         if given is not None:
             link = await self._use(given, index)
-            connections = list(given.connections)
         else:
+            await self._open()
             link = await call(ATTACH_TIMEOUT, kernel.adopt, path, self._terms([]))
             if link is None:  # it has just been unmounted
                 return None
-            connections = await _offer_all(link)
+            await self._serve(link, await _offer_all(link))
+        logger.info("took over %s (%s)", link.path, identity)
+        return link
+
+    async def _serve(
+        self, link: kernel.NetlinkLink, connections: list[tuple[socket.socket, bytes]]
+    ) -> None:
         prepare = partial(self._served.renew, None)
         try:
             await self._unless_stopped(self._lines.take_over(connections, prepare))
@@ -188,20 +204,33 @@ class Attaching:
             await call(KERNEL_TIMEOUT, link.forsake)
             raise
         self._lines.start()
-        logger.info("took over %s (%s)", link.path, identity)
-        return link
 
     async def _ask_for(self, index: int, identity: str) -> Given | None:
-        device = self._served.device
-        wanted = Wanted(identity, device.size, device.block_size, device.read_only)
+        served = self._served
+        wanted = Wanted(identity, None if served.is_made_late else Geometry.of(served.device))
         # For its handlers to end, its flush() and its unmount(), each of which it limits alike.
         seconds = 4 * self._options.unmount_timeout
         return await call(2 * seconds, ask, kernel.locks.socket_path(index), wanted, seconds)
 
     async def _use(self, given: Given, index: int) -> kernel.NetlinkLink:
+        """Go on where another server has left off; it is left to a third if that cannot be."""
         kernel.locks.sign(given.lock)
-        path, terms = f"/dev/nbd{index}", self._terms([])
-        return await call(ATTACH_TIMEOUT, kernel.taken_over, index, path, given.lock, terms)
+        path, geometry = f"/dev/nbd{index}", given.geometry
+        blocks = geometry.size // geometry.block_size
+        terms = replace(self._terms([]), block_size=geometry.block_size, blocks=blocks)
+        link = await call(ATTACH_TIMEOUT, kernel.taken_over, index, path, given.lock, terms)
+        try:
+            await self._open()
+            made = Geometry.of(self._served.device)
+            if made != geometry:
+                reason = f"{geometry} was handed over, and {made} was made; serve the same"
+                raise AttachError(errno.EINVAL, reason, path)
+        except BaseException:
+            given.close()
+            await call(KERNEL_TIMEOUT, link.forsake)
+            raise
+        await self._serve(link, list(given.connections))
+        return link
 
 
 async def _offer_all(link: kernel.Link) -> list[tuple[socket.socket, bytes]]:

@@ -50,6 +50,7 @@ class Crew:
             workers > 1,
             memory_safe,
         )
+        self.is_made_late = False
         self._count = workers
         self._lines: list[WorkerLine] = []
         self._geometry: Geometry

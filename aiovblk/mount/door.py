@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import forks
+from ..device import BlockDevice
 from ..errors import AttachError
 
 _LARGEST = 4096  # bytes of a message
@@ -32,21 +33,50 @@ Connections = Sequence[tuple[socket.socket, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a successor is going to serve.
+class Geometry:
+    """What a device is like.
 
     Attributes:
-        identity: of the device.
         size: bytes.
         block_size: bytes.
         read_only: whether it refuses writes.
 
     """
 
-    identity: str
     size: int
     block_size: int
     read_only: bool
+
+    @classmethod
+    def of(cls, device: BlockDevice) -> Geometry:
+        """That of a device."""
+        return cls(device.size, device.block_size, bool(device.read_only))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a successor is going to serve.
+
+    Attributes:
+        identity: of the device.
+        geometry: what it is like; None where it is made only when the predecessor has let go.
+
+    """
+
+    identity: str
+    geometry: Geometry | None
+
+    @classmethod
+    def parse(cls, message: bytes) -> Wanted:
+        """Read what :func:`ask` has written.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+
+        """
+        words = json.loads(message)
+        geometry = words["geometry"] and Geometry(**words["geometry"])
+        return cls(words["identity"], geometry)
 
 
 class Successor:
@@ -71,12 +101,13 @@ class Successor:
         """Say why it cannot have the device."""
         self._answer({"refused": reason}, [])
 
-    def give(self, lock: int, connections: Connections) -> bool:
+    def give(self, lock: int, connections: Connections, geometry: Geometry) -> bool:
         """Hand over the device.
 
         Args:
             lock: the descriptor of the lock of its index.
             connections: all there are; the caller closes his own.
+            geometry: what it is like.
 
         Returns:
             False when the successor is gone.
@@ -87,7 +118,7 @@ class Successor:
         for (sock, _), file in zip(connections, memory, strict=True):
             files += [sock.fileno(), file]
         try:
-            return self._answer({"connections": len(connections)}, files)
+            return self._answer({"geometry": asdict(geometry)}, files)
         finally:
             for file in memory:
                 os.close(file)
@@ -154,8 +185,8 @@ class Door:
         self._loop.remove_reader(sock)
         self._asking.discard(sock)
         try:
-            wanted = Wanted(**json.loads(sock.recv(_LARGEST)))
-        except (OSError, ValueError, TypeError):
+            wanted = Wanted.parse(sock.recv(_LARGEST))
+        except (OSError, LookupError, ValueError, TypeError):
             sock.close()
         else:
             self._on_successor(Successor(sock, wanted))
@@ -168,11 +199,18 @@ class Given:
     Attributes:
         lock: the descriptor of the lock of the index.
         connections: all there are.
+        geometry: what the device is like.
 
     """
 
     lock: int
     connections: Connections
+    geometry: Geometry
+
+    def close(self) -> None:
+        """Let go of the connections, which the kernel then finds dead."""
+        for sock, _ in self.connections:
+            sock.close()
 
 
 def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
@@ -212,7 +250,7 @@ def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
     connections = [(socket.socket(fileno=fd), _contents(file)) for fd, file in pairs]
     for sock, _ in connections:
         forks.withhold_socket(sock)
-    return Given(forks.withhold(lock), connections)
+    return Given(forks.withhold(lock), connections, Geometry(**answer["geometry"]))
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

@@ -12,7 +12,7 @@ import logging
 from .. import kernel
 from ..device import BlockDevice
 from ..errors import Error
-from .door import Successor
+from .door import Geometry, Successor
 from .lines import Lines, close_all
 from .unmounting import KERNEL_TIMEOUT
 from .waiting import call, limited
@@ -56,7 +56,8 @@ class Leaving:
         # From here on there is no way back: the device may let go of what it has.
         await self._part()
         connections = self._lines.detach()
-        if successor is not None and not successor.give(self._link.lock, connections):
+        geometry = Geometry.of(self._device)
+        if successor is not None and not successor.give(self._link.lock, connections, geometry):
             logger.warning("%s: who asked for it is gone; it waits for another", self._link.path)
         # Without a successor the kernel finds the connections dead, and lets requests wait.
         close_all([sock for sock, _ in connections])

@@ -10,10 +10,12 @@ import sys
 import weakref
 from collections.abc import Callable
 from concurrent import futures
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from .. import kernel
+from ..device import BlockDevice
 from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
 from ..events import Attached, Detached, Listener, Resized, Unmounted
@@ -21,7 +23,7 @@ from ..events import Unmounting as UnmountingEvent
 from ..tasks import SteadyTask, occur, outlast
 from ..threads import in_thread
 from .attaching import ATTACH_TIMEOUT, Attaching, Options
-from .door import Door, Successor, Wanted
+from .door import Door, Geometry, Successor, Wanted
 from .events import Events
 from .leaving import Leaving
 from .lines import Lines
@@ -39,7 +41,6 @@ class Mount:
     """A mounted device, made by :func:`mount` and :func:`mounted`.
 
     Attributes:
-        device: what is served; with workers, what stands for it in this process.
         path: the device node, ``/dev/nbdN``.
         index: N.
         identity: by which another server may come for it.
@@ -50,7 +51,6 @@ class Mount:
     index: int
 
     def __init__(self, served: Served, options: Options) -> None:
-        self.device = served.device
         self.identity = options.identity
         self._served = served
         self._options = options
@@ -67,6 +67,11 @@ class Mount:
     def __repr__(self) -> str:
         """Name the device and its node."""
         return f"<Mount of {self.device!r} at {getattr(self, 'path', 'no node yet')}>"
+
+    @property
+    def device(self) -> BlockDevice:
+        """What is served; with workers, what stands for it in this process."""
+        return self._served.device
 
     @property
     def stats(self) -> Stats:
@@ -412,9 +417,8 @@ class Mount:
         occur(self._events.stopping)
 
     def _on_successor(self, successor: Successor) -> None:
-        device, wanted = self.device, successor.wanted
-        mine = Wanted(self.identity or "", device.size, device.block_size, device.read_only)
-        if wanted != mine:
+        wanted, mine = successor.wanted, Wanted(self.identity or "", Geometry.of(self.device))
+        if wanted not in (mine, replace(mine, geometry=None)):
             successor.refuse(f"it serves {mine}, which is not {wanted}")
         elif self._successor is not None or self._events.stopping.done():
             successor.refuse("it is being handed over or unmounted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..device import BlockDevice, check_geometry
+from ..device import BlockDevice, Factory, check_geometry, device_of
 from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
 from .lines import Line, Lines
 
@@ -18,6 +18,10 @@ class Served(Protocol):
     """
 
     device: BlockDevice
+
+    @property
+    def is_made_late(self) -> bool:
+        """Whether :meth:`open` is not to be called before another server has let go."""
 
     @property
     def flags(self) -> int:
@@ -52,6 +56,7 @@ class Local:
         slow_request: float | None,
     ) -> None:
         self.device = check_geometry(device)
+        self.is_made_late = False
         self._connections = connections
         self._turns = Turns(concurrency)
         self._handler_timeout = handler_timeout
@@ -82,3 +87,42 @@ class Local:
 
     async def close(self) -> None:
         """There is nothing: the device is its user's."""
+
+
+class Late(Local):
+    """A device of this process that is made when another server has let go of it.
+
+    Args:
+        factory: makes it.
+
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        *,
+        connections: int,
+        concurrency: int,
+        handler_timeout: float | None,
+        slow_request: float | None,
+    ) -> None:
+        super().__init__(
+            _Unmade(),
+            connections=connections,
+            concurrency=concurrency,
+            handler_timeout=handler_timeout,
+            slow_request=slow_request,
+        )
+        self.is_made_late = True
+        self._factory = factory
+
+    async def open(self, lines: Lines) -> None:
+        """Make the device, and add a dispatcher for each connection."""
+        self.device = check_geometry(await device_of(self._factory))
+        await super().open(lines)
+
+
+class _Unmade(BlockDevice):
+    """Stands for a device until that is made."""
+
+    blocks = 1

@@ -13,6 +13,7 @@ import pytest
 
 import aiovblk
 from aiovblk import AttachError, DeviceBusyError, Error, Mount
+from aiovblk.device import Factory
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
 from aiovblk.kernel import liveness, locks, sysfs
@@ -134,12 +135,14 @@ async def test_a_file_system_outlives_killed_servers(image: Path, tmp_path: Path
         await sh(f"e2fsck -fn {these.path}")
 
 
-async def test_a_server_is_replaced_while_it_serves(image: Path) -> None:
-    async with program("-m", "aiovblk", *MOUNT, IMAGE=str(image)) as first:
+@pytest.mark.parametrize("spec", [f"{DEVICES}:Image", "file:{image}"])  # which is locked
+async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> None:
+    words = ["-m", "aiovblk", *MOUNT[:-1], spec.format(image=image)]
+    async with program(*words, IMAGE=str(image)) as first:
         path = (await first.line()).removeprefix("mounted ")
         await sh("dmesg --clear")
         working = asyncio.create_task(verify(path))
-        async with program("-m", "aiovblk", *MOUNT, "--replace", IMAGE=str(image)) as second:
+        async with program(*words, "--replace", IMAGE=str(image)) as second:
             assert await second.line() == f"mounted {path}"
             assert await first.end() == 0
             # By itself, at a signal: the successor prints where this one did.
@@ -174,7 +177,7 @@ async def test_what_no_server_comes_for_fails_in_the_end(image: Path) -> None:
 
 
 @asynccontextmanager
-async def surviving(disk: Disk, **options: object) -> AsyncIterator[Mount]:
+async def surviving(disk: Disk | Factory, **options: object) -> AsyncIterator[Mount]:
     options = {"identity": "disk", "survive": 30, "attach": "netlink"} | options
     async with aiovblk.mounted(disk, **options) as mount:  # type: ignore[arg-type]  # any of them
         yield mount
@@ -272,6 +275,21 @@ async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
     assert disk.contents(0, MIB) == DATA
     assert disk.events[:2] == disk.events[-2:] == ["flush", "unmount"]
     assert disk.events.count("unmount") == 2
+
+
+async def test_a_successor_that_makes_another_device_leaves_it_to_a_third() -> None:
+    disk = Disk()
+    async with surviving(disk) as first:
+        with pytest.raises(AttachError, match=r"was handed over, and .* was made"):
+            async with surviving(lambda: Disk(MIB), replace=True):
+                pass
+        await first.wait()
+    assert disk.events[-2:] == ["flush", "unmount"]
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
+    async with surviving(lambda: disk, replace=True) as third:
+        assert third.path == first.path
+        assert third.device is disk
+        assert await reading == bytes(MIB)
 
 
 async def test_without_survive_nothing_can_be_left() -> None:

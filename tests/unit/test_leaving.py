@@ -19,7 +19,7 @@ from aiovblk.errors import AttachError
 from aiovblk.events import ConnectionLost, ConnectionRestored
 from aiovblk.kernel import NetlinkLink
 from aiovblk.mount import lines
-from aiovblk.mount.door import Door, Given, Successor, Wanted, ask
+from aiovblk.mount.door import Door, Geometry, Given, Successor, Wanted, ask
 from aiovblk.mount.events import Events
 from aiovblk.mount.leaving import Leaving
 from aiovblk.mount.lines import Line, Lines
@@ -31,7 +31,7 @@ from aiovblk.tasks import SteadyTask
 from .client import Client, PuppetDevice
 
 READ, WRITE = Command.READ, Command.WRITE
-WANTED = Wanted("volume", 1 << 20, 512, read_only=False)
+WANTED = Wanted("volume", Geometry(1 << 20, 512, read_only=False))
 
 
 class FakeLink:
