@@ -1,6 +1,7 @@
 # make setup   what the project needs: Debian packages, and .venv with its tools
 # make demo    show what the library does, in a virtual machine
 # make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
+# make test-systemd   the packaged unit, and life with udev, in Debians of their own (not in make test)
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
 # make lint    ruff and mypy alone
@@ -14,7 +15,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test test-systemd bench lint clean
 
 setup:
 	@tools/setup
@@ -24,6 +25,9 @@ demo: setup
 
 test: setup
 	@tools/test
+
+test-systemd: setup
+	@tools/test systemd
 
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"

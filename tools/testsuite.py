@@ -1,12 +1,14 @@
 """Run the project's checks and tests: on each Python, and in a virtual machine for each kernel.
 
-Stages, by default all, in this order:
+Stages, by default all but the last, in this order:
 
     lint    ruff check, ruff format --check, mypy --strict
     unit    tests/unit on each Python, on this machine
     vm      tests/test_vm_tool.py, once
     interop tests/interop, other people's NBD programs, on the oldest and the newest Python
     kernel  tests/kernel in one virtual machine per kernel, on the oldest and the newest Python
+    systemd tests/systemd in one virtual machine per kernel, with systemd, udev and Python of its
+            Debian; only when it is named, since it takes a quarter of an hour without KVM
 
 PYTHONS and KERNELS narrow the matrix, VM_TIMEOUT (seconds) bounds a virtual machine.  The last
 line is the closing line of the last pytest, so that whoever reads only that knows how it went.
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = os.environ.get("PYTHONS", "").split() or ["3.11", "3.12", "3.13"]
 KERNELS = os.environ.get("KERNELS", "").split() or ["6.1", "6.12"]
 VM_TIMEOUT = os.environ.get("VM_TIMEOUT") or "3600"
+SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13"}  # what bookworm and trixie have
 
 CLOSING_LINE = re.compile(r"=+ .*\b(passed|failed|errors?|skipped|deselected|ran)\b.* in .+ =+$")
 
@@ -102,14 +105,15 @@ class Step:
 
 def main(stages: Sequence[str]) -> int:
     """Run `stages`, by default all, and return the exit status."""
-    runners = {"lint": lint, "unit": unit, "vm": vm, "interop": interop, "kernel": kernel}
+    default = {"lint": lint, "unit": unit, "vm": vm, "interop": interop, "kernel": kernel}
+    runners = default | {"systemd": systemd}
     if unknown := set(stages) - set(runners):
         sys.exit(f"no stage {' '.join(sorted(unknown))}, only {' '.join(runners)}")
     signal.signal(signal.SIGTERM, leave)
     os.chdir(ROOT)
     output = Output()
     for stage, run in runners.items():
-        if not stages or stage in stages:
+        if stage in (stages or default):
             run(output)
     output.finish()
     return 0 if output.passed else 1
@@ -196,6 +200,31 @@ def kernel_runs(number: int, versions: Sequence[str]) -> str:
             run += ["-m", "not newest_python"]
         runs.append(f"{shlex.join(run)} || status=1")
     return "; ".join(runs)
+
+
+def systemd(output: Output) -> None:
+    """Run the tests of the unit and with udev, one boot per kernel and not two at a time."""
+    for name in KERNELS:
+        version = SYSTEMD_PYTHONS.get(name, "")
+        if version not in available():
+            output.line(f"\n--- systemd, Linux {name}: left out, needs the packages of its Python")
+            continue
+        subprocess.run(
+            [interpreter(version), "-m", "compileall", "-q", "aiovblk", "tests"], check=False
+        )
+        # The guest's own interpreter, with the packages that are here for the same version.
+        packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
+        pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "tests/systemd"]
+        run_steps(
+            output,
+            {
+                f"systemd, Linux {name}": [
+                    *("env", f"PYTHONPATH={ROOT}:{packages}"),
+                    *("tools/vm", "run", "--systemd", "--kernel", name, "--ro", f"{packages}"),
+                    *("--smp", "2", "--timeout", VM_TIMEOUT, "--", *pytest),
+                ]
+            },
+        )
 
 
 def available() -> list[str]:

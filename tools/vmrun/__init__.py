@@ -6,6 +6,7 @@ unpacked in a cache, booted by QEMU with the host's root directory as its own.
 
     apt.py      finds and downloads kernel packages; installs nothing
     kernels.py  unpacks them into the cache
+    roots.py    makes a Debian with systemd, for those who want one
     initramfs.py, guest/   what runs in the guest before the command
     qemu.py     one virtual machine, from start to end
     kvm.py      whether the host's hardware virtualisation can be trusted

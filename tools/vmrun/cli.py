@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from . import host, kernels, klog, kvm, qemu
+from . import host, kernels, klog, kvm, qemu, roots
 from .console import VMError, quoted_lines, say
 
 DESCRIPTION = """\
@@ -16,11 +16,15 @@ Run a command under a Linux kernel that has nbd, with this machine's files aroun
 
     tools/vm run --kernel 6.12 -- .venv/bin/python -m pytest tests/kernel
     tools/vm run --kernel host -- ...    on this machine's own kernel, as root
+    tools/vm run --systemd -- ...        in a Debian of its own, with systemd and udev running
     tools/vm fetch                       only fill the cache (AIOVBLK_CACHE, else
                                          XDG_CACHE_HOME/aiovblk, else ~/.cache/aiovblk)
 
 The guest sees this machine's root directory unchanged, as root.  What the command writes is lost,
 except below --rw DIR.  Output streams to stdout; stdin is empty.
+
+With --systemd it sees the Debian that the kernel is from (6.1: bookworm, 6.12: trixie) with its own
+python3, and of this machine the current directory and --ro DIR.
 """
 
 EPILOG = """\
@@ -89,6 +93,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a directory that the command may write",
     )
+    run.add_argument(
+        "--systemd", action="store_true", help="boot a Debian with systemd, made on first use"
+    )
+    run.add_argument(
+        "--ro",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a directory that the command may read; without --systemd all are",
+    )
     run.add_argument("--log", type=Path, metavar="FILE", help="keep the kernel's log")
     run.add_argument("-v", "--verbose", action="store_true", help="tell timings")
     run.add_argument("command", nargs="+", metavar="COMMAND")
@@ -130,6 +145,8 @@ def run_in_guest(options: argparse.Namespace) -> int:
         environment(options.kernel),
         Path.cwd(),
         shares=[make_directory(path) for path in options.rw],
+        views=[path.resolve() for path in (Path.cwd(), *options.ro)] if options.systemd else [],
+        systemd=roots.get(options.kernel) if options.systemd else None,
         smp=options.smp,
         memory=options.memory,
         accelerator=kvm.accelerator(kernel),

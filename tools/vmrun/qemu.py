@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import initramfs
-from .console import find_program, require
+from .console import require
 from .kernels import Kernel
 
 QEMU = "qemu-system-x86_64"
@@ -34,6 +34,7 @@ KERNEL_PARAMETERS = (
     "panic=-1",  # with -no-reboot, a panic ends QEMU at once
     "mitigations=off apparmor=0 audit=0 cryptomgr.notests",  # time that protects nobody here
     "random.trust_cpu=on",
+    "systemd.unit=vm-command.service",  # for --systemd
     "tsc=reliable no_timer_check",  # a busy host delays timers, which the checks take for faults
 )
 
@@ -54,6 +55,11 @@ class Job:
     environment: dict[str, str]
     directory: Path
     shares: Sequence[Path] = ()
+    """Directories of the host that the guest may write to."""
+    views: Sequence[Path] = ()
+    """Others, for a guest with another root than the host's."""
+    systemd: Path | None = None
+    """A root directory that is booted with systemd, and runs the command as a service."""
     smp: int = 1
     memory: int = 2048
     accelerator: str = "tcg"
@@ -162,19 +168,22 @@ def write_guest_files(job: Job, home: Path) -> None:
     (home / "initramfs").write_bytes(initramfs.build(job.kernel))
     share = home / "share"
     share.mkdir()
-    shutil.copy(Path(__file__).parent / "guest" / "run", share)
+    for program in ("prepare", "run"):
+        shutil.copy(Path(__file__).parent / "guest" / program, share)
     config = {
         "release": job.kernel.release,
-        "modules": str(job.kernel.modules.resolve()),
-        "busybox": find_program("busybox") or "",
         "keep_tmp": "yes" if uses_tmp(job) else "",
+        "systemd": "yes" if job.systemd else "",
     }
     write_assignments(share / "config", config)
     write_assignments(share / "command", job.environment, prefix="export ")
     with (share / "command").open("a") as file:
         file.write(f"cd {shlex.quote(str(job.directory))} || exit 125\n")
         file.write(f"exec {shlex.join(job.command)}\n")
-    (share / "shares").write_text("".join(f"{path}\n" for path in job.shares))
+    views = [f"view{number} loose,ro {path}\n" for number, path in enumerate(job.views)]
+    # mmap: written through like cache=none, but files can be mapped too.
+    shares = [f"share{number} mmap {path}\n" for number, path in enumerate(job.shares)]
+    (share / "shares").write_text("".join([*views, *shares]))
 
 
 def write_assignments(path: Path, values: dict[str, str], *, prefix: str = "") -> None:
@@ -184,7 +193,8 @@ def write_assignments(path: Path, values: dict[str, str], *, prefix: str = "") -
 
 def uses_tmp(job: Job) -> bool:
     """Return whether the job names the host's /tmp, which is then not hidden by an empty one."""
-    words = [*job.command, *job.environment.values(), job.directory, *job.shares, __file__]
+    words = [*job.command, *job.environment.values(), job.directory, __file__]
+    words += [*job.shares, *job.views]
     return any("/tmp/" in f"{word}" for word in words)
 
 
@@ -200,7 +210,11 @@ def arguments(job: Job, home: Path) -> list[str]:
     words += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
     words += ["-chardev", "stdio,id=output,signal=off"]
     words += ["-device", "virtserialport,nr=1,chardev=output"]
-    words += shared("root", Path("/"), "readonly=on") + shared("run", home / "share")
+    words += shared("root", job.systemd or Path("/"), "readonly=on")
+    words += shared("modules", job.kernel.modules.resolve(), "readonly=on")
+    words += shared("run", home / "share")
+    for number, path in enumerate(job.views):
+        words += shared(f"view{number}", path, "readonly=on")
     for number, path in enumerate(job.shares):
         words += shared(f"share{number}", path)
     return words
