@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from argparse import Namespace
@@ -18,6 +17,7 @@ from ..events import SlowRequest
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from .notify import Notifier
+from .orphan import is_running, spawn_orphan
 from .running import until_signal
 from .spec import device_for_worker, device_of
 
@@ -100,11 +100,11 @@ class Upgrade:
             reason = "SIGUSR2: there is no --identity by which a successor could find the device"
             print(f"aiovblk: {reason}", file=sys.stderr, flush=True)
             return
-        if self._successor is not None and os.waitpid(self._successor, os.WNOHANG) == (0, 0):
+        if self._successor is not None and is_running(self._successor):
             return  # it is still at it
         replace = [] if "--replace" in self._words else ["--replace"]
         command = [sys.executable, "-m", "aiovblk", *self._words, *replace]
-        self._successor = os.posix_spawn(sys.executable, command, self._notifier.environment)
+        self._successor = spawn_orphan(command, self._notifier.environment)
 
 
 async def _tell_of_slow_requests(mount: Mount) -> None:

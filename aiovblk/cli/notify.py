@@ -21,16 +21,16 @@ class Notifier:
         return os.environ | ({_VARIABLE: self._address} if self._address else {})
 
     def ready(self, status: str) -> None:
-        """The service can be used.
+        """The service can be used, and this process is it: it may be a successor.
 
         Args:
             status: what `systemctl status` is to show.
 
         """
-        self._tell(f"READY=1\nSTATUS={status}")
+        self._tell(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
 
     def replaced(self, process: int) -> None:
-        """Another process is the service from now on."""
+        """Another process is the service from now on, where that may not say so itself."""
         self._tell(f"MAINPID={process}")
 
     def _tell(self, message: str) -> None:

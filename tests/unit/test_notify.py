@@ -20,7 +20,8 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         notifier = Notifier()
         assert "NOTIFY_SOCKET" not in os.environ
         notifier.ready("serving /dev/nbd3")
-        assert systemd.recv(4096) == b"READY=1\nSTATUS=serving /dev/nbd3"
+        told = f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving /dev/nbd3"
+        assert systemd.recv(4096).decode() == told
         assert notifier.environment["NOTIFY_SOCKET"] == name
         notifier.replaced(7)
         assert systemd.recv(4096) == b"MAINPID=7"
