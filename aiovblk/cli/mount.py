@@ -16,6 +16,7 @@ from ..errors import DeviceBusyError
 from ..events import SlowRequest
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
+from ..mount.waiting import begin
 from .notify import Notifier
 from .orphan import is_running, spawn_orphan
 from .running import until_signal
@@ -86,25 +87,36 @@ class Upgrade:
         self._words = words
         self._mount = mount
         self._notifier = notifier
-        self._successor: int | None = None
+        self._starting: asyncio.Future[int] | None = None
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, self._begin)
         notifier.ready(f"serving {mount.path}")
 
     def end(self) -> None:
         """The device is unmounted, or handed over."""
-        if self._successor is not None:
-            self._notifier.replaced(self._successor)
+        if (successor := self._successor()) is not None:
+            self._notifier.replaced(successor)
 
     def _begin(self) -> None:
         if self._mount.identity is None:
             reason = "SIGUSR2: there is no --identity by which a successor could find the device"
             print(f"aiovblk: {reason}", file=sys.stderr, flush=True)
             return
-        if self._successor is not None and is_running(self._successor):
+        successor = self._successor()
+        if self._starting is not None and not self._starting.done():
+            return
+        if successor is not None and is_running(successor):
             return  # it is still at it
         replace = [] if "--replace" in self._words else ["--replace"]
         command = [sys.executable, "-m", "aiovblk", *self._words, *replace]
-        self._successor = spawn_orphan(command, self._notifier.environment)
+        # In a thread: requests go on being served meanwhile.
+        self._starting = begin(spawn_orphan, command, self._notifier.environment)
+
+    def _successor(self) -> int | None:
+        """The process that was started last, if it could be."""
+        starting = self._starting
+        if starting is None or not starting.done() or starting.exception() is not None:
+            return None
+        return starting.result()
 
 
 async def _tell_of_slow_requests(mount: Mount) -> None:

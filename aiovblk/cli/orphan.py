@@ -6,6 +6,7 @@ takes for granted that SIGTERM had no effect, and sends SIGKILL at once (unit_ki
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -20,17 +21,28 @@ os.write(int(sys.argv[1]), b"%d" % process)
 
 
 def spawn_orphan(command: list[str], environment: Mapping[str, str]) -> int:
-    """Start a program; blocks for as long as it takes to start Python. Returns the process."""
+    """Start a program; blocks for as long as it takes to start Python.
+
+    Returns:
+        The process.
+
+    Raises:
+        OSError: it cannot be started.
+
+    """
     reading, writing = os.pipe()
     with open(reading, "rb") as answer:
         os.set_inheritable(writing, True)
         words = [sys.executable, "-IS", "-c", _START, f"{writing}", *command]
         try:
-            between = os.posix_spawn(sys.executable, words, environment)
+            # The threads of this package block all signals, which would be inherited.
+            between = os.posix_spawn(sys.executable, words, environment, setsigmask=())
         finally:
             os.close(writing)
         process = answer.read()
         os.waitpid(between, 0)
+    if not process:
+        raise OSError(errno.ENOEXEC, f"{command[0]} cannot be started")
     return int(process)
 
 

@@ -65,6 +65,11 @@ async def signalled() -> None:
     await asyncio.sleep(0.01)
 
 
+async def started(ending: Upgrade) -> None:
+    assert ending._starting is not None
+    await ending._starting
+
+
 async def test_without_an_identity_there_is_no_successor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -80,21 +85,23 @@ async def test_a_successor_has_the_same_words(
     monkeypatch: pytest.MonkeyPatch, last: list[str]
 ) -> None:
     spawned: list[list[str]] = []
-    running = [(0, 0), (77, 256)]
+    running = [True, False]
 
-    def spawn(path: str, command: list[str], environment: dict[str, str]) -> int:
-        assert path == sys.executable
+    def spawn(command: list[str], environment: dict[str, str]) -> int:
+        assert command[0] == sys.executable
         spawned.append(command[1:])
         return 77
 
-    monkeypatch.setattr(os, "posix_spawn", spawn)
-    monkeypatch.setattr(os, "waitpid", lambda process, options: running.pop(0))
+    monkeypatch.setattr("aiovblk.cli.mount.spawn_orphan", spawn)
+    monkeypatch.setattr("aiovblk.cli.mount.is_running", lambda process: running.pop(0))
     words = ["mount", "--identity=v", *last, "memory:1M"]
     ending, systemd = upgrade("v", words)
     await signalled()
+    await started(ending)
     await signalled()  # while it is at it
     assert len(spawned) == 1
     await signalled()  # it has failed
+    await started(ending)
     assert spawned[1] == spawned[0]
     assert spawned[0][:2] == ["-m", "aiovblk"]
     assert spawned[0][2:] == [*words, *([] if last else ["--replace"])]
