@@ -54,10 +54,30 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) ->
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
-        DeviceBusyError: ``path`` is taken.
+        DeviceBusyError: ``path`` is taken, or somebody else attaches the same identity.
         AttachError: ``path`` is no NBD device, or the kernel refused.
 
     """
+    link = _attach(path, terms, by_netlink)
+    if (other := _twin(link.index, terms.identity)) is not None:
+        # Whoever sees the other gives way; should both, neither serves what two must not.
+        link.finish()
+        link.close()
+        link.wait_until_free(0)
+        holder = f"{terms.identity!r} has just been attached at /dev/nbd{other}"
+        raise DeviceBusyError(errno.EBUSY, holder, path, [holder])
+    return link
+
+
+def _twin(index: int, identity: str | None) -> int | None:
+    """Another device of the same identity than this one."""
+    for other in sysfs.indices():
+        if identity is not None and other != index and liveness.identity(other) == identity:
+            return other
+    return None
+
+
+def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
     load_driver(path)
     if by_netlink is None:
         by_netlink = prefers_netlink()

@@ -451,7 +451,12 @@ class NetlinkLink(Link):
         if not self._terms.survive:
             # Not before: with this flag anybody's last close would have disconnected it.
             flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
-        netlink.reconfigure(self.index, self._terms.identity, client_flags=flags)
+        netlink.reconfigure(
+            self.index,
+            self._terms.identity,
+            client_flags=flags,
+            dead_conn_timeout=self._terms.dead_conn_timeout,  # that of a predecessor may differ
+        )
         self._shape_queue()
 
     def _resize(self, blocks: int) -> None:

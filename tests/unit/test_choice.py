@@ -34,8 +34,15 @@ class FakeLink:
         self.lock = lock
         self.closed = False
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
+
+    def wait_until_free(self, seconds: float) -> bool:
+        os.close(self.lock)
+        return True
 
 
 class Machine:
@@ -513,3 +520,19 @@ def test_a_lock_tells_who_has_it_now(machine: Machine) -> None:
     os.close(lock)
     assert locks.owner(1) is None
     assert locks.server(1) is None
+
+
+def test_two_that_attach_the_same_identity_do_not_both_serve_it(
+    machine: Machine, by_netlink: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = by_netlink.connect
+
+    def connect_second(index: int | None, terms: Terms) -> int:
+        machine.serve(0, thread=999)
+        machine.tree.write(machine.tree.block / "nbd0/backend", "volume\n")
+        return connect(index, terms)
+
+    monkeypatch.setattr(choice, "_connect_now", connect_second)
+    with pytest.raises(DeviceBusyError, match="'volume' has just been attached at /dev/nbd0"):
+        choice.attach(None, IDENTITY, by_netlink=True)
+    assert not machine.is_locked(2)
