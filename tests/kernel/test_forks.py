@@ -83,6 +83,7 @@ async def server(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(forked.child, signal.SIGKILL)
+        await forked.rest()  # until nobody has the pipe any more
     assert await becomes_free(forked.path)
 
 
