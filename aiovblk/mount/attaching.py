@@ -38,6 +38,10 @@ REQUEST_TIMEOUT = 120.0
 
 With several it must have a limit: only then are the requests of one that is lost sent again."""
 
+DEATH_TIMEOUT = 2.0
+"""Seconds for the kernel to tell that a connection has died, which takes it milliseconds. Where it
+does not, somebody has taken it away; and who that is waits for us to let go (STEP_TIMEOUT)."""
+
 SURVIVING_REQUEST_TIMEOUT = 15.0
 """The same for a device that is to survive its server: what was in flight waits for so long, even
 when another server has come long before."""
@@ -110,7 +114,7 @@ class Attaching:
             ConnectionError: somebody took the other's away.
 
         """
-        if not await call(2 * KERNEL_TIMEOUT, link.has_died, KERNEL_TIMEOUT):
+        if not await call(KERNEL_TIMEOUT, link.has_died, DEATH_TIMEOUT):
             raise ConnectionError("somebody took its socket away")
         await self._served.renew(old, new)
         return await _offer(link)
