@@ -108,7 +108,9 @@ class Unmounting:
             # Refused if the process has given up its privileges: then closing has to do.
             if not disconnecting.done() or disconnecting.exception() is None:
                 await patiently(events.disconnected, events.stream_ended)
-        await patiently(self._lines.drained(), ended)
+        # Nor does anybody wait for answers when the kernel has closed the connections: attached by
+        # netlink, that is all there is to tell.
+        await patiently(self._lines.drained(), ended, events.stream_ended)
         await patiently(self._lines.close(), ended)
 
     async def _write_back(self) -> None:
