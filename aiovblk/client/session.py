@@ -34,6 +34,9 @@ CLOSE_TIMEOUT = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between attempts to reconnect; each pause is twice the one before."""
 
+SHORTEST_ATTEMPT = 1.0
+"""Seconds for each attempt at least, however little is left, so that the last one tells why."""
+
 MAX_ATTEMPTS = 5
 """How often one request is made. Where the request itself breaks the server, more does not help."""
 
@@ -243,14 +246,16 @@ class Session:
         logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(why))
         lost = self._loop.time()
         pause = min(FIRST_PAUSE, seconds / 2)
-        while (left := lost + seconds - self._loop.time()) > 0:
+        left = seconds
+        while left > 0:
             await asyncio.sleep(min(pause, left))
             try:
-                connection = await self._dial_same(left)
+                connection = await self._dial_same(max(left, SHORTEST_ATTEMPT))
             except (OSError, ProtocolError) as exc:
                 logger.debug("no connection to %s yet: %s", self._name, _text(exc))
                 why = exc
                 pause = min(2 * pause, LONGEST_PAUSE)
+                left = lost + seconds - self._loop.time()
             except Error as exc:
                 self._give_up(exc)
                 return

@@ -192,8 +192,9 @@ async def test_server_that_is_away_for_a_while() -> None:
         assert bytes(await reading) == b"x"
 
 
-async def test_server_that_does_not_come_back_is_given_up() -> None:
-    async with connected(reconnect=0.05) as (server, remote, _):
+@pytest.mark.parametrize("seconds", [1e-9, 0.05])
+async def test_server_that_does_not_come_back_is_given_up(seconds: float) -> None:
+    async with connected(reconnect=seconds) as (server, remote, _):
         await server.stop()
         reading = asyncio.ensure_future(remote.read(0, 1))
         why = f"the connection to {server.uri_pattern} was lost: .*No such file"
