@@ -20,7 +20,7 @@ from .machine import Others
 from .peers import AttachedPeer
 from .peers.peer import ROOT
 from .rounds import say
-from .server import STOPPING
+from .server import stop
 from .summary import Figures, Samples, Summary
 
 KERNELS = ("6.1", "6.12", "host")
@@ -124,7 +124,7 @@ def measure_kernel(
         reason = _read(process, collected)
         status = process.wait()
     finally:
-        _end(process)
+        stop(process)
     run = collected.run(rounds, others.processors())
     if status:
         reason = reason or f"exit status {status}"
@@ -169,15 +169,6 @@ def _read(process: subprocess.Popen[str], collected: Collected) -> str | None:
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     assert process.stdout is not None  # because it is a pipe
     return iter(process.stdout)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOPPING)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _median(mounts: Sequence[Mapping[str, float | None]]) -> Mount:

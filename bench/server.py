@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from .cases import SIZE
 from .load import Target, nbd_target
@@ -114,12 +115,13 @@ def started(command: Sequence[str], **names: str) -> Iterator[Program]:
         try:
             yield Program(process, directory)
         finally:
-            _stop(process)
+            stop(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a process, by force if it does not in time."""
     process.terminate()
     try:
         process.wait(STOPPING)

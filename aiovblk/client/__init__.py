@@ -39,11 +39,11 @@ def connect(
         connections: at most as many at once, where the server allows for more than one. Those
             after the first join in the background.
         timeout: seconds for connecting and negotiating; requests have no limit.
-        reconnect: seconds after a loss of the connection during which it is tried to get it back.
-            Requests wait then. Those in flight are made again, except for :meth:`write`,
-            :meth:`trim` and :meth:`write_zeroes`, which fail with EIO; the first :meth:`flush`
-            after a loss fails with EIO, if there were writes that no flush has made durable. By
-            default a lost connection stays lost.
+        reconnect: seconds after a loss of the connection during which it is tried to get it back;
+            an attempt that begins by then has a second at least. Requests wait then. Those in
+            flight are made again, except for :meth:`write`, :meth:`trim` and :meth:`write_zeroes`,
+            which fail with EIO; the first :meth:`flush` after a loss fails with EIO, if there were
+            writes that no flush has made durable. By default a lost connection stays lost.
         replay_writes: make those again as well. That is right only where nobody writes to the
             same place before the first write has returned, and the server forgets what a broken
             connection has asked for.
