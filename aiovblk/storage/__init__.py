@@ -2,6 +2,7 @@
 
 from .copying import copy
 from .file import FileDevice
+from .layer import Layer
 from .memory import MemoryDevice
 
-__all__ = ["FileDevice", "MemoryDevice", "copy"]
+__all__ = ["FileDevice", "Layer", "MemoryDevice", "copy"]

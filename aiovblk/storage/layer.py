@@ -1,0 +1,102 @@
+"""A device on top of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MethodType
+from typing import ClassVar
+
+from ..device import BlockDevice, Extent, overrides
+
+_OPTIONAL = (
+    BlockDevice.write,
+    BlockDevice.flush,
+    BlockDevice.trim,
+    BlockDevice.write_zeroes,
+    BlockDevice.extents,
+    BlockDevice.cache,
+)
+
+
+class Layer(BlockDevice):
+    """A device on top of another, ``inner``, from which it differs in one respect.
+
+    What a subclass does not override goes to ``inner`` as it is: requests, the geometry, and in the
+    end :meth:`unmount`. A subclass that overrides :meth:`write` must see to :meth:`write_zeroes`
+    and :meth:`trim` too, for they do not come by way of its :meth:`write`. One that overrides
+    :meth:`unmount` lets go of what is its own, and then of ``inner`` (``super().unmount()``),
+    whatever has failed.
+
+    What ``inner`` cannot do the layer cannot do either, whether the subclass overrides it or not,
+    so that nothing is promised to the kernel that ends in an error; :attr:`adds` tells what a layer
+    can do by itself.
+
+    Durability: that of ``inner``. Concurrency: that of ``inner``.
+
+    Args:
+        inner: what lies below. It belongs to the layer from now on: nobody else should write to it
+            or unmount it.
+
+    """
+
+    adds: ClassVar[frozenset[str]] = frozenset()
+    """The names of the handlers that this layer has even if ``inner`` does not."""
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self.inner = inner
+        self.block_size = inner.block_size
+        self.rotational = inner.rotational
+        self.multi_conn = inner.multi_conn
+        for method in _OPTIONAL:
+            if method.__name__ not in self.adds and not overrides(inner, method):
+                setattr(self, method.__name__, MethodType(method, self))
+
+    @property
+    def blocks(self) -> int:
+        """As many as ``inner`` has."""
+        return self.inner.blocks
+
+    @blocks.setter
+    def blocks(self, value: int) -> None:
+        self.inner.blocks = value
+
+    @property
+    def read_only(self) -> bool:
+        """Whether ``inner`` is read-only, unless something else was set."""
+        return self.inner.read_only if self._read_only is None else self._read_only
+
+    @read_only.setter
+    def read_only(self, value: bool) -> None:
+        self._read_only = value
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """Read from ``inner``."""
+        return await self.inner.read(offset, length)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write to ``inner``."""
+        await self.inner.write(offset, data)
+
+    async def flush(self) -> None:
+        """Flush ``inner``."""
+        await self.inner.flush()
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Pass the hint on."""
+        await self.inner.trim(offset, length)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Have ``inner`` write zeroes."""
+        await self.inner.write_zeroes(offset, length, may_trim=may_trim)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """Tell what ``inner`` tells."""
+        return await self.inner.extents(offset, length)
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Pass the hint on."""
+        await self.inner.cache(offset, length)
+
+    async def unmount(self) -> None:
+        """Let go of ``inner``."""
+        await self.inner.unmount()
