@@ -7,6 +7,10 @@
 
     * :exc:`DeviceBusyError` - somebody else holds the device.
     * :exc:`NBDUnavailableError` - this kernel, or this container, offers no NBD device.
+
+  * :exc:`StorageError` (also :exc:`OSError`) - what a disk is kept in is damaged, or not ours.
+
+    * :exc:`StorageBusyError` - another process writes to it.
 """
 
 from __future__ import annotations
@@ -60,3 +64,25 @@ class DeviceBusyError(AttachError):
 
 class NBDUnavailableError(AttachError):
     """There is no NBD device to attach to; the message says how to get one."""
+
+
+class StorageError(Error, OSError):
+    """What a disk is kept in is damaged, of another kind, or cannot be changed in this way.
+
+    Args:
+        errno: the system's error number, as in :exc:`OSError`.
+        reason: what is wrong, and where it helps, what to do about it.
+
+    """
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(errno, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """One line that can be shown to a user as it is."""
+        return self.reason
+
+
+class StorageBusyError(StorageError):
+    """Another process writes to the disk, or has taken it over."""

@@ -1,0 +1,194 @@
+"""A disk in an object store."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from typing import Self
+
+from ...device import BlockDevice, Extent
+from . import lease as leases
+from .chunks import Chunks, Limits
+from .disk import Disk
+from .records import State
+from .store import Buffer, Objects
+from .writer import Writer
+
+_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+
+
+class ObjectStoreDevice(BlockDevice):
+    """A disk in an object store: S3, GCS, Azure, Ceph's gateway, or a local folder.
+
+    It is divided into chunks of a fixed size, each an object; one that is not there is zeroes.
+    An object is never changed: a chunk that was written to becomes a new object, and a record in
+    the disk's history tells that it is valid now. So a disk is always in the state of one of its
+    flushes or later, a snapshot costs one record, and a clone shares all chunks with its snapshot.
+
+    Made by :meth:`open`; see also :func:`create`.
+
+    Durability: writes are kept in memory; :meth:`flush` returns when all of them are in the store,
+    and in the history. Chunks that were written in full are stored before.
+
+    One writer: a second one is refused while the first lives (a lease). A writer that lost the disk
+    to another, having been silent for too long, cannot change it any more: its requests fail, and
+    what it stores late is never part of the disk. See :mod:`.records`.
+
+    Concurrency: any number of requests. Writes to a part of a chunk are merged with what is stored
+    of it when it is stored.
+
+    Trim and write_zeroes delete whole chunks. :meth:`trim` leaves parts of chunks as they are.
+    """
+
+    rotational = False
+
+    def __init__(self, disk: Disk, state: State, limits: Limits) -> None:
+        """See :meth:`open`."""
+        self.block_size = disk.description.block_size
+        self._chunk_size = disk.description.chunk_size
+        self._size = state.size
+        self._chunks = Chunks(disk.sources, disk.description, state.chunks, limits)
+        self._writer: Writer | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        store: Objects | str,
+        path: str = "",
+        *,
+        snapshot: str | None = None,
+        read_only: bool = False,
+        key: bytes | None = None,
+        limits: Limits = Limits(),  # noqa: B008  # which does not change
+        lease: float = leases.SECONDS,
+    ) -> Self:
+        """Open a disk.
+
+        Args:
+            store: the store, or a URL: see :func:`.store.from_url`.
+            path: the disk's folder in it.
+            snapshot: the state to read, instead of the disk's present one; nothing is written.
+            read_only: whether to write nothing. The state is that of this moment, and the writer,
+                if there is one, may delete what it has replaced since: snapshots are safe.
+            key: 32 bytes, if the disk is encrypted.
+            limits: of memory and requests.
+            lease: seconds after which another may take the disk over from a writer that is silent.
+
+        Raises:
+            FileNotFoundError: there is no disk, or no such snapshot.
+            StorageBusyError: another process writes to it. That is known after a third of its
+                lease; after a crash on another machine, opening takes as long as the lease.
+            StorageError: it is damaged, of a later version, or the key is wrong.
+            ValueError, OSError: the store cannot be used.
+
+        """
+        disk = await Disk.open(store, path, key=key)
+        if snapshot is not None or read_only:
+            device = cls(disk, await disk.state(snapshot), limits)
+            device.read_only = True
+            return device
+        await leases.wait_until_free(disk.objects)
+        journal = await disk.journal(writes=True)
+        await Writer.open(journal)
+        device = cls(disk, journal.state, limits)
+        device._writer = Writer(device._chunks, journal, disk.objects, lease)
+        try:
+            await device._writer.begin()
+        except BaseException:
+            await device._chunks.close()
+            raise
+        return device
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the disk has. When it is set, the next flush stores it."""
+        return self._size // self.block_size
+
+    @blocks.setter
+    def blocks(self, value: int) -> None:
+        self._size = value * self.block_size
+        self._chunks.resize(-(-self._size // self._chunk_size))
+        if self._writer is not None:
+            self._writer.size = self._size
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Read, from memory or from the store."""
+        if self._writer is not None:
+            self._writer.check()
+        index, start = divmod(offset, self._chunk_size)
+        if start + length <= self._chunk_size:
+            return await self._chunks.read(index, start, length)
+        data = bytearray(length)
+        await asyncio.gather(
+            *(self._read_into(data, offset, *part) for part in self._parts(offset, length))
+        )
+        return memoryview(data).toreadonly()
+
+    async def _read_into(
+        self, data: bytearray, offset: int, index: int, start: int, length: int
+    ) -> None:
+        at = index * self._chunk_size + start - offset
+        data[at : at + length] = await self._chunks.read(index, start, length)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write, to memory."""
+        self._check()
+        for index, start, length in self._parts(offset, len(data)):
+            at = index * self._chunk_size + start - offset
+            await self._chunks.write(index, start, data[at : at + length])
+
+    async def flush(self) -> None:
+        """Store all that was written, and make it part of the disk."""
+        if self._writer is not None:
+            await self._writer.flush()
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Delete whole chunks."""
+        self._check()
+        for index, _, part in self._parts(offset, length):
+            if part == self._chunk_size:
+                self._chunks.drop(index)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Delete whole chunks, and write zeroes to parts."""
+        self._check()
+        for index, start, part in self._parts(offset, length):
+            await self._chunks.zero(index, start, part)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """Tell which chunks are not there."""
+        found: list[Extent] = []
+        for index, _, part in self._parts(offset, length):
+            zero = self._chunks.is_zero(index)
+            if found and found[-1].zero == zero:
+                found[-1] = Extent(found[-1].length + part, hole=zero, zero=zero)
+            elif len(found) == _MOST_EXTENTS:
+                break
+            else:
+                found.append(Extent(part, hole=zero, zero=zero))
+        return found
+
+    async def unmount(self) -> None:
+        """Store what was written, give the lease up, and let go of everything."""
+        try:
+            if self._writer is not None:
+                await self._writer.close()
+        finally:
+            await self._chunks.close()
+
+    def _parts(self, offset: int, length: int) -> list[tuple[int, int, int]]:
+        """The chunks of a range: index, start in it, and bytes."""
+        parts = []
+        end = offset + length
+        while offset < end:
+            index, start = divmod(offset, self._chunk_size)
+            part = min(self._chunk_size - start, end - offset)
+            parts.append((index, start, part))
+            offset += part
+        return parts
+
+    def _check(self) -> None:
+        if self._writer is None:
+            raise PermissionError(errno.EPERM, "the disk was opened for reading only")
+        self._writer.check()

@@ -1,0 +1,205 @@
+"""A disk's folder in a store: made, and found again."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from dataclasses import dataclass, field
+from typing import Self
+
+from ...errors import StorageError
+from .chunks import Source
+from .journal import Journal
+from .records import DESCRIPTION, MOST_CHUNKS, Description, Origin, Snapshot, State
+from .sealing import Sealing
+from .store import Objects, ObjectStoreClient, from_url, is_store
+
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
+_KEY_CHECK = "key"  # the name under which it is sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk that is there."""
+
+    root: Objects
+    """The store."""
+    path: str
+    """The disk's folder in it."""
+    description: Description
+    sealing: Sealing
+    key: bytes | None = field(repr=False)
+
+    @classmethod
+    async def open(cls, store: object, path: str = "", *, key: bytes | None = None) -> Self:
+        """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
+        root, path = located(store, path)
+        try:
+            data = await root.at(path).get(DESCRIPTION)
+        except FileNotFoundError:
+            reason = f"there is no disk in {path or 'this store'}; create one first"
+            raise FileNotFoundError(errno.ENOENT, reason) from None
+        description = Description.decode(data)
+        _check_key(description, key)
+        sealing = Sealing(description.identity, compress=description.compress, key=key)
+        return cls(root, path, description, sealing, key)
+
+    @property
+    def objects(self) -> Objects:
+        """The disk's folder."""
+        return self.root.at(self.path)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where its chunks lie, by the number of origin."""
+        own = Source(self.objects, self.sealing)
+        return [own, *(self._source(origin) for origin in self.description.origins)]
+
+    def _source(self, origin: Origin) -> Source:
+        # What is sealed tells itself how; only the key is needed.
+        return Source(self.root.at(origin.path), Sealing(bytes.fromhex(origin.disk), key=self.key))
+
+    async def journal(self, *, writes: bool) -> Journal:
+        """Read the disk's history."""
+        journal = Journal(self.objects, self.sealing, self.description, writes=writes)
+        await journal.load()
+        return journal
+
+    async def state(self, snapshot: str | None = None) -> State:
+        """Read the present state, or that of a snapshot.
+
+        Raises:
+            FileNotFoundError: there is no such snapshot.
+
+        """
+        journal = await self.journal(writes=False)
+        if snapshot is None:
+            return journal.state
+        return await journal.state_at(found_in(journal.state, snapshot).sequence)
+
+
+def found_in(state: State, snapshot: str) -> Snapshot:
+    """Return a snapshot.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+
+    """
+    try:
+        return state.snapshots[snapshot]
+    except KeyError:
+        names = ", ".join(sorted(state.snapshots)) or "none"
+        reason = f"there is no snapshot {snapshot!r}; there are: {names}"
+        raise FileNotFoundError(errno.ENOENT, reason) from None
+
+
+def located(store: object, path: str) -> tuple[Objects, str]:
+    """Return the store and the folder that a caller means.
+
+    Args:
+        store: one of the package ``obstore``, anything with the methods of :class:`.Objects`, or a
+            URL, whose path comes before the other.
+        path: the folder.
+
+    """
+    path = path.strip("/")
+    if isinstance(store, str):
+        root, folder = from_url(store)
+        return root, f"{folder}/{path}".strip("/")
+    if is_store(store):
+        return ObjectStoreClient(store), path
+    return store, path  # type: ignore[return-value]  # the caller's own
+
+
+async def create(
+    store: object,
+    path: str = "",
+    *,
+    size: int,
+    block_size: int = 4096,
+    chunk_size: int = 1 << 20,
+    compress: bool = False,
+    key: bytes | None = None,
+) -> None:
+    """Make a disk, all zeroes: one small object.
+
+    Args:
+        store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
+        path: the disk's folder in it.
+        size: bytes, a multiple of ``block_size``.
+        block_size: bytes, a power of two from 512.
+        chunk_size: bytes, a power of two from 4 KiB to 64 MiB: what is read, and what is stored
+            after a write of one block. Smaller ones make small random requests cheaper, larger ones
+            make fewer objects.
+        compress: whether to compress chunks (zstd).
+        key: 32 bytes to encrypt with (AES-256-GCM). Nothing can be read without it. What is not
+            hidden: which chunks are written and when, and how large they are.
+
+    Raises:
+        FileExistsError: there is a disk.
+        ValueError: a size is impossible.
+        OSError: the store fails.
+
+    """
+    root, path = located(store, path)
+    check_geometry(size, block_size, chunk_size)
+    disk = secrets.token_bytes(16)
+    description = Description(
+        disk.hex(), size, block_size, chunk_size, compress, key_check_of(disk, key)
+    )
+    await publish(root.at(path), description)
+
+
+async def publish(objects: Objects, description: Description) -> None:
+    """Make a description, and with it the disk.
+
+    Raises:
+        FileExistsError: there is a disk.
+
+    """
+    data = description.encode()
+    try:
+        await objects.create(DESCRIPTION, data)
+    except FileExistsError:
+        if bytes(await objects.get(DESCRIPTION)) == data:
+            return  # an attempt whose answer was lost
+        raise FileExistsError(
+            errno.EEXIST, "there is a disk already; it was left as it is"
+        ) from None
+
+
+def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
+    """Refuse what cannot be a disk."""
+    if not 512 <= block_size <= chunk_size or block_size & (block_size - 1):
+        raise ValueError(f"block_size must be a power of two from 512, not {block_size}")
+    if not _SMALLEST_CHUNK <= chunk_size <= _LARGEST_CHUNK or chunk_size & (chunk_size - 1):
+        raise ValueError(
+            f"chunk_size must be a power of two from {_SMALLEST_CHUNK} to {_LARGEST_CHUNK},"
+            f" not {chunk_size}"
+        )
+    if size < block_size or size % block_size:
+        raise ValueError(f"the size must be a multiple of {block_size} bytes, not {size}")
+    if size > MOST_CHUNKS * chunk_size:
+        raise ValueError(
+            f"a disk has at most {MOST_CHUNKS} chunks: for {size} bytes choose a larger chunk_size"
+        )
+
+
+def key_check_of(disk: bytes, key: bytes | None) -> str | None:
+    """What tells the right key of a disk from others."""
+    return None if key is None else Sealing(disk, key=key).seal(_KEY_CHECK, b"").hex()
+
+
+def _check_key(description: Description, key: bytes | None) -> None:
+    if description.key_check is None:
+        if key is not None:
+            raise StorageError(errno.EINVAL, "the disk is not encrypted; give no key")
+        return
+    if key is None:
+        raise StorageError(errno.EACCES, "the disk is encrypted; give its key")
+    try:
+        Sealing(description.identity, key=key).open(
+            _KEY_CHECK, bytes.fromhex(description.key_check)
+        )
+    except StorageError:
+        raise StorageError(errno.EACCES, "this is not the key of the disk") from None

@@ -1,0 +1,214 @@
+"""The history of a disk: read, added to, summed up."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+from array import array
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ...errors import StorageBusyError, StorageError
+from .records import (
+    LOG,
+    MAP,
+    Description,
+    Kind,
+    Record,
+    State,
+    log_name,
+    map_name,
+    number_in,
+    read_record,
+    read_state,
+)
+from .sealing import Sealing
+from .store import Objects
+
+Check = Callable[[State], object]
+
+_ATTEMPTS = 10  # to read a history that a writer sums up at the same time
+
+
+class FencedError(StorageBusyError):
+    """Another writer has opened the disk since; nothing of ours gets into it any more."""
+
+
+class _OvertakenError(Exception):
+    """What was to be read has been summed up and deleted meanwhile, or is lost."""
+
+
+def record(kind: Kind, **fields: Any) -> Record:
+    """Return a new record."""
+    return Record(kind, secrets.token_hex(8), **fields)
+
+
+class Journal:
+    """The history of one disk, as far as it is known here.
+
+    Concurrency: one coroutine at a time may use it.
+
+    Args:
+        objects: the disk's folder.
+        sealing: how its objects are sealed.
+        description: of the disk.
+        writes: whether it may store anything: what a writer, or whoever adds a record, must.
+
+    """
+
+    def __init__(
+        self, objects: Objects, sealing: Sealing, description: Description, *, writes: bool
+    ) -> None:
+        self._objects = objects
+        self._sealing = sealing
+        self._description = description
+        self._writes = writes
+        self.state: State
+        """After the last record that is known."""
+        self.summed_up = 0
+        """The record up to which a state is stored."""
+        self._passed: dict[int, State] = {}
+
+    async def load(self) -> None:
+        """Read the newest state, and the records after it.
+
+        Raises:
+            StorageError: an object is damaged, or one is missing.
+
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                await self._load()
+                return
+            except _OvertakenError as exc:
+                missing = str(exc)
+        raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
+
+    async def _load(self) -> None:
+        states = await self._objects.find(MAP)
+        self.summed_up = number_in(states[-1].path) if states else 0
+        try:
+            self.state = await self.state_at(self.summed_up)
+        except FileNotFoundError:
+            raise _OvertakenError(map_name(self.summed_up)) from None
+        # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
+        # is there still, and so a gap is seen.
+        for found in await self._objects.find(LOG, after=log_name(self.summed_up)):
+            following = log_name(self.state.sequence + 1)
+            if found.path != following:
+                raise _OvertakenError(following)
+            try:
+                await self._follow(await self._record(following))
+            except FileNotFoundError:
+                raise _OvertakenError(following) from None
+
+    async def state_at(self, sequence: int) -> State:
+        """Read a state.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+            StorageError: it is damaged.
+
+        """
+        if sequence in self._passed:
+            return self._passed[sequence]
+        path = map_name(sequence)
+        try:
+            data = await self._objects.get(path)
+        except FileNotFoundError:
+            if sequence or self._description.origins:
+                raise
+            return self._beginning()
+        return await asyncio.to_thread(read_state, self._sealing.open(path, data), path)
+
+    def _beginning(self) -> State:
+        size = self._description.size
+        return State(size, array("Q", bytes(8 * -(-size // self._description.chunk_size))))
+
+    async def catch_up(self) -> None:
+        """Read the records that were added since."""
+        while True:
+            try:
+                following = await self._record(log_name(self.state.sequence + 1))
+            except FileNotFoundError:
+                return
+            await self._follow(following)
+
+    async def add(self, new: Record, check: Check = lambda state: None) -> None:
+        """Add a record after all others, which are those of snapshots, and a fenced writer's.
+
+        When this returns it is durable. When it fails it may still have been added; the next call
+        finds that out.
+
+        Args:
+            new: the record.
+            check: called with the state that it would follow; what it raises comes out.
+
+        Raises:
+            FencedError: a writer has opened the disk since the last record that was known.
+            OSError: the store fails.
+
+        """
+        while True:
+            check(self.state)
+            path = log_name(self.state.sequence + 1)
+            try:
+                await self._objects.create(path, self._sealing.seal(path, new.encode()))
+            except FileExistsError:
+                there = await self._record(path)
+                await self._follow(there)
+                if there.nonce == new.nonce:  # an attempt whose answer was lost
+                    return
+                if there.kind is Kind.OPEN:
+                    raise FencedError(errno.EBUSY, f"taken over by {there.holder}") from None
+            else:
+                await self._follow(new)
+                return
+
+    async def sum_up(self) -> None:
+        """Store the state, and delete the records, and the last state, that it makes superfluous.
+
+        Raises:
+            OSError: the store fails. Nothing is lost by that.
+
+        """
+        state = self.state.copy()
+        if state.sequence == self.summed_up:
+            return
+        await self._store(state)
+        before, self.summed_up = self.summed_up, state.sequence
+        if before not in {each.sequence for each in state.snapshots.values()}:
+            await self._objects.delete([map_name(before)])
+        records = await self._objects.find(LOG)
+        numbers = (number_in(found.path) for found in records)
+        await self._objects.delete([log_name(each) for each in numbers if superfluous(each, state)])
+
+    async def _store(self, state: State) -> None:
+        path = map_name(state.sequence)
+        seal = partial(self._sealing.seal, path)
+        await self._objects.put(path, await asyncio.to_thread(lambda: seal(state.encode())))
+
+    async def _record(self, path: str) -> Record:
+        return read_record(self._sealing.open(path, await self._objects.get(path)), path)
+
+    async def _follow(self, following: Record) -> None:
+        self.state.apply(following, self._description.chunk_size)
+        if following.kind is Kind.SNAPSHOT:
+            # Whoever took it may have died before this.
+            if self._writes:
+                await self._store(self.state.copy())
+            else:
+                self._passed[self.state.sequence] = self.state.copy()
+
+
+def superfluous(number: int, state: State) -> bool:
+    """Whether a record is needed no more once a state is stored.
+
+    The state's own record is: its being there tells a reader, who has found an older state, that
+    this one exists.
+    """
+    return number < state.sequence and not any(
+        first <= number <= last for first, last in state.fences
+    )

@@ -1,0 +1,161 @@
+"""One writer at a time: who it is, and whether it lives.
+
+The lease keeps a second writer from taking a disk over from one that lives. It does not protect the
+data, the records do (:mod:`.records`): clocks may differ and processes may sleep for hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import secrets
+import socket
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from ...errors import StorageBusyError
+from .records import LEASE
+from .store import Buffer, Objects
+
+SECONDS = 30.0
+"""For which a lease is valid that is not renewed; a writer renews it three times as often."""
+
+_LOOKS = 10  # how often a foreign lease is looked at while it is valid
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that writes."""
+
+    host: str
+    boot: str
+    """Of the machine's run: /proc/sys/kernel/random/boot_id."""
+    pids: int
+    """The inode of its PID namespace, in which `pid` is its number."""
+    pid: int
+    started: int
+    """When, in clock ticks since the machine's start: numbers are used again."""
+
+    @classmethod
+    def this_process(cls) -> Self:
+        """Return the process that calls."""
+        pid = os.getpid()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        pids = os.stat("/proc/self/ns/pid").st_ino
+        return cls(socket.gethostname(), boot, pids, pid, _start_of(pid) or 0)
+
+    def __str__(self) -> str:
+        """Tell who it is."""
+        return f"process {self.pid} on {self.host}"
+
+    def is_known_dead(self) -> bool:
+        """Whether it ran on this machine, where this process would see it, and is gone."""
+        here = self.this_process()
+        if (self.boot, self.pids) != (here.boot, here.pids):
+            return False
+        return _start_of(self.pid) != self.started
+
+
+def _start_of(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the command before it may have spaces
+    return None if fields[0] in "ZX" else int(fields[19])  # proc(5): (22) starttime
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the object says."""
+
+    epoch: int
+    holder: Holder
+    seconds: float
+    nonce: str
+    """Another with each renewal."""
+
+    def encode(self) -> bytes:
+        """Return the object."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self | None:
+        """Return what the object says, or None if that is nothing that could be honoured."""
+        try:
+            fields = json.loads(bytes(data))
+            return cls(**{**fields, "holder": Holder(**fields["holder"])})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+async def current(objects: Objects) -> Terms | None:
+    """Return the lease on a disk, whether it is still valid or not."""
+    try:
+        return Terms.decode(await objects.get(LEASE))
+    except FileNotFoundError:
+        return None
+
+
+async def wait_until_free(objects: Objects) -> None:
+    """Wait until nobody holds the lease, which takes as long as it is valid after a crash.
+
+    A holder that has died on this machine is noticed at once.
+
+    Raises:
+        StorageBusyError: its holder lives, since it has renewed it.
+        OSError: the store fails.
+
+    """
+    first = await current(objects)
+    if first is None or first.holder.is_known_dead():
+        return
+    # By observation, since the clocks of two machines and of the store may differ.
+    for _ in range(_LOOKS):
+        await asyncio.sleep(first.seconds / _LOOKS)
+        now = await current(objects)
+        if now is None:
+            return
+        if now.nonce != first.nonce:
+            raise StorageBusyError(
+                errno.EBUSY,
+                f"in use: {now.holder} writes to it; mount a snapshot of it, or a clone",
+            )
+
+
+class Lease:
+    """The lease of this process, once the record is there that makes it the writer.
+
+    Args:
+        objects: the disk's folder.
+        epoch: the writer's.
+        seconds: see :data:`SECONDS`.
+
+    """
+
+    def __init__(self, objects: Objects, epoch: int, seconds: float = SECONDS) -> None:
+        self._objects = objects
+        self._terms = Terms(epoch, Holder.this_process(), seconds, "")
+
+    async def renew(self) -> Holder | None:
+        """Renew it.
+
+        Returns:
+            Who has it instead, if another has taken the disk over.
+
+        """
+        there = await current(self._objects)
+        if there is not None and there.epoch > self._terms.epoch:
+            return there.holder
+        self._terms = replace(self._terms, nonce=secrets.token_hex(8))
+        await self._objects.put(LEASE, self._terms.encode())
+        return None
+
+    async def release(self) -> None:
+        """Give it up."""
+        there = await current(self._objects)
+        if there is not None and there.epoch == self._terms.epoch:
+            await self._objects.delete([LEASE])

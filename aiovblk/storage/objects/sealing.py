@@ -1,0 +1,153 @@
+"""Objects as they are stored: checked against damage, on demand compressed and encrypted.
+
+An object is a header and a payload::
+
+    magic     4   b"avb1"
+    codec     1   0 as it is, 1 zstd
+    cipher    1   0 none, 1 AES-256-GCM
+    reserved  2   0
+    length    4   bytes of the contents
+    check     4   CRC-32 of the object's name and the payload; 0 if it is encrypted
+    nonce    12   only if it is encrypted
+
+all numbers little-endian. An object is bound to its name and its disk: one that turns up elsewhere
+is damaged. If it is encrypted, the header and the name are authenticated with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from types import ModuleType
+
+from ...errors import StorageError
+from .store import Buffer
+
+_HEADER = struct.Struct("<4sBBHII")
+_MAGIC = b"avb1"
+_NONCE = 12
+KEY_LENGTH = 32
+"""Bytes of a key."""
+
+
+class Sealing:
+    """How the objects of one disk are sealed.
+
+    Calls may take milliseconds for each MiB, and can be made in any thread.
+
+    Args:
+        disk: the disk's identity.
+        compress: whether what is stored is compressed (zstd), where that makes it smaller.
+        key: 32 bytes, from which the disk's own key is derived; None if nothing is encrypted.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; the message says which.
+        ValueError: the key has another length.
+
+    """
+
+    def __init__(self, disk: bytes, *, compress: bool = False, key: bytes | None = None) -> None:
+        self._disk = disk
+        self._compress = compress
+        self._gcm = None
+        if compress:
+            _zstd()
+        if key is not None:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+            self._gcm = AESGCM(_derived(key, disk))
+
+    @property
+    def costs(self) -> bool:
+        """Whether sealing takes so long that it belongs in a thread."""
+        return self._compress or self._gcm is not None
+
+    def seal(self, name: str, contents: Buffer) -> bytes:
+        """Return the object of that name with these contents."""
+        payload: Buffer = contents
+        codec = 0
+        if self._compress:
+            smaller = _zstd().ZstdCompressor(level=1).compress(contents)
+            if len(smaller) < len(contents):
+                payload, codec = smaller, 1
+        bound = self._bound(name)
+        if self._gcm is None:
+            check = zlib.crc32(payload, zlib.crc32(bound))
+            header = _HEADER.pack(_MAGIC, codec, 0, 0, len(contents), check)
+            return b"".join((header, payload))
+        header = _HEADER.pack(_MAGIC, codec, 1, 0, len(contents), 0)
+        # Random: up to 2**32 objects may be sealed with one key (NIST SP 800-38D, 8.3), and each
+        # disk has a key of its own.
+        nonce = os.urandom(_NONCE)
+        return b"".join((header, nonce, self._gcm.encrypt(nonce, payload, header + bound)))
+
+    def open(self, name: str, data: Buffer) -> memoryview:
+        """Return the contents of an object, a read-only view.
+
+        Raises:
+            StorageError: (EIO) it is damaged, or (EINVAL) it needs a key that is not there.
+
+        """
+        data = memoryview(data).cast("B").toreadonly()
+        if len(data) < _HEADER.size:
+            raise damaged(name, "it is too short")
+        magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
+        if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
+            raise damaged(name, "it is no object of a disk, or of a later version of aiovblk")
+        payload = data[_HEADER.size :]
+        if cipher:
+            payload = self._decrypted(name, bytes(data[: _HEADER.size]), payload)
+        elif self._gcm is not None:
+            # Whoever can write to the store could otherwise replace what is encrypted.
+            raise damaged(name, "it is not encrypted, but the disk is")
+        elif zlib.crc32(payload, zlib.crc32(self._bound(name))) != check:
+            raise damaged(name, "its checksum does not match")
+        contents = _decompressed(name, payload, length) if codec else payload
+        if len(contents) != length:
+            raise damaged(name, f"it has {len(contents)} bytes instead of {length}")
+        return contents
+
+    def _decrypted(self, name: str, header: bytes, payload: memoryview) -> memoryview:
+        from cryptography.exceptions import InvalidTag
+
+        if self._gcm is None:
+            raise StorageError(errno.EINVAL, "the disk is encrypted; give its key")
+        nonce, ciphertext = payload[:_NONCE], payload[_NONCE:]
+        try:
+            return memoryview(self._gcm.decrypt(nonce, ciphertext, header + self._bound(name)))
+        except InvalidTag:
+            raise damaged(name, "it cannot be decrypted: another key, or it was changed") from None
+
+    def _bound(self, name: str) -> bytes:
+        return self._disk + name.encode()
+
+
+def damaged(name: str, reason: str) -> StorageError:
+    """An error about an object that is not what it should be."""
+    return StorageError(errno.EIO, f"the object {name} is damaged: {reason}")
+
+
+def _decompressed(name: str, payload: memoryview, length: int) -> memoryview:
+    zstd = _zstd()
+    try:
+        contents = zstd.ZstdDecompressor().decompress(payload, max_output_size=length)
+    except zstd.ZstdError as exc:
+        raise damaged(name, str(exc)) from None
+    return memoryview(contents)
+
+
+def _derived(key: bytes, disk: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    if len(key) != KEY_LENGTH:
+        raise ValueError(f"a key has {KEY_LENGTH} bytes, not {len(key)}")
+    return HKDF(SHA256(), KEY_LENGTH, salt=disk, info=b"aiovblk objects").derive(key)
+
+
+def _zstd() -> ModuleType:
+    import zstandard
+
+    return zstandard

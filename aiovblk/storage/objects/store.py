@@ -1,0 +1,273 @@
+"""An object store, as far as a disk needs one: whole objects, by path.
+
+What is asked of it: a read after a write sees it, a list sees every write that came before it, and
+of several who create an object one succeeds. S3 (since 2024), GCS, Azure, Ceph's gateway and a
+local folder do all that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import PurePosixPath
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+Buffer = bytes | bytearray | memoryview
+
+PATIENCE = 60.0
+"""Seconds for which a request is repeated that the store does not answer, or cannot serve now."""
+
+_PAUSES = (0.1, 5.0)  # seconds before the first repetition, and at most before a later one
+
+
+class Found(NamedTuple):
+    """An object that a list has."""
+
+    path: str
+    size: int
+    modified: float
+    """When, in seconds since the epoch by the store's clock."""
+
+
+class Objects(Protocol):
+    """The requests. Each is repeated until it succeeds, fails for good, or patience has run out."""
+
+    async def get(self, path: str) -> memoryview:
+        """Return the object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: anything else.
+
+        """
+
+    async def put(self, path: str, data: Buffer) -> None:
+        """Make the object, or replace it; it is durable when this returns."""
+
+    async def create(self, path: str, data: Buffer) -> None:
+        """Make the object; it is durable when this returns.
+
+        Raises:
+            FileExistsError: there is one. After a repetition it may be the caller's own.
+
+        """
+
+    async def delete(self, paths: Iterable[str]) -> None:
+        """Delete the objects; those that are not there are as good as deleted."""
+
+    async def find(self, folder: str, *, after: str = "") -> list[Found]:
+        """Return what is in the folder, sorted by path, beginning after the path ``after``."""
+
+    def at(self, path: str) -> Objects:
+        """Return the same store, seen from a folder of it."""
+
+
+class ObjectStoreClient:
+    """:class:`Objects` by the package ``obstore``.
+
+    Args:
+        store: of obstore.
+        folder: that all paths are relative to; none for the store's own root.
+        patience: seconds; see :data:`PATIENCE`.
+
+    """
+
+    def __init__(self, store: ObjectStore, folder: str = "", *, patience: float = PATIENCE) -> None:
+        self._store = store
+        self._folder = folder.strip("/")
+        self._patience = patience
+        self._random = Random()
+        self._root = local_root(store)
+
+    def at(self, path: str) -> ObjectStoreClient:
+        """See :class:`Objects`."""
+        return ObjectStoreClient(self._store, self._full(path), patience=self._patience)
+
+    async def get(self, path: str) -> memoryview:
+        """See :class:`Objects`."""
+        return await self._repeat(path, self._get)
+
+    async def put(self, path: str, data: Buffer) -> None:
+        """See :class:`Objects`."""
+        await self._repeat(path, partial(self._put, data, "overwrite"))
+
+    async def create(self, path: str, data: Buffer) -> None:
+        """See :class:`Objects`."""
+        await self._repeat(path, partial(self._put, data, "create"))
+
+    async def delete(self, paths: Iterable[str]) -> None:
+        """See :class:`Objects`."""
+        paths = list(paths)
+        if self._root is None and len(paths) > 1:
+            await self._repeat_delete(paths)
+            return
+        for path in paths:
+            await self._repeat_delete([path])
+
+    async def find(self, folder: str, *, after: str = "") -> list[Found]:
+        """See :class:`Objects`."""
+        return sorted(await self._repeat(folder, partial(self._find, after)))
+
+    def _full(self, path: str) -> str:
+        return f"{self._folder}/{path}".strip("/")
+
+    async def _get(self, path: str) -> memoryview:
+        import obstore
+
+        found = await obstore.get_async(self._store, path)
+        return memoryview(await found.bytes_async())
+
+    async def _put(self, data: Buffer, mode: Any, path: str) -> None:
+        import obstore
+
+        await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        if self._root is not None:  # the package leaves it to the kernel's write-back
+            await asyncio.to_thread(_make_durable, f"{self._root}/{path}")
+
+    async def _find(self, after: str, folder: str) -> list[Found]:
+        import obstore
+
+        own = len(self._folder) + 1 if self._folder else 0
+        offset = self._full(after) if after else None
+        found = []
+        async for page in obstore.list(self._store, folder, offset=offset, chunk_size=1000):
+            found += [
+                Found(each["path"][own:], each["size"], each["last_modified"].timestamp())
+                for each in page
+            ]
+        return found
+
+    async def _repeat_delete(self, paths: Sequence[str]) -> None:
+        import obstore
+
+        full = [self._full(path) for path in paths]
+
+        async def delete(path: str) -> None:
+            await obstore.delete_async(self._store, full)
+
+        with suppress(FileNotFoundError):  # a local folder says so; object stores do not mind
+            await self._repeat(paths[0], delete)
+
+    async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
+        path = self._full(path)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._patience
+        pause, longest = _PAUSES
+        while True:
+            try:
+                return await request(path)
+            except Exception as exc:
+                failure, passes = explained(exc, path)
+                if not passes or clock() + pause > deadline:
+                    raise failure from None  # what obstore says fills a page, and may hold secrets
+            # With jitter, so that many who were refused together do not come back together.
+            await asyncio.sleep(pause * self._random.uniform(0.5, 1))
+            pause = min(2 * pause, longest)
+
+
+def explained(failure: Exception, path: str) -> tuple[OSError, bool]:
+    """Return what obstore raised as an OSError, and whether it may pass by itself."""
+    from obstore import exceptions
+
+    text = f"{path}: {_first_line(failure)}"
+    if isinstance(failure, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, text), False
+    if isinstance(failure, exceptions.AlreadyExistsError):
+        return FileExistsError(errno.EEXIST, text), False
+    if isinstance(failure, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        return PermissionError(errno.EACCES, text), False
+    if isinstance(failure, OSError):
+        return OSError(failure.errno or errno.EIO, text), False
+    passes = isinstance(failure, exceptions.GenericError | exceptions.JoinError)
+    return OSError(errno.EIO, text), passes
+
+
+def _first_line(failure: Exception) -> str:
+    # What follows is a dump of the request and of the answer. A query may hold a signature.
+    line = next(iter(str(failure).splitlines()), type(failure).__name__)
+    return re.sub(r"\?\S*", "?...", line)
+
+
+def local_root(store: ObjectStore) -> str | None:
+    """The folder that a store of obstore is, or None for one that is no folder."""
+    from obstore.store import LocalStore
+
+    if not isinstance(store, LocalStore):
+        return None
+    return os.fspath(store.prefix or "/")
+
+
+def _make_durable(path: str) -> None:
+    for each in (path, os.path.dirname(path)):
+        fd = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def is_store(store: object) -> TypeGuard[ObjectStore]:
+    """Whether it is a store of the package ``obstore``."""
+    return type(store).__module__.partition(".")[0] == "obstore"
+
+
+def from_url(
+    url: str, *, patience: float = PATIENCE, **options: Any
+) -> tuple[ObjectStoreClient, str]:
+    """Return the object store that a URL names, and the folder in it.
+
+    Credentials, the region and the endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
+    ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME`` and so
+    on) and from the metadata service of a cloud's machine.
+
+    Args:
+        url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``, ``az://CONTAINER/FOLDER``,
+            ``file:///FOLDER`` or ``memory:///FOLDER``.
+        patience: seconds; see :data:`PATIENCE`.
+        options: for the store of obstore.
+
+    Raises:
+        ValueError: it is none of these.
+
+    """
+    from obstore import store as stores
+
+    parts = urlsplit(url)
+    folder = str(PurePosixPath("/", parts.path)).strip("/")
+    if parts.scheme == "memory":
+        return ObjectStoreClient(stores.MemoryStore(), patience=patience), folder
+    if parts.scheme == "file":
+        return ObjectStoreClient(stores.LocalStore("/"), patience=patience), folder
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise ValueError(f"{url!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
+    retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
+    if parts.scheme == "s3" and _allows_http():
+        options.setdefault("client_options", {"allow_http": True})
+    try:
+        root = f"{parts.scheme}://{parts.netloc}"
+        store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
+    except Exception as exc:  # obstore has one for each kind of store
+        raise ValueError(f"{root}: {_first_line(exc)}") from None
+    return ObjectStoreClient(store, patience=patience), folder
+
+
+SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
+"""Of the URLs of object stores on the network."""
+
+
+def _allows_http() -> bool:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    return endpoint.startswith("http://")

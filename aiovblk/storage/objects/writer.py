@@ -1,0 +1,178 @@
+"""What makes writes durable, and keeps others from writing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from array import array
+from collections.abc import Coroutine
+from typing import Any
+
+from ...errors import StorageError
+from .chunks import Chunks
+from .journal import FencedError, Journal, record
+from .lease import Holder, Lease
+from .records import MOST_EPOCHS, Kind, first_version
+from .store import Objects
+
+logger = logging.getLogger(__name__)
+
+_RECORDS = 256
+"""After which the history is summed up, so that opening the disk stays quick."""
+
+
+class Writer:
+    """The one writer of a disk.
+
+    Args:
+        chunks: what is to be stored.
+        journal: the disk's history, after :meth:`open`.
+        objects: the disk's folder.
+        lease: seconds; see :data:`.lease.SECONDS`.
+
+    """
+
+    def __init__(self, chunks: Chunks, journal: Journal, objects: Objects, lease: float) -> None:
+        epoch = journal.state.epoch
+        self._chunks = chunks
+        self._journal = journal
+        self._lease = Lease(objects, epoch, lease)
+        self._renewal = lease / 3
+        self.size = journal.state.size
+        """Bytes of the disk."""
+        self._fenced = ""
+        # What is older may be part of a snapshot; the snapshots that are there are not read.
+        self._deletes_from = first_version(epoch)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flush: asyncio.Task[None] | None = None
+        self._next_flush: asyncio.Task[None] | None = None
+        chunks.begin(epoch)
+
+    @staticmethod
+    async def open(journal: Journal) -> None:
+        """Make this process the writer: others are fenced from now on.
+
+        Raises:
+            FencedError: another has just done so.
+            OSError: the store fails.
+
+        """
+        if journal.state.epoch + 1 >= MOST_EPOCHS:
+            reason = "the disk was opened a million times; copy it to a new one"
+            raise StorageError(errno.EOVERFLOW, reason)
+        await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
+
+    async def begin(self) -> None:
+        """Take the lease and keep it."""
+        await self._lease.renew()
+        # An unclean end may have left records that are in the store's own memory only.
+        await self._journal.sum_up()
+        self._spawn(self._keep_lease())
+
+    def check(self) -> None:
+        """Raise FencedError if another has become the writer."""
+        if self._fenced:
+            raise FencedError(errno.EIO, self._fenced)
+
+    async def flush(self) -> None:
+        """Store what was written, and make it part of the disk.
+
+        Whoever comes while a flush is going on shares the next one.
+
+        Raises:
+            OSError: something could not be stored. It is kept, and the next flush tries again.
+
+        """
+        if self._next_flush is None:
+            self._next_flush = self._spawn(self._flush_after(self._flush))
+        await asyncio.shield(self._next_flush)
+
+    async def _flush_after(self, before: asyncio.Task[None] | None) -> None:
+        await asyncio.sleep(0)  # a loop may start tasks at once, before they are known
+        if before is not None:
+            await asyncio.wait([before])
+        self._flush, self._next_flush = self._next_flush, None
+        self.check()
+        await self._chunks.store()
+        await self._commit()
+
+    async def _commit(self) -> None:
+        size, floor = self.size, self._chunks.floor
+        changes, superseded = self._chunks.take_changes()
+        if not changes and size == self._journal.state.size:
+            return
+        snapshots = set(self._journal.state.snapshots)
+        new = record(
+            Kind.COMMIT,
+            size=size,
+            floor=floor,
+            indices=array("Q", changes),
+            entries=array("Q", changes.values()),
+        )
+        try:
+            await self._journal.add(new)
+        except FencedError as exc:
+            self._lose(exc.reason)
+            raise
+        except BaseException:
+            self._chunks.give_back(changes, superseded)
+            raise
+        if self._journal.state.snapshots.keys() - snapshots:
+            self._deletes_from = self._chunks.next_version
+        self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
+            await self._sum_up()
+
+    async def _sum_up(self) -> None:
+        try:
+            await self._journal.sum_up()
+        except OSError as exc:
+            logger.warning("the history of the disk could not be summed up: %s", exc)
+
+    async def _keep_lease(self) -> None:
+        while not self._fenced:
+            await asyncio.sleep(self._renewal)
+            try:
+                holder = await self._lease.renew()
+            except OSError as exc:
+                logger.warning("the lease on the disk could not be renewed: %s", exc)
+            else:
+                if holder is not None:
+                    self._lose(f"taken over by {holder}")
+
+    def _lose(self, reason: str) -> None:
+        self._fenced = f"the disk was {reason}; what was not flushed is lost"
+        logger.error("%s", self._fenced)
+
+    async def close(self) -> None:
+        """Flush, and let others write.
+
+        Raises:
+            OSError: not all could be stored.
+
+        """
+        try:
+            if not self._fenced:
+                await self.flush()
+                await self._journal.add(record(Kind.CLOSE))
+                await self._lease.release()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; nobody may be left
