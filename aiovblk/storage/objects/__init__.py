@@ -3,6 +3,23 @@
 from .chunks import Limits
 from .device import ObjectStoreDevice
 from .disk import create
-from .store import Objects, ObjectStoreClient
+from .snapshots import clone, drop_snapshot, snapshot, snapshots
+from .store import Found, Objects, ObjectStoreClient
+from .upkeep import Garbage, Report, check, collect_garbage
 
-__all__ = ["Limits", "ObjectStoreClient", "ObjectStoreDevice", "Objects", "create"]
+__all__ = [
+    "Found",
+    "Garbage",
+    "Limits",
+    "ObjectStoreClient",
+    "ObjectStoreDevice",
+    "Objects",
+    "Report",
+    "check",
+    "clone",
+    "collect_garbage",
+    "create",
+    "drop_snapshot",
+    "snapshot",
+    "snapshots",
+]

@@ -84,6 +84,8 @@ class Journal:
                 return
             except _OvertakenError as exc:
                 missing = str(exc)
+        if missing == map_name(0):  # only a clone begins with one
+            raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
 
     async def _load(self) -> None:

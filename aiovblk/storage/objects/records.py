@@ -46,6 +46,8 @@ _VERSION_BITS = 52
 _COUNTER_BITS = 32
 MOST_EPOCHS = 1 << (_VERSION_BITS - _COUNTER_BITS)
 MOST_ORIGINS = 1 << (64 - _VERSION_BITS)
+ORIGIN_STEP = 1 << _VERSION_BITS
+"""From an entry to that of the same chunk in a clone."""
 
 
 def log_name(sequence: int) -> str:

@@ -42,8 +42,8 @@ class Writer:
         self.size = journal.state.size
         """Bytes of the disk."""
         self._fenced = ""
-        # What is older may be part of a snapshot; the snapshots that are there are not read.
-        self._deletes_from = first_version(epoch)
+        # What is older may be part of a snapshot, if there are any; they are not read.
+        self._deletes_from = first_version(epoch) if journal.state.snapshots else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Task[None] | None = None

@@ -1,0 +1,161 @@
+"""Snapshots and clones, which copy nothing, for disks that may be mounted meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import secrets
+import time
+from array import array
+
+from ...errors import StorageError
+from .disk import Disk, found_in, key_check_of, publish
+from .journal import record
+from .records import (
+    DESCRIPTION,
+    MOST_ORIGINS,
+    ORIGIN_STEP,
+    Description,
+    Kind,
+    Origin,
+    Snapshot,
+    State,
+    map_name,
+)
+from .sealing import Sealing
+
+_NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
+
+
+async def snapshots(
+    store: object, path: str = "", *, key: bytes | None = None
+) -> dict[str, Snapshot]:
+    """Return the snapshots of a disk, by name, oldest first.
+
+    The arguments and errors of all functions here are those of :meth:`.ObjectStoreDevice.open`.
+    """
+    disk = await Disk.open(store, path, key=key)
+    found = (await disk.state()).snapshots.items()
+    return dict(sorted(found, key=lambda each: each[1].sequence))
+
+
+async def snapshot(store: object, path: str = "", *, name: str, key: bytes | None = None) -> None:
+    """Give the present state of a disk a name, under which it can be opened as long as it exists.
+
+    Of a disk that is mounted it has what was flushed; let ``sync`` or ``fsfreeze`` go before.
+
+    Args:
+        store: the store, or a URL.
+        path: the disk's folder in it.
+        name: letters, digits, and ``.:+-_``.
+        key: 32 bytes, if the disk is encrypted.
+
+    Raises:
+        FileExistsError: there is a snapshot of that name.
+        ValueError: it is no name.
+
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is no name for a snapshot; use letters, digits and .:+-_")
+
+    def check(state: State) -> None:
+        if name in state.snapshots:
+            raise FileExistsError(errno.EEXIST, f"there is a snapshot {name!r} already")
+
+    disk = await Disk.open(store, path, key=key)
+    journal = await disk.journal(writes=True)
+    await journal.add(record(Kind.SNAPSHOT, name=name, time=time.time()), check)
+
+
+async def drop_snapshot(
+    store: object, path: str = "", *, name: str, key: bytes | None = None
+) -> None:
+    """Give a snapshot up. What it alone needed is deleted by :func:`.collect_garbage`.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        StorageError: (EBUSY) a clone needs it.
+
+    """
+
+    def check(state: State) -> None:
+        clones = found_in(state, name).clones.values()
+        if clones:
+            paths = ", ".join(clone.path for clone in clones)
+            raise StorageError(errno.EBUSY, f"the snapshot {name!r} is needed by clones: {paths}")
+
+    disk = await Disk.open(store, path, key=key)
+    journal = await disk.journal(writes=True)
+    await journal.add(record(Kind.DROP, name=name), check)
+
+
+async def clone(
+    store: object, path: str = "", *, name: str, target: str, key: bytes | None = None
+) -> None:
+    """Make a disk that has the contents of a snapshot, and shares all chunks with it.
+
+    It can be written to, and differs from then on. It lies in the same store, and is encrypted with
+    the same key, if at all. The snapshot cannot be dropped while the clone exists.
+
+    Args:
+        store: the store, or a URL.
+        path: the folder of the disk that has the snapshot.
+        name: of the snapshot.
+        target: the folder of the new disk, seen from the store's root.
+        key: 32 bytes, if the disk is encrypted.
+
+    Raises:
+        FileExistsError: there is a disk in ``target``.
+        FileNotFoundError: there is no such snapshot.
+
+    """
+    disk = await Disk.open(store, path, key=key)
+    target = target.strip("/")
+    objects = disk.root.at(target)
+    await _refuse_existing(disk, target)
+    description = _description_of_clone(disk)
+    journal = await disk.journal(writes=True)
+    await journal.add(
+        record(Kind.CLONE, name=name, disk=description.disk, path=target, time=time.time()),
+        lambda state: found_in(state, name),
+    )
+    origin = found_in(journal.state, name)
+    state = await journal.state_at(origin.sequence)
+    await publish(objects, description)
+    sealing = Sealing(description.identity, compress=description.compress, key=key)
+    first = map_name(0)
+    sealed = await asyncio.to_thread(lambda: sealing.seal(first, _inherited(state).encode()))
+    await objects.put(first, sealed)
+
+
+async def _refuse_existing(disk: Disk, path: str) -> None:
+    try:
+        await disk.root.at(path).get(DESCRIPTION)
+    except FileNotFoundError:
+        return
+    raise FileExistsError(errno.EEXIST, f"there is a disk in {path!r} already")
+
+
+def _description_of_clone(disk: Disk) -> Description:
+    source = disk.description
+    origins = (Origin(disk.path, source.disk), *source.origins)
+    if len(origins) >= MOST_ORIGINS:
+        reason = "it descends from too many others; copy it to a new one"
+        raise StorageError(errno.EMLINK, reason)
+    identity = secrets.token_bytes(16)
+    return Description(
+        identity.hex(),
+        source.size,
+        source.block_size,
+        source.chunk_size,
+        source.compress,
+        key_check_of(identity, disk.key),
+        origins,
+    )
+
+
+def _inherited(state: State) -> State:
+    """Return the state of a new disk in which every chunk is that of another, one origin on."""
+    chunks = array("Q", (entry and entry + ORIGIN_STEP for entry in state.chunks))
+    return State(state.size, chunks)

@@ -1,0 +1,208 @@
+"""What is looked after from time to time: garbage, and damage."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from .disk import Disk
+from .journal import Journal, record
+from .records import (
+    CHUNKS,
+    MAP,
+    Kind,
+    State,
+    chunk_in,
+    chunk_name,
+    entry_parts,
+    map_name,
+    number_in,
+)
+
+_AT_ONCE = 500  # objects of one request to delete
+_REQUESTS = 16  # chunks that are read at the same time
+_DAY = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What nothing needs."""
+
+    objects: int
+    size: int
+    """Bytes."""
+
+
+async def collect_garbage(
+    store: object, path: str = "", *, key: bytes | None = None, delete: bool = True
+) -> Garbage:
+    """Delete what neither the disk nor a snapshot needs; the disk may be mounted meanwhile.
+
+    A writer deletes what it replaces by itself. What remains: what crashed writers have stored in
+    vain, and what was kept for snapshots that were dropped since.
+
+    Args:
+        store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
+        path: the disk's folder in it.
+        key: 32 bytes, if the disk is encrypted.
+        delete: whether to delete it; else it is only counted.
+
+    Raises:
+        StorageError: the disk is damaged; nothing was deleted.
+
+    """
+    disk = await Disk.open(store, path, key=key)
+    journal = await disk.journal(writes=delete)
+    if delete:
+        await _release_clones(disk, journal)
+    state = journal.state
+    live = set(_own(state))
+    for snapshot in state.snapshots.values():
+        live.update(_own(await journal.state_at(snapshot.sequence)))
+    found = [
+        each
+        for each in await disk.objects.find(CHUNKS)
+        # From the floor on, they may be those that a writer is about to add.
+        if (part := chunk_in(each.path))[1] < state.floor and part not in live
+    ]
+    kept = {journal.summed_up, *(each.sequence for each in state.snapshots.values())}
+    found += [
+        each
+        for each in await disk.objects.find(MAP)
+        if (number := number_in(each.path)) < journal.summed_up and number not in kept
+    ]
+    if delete:
+        for first in range(0, len(found), _AT_ONCE):
+            await disk.objects.delete([each.path for each in found[first : first + _AT_ONCE]])
+    return Garbage(len(found), sum(each.size for each in found))
+
+
+def _own(state: State) -> Iterator[tuple[int, int]]:
+    for index, entry in enumerate(state.chunks):
+        origin, version = entry_parts(entry)
+        if entry and not origin:
+            yield index, version
+
+
+async def _release_clones(disk: Disk, journal: Journal) -> None:
+    """Take note of clones whose folder is gone."""
+    for snapshot in list(journal.state.snapshots.values()):
+        for identity, clone in list(snapshot.clones.items()):
+            # One that is being made has no folder yet.
+            if clone.time < time.time() - _DAY and not await _exists(disk, clone.path, identity):
+                await journal.add(record(Kind.RELEASE, disk=identity))
+
+
+async def _exists(disk: Disk, path: str, identity: str) -> bool:
+    try:
+        return (await Disk.open(disk.root, path, key=disk.key)).description.disk == identity
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check has found."""
+
+    chunks: int = 0
+    """Objects that were looked at."""
+    size: int = 0
+    """Bytes of them, as they are stored."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong, one line each; none if all is well."""
+
+
+async def check(
+    store: object,
+    path: str = "",
+    *,
+    key: bytes | None = None,
+    contents: bool = True,
+    advance: Callable[[int, int], object] = lambda done, all_: None,
+) -> Report:
+    """Find out whether everything is there that the disk and its snapshots need, and is intact.
+
+    Nothing is changed. The disk should not be written to meanwhile, except by flushes that are few:
+    what is replaced during the check is reported missing.
+
+    Args:
+        store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
+        path: the disk's folder in it.
+        key: 32 bytes, if the disk is encrypted.
+        contents: whether to read all chunks, rather than to see that they exist.
+        advance: called with how many chunks were looked at, and how many there are.
+
+    Raises:
+        OSError: the store fails, or the disk's history is so damaged that it cannot be opened.
+
+    """
+    disk = await Disk.open(store, path, key=key)
+    journal = await disk.journal(writes=False)
+    report = Report()
+    needed = set(_all(journal.state))
+    for name, snapshot in journal.state.snapshots.items():
+        try:
+            needed.update(_all(await journal.state_at(snapshot.sequence)))
+        except OSError as exc:
+            what = "is missing" if isinstance(exc, FileNotFoundError) else str(exc)
+            report.problems.append(f"snapshot {name}: {map_name(snapshot.sequence)} {what}")
+    await _check_presence(disk, needed, report)
+    if contents:
+        await _check_contents(disk, sorted(needed), report, advance)
+    report.problems.sort()
+    return report
+
+
+Needed = tuple[int, int, int]  # origin, index, version
+
+
+def _all(state: State) -> Iterator[Needed]:
+    for index, entry in enumerate(state.chunks):
+        if entry:
+            origin, version = entry_parts(entry)
+            yield origin, index, version
+
+
+async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> None:
+    present: dict[Needed, int] = {}
+    for origin, source in enumerate(disk.sources):
+        if origin and not any(each[0] == origin for each in needed):
+            continue
+        for found in await source.objects.find(CHUNKS):
+            present[(origin, *chunk_in(found.path))] = found.size
+    for origin, index, version in needed - present.keys():
+        report.problems.append(f"{_named(disk, origin, index, version)} is missing")
+    needed &= present.keys()
+    report.chunks = len(needed)
+    report.size = sum(present[each] for each in needed)
+
+
+async def _check_contents(
+    disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int, int], object]
+) -> None:
+    sources = disk.sources
+    waiting = iter(needed)
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        for origin, index, version in waiting:
+            name = chunk_name(index, version)
+            try:
+                data = await sources[origin].objects.get(name)
+                found = await asyncio.to_thread(sources[origin].sealing.open, name, data)
+                if len(found) != disk.description.chunk_size:
+                    report.problems.append(f"{name} has {len(found)} bytes")
+            except OSError as exc:
+                report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")
+            done += 1
+            advance(done, len(needed))
+
+    await asyncio.gather(*(work() for _ in range(_REQUESTS)))
+
+
+def _named(disk: Disk, origin: int, index: int, version: int) -> str:
+    name = chunk_name(index, version)
+    return name if not origin else f"{disk.description.origins[origin - 1].path}/{name}"
