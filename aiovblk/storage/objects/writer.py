@@ -7,6 +7,7 @@ import errno
 import logging
 from array import array
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from ...errors import StorageError
@@ -94,8 +95,20 @@ class Writer:
             await asyncio.wait([before])
         self._flush, self._next_flush = self._next_flush, None
         self.check()
-        await self._chunks.store()
+        try:
+            await self._chunks.store()
+        except OSError:
+            await self._look_for_another()
+            raise
         await self._commit()
+
+    async def _look_for_another(self) -> None:
+        """Raise FencedError if another writer is the reason: it deletes what it replaces."""
+        epoch = self._journal.state.epoch
+        await self._journal.catch_up()
+        if self._journal.state.epoch != epoch:
+            self._lose(f"taken over by {self._journal.state.holder}")
+            self.check()
 
     async def _commit(self) -> None:
         size, floor = self.size, self._chunks.floor
@@ -155,7 +168,8 @@ class Writer:
         try:
             if not self._fenced:
                 await self.flush()
-                await self._journal.add(record(Kind.CLOSE))
+                with suppress(FencedError):  # nothing of ours is lost by it
+                    await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
         finally:
             await self._end()
