@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from aiovblk.storage.objects import (
     snapshot,
     snapshots,
 )
+from aiovblk.storage.objects.journal import FencedError
 
 from .objects import Bucket
 
@@ -142,13 +144,16 @@ async def test_writers_that_do_not_know_that_they_are_fenced_change_nothing(seed
     bucket.forget_lease()
     last = await ObjectStoreDevice.open(bucket.client(), "disk")
     await model.verify(last)
-    for each in [*stale, last]:
-        await each.unmount()
+    for each in stale:
+        with suppress(FencedError):  # what it had not flushed is lost, and it says so
+            await each.unmount()
+    await last.unmount()
     assert not (await check(bucket.client(), "disk")).problems
 
 
 async def late_write(device: ObjectStoreDevice, random: Random) -> None:
-    with pytest.raises(OSError, match="taken over"):
+    # Or it misses first what the other has deleted.
+    with pytest.raises(OSError, match=r"taken over|it is missing"):
         await device.write(random.randrange(BLOCKS) * BLOCK, memoryview(b"late" * (BLOCK // 4)))
         await device.flush()
 
