@@ -1,4 +1,4 @@
-"""The command line: ``aiovblk mount | serve | unmount | list | top | doctor | copy``.
+"""The command line: ``aiovblk mount | serve | unmount | list | top | doctor | copy`` and more.
 
 An error is one line on stderr and exit status 1; a wrong call, 2. Everything that only a program,
 and not a library, may do happens here: signal handlers, the choice of an event loop, logging.
@@ -19,15 +19,20 @@ from ..kernel import RequestQueue
 from ..mount import SLOW_REQUEST, UNMOUNT_TIMEOUT, Attach
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
-from . import doctor, listing, top
+from . import disks, doctor, listing, top
 from .copy import copy_device
 from .mount import mount_until_signal
 from .running import in_loop
 from .serve import serve_until_signal
 
 SPEC_HELP = """memory:SIZE, file:PATH (a file or block device, which is written to),
-nbd://HOST/EXPORT or another NBD URI, package.module:attribute or path/to/file.py:attribute; the
-attribute is a BlockDevice, a subclass of it, or a function, async or not, that returns one"""
+nbd://HOST/EXPORT or another NBD URI, s3://BUCKET/FOLDER (gs, az; folder:PATH), where size=10G makes
+what is not there, package.module:attribute or path/to/file.py:attribute; the attribute is a
+BlockDevice, a subclass of it, or a function, async or not, that returns one"""
+
+DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
+credentials come from the environment, and the key of one that is encrypted from the file that
+AIOVBLK_KEY_FILE names"""
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 
@@ -63,6 +68,11 @@ def _parser() -> ArgumentParser:
     _add_top(commands.add_parser("top", help="show what the devices are doing, again and again"))
     _add_doctor(commands.add_parser("doctor", help="find out what is wrong, and what mends it"))
     _add_copy(commands.add_parser("copy", help="copy one device to another"))
+    _add_create(commands.add_parser("create", help="make a disk in an object store"))
+    _add_snapshot(commands.add_parser("snapshot", help="take, list or drop snapshots of a disk"))
+    _add_clone(commands.add_parser("clone", help="make a disk of a snapshot, copying nothing"))
+    _add_gc(commands.add_parser("gc", help="delete what no disk and no snapshot needs"))
+    _add_check(commands.add_parser("check", help="find out whether a disk is intact"))
     return parser
 
 
@@ -176,11 +186,72 @@ def _add_copy(parser: ArgumentParser) -> None:
         metavar="N",
         help="requests in flight (default %(default)s)",
     )
+    _add_progress(parser)
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(copy_device))
+
+
+def _add_create(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Make a disk in an object store: s3://BUCKET/FOLDER?size=10G. Further options, after &: "
+        "chunk_size=1M, block_size=4K, compress=yes. If AIOVBLK_KEY_FILE names the file of a key, "
+        "the disk is encrypted with it."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(disks.create))
+
+
+def _add_snapshot(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Give the present state of a disk a name; without one, list those that there are. The disk "
+        "may be mounted: what was flushed is in it. SPEC?snapshot=NAME mounts it, read-only."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    parser.add_argument("--drop", action="store_true", help="give the snapshot up")
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(disks.snapshot))
+
+
+def _add_clone(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Make a disk that begins as a snapshot of another and shares what it does not change with "
+        "it. Takes as long as a request or two, whatever the size."
+    )
+    parser.add_argument("spec", metavar="SPEC?snapshot=NAME", help=DISK_HELP)
+    parser.add_argument("target", metavar="SPEC", help="the new disk, in the same bucket")
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(disks.clone))
+
+
+def _add_gc(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Delete what crashed writers have left, and what dropped snapshots alone have needed. The "
+        "disk may be mounted."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(disks.collect_garbage))
+
+
+def _add_check(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Read a disk and its snapshots, and verify that everything is there and unchanged. Exit "
+        "status 1 and a line for each problem if not. Changes nothing; best while nobody writes."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("--quick", action="store_true", help="only look whether all is there")
+    _add_progress(parser)
+    _add_loop(parser)
+    parser.set_defaults(command=in_loop(disks.check))
+
+
+def _add_progress(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", dest="progress", action="store_false", help="show no progress bar"
     )
-    _add_loop(parser)
-    parser.set_defaults(command=in_loop(copy_device))
 
 
 def _add_handling(parser: ArgumentParser) -> None:

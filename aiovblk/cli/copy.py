@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from ..device import BlockDevice
 from ..storage import FileDevice, copy
+from .disks import SCHEMES as DISK_SCHEMES
+from .disks import DiskSpec
+from .progress import progress
 from .spec import device_of, parse_path
 
 
@@ -19,13 +22,13 @@ async def copy_device(arguments: Namespace) -> None:
         _target(arguments.target, source) as target,
         _unmounted(target),
     ):
-        with _progress(source.size, shown=arguments.progress) as advance:
+        with progress(source.size, "B", shown=arguments.progress) as advance:
             await copy(source, target, requests=arguments.requests, advance=advance)
 
 
 @asynccontextmanager
 async def _target(spec: str, source: BlockDevice) -> AsyncIterator[BlockDevice]:
-    created = _create(spec, source.size)
+    created = await _create(spec, source)
     if created is not None:
         yield created
         return
@@ -33,13 +36,17 @@ async def _target(spec: str, source: BlockDevice) -> AsyncIterator[BlockDevice]:
         yield target
 
 
-def _create(spec: str, size: int) -> BlockDevice | None:
-    """The file that ``spec`` names, if it names one that is not there yet."""
+async def _create(spec: str, source: BlockDevice) -> BlockDevice | None:
+    """What ``spec`` names, if that is a file, or a disk in a store, that is not there yet."""
     kind, _, rest = spec.partition(":")
     try:
-        return FileDevice.create(parse_path(rest), size) if kind == "file" else None
+        if kind == "file":
+            return FileDevice.create(parse_path(rest), source.size)
+        if kind in DISK_SCHEMES:
+            return await DiskSpec.parse(spec).of_size(source).open()
     except FileExistsError:
-        return None
+        pass
+    return None
 
 
 @asynccontextmanager
@@ -48,16 +55,3 @@ async def _unmounted(device: BlockDevice) -> AsyncIterator[None]:
         yield
     finally:
         await device.unmount()
-
-
-@contextmanager
-def _progress(size: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:  # it comes with aiovblk[cli]
-        yield lambda count: None
-        return
-    # On a terminal only, unless it is not wanted at all.
-    disable = None if shown else True
-    with tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=disable) as bar:
-        yield bar.update

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ..kernel import liveness, locks, sysfs, told
 from ..kernel.liveness import State
+from .units import in_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,3 @@ def _row(device: Attached) -> tuple[str, ...]:
         ",".join(flag.removeprefix("SEND_").lower() for flag in flags) or "-",
         ", ".join(device.used) or "-",
     )
-
-
-def in_units(size: float) -> str:
-    """Bytes for people."""
-    units = iter("BKMGTPE")
-    unit = next(units)
-    while size >= 1024:
-        size, unit = size / 1024, next(units)
-    return f"{size:.4g}{unit}"

@@ -16,8 +16,9 @@ from ..device import BlockDevice, Factory
 from ..server import Export, Server, serve
 from ..tls import psk_server_context, server_context
 from .running import until_signal
-from .spec import SpecError, device_for_worker, device_of
+from .spec import device_for_worker, device_of
 from .stdio import standard_streams
+from .units import SpecError
 
 FIRST_INHERITED = 3
 """The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""

@@ -5,25 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
 from ..client import connect
 from ..device import BlockDevice
-from ..errors import Error
 from ..protocol.uri import SCHEMES
 from ..storage import FileDevice, MemoryDevice
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-
-
-class SpecError(Error):
-    """A SPEC does not lead to a device; the message says why."""
+from .disks import SCHEMES as DISK_SCHEMES
+from .disks import DiskSpec
+from .units import SpecError, parse_size
 
 
 @asynccontextmanager
@@ -70,9 +64,9 @@ async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
     """The device that ``spec`` names.
 
     Args:
-        spec: ``memory:SIZE``, ``file:PATH``, ``package.module:attribute`` or
-            ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
-            or a function that returns one.
+        spec: ``memory:SIZE``, ``file:PATH``, ``s3://BUCKET/FOLDER`` and its kin (see
+            :mod:`.disks`), ``package.module:attribute`` or ``path/to/file.py:attribute``, where the
+            attribute is a BlockDevice, a subclass of it, or a function that returns one.
         read_only: whether it must not be changed.
 
     Raises:
@@ -85,10 +79,12 @@ async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
     if not separator:
         raise SpecError(
             f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
-            " package.module:attribute or file.py:attribute"
+            " s3://BUCKET/FOLDER, folder:PATH, package.module:attribute or file.py:attribute"
         )
     if kind == "file":
         return FileDevice(parse_path(rest), read_only=read_only)
+    if kind in DISK_SCHEMES:
+        return await DiskSpec.parse(spec).open(read_only=read_only)
     device = _memory(parse_size(rest)) if kind == "memory" else await _load_object(spec)
     return _read_only(device) if read_only else device
 
@@ -135,23 +131,6 @@ async def _load_object(spec: str) -> BlockDevice:
     if not isinstance(found, BlockDevice):
         raise SpecError(f"{spec} is no BlockDevice but {found!r}")
     return found
-
-
-def parse_size(text: str) -> int:
-    """Bytes from ``512``, ``64M``, ``1.5G``; units are powers of 1024.
-
-    Raises:
-        SpecError: not a size, or not a whole number of bytes.
-
-    """
-    pattern = r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB|B)?"
-    match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
-    if match is None:
-        raise SpecError(f"{text!r} is no size; write a number of bytes, or one like 64M, 1G, 5T")
-    size = Fraction(match[1]) * _UNITS[match[2].upper()]
-    if size.denominator != 1:
-        raise SpecError(f"{text!r} is no whole number of bytes")
-    return int(size)
 
 
 def _load_module(where: str) -> ModuleType:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 from ..kernel import sysfs
-from .listing import in_units
+from .units import in_units
 
 CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
 

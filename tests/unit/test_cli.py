@@ -14,7 +14,8 @@ import aiovblk
 from aiovblk import cli
 from aiovblk.cli import listing
 from aiovblk.cli.listing import Attached
-from aiovblk.cli.spec import SpecError, load_device, parse_size
+from aiovblk.cli.spec import load_device
+from aiovblk.cli.units import SpecError, parse_size
 from aiovblk.kernel.liveness import State
 from aiovblk.storage import FileDevice, MemoryDevice
 

@@ -246,7 +246,8 @@ async def test_commit_whose_answer_was_lost_counts_once(bucket: Bucket) -> None:
     client = bucket.client()
     device = await ObjectStoreDevice.open(client, "disk")
     await write(device, 0, b"a" * BLOCK)
-    create_object, lost = Client.create, []
+    create_object = Client.create
+    lost: list[str] = []
 
     async def create_and_lose(self: Client, path: str, data: bytes) -> None:
         await create_object(self, path, data)
@@ -281,7 +282,12 @@ async def test_full_chunks_of_a_stream_are_stored_before_the_flush(bucket: Bucke
     client = bucket.client()
     async with opened(client) as device:
         sixth = asyncio.Event()
-        client.before = lambda request, path: path.startswith("chunks/00000005") and sixth.set()
+
+        def before(request: str, path: str) -> None:
+            if path.startswith("chunks/00000005"):
+                sixth.set()
+
+        client.before = before
         for offset in range(0, 10 * CHUNK, BLOCK):
             await write(device, offset, b"a" * BLOCK)
         await sixth.wait()

@@ -3,11 +3,13 @@
 from .chunks import Limits
 from .device import ObjectStoreDevice
 from .disk import create
+from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
 from .store import Found, Objects, ObjectStoreClient
 from .upkeep import Garbage, Report, check, collect_garbage
 
 __all__ = [
+    "KEY_LENGTH",
     "Found",
     "Garbage",
     "Limits",

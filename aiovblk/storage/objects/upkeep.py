@@ -120,7 +120,7 @@ async def check(
     *,
     key: bytes | None = None,
     contents: bool = True,
-    advance: Callable[[int, int], object] = lambda done, all_: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Report:
     """Find out whether everything is there that the disk and its snapshots need, and is intact.
 
@@ -132,7 +132,7 @@ async def check(
         path: the disk's folder in it.
         key: 32 bytes, if the disk is encrypted.
         contents: whether to read all chunks, rather than to see that they exist.
-        advance: called with how many chunks were looked at, and how many there are.
+        advance: called with how many chunks were looked at since it was last called.
 
     Raises:
         OSError: the store fails, or the disk's history is so damaged that it cannot be opened.
@@ -180,14 +180,12 @@ async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> No
 
 
 async def _check_contents(
-    disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int, int], object]
+    disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int], object]
 ) -> None:
     sources = disk.sources
     waiting = iter(needed)
-    done = 0
 
     async def work() -> None:
-        nonlocal done
         for origin, index, version in waiting:
             name = chunk_name(index, version)
             try:
@@ -197,8 +195,7 @@ async def _check_contents(
                     report.problems.append(f"{name} has {len(found)} bytes")
             except OSError as exc:
                 report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")
-            done += 1
-            advance(done, len(needed))
+            advance(1)
 
     await asyncio.gather(*(work() for _ in range(_REQUESTS)))
 

@@ -1,0 +1,190 @@
+"""Disks in object stores: from a SPEC to one, and the commands that are about them alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from ..device import BlockDevice
+from ..storage import objects
+from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
+from .progress import progress
+from .units import SpecError, in_units, parse_size
+
+SCHEMES = REMOTE_SCHEMES | {"folder"}
+
+KEY_FILE = "AIOVBLK_KEY_FILE"
+"""The environment variable that names the file of the key of an encrypted disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """What a SPEC says of a disk in an object store."""
+
+    url: str
+    """Of its folder."""
+    size: int | None = None
+    """Bytes of the disk to be made, if there is none."""
+    block_size: int = 4096
+    chunk_size: int = 1 << 20
+    compress: bool = False
+    snapshot: str | None = None
+    """The state to read instead of the present one."""
+
+    @classmethod
+    def parse(cls, spec: str) -> DiskSpec:
+        """Read ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and their kin.
+
+        Raises:
+            SpecError: an option is unknown, or has no such value.
+
+        """
+        where, _, query = spec.partition("?")
+        kind, _, rest = where.partition(":")
+        if kind == "folder":
+            if not rest:
+                raise SpecError("'folder:' names no folder; write folder:PATH")
+            where = f"file://{os.path.abspath(rest)}"
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
+        if unknown := sorted(set(options) - known):
+            raise SpecError(
+                f"{spec!r} has unknown options ({', '.join(unknown)}); there are:"
+                f" {', '.join(sorted(known))}"
+            )
+        sizes = {name: parse_size(text) for name, text in options.items() if name.endswith("size")}
+        return cls(
+            where,
+            **sizes,
+            compress=_parse_flag(options.get("compress", "no")),
+            snapshot=options.get("snapshot"),
+        )
+
+    async def create(self) -> None:
+        """Make the disk.
+
+        Raises:
+            SpecError: its size is not given.
+            FileExistsError: there is one.
+
+        """
+        if self.size is None:
+            raise SpecError(f"how large is the disk to be? Write {self.url}?size=10G")
+        await objects.create(
+            self.url,
+            size=self.size,
+            block_size=self.block_size,
+            chunk_size=self.chunk_size,
+            compress=self.compress,
+            key=read_key(),
+        )
+
+    def of_size(self, other: BlockDevice) -> DiskSpec:
+        """Return the same with the size of another device, if none is given."""
+        return self if self.size is not None else replace(self, size=other.size)
+
+    async def open(self, *, read_only: bool = False) -> BlockDevice:
+        """Open the disk; make it first if there is none and its size is given."""
+        try:
+            device = await self._open(read_only=read_only)
+        except FileNotFoundError:
+            if self.size is None or self.snapshot is not None or read_only:
+                raise
+            await self.create()
+            device = await self._open(read_only=read_only)
+        if self.size not in (None, device.size):
+            size = device.size
+            await device.unmount()
+            raise SpecError(f"the disk has {in_units(size)}, not what size= says; leave it out")
+        return device
+
+    async def _open(self, *, read_only: bool) -> BlockDevice:
+        return await objects.ObjectStoreDevice.open(
+            self.url, snapshot=self.snapshot, read_only=read_only, key=read_key()
+        )
+
+
+def _parse_flag(text: str) -> bool:
+    values = {"yes": True, "1": True, "true": True, "": True, "zstd": True, "no": False, "0": False}
+    if text.lower() not in values:
+        raise SpecError(f"compress= is yes or no, not {text!r}")
+    return values[text.lower()]
+
+
+def read_key() -> bytes | None:
+    """Return the key in the file that the environment names, if it names one.
+
+    Raises:
+        SpecError: it has no key: 32 bytes, or 64 hexadecimal digits.
+        OSError: it cannot be read.
+
+    """
+    path = os.environ.get(KEY_FILE)
+    if not path:
+        return None
+    data = Path(path).read_bytes()
+    if len(data) != objects.KEY_LENGTH:
+        try:
+            data = bytes.fromhex(data.decode("ascii").strip())
+        except ValueError:
+            data = b""
+    if len(data) != objects.KEY_LENGTH:
+        raise SpecError(f"{path} has no key; `openssl rand -hex 32 > FILE` makes one")
+    return data
+
+
+async def create(arguments: Namespace) -> None:
+    """``aiovblk create``: make a disk."""
+    await DiskSpec.parse(arguments.spec).create()
+
+
+async def snapshot(arguments: Namespace) -> None:
+    """``aiovblk snapshot``: take a snapshot, drop one, or list them."""
+    url, key = DiskSpec.parse(arguments.spec).url, read_key()
+    if arguments.name is None:
+        if arguments.drop:
+            raise SpecError("which snapshot is to be dropped? Give its name")
+        for name, found in (await objects.snapshots(url, key=key)).items():
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
+            clones = "".join(f", cloned to {clone.path}" for clone in found.clones.values())
+            print(f"{name}\t{when}\t{in_units(found.size)}{clones}")
+    elif arguments.drop:
+        await objects.drop_snapshot(url, name=arguments.name, key=key)
+    else:
+        await objects.snapshot(url, name=arguments.name, key=key)
+
+
+async def clone(arguments: Namespace) -> None:
+    """``aiovblk clone``: make a disk of a snapshot."""
+    source, target = DiskSpec.parse(arguments.spec), urlsplit(DiskSpec.parse(arguments.target).url)
+    if source.snapshot is None:
+        raise SpecError(f"of which snapshot? Write {source.url}?snapshot=NAME")
+    if (target.scheme, target.netloc) != urlsplit(source.url)[:2]:
+        raise SpecError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
+    await objects.clone(source.url, name=source.snapshot, target=target.path, key=read_key())
+
+
+async def collect_garbage(arguments: Namespace) -> None:
+    """``aiovblk gc``: delete what nothing needs."""
+    url = DiskSpec.parse(arguments.spec).url
+    found = await objects.collect_garbage(url, key=read_key(), delete=not arguments.dry_run)
+    done = "would delete" if arguments.dry_run else "deleted"
+    print(f"{done} {found.objects} objects, {in_units(found.size)}")
+
+
+async def check(arguments: Namespace) -> None:
+    """``aiovblk check``: find out whether a disk is intact."""
+    url = DiskSpec.parse(arguments.spec).url
+    contents = not arguments.quick
+    with progress(0, "chunk", shown=arguments.progress) as advance:
+        report = await objects.check(url, key=read_key(), contents=contents, advance=advance)
+    for problem in report.problems:
+        print(problem)
+    if report.problems:
+        raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were looked at")
+    print(f"{report.chunks} chunks, {in_units(report.size)} stored: all is well", file=sys.stdout)
