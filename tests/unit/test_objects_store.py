@@ -1,0 +1,212 @@
+"""Real object stores: a folder, memory, and S3 over HTTP on a bad network."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from obstore.store import LocalStore, MemoryStore
+
+from aiovblk.storage.objects import (
+    Limits,
+    ObjectStoreClient,
+    ObjectStoreDevice,
+    check,
+    clone,
+    collect_garbage,
+    create,
+    snapshot,
+)
+from aiovblk.storage.objects.store import from_url
+
+from .. import s3
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3.server() as port:
+        yield port
+
+
+@pytest.fixture(params=["memory", "folder", "s3"])
+async def client(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStoreClient:
+    if request.param == "memory":
+        return ObjectStoreClient(MemoryStore(), "folder")
+    if request.param == "folder":
+        return ObjectStoreClient(LocalStore(tmp_path), "folder")
+    port = request.getfixturevalue("port")
+    await s3.make_bucket(port)
+    return ObjectStoreClient(s3.store(port), "folder")
+
+
+async def test_object_is_put_replaced_and_deleted(client: ObjectStoreClient) -> None:
+    await client.put("a/b", b"first")
+    await client.put("a/b", bytearray(b"second"))
+    assert bytes(await client.get("a/b")) == b"second"
+    assert (await client.get("a/b")).readonly
+    await client.delete(["a/b", "a/nothing"])
+    await client.delete(["a/b"])
+    with pytest.raises(FileNotFoundError, match="folder/a/b"):
+        await client.get("a/b")
+
+
+async def test_object_is_created_once(client: ObjectStoreClient) -> None:
+    results = await asyncio.gather(
+        *(client.create("a", bytes([each])) for each in range(8)), return_exceptions=True
+    )
+    assert results.count(None) == 1
+    assert sum(isinstance(each, FileExistsError) for each in results) == 7
+    assert bytes(await client.get("a")) == bytes([results.index(None)])
+
+
+async def test_folder_is_listed_in_order_and_from_a_name_on(client: ObjectStoreClient) -> None:
+    await asyncio.gather(*(client.put(f"a/{each:03}", b"x" * each) for each in range(30)))
+    await client.put("ab/1", b"")
+    assert [each.path for each in await client.find("a")] == [f"a/{each:03}" for each in range(30)]
+    found = await client.find("a", after="a/027")
+    assert [(each.path, each.size) for each in found] == [("a/028", 28), ("a/029", 29)]
+    assert found[0].modified == pytest.approx(found[1].modified, abs=60)
+    assert await client.find("nothing") == []
+    assert [each.path for each in await client.at("a").find("")] == [
+        f"{each:03}" for each in range(30)
+    ]
+
+
+async def test_disk_lives_in_every_store(client: ObjectStoreClient) -> None:
+    random = Random(1)
+    content = bytearray(8 * MIB)
+    await create(client, "disk", size=8 * MIB, chunk_size=1 << 17, compress=True, key=bytes(32))
+    limits = Limits(memory=MIB, unstored=2 * MIB)
+    for _ in range(3):
+        device = await ObjectStoreDevice.open(client, "disk", key=bytes(32), limits=limits)
+        await play(device, content, random, 60)
+        await device.unmount()
+    await snapshot(client, "disk", name="one", key=bytes(32))
+    await clone(client, "disk", name="one", target="folder-of-clone", key=bytes(32))
+    await collect_garbage(client, "disk", key=bytes(32))
+    for path in ("disk", "folder-of-clone"):
+        assert (await check(client, path, key=bytes(32))).problems == []
+        device = await ObjectStoreDevice.open(client, path, read_only=True, key=bytes(32))
+        assert await device.read(0, 8 * MIB) == content
+        await device.unmount()
+
+
+async def play(
+    device: ObjectStoreDevice, content: bytearray, random: Random, requests: int
+) -> None:
+    for _ in range(requests):
+        offset = random.randrange(0, len(content), 4096)
+        length = min(random.choice([1, 4, 32, 100]) * 4096, len(content) - offset)
+        match random.randrange(5):
+            case 0 | 1:
+                data = random.randbytes(length)
+                await device.write(offset, memoryview(data))
+                content[offset : offset + length] = data
+            case 2:
+                await device.write_zeroes(offset, length, may_trim=True)
+                content[offset : offset + length] = bytes(length)
+            case 3:
+                assert await device.read(offset, length) == content[offset : offset + length]
+            case 4:
+                await device.flush()
+
+
+@pytest.fixture
+async def weather() -> s3.Weather:
+    return s3.Weather(Random(1))
+
+
+@pytest.fixture
+async def outside(port: int, weather: s3.Weather) -> AsyncIterator[ObjectStoreClient]:
+    """The server, seen through a bad network."""
+    await s3.make_bucket(port)
+    async with s3.proxy(port, weather) as proxy:
+        # What obstore tries again by itself we would not see.
+        yield ObjectStoreClient(s3.store(proxy, retry_config={"max_retries": 0}))
+
+
+@pytest.mark.deadline(60)
+async def test_bad_network_makes_a_disk_slow_and_nothing_else(
+    outside: ObjectStoreClient, weather: s3.Weather
+) -> None:
+    weather.delay, weather.errors, weather.throttled, weather.resets = 0.005, 0.05, 0.05, 0.05
+    random = Random(2)
+    content = bytearray(4 * MIB)
+    await create(outside, "disk", size=4 * MIB, chunk_size=1 << 16)
+    limits = Limits(memory=MIB // 2, unstored=MIB)
+    for _ in range(2):
+        device = await ObjectStoreDevice.open(outside, "disk", limits=limits)
+        await play(device, content, random, 60)
+        await device.unmount()
+    assert min(weather.counts.values()) > 5
+    assert set(weather.counts) == {"passed", "errors", "throttled", "resets"}
+    weather.errors = weather.throttled = weather.resets = 0
+    assert (await check(outside, "disk")).problems == []
+    device = await ObjectStoreDevice.open(outside, "disk", read_only=True)
+    assert await device.read(0, 4 * MIB) == content
+    await device.unmount()
+
+
+async def test_store_that_stays_away_is_an_error_when_patience_ends(
+    port: int, weather: s3.Weather
+) -> None:
+    weather.throttled = 1
+    async with s3.proxy(port, weather) as proxy:
+        store = s3.store(proxy, retry_config={"max_retries": 0})
+        client = ObjectStoreClient(store, patience=0.5)
+        with pytest.raises(OSError, match="503") as caught:
+            await client.get("a")
+    assert caught.value.errno == errno.EIO
+    assert weather.counts["throttled"] >= 3
+
+
+async def test_error_of_the_store_is_one_line_without_secrets(port: int) -> None:
+    await s3.make_bucket(port)
+    client = ObjectStoreClient(s3.store(port))
+    with pytest.raises(FileNotFoundError) as caught:
+        await client.get("nothing")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.com/x", "s3://", "nonsense", "ftp://host/path", "s3:bucket"]
+)
+def test_url_of_no_object_store_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is no object store; write s3://BUCKET/FOLDER"):
+        from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("s3://bucket/a/b/", "a/b"),
+        ("memory:///x", "x"),
+        ("file:///tmp/../tmp/x", "tmp/../tmp/x"),
+        ("gs://bucket", ""),
+    ],
+)
+def test_url_names_a_folder(url: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    assert from_url(url)[1] == folder
+
+
+async def test_what_is_put_into_a_folder_survives_a_power_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    synced: list[Any] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or fsync(fd))
+    await ObjectStoreClient(LocalStore(tmp_path), "a").put("b/c", b"data")
+    await ObjectStoreClient(LocalStore(tmp_path), "a").create("b/d", b"data")
+    names = ["a/b/c", "a/b", "a/b/d"]
+    assert {(tmp_path / name).stat().st_ino for name in names} <= set(synced)
