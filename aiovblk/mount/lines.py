@@ -92,12 +92,15 @@ class Lines:
         renew: called when a line has ended though nobody wanted it to, with that one and with
             another that is to serve in its place; returns the server's end of a connection for it.
             None where there cannot be one.
+        timeout: seconds after which the kernel is to give a line up whose handler does not end;
+            0 if it was not told so.
 
     """
 
     def __init__(self, events: Events, stop: Callable[[], None]) -> None:
         self.tell = events.feed.publish
         self.renew: Callable[[Line, Line], Awaitable[socket.socket]] | None = None
+        self.timeout = 0.0
         self._events = events
         self._stop = stop
         self._places: list[_Place] = []
@@ -275,13 +278,21 @@ class Lines:
             return
         reason = str(error or "it was closed")
         self.tell(ConnectionLost(place.number + 1, len(self._places), reason))
-        if self.renew is None or self._paused:
+        if self.renew is None or self._paused or self._took_too_long(place.line):
             self._lose(place, error)
             return
         _abandon(place)
         remaking = limited(REMAKE_TIMEOUT, self._remake(place, self.renew))
         place.remaking = SteadyTask(remaking, self._stop)
         place.remaking.add_done_callback(partial(self._on_remade, place, error))
+
+    def _took_too_long(self, line: Line) -> bool:
+        """Whether the kernel has given it up: on another the request would take as long again."""
+        begun = line.oldest_start
+        if not self.timeout or begun is None:
+            return False
+        # The kernel counts from before the handler began, and a worker reports now and then.
+        return asyncio.get_running_loop().time() - begun > self.timeout / 2
 
     async def _remake(
         self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]

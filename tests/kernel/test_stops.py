@@ -146,6 +146,12 @@ def reading(path: str) -> asyncio.Task[bytes]:
     return asyncio.create_task(asyncio.to_thread(pread, path, MIB, 4096))
 
 
+async def assert_unreadable(path: str) -> None:
+    """A lost device fails, until its size is taken away: then it ends before its first byte."""
+    with contextlib.suppress(OSError):
+        assert await reading(path) == b""
+
+
 async def assert_lost(running: Program, image: Path) -> None:
     """The server tells what has happened, does what there is left to do, and its index is free."""
     assert await running.end() == 1
@@ -186,8 +192,7 @@ async def test_a_stop_is_a_pause_or_the_end(
                     # Nobody waits for the server to go on.
                     with pytest.raises(OSError, match=EIO):
                         await read
-                    with pytest.raises(OSError, match=EIO):
-                        await reading(running.path)
+                    await assert_unreadable(running.path)
         if attach == "ioctl":
             await assert_lost(running, image)
         else:
