@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 
 from .. import kernel
 from ..device import BlockDevice, Factory
-from ..dispatch import MAX_CONCURRENCY
+from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..kernel import RequestQueue
 from .attaching import Attach, Options
 from .crew import Crew
@@ -26,9 +26,6 @@ from .unmounting import UNMOUNT_TIMEOUT
 from .waiting import begin
 
 DEFAULT_QUEUE = RequestQueue()
-
-SLOW_REQUEST = 30.0
-"""Seconds after which a handler that still runs is told of."""
 
 LONGEST_TIMEOUT = 1 << 31
 """Seconds; with many more the kernel's arithmetic overflows."""

@@ -302,6 +302,7 @@ def service(tell: Callable[..., None]) -> ClientsService:
         drain_timeout=5,
         concurrency=1,
         handler_timeout=None,
+        slow_request=None,
         connection_memory=1 << 20,
         memory=1 << 20,
     )
@@ -312,8 +313,8 @@ async def test_many_clients_are_told_of_and_counted() -> None:
     told, number = Told(), 3 * MOST_REPORTS + 1
     serving = service(told)
     pairs = [socket.socketpair() for _ in range(number)]
-    for sock, _ in pairs:
-        await serving.accept(sock)
+    for at, (sock, _) in enumerate(pairs):
+        await serving.accept(at, sock)
     await until(lambda: len(told.clients) == number)
     for _, client in pairs:
         client.close()
@@ -332,9 +333,24 @@ async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
 
     serving = service(tell)
     ours, theirs = socket.socketpair()
-    await serving.accept(ours)
+    await serving.accept(1, ours)
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     theirs.close()
     await until(lambda: told.left == 1)
     await serving.leave()
+
+
+async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
+    told: list[tuple[Any, ...]] = []
+    serving = service(lambda *words: told.append(words))
+    for number in (1, 2):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(bytes(20))
+            await serving.accept(number, ours)
+            await until(lambda: [name for name, *_ in told].count("left") == number)  # noqa: B023
+        await serving.listen()
+    await serving.leave()
+    [refusals] = [arguments for name, *arguments in told if name == "events"]
+    assert [each.client for each in refusals[0]] == [2]
