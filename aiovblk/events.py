@@ -1,4 +1,4 @@
-"""What happens to a mount, for whoever wants to know: ``async for event in mount.events()``.
+"""What happens to a mount or a server: ``async for event in mount.events()``, ``server.events()``.
 
 An event is a small frozen dataclass. Another kind is another subclass of :class:`Event`, and a
 call of :meth:`Feed.publish` where it happens; nothing else needs to know of it.
@@ -69,8 +69,8 @@ class Resized(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class SlowRequest(Event):
-    """A handler has been running for longer than ``slow_request``. Told once for each."""
+class RequestEvent(Event):
+    """Something has happened to one request. What only a server knows is None for a mount."""
 
     command: str
     """``read``, ``write``, ``flush`` and so on."""
@@ -78,20 +78,26 @@ class SlowRequest(Event):
     """Bytes."""
     length: int
     """Bytes."""
+    client: int | None = field(default=None, kw_only=True)
+    """Whose it is, as in :class:`ClientConnected`."""
+    peer: str | None = field(default=None, kw_only=True)
+    """The address of that client."""
+    export: str | None = field(default=None, kw_only=True)
+    """What it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRequest(RequestEvent):
+    """A handler has been running for longer than ``slow_request``. Told once for each."""
+
     seconds: float
     """For how long it has been running."""
 
 
 @dataclass(frozen=True, slots=True)
-class RequestFailed(Event):
+class RequestFailed(RequestEvent):
     """A request was answered with an error, by its handler or before it reached one."""
 
-    command: str
-    """``read``, ``write``, ``flush`` and so on."""
-    offset: int
-    """Bytes."""
-    length: int
-    """Bytes."""
     errno: int
     """The error value of the reply: one of those that the NBD specification has."""
 
@@ -107,6 +113,55 @@ class Unmounted(Event):
 
     failure: BaseException | None
     """What :meth:`Mount.wait` raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConnected(Event):
+    """A client of a server has agreed on an export, and may send requests."""
+
+    client: int
+    """Which: all that were ever accepted are counted from 1."""
+    peer: str
+    """Its address, in words."""
+    export: str
+    """The name of what it uses."""
+    tls: bool
+    """Whether the connection is protected by TLS."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLeft(Event):
+    """A client that was connected is gone: all it asked for is answered or given up."""
+
+    client: int
+    """Which, as in :class:`ClientConnected`."""
+    peer: str
+    export: str
+    reason: str | None
+    """None if it was in order: it disconnected as the protocol has it, or was told to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRefused(Event):
+    """A client was turned away, or left when the handshake had not given it what it asked for.
+
+    Who leaves the handshake of his own accord, having looked at the exports say, is not told of.
+    """
+
+    client: int
+    """Which, counted with those of :class:`ClientConnected`."""
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closing(Event):
+    """A server begins to drain: it takes no more clients, and no more requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """A server serves nobody any more, as :meth:`Server.wait` tells. The last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +226,11 @@ class Feed:
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._first: Event | None = None
         self._ended = False
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens, for whom it would be worth to put an event together."""
+        return bool(self._listeners)
 
     def publish(self, event: Event, *, first: bool = False) -> None:
         """Tell of an event.

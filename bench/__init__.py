@@ -23,4 +23,5 @@ moves far less than requests per second when others use the machine.
     machine.py      what it was measured on
     picture.py      the same as bars, where matplotlib is
     dispatch.py     a smaller thing of its own: the dispatcher alone, over a socket pair
+    observing.py    the same with and without its statistics and events
 """

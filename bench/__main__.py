@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from . import machine, picture, report
+from . import machine, observing, picture, report
 from .cases import CASES, KERNEL_CASES, QUICK
 from .footprint import MANY, Footprint, available, measure_footprint
 from .kernel import KERNELS, KernelRun, measure_kernel
 from .kernel import ROUNDS as KERNEL_ROUNDS
 from .load import LoadError
+from .observing import Observing, measure_observing
 from .peers import AttachedPeer, Peer, all_peers, attached_peers
 from .peers.native import compile_native
 from .rounds import measure_rounds, on_socket, say
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _on_sockets(samples, parsed, rounds)
     footprint = _footprint(parsed)
     kernel = None if parsed.no_vm else _in_kernel(parsed, rounds)
+    observed = _observing(parsed, rounds)
     summary = samples.summary()
-    if not summary.figures and kernel is None:
+    if not summary.figures and kernel is None and observed is None:
         sys.exit("bench: nothing was measured; --help names the cases and the peers")
     run = report.Run(
         command=command_line(sys.argv[1:] if arguments is None else arguments),
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary=summary,
         footprint=footprint,
         kernel=kernel,
+        observing=observed,
     )
     print(report.page(run), end="", flush=True)
     _write(run, parsed.output)
@@ -95,7 +98,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="bench",
         description="aiovblk and its peers side by side.",
-        epilog=f"Cases: {'; '.join(case.name for case in CASES)}. "
+        epilog=f"Cases: {'; '.join([*(case.name for case in CASES), observing.NAME])}. "
         f"Peers: {'; '.join(peer.name for peer in all_peers())}.",
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
@@ -160,6 +163,14 @@ def _footprint(parsed: Namespace) -> Footprint | None:
     except (ServerError, LoadError, OSError) as exc:
         say(f"left out: {exc}")
         return None
+
+
+def _observing(parsed: Namespace, rounds: int) -> Observing | None:
+    """Of aiovblk; not when only others, or only other cases, are to be measured."""
+    if parsed.only_vm or parsed.peers or not matches(observing.NAME, parsed.cases):
+        return None
+    say(observing.NAME)
+    return measure_observing(rounds)
 
 
 def _write(run: report.Run, directory: Path) -> None:

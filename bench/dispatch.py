@@ -13,12 +13,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from aiovblk import BlockDevice
 from aiovblk.dispatch import Dispatcher, Stats
 from aiovblk.protocol import Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
@@ -51,7 +53,19 @@ def client(sock: socket.socket, count: int, depth: int, length: int, command: Co
             missing = missing[sock.recv_into(missing) :]
 
 
-async def microseconds(count: int, depth: int, length: int, command: Command) -> float:
+def plain(device: BlockDevice) -> Dispatcher:
+    """A dispatcher to which nobody listens."""
+    return Dispatcher(device, Stats(), on_disconnect=lambda: None)
+
+
+async def microseconds(
+    count: int,
+    depth: int,
+    length: int,
+    command: Command,
+    *,
+    make: Callable[[BlockDevice], Dispatcher] = plain,
+) -> float:
     """The server's CPU time per request."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
@@ -64,7 +78,7 @@ async def microseconds(count: int, depth: int, length: int, command: Command) ->
         client(theirs, count, depth, length, command)
         os._exit(0)
     theirs.close()
-    dispatcher = Dispatcher(device, Stats(), on_disconnect=lambda: None)
+    dispatcher = make(device)
     await dispatcher.connect(ours)
     begin = time.process_time()
     await dispatcher.run()

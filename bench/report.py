@@ -13,6 +13,7 @@ from .asked import Verdict, judge
 from .cases import PART
 from .footprint import Footprint
 from .kernel import KernelRun
+from .observing import Observing
 from .summary import NOTHING, Summary
 
 SUBJECTS = ("aiovblk 3.13 uvloop", "aiovblk 3.13 uvloop, bytearray")
@@ -67,6 +68,14 @@ the server. `attaching alone` begins when `nbd-client` is started, before a serv
 aiovblk, when `mounted()` is called in an event loop that runs. Between the two lies what the
 server, or an interpreter and its imports, takes to start."""
 
+OBSERVING = """\
+Counters, latencies and events are always on; what they cost is measured on the dispatcher alone,
+over a socket pair, with a `MemoryDevice`, uvloop and Python {python}. `on` is as it always is, and
+somebody listens to its events; `off` has counters that count nothing, which only the benchmark has.
+Medians of {pairs} pairs, of which each is measured at once, the one or the other first; the ratio
+is the median of theirs. The clock is read in both: once for all that arrives together, and once for
+all that leaves together."""
+
 ONE_PROCESSOR = """\
 Server and fio shared one processor. Threads do not wake each other across processors then, which is
 likely to favour nbdkit, and the time that fio takes is missing to the server. The bounds below were
@@ -86,6 +95,7 @@ class Run:
     summary: Summary
     footprint: Footprint | None
     kernel: KernelRun | None = None
+    observing: Observing | None = None
 
     def verdicts(self) -> dict[str, Sequence[Verdict]]:
         """What is asked, held against each subject that took part."""
@@ -106,6 +116,7 @@ class Run:
             **self.summary.as_json(),
             "footprint": asdict(self.footprint) if self.footprint else None,
             "kernel": self.kernel.as_json() if self.kernel else None,
+            "observing": asdict(self.observing) if self.observing else None,
             "asked": {
                 subject: [asdict(each) for each in verdicts]
                 for subject, verdicts in self.verdicts().items()
@@ -145,6 +156,9 @@ def sections(run: Run) -> dict[str, str]:
         found |= _on_sockets(run.summary)
     if run.footprint:
         found["Import"] = tables.import_table(run.footprint)
+    if run.observing:
+        about = OBSERVING.format(python=run.observing.python, pairs=run.observing.pairs)
+        found["Statistics and events"] = f"{about}\n\n{tables.observing_table(run.observing)}"
     if run.kernel:
         found |= _in_kernel(run.kernel)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from .asked import LIMIT, MEMORY, PYTHON, Verdict
 from .attach import Mount
 from .footprint import Footprint
+from .observing import Observing
 from .summary import Summary
 
 OTHERS = (MEMORY, PYTHON, LIMIT)
@@ -72,6 +73,15 @@ def import_table(footprint: Footprint) -> str:
     """How long an import takes."""
     rows = [[version, f"{each * 1000:.0f}"] for version, each in footprint.imports.items()]
     return table(["Python", "`import aiovblk`, milliseconds"], rows)
+
+
+def observing_table(observing: Observing) -> str:
+    """What the statistics and events cost."""
+    rows = [
+        [case, f"{cost.off:.2f}", f"{cost.on:.2f}", f"{cost.ratio:.3f}"]
+        for case, cost in observing.costs.items()
+    ]
+    return table(["microseconds per request", "off", "on", "on / off"], rows)
 
 
 def outcome(verdict: Verdict) -> str:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from .. import __version__, kernel
-from ..dispatch import MAX_CONCURRENCY
+from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..errors import Error
 from ..kernel import RequestQueue
-from ..mount import SLOW_REQUEST, UNMOUNT_TIMEOUT, Attach
+from ..mount import UNMOUNT_TIMEOUT, Attach
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
 from . import disks, doctor, listing, top
@@ -99,13 +99,6 @@ def _add_mount(parser: ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="between the kernel and the device; it uses one per processor (default %(default)s)",
-    )
-    parser.add_argument(
-        "--slow-request",
-        type=float,
-        default=SLOW_REQUEST,
-        metavar="SECONDS",
-        help="how long a handler may run before it is told of on stderr (default %(default)s)",
     )
     _add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
@@ -264,6 +257,13 @@ def _add_handling(parser: ArgumentParser) -> None:
         help="how many handlers may run at once (default %(default)s)",
     )
     _add_seconds(parser, "--handler-timeout", None, "for a handler, or its request fails")
+    parser.add_argument(
+        "--slow-request",
+        type=float,
+        default=SLOW_REQUEST,
+        metavar="SECONDS",
+        help="how long a handler may run before it is told of on stderr (default %(default)s)",
+    )
     _add_loop(parser)
 
 

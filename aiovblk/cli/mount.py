@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from argparse import Namespace
@@ -13,16 +12,13 @@ from functools import partial
 
 from ..device import BlockDevice, Factory
 from ..errors import DeviceBusyError
-from ..events import SlowRequest
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from ..mount.waiting import begin
 from .notify import Notifier
 from .orphan import is_running, spawn_orphan
-from .running import until_signal
+from .running import telling_of_slow_requests, until_signal
 from .spec import device_for_worker, device_of
-
-logger = logging.getLogger("aiovblk")
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
@@ -65,11 +61,8 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         live.set_result(mount)
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
-        telling = asyncio.create_task(_tell_of_slow_requests(mount))
-        try:
+        with telling_of_slow_requests(mount.events()):
             await mount.wait()
-        finally:
-            telling.cancel()
         upgrade.end()
 
 
@@ -117,18 +110,6 @@ class Upgrade:
         if starting is None or not starting.done() or starting.exception() is not None:
             return None
         return starting.result()
-
-
-async def _tell_of_slow_requests(mount: Mount) -> None:
-    async for event in mount.events():
-        if isinstance(event, SlowRequest):
-            logger.warning(
-                "slow: %s of %d bytes at %d has been running for %.3g s",
-                event.command,
-                event.length,
-                event.offset,
-                event.seconds,
-            )
 
 
 @asynccontextmanager

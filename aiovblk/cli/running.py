@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import anyio
 import uvloop
+
+from ..events import Listener, SlowRequest
+
+logger = logging.getLogger("aiovblk")
 
 T = TypeVar("T")
 
@@ -64,6 +70,29 @@ async def _hear(
             force = True
         else:
             serving.cancel()
+
+
+@contextmanager
+def telling_of_slow_requests(events: Listener) -> Iterator[None]:
+    """Log each of them for the length of the block."""
+    telling = asyncio.create_task(_tell_of_slow_requests(events))
+    try:
+        yield
+    finally:
+        telling.cancel()
+
+
+async def _tell_of_slow_requests(events: Listener) -> None:
+    async for event in events:
+        if isinstance(event, SlowRequest):
+            logger.warning(
+                "slow: %s of %d bytes at %d%s has been running for %.3g s",
+                event.command,
+                event.length,
+                event.offset,
+                "" if event.peer is None else f" of export {event.export!r} by {event.peer}",
+                event.seconds,
+            )
 
 
 def _ending_signals() -> list[signal.Signals]:

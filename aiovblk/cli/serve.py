@@ -15,7 +15,7 @@ from functools import partial
 from ..device import BlockDevice, Factory
 from ..server import Export, Server, serve
 from ..tls import psk_server_context, server_context
-from .running import until_signal
+from .running import telling_of_slow_requests, until_signal
 from .spec import device_for_worker, device_of
 from .stdio import standard_streams
 from .units import SpecError
@@ -54,8 +54,10 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 drain_timeout=arguments.drain_timeout,
                 concurrency=arguments.concurrency,
                 handler_timeout=arguments.handler_timeout,
+                slow_request=arguments.slow_request,
             )
         )
+        stack.enter_context(telling_of_slow_requests(server.events()))
         live.set_result(server)
         # What is passed on is often read by a program that also reads the standard output.
         for uri in server.uris:

@@ -7,11 +7,13 @@ from .budget import Budget, Share
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
 from .latency import Latency
+from .running import SLOW_REQUEST
 from .stats import Stats
 from .turns import MAX_CONCURRENCY, Turns
 
 __all__ = [
     "MAX_CONCURRENCY",
+    "SLOW_REQUEST",
     "Budget",
     "Dispatcher",
     "Latency",

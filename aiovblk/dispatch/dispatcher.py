@@ -31,7 +31,7 @@ from functools import partial
 from time import monotonic_ns
 
 from ..device import BlockDevice
-from ..events import Event, RequestFailed, SlowRequest
+from ..events import RequestEvent, RequestFailed, SlowRequest
 from ..protocol import (
     EXTENDED_REQUEST,
     REQUEST,
@@ -92,7 +92,7 @@ class Dispatcher:
         turns: Turns | None = None,
         handler_timeout: float | None = None,
         slow_request: float | None = None,
-        on_event: Callable[[Event], None] = lambda event: None,
+        on_event: Callable[[RequestEvent], None] = lambda event: None,
         on_disconnect: Callable[[], None],
     ) -> None:
         agreement = agreement or kernel_agreement(device)

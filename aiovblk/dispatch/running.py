@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from ..protocol import Request
 
+SLOW_REQUEST = 30.0
+"""Seconds after which a handler that still runs is told of, unless somebody chooses otherwise."""
+
 
 class Running:
     """The handlers of one connection that did not end at once, oldest first.

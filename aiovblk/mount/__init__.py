@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 
 from .. import kernel
 from ..device import BlockDevice, Factory
-from ..dispatch import MAX_CONCURRENCY
+from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..kernel import RequestQueue
 from .attaching import Attach, Options
 from .crew import Crew
@@ -26,9 +26,6 @@ from .unmounting import UNMOUNT_TIMEOUT
 from .waiting import begin
 
 DEFAULT_QUEUE = RequestQueue()
-
-SLOW_REQUEST = 30.0
-"""Seconds after which a handler that still runs is told of."""
 
 LONGEST_TIMEOUT = 1 << 31
 """Seconds; with many more the kernel's arithmetic overflows."""
@@ -77,8 +74,10 @@ async def mounted(
         workers: so many processes, each with a connection and a device of its own, serve together
             what one process cannot, whose interpreter keeps one processor busy. More than one
             takes a device that declares :attr:`BlockDevice.multi_conn`. If one is lost, the others
-            serve on. (What makes a device of the main module has each of them import that, which
-            therefore has to guard what it does by ``if __name__ == "__main__"``.)
+            serve on. A device that is taken over by ``identity`` has as many connections, and
+            workers at work, as it was attached with. (What makes a device of the main module has
+            each of them import that, which therefore has to guard what it does by
+            ``if __name__ == "__main__"``.)
         concurrency: how many handlers may run at once, whichever connection they serve; with
             workers, in each.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
@@ -103,6 +102,8 @@ async def mounted(
         replace: if a device of this identity still has a server, ask that to hand it over, which
             interrupts nothing (:meth:`Mount.detach`); else it is an error. If ``device`` cannot be
             there twice (:class:`~aiovblk.storage.FileDevice` locks its file), give what makes it.
+            A server with ``workers`` refuses (:exc:`~aiovblk.AttachError`): that has to end first.
+            ``workers`` of its own are started when the other has let go.
         partitions: enter only when each partition of the table that the device has can be opened:
             ``/dev/nbd0p1`` and so on. The kernel's own nodes are there at once, those of udev soon.
             A device without a table, with an empty one, or with one that this kernel does not know,
@@ -265,6 +266,7 @@ def _served(
         handler_timeout=handler_timeout,
         slow_request=slow_request,
         memory_safe=memory_safe,
+        is_made_late=replace,
     )
 
 

@@ -15,7 +15,7 @@ from ..events import Event
 from ..tasks import SteadyTask
 from ..workers import Worker, WorkerLostError
 from .lines import Line, Lines
-from .worker import Geometry, LineService
+from .worker import MOST_RECEIVED, Geometry, LineService
 
 
 class Crew:
@@ -28,6 +28,7 @@ class Crew:
         handler_timeout: seconds for one.
         slow_request: seconds after which one is told of.
         memory_safe: whether each is to serve although memory is short.
+        is_made_late: whether the devices are made only when another server has let go of its own.
 
     """
 
@@ -40,6 +41,7 @@ class Crew:
         handler_timeout: float | None,
         slow_request: float | None,
         memory_safe: bool,
+        is_made_late: bool = False,
     ) -> None:
         self._make_service = partial(
             LineService,
@@ -50,7 +52,7 @@ class Crew:
             workers > 1,
             memory_safe,
         )
-        self.is_made_late = False
+        self.is_made_late = is_made_late
         self._count = workers
         self._lines: list[WorkerLine] = []
         self._geometry: Geometry
@@ -58,8 +60,8 @@ class Crew:
 
     @property
     def flags(self) -> int:
-        """What the kernel is told."""
-        return self._geometry.flags
+        """What the kernel is told; of one that was attached by another server it knows already."""
+        return self._geometry.flags if self.device.blocks else 0
 
     async def open(self, lines: Lines) -> None:
         """Start the processes, and have them make their devices.
@@ -91,8 +93,16 @@ class Crew:
         return self._lines[-1]
 
     async def renew(self, old: Line | None, new: Line) -> None:
-        """Start a process, in place of another one perhaps."""
-        if old is not None:
+        """Start a process, in place of another one, or for one connection more.
+
+        Raises:
+            ValueError: its device differs from the others, or does not share their data.
+            Exception: as :meth:`open` does.
+
+        """
+        if old is None:
+            self._geometry.check_sharing()
+        else:
             assert isinstance(old, WorkerLine)  # all are the crew's own
             self._lines.remove(old)
             await old.stop()
@@ -181,7 +191,9 @@ class WorkerLine:
         # It is kept here as well: shutting it down works even when the worker hangs. So the kernel
         # is not told by itself when the worker ends, but by `run`.
         self._sock = sock
-        await self.worker.call("connect", received, sockets=(sock,))
+        for first in range(0, len(received), MOST_RECEIVED):
+            await self.worker.call("receive", received[first : first + MOST_RECEIVED])
+        await self.worker.call("connect", sockets=(sock,))
 
     async def run(self) -> None:
         """Serve until the connection ends."""

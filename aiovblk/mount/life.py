@@ -33,6 +33,10 @@ from .waiting import begin, call, within
 
 logger = logging.getLogger("aiovblk")
 
+NOT_MOVABLE = "its connections are in workers; end it, and mount the device again"
+"""Why a device with workers has to be left by ending its server: only a process that serves the
+connections itself knows what of them it has taken and answered."""
+
 PARTITIONS_TIMEOUT = 10.0
 """Seconds for the nodes of partitions to appear, which take the kernel milliseconds."""
 
@@ -132,9 +136,9 @@ class Mount:
         (A successor that asks for it, with ``replace=True``, is given it without this call.)
 
         Raises:
-            Error: it was not mounted with ``survive``, or what is in flight cannot be stored: a
-                handler or ``flush()`` failed, or took longer than ``unmount_timeout``. It is
-                served as before.
+            Error: it was not mounted with ``survive``, or has ``workers``, or what is in flight
+                cannot be stored: a handler or ``flush()`` failed, or took longer than
+                ``unmount_timeout``. It is served as before.
 
         Cancellation: the device is left all the same.
 
@@ -142,7 +146,7 @@ class Mount:
         if not self._options.survive:
             raise Error("a device that is to outlive its server has to be mounted with survive=")
         if not self._lines.are_movable:
-            raise Error("its connections are in workers; end this process, and mount it again")
+            raise Error(NOT_MOVABLE)
         occur(self._events.leaving)
         if reason := await self._left_or_refused():
             raise Error(reason)
@@ -378,8 +382,8 @@ class Mount:
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
     def _open_door(self) -> None:
-        """Let a successor ask for the device, where it could have it."""
-        if self.identity is None or not self._lines.are_movable:
+        """Let a successor ask for the device, be it only to be told why it cannot have it."""
+        if self.identity is None:
             return
         try:
             self._door = Door(kernel.locks.socket_path(self.index), self._on_successor)
@@ -422,6 +426,8 @@ class Mount:
         wanted, mine = successor.wanted, Wanted(self.identity or "", Geometry.of(self.device))
         if wanted not in (mine, replace(mine, geometry=None)):
             successor.refuse(f"it serves {mine}, which is not {wanted}")
+        elif not self._lines.are_movable:
+            successor.refuse(NOT_MOVABLE)
         elif self._successor is not None or self._events.stopping.done():
             successor.refuse("it is being handed over or unmounted")
         else:

@@ -18,6 +18,9 @@ logger = logging.getLogger("aiovblk")
 REPORT_INTERVAL = 0.2
 """Seconds between reports of the counters and events, while there is something to tell."""
 
+MOST_RECEIVED = 256 * 1024
+"""Bytes of requests in one message to a worker, whose size has a limit."""
+
 LEAVING_TIMEOUT = 30.0
 """Seconds for a device to store what it has, and again to let go, when the parent is gone."""
 
@@ -31,6 +34,20 @@ class Geometry(NamedTuple):
     read_only: bool
     rotational: bool
     flags: int
+    multi_conn: bool
+
+    def check_sharing(self) -> None:
+        """Refuse to have several workers where nothing says that they have one disk.
+
+        Raises:
+            ValueError: their data would differ.
+
+        """
+        if not self.multi_conn:
+            raise ValueError(
+                f"{self.name} cannot be served by several workers, since nothing says that its"
+                " instances share their data; if they do, have it declare multi_conn = True"
+            )
 
 
 class LineService:
@@ -69,6 +86,7 @@ class LineService:
         self._tell = tell
         self._device: BlockDevice | None = None
         self._dispatcher: Dispatcher | None = None
+        self._received = b""
         self._reported = Stats()
         # The parent hears of as many at a time as one message can hold.
         self._events = Listener()
@@ -78,24 +96,25 @@ class LineService:
         device = await device_of(self._factory)
         check_geometry(device)
         self._device = device
-        name = type(device).__name__
-        if self._is_one_of_several and not device.multi_conn:
-            raise ValueError(
-                f"{name} cannot be served by several workers, since nothing says that its instances"
-                " share their data; if they do, have it declare multi_conn = True"
-            )
-        flags = transmission_flags(device, multi_conn=self._is_one_of_several)
-        return Geometry(
-            name,
+        geometry = Geometry(
+            type(device).__name__,
             device.block_size,
             device.blocks,
             bool(device.read_only),
             bool(device.rotational),
-            flags,
+            transmission_flags(device, multi_conn=self._is_one_of_several),
+            bool(device.multi_conn),
         )
+        if self._is_one_of_several:
+            geometry.check_sharing()
+        return geometry
 
-    async def connect(self, received: bytes, sock: socket.socket) -> None:
-        """Take over the server's end of a socket pair, and what was received on it before."""
+    async def receive(self, piece: bytes) -> None:
+        """Take some of what was received before :meth:`connect` on the connection."""
+        self._received += piece
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Take over the server's end of a socket pair."""
         device = self._opened()
         dispatcher = Dispatcher(
             device,
@@ -106,6 +125,7 @@ class LineService:
             on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
+        received, self._received = self._received, b""
         await dispatcher.connect(forks.withhold_socket(sock), received)
         self._dispatcher = dispatcher  # not before: it could not be aborted
 

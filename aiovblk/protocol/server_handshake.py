@@ -96,11 +96,15 @@ class ServerHandshake:
         exports: name to description of each, as LIST tells them.
         tls: whether STARTTLS is answered.
 
+    Attributes:
+        refusal: why the client cannot have what it asked for last, in words; None if it can.
+
     """
 
     def __init__(self, exports: Mapping[str, str], *, tls: TLS = TLS.OFF) -> None:
         self._exports = exports
         self._tls = tls
+        self.refusal: str | None = None
         self._secure = False
         self._outgoing = bytearray()
         self._no_zeroes = False
@@ -168,6 +172,7 @@ class ServerHandshake:
 
     def _answer(self, option: int, data: bytes | None) -> Talk:
         if self._tls is TLS.REQUIRED and not self._secure and option != Option.STARTTLS:
+            self.refusal = "the client did not ask for TLS, which is required"
             self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
             return None
         if option == Option.SET_META_CONTEXT:
@@ -220,7 +225,7 @@ class ServerHandshake:
             raise ProtocolError("TLS has begun already")
         self._reply(Option.STARTTLS, OptionReply.ACK)
         yield StartTLS()
-        self._secure = True
+        self._secure, self.refusal = True, None
         self._mode, self._allocation_of = ReplyMode.SIMPLE, None
         return None
 
@@ -236,6 +241,8 @@ class ServerHandshake:
         name = self._resolve(asked)
         info: ExportInfo | None = None if name is None else (yield OpenExport(name))
         if name is None or info is None:
+            why = "is not there" if name is None else "cannot be opened"
+            self.refusal = f"the client asked for an export that {why}"
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return None
         tell = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
@@ -311,6 +318,7 @@ class ServerHandshake:
         return info.flags | TransmissionFlag.SEND_DF
 
     def _agreement(self, name: str, info: ExportInfo) -> Agreement:
+        self.refusal = None
         allocation = ALLOCATION_ID if self._allocation_of == name else None
         return Agreement(name, info, self._mode, allocation)
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from ..device import BlockDevice
-from ..dispatch import MAX_CONCURRENCY
+from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .clients import Client, Clients, LocalClients
@@ -68,6 +68,7 @@ async def serve(
     drain_timeout: float = DRAIN_TIMEOUT,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
+    slow_request: float | None = SLOW_REQUEST,
     connection_memory: int = CONNECTION_MEMORY,
     memory: int = MEMORY,
 ) -> AsyncIterator[Server]:
@@ -101,6 +102,8 @@ async def serve(
             ``flush()`` and ``unmount()``; handlers that take longer are cancelled.
         concurrency: how many handlers may run at once for one connection.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
+        slow_request: seconds after which :meth:`Server.events` tells that a handler still runs;
+            None for never.
         connection_memory: bytes that one client's requests may take; it waits when they do.
         memory: bytes that all clients' requests may take. One request of each is always taken.
 
@@ -121,6 +124,7 @@ async def serve(
         drain_timeout=drain_timeout,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
+        slow_request=slow_request,
         connection_memory=connection_memory,
         memory=memory,
     )
@@ -134,6 +138,7 @@ async def serve(
         drain_timeout=drain_timeout,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
+        slow_request=slow_request,
         connection_memory=connection_memory,
         memory=memory // (workers or 1),
     )

@@ -10,8 +10,10 @@ from functools import partial
 from typing import Protocol
 
 from ..dispatch import Stats
+from ..events import ClientLeft, ClientRefused, Feed, Listener
 from ..tasks import SteadyTask, occur
-from .connection import Connection, ServerProtocol, Settings
+from .connection import Connection, ServerProtocol, Settings, in_words
+from .listening import address_of_peer
 
 logger = logging.getLogger("aiovblk")
 
@@ -20,12 +22,14 @@ class Client(Protocol):
     """Somebody who is connected.
 
     Attributes:
+        number: which of the server's clients it is, counted from 1.
         peer: its address in words.
         export: the name of the export that it uses; None during the handshake.
         stats: counters of its requests.
 
     """
 
+    number: int
     peer: str
     export: str | None
     stats: Stats
@@ -35,7 +39,14 @@ class Client(Protocol):
 
 
 class Clients(Protocol):
-    """All clients of one server, wherever they are served."""
+    """All clients of one server, wherever they are served.
+
+    Attributes:
+        feed: who tells what happens to them.
+
+    """
+
+    feed: Feed
 
     async def open(self) -> None:
         """Get ready to accept some."""
@@ -49,7 +60,10 @@ class Clients(Protocol):
     def stats(self) -> Stats:
         """The counters of all there are and were, added up as they are now."""
 
-    def accept(self, sock: socket.socket) -> None:
+    def listen(self) -> Listener:
+        """Hear what happens from now on."""
+
+    def accept(self, sock: socket.socket, number: int) -> None:
         """Serve whoever is at the other end; the socket is taken over."""
 
     def stop(self) -> None:
@@ -72,6 +86,7 @@ class LocalClients:
     """
 
     def __init__(self, settings: Settings, on_left: Callable[[], None]) -> None:
+        self.feed = settings.feed
         self._settings = settings
         self._on_left = on_left
         self._accepting: dict[socket.socket, asyncio.Task[object]] = {}
@@ -94,15 +109,19 @@ class LocalClients:
         """The counters of all there are and were."""
         return Stats.sum([self._left, *(each.stats for each in self.connected())])
 
-    def accept(self, sock: socket.socket) -> None:
+    def listen(self) -> Listener:
+        """Hear what happens from now on."""
+        return self.feed.listen()
+
+    def accept(self, sock: socket.socket, number: int) -> None:
         """Serve whoever is at the other end."""
         loop = asyncio.get_running_loop()
-        make = partial(ServerProtocol, partial(self._on_connected, sock))
+        make = partial(ServerProtocol, partial(self._on_connected, sock, number))
         accepting: asyncio.Task[object] = SteadyTask(
             loop.connect_accepted_socket(make, sock), lambda: None
         )
         self._accepting[sock] = accepting
-        accepting.add_done_callback(partial(self._on_accepted, sock))
+        accepting.add_done_callback(partial(self._on_accepted, sock, number))
 
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
@@ -125,16 +144,20 @@ class LocalClients:
         ]
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
-    def _on_accepted(self, sock: socket.socket, accepting: asyncio.Task[object]) -> None:
-        if accepting.exception() is not None:
-            logger.warning("a client was lost at once: %s", accepting.exception())
+    def _on_accepted(
+        self, sock: socket.socket, number: int, accepting: asyncio.Task[object]
+    ) -> None:
+        error = accepting.exception()
+        if error is not None:
+            logger.warning("a client was lost at once: %s", error)
+            self.feed.publish(ClientRefused(number, address_of_peer(sock), in_words(error)))
             sock.close()
             self._accepting.pop(sock, None)
             self._on_left()
 
-    def _on_connected(self, sock: socket.socket, stream: ServerProtocol) -> None:
+    def _on_connected(self, sock: socket.socket, number: int, stream: ServerProtocol) -> None:
         del self._accepting[sock]
-        connection = Connection(self._settings, stream)
+        connection = Connection(self._settings, stream, number)
         if self._stopped:
             connection.stop()
         serving = SteadyTask(connection.run(), connection.stop)
@@ -146,5 +169,15 @@ class LocalClients:
         self._left = Stats.sum([self._left, connection.stats])
         self._left.in_flight = 0  # what was given up is not waited for any more
         if serving.exception() is not None:
+            connection.reason = "a bug in aiovblk"
             logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
+        tell_of_end(self.feed, connection, connection.reason)
         self._on_left()
+
+
+def tell_of_end(feed: Feed, client: Client, reason: str | None) -> None:
+    """Tell that a client has left, or was turned away before it had an export."""
+    if client.export is not None:
+        feed.publish(ClientLeft(client.number, client.peer, client.export, reason))
+    elif reason is not None:
+        feed.publish(ClientRefused(client.number, client.peer, reason))

@@ -7,15 +7,17 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..dispatch import Budget, Dispatcher, Share, Stats, Turns
 from ..errors import ProtocolError
+from ..events import ClientConnected, Feed, RequestEvent
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
 from ..tasks import occur
 from .exports import Export, OpenDevice, open_device, open_shared
+from .listening import address
 
 logger = logging.getLogger("aiovblk")
 
@@ -46,12 +48,15 @@ class Settings:
     drain_timeout: float
     concurrency: int
     handler_timeout: float | None
+    slow_request: float | None
     connection_memory: int
     budget: Budget
     expired: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Done when requests in flight have been waited for long enough."""
+    feed: Feed = field(default_factory=Feed)
+    """Who tells what happens to clients and their requests."""
 
 
 def make_settings(
@@ -80,10 +85,16 @@ def make_settings(
 
 
 class ServerProtocol(StreamProtocol):
-    """A stream whose peer may be anybody."""
+    """A stream whose peer may be anybody.
+
+    Attributes:
+        has_stalled: whether the client was given up since it read nothing.
+
+    """
 
     def __init__(self, on_connected: Callable[[ServerProtocol], None]) -> None:
         super().__init__()
+        self.has_stalled = False
         self._on_connected: Callable[[ServerProtocol], None] | None = on_connected
         self._watchdog: asyncio.TimerHandle | None = None
 
@@ -114,6 +125,7 @@ class ServerProtocol(StreamProtocol):
     def _give_up_unless_moving(self, waiting: int) -> None:
         if self.transport.get_write_buffer_size() == waiting:
             logger.warning("a client has read nothing for %g s; it is given up", STALL_TIMEOUT)
+            self.has_stalled = True
             self.transport.abort()
         else:
             self._watch()
@@ -123,18 +135,23 @@ class Connection:
     """A client that is connected.
 
     Attributes:
+        number: which of the server's clients it is.
         peer: its address in words.
         export: the name of the export that it uses; None during the handshake.
         stats: counters of its requests.
+        reason: why it was turned away, or has left, in words; None while that is in order.
 
     """
 
-    def __init__(self, settings: Settings, stream: ServerProtocol) -> None:
-        self.peer = _address(stream.transport)
+    def __init__(self, settings: Settings, stream: ServerProtocol, number: int) -> None:
+        self.number = number
+        self.peer = address(stream.transport.get_extra_info("peername"))
         self.export: str | None = None
         self.stats = Stats()
+        self.reason: str | None = None
         self._settings = settings
         self._stream = stream
+        self._over_tls = False
         self._opened: dict[str, OpenDevice] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -175,10 +192,12 @@ class Connection:
             timeout=settings.handshake_timeout,
             return_when=asyncio.FIRST_COMPLETED,
         )
+        self.reason = handshake.refusal
         if not negotiating.done():
+            self.reason = "it was told to leave before it had chosen an export"
             if not self._stopping.done():
-                seconds = settings.handshake_timeout
-                logger.warning("%s: no agreement within %g s", self.peer, seconds)
+                self.reason = f"no agreement within {settings.handshake_timeout:g} s"
+                logger.warning("%s: %s", self.peer, self.reason)
             negotiating.cancel()
             await asyncio.wait([negotiating], timeout=CLOSE_TIMEOUT)
         return self._outcome(negotiating)
@@ -192,14 +211,17 @@ class Connection:
         if isinstance(error, (EOFError, ConnectionError)):
             logger.debug("%s left during the handshake", self.peer)
         elif isinstance(error, (ProtocolError, OSError)):
-            logger.warning("%s: the handshake failed: %s", self.peer, _in_words(error))
+            self.reason = in_words(error)
+            logger.warning("%s: the handshake failed: %s", self.peer, self.reason)
         else:
+            self.reason = f"the handshake failed: {type(error).__name__}"
             logger.error("%s: the handshake failed", self.peer, exc_info=error)
         return None
 
     async def _start_tls(self) -> None:
         assert self._settings.tls is not None  # or TLS would not have been offered
         await self._stream.start_tls(self._settings.tls, server_side=True)
+        self._over_tls = True
 
     async def _open_export(self, name: str) -> ExportInfo | None:
         opened = self._settings.shared.get(name) or self._opened.get(name)
@@ -219,6 +241,9 @@ class Connection:
         opened = settings.shared.get(agreement.name) or self._opened[agreement.name]
         self.export = agreement.name
         logger.info("%s uses export %r", self.peer, agreement.name)
+        settings.feed.publish(
+            ClientConnected(self.number, self.peer, agreement.name, self._over_tls)
+        )
         share = Share(settings.budget, settings.connection_memory)
         dispatcher = Dispatcher(
             opened.served,
@@ -227,6 +252,8 @@ class Connection:
             share=share,
             turns=Turns(settings.concurrency),
             handler_timeout=settings.handler_timeout,
+            slow_request=settings.slow_request,
+            on_event=self._tell,
             on_disconnect=self.stop,
         )
         dispatcher.use(stream)
@@ -234,8 +261,9 @@ class Connection:
         await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
         serving.cancel()
         await asyncio.wait([serving])
-        self._tell_why_it_ended(serving)
+        self.reason = self._why_it_ended(serving)
         await self._finish(dispatcher)
+        dispatcher.close()
         await self._close()
         share.close()  # not before the replies have left
 
@@ -245,18 +273,32 @@ class Connection:
         expired = self._settings.expired
         await asyncio.wait([drained, expired], return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
-            logger.warning("%s: requests in flight took too long; they are given up", self.peer)
+            self.reason = "requests in flight took too long; they are given up"
+            logger.warning("%s: %s", self.peer, self.reason)
             dispatcher.abort()
             await asyncio.wait([drained], timeout=CLOSE_TIMEOUT)
 
-    def _tell_why_it_ended(self, serving: asyncio.Task[None]) -> None:
+    def _why_it_ended(self, serving: asyncio.Task[None]) -> str | None:
+        """The reason, in words; None if it was in order."""
         error = None if serving.cancelled() else serving.exception()
-        if isinstance(error, (EOFError, ConnectionError)):
+        if self._stream.has_stalled:
+            return f"it has read nothing for {STALL_TIMEOUT:g} s"
+        if error is None and self._stopping.done():
+            return None
+        if error is None or isinstance(error, (EOFError, ConnectionError)):
             logger.info("%s left without a word", self.peer)
-        elif isinstance(error, (ProtocolError, OSError)):
-            logger.warning("%s: the connection was broken off: %s", self.peer, _in_words(error))
-        elif error is not None:
-            logger.error("%s: the connection was broken off", self.peer, exc_info=error)
+            return "it left without a word"
+        if isinstance(error, (ProtocolError, OSError)):
+            logger.warning("%s: the connection was broken off: %s", self.peer, in_words(error))
+            return in_words(error)
+        logger.error("%s: the connection was broken off", self.peer, exc_info=error)
+        return f"the connection was broken off: {type(error).__name__}"
+
+    def _tell(self, event: RequestEvent) -> None:
+        if self._settings.feed.is_heard:
+            self._settings.feed.publish(
+                replace(event, client=self.number, peer=self.peer, export=self.export)
+            )
 
     async def _close(self) -> None:
         stream = self._stream
@@ -272,13 +314,6 @@ def _enlarge_buffer(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
-def _address(transport: asyncio.Transport) -> str:
-    peer = transport.get_extra_info("peername")
-    if isinstance(peer, tuple):
-        host, port = peer[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return "a local client"
-
-
-def _in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
+    """What went wrong, for people."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

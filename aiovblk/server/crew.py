@@ -10,9 +10,12 @@ from functools import partial
 from typing import Any
 
 from ..dispatch import Stats
+from ..events import ClientRefused, Feed, Listener
 from ..tasks import SteadyTask
 from ..workers import Worker, WorkerLostError
-from .connection import Settings
+from .clients import tell_of_end
+from .connection import Settings, in_words
+from .listening import address_of_peer
 from .worker import ClientsService, Report
 
 logger = logging.getLogger("aiovblk")
@@ -26,11 +29,11 @@ class RemoteClient:
     """Somebody who is served by a worker; what is known of it is some tenths of a second old."""
 
     def __init__(self, worker: Worker, report: Report) -> None:
+        self.number = report.number
         self.peer = report.peer
         self.export = report.export
         self.stats: Stats = report.stats
         self._worker = worker
-        self._number = report.number
 
     def __repr__(self) -> str:
         """Who uses what."""
@@ -38,7 +41,7 @@ class RemoteClient:
 
     def stop(self) -> None:
         """Take no more requests of it; what is in flight is answered."""
-        self._worker.call("stop_client", self._number)
+        self._worker.call("stop_client", self.number)
 
 
 class Crew:
@@ -53,6 +56,9 @@ class Crew:
         drain_timeout: seconds that a device's flush may take.
         on_left: called when clients have left.
 
+    Attributes:
+        feed: who tells what happens to clients.
+
     """
 
     def __init__(
@@ -63,7 +69,10 @@ class Crew:
         on_left: Callable[[], None],
     ) -> None:
         patience = drain_timeout + HANGING_TIMEOUT
-        self._members = [_Member(make_settings, patience, self._on_change) for _ in range(workers)]
+        self.feed = Feed()
+        self._members = [
+            _Member(make_settings, patience, self._on_change, self.feed) for _ in range(workers)
+        ]
         self._on_left = on_left
         self._stopped = False
 
@@ -95,14 +104,22 @@ class Crew:
         """The counters of all there are and were, as far as they were reported."""
         return Stats.sum(stats for member in self._members for stats in (member.past, member.stats))
 
-    def accept(self, sock: socket.socket) -> None:
+    def listen(self) -> Listener:
+        """Hear what happens from now on; in the workers, from when they are told."""
+        for member in self._members:
+            member.listen()
+        return self.feed.listen()
+
+    def accept(self, sock: socket.socket, number: int) -> None:
         """Give whoever is at the other end to a worker."""
         with sock:
             alive = [member for member in self._members if member.is_alive()]
             if alive:
-                min(alive, key=lambda member: member.count).accept(sock)
+                min(alive, key=lambda member: member.count).accept(sock, number)
             else:
-                logger.warning("a client is turned away: no worker is left to serve it")
+                reason = "no worker is left to serve it"
+                logger.warning("a client is turned away: %s", reason)
+                self.feed.publish(ClientRefused(number, address_of_peer(sock), reason))
 
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
@@ -135,6 +152,7 @@ class _Member:
         make_settings: makes, in the process, what its clients have in common.
         patience: seconds for the process to answer when it is to give up.
         on_change: called when clients have left.
+        feed: who tells what happens to clients.
 
     """
 
@@ -143,6 +161,7 @@ class _Member:
         make_settings: Callable[[], Settings],
         patience: float,
         on_change: Callable[[_Member], None],
+        feed: Feed,
     ) -> None:
         self.count = 0
         self.clients: dict[int, RemoteClient] = {}
@@ -152,6 +171,8 @@ class _Member:
         self._make_service = partial(ClientsService, make_settings)
         self._patience = patience
         self._on_change = on_change
+        self._feed = feed
+        self._is_heard = False
         self._started = False
         self._replacing: asyncio.Task[None] | None = None
         self._giving_up: SteadyTask[None] | None = None
@@ -165,6 +186,14 @@ class _Member:
         await self.worker.start(self._make_service)
         self._started = True
         self.worker.lost.add_done_callback(self._on_lost)
+        if self._is_heard:
+            self.worker.call("listen")
+
+    def listen(self) -> None:
+        """Have the process tell what happens, and whichever takes its place."""
+        if self._started and not self._is_heard:
+            self.worker.call("listen")
+        self._is_heard = True
 
     def replace(self) -> None:
         """Start another process in place of one that was lost."""
@@ -177,21 +206,28 @@ class _Member:
         except Exception as exc:  # what loads the certificates may raise anything
             logger.error("no other process can take its place: %r", exc)
 
-    def accept(self, sock: socket.socket) -> None:
+    def accept(self, sock: socket.socket, number: int) -> None:
         """Take a client."""
+        refusal = partial(ClientRefused, number, address_of_peer(sock))
         try:
-            accepting = self.worker.call("accept", sockets=(sock,))
+            accepting = self.worker.call("accept", number, sockets=(sock,))
         except OSError as exc:
-            logger.error("a client is lost: %s", exc)
+            self._lose_client(refusal, exc)
             return
         self.count += 1
-        accepting.add_done_callback(self._on_accepted)
+        accepting.add_done_callback(partial(self._on_accepted, refusal))
 
-    def _on_accepted(self, accepting: asyncio.Future[None]) -> None:
+    def _lose_client(self, refusal: Callable[[str], ClientRefused], error: BaseException) -> None:
+        logger.error("a client is lost: %s", error)
+        self._feed.publish(refusal(in_words(error)))
+
+    def _on_accepted(
+        self, refusal: Callable[[str], ClientRefused], accepting: asyncio.Future[None]
+    ) -> None:
         error = accepting.exception()
         # With the process all its clients are lost, and are not counted any more.
         if error is not None and not isinstance(error, WorkerLostError):
-            logger.error("a client is lost: %s", error)
+            self._lose_client(refusal, error)
             self.count -= 1
             self._on_change(self)
 
@@ -239,11 +275,16 @@ class _Member:
                     self.clients[report.number] = RemoteClient(self.worker, report)
             case "stats", stats:
                 self.stats = stats
+            case "events", events:
+                for event in events:
+                    self._feed.publish(event)
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
         if lost.cancelled():  # it was stopped
             return
         logger.error("%s, and with it %d connections are lost", lost.result(), self.count)
+        for client in self.clients.values():
+            tell_of_end(self._feed, client, lost.result())
         self._started, self.count, self.clients = False, 0, {}
         self.past = Stats.sum([self.past, self.stats])
         self.past.in_flight = 0

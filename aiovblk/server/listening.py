@@ -200,6 +200,22 @@ def close_all(sockets: Sequence[socket.socket]) -> None:
         sock.close()
 
 
+def address(peer: object) -> str:
+    """The name of a client's socket, as ``getpeername()`` has it, in words."""
+    if isinstance(peer, tuple):
+        host, port = peer[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "a local client"
+
+
+def address_of_peer(sock: socket.socket) -> str:
+    """Who is connected to a socket, in words."""
+    try:
+        return address(sock.getpeername())
+    except OSError:
+        return "a client that is gone"
+
+
 def uri(sock: socket.socket, name: str, *, tls: bool) -> str:
     """How a client names an export on a listening socket."""
     address = sock.getsockname()

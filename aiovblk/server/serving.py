@@ -8,9 +8,11 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 
 from ..dispatch import Stats
+from ..events import ClientRefused, Closed, Closing
+from ..events import Listener as EventListener
 from ..tasks import SteadyTask, occur, outlast
 from .clients import Client, Clients
-from .listening import Listener, SocketFile, is_listening, uri
+from .listening import Listener, SocketFile, address_of_peer, is_listening, uri
 
 logger = logging.getLogger("aiovblk")
 
@@ -53,6 +55,7 @@ class Server:
         self._drain_timeout = drain_timeout
         self._listeners: list[Listener] = []
         self._clients = make_clients(self._end_if_alone)
+        self._accepted = 0
         self._starting = True
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -67,6 +70,21 @@ class Server:
         """The counters of all clients since it began, as they are now; those included that left."""
         return self._clients.stats()
 
+    def events(self) -> EventListener:
+        """What happens from now on, for ``async for``; see :mod:`aiovblk.events`.
+
+        Clients come and go, requests fail or are slow. It ends with
+        :class:`~aiovblk.events.Closed`, when nobody is served any more; what goes wrong after that
+        is raised on leaving the block. Any number may listen. Nobody waits for a listener: of what
+        it has not heard yet the oldest events are dropped when there are too many, and
+        :class:`~aiovblk.events.Missed` tells how many those were.
+
+        With workers it is the same, some tenths of a second late. What a worker that is lost had
+        not told yet by then is lost with it; of its clients that it had told of, it is told here
+        that they have left.
+        """
+        return self._clients.listen()
+
     def close(self, *, force: bool = False) -> None:
         """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done.
 
@@ -80,6 +98,7 @@ class Server:
             return
         occur(self._stopping)
         logger.info("ending, with %d connections", self._clients.count())
+        self._clients.feed.publish(Closing())
         if self.file is not None:
             # While somebody listens there, so that nobody takes the name for one that is left over.
             self.file.remove()
@@ -143,12 +162,18 @@ class Server:
         return await self._clients.close()
 
     def _accept(self, sock: socket.socket) -> None:
+        self._accepted += 1
         if self._clients.count() >= self._max_connections:
-            logger.warning("a client is turned away: there are enough clients")
+            reason = "there are enough clients"
+            logger.warning("a client is turned away: %s", reason)
+            refusal = ClientRefused(self._accepted, address_of_peer(sock), reason)
+            self._clients.feed.publish(refusal)
             sock.close()
         else:
-            self._clients.accept(sock)
+            self._clients.accept(sock, self._accepted)
 
     def _end_if_alone(self) -> None:
         if not self._starting and not self._listeners and not self._clients.count():
             occur(self._ended)
+            self._clients.feed.publish(Closed())
+            self._clients.feed.end()

@@ -8,16 +8,21 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..dispatch import Stats
+from ..events import Listener
 from ..workers import Notify
 from .clients import LocalClients
 from .connection import Connection, Settings
 
 REPORT_INTERVAL = 0.2
-"""Seconds between reports of who is connected, while that changes."""
+"""Seconds between reports of who is connected, and what happens, while there is some."""
 
 MOST_REPORTS = 16
 """In one message, whose size has a limit: one may take 16 KiB, with a long name, and requests of
 each kind that took times of each magnitude."""
+
+
+MOST_EVENTS = 32
+"""In one message, likewise: one may take little more than 4 KiB, with a long name."""
 
 
 class Report(NamedTuple):
@@ -43,18 +48,23 @@ class ClientsService:
         self._clients = LocalClients(self._settings, self._on_left)
         self._tell = tell
         self._reported: dict[int, Report] = {}
+        self._events: Listener | None = None
         self._alone = asyncio.Event()
         self._reporting = asyncio.create_task(self._report_regularly())
 
-    async def accept(self, sock: socket.socket) -> None:
+    async def listen(self) -> None:
+        """Tell what happens from now on; until then nobody cares."""
+        self._events = self._clients.listen()
+
+    async def accept(self, number: int, sock: socket.socket) -> None:
         """Serve whoever is at the other end."""
         sock.setblocking(False)
-        self._clients.accept(sock)
+        self._clients.accept(sock, number)
 
     async def stop_client(self, number: int) -> None:
         """Take no more requests of one."""
         for connection in self._clients.connected():
-            if id(connection) == number:
+            if connection.number == number:
                 connection.stop()
 
     async def stop(self) -> None:
@@ -91,7 +101,7 @@ class ClientsService:
             self._report()
 
     def _report(self) -> None:
-        connected = {id(each): each for each in self._clients.connected()}
+        connected = {each.number: each for each in self._clients.connected()}
         gone = self._reported.keys() - connected.keys()
         changed = [
             Report(number, each.peer, each.export, each.stats.copy())
@@ -106,6 +116,9 @@ class ClientsService:
         self._reported |= {report.number: report for report in changed}
         if gone or changed:
             self._tell("stats", self._clients.stats())
+        events = [] if self._events is None else self._events.take()
+        for first in range(0, len(events), MOST_EVENTS):
+            self._tell("events", events[first : first + MOST_EVENTS])
 
 
 def _is_told(report: Report | None, client: Connection) -> bool:

@@ -46,6 +46,7 @@ from bench.kernel import (
     machine_command,
 )
 from bench.machine import Others, parse_busy
+from bench.observing import NAME, Cost, Observing, cost
 from bench.peers import Peer, all_peers, attached_peers
 from bench.picture import draw
 from bench.process import cpu_seconds, parse_status
@@ -94,6 +95,7 @@ def made_up_run() -> Run:
         summary=made_up(),
         footprint=FOOTPRINT,
         kernel=made_up_kernel(),
+        observing=Observing("3.13.0", 25, {READ.name: Cost(8.0, 8.4, 1.049)}),
     )
 
 
@@ -207,6 +209,16 @@ def test_ratio_is_of_two_medians_or_none() -> None:
     assert found.ratio("case", "a", "missing", "server_cpu") is None
     assert found.ratio("other", "a", "b", "server_cpu") is None
     assert found.ratio("case", "a", "idle", "server_cpu") is None
+
+
+def test_cost_of_observing_is_the_median_of_the_pairs_ratios() -> None:
+    drifting = [(10.0, 11.0), (20.0, 21.0), (40.0, 48.0)]
+    assert cost(drifting) == Cost(20.0, 21.0, 1.1)
+
+
+def test_cost_of_observing_is_a_case_by_its_name() -> None:
+    assert matches(NAME, ["statistics"])
+    assert not matches(NAME, ["QD64"])
 
 
 # What is asked
@@ -398,6 +410,7 @@ def test_page_has_figures_ratios_and_verdicts() -> None:
     assert "1.20, **not met**" in text
     assert "| aiovblk 3.13 uvloop      |     8,000 |              60 |" in text
     assert "| 3.13   |" in text
+    assert "| 4k read QD64             | 8.00 | 8.40 |    1.049 |" in text
     assert "{" not in text
 
 
@@ -405,7 +418,8 @@ def test_page_has_only_what_was_measured() -> None:
     without = page(replace(made_up_run(), kernel=None))
     assert "## In the kernel" not in without
     assert "not measured, -" in without
-    alone = page(replace(made_up_run(), summary=NOTHING, footprint=None))
+    alone = page(replace(made_up_run(), summary=NOTHING, footprint=None, observing=None))
+    assert "## Statistics" not in alone
     assert "Unix socket" not in alone
     assert "## Memory" not in alone
     assert "## In the kernel" in alone
@@ -417,6 +431,7 @@ def test_files_are_written_and_can_be_read_again(tmp_path: Path) -> None:
     assert data["figures"][READ.name][US]["server_cpu"] == 8
     assert data["memory_kib"][US]["idle"] == 35_000
     assert data["asked"][US][0]["met"] is True
+    assert data["observing"]["costs"][READ.name] == {"off": 8.0, "on": 8.4, "ratio": 1.049}
     assert data["kernel"]["mount_seconds"][US] == {"whole": 8.0, "alone": 0.06}
     assert data["kernel"]["figures"][KERNEL_READ.name][US]["iops"] == 1200
     assert "performance.svg" in (tmp_path / "new/performance.md").read_text()

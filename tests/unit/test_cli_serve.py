@@ -130,6 +130,25 @@ async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
                 await reading
 
 
+@pytest.mark.parametrize("workers", [[], ["--workers", "1"]])
+async def test_slow_requests_are_told(tmp_path: Path, workers: list[str]) -> None:
+    (tmp_path / "hanging.py").write_text(f"{HANGING_MODULE}\n    multi_conn = True\n")
+    options = ["--slow-request", "0.01", "--drain-timeout", "0.1", "--port", "0", *workers]
+    command = ["serve", f"disk={tmp_path}/hanging.py:Disk", "--host", "127.0.0.1", *options]
+    async with running(*command) as process:
+        uri = ""
+        while not uri.startswith("serving "):  # with workers, one device is made and unmounted
+            uri = await line(process.stdout)
+        async with aiovblk.connect(uri.removeprefix("serving ")) as remote:
+            reading = asyncio.create_task(remote.read(0, 4096))
+            told = await line(process.stderr)
+            reading.cancel()
+            process.send_signal(signal.SIGTERM)
+            assert (await end(process))[0] == 0
+    expected = "aiovblk: slow: read of 4096 bytes at 0 of export 'disk' by 127.0.0.1:"
+    assert told.startswith(expected)
+
+
 @pytest.mark.parametrize("command", ["serve", "mount"])
 async def test_signal_ends_a_command_that_does_not_serve_yet(tmp_path: Path, command: str) -> None:
     (tmp_path / "slow.py").write_text(
@@ -224,6 +243,7 @@ async def test_sockets_of_systemd_are_served(tmp_path: Path) -> None:
             ["memory:1M", "--port", "0", "--max-connections", "0"],
             "max_connections must be positive",
         ),
+        (["memory:1M", "--port", "0", "--slow-request", "0"], "slow_request must be positive"),
         (["memory:1M", "--socket", "/proc/nothing"], "cannot listen there"),
         (["memory:1M", "--host", "256.1.1.1"], "256.1.1.1"),
     ],

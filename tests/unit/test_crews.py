@@ -13,15 +13,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import aiovblk
+from aiovblk import AttachError, Error, kernel
 from aiovblk.dispatch import Stats
+from aiovblk.mount import _served, attaching
 from aiovblk.mount.crew import Crew as MountCrew
+from aiovblk.mount.door import Geometry as DoorGeometry
+from aiovblk.mount.door import Given, Wanted, ask
 from aiovblk.mount.events import Events
 from aiovblk.mount.lines import Lines, close_all
+from aiovblk.mount.unmounting import Unmounting
 from aiovblk.server import crew as serving
 from aiovblk.server.connection import make_settings
 from aiovblk.server.crew import Crew
@@ -32,7 +38,8 @@ from aiovblk.workers import Worker, process
 from aiovblk.workers.channel import LARGEST_MESSAGE
 from aiovblk.workers.messages import Event
 
-from .network import READ, connected, serve, until, using
+from .client import Client
+from .network import READ, WRITE, connected, serve, until, using
 from .workshop import (
     FileOfAll,
     hang_for_ever,
@@ -108,17 +115,35 @@ async def test_a_mount_is_cancelled_although_a_worker_hangs(
     assert not children()
 
 
-@asynccontextmanager
-async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, Lines]]:
-    """Two workers with a connection each, as of a mount, but for the kernel."""
-    crew = MountCrew(
-        partial(FileOfAll, image),
-        workers=2,
+def crew_of(factory: Any, *, workers: int = 1, is_made_late: bool = False) -> MountCrew:
+    return MountCrew(
+        factory,
+        workers=workers,
         concurrency=1,
         handler_timeout=None,
         slow_request=None,
         memory_safe=False,
+        is_made_late=is_made_late,
     )
+
+
+def options(*, replace: bool = False) -> attaching.Options:
+    return attaching.Options(
+        attach="netlink",
+        timeout=None,
+        unmount_timeout=1,
+        queue=kernel.RequestQueue(),
+        identity="volume",
+        survive=60,
+        replace=replace,
+        partitions=False,
+    )
+
+
+@asynccontextmanager
+async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, Lines]]:
+    """Two workers with a connection each, as of a mount, but for the kernel."""
+    crew = crew_of(partial(FileOfAll, image), workers=2)
     lines = Lines(Events(), lambda: None)
     try:
         await crew.open(lines)
@@ -302,6 +327,7 @@ def service(tell: Callable[..., None]) -> ClientsService:
         drain_timeout=5,
         concurrency=1,
         handler_timeout=None,
+        slow_request=None,
         connection_memory=1 << 20,
         memory=1 << 20,
     )
@@ -312,8 +338,8 @@ async def test_many_clients_are_told_of_and_counted() -> None:
     told, number = Told(), 3 * MOST_REPORTS + 1
     serving = service(told)
     pairs = [socket.socketpair() for _ in range(number)]
-    for sock, _ in pairs:
-        await serving.accept(sock)
+    for at, (sock, _) in enumerate(pairs):
+        await serving.accept(at, sock)
     await until(lambda: len(told.clients) == number)
     for _, client in pairs:
         client.close()
@@ -332,9 +358,135 @@ async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
 
     serving = service(tell)
     ours, theirs = socket.socketpair()
-    await serving.accept(ours)
+    await serving.accept(1, ours)
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     theirs.close()
     await until(lambda: told.left == 1)
     await serving.leave()
+
+
+async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
+    told: list[tuple[Any, ...]] = []
+    serving = service(lambda *words: told.append(words))
+    for number in (1, 2):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(bytes(20))
+            await serving.accept(number, ours)
+            await until(lambda: [name for name, *_ in told].count("left") == number)  # noqa: B023
+        await serving.listen()
+    await serving.leave()
+    [refusals] = [arguments for name, *arguments in told if name == "events"]
+    assert [each.client for each in refusals[0]] == [2]
+
+
+# A device that another server has had
+
+
+@asynccontextmanager
+async def taking_over(
+    factory: Any, connections: list[tuple[socket.socket, bytes]]
+) -> AsyncIterator[Lines]:
+    """One worker, and as many more as there are connections that another server has handed over."""
+    crew = crew_of(factory)
+    lines = Lines(Events(), lambda: None)
+    try:
+        await crew.open(lines)
+        await lines.take_over(connections, partial(crew.renew, None))
+        lines.start()
+        yield lines
+    finally:
+        await crew.close()
+
+
+async def test_a_worker_goes_on_within_a_large_write(image: Path) -> None:
+    ours, theirs = socket.socketpair()
+    client = Client(*await asyncio.open_unix_connection(sock=theirs))
+    _, message = client.request(WRITE, 0, data=os.urandom(1 << 20))
+    received, rest = message[: LARGEST_MESSAGE - 1000], message[LARGEST_MESSAGE - 1000 :]
+    async with taking_over(partial(FileOfAll, image), [(ours, received)]):
+        client.writer.write(rest)
+        assert (await client.reply()).error == 0
+        client.writer.close()
+    assert image.read_bytes() == message[-(1 << 20) :]
+
+
+async def test_each_connection_has_a_worker_if_they_share_their_data(image: Path) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    connections = [(ours, b"") for ours, _ in pairs]
+    async with taking_over(partial(FileOfAll, image), connections) as lines:
+        assert len(lines.each()) == 3
+        for _, theirs in pairs:
+            theirs.close()
+
+
+async def test_several_connections_are_refused_if_nothing_says_that_workers_share_their_data() -> (
+    None
+):
+    pairs = [socket.socketpair() for _ in range(2)]
+    with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
+        async with taking_over(partial(MemoryDevice, 4096), [(ours, b"") for ours, _ in pairs]):
+            pass
+    for ours, theirs in pairs:
+        with theirs:
+            assert theirs.recv(1) == b""
+        assert ours.fileno() < 0
+
+
+async def test_a_mount_with_workers_refuses_its_successor(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreal(aiovblk.Mount):
+        async def _attach(self, path: str | None) -> None:
+            await self._served.open(self._lines)
+            self.path, self.index = "/dev/nbd7", 7
+            self._open_door()
+
+        async def _unmount(self) -> Any:
+            return Unmounting(self.device, self._lines, cast(kernel.Link, None), self._events, 1)
+
+    monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"door{index}")
+    mount = Unreal(crew_of(partial(FileOfAll, image)), options())
+    await mount.start(None)
+    wanted = Wanted("volume", DoorGeometry.of(mount.device))
+    reason = "its connections are in workers; end it, and mount the device again"
+    with pytest.raises(AttachError, match=reason):
+        await asyncio.to_thread(ask, tmp_path / "door7", wanted, 10)
+    with pytest.raises(Error, match=reason):
+        await mount.detach()
+    await mount.unmount(force=True)
+    assert not (tmp_path / "door7").exists()
+
+
+async def test_workers_start_when_the_other_server_has_let_go(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    log = image.with_suffix(".log")
+    geometry = DoorGeometry(1 << 20, 512, read_only=False)
+
+    def hand_over(path: Path, wanted: Wanted, seconds: float) -> Given:
+        assert (wanted, log.exists()) == (Wanted("volume", None), False)
+        return Given(os.open(tmp_path, os.O_RDONLY), [(ours, b"")], geometry)
+
+    monkeypatch.setattr(kernel, "find", lambda path, identity: 7)
+    monkeypatch.setattr(kernel, "taken_over", lambda *_: SimpleNamespace(path="/dev/nbd7"))
+    monkeypatch.setattr(kernel.locks, "sign", os.close)
+    monkeypatch.setattr(attaching, "ask", hand_over)
+    crew = crew_of(partial(FileOfAll, image), is_made_late=True)
+    events = Events()
+    lines = Lines(events, lambda: None)
+    try:
+        await attaching.Attaching(crew, lines, events, options(replace=True)).run(None)
+        client = Client(*await asyncio.open_unix_connection(sock=theirs))
+        await client.write(512, b"x" * 512)
+        client.writer.close()
+    finally:
+        await crew.close()
+    assert image.read_bytes()[512:1024] == b"x" * 512
+
+
+def test_workers_that_are_to_replace_a_server_are_to_start_late(image: Path) -> None:
+    serve_by = partial(_served, partial(FileOfAll, image), 1, 2, 1, None, None)
+    assert [serve_by(replace, False).is_made_late for replace in (False, True)] == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import textwrap
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from aiovblk import events, tls
 from aiovblk.dispatch import Stats
 from aiovblk.events import Feed, Listener
 from aiovblk.storage import MemoryDevice
+
+from .network import until_left
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,14 +172,48 @@ async def test_events_are_printed_until_the_end() -> None:
     ]
 
 
+async def test_events_of_a_server_are_printed_until_the_end(tmp_path: Path) -> None:
+    class Broken(MemoryDevice):
+        async def read(self, offset: int, length: int) -> bytes:
+            raise OSError(errno.EIO, "no light, no data")
+
+    printed: list[tuple[Any, ...]] = []
+    path = tmp_path / "socket"
+    async with aiovblk.serve({"disk": Broken(1 << 20)}, unix=path) as server:
+        block = blocks("docs/observability.md")[2]
+        printing = asyncio.create_task(
+            run(block, server=server, print=lambda *said: printed.append(said))
+        )
+        await asyncio.sleep(0)
+        with pytest.raises(aiovblk.ProtocolError, match="no such export"):
+            async with aiovblk.connect(f"nbd+unix:///other?socket={path}"):
+                pass
+        async with aiovblk.connect(server.uris[0], connections=1) as remote:
+            with pytest.raises(OSError, match="Input/output error"):
+                await remote.read(8192, 4096)
+        await until_left(server)
+        server.close()
+        await printing
+    assert printed == [
+        (
+            "client 1 (a local client) was refused: the client asked for an export that is not"
+            " there",
+        ),
+        ("client 2 (a local client) uses disk", "without TLS"),
+        ("read of 4096 bytes at 8192 by client 2 failed: 5",),
+        ("client 2 (a local client) has left disk", "in order"),
+        ("no more clients are taken",),
+    ]
+
+
 async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = prometheus_client.CollectorRegistry()
     monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
-    for block in blocks("docs/observability.md")[2:]:
+    for block in blocks("docs/observability.md")[3:]:
         await run(block, disk=Disk(), server=Disk())
     assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "exports"}) == 0
 
 
 def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 4
-    assert len(blocks("docs/observability.md")) == 4
+    assert len(blocks("docs/observability.md")) == 5

@@ -278,7 +278,7 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
     )
     await service.open()
     ours, theirs = socket.socketpair()
-    await service.connect(b"", ours)
+    await service.connect(ours)
     running = asyncio.create_task(service.run())
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
     writer.write(serialize_request(Request(0, Command.READ, 1, 4096, 4096)))

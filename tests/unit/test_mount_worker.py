@@ -60,7 +60,7 @@ async def test_a_connection_that_cannot_be_taken_over_leaves_nothing_to_abort() 
     await serving.open()
     with socket.socket(socket.AF_INET) as wrong:
         with pytest.raises(ValueError, match="UNIX"):
-            await serving.connect(b"", wrong)
+            await serving.connect(wrong)
         await serving.abort()
         await serving.leave()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
@@ -201,11 +202,14 @@ def test_url_names_a_folder(url: str, folder: str, monkeypatch: pytest.MonkeyPat
 async def test_what_is_put_into_a_folder_survives_a_power_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     synced: list[Any] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or fsync(fd))
+
+    def note(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
     await ObjectStoreClient(LocalStore(tmp_path), "a").put("b/c", b"data")
     await ObjectStoreClient(LocalStore(tmp_path), "a").create("b/d", b"data")
     names = ["a/b/c", "a/b", "a/b/d"]

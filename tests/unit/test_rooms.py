@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forks": set(),
     "kernel": {"forks", "protocol", "threads"},
     "mount": {"device", "dispatch", "events", "forks", "kernel", "tasks", "threads", "workers"},
-    "server": {"device", "dispatch", "protocol", "stream", "tasks", "tls", "workers"},
+    "server": {"device", "dispatch", "events", "protocol", "stream", "tasks", "tls", "workers"},
     "client": {"device", "protocol", "stream", "tasks", "tls"},
     "storage": {"device"},
     "threads": set(),
