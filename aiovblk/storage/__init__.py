@@ -4,5 +4,7 @@ from .copying import copy
 from .file import FileDevice
 from .layer import Layer
 from .memory import MemoryDevice
+from .overlay import Overlay
+from .shared import Shared
 
-__all__ = ["FileDevice", "Layer", "MemoryDevice", "copy"]
+__all__ = ["FileDevice", "Layer", "MemoryDevice", "Overlay", "Shared", "copy"]

@@ -1,0 +1,68 @@
+"""One device below many layers."""
+
+from __future__ import annotations
+
+import errno
+
+from ..device import BlockDevice
+from .layer import Layer
+
+
+class Shared:
+    """A device that several layers lie upon at once, which only read it.
+
+    A layer unmounts what lies below it. So each gets a handle of its own, and the last handle that
+    is unmounted unmounts the device; hold one to keep the device between two users.
+
+    Args:
+        device: what is shared. It belongs to the handles from when there is one.
+
+    """
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self._handles = 0
+        self._is_closed = False
+
+    def handle(self) -> BlockDevice:
+        """Make a read-only device that is the shared one.
+
+        Raises:
+            OSError: the last handle was unmounted, and with it the device (EBADF).
+
+        """
+        if self._is_closed:
+            raise OSError(errno.EBADF, "the shared device was unmounted with its last handle")
+        self._handles += 1
+        return _Handle(self._device, self)
+
+    async def _let_go(self) -> None:
+        self._handles -= 1
+        if not self._handles:
+            self._is_closed = True
+            await self._device.unmount()
+
+
+class _Handle(Layer):
+    def __init__(self, device: BlockDevice, shared: Shared) -> None:
+        super().__init__(device)
+        self._shared: Shared | None = shared
+        self.read_only = True
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        raise _refusal()
+
+    async def trim(self, offset: int, length: int) -> None:
+        raise _refusal()
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+        raise _refusal()
+
+    async def unmount(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared:
+            await shared._let_go()
+
+
+def _refusal() -> PermissionError:
+    return PermissionError(errno.EPERM, "this device is shared, and only read")

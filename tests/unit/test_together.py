@@ -1,0 +1,71 @@
+"""Requests side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from aiovblk.storage.together import drain, together
+
+
+async def test_results_come_in_order() -> None:
+    async def one(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    assert await together(one(number) for number in range(5)) == [0, 1, 2, 3, 4]
+    assert await together([]) == []
+
+
+async def test_so_many_run_at_a_time_and_all_in_the_end() -> None:
+    running, most, done = 0, 0, []
+
+    async def work(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        done.append(number)
+
+    await drain((partial(work, number) for number in range(20)), most=3)
+    assert (most, sorted(done)) == (3, list(range(20)))
+    await drain(iter([]))
+
+
+async def test_nothing_is_begun_after_an_error_and_what_runs_ends() -> None:
+    begun, ended = [], []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        if number == 1:
+            raise OSError("number 1")
+        await asyncio.sleep(0)
+        ended.append(number)
+
+    with pytest.raises(OSError, match="number 1"):
+        await drain((partial(work, number) for number in range(9)), most=3)
+    assert begun == [0, 1, 2]
+    assert ended == [0, 2]
+
+
+async def test_cancellation_waits_until_all_have_ended() -> None:
+    started, ended = asyncio.Event(), []
+
+    async def work(number: int) -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(number)
+
+    task = asyncio.create_task(drain(partial(work, number) for number in range(9)))
+    await started.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(ended) == list(range(9))
