@@ -184,7 +184,7 @@ async def test_devices_of_others_are_checked(
 ) -> None:
     await FileDevice.create(tmp_path / "disk", 1 << 20).unmount()
     theirs = SimpleNamespace(MyDisk=FileDevice, Compressed=Layer)
-    monkeypatch.setitem(sys.modules, "mydisk", theirs)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mydisk", theirs)
     names: dict[str, Any] = {}
     exec(blocks("docs/testing.md")[number], names)
     test = next(each for name, each in names.items() if name.startswith("test_"))
