@@ -3,10 +3,10 @@
 Knows neither the kernel nor the network; both hand it a connected stream socket.
 """
 
+from ..latency import Latency
 from .budget import Budget, Share
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
-from .latency import Latency
 from .running import SLOW_REQUEST
 from .stats import Stats
 from .turns import MAX_CONCURRENCY, Turns

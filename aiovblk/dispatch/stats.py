@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
+from ..latency import Latency
 from ..protocol import Command, Request
-from .latency import Latency
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)

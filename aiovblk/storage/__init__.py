@@ -1,10 +1,32 @@
-"""Devices that are ready to be mounted, and what is done with any device."""
+"""Devices that are ready to be mounted, layers for any device, and what is done with both."""
 
+from .around import Around
 from .copying import copy
+from .faults import Fault, Faults
 from .file import FileDevice
 from .layer import Layer
 from .memory import MemoryDevice
+from .mirror import Mirror
 from .overlay import Overlay
+from .partition import Partition
+from .readonly import ReadOnly
+from .retry import Retry
 from .shared import Shared
+from .stats import Stats
 
-__all__ = ["FileDevice", "Layer", "MemoryDevice", "Overlay", "Shared", "copy"]
+__all__ = [
+    "Around",
+    "Fault",
+    "Faults",
+    "FileDevice",
+    "Layer",
+    "MemoryDevice",
+    "Mirror",
+    "Overlay",
+    "Partition",
+    "ReadOnly",
+    "Retry",
+    "Shared",
+    "Stats",
+    "copy",
+]

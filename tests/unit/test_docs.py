@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ import aiovblk
 from aiovblk import events, tls
 from aiovblk.dispatch import Stats
 from aiovblk.events import Feed, Listener
-from aiovblk.storage import FileDevice, Layer, MemoryDevice
+from aiovblk.storage import FileDevice, Layer, MemoryDevice, Mirror
+from aiovblk.testing import Medium, check_block_device
 
 from .network import until_left
 
@@ -215,6 +217,7 @@ async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "exports"}) == 0
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("number", range(2))
 async def test_devices_of_others_are_checked(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,7 +231,44 @@ async def test_devices_of_others_are_checked(
     await test(*[tmp_path] * (1 - number))
 
 
+async def test_stack_of_layers_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def connect(uri: str) -> AsyncIterator[aiovblk.BlockDevice]:
+        yield MemoryDevice(1 << 20)
+
+    @asynccontextmanager
+    async def mounted(device: aiovblk.BlockDevice) -> AsyncIterator[Any]:
+        await device.read(0, 4096)
+        yield SimpleNamespace(wait=partial(asyncio.sleep, 0))
+
+    monkeypatch.setattr(aiovblk, "connect", connect)
+    monkeypatch.setattr(aiovblk, "mounted", mounted)
+    printed: list[float] = []
+    await run(blocks("docs/layers.md")[0], print=printed.append)
+    assert 0 < printed[0] < 20
+
+
+async def test_member_of_a_mirror_is_brought_back() -> None:
+    first, second = MemoryDevice(1 << 20), MemoryDevice(1 << 20)
+    mirror = Mirror(first, second, stale=[second])
+    done: list[int] = []
+    here = {"first": first, "second": second, "mirror": mirror}
+    await run(blocks("docs/layers.md")[1], progress=SimpleNamespace(update=done.append), **here)
+    assert (mirror.in_sync, sum(done)) == ((first, second), 1 << 20)
+
+
+@pytest.mark.one_loop
+async def test_layers_of_others_keep_the_contract() -> None:
+    names: dict[str, Any] = {}
+    for block in blocks("docs/layers.md")[2:]:
+        exec(block, names)
+    await names["test_inverted"]()
+    medium = Medium(1 << 20)
+    await check_block_device(lambda: names["Limited"](medium.open(), 3), rounds=20)
+
+
 def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 4
     assert len(blocks("docs/observability.md")) == 5
     assert len(blocks("docs/testing.md")) == 2
+    assert len(blocks("docs/layers.md")) == 5

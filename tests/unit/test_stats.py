@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
 from aiovblk.dispatch import Latency, Stats, dispatcher
-from aiovblk.dispatch.latency import upper_bound
+from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
 

@@ -38,6 +38,12 @@ class ForgetsInCrash(Broken):
         pass
 
 
+class IsNotWriteThrough(Broken):
+    """Has no flush, by which it says that writes are durable when they return."""
+
+    flush = BlockDevice.flush
+
+
 class FlushesTooEarly(Broken):
     """Has its flush cover what was written before another flush began, which is still at it."""
 
@@ -374,6 +380,7 @@ async def failure(kind: Callable[..., BlockDevice], seed: int) -> CheckFailed:
 
 CASES: list[tuple[type[Broken], str]] = [
     (ForgetsInCrash, r"read\(0, .* after a crash: block \d+ .* holds .*, instead of .*round \d+'s"),
+    (IsNotWriteThrough, r" after a crash: block \d+ .* holds .*, instead of"),
     (FlushesTooEarly, r"block \d+ .* holds .*, instead of"),
     (FlushesNotZeroes, r"block \d+ .* holds .*, instead of .*write_zeroes"),
     (ForgetsAtUnmount, r"block \d+ .* holds .*, instead of .*write_zeroes"),

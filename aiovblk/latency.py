@@ -16,7 +16,10 @@ NANOSECONDS = 1_000_000_000
 
 @dataclass(slots=True)
 class Latency:
-    """Times from the arrival of a request until its reply was handed to the socket."""
+    """How long each of many took.
+
+    Of a dispatcher: from the arrival of a request until its reply was handed to the socket.
+    """
 
     buckets: list[int] = field(default_factory=list)
     """How many took how long: those of bucket N took less than ``upper_bound(N)`` nanoseconds, and

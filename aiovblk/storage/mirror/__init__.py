@@ -1,0 +1,5 @@
+"""Several devices that hold the same."""
+
+from .layer import Mirror
+
+__all__ = ["Mirror"]

@@ -1,0 +1,105 @@
+"""Each layer keeps the contract, above a disk that loses its power now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from aiovblk import BlockDevice
+from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror, Partition, ReadOnly, Retry
+from aiovblk.storage import Stats as StatsLayer
+from aiovblk.testing import Medium, check_block_device
+
+SIZE = 256 * 1024
+
+Upon = Callable[[BlockDevice], BlockDevice]
+
+LAYERS: dict[str, Upon] = {
+    "layer": Layer,
+    "read-only": ReadOnly,
+    "partition": lambda inner: Partition(inner, 3 * 4096, SIZE - 5 * 4096),
+    "stats": StatsLayer,
+    "retry": lambda inner: Retry(inner, delay=0),
+    "faults": lambda inner: Faults(
+        inner, Fault(error=errno.EIO, rate=0.05), Fault(error=errno.EIO, rate=0.05, late=True)
+    ),
+    "retried faults": lambda inner: Retry(
+        Faults(
+            inner, Fault(error=errno.EIO, rate=0.2), Fault(error=errno.EIO, rate=0.1, late=True)
+        ),
+        delay=0,
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", LAYERS)
+async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
+    medium = Medium(SIZE, seed=seed)
+    await check_block_device(
+        lambda: LAYERS[name](medium.open()),
+        crash=lambda device: medium.crash(),
+        seed=seed,
+        rounds=80,
+    )
+
+
+class Pair:
+    """Two disks, of which one or the other fails what it is asked; who is out is kept in mind."""
+
+    def __init__(self, size: int, seed: int, *faults: Fault) -> None:
+        self.media = [Medium(size, seed=2 * seed), Medium(size, seed=2 * seed + 1)]
+        self.faults = faults
+        self.random = Random(seed)
+        self.stale: set[int] = set()
+
+    async def open(self) -> BlockDevice:
+        devices: list[BlockDevice] = [
+            Faults(medium.open(), *self.faults, seed=self.random.randrange(1 << 30))
+            for medium in self.media
+        ]
+        mirror = Mirror(
+            devices[0],
+            devices[1],
+            stale=[devices[number] for number in self.stale],
+            on_drop=lambda device, error: self.stale.add(devices.index(device)),
+        )
+        if self.stale and self.random.random() < 0.8:
+            number = next(iter(self.stale))
+            with contextlib.suppress(OSError):  # for another time
+                await mirror.resync(devices[number])
+                self.stale.clear()
+        return mirror
+
+    def crash(self, device: BlockDevice) -> None:
+        for medium in self.media:
+            medium.crash()
+        if self.faults:  # one that may have to do without the other must be like it
+            self.stale = self.stale or {self.random.randrange(2)}
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [SIZE, 8 << 20])
+async def test_mirror_keeps_the_contract(size: int, seed: int) -> None:
+    pair = Pair(size, seed)
+    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=60)
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [SIZE, 8 << 20])
+async def test_mirror_of_failing_members_keeps_the_contract(size: int, seed: int) -> None:
+    faults = [Fault("write", error=errno.EIO, rate=0.02), Fault("read", error=errno.EIO, rate=0.02)]
+    faults += [Fault("flush", error=errno.EIO, rate=0.02, late=True)]
+    pair = Pair(size, seed, *faults)
+    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=60)
+
+
+async def test_mirror_of_devices_without_a_flush_keeps_the_contract() -> None:
+    mirror = Mirror(MemoryDevice(SIZE), MemoryDevice(SIZE), MemoryDevice(SIZE))
+    await check_block_device(lambda: mirror, rounds=60)
