@@ -1,0 +1,7 @@
+"""The test kit: point it at a device of your own."""
+
+from .check import check_block_device
+from .failure import CheckFailed
+from .medium import Medium
+
+__all__ = ["CheckFailed", "Medium", "check_block_device"]

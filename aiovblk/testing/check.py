@@ -1,0 +1,150 @@
+"""Random requests to a device, which must do what the contract of BlockDevice says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from random import Random
+
+from ..device import Factory
+from .disk import Crash, Disk
+from .failure import CheckFailed
+from .plan import Planner, Request
+from .player import Player, Tally, turns
+
+ENOUGH = 20
+"""Requests of one kind of which one should have succeeded."""
+
+# How often a round ends in which way.
+_ENDS = {"crash": 4, "reopen": 2, "look": 5, "nothing": 9}
+
+
+async def check_block_device(
+    open: Factory,
+    *,
+    crash: Crash | None = None,
+    seed: int = 0,
+    rounds: int = 200,
+    concurrency: int = 10,
+    timeout: float = 60,
+) -> None:
+    """Check that a device does what the contract of :class:`aiovblk.BlockDevice` says.
+
+    It is given rounds of concurrent requests, which often overlap; some of their handlers are
+    cancelled, and run again or not. What it answers is compared with what each block may hold.
+    Now and then it is flushed, unmounted and opened again; or, if there is a ``crash``, cut off
+    with requests in flight. The device may fail requests by an OSError, but not all of a kind.
+
+    What the disk holds is overwritten, unless it is read-only: then it is read, and must not
+    change. Of a large disk a few MiB are used.
+
+    Args:
+        open: opens the disk; called again after each unmount and each crash. It may be async.
+        crash: called with the open device in place of ``unmount()``, while its handlers run: makes
+            the medium look as if the power had failed at this moment, and the device dead. The
+            handlers are cancelled afterwards. It may be async. None if there is no such thing.
+        seed: the same seed makes the same requests.
+        rounds: how many; each has up to 40 requests.
+        concurrency: how many may be in flight; 1 for a device that is to be mounted so.
+        timeout: seconds that a round, an unmount and the like may take.
+
+    Raises:
+        CheckFailed: it does not. It tells the seed, the round, the request, and what was wrong.
+
+    Cancellation: safe; the device is unmounted.
+
+    """
+    check = _Check(Disk(open, crash, seed, timeout), seed, concurrency, timeout)
+    try:
+        await check.run(rounds)
+    except CheckFailed as exc:
+        exc.seed, exc.round = seed, check.round
+        raise
+    finally:
+        await check.leave()
+
+
+class _Check:
+    """One check of one disk."""
+
+    def __init__(self, disk: Disk, seed: int, concurrency: int, timeout: float) -> None:
+        self.round: int | None = None
+        self._disk = disk
+        self._seed = seed
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._tally = Tally()
+        self._player: Player | None = None
+        self._playing: list[asyncio.Task[None]] = []
+
+    async def run(self, rounds: int) -> None:
+        """Play all rounds."""
+        disk = self._disk
+        await disk.open_first()
+        planner = Planner(
+            disk.places,
+            disk.block_size,
+            read_only=disk.read_only,
+            concurrency=self._concurrency,
+        )
+        for self.round in range(rounds):
+            random = Random(f"{self._seed} {self.round}")
+            await self._play_round(random, planner.round(random))
+        await self._end("reopen")
+        self._look_at_tally()
+
+    async def leave(self) -> None:
+        """Let go of the device, whatever state it is in."""
+        for task in self._playing:
+            task.cancel()
+        if self._player is not None:
+            with contextlib.suppress(CheckFailed):
+                await self._player.stop(self._timeout)
+        await self._disk.leave()
+
+    async def _play_round(self, random: Random, chains: list[list[Request]]) -> None:
+        end = random.choices(list(_ENDS), list(_ENDS.values()))[0]
+        finished, pause = random.randint(0, sum(map(len, chains))), random.randint(0, 3)
+        player = Player(self._disk.device, self._disk.model, self._tally, f"round {self.round}")
+        playing = [player.play(chain) for chain in chains]
+        if end == "crash" and self._disk.can_crash:
+            playing.append(self._crash(player, finished, pause))
+        self._player, self._playing = player, [asyncio.ensure_future(each) for each in playing]
+        await self._play_to_the_end(player)
+        await self._end(end)
+
+    async def _play_to_the_end(self, player: Player) -> None:
+        done, late = await asyncio.wait(
+            self._playing, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION
+        )
+        for each in done:
+            each.result()
+        if late:
+            raise CheckFailed(f"after {self._timeout} s this still runs: {player.unfinished}")
+
+    async def _crash(self, player: Player, finished: int, pause: int) -> None:
+        """Crash when so many requests are done with, and a few turns of the loop later."""
+        await player.reached(finished)
+        await turns(pause)
+        player.over = True
+        await self._disk.crash()
+        await player.stop(self._timeout)
+
+    async def _end(self, how: str) -> None:
+        disk = self._disk
+        if how == "crash" and disk.can_crash:
+            await disk.open_again("after a crash")
+        elif how == "reopen":
+            await disk.close()
+            await disk.open_again("after flush and unmount")
+        elif how == "look":
+            await disk.look("with nothing in flight")
+        disk.model.rest()
+
+    def _look_at_tally(self) -> None:
+        for command, error in self._tally.errors.items():
+            failed = self._tally.failed[command]
+            if failed >= ENOUGH and not self._tally.succeeded[command]:
+                raise CheckFailed(
+                    f"all {failed} calls of {command} have failed, the last with {error!r}"
+                ) from error

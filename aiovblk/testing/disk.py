@@ -1,0 +1,207 @@
+"""The disk that is checked: its device may be another each time that it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+from ..device import BlockDevice, Factory, check_geometry, device_of, overrides
+from .answers import checked_extents, checked_view
+from .failure import CheckFailed
+from .model import Model
+from .places import Places
+from .plan import Request
+
+LARGEST_BLOCK = 64 * 1024
+"""Bytes; the largest that the network takes."""
+
+ATTEMPTS = 50
+"""How often a read is made that must succeed once."""
+
+Crash = Callable[[BlockDevice], Awaitable[object] | object]
+
+
+class Disk:
+    """What outlives a device: the factory that opens it, and what it should hold.
+
+    Nothing may be in flight when it is opened, closed or looked at.
+
+    Args:
+        factory: opens it.
+        crash: cuts it off.
+        seed: chooses the blocks that are used.
+        timeout: seconds that each step may take.
+
+    Attributes:
+        device: it, while it is open.
+        model: what it should hold.
+        places: the blocks that are used.
+        block_size: bytes.
+        read_only: whether nothing in it may be changed.
+
+    """
+
+    model: Model
+    places: Places
+    block_size: int
+    read_only: bool
+    _geometry: str
+
+    def __init__(self, factory: Factory, crash: Crash | None, seed: int, timeout: float) -> None:
+        self._factory = factory
+        self._crash = crash
+        self._seed = seed
+        self._timeout = timeout
+        self._device: BlockDevice | None = None
+
+    @property
+    def device(self) -> BlockDevice:
+        """It, while it is open."""
+        assert self._device is not None  # nobody asks between two lives
+        return self._device
+
+    @property
+    def can_crash(self) -> bool:
+        """Whether somebody has said how."""
+        return self._crash is not None
+
+    async def open_first(self) -> None:
+        """Open it, and find out what it is and holds."""
+        device = await self._open()
+        if not overrides(device, BlockDevice.read):
+            raise CheckFailed("the device has no read")
+        self.block_size = device.block_size
+        # One that has no write but is not read-only lets writes come through, and fail.
+        self.read_only = device.read_only or not overrides(device, BlockDevice.write)
+        self._geometry = _geometry(device)
+        self.places = Places(device.block_size, device.blocks, Random(self._seed))
+        self.model = Model(
+            device.block_size, write_through=not overrides(device, BlockDevice.flush)
+        )
+        for window in self.places.windows:
+            self.model.learn(window.start, await self._read(window))
+        await self.look("when it is opened")
+
+    async def open_again(self, when: str) -> None:
+        """Open it after a crash or an unmount, and look at it."""
+        self.model.restart()
+        device = await self._open()
+        if _geometry(device) != self._geometry:
+            raise CheckFailed(f"opened again it has {_geometry(device)}, not {self._geometry}")
+        await self.look(when)
+
+    async def close(self) -> None:
+        """Flush, then unmount it."""
+        device = self.device
+        began = self.model.now()
+        async with self._step("flush"):
+            with contextlib.suppress(OSError):
+                await device.flush()
+                self.model.flush(began)
+        self._device = None
+        async with self._step("unmount"):
+            await device.unmount()
+
+    async def crash(self) -> None:
+        """Cut it off; what its handlers do from now on is of no importance."""
+        assert self._crash is not None  # asked before
+        device, self._device = self.device, None
+        async with self._step("crash"):
+            crashed = self._crash(device)
+            if inspect.isawaitable(crashed):
+                await crashed
+
+    async def leave(self) -> None:
+        """Unmount it, if it is open, whatever state it is in."""
+        if self._device is not None:
+            with contextlib.suppress(CheckFailed):
+                async with self._step("unmount"):
+                    await self._device.unmount()
+
+    async def look(self, when: str) -> None:
+        """Compare all blocks in use with what they should hold.
+
+        Args:
+            when: in words.
+
+        """
+        try:
+            for window in self.places.windows:
+                began = self.model.now()
+                data = await self._read(window)
+                async with self._step(str(Request("read", window, self.block_size))):
+                    self.model.see(began, window.start, data)
+                await self._look_at_extents(window, data)
+        except CheckFailed as exc:
+            exc.request = f"{exc.request} {when}"
+            raise
+
+    async def _open(self) -> BlockDevice:
+        async with self._step("opening it"):
+            device = await device_of(self._factory)
+        try:
+            self._device = check_geometry(device, smallest=1, largest=LARGEST_BLOCK)
+        except (TypeError, ValueError) as exc:
+            raise CheckFailed(str(exc)) from exc
+        return self._device
+
+    async def _read(self, blocks: range) -> bytes:
+        """Read, and read again if that fails."""
+        request = Request("read", blocks, self.block_size)
+        error: OSError | None = None
+        for _ in range(ATTEMPTS):
+            async with self._step(str(request)):
+                try:
+                    data = await self.device.read(request.offset, request.length)
+                    return bytes(checked_view(data, request.length))
+                except OSError as exc:
+                    error = exc
+        reason = f"has failed {ATTEMPTS} times, in the end with {error!r}"
+        raise CheckFailed(reason, str(request)) from error
+
+    async def _look_at_extents(self, blocks: range, data: bytes) -> None:
+        """Compare what is said to be zero with what was read, be it trimmed."""
+        size, left = self.block_size, blocks
+        while left:
+            request = Request("extents", left, size)
+            async with self._step(str(request)):
+                try:
+                    found = await self.device.extents(request.offset, request.length)
+                except OSError:
+                    return
+                for extent in checked_extents(found, size):
+                    run, left = _split(left, extent.length // size)
+                    at = (run.start - blocks.start) * size
+                    if extent.zero and any(data[at : at + len(run) * size]):
+                        raise CheckFailed(
+                            f"tells that {len(run) * size} bytes at {run.start * size} are zeroes,"
+                            " but a read of them returned others"
+                        )
+
+    @asynccontextmanager
+    async def _step(self, what: str) -> AsyncIterator[None]:
+        """What must be done in time, and raise nothing."""
+        limit = asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                yield
+        except CheckFailed as exc:
+            exc.request = exc.request or what
+            raise
+        except Exception as exc:
+            late = limit.expired()
+            how = f"takes longer than {self._timeout} s" if late else f"raised {exc!r}"
+            raise CheckFailed(how, what) from exc
+
+
+def _geometry(device: BlockDevice) -> str:
+    return f"{device.blocks} blocks of {device.block_size} bytes"
+
+
+def _split(blocks: range, length: int) -> tuple[range, range]:
+    """The first so many, and what is left."""
+    return blocks[:length], blocks[length:]

@@ -1,0 +1,228 @@
+"""What each block of a device may hold now, and what after a crash.
+
+A change (a write, zeroes, a trim) is one that a block may show from when it began. What holds:
+
+* A change that succeeded hides from later reads all that had returned before it began. Changes
+  that were in flight together hide nobody: any may be the last.
+* What was read, and is nobody's work in flight, stays: it hides what else it might have been.
+* A change that failed, or was cancelled, may show or not, and may take effect late: as long as
+  nothing else was written, and the device not opened again.
+* What is hidden may come back after a crash, until a flush succeeds that began after it was hidden.
+* Blocks are whole: one change or the other. Only a read beside a write may find parts of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+from .failure import CheckFailed
+from .stamps import SCRIBBLE, stamps_in
+
+Content = Callable[[int], bytes | None]
+"""What a block holds, by its number; None for anything."""
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """What a request does to some blocks, or what they were found to hold."""
+
+    number: int
+    blocks: range
+    content: Content
+    what: str
+    """In words."""
+    began: float
+    returned: float = inf
+    settled: bool = False
+    """Whether it has succeeded, or belongs to a time before the device was opened."""
+
+    def __str__(self) -> str:
+        """What it was and how it ended, in words."""
+        if self.settled:
+            return self.what
+        return f"{self.what} (in flight)" if self.returned == inf else f"{self.what} (failed)"
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A change in one block."""
+
+    change: Change
+    hidden: float = inf
+    """When it became invisible to reads that begin later."""
+    erased: bool = False
+    """Whether it cannot come back after a crash either."""
+
+
+class Model:
+    """The contents of some blocks of a device.
+
+    Args:
+        block_size: bytes.
+        write_through: whether writes are durable when they return.
+
+    """
+
+    def __init__(self, block_size: int, *, write_through: bool) -> None:
+        self._block_size = block_size
+        self._write_through = write_through
+        self._zeroes = bytes(block_size)
+        self._blocks: dict[int, list[_Held]] = {}
+        self._changes: dict[int, Change] = {}
+        self._readings: list[Change] = []
+        self._clock = 0
+
+    def now(self) -> int:
+        """A moment that is later than all others before."""
+        self._clock += 1
+        return self._clock
+
+    def learn(self, first: int, data: bytes) -> None:
+        """Take what was found, from this block on, for what they hold."""
+        blocks = range(first, first + len(data) // self._block_size)
+
+        def content(block: int) -> bytes:
+            begin = (block - first) * self._block_size
+            return data[begin : begin + self._block_size]
+
+        reading = self.begin(blocks, content, "what it held at first")
+        self.end(reading, succeeded=True)
+        self._readings.append(reading)
+
+    def begin(self, blocks: range, content: Content, what: str) -> Change:
+        """A change begins."""
+        change = Change(self.next_number, blocks, content, what, self.now())
+        self._changes[change.number] = change
+        for block in blocks:
+            self._blocks.setdefault(block, []).append(_Held(change))
+        return change
+
+    @property
+    def next_number(self) -> int:
+        """The number of the change that is about to begin; no other will have it."""
+        return len(self._changes) + 1
+
+    def end(self, change: Change, *, succeeded: bool) -> None:
+        """It has returned."""
+        now = change.returned = self.now()
+        change.settled = succeeded
+        if not succeeded:
+            return
+        for block in change.blocks:
+            for held in self._blocks[block]:
+                if held.change.returned < change.began:
+                    held.hidden = min(held.hidden, now)
+
+    def flush(self, began: float) -> None:
+        """A flush has succeeded."""
+        for several in self._blocks.values():
+            for held in several:
+                if held.hidden < began:
+                    held.erased = True
+
+    def rest(self) -> None:
+        """Nothing is in flight: forget what can be seen no more."""
+        for block, several in self._blocks.items():
+            self._blocks[block] = [held for held in several if not self._is_gone(held)]
+
+    def restart(self) -> None:
+        """The device was opened again: after a crash, or after an unmount with its flush."""
+        self.rest()
+        now = self.now()
+        for several in self._blocks.values():
+            for held in several:
+                held.hidden = inf
+                held.change.settled = True
+                held.change.returned = min(held.change.returned, now)
+
+    def _is_gone(self, held: _Held) -> bool:
+        return held.erased or (self._write_through and held.hidden < inf)
+
+    def see(self, began: float, first: int, data: bytes) -> None:
+        """Take note of what a read returned, from this block on.
+
+        Raises:
+            CheckFailed: a block does not hold what it should.
+
+        """
+        now, size = self.now(), self._block_size
+        for block in range(first, first + len(data) // size):
+            begin = (block - first) * size
+            self._see(began, now, block, data[begin : begin + size])
+
+    def see_zeroes(self, began: float, blocks: range) -> None:
+        """Take note that these were said to read as zeroes; as :meth:`see`."""
+        now = self.now()
+        for block in blocks:
+            self._see(began, now, block, self._zeroes)
+
+    def _see(self, began: float, now: float, block: int, found: bytes) -> None:
+        allowed = [held for held in self._blocks[block] if held.hidden > began]
+        contents = [held.change.content(block) for held in allowed]
+        if len(allowed) == 1 and contents[0] == found:  # by far the most
+            return
+        if found not in contents:
+            if None not in contents and not _is_mixture(found, contents, allowed, began):
+                raise CheckFailed(self._deviation(block, found, allowed))
+            return
+        shown, others = _split(allowed, block, found)
+        if all(_is_past(held, began) for held in shown):
+            for held in others:
+                if _is_past(held, began):
+                    held.hidden = now
+
+    # In words
+
+    def _deviation(self, block: int, found: bytes, allowed: list[_Held]) -> str:
+        expected = " or ".join(str(held.change) for held in allowed)
+        return (
+            f"block {block} (offset {block * self._block_size}) holds {self._describe(found)},"
+            f" instead of {expected}"
+        )
+
+    def _describe(self, found: bytes) -> str:
+        if found == self._zeroes:
+            return "zeroes"
+        if found == bytes([SCRIBBLE]) * len(found):
+            return "what `data` was overwritten with after write had returned"
+        stamps = list(dict.fromkeys(self._describe_stamps(found)))
+        if any(stamp != "zeroes" for stamp in stamps):
+            return " and ".join(stamps[:4])
+        for reading in self._readings:
+            for block in reading.blocks:
+                if reading.content(block) == found:
+                    return f"what block {block} held at first"
+        return f"garbage ({found[:16].hex(' ')} ...)"
+
+    def _describe_stamps(self, found: bytes) -> Iterator[str]:
+        for number, block in stamps_in(found):
+            change = self._changes.get(number)
+            if number == block == 0:
+                yield "zeroes"
+            elif change and block in change.blocks:
+                yield f"block {block} of {change}"
+
+
+def _split(allowed: list[_Held], block: int, found: bytes) -> tuple[list[_Held], list[_Held]]:
+    """Those that may be what was found, and those that are not."""
+    shown: list[_Held] = []
+    others: list[_Held] = []
+    for held in allowed:
+        (shown if held.change.content(block) in (None, found) else others).append(held)
+    return shown, others
+
+
+def _is_past(held: _Held, began: float) -> bool:
+    return held.change.settled and held.change.returned < began
+
+
+def _is_mixture(
+    found: bytes, contents: list[bytes | None], allowed: list[_Held], began: float
+) -> bool:
+    """Whether a read beside a write found a part of each, as with a copy under way."""
+    if all(_is_past(held, began) for held in allowed):
+        return False
+    known = [content for content in contents if content is not None]
+    return all(byte in several for byte, *several in zip(found, *known, strict=True))
