@@ -100,6 +100,7 @@ class _Check:
         if self._player is not None:
             with contextlib.suppress(CheckFailed):
                 await self._player.stop(self._timeout)
+        await asyncio.gather(*self._playing, return_exceptions=True)
         await self._disk.leave()
 
     async def _play_round(self, random: Random, chains: list[list[Request]]) -> None:

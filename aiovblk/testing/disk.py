@@ -15,6 +15,7 @@ from .failure import CheckFailed
 from .model import Model
 from .places import Places
 from .plan import Request
+from .player import UNASKED
 
 LARGEST_BLOCK = 64 * 1024
 """Bytes; the largest that the network takes."""
@@ -192,6 +193,11 @@ class Disk:
         except CheckFailed as exc:
             exc.request = exc.request or what
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise CheckFailed(UNASKED, what) from None
         except Exception as exc:
             late = limit.expired()
             how = f"takes longer than {self._timeout} s" if late else f"raised {exc!r}"

@@ -14,7 +14,7 @@ _CHANGES = {"write": 14, "write_zeroes": 4, "trim": 3, "flush": 3}
 
 _MOST_CHAINS = 10
 _MOST_REQUESTS = 4  # of one chain
-_CANCELLED = 0.06  # of all requests
+_CANCELLED = 0.1  # of all requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from .stamps import SCRIBBLE, stamped
 
 T = TypeVar("T")
 
+UNASKED = "raised CancelledError though nobody cancelled it"
+
 Check = Callable[[], None]
 """What is left to be looked at once an answer has been sent."""
 
@@ -131,7 +133,7 @@ class Player:
     async def _make(self, request: Request) -> None:
         task = _start(self._serve(request))
         self._running[task] = request
-        task.add_done_callback(self._running.pop)
+        task.add_done_callback(self._forget)
         if request.cancel is not None:
             await turns(request.cancel)
             task.cancel()
@@ -142,6 +144,11 @@ class Player:
             await turns(request.hold)
             if not self.over:
                 check()
+
+    def _forget(self, task: asyncio.Task[Check | None]) -> None:
+        del self._running[task]
+        if not task.cancelled():
+            task.exception()  # looked at even if whoever waited for it was cancelled
 
     async def _serve(self, request: Request) -> Check | None:
         try:
@@ -260,7 +267,7 @@ class Player:
         task = asyncio.current_task()
         assert task is not None  # each request has a task of its own
         if not task.cancelling():
-            raise CheckFailed("raised CancelledError though nobody cancelled it") from None
+            raise CheckFailed(UNASKED) from None
         while task.uncancel():
             pass
         if not request.again:

@@ -51,7 +51,7 @@ class FlushesTooEarly(Broken):
     async def slowly(self) -> None:
         with contextlib.suppress(OSError):  # the power has failed meanwhile
             await self.inner.flush()
-        for _ in range(5):
+        for _ in range(15):
             await asyncio.sleep(0)
 
 
@@ -242,14 +242,17 @@ class TrimsTooMuch(Broken):
 class TrimsAfterTheFact(Broken):
     """Leaves it to a task to trim."""
 
+    extents = BlockDevice.extents
+
     async def trim(self, offset: int, length: int) -> None:
-        asyncio.ensure_future(self.later(offset, length))  # noqa: RUF006
+        task = asyncio.ensure_future(self.later(offset, length))
+        self.shared.setdefault("tasks", set()).add(task)
 
     async def later(self, offset: int, length: int) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
-        if not self.shared.get("crashed"):
-            await super().trim(offset, length)
+        with contextlib.suppress(OSError):  # the device was closed meanwhile
+            await self.inner.trim(offset, length)
 
 
 class ReturnsTooEarly(Broken):
@@ -380,7 +383,7 @@ CASES: list[tuple[type[Broken], str]] = [
     (ReadsWhatIsNoBytes, r"returned \[.*, not contiguous bytes"),
     (ReadsEverySecondByte, r"returned <memory.*>, not contiguous bytes"),
     (WritesInChunks, r"block \d+ .* holds .*, instead of"),
-    (WritesTornBlocks, r"holds (block \d+ of .*|zeroes) and (block|zeroes) .*, instead of"),
+    (WritesTornBlocks, r"holds (block|zeroes).*, instead of"),
     (ZeroesAreNot, r"holds (garbage|block).*, instead of .*write_zeroes\("),
     (ExtentsLie, r"extents\(.*holds zeroes, instead of|are zeroes, but a read of them"),
     (TrimmedAreNotZeroes, r"tells that 4096 bytes at \d+ are zeroes, but a read of them"),
@@ -388,11 +391,11 @@ CASES: list[tuple[type[Broken], str]] = [
     (EmptyExtents, r"extents\(.*: returned Extent\(length=0,.* no number of blocks"),
     (RaggedExtents, r"extents\(.*: returned Extent\(length=2048,.* no number of blocks"),
     (WrongExtents, r"extents\(.*: returned \[\d+\], not a sequence of extents"),
-    (WrongOffset, r"block (\d+) .* holds (block (?!\1\b)|zeroes)"),
+    (WrongOffset, r"block \d+ .* holds .*, instead of"),
     (TrimsTooMuch, r"holds zeroes, instead of .*write\("),
     (TrimsAfterTheFact, r"block \d+ .* holds .*, instead of .*"),
     (ReturnsTooEarly, r"block \d+ .* holds .*, instead of"),
-    (CachesReads, r"block \d+ .* holds .*, instead of"),
+    (CachesReads, r"holds .*, instead of|are zeroes, but a read of them"),
     (LeavesAWriteBehind, r"holds .*cancelled.*, instead of"),
     (CannotBeRunTwice, r"write\(.* cancelled.*: raised RuntimeError.*, which is no OSError"),
     (RaisesNoOSError, r"trim\(.*: raised KeyError\(\d+\), which is no OSError"),
