@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import aiovblk
 from aiovblk import events, tls
 from aiovblk.dispatch import Stats
 from aiovblk.events import Feed, Listener
-from aiovblk.storage import MemoryDevice
+from aiovblk.storage import FileDevice, Layer, MemoryDevice
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +178,20 @@ async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "exports"}) == 0
 
 
+@pytest.mark.parametrize("number", range(2))
+async def test_devices_of_others_are_checked(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await FileDevice.create(tmp_path / "disk", 1 << 20).unmount()
+    theirs = SimpleNamespace(MyDisk=FileDevice, Compressed=Layer)
+    monkeypatch.setitem(sys.modules, "mydisk", theirs)  # type: ignore[arg-type]
+    names: dict[str, Any] = {}
+    exec(blocks("docs/testing.md")[number], names)
+    test = next(each for name, each in names.items() if name.startswith("test_"))
+    await test(*[tmp_path] * (1 - number))
+
+
 def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 4
     assert len(blocks("docs/observability.md")) == 4
+    assert len(blocks("docs/testing.md")) == 2
