@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ...device import BlockDevice
@@ -27,7 +28,7 @@ class Slots(Protocol):
     """Where the lines' contents are; offsets are counted from the first slot."""
 
     async def read(self, begin: int, length: int) -> Data:
-        """Read from a slot."""
+        """Read from a slot. The result need not last any longer than until others run."""
 
     async def write(self, begin: int, data: memoryview) -> None:
         """Write to a slot."""
@@ -37,6 +38,8 @@ class _Want(NamedTuple):
     """What a read wants of one line."""
 
     piece: Piece
+    line: Line | None
+    """Where some of it may be."""
     missing: int
     """The blocks that were not there."""
     fetch: Fetch | None
@@ -81,24 +84,22 @@ class Contents:
         self.ahead = ReadAhead(window)
         self.failed = False
 
-    async def read(self, offset: int, length: int) -> Data:
+    async def read(self, offset: int, length: int) -> bytes:
         """Read what is there, and fetch the rest."""
         pieces = list(self._lines.pieces(offset, offset + length))
-        wants = self._demand(pieces)
-        missed = any(want.missing for want in wants)
-        if missed:
-            self._stats.misses += 1
-        else:
-            self._stats.hits += 1
-        self.run_ahead(range(pieces[0].number, pieces[-1].number + 1), missed=missed)
+        first = True
         while True:
-            await self._arrive(wants)
-            parts = await self._collect(wants)
+            with self._demand(pieces) as wants:
+                if first:
+                    self._note(wants)
+                    first = False
+                await self._arrive(wants)
+                parts = await self._collect(wants)
             whole = [part for part in parts if part is not None]
             if len(whole) == len(parts):
-                return whole[0] if len(whole) == 1 else b"".join(whole)
+                self._touch(pieces)
+                return b"".join(whole)  # which is a copy, unless there is but one and it is bytes
             # Something was dropped meanwhile, or a fetch failed that nobody had asked for.
-            wants = self._demand(pieces)
 
     async def put(self, offset: int, data: memoryview) -> None:
         """Cache what ``inner`` holds; to be called before anybody else may change that."""
@@ -130,20 +131,51 @@ class Contents:
         line = self._lines.by_number.get(number)
         return self._lines.blocks(number, 0, self._inner.size) & ~(line.valid if line else 0)
 
-    def _demand(self, pieces: list[Piece]) -> list[_Want]:
-        """Say what is there, and see to it that the rest is fetched."""
-        by_number = self._lines.by_number
-        missing = {}
+    def _note(self, wants: list[_Want]) -> None:
+        """Count a read, and fetch ahead of it."""
+        missed = any(want.missing for want in wants)
+        if missed:
+            self._stats.misses += 1
+        else:
+            self._stats.hits += 1
+        self.run_ahead(range(wants[0].piece.number, wants[-1].piece.number + 1), missed=missed)
+
+    def _touch(self, pieces: list[Piece]) -> None:
         for piece in pieces:
-            line = by_number.get(piece.number)
-            missing[piece.number] = piece.blocks & ~(line.valid if line else 0)
-        fetches = {
-            number: self.fetches.joinable(number, blocks)
-            for number, blocks in missing.items()
+            line = self._lines.by_number.get(piece.number)
+            if line is not None:
+                line.touch(piece.blocks)
+
+    @contextmanager
+    def _demand(self, pieces: list[Piece]) -> Iterator[list[_Want]]:
+        """Have what is missing fetched, and what is there stay while the body runs."""
+        lines = [self._lines.by_number.get(piece.number) for piece in pieces]
+        missing = [
+            piece.blocks & ~(line.valid if line else 0)
+            for piece, line in zip(pieces, lines, strict=True)
+        ]
+        pinned = [line for line in lines if line]
+        for line in pinned:
+            line.pins += 1
+        try:
+            fetches = self._fetch(pieces, missing)
+            yield [
+                _Want(piece, line, blocks, fetches.get(piece.number))
+                for piece, line, blocks in zip(pieces, lines, missing, strict=True)
+            ]
+        finally:
+            for line in pinned:
+                line.pins -= 1
+
+    def _fetch(self, pieces: list[Piece], missing: list[int]) -> dict[int, Fetch]:
+        """What brings the missing blocks: by the line's number."""
+        found = {
+            piece.number: self.fetches.joinable(piece.number, blocks)
+            for piece, blocks in zip(pieces, missing, strict=True)
             if blocks
         }
-        fetches |= self.fetches.start(number for number, fetch in fetches.items() if not fetch)
-        return [_Want(piece, missing[piece.number], fetches.get(piece.number)) for piece in pieces]
+        started = self.fetches.start(number for number, fetch in found.items() if not fetch)
+        return {number: fetch or started[number] for number, fetch in found.items()}
 
     async def _arrive(self, wants: list[_Want]) -> None:
         fetches = {want.fetch for want in wants if want.fetch}
@@ -162,15 +194,12 @@ class Contents:
 
     async def _take(self, want: _Want) -> Data | None:
         """One line's part of a read; None if it has to be asked for again."""
-        piece, missing, fetch = want
-        line = self._lines.by_number.get(piece.number)
+        piece, line, missing, fetch = want
         there = line.valid & piece.blocks if line else 0
         if piece.blocks & ~there & ~missing:
             return None
-        if line:
-            line.touch(piece.blocks)
-            if there == piece.blocks:
-                return await self._load(line, piece.begin, piece.end)
+        if line and there == piece.blocks:
+            return await self._load(line, piece.begin, piece.end)
         if fetch is None or fetch.arrived.exception():
             return None
         start = piece.number * self._lines.line_size
@@ -180,28 +209,21 @@ class Contents:
     async def _merge(self, line: Line, blocks: int, begin: int, view: memoryview) -> Data | None:
         """What was fetched, with these blocks of the line, which may be newer, in their places."""
         merged = bytearray(view)
-        line.pins += 1
-        try:
-            for first, last in runs(blocks):
-                start, stop = first * self._lines.block_size, last * self._lines.block_size
-                part = await self._load(line, start, stop)
-                if part is None:
-                    return None
-                merged[start - begin : stop - begin] = part
-        finally:
-            line.pins -= 1
-        return memoryview(merged).toreadonly()
+        for first, last in runs(blocks):
+            start, stop = first * self._lines.block_size, last * self._lines.block_size
+            part = await self._load(line, start, stop)
+            if part is None:
+                return None
+            merged[start - begin : stop - begin] = part
+        return merged
 
     async def _load(self, line: Line, begin: int, end: int) -> Data | None:
         """What is in a slot; None if the slots fail."""
-        line.pins += 1
         try:
             return await self._slots.read(line.base + begin, end - begin)
         except Exception as exc:
             self._fail(exc)
             return None
-        finally:
-            line.pins -= 1
 
     async def _keep(self, fetch: Fetch) -> None:
         """Store what was fetched, where it is not older than what is there."""

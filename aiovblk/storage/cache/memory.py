@@ -22,10 +22,11 @@ class MemorySlots:
     def __init__(self, size: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.memory = mmap.mmap(-1, size, flags=flags)
+        self._view = memoryview(self.memory).toreadonly()
 
-    async def read(self, begin: int, length: int) -> bytes:
-        """Copy out of a slot; does not wait."""
-        return self.memory[begin : begin + length]
+    async def read(self, begin: int, length: int) -> memoryview:
+        """Show what is in a slot; does not wait."""
+        return self._view[begin : begin + length]
 
     async def write(self, begin: int, data: memoryview) -> None:
         """Copy into a slot; does not wait."""
