@@ -9,7 +9,7 @@ one queue.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -74,7 +74,8 @@ class Lines:
 
     Eviction is that of S3-FIFO: a line starts in the queue of the new ones. If it is hot when it
     gets to that queue's end it goes over to the queue of the hot ones, where it stays while it gets
-    hot again; if not, it is evicted. So a scan displaces new lines only.
+    hot again; if not, it is evicted. So a scan displaces new lines only. A line that comes back
+    soon after it was evicted was taken for cold wrongly, and starts in the queue of the hot ones.
 
     Args:
         slots: how many lines there may be.
@@ -95,6 +96,7 @@ class Lines:
         self._free: Iterator[int] = iter(range(slots))
         self._new: deque[Line] = deque()
         self._hot: deque[Line] = deque()
+        self._evicted: OrderedDict[int, None] = OrderedDict()  # new ones, the oldest first
         self._stats = stats
 
     def claim(self, number: int) -> Line | None:
@@ -106,7 +108,8 @@ class Lines:
             if base is None:
                 return None
             line = self.by_number[number] = Line(number, base)
-            self._new.append(line)
+            (self._hot if number in self._evicted else self._new).append(line)
+            self._evicted.pop(number, None)
             self._count()
         return line
 
@@ -183,16 +186,23 @@ class Lines:
         # Each line is seen once in the first queue and, as a hot one may be, twice in the other.
         for _ in range(3 * len(self.by_number)):
             few = len(self._new) <= self.slots // _FEW
-            line = (self._hot if self._hot and few else self._new or self._hot).popleft()
-            if line.busy or line.hot:
-                line.hot, line.seen = False, 0
-                self._hot.append(line)
-            else:
+            queue = self._hot if self._hot and few else self._new or self._hot
+            line = queue.popleft()
+            if not line.busy and not line.hot:
+                if queue is self._new:
+                    self._remember(line.number)
                 line.valid = 0
                 del self.by_number[line.number]
                 self._stats.evictions += 1
                 return line.base
+            line.hot, line.seen = False, 0
+            self._hot.append(line)
         return None
+
+    def _remember(self, number: int) -> None:
+        self._evicted[number] = None
+        if len(self._evicted) > self.slots:
+            self._evicted.popitem(last=False)
 
 
 def runs(blocks: int) -> Iterator[tuple[int, int]]:
