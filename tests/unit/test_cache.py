@@ -60,7 +60,9 @@ async def test_line_is_read_once_for_all_its_blocks() -> None:
 async def test_result_is_bytes_of_its_own() -> None:
     inner = Slow(64)
     device = cache(inner, lines=1)
-    results = [await device.read(*where) for where in [(0, BLOCK), (0, BLOCK), (0, LINE), (0, LINE)]]
+    results = [
+        await device.read(*where) for where in [(0, BLOCK), (0, BLOCK), (0, LINE), (0, LINE)]
+    ]
     await device.write(0, new(4))
     await device.read(LINE, LINE)  # takes the slot
     assert results == [block(0), block(0), *[b"".join(map(block, range(4)))] * 2]
@@ -157,10 +159,8 @@ async def test_buffer_that_the_inner_device_uses_again_is_copied() -> None:
             return self.buffer
 
     device = cache(Reuses())
-    assert await asyncio.gather(device.read(0, BLOCK), device.read(LINE, BLOCK)) == [
-        bytes(BLOCK),
-        b"\x01" * BLOCK,
-    ]
+    reads = await begin(device.read(0, BLOCK), device.read(LINE, BLOCK))
+    assert [read.result() for read in reads] == [bytes(BLOCK), b"\x01" * BLOCK]
 
 
 async def test_read_that_is_larger_than_the_cache_ends() -> None:
@@ -248,13 +248,13 @@ async def test_change_during_a_fetch_is_not_undone_by_what_was_fetched(
         await device.write(0, new())
     else:
         await device.write_zeroes(0, BLOCK, may_trim=True)
-    expected = new() if kind == "write" else bytes(BLOCK)
+    expected = bytes(new()) if kind == "write" else bytes(BLOCK)
     (after,) = await begin(device.read(0, 2 * BLOCK))
     await inner.release()
     assert old.result() in (block(0), expected)
-    assert after.result() == bytes(expected) + block(1)
+    assert after.result() == expected + block(1)
     inner.held.clear()
-    assert await device.read(0, LINE) == bytes(expected) + b"".join(map(block, (1, 2, 3)))
+    assert await device.read(0, LINE) == expected + b"".join(map(block, (1, 2, 3)))
     await device.flush()
     assert inner.content[:BLOCK] == expected
 

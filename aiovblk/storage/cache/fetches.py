@@ -129,13 +129,12 @@ class Fetches:
                     self._end(fetch)
 
     async def close(self) -> None:
-        """End them all."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for fetch in list(self._under_way):  # whose task was cancelled before it began
-            self._end(fetch)
+        """End those that have not arrived, and wait until the others are kept."""
+        for fetch in list(self._under_way):
+            if not fetch.arrived.done():
+                fetch.task.cancel()
+                self._end(fetch)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, numbers: range, ahead: bool) -> Fetch:
         begin = numbers.start * self._lines.line_size
