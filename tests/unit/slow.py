@@ -20,6 +20,7 @@ class Slow(BlockDevice):
         asked: all requests: their kind, and offset and length of those that have them.
         errors: by kind, what requests fail with.
         content: what is there.
+        waiting: the answers that wait, the first one first.
 
     """
 
@@ -32,7 +33,7 @@ class Slow(BlockDevice):
         self.held = set(held)
         self.asked: list[tuple[str, int, int] | tuple[str]] = []
         self.errors: dict[str, Exception] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self.waiting: list[asyncio.Future[None]] = []
 
     def take(self) -> list[tuple[str, int, int] | tuple[str]]:
         """What was asked since the last time."""
@@ -42,7 +43,7 @@ class Slow(BlockDevice):
     async def release(self, *, most: int | None = None) -> None:
         """Answer those that wait, the first ones at least, and let everybody run until it rests."""
         await settle()
-        waiting, self._waiting = self._waiting[:most], self._waiting[len(self._waiting[:most]) :]
+        waiting, self.waiting = self.waiting[:most], self.waiting[len(self.waiting[:most]) :]
         for answer in waiting:
             if not answer.done():
                 answer.set_result(None)
@@ -86,7 +87,7 @@ class Slow(BlockDevice):
     async def _answer(self, kind: str) -> None:
         if kind in self.held:
             answer = asyncio.get_running_loop().create_future()
-            self._waiting.append(answer)
+            self.waiting.append(answer)
             await answer
         if kind in self.errors:
             raise self.errors[kind]

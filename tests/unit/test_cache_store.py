@@ -107,6 +107,28 @@ async def test_write_while_the_line_is_being_stored_is_not_undone() -> None:
         await settle()
 
 
+async def test_writes_to_the_store_that_finish_in_any_order_leave_what_is_right() -> None:
+    class Late(Slow):
+        async def write(self, offset: int, data: memoryview) -> None:
+            await self._answer("write")
+            self.content[offset : offset + len(data)] = data
+
+    inner, store = Slow(64), Disk().open(Late)
+    device = cache(inner, store)
+    await device.read(LINE, LINE)
+    store.held.add("write")
+    await begin(device.read(0, BLOCK))
+    (write,) = await begin(device.write(0, new()))
+    store.held.clear()
+    while store.waiting:
+        store.waiting.reverse()
+        await store.release(most=1)
+    await write
+    for _ in range(2):
+        assert await device.read(0, LINE) == bytes(new()) + b"".join(map(block, (1, 2, 3)))
+        await settle()
+
+
 async def test_there_is_no_more_in_the_store_than_its_size() -> None:
     inner, disk = Slow(1024), Disk()
     device = cache(inner, disk.open(), size=2 * 4096 + 5 * (LINE + 8))
@@ -384,6 +406,17 @@ async def test_error_of_the_store_fails_no_request(
         "nothing is cached any more, because the store has failed: [Errno 28] disk full"
     ]
     assert inner.asked[-1] == store.asked[-1] == ("unmount",)
+
+
+async def test_nothing_is_fetched_ahead_that_could_not_be_kept() -> None:
+    inner, store = Slow(256), Disk().open()
+    device = cache(inner, store, read_ahead=8 * LINE)
+    await device.read(0, LINE)
+    store.errors["write"] = OSError(errno.EIO, "no")
+    for number in range(1, 10):
+        await device.read(number * LINE, BLOCK)
+        await settle()
+    assert device.stats.read_ahead_bytes == 2 * LINE  # when it was not yet known
 
 
 async def test_store_that_failed_once_is_empty_the_next_time() -> None:

@@ -113,7 +113,7 @@ class Contents:
     def run_ahead(self, lines: range, *, missed: bool) -> None:
         """Take note of a read of these lines, and fetch ahead what will be read next."""
         wanted = self.ahead.demand(lines, missed=missed)
-        if wanted and self.fetches.lines_ahead < self._most_ahead:
+        if wanted and not self.failed and self.fetches.lines_ahead < self._most_ahead:
             self.prefetch(wanted)
 
     def prefetch(self, numbers: range) -> set[Fetch]:
