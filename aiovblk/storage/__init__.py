@@ -1,6 +1,7 @@
 """Devices that are ready to be mounted, layers for any device, and what is done with both."""
 
 from .around import Around
+from .cache import Cache
 from .copying import copy
 from .faults import Fault, Faults
 from .file import FileDevice
@@ -16,6 +17,7 @@ from .stats import Stats
 
 __all__ = [
     "Around",
+    "Cache",
     "Fault",
     "Faults",
     "FileDevice",
