@@ -60,6 +60,8 @@ class Mount:
         self._events = Events()
         self._claiming = asyncio.Lock()
         self._lines = Lines(self._events, self._stop)
+        if not options.survive:
+            self._lines.timeout = options.timeout or 0.0
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link: kernel.Link
         self._life: asyncio.Task[None]

@@ -76,6 +76,8 @@ class _Place:
     is_connected: bool = False
     serving: SteadyTask[None] | None = None
     remaking: SteadyTask[None] | None = None
+    given_up: float = -math.inf
+    """When the kernel last gave a line here up, because a handler took too long."""
     disconnected: bool = False
     ended: bool = False
 
@@ -92,12 +94,15 @@ class Lines:
         renew: called when a line has ended though nobody wanted it to, with that one and with
             another that is to serve in its place; returns the server's end of a connection for it.
             None where there cannot be one.
+        timeout: seconds after which the kernel is to give a line up whose handler does not end;
+            0 if it was not told so.
 
     """
 
     def __init__(self, events: Events, stop: Callable[[], None]) -> None:
         self.tell = events.feed.publish
         self.renew: Callable[[Line, Line], Awaitable[socket.socket]] | None = None
+        self.timeout = 0.0
         self._events = events
         self._stop = stop
         self._places: list[_Place] = []
@@ -275,13 +280,27 @@ class Lines:
             return
         reason = str(error or "it was closed")
         self.tell(ConnectionLost(place.number + 1, len(self._places), reason))
-        if self.renew is None or self._paused:
+        if self.renew is None or self._paused or self._took_too_long_again(place):
             self._lose(place, error)
             return
         _abandon(place)
         remaking = limited(REMAKE_TIMEOUT, self._remake(place, self.renew))
         place.remaking = SteadyTask(remaking, self._stop)
         place.remaking.add_done_callback(partial(self._on_remade, place, error))
+
+    def _took_too_long_again(self, place: _Place) -> bool:
+        """Whether the kernel has given a line up, and had given up the one before it as well.
+
+        What took too long may have been an outage, so it is tried once more; then it is the end, as
+        without another connection, or whoever waits for the request would wait for ever.
+        """
+        begun = place.line.oldest_start
+        now = asyncio.get_running_loop().time()
+        # The kernel counts from before the handler began, and a worker reports now and then.
+        if not self.timeout or begun is None or now - begun < self.timeout / 2:
+            return False
+        before, place.given_up = place.given_up, now
+        return now - before < 4 * self.timeout
 
     async def _remake(
         self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]

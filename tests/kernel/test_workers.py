@@ -12,8 +12,9 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice, Mount
+from aiovblk.events import ConnectionRestored
 
-from .support import command, fio, pattern, pread, pwrite, sh
+from .support import Program, command, fio, pattern, pread, pwrite, sh
 
 pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
@@ -59,6 +60,10 @@ def logged(path: Path) -> list[str]:
     return Path(f"{path}.log").read_text().split("\n")
 
 
+async def workers_of(running: Program) -> list[str]:
+    return (await sh(f"pgrep -P {running.process.pid} -f aiovblk.workers")).output.split()
+
+
 def pids(mount: Mount) -> list[int]:
     return [line.worker.pid for line in mount._served._lines]  # type: ignore[attr-defined]  # a Crew
 
@@ -97,7 +102,9 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
     image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(aiovblk.AttachError, match=r"worker process \d+ was ended by SIGKILL"):
-        async with aiovblk.mounted(partial(InFile, image), workers=2, timeout=3) as mount:
+        async with aiovblk.mounted(
+            partial(InFile, image), attach="ioctl", workers=2, timeout=3
+        ) as mount:
             working = asyncio.create_task(on_both_processors(mount.path, "--size=4m --loops=2"))
             first = pids(mount)[0]
             await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 'busy {first}'")
@@ -109,6 +116,21 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
             await mount.wait()
     assert f"worker process {first} was ended by SIGKILL" in caplog.text
     assert image.read_bytes()[: len(data)] == data
+
+
+async def test_a_lost_worker_has_a_successor(image: Path) -> None:
+    async with aiovblk.mounted(partial(InFile, image), attach="netlink", workers=2) as mount:
+        for place in range(2):
+            events = mount.events()
+            lost = pids(mount)[place]
+            os.kill(lost, signal.SIGKILL)
+            async for event in events:
+                if isinstance(event, ConnectionRestored):
+                    break
+            assert lost not in pids(mount)
+            data = pattern(4096, place)
+            await asyncio.to_thread(pwrite, mount.path, 0, data)
+            assert image.read_bytes()[: len(data)] == data
 
 
 async def test_a_worker_that_hangs_is_ended(image: Path) -> None:
@@ -129,7 +151,7 @@ async def test_the_command(image: Path) -> None:
         data = pattern(4096)
         await asyncio.to_thread(pwrite, running.path, 0, data, direct=False)
         # As systemd does it: the workers are told as well, and take no notice.
-        workers = (await sh(f"pgrep -P {running.process.pid}")).output.split()
+        workers = await workers_of(running)
         await sh(f"kill -INT {' '.join(workers)}; kill -TERM {' '.join(workers)}")
         assert await running.end(signal.SIGTERM) == 0
     assert image.read_bytes()[:4096] == data
@@ -137,7 +159,7 @@ async def test_the_command(image: Path) -> None:
 
 async def test_a_killed_parent_leaves_no_worker(image: Path) -> None:
     async with command(f"file:{image}", "--workers=2") as running:
-        workers = (await sh(f"pgrep -P {running.process.pid}")).output.split()
+        workers = await workers_of(running)
         assert len(workers) == 2
         await running.end(signal.SIGKILL)
         for pid in workers:

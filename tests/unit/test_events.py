@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from aiovblk import Mount
+from aiovblk import BlockDevice, Mount
 from aiovblk.events import (
     MOST_UNHEARD,
     Attached,
     ConnectionLost,
+    ConnectionRestored,
     Event,
     Feed,
     Listener,
@@ -30,7 +31,7 @@ from aiovblk.events import (
 from aiovblk.kernel import RequestQueue
 from aiovblk.mount.attaching import Options
 from aiovblk.mount.events import Events
-from aiovblk.mount.lines import Lines
+from aiovblk.mount.lines import Line, Lines
 from aiovblk.mount.served import Local
 from aiovblk.mount.worker import LineService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
@@ -217,6 +218,57 @@ async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
     kernels[0].close()
     assert listener.take() == []
     assert "connection 2 of 2 is lost" in caplog.text
+
+
+class NeverReads(BlockDevice):
+    blocks = 1
+
+    async def read(self, offset: int, length: int) -> bytes:
+        never: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        return await never
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.01, 60.0])
+async def test_connection_that_the_kernel_has_given_up_is_made_again_once(timeout: float) -> None:
+    """And one that it has lost for another reason always."""
+    events = Events()
+    listener = events.feed.listen()
+    lines = Lines(events, lambda: None)
+    lines.timeout = timeout
+    made: list[socket.socket] = []
+
+    async def renew(old: Line, new: Line) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        made.append(theirs)
+        return ours
+
+    served = Local(
+        NeverReads(), connections=1, concurrency=1, handler_timeout=None, slow_request=0.02
+    )
+    await served.open(lines)
+    [kernel] = await lines.connect()
+    lines.renew = renew
+    lines.start()
+    kernel.send(serialize_request(Request(0, Command.READ, 1, 0, 4096)))
+    assert isinstance(await anext(listener), SlowRequest)
+    kernel.close()
+    assert words(await anext(listener)) == ("lost", 1, 1, "it was closed")
+    assert isinstance(await anext(listener), RequestFailed)  # to be sent again
+    assert isinstance(await anext(listener), ConnectionRestored)
+    made[0].send(serialize_request(Request(0, Command.READ, 1, 0, 4096)))
+    assert isinstance(await anext(listener), SlowRequest)
+    made[0].close()
+    assert words(await anext(listener)) == ("lost", 1, 1, "it was closed")
+    if timeout == 0.01:
+        await events.stream_ended
+        assert len(made) == 1
+    else:
+        assert isinstance(await anext(listener), RequestFailed)
+        assert isinstance(await anext(listener), ConnectionRestored)
+    lines.abort()
+    await events.stream_ended
+    for sock in made:
+        sock.close()
 
 
 async def test_worker_reports_what_happens_to_its_requests() -> None:
