@@ -26,8 +26,9 @@ from .waiting import limited
 
 logger = logging.getLogger("aiovblk")
 
-REMAKE_TIMEOUT = 10.0
-"""Seconds for a connection that was lost to be made again. The kernel lets requests wait for it."""
+REMAKE_TIMEOUT = 30.0
+"""Seconds for a connection that was lost to be made again, by a new process if need be. The kernel
+lets requests wait for it."""
 
 
 class Line(Protocol):
@@ -323,8 +324,9 @@ class Lines:
         if remaking.cancelled():
             self._end(place, error)
         elif failure := remaking.exception():
-            logger.debug("connection %d cannot be made again: %s", place.number + 1, failure)
-            self._lose(place, error)
+            self._lose(
+                place, error, f"; it could not be made again: {failure or 'it took too long'}"
+            )
         else:
             logger.warning(
                 "connection %d of %d was lost (%s) and is made again; what was in flight on it is"
@@ -336,15 +338,16 @@ class Lines:
             self.tell(ConnectionRestored(place.number + 1, len(self._places)))
             self._serve(place)
 
-    def _lose(self, place: _Place, error: BaseException | None) -> None:
+    def _lose(self, place: _Place, error: BaseException | None, why: str = "") -> None:
         if any(not other.ended for other in self._places if other is not place):
             _abandon(place)
             logger.error(
-                "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
+                "connection %d of %d is lost (%s%s); what was in flight on it is sent again on the"
                 " others",
                 place.number + 1,
                 len(self._places),
                 error or "it was closed",
+                why,
             )
         self._end(place, error)
 
