@@ -85,7 +85,8 @@ async def mounted(
             for never.
         timeout: seconds after which the kernel gives up a connection on which a request was not
             answered. With one connection that is the end of the device, so None means never. With
-            several, the request is sent again on another one, and None means 120.
+            several, the request is sent again on another one, and None means 120. By netlink the
+            connection is made again, once in a row, and the request sent again on that.
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             it is given up.
         queue: what the kernel's requests look like; what was set before is set again at the end.

@@ -26,8 +26,9 @@ from .waiting import limited
 
 logger = logging.getLogger("aiovblk")
 
-REMAKE_TIMEOUT = 10.0
-"""Seconds for a connection that was lost to be made again. The kernel lets requests wait for it."""
+REMAKE_TIMEOUT = 30.0
+"""Seconds for a connection that was lost to be made again, by a new process if need be. The kernel
+lets requests wait for it."""
 
 
 class Line(Protocol):
@@ -76,6 +77,8 @@ class _Place:
     is_connected: bool = False
     serving: SteadyTask[None] | None = None
     remaking: SteadyTask[None] | None = None
+    given_up: float = -math.inf
+    """When the kernel last gave a line here up, because a handler took too long."""
     disconnected: bool = False
     ended: bool = False
 
@@ -278,7 +281,7 @@ class Lines:
             return
         reason = str(error or "it was closed")
         self.tell(ConnectionLost(place.number + 1, len(self._places), reason))
-        if self.renew is None or self._paused or self._took_too_long(place.line):
+        if self.renew is None or self._paused or self._took_too_long_again(place):
             self._lose(place, error)
             return
         _abandon(place)
@@ -286,13 +289,19 @@ class Lines:
         place.remaking = SteadyTask(remaking, self._stop)
         place.remaking.add_done_callback(partial(self._on_remade, place, error))
 
-    def _took_too_long(self, line: Line) -> bool:
-        """Whether the kernel has given it up: on another the request would take as long again."""
-        begun = line.oldest_start
-        if not self.timeout or begun is None:
-            return False
+    def _took_too_long_again(self, place: _Place) -> bool:
+        """Whether the kernel has given a line up, and had given up the one before it as well.
+
+        What took too long may have been an outage, so it is tried once more; then it is the end, as
+        without another connection, or whoever waits for the request would wait for ever.
+        """
+        begun = place.line.oldest_start
+        now = asyncio.get_running_loop().time()
         # The kernel counts from before the handler began, and a worker reports now and then.
-        return asyncio.get_running_loop().time() - begun > self.timeout / 2
+        if not self.timeout or begun is None or now - begun < self.timeout / 2:
+            return False
+        before, place.given_up = place.given_up, now
+        return now - before < 4 * self.timeout
 
     async def _remake(
         self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]
@@ -315,8 +324,9 @@ class Lines:
         if remaking.cancelled():
             self._end(place, error)
         elif failure := remaking.exception():
-            logger.debug("connection %d cannot be made again: %s", place.number + 1, failure)
-            self._lose(place, error)
+            self._lose(
+                place, error, f"; it could not be made again: {failure or 'it took too long'}"
+            )
         else:
             logger.warning(
                 "connection %d of %d was lost (%s) and is made again; what was in flight on it is"
@@ -328,15 +338,16 @@ class Lines:
             self.tell(ConnectionRestored(place.number + 1, len(self._places)))
             self._serve(place)
 
-    def _lose(self, place: _Place, error: BaseException | None) -> None:
+    def _lose(self, place: _Place, error: BaseException | None, why: str = "") -> None:
         if any(not other.ended for other in self._places if other is not place):
             _abandon(place)
             logger.error(
-                "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
+                "connection %d of %d is lost (%s%s); what was in flight on it is sent again on the"
                 " others",
                 place.number + 1,
                 len(self._places),
                 error or "it was closed",
+                why,
             )
         self._end(place, error)
 
