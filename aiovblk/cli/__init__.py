@@ -21,6 +21,7 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS
 from ..storage.copying import REQUESTS
 from . import disks, doctor, listing, top
 from .copy import copy_device
+from .layers import add_layers
 from .mount import mount_until_signal
 from .running import in_loop
 from .serve import serve_until_signal
@@ -249,6 +250,7 @@ def _add_progress(parser: ArgumentParser) -> None:
 
 def _add_handling(parser: ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="refuse every change")
+    add_layers(parser)
     parser.add_argument(
         "--concurrency",
         type=int,

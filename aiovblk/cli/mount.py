@@ -15,10 +15,11 @@ from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..mount import Mount, mounted
 from ..mount.waiting import begin
+from .layers import Layers, stack_of
 from .notify import Notifier
 from .orphan import is_running, spawn_orphan
 from .running import telling_of_slow_requests, until_signal
-from .spec import device_for_worker, device_of
+from .spec import device_for_worker
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
@@ -114,13 +115,14 @@ class Upgrade:
 
 @asynccontextmanager
 async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
+    layers = Layers.of(arguments)
     if arguments.workers is not None:
         yield partial(device_for_worker, arguments.spec, read_only=arguments.read_only)
         return
     async with AsyncExitStack() as stack:
 
         async def make() -> BlockDevice:
-            device = device_of(arguments.spec, read_only=arguments.read_only)
+            device = stack_of(arguments.spec, layers, read_only=arguments.read_only)
             return await stack.enter_async_context(device)
 
         # Not before the other server has let go of it: a file is locked.

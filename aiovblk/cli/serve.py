@@ -15,8 +15,9 @@ from functools import partial
 from ..device import BlockDevice, Factory
 from ..server import Export, Server, serve
 from ..tls import psk_server_context, server_context
+from .layers import Layers, stack_of
 from .running import telling_of_slow_requests, until_signal
-from .spec import device_for_worker, device_of
+from .spec import device_for_worker
 from .stdio import standard_streams
 from .units import SpecError
 
@@ -66,8 +67,10 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
 
 
 async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> BlockDevice | Factory:
+    layers = Layers.of(arguments)
     if arguments.workers is None:
-        return await stack.enter_async_context(device_of(spec, read_only=arguments.read_only))
+        opening = stack_of(spec, layers, read_only=arguments.read_only)
+        return await stack.enter_async_context(opening)
     # Blocks of one byte: no two processes then change parts of the same one.
     factory = partial(device_for_worker, spec, read_only=arguments.read_only, block_size=1)
     # Once here, so that what is wrong shows at once, and not when the first client comes.
