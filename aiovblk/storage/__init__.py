@@ -8,6 +8,7 @@ from .file import FileDevice
 from .layer import Layer
 from .memory import MemoryDevice
 from .mirror import Mirror
+from .objects import ObjectStoreDevice
 from .overlay import Overlay
 from .partition import Partition
 from .readonly import ReadOnly
@@ -24,6 +25,7 @@ __all__ = [
     "Layer",
     "MemoryDevice",
     "Mirror",
+    "ObjectStoreDevice",
     "Overlay",
     "Partition",
     "ReadOnly",

@@ -199,6 +199,24 @@ def test_url_names_a_folder(url: str, folder: str, monkeypatch: pytest.MonkeyPat
     assert from_url(url)[1] == folder
 
 
+async def test_profile_of_a_file_is_used(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await s3.make_bucket(port)
+    (tmp_path / "credentials").write_text(
+        "[disks]\naws_access_key_id = key\naws_secret_access_key = secret\n"
+    )
+    (tmp_path / "config").write_text("[profile disks]\nregion = us-east-1\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "disks")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    client, folder = from_url("s3://bucket/folder")
+    await client.at(folder).put("a", b"data")
+    assert bytes(await client.get("folder/a")) == b"data"
+
+
 async def test_what_is_put_into_a_folder_survives_a_power_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,8 +254,8 @@ def from_url(
     if parts.scheme not in SCHEMES or not parts.netloc:
         raise ValueError(f"{url!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
-    if parts.scheme == "s3" and _allows_http():
-        options.setdefault("client_options", {"allow_http": True})
+    if parts.scheme in AWS_SCHEMES:
+        options = _aws_options() | options
     try:
         root = f"{parts.scheme}://{parts.netloc}"
         store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
@@ -264,10 +264,31 @@ def from_url(
     return ObjectStoreClient(store, patience=patience), folder
 
 
-SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
+AWS_SCHEMES = frozenset({"s3", "s3a"})
+SCHEMES = AWS_SCHEMES | {"gs", "az", "abfs", "abfss"}
 """Of the URLs of object stores on the network."""
 
 
-def _allows_http() -> bool:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    return endpoint.startswith("http://")
+def _aws_options() -> dict[str, Any]:
+    """Return what Amazon's own tools find by themselves, and obstore does not."""
+    environment = os.environ
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {}
+    if endpoint.startswith("http://"):
+        options["client_options"] = {"allow_http": True}
+    files = [
+        environment.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        environment.get("AWS_CONFIG_FILE", "~/.aws/config"),
+    ]
+    if "AWS_ACCESS_KEY_ID" not in environment and any(
+        os.path.exists(os.path.expanduser(file)) for file in files
+    ):
+        try:
+            from obstore.auth.boto3 import Boto3CredentialProvider
+        except ModuleNotFoundError:
+            reason = (
+                f"the profiles in {' and '.join(files)} are read by boto3; install aiovblk[aws]"
+            )
+            raise ValueError(reason) from None
+        options["credential_provider"] = Boto3CredentialProvider()
+    return options
