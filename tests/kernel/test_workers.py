@@ -68,17 +68,27 @@ def pids(mount: Mount) -> list[int]:
     return [line.worker.pid for line in mount._served._lines]  # type: ignore[attr-defined]  # a Crew
 
 
-async def on_both_processors(path: str, options: str) -> None:
-    await fio(
-        path,
-        "--numjobs=2 --offset_increment=8m --cpus_allowed=0,1 --cpus_allowed_policy=split"
-        f" {VERIFY} {options}",
-    )
+async def on_both_processors(mount: Mount, options: str) -> None:
+    try:
+        await fio(
+            mount.path,
+            "--numjobs=2 --offset_increment=8m --cpus_allowed=0,1 --cpus_allowed_policy=split"
+            f" {VERIFY} {options}",
+        )
+    except TimeoutError:
+        for pid in pids(mount):
+            os.kill(pid, signal.SIGABRT)  # so they print where they were
+        raise
+
+
+@pytest.fixture(autouse=True)
+def workers_print_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
 
 
 async def test_two_workers_serve_one_disk(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
-        await on_both_processors(mount.path, "--size=4m --fsync=64")
+        await on_both_processors(mount, "--size=4m --fsync=64")
         os.truncate(image, 2 * SIZE)
         await mount.resize(2 * SIZE // 4096)
         assert mount.device.size == 2 * SIZE
@@ -105,7 +115,7 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
         async with aiovblk.mounted(
             partial(InFile, image), attach="ioctl", workers=2, timeout=3
         ) as mount:
-            working = asyncio.create_task(on_both_processors(mount.path, "--size=4m --loops=2"))
+            working = asyncio.create_task(on_both_processors(mount, "--size=4m --loops=2"))
             first = pids(mount)[0]
             await sh(f"tail -n +1 --retry -f {image}.log 2>/dev/null | grep -q -m1 'busy {first}'")
             os.kill(first, signal.SIGKILL)
