@@ -1,5 +1,6 @@
 # make setup   what the project needs: Debian packages, and .venv with its tools
 # make demo    show what the library does, in a virtual machine
+# make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
 # make test-systemd   the packaged unit, and life with udev, in Debians of their own (not in make test)
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
@@ -15,13 +16,16 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup demo test test-systemd bench lint clean
+.PHONY: setup demo demo-s3 test test-systemd bench lint clean
 
 setup:
 	@tools/setup
 
 demo: setup
 	@tools/demo
+
+demo-s3: setup
+	@tools/demo s3
 
 test: setup
 	@tools/test

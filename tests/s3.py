@@ -1,10 +1,14 @@
-"""An S3 server (that of moto, over HTTP), and a proxy before it that makes a bad network of it."""
+"""An S3 server (that of moto, over HTTP), and a proxy before it that makes a bad network of it.
+
+``python -m tests.s3`` runs the server, with an empty bucket, until its input ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import struct
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -168,3 +172,10 @@ def _answer(status: str, code: str) -> bytes:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
     return f"{head}\r\n\r\n".encode() + body
+
+
+if __name__ == "__main__":
+    with server() as port:
+        asyncio.run(make_bucket(port))
+        print(port, flush=True)
+        sys.stdin.read()

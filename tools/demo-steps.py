@@ -6,6 +6,7 @@ namespace of its own, and the servers are told when this process dies.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -32,11 +33,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     begin = time.monotonic()
+    shows = [disk_in_s3] if sys.argv[1:] == ["s3"] else [read_only_disk, failing_disk, file_system]
     try:
         node = free_node()
-        read_only_disk(node)
-        failing_disk(node)
-        file_system(node)
+        for show in shows:
+            show(node)
     except DemoError as exc:
         print(f"\ndemo: FAILED: {exc}", flush=True)
         return 1
@@ -93,6 +94,54 @@ def file_system(node: str) -> None:
         run("diff -r examples /mnt/examples && diff LICENSE /mnt/LICENSE && umount /mnt")
 
 
+def disk_in_s3(node: str) -> None:
+    """Serve a disk in a bucket, and kill its server."""
+    say("An S3 server, that of moto, with an empty bucket:")
+    with s3_server():
+        spec = "s3://bucket/disk?size=1G"
+        serve = f"{AIOVBLK} mount {spec} {node} --cache 64M"
+        say("A disk in the bucket, with a file system on it:")
+        with served(serve, node, killed=True):
+            run(f"mkfs.ext4 -q {node} && mount {node} /mnt")
+            run("cp LICENSE /mnt/synced && sync && cp LICENSE /mnt/not-synced")
+            say("The server is killed:")
+        run("umount /mnt || umount -l /mnt")
+        say("What was synced is there when another one serves the disk:")
+        with served(serve, node):
+            run(f"mount {node} /mnt && diff LICENSE /mnt/synced && umount /mnt")
+            run(f"fsck.ext4 -fn {node}", expect="5: Checking group summary information\n.*files")
+        run(f"{AIOVBLK} snapshot {spec} yesterday && {AIOVBLK} snapshot {spec}", expect="yesterday")
+        run(f"{AIOVBLK} clone '{spec}&snapshot=yesterday' s3://bucket/clone")
+        run(f"{AIOVBLK} check s3://bucket/clone", expect="all is well")
+
+
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """Run an S3 server, and tell the environment where it is."""
+    print(f"# {PYTHON} -m tests.s3 &", flush=True)
+    server = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", PYTHON, "-m", "tests.s3"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None  # because it is a pipe
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+        for name, value in environment.items():
+            print(f"# export {name}={value}", flush=True)
+        os.environ.update(environment)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
 def say(text: str) -> None:
     """Explain what comes next."""
     print(f"\n{text}", flush=True)
@@ -117,8 +166,11 @@ def run(command: str, *, status: int = 0, expect: str = "") -> None:
 
 
 @contextmanager
-def served(command: str, node: str, *, goodbye: str = "") -> Iterator[None]:
-    """Run a server from when it has mounted a device until Ctrl-C, after which it must be gone."""
+def served(command: str, node: str, *, goodbye: str = "", killed: bool = False) -> Iterator[None]:
+    """Run a server from when it has mounted a device until Ctrl-C, after which it must be gone.
+
+    Or kill it.
+    """
     print(f"# {command} &", flush=True)
     server = subprocess.Popen(
         # Not in our group: Ctrl-C in the terminal is for us. Should we die, it is told.
@@ -135,6 +187,12 @@ def served(command: str, node: str, *, goodbye: str = "") -> Iterator[None]:
         if not line.startswith("mounted ") or line.split()[-1] != node:
             raise DemoError(f"{node} was not mounted: {line}{server.stdout.read()}")
         yield
+        if killed:
+            print("# kill -KILL $!", flush=True)
+            server.kill()
+            server.communicate(timeout=PATIENCE)
+            wait_until_free(node)
+            return
         print("# kill -INT $!", flush=True)
         server.send_signal(signal.SIGINT)
         output, _ = server.communicate(timeout=PATIENCE)
@@ -147,6 +205,15 @@ def served(command: str, node: str, *, goodbye: str = "") -> Iterator[None]:
         raise DemoError(f"it did not end within {PATIENCE:.0f} s: {command}") from None
     finally:
         end(server)
+
+
+def wait_until_free(node: str) -> None:
+    """Wait until the kernel has noticed that a server is gone."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/sys/block/{node.removeprefix('/dev/')}/pid").exists():
+        if time.monotonic() > deadline:
+            raise DemoError(f"{node} is still attached")
+        time.sleep(0.05)
 
 
 def end(server: subprocess.Popen[str]) -> None:

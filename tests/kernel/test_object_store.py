@@ -12,7 +12,6 @@ from random import Random
 
 import pytest
 
-from .. import s3
 from .support import Program, becomes_free, command, program, sh
 
 pytestmark = [pytest.mark.deadline(420), pytest.mark.one_loop, pytest.mark.newest_python]
@@ -60,16 +59,8 @@ assert len(lines) >= number and lines[:number] == [str(each) for each in range(1
 @pytest.fixture
 async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """An S3 server of its own process, with an empty bucket."""
-    serve = (
-        "import sys\n"
-        "from tests import s3\n"
-        "with s3.server() as port:\n"
-        "    print(port, flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    async with program("-c", serve) as server:
+    async with program("-m", "tests.s3") as server:
         port = int(await server.line())
-        await s3.make_bucket(port)
         environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "key",
