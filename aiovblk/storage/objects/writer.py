@@ -43,6 +43,7 @@ class Writer:
         self.size = journal.state.size
         """Bytes of the disk."""
         self._fenced = ""
+        self._unsure = False  # whether a record is there whose answer was lost
         # What is older may be part of a snapshot, if there are any; they are not read.
         self._deletes_from = first_version(epoch) if journal.state.snapshots else 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +114,7 @@ class Writer:
     async def _commit(self) -> None:
         size, floor = self.size, self._chunks.floor
         changes, superseded = self._chunks.take_changes()
-        if not changes and size == self._journal.state.size:
+        if not changes and size == self._journal.state.size and not self._unsure:
             return
         snapshots = set(self._journal.state.snapshots)
         new = record(
@@ -129,8 +130,10 @@ class Writer:
             self._lose(exc.reason)
             raise
         except BaseException:
+            self._unsure = True
             self._chunks.give_back(changes, superseded)
             raise
+        self._unsure = False
         if self._journal.state.snapshots.keys() - snapshots:
             self._deletes_from = self._chunks.next_version
         self._spawn(self._chunks.delete(superseded, self._deletes_from))
