@@ -107,8 +107,8 @@ class ObjectStoreDevice(BlockDevice):
 
     @blocks.setter
     def blocks(self, value: int) -> None:
-        self._size = value * self.block_size
-        self._chunks.resize(-(-self._size // self._chunk_size))
+        before, self._size = self._size, value * self.block_size
+        self._chunks.resize(before, self._size)
         if self._writer is not None:
             self._writer.size = self._size
 
