@@ -256,6 +256,11 @@ class State:
     """First and last of the records that must stay: a writer that was never closed, and may believe
     to this day that it is the writer, finds them where its own would be."""
 
+    @property
+    def newest_snapshot(self) -> int:
+        """The record of the snapshot that was taken last, of those that there are."""
+        return max((each.sequence for each in self.snapshots.values()), default=0)
+
     def apply(self, record: Record, chunk_size: int) -> None:
         """Take the next step."""
         self.sequence += 1

@@ -45,7 +45,8 @@ class Writer:
         self._fenced = ""
         self._unsure = False  # whether a record is there whose answer was lost
         # What is older may be part of a snapshot, if there are any; they are not read.
-        self._deletes_from = first_version(epoch) if journal.state.snapshots else 0
+        self._newest_snapshot = journal.state.newest_snapshot
+        self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Task[None] | None = None
@@ -116,7 +117,6 @@ class Writer:
         changes, superseded = self._chunks.take_changes()
         if not changes and size == self._journal.state.size and not self._unsure:
             return
-        snapshots = set(self._journal.state.snapshots)
         new = record(
             Kind.COMMIT,
             size=size,
@@ -134,11 +134,15 @@ class Writer:
             self._chunks.give_back(changes, superseded)
             raise
         self._unsure = False
-        if self._journal.state.snapshots.keys() - snapshots:
-            self._deletes_from = self._chunks.next_version
+        self._keep_what_snapshots_need()
         self._spawn(self._chunks.delete(superseded, self._deletes_from))
         if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
             await self._sum_up()
+
+    def _keep_what_snapshots_need(self) -> None:
+        newest = self._journal.state.newest_snapshot
+        if newest > self._newest_snapshot:
+            self._newest_snapshot, self._deletes_from = newest, self._chunks.next_version
 
     async def _sum_up(self) -> None:
         try:

@@ -1,0 +1,121 @@
+"""The history of a disk in an object store, when records are late, lost, or made by others."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from aiovblk.storage.objects import (
+    ObjectStoreDevice,
+    create,
+    drop_snapshot,
+    snapshot,
+)
+
+from .objects import Bucket, Client
+
+CHUNK = 16384
+BLOCK = 4096
+SIZE = 8 * CHUNK
+
+
+@pytest.fixture
+async def bucket() -> Bucket:
+    bucket = Bucket()
+    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK)
+    return bucket
+
+
+async def opened(client: Client, **options: Any) -> ObjectStoreDevice:
+    return await ObjectStoreDevice.open(client, "disk", **options)
+
+
+async def write(device: ObjectStoreDevice, letter: bytes) -> None:
+    await device.write(0, memoryview(letter * CHUNK))
+
+
+async def contents(bucket: Bucket, name: str | None = None, path: str = "disk") -> bytes:
+    device = await ObjectStoreDevice.open(bucket.client(), path, snapshot=name, read_only=True)
+    data = bytes(await device.read(0, CHUNK))
+    await device.unmount()
+    assert data == data[:1] * CHUNK
+    return data[:1]
+
+
+def failing(*requests: str) -> Any:
+    """What fails these requests to the store, each once: ``get log``, say."""
+    left = list(requests)
+
+    def before(request: str, path: str) -> None:
+        word = f"{request} {path.partition('/')[0]}"
+        if word in left:
+            left.remove(word)
+            raise OSError(errno.EIO, "the store is away")
+
+    return before
+
+
+def losing(create_object: Any) -> Any:
+    """Make an object, and never hear that it was made."""
+
+    async def lose(self: Client, path: str, data: bytes) -> None:
+        await create_object(self, path, data)
+        raise OSError(errno.EIO, "no answer")
+
+    return lose
+
+
+# What snapshots need
+
+
+async def test_snapshot_that_takes_the_name_of_another_is_kept_by_the_writer(
+    bucket: Bucket,
+) -> None:
+    device = await opened(bucket.client())
+    await write(device, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="latest")
+    for letter in (b"b", b"c"):
+        await write(device, letter)
+        await device.flush()
+    await drop_snapshot(bucket.client(), "disk", name="latest")
+    await snapshot(bucket.client(), "disk", name="latest")
+    await write(device, b"d")
+    await device.unmount()
+    assert await contents(bucket, "latest") == b"c"
+    assert await contents(bucket) == b"d"
+
+
+@pytest.mark.parametrize("request_", ["put chunks", "create log"])
+async def test_snapshot_is_kept_by_a_writer_that_learns_of_it_while_a_flush_fails(
+    bucket: Bucket, request_: str
+) -> None:
+    client = bucket.client()
+    device = await opened(client)
+    await write(device, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await write(device, b"b")
+    client.before = failing(request_) if request_ == "put chunks" else _failing_second()
+    with pytest.raises(OSError, match="away"):
+        await device.flush()
+    await device.unmount()
+    assert await contents(bucket, "one") == b"a"
+
+
+def _failing_second() -> Any:
+    """Let a writer find the record of another, and fail its next attempt."""
+    made: list[str] = []
+
+    def before(request: str, path: str) -> None:
+        if request == "create":
+            made.append(path)
+            if len(made) == 2:
+                raise OSError(errno.EIO, "the store is away")
+
+    return before
+
+
+# Whoever is late
