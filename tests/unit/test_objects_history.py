@@ -118,4 +118,24 @@ def _failing_second() -> Any:
     return before
 
 
+async def test_snapshot_of_a_process_that_died_is_stored_though_the_first_attempt_fails(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
+    client = bucket.client()
+    device = await opened(client)
+    await write(device, b"a")
+    await device.flush()
+    other = bucket.client()
+    other.before = failing("put map")
+    with pytest.raises(OSError, match="away"):
+        await snapshot(other, "disk", name="one")
+    client.before = failing("put map")
+    await write(device, b"b")
+    with pytest.raises(OSError, match="away"):
+        await device.flush()
+    await device.unmount()
+    assert await contents(bucket, "one") == b"a"
+
+
 # Whoever is late

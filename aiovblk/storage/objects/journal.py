@@ -196,13 +196,15 @@ class Journal:
         return read_record(self._sealing.open(path, await self._objects.get(path)), path)
 
     async def _follow(self, following: Record) -> None:
-        self.state.apply(following, self._description.chunk_size)
         if following.kind is Kind.SNAPSHOT:
-            # Whoever took it may have died before this.
+            state = self.state.copy()
+            state.apply(following, self._description.chunk_size)
+            # Whoever took it may have died before this. If it fails the record is met again.
             if self._writes:
-                await self._store(self.state.copy())
+                await self._store(state)
             else:
-                self._passed[self.state.sequence] = self.state.copy()
+                self._passed[state.sequence] = state
+        self.state.apply(following, self._description.chunk_size)
 
 
 def superfluous(number: int, state: State) -> bool:
