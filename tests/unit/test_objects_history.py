@@ -13,6 +13,7 @@ from aiovblk.storage.objects import (
     drop_snapshot,
     snapshot,
 )
+from aiovblk.storage.objects.journal import FencedError
 
 from .objects import Bucket, Client
 
@@ -139,3 +140,30 @@ async def test_snapshot_of_a_process_that_died_is_stored_though_the_first_attemp
 
 
 # Whoever is late
+
+
+async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(
+    bucket: Bucket,
+) -> None:
+    client = bucket.client()
+    old = await opened(client, lease=3600)
+    await write(old, b"o")
+    bucket.forget_lease()
+    new = await opened(bucket.client(), lease=3600)
+    await write(new, b"n")
+    await new.flush()
+    second = "log/000000000003"
+
+    def before(request: str, path: str) -> None:
+        if request == "put" or path == second:
+            raise OSError(errno.EIO, "the store is away")
+
+    client.before = before
+    with pytest.raises(FencedError, match="taken over"):
+        await old.flush()
+    client.before = lambda request, path: None
+    with pytest.raises(FencedError, match="taken over"):
+        await old.flush()
+    await old.unmount()
+    await new.unmount()
+    assert await contents(bucket) == b"n"

@@ -38,6 +38,7 @@ class Writer:
         epoch = journal.state.epoch
         self._chunks = chunks
         self._journal = journal
+        self._epoch = epoch
         self._lease = Lease(objects, epoch, lease)
         self._renewal = lease / 3
         self.size = journal.state.size
@@ -106,10 +107,11 @@ class Writer:
 
     async def _look_for_another(self) -> None:
         """Raise FencedError if another writer is the reason: it deletes what it replaces."""
-        epoch = self._journal.state.epoch
-        await self._journal.catch_up()
-        if self._journal.state.epoch != epoch:
-            self._lose(f"taken over by {self._journal.state.holder}")
+        try:
+            await self._journal.catch_up()
+        finally:  # it may have come as far as the other's first record
+            if self._journal.state.epoch != self._epoch:
+                self._lose(f"taken over by {self._journal.state.holder}")
             self.check()
 
     async def _commit(self) -> None:
