@@ -167,3 +167,21 @@ async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(
     await old.unmount()
     await new.unmount()
     assert await contents(bucket) == b"n"
+
+
+async def test_flush_of_a_fenced_writer_fails_although_an_answer_to_an_earlier_was_lost(
+    bucket: Bucket,
+) -> None:
+    client = bucket.client()
+    old = await opened(client, lease=3600)
+    await write(old, b"o")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "create", losing(Client.create))
+        with pytest.raises(OSError, match="no answer"):
+            await old.flush()
+    bucket.forget_lease()
+    await (await opened(bucket.client())).unmount()
+    await write(old, b"p")
+    with pytest.raises(FencedError):
+        await old.flush()
+    await old.unmount()

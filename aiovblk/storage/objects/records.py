@@ -254,7 +254,8 @@ class State:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     fences: list[tuple[int, int]] = field(default_factory=list)
     """First and last of the records that must stay: a writer that was never closed, and may believe
-    to this day that it is the writer, finds them where its own would be."""
+    to this day that it is the writer, finds them where its own would be. The first is its own last
+    one, whose answer may have been lost."""
 
     @property
     def newest_snapshot(self) -> int:
@@ -267,7 +268,7 @@ class State:
         match record.kind:
             case Kind.OPEN:
                 if self.unclosed:
-                    self.fences.append((self.unclosed + 1, self.sequence))
+                    self.fences.append((self.unclosed, self.sequence))
                 self.epoch += 1
                 self.holder = record.holder
                 self.unclosed = self.sequence
