@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
     ObjectStoreDevice,
+    check,
+    clone,
     create,
     drop_snapshot,
     snapshot,
+    snapshots,
 )
 from aiovblk.storage.objects.journal import FencedError
 
@@ -185,3 +189,35 @@ async def test_flush_of_a_fenced_writer_fails_although_an_answer_to_an_earlier_w
     with pytest.raises(FencedError):
         await old.flush()
     await old.unmount()
+
+
+@pytest.mark.parametrize("what", ["writer", "snapshot", "clone", "drop"])
+async def test_record_where_another_was_that_is_summed_up_is_noticed(
+    bucket: Bucket, what: str
+) -> None:
+    """A process reads the history and sleeps; two writers come and go before it goes on."""
+    await snapshot(bucket.client(), "disk", name="old")
+
+    async def sleep() -> None:
+        late.before = lambda request, path: None
+        for letter in (b"x", b"y"):
+            device = await opened(bucket.client(), lease=3600)
+            await write(device, letter)
+            await device.unmount()
+
+    late = bucket.client()
+    late.before = lambda request, path: sleep() if request == "create" else None
+    with pytest.raises(StorageError, match="went on meanwhile"):
+        if what == "writer":
+            await opened(late)
+        elif what == "snapshot":
+            await snapshot(late, "disk", name="new")
+        elif what == "drop":
+            await drop_snapshot(late, "disk", name="old")
+        else:
+            await clone(late, "disk", name="old", target="clone")
+    assert list(await snapshots(bucket.client(), "disk")) == ["old"]
+    assert "clone/disk.json" not in bucket.objects
+    await (await opened(bucket.client())).unmount()
+    assert await contents(bucket) == b"y"
+    assert (await check(bucket.client(), "disk")).problems == []

@@ -29,6 +29,8 @@ from .store import Objects
 
 Check = Callable[[State], object]
 
+_FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
+
 _ATTEMPTS = 10  # to read a history that a writer sums up at the same time
 
 
@@ -150,6 +152,8 @@ class Journal:
 
         Raises:
             FencedError: a writer has opened the disk since the last record that was known.
+            StorageBusyError: it is not known whether the record is part of the history, which was
+                summed up meanwhile.
             OSError: the store fails.
 
         """
@@ -158,16 +162,27 @@ class Journal:
             path = log_name(self.state.sequence + 1)
             try:
                 await self._objects.create(path, self._sealing.seal(path, new.encode()))
+                there = new
             except FileExistsError:
                 there = await self._record(path)
-                await self._follow(there)
-                if there.nonce == new.nonce:  # an attempt whose answer was lost
-                    return
-                if there.kind is Kind.OPEN:
-                    raise FencedError(errno.EBUSY, f"taken over by {there.holder}") from None
-            else:
-                await self._follow(new)
+            is_ours = there.nonce == new.nonce  # or an attempt's whose answer was lost
+            if is_ours and new.kind not in _FENCED:
+                await self._refuse_if_late()
+            await self._follow(there)
+            if is_ours:
                 return
+            if there.kind is Kind.OPEN:
+                raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
+
+    async def _refuse_if_late(self) -> None:
+        """Raise StorageBusyError if there was a record already where one has just been added.
+
+        It may have been summed up and deleted since the history was read. Not those that a writer
+        finds where it adds its own: they stay, see :attr:`.State.fences`.
+        """
+        if await self._objects.find(MAP, after=map_name(self.state.sequence + 1)):
+            reason = "the history of the disk went on meanwhile; see what is there, and try again"
+            raise StorageBusyError(errno.EAGAIN, reason)
 
     async def sum_up(self) -> None:
         """Store the state, and delete the records, and the last state, that it makes superfluous.
