@@ -221,3 +221,21 @@ async def test_record_where_another_was_that_is_summed_up_is_noticed(
     await (await opened(bucket.client())).unmount()
     assert await contents(bucket) == b"y"
     assert (await check(bucket.client(), "disk")).problems == []
+
+
+async def test_snapshot_is_taken_although_a_writer_comes_at_the_same_time(bucket: Bucket) -> None:
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_it() -> None:
+        other.before = lambda request, path: None
+        device = await opened(bucket.client())
+        await write(device, b"a")
+        await device.flush()
+        devices.append(device)
+
+    other = bucket.client()
+    other.before = lambda request, path: open_it() if request == "create" else None
+    await snapshot(other, "disk", name="one")
+    await write(devices[0], b"b")
+    await devices[0].unmount()
+    assert await contents(bucket, "one") == b"a"

@@ -30,6 +30,7 @@ from .store import Objects
 Check = Callable[[State], object]
 
 _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
+_WRITERS = _FENCED | {Kind.OPEN}
 
 _ATTEMPTS = 10  # to read a history that a writer sums up at the same time
 
@@ -151,7 +152,8 @@ class Journal:
             check: called with the state that it would follow; what it raises comes out.
 
         Raises:
-            FencedError: a writer has opened the disk since the last record that was known.
+            FencedError: a writer's record: another has opened the disk since the last one that was
+                known.
             StorageBusyError: it is not known whether the record is part of the history, which was
                 summed up meanwhile.
             OSError: the store fails.
@@ -171,7 +173,7 @@ class Journal:
             await self._follow(there)
             if is_ours:
                 return
-            if there.kind is Kind.OPEN:
+            if there.kind is Kind.OPEN and new.kind in _WRITERS:
                 raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
 
     async def _refuse_if_late(self) -> None:
