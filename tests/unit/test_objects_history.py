@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aiovblk.errors import StorageError
+from aiovblk.errors import StorageBusyError, StorageError
 from aiovblk.storage.objects import (
     ObjectStoreDevice,
     check,
@@ -239,3 +239,57 @@ async def test_snapshot_is_taken_although_a_writer_comes_at_the_same_time(bucket
     await write(devices[0], b"b")
     await devices[0].unmount()
     assert await contents(bucket, "one") == b"a"
+
+
+async def test_of_two_that_open_one_after_the_other_the_first_stays_the_writer(
+    bucket: Bucket,
+) -> None:
+    """The second has seen that the disk is free before the first took it."""
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_first() -> None:
+        second.before = lambda request, path: None
+        assert "disk/lease" not in bucket.objects
+        devices.append(await opened(bucket.client()))
+
+    second = bucket.client()
+    seen: list[str] = []
+
+    def before(request: str, path: str) -> Any:
+        if path == "lease":
+            seen.append(path)
+        elif seen:
+            return open_first()
+        return None
+
+    second.before = before
+    with pytest.raises(StorageBusyError):
+        await opened(second)
+    await write(devices[0], b"a")
+    await devices[0].unmount()
+    assert await contents(bucket) == b"a"
+
+
+async def test_writer_that_lost_the_disk_before_it_had_the_lease_is_told_at_once(
+    bucket: Bucket,
+) -> None:
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_other() -> None:
+        first.before = lambda request, path: None
+        devices.append(await opened(bucket.client()))
+
+    first = bucket.client()
+    made: list[str] = []
+
+    def before(request: str, path: str) -> Any:
+        if made and path == "lease":
+            return open_other()
+        if request == "create":
+            made.append(path)
+        return None
+
+    first.before = before
+    with pytest.raises(StorageBusyError, match="taken over by process"):
+        await opened(first)
+    await devices[0].unmount()

@@ -88,8 +88,9 @@ class ObjectStoreDevice(BlockDevice):
             device = cls(disk, await disk.state(snapshot), limits)
             device.read_only = True
             return device
-        await leases.wait_until_free(disk.objects)
+        # In this order: whoever opens it after the lease was looked at is found in the history.
         journal = await disk.journal(writes=True)
+        await leases.wait_until_free(disk.objects)
         await Writer.open(journal)
         device = cls(disk, journal.state, limits)
         device._writer = Writer(device._chunks, journal, disk.objects, lease)

@@ -68,8 +68,16 @@ class Writer:
         await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
 
     async def begin(self) -> None:
-        """Take the lease and keep it."""
-        await self._lease.renew()
+        """Take the lease and keep it.
+
+        Raises:
+            FencedError: another has taken the disk over meanwhile.
+            OSError: the store fails.
+
+        """
+        holder = await self._lease.renew()
+        if holder is not None:
+            raise FencedError(errno.EBUSY, f"taken over by {holder}")
         # An unclean end may have left records that are in the store's own memory only.
         await self._journal.sum_up()
         self._spawn(self._keep_lease())
