@@ -174,7 +174,7 @@ async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> No
             present[(origin, *chunk_in(found.path))] = found.size
     for origin, index, version in needed - present.keys():
         report.problems.append(f"{_named(disk, origin, index, version)} is missing")
-    needed &= present.keys()
+    needed.intersection_update(present)
     report.chunks = len(needed)
     report.size = sum(present[each] for each in needed)
 
