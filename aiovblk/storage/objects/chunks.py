@@ -170,7 +170,9 @@ class Chunks:
         source, name = self._sources[origin], chunk_name(index, version)
         async with self._reads:
             data = await source.objects.get(name)
-            contents = await self._in_thread(source.sealing.open, name, data)
+            contents = await self._in_thread(
+                source.sealing.open, name, data, longest=self._chunk_size
+            )
         if len(contents) != self._chunk_size:
             raise damaged(name, f"it has {len(contents)} bytes")
         if self._entry(index) == entry:

@@ -126,7 +126,7 @@ class Journal:
             if sequence or self._description.origins:
                 raise
             return self._beginning()
-        return await asyncio.to_thread(read_state, self._sealing.open(path, data), path)
+        return await asyncio.to_thread(lambda: read_state(self._sealing.open(path, data), path))
 
     def _beginning(self) -> State:
         size = self._description.size

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from .disk import Disk
 from .journal import Journal, record
@@ -185,6 +186,7 @@ async def _check_contents(
     disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int], object]
 ) -> None:
     sources = disk.sources
+    longest = disk.description.chunk_size
     waiting = iter(needed)
 
     async def work() -> None:
@@ -192,8 +194,9 @@ async def _check_contents(
             name = chunk_name(index, version)
             try:
                 data = await sources[origin].objects.get(name)
-                found = await asyncio.to_thread(sources[origin].sealing.open, name, data)
-                if len(found) != disk.description.chunk_size:
+                unseal = partial(sources[origin].sealing.open, longest=longest)
+                found = await asyncio.to_thread(unseal, name, data)
+                if len(found) != longest:
                     report.problems.append(f"{name} has {len(found)} bytes")
             except OSError as exc:
                 report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")
