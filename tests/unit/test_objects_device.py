@@ -495,6 +495,18 @@ async def test_compressed_chunks_are_small(bucket: Bucket) -> None:
     assert len(bucket.objects[name]) < 100
 
 
+@pytest.mark.parametrize("lease", [0, -1, 1e6, float("nan")])
+async def test_lease_that_would_not_be_honoured_is_refused(bucket: Bucket, lease: float) -> None:
+    await make(bucket)
+    with pytest.raises(ValueError, match="a lease has at most 86400 seconds"):
+        await ObjectStoreDevice.open(bucket.client(), "disk", lease=lease)
+
+
+def test_limits_with_which_nothing_would_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="requests must be at least 1, not 0"):
+        Limits(requests=0)
+
+
 # Sizes
 
 

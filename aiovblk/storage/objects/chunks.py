@@ -47,6 +47,11 @@ class Limits:
     requests: int = 32
     """Chunks that are read, and as many again that are stored, at the same time."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would never come to an end."""
+        if self.requests < 1:
+            raise ValueError(f"requests must be at least 1, not {self.requests}")
+
 
 class Chunks:
     """The chunks of an open disk.

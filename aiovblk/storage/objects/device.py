@@ -73,7 +73,8 @@ class ObjectStoreDevice(BlockDevice):
                 if there is one, may delete what it has replaced since: snapshots are safe.
             key: 32 bytes, if the disk is encrypted.
             limits: of memory and requests.
-            lease: seconds after which another may take the disk over from a writer that is silent.
+            lease: seconds, a day at most, after which another may take the disk over from a writer
+                that is silent.
 
         Raises:
             FileNotFoundError: there is no disk, or no such snapshot.
@@ -83,6 +84,8 @@ class ObjectStoreDevice(BlockDevice):
             ValueError, OSError: the store cannot be used.
 
         """
+        if not 0 < lease <= leases.LONGEST:
+            raise ValueError(f"a lease has at most {leases.LONGEST:.0f} seconds, not {lease}")
         disk = await Disk.open(store, path, key=key)
         if snapshot is not None or read_only:
             device = cls(disk, await disk.state(snapshot), limits)
