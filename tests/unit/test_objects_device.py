@@ -526,3 +526,33 @@ async def test_new_size_is_stored_by_the_next_flush(bucket: Bucket) -> None:
         device.blocks *= 4
         assert bytes(await device.read(SIZE, BLOCK)) == bytes(BLOCK)
     assert not bucket.names("disk/chunks")
+
+
+# Large ones
+
+
+async def test_trim_of_a_huge_disk_lets_others_run(bucket: Bucket) -> None:
+    size = 100_000 * 4096
+    await create(bucket.client(), "disk", size=size, chunk_size=4096)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * 4096)
+        for request in (device.trim(0, size), device.write_zeroes(0, size, may_trim=True)):
+            running, turns = asyncio.ensure_future(request), 0
+            while not running.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns > 20
+        assert bytes(await device.read(0, 4096)) == bytes(4096)
+
+
+async def test_extents_of_a_huge_disk_are_told_piece_by_piece(bucket: Bucket) -> None:
+    size = 100_000 * 4096
+    await create(bucket.client(), "disk", size=size, chunk_size=4096)
+    async with opened(bucket.client()) as device:
+        position = 0
+        while position < size:
+            found = await device.extents(position, size - position)
+            told = sum(each.length for each in found)
+            assert 0 < told <= 1 << 28
+            position += told
+        assert position == size
