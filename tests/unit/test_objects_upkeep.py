@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import threading
 import time
+from contextlib import suppress
 from itertools import count
 from random import Random
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
+    Limits,
     ObjectStoreDevice,
     check,
     clone,
@@ -194,3 +199,48 @@ async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> 
     [name] = bucket.names("disk/chunks")
     del bucket.objects[name]
     assert (await check(bucket.client(), "clone")).problems == [f"{name} is missing"]
+
+
+# What is left behind
+
+
+async def test_what_the_last_flush_replaces_is_deleted_by_a_slow_store_too(bucket: Bucket) -> None:
+    async def wait() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    client = bucket.client()
+    client.before = lambda request, path: wait() if path.startswith("chunks") else None
+    device = await opened(client)
+    for letter in b"abc":
+        await write(device, 0, bytes([letter]))
+    await device.flush()
+    await write(device, 0, b"d")
+    await device.unmount()
+    assert len(bucket.names("disk/chunks")) == 1
+    assert (await collect_garbage(bucket.client(), "disk")).objects == 0
+
+
+@pytest.mark.parametrize("fails", ["chunks", "log", "lease", "map"])
+async def test_no_task_and_no_thread_is_left_behind_whatever_fails(
+    bucket: Bucket, fails: str
+) -> None:
+    def before(request: str, path: str) -> Any:
+        if path.startswith(fails) and request != "get":
+            raise OSError(errno.EIO, "the store is away")
+        return asyncio.sleep(0)
+
+    tasks = asyncio.all_tasks()
+    client = bucket.client()
+    device = await opened(client, limits=Limits(unstored=2 * CHUNK))
+    client.before = before
+    with suppress(OSError):
+        for index in range(8):
+            await write(device, index, b"a")
+    with suppress(OSError):
+        await device.unmount()
+    assert asyncio.all_tasks() == tasks
+    for thread in threading.enumerate():
+        if thread.name.startswith("aiovblk objects"):
+            thread.join(10)
+            assert not thread.is_alive()

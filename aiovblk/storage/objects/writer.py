@@ -49,6 +49,7 @@ class Writer:
         self._newest_snapshot = journal.state.newest_snapshot
         self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deletions: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Task[None] | None = None
         chunks.begin(epoch)
@@ -145,7 +146,9 @@ class Writer:
             raise
         self._unsure = False
         self._keep_what_snapshots_need()
-        self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        deletion = self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        self._deletions.add(deletion)
+        deletion.add_done_callback(self._deletions.discard)
         if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
             await self._sum_up()
 
@@ -185,6 +188,7 @@ class Writer:
         try:
             if not self._fenced:
                 await self.flush()
+                await asyncio.gather(*self._deletions, return_exceptions=True)
                 with suppress(FencedError):  # nothing of ours is lost by it
                     await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
