@@ -43,7 +43,7 @@ async def _create(spec: str, source: BlockDevice) -> BlockDevice | None:
         if kind == "file":
             return FileDevice.create(parse_path(rest), source.size)
         if kind in DISK_SCHEMES:
-            return await DiskSpec.parse(spec).of_size(source).open()
+            return await DiskSpec.parse(spec).open(size=source.size)
     except FileExistsError:
         pass
     return None

@@ -8,11 +8,12 @@ import time
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from ..device import BlockDevice
 from ..storage import objects
 from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
+from ..storage.objects.store import parts_of
 from .progress import progress
 from .units import SpecError, in_units, parse_size
 
@@ -26,6 +27,8 @@ KEY_FILE = "AIOVBLK_KEY_FILE"
 class DiskSpec:
     """What a SPEC says of a disk in an object store."""
 
+    text: str
+    """Where it is, as the user wrote it."""
     url: str
     """Of its folder."""
     size: int | None = None
@@ -46,11 +49,11 @@ class DiskSpec:
         """
         where, _, query = spec.partition("?")
         kind, _, rest = where.partition(":")
-        if kind == "folder":
-            if not rest:
-                raise SpecError("'folder:' names no folder; write folder:PATH")
-            where = f"file://{os.path.abspath(rest)}"
-        options = dict(parse_qsl(query, keep_blank_values=True))
+        if kind == "folder" and not rest:
+            raise SpecError("'folder:' names no folder; write folder:PATH")
+        url = f"file://{os.path.abspath(rest)}" if kind == "folder" else where
+        # The name of a snapshot may have a plus.
+        options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
         known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
         if unknown := sorted(set(options) - known):
             raise SpecError(
@@ -60,6 +63,7 @@ class DiskSpec:
         sizes = {name: parse_size(text) for name, text in options.items() if name.endswith("size")}
         return cls(
             where,
+            url,
             **sizes,
             compress=_parse_flag(options.get("compress", "no")),
             snapshot=options.get("snapshot"),
@@ -74,7 +78,7 @@ class DiskSpec:
 
         """
         if self.size is None:
-            raise SpecError(f"how large is the disk to be? Write {self.url}?size=10G")
+            raise SpecError(f"how large is the disk to be? Write {self.text}?size=10G")
         await objects.create(
             self.url,
             size=self.size,
@@ -84,23 +88,31 @@ class DiskSpec:
             key=read_key(),
         )
 
-    def of_size(self, other: BlockDevice) -> DiskSpec:
-        """Return the same with the size of another device, if none is given."""
-        return self if self.size is not None else replace(self, size=other.size)
+    async def open(self, *, read_only: bool = False, size: int | None = None) -> BlockDevice:
+        """Open the disk; make it first if there is none and its size is known.
 
-    async def open(self, *, read_only: bool = False) -> BlockDevice:
-        """Open the disk; make it first if there is none and its size is given."""
+        Args:
+            read_only: whether to write nothing.
+            size: of the disk to be made, if the SPEC does not say it.
+
+        Raises:
+            SpecError: it has another size than the SPEC says.
+            OSError, ValueError: it cannot be opened or made.
+
+        """
+        new = self if self.size is not None else replace(self, size=size)
         try:
             device = await self._open(read_only=read_only)
         except FileNotFoundError:
-            if self.size is None or self.snapshot is not None or read_only:
+            if new.size is None or self.snapshot is not None or read_only:
                 raise
-            await self.create()
+            await new.create()
             device = await self._open(read_only=read_only)
         if self.size not in (None, device.size):
-            size = device.size
             await device.unmount()
-            raise SpecError(f"the disk has {in_units(size)}, not what size= says; leave it out")
+            raise SpecError(
+                f"the disk has {in_units(device.size)}, not what size= says; leave it out"
+            )
         return device
 
     async def _open(self, *, read_only: bool) -> BlockDevice:
@@ -110,10 +122,13 @@ class DiskSpec:
 
 
 def _parse_flag(text: str) -> bool:
-    values = {"yes": True, "1": True, "true": True, "": True, "zstd": True, "no": False, "0": False}
-    if text.lower() not in values:
+    if text.lower() not in _YES | _NO:
         raise SpecError(f"compress= is yes or no, not {text!r}")
-    return values[text.lower()]
+    return text.lower() in _YES
+
+
+_YES = frozenset({"yes", "true", "1", "", "zstd"})
+_NO = frozenset({"no", "false", "0"})
 
 
 def read_key() -> bytes | None:
@@ -161,12 +176,13 @@ async def snapshot(arguments: Namespace) -> None:
 
 async def clone(arguments: Namespace) -> None:
     """``aiovblk clone``: make a disk of a snapshot."""
-    source, target = DiskSpec.parse(arguments.spec), urlsplit(DiskSpec.parse(arguments.target).url)
+    source = DiskSpec.parse(arguments.spec)
+    root, folder = parts_of(DiskSpec.parse(arguments.target).url)
     if source.snapshot is None:
-        raise SpecError(f"of which snapshot? Write {source.url}?snapshot=NAME")
-    if (target.scheme, target.netloc) != urlsplit(source.url)[:2]:
+        raise SpecError(f"of which snapshot? Write {source.text}?snapshot=NAME")
+    if root != parts_of(source.url)[0]:
         raise SpecError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
-    await objects.clone(source.url, name=source.snapshot, target=target.path, key=read_key())
+    await objects.clone(source.url, name=source.snapshot, target=folder, key=read_key())
 
 
 async def collect_garbage(arguments: Namespace) -> None:

@@ -39,7 +39,7 @@ class Layers:
         layers = cls(arguments.overlay, cache, arguments.cache_path, arguments.cache_policy)
         if layers.cache_path is not None and layers.cache is None:
             raise SpecError("how large is the cache to be? Give --cache SIZE with --cache-path")
-        if arguments.workers is not None and (layers.overlay or layers.cache):
+        if arguments.workers is not None and (layers.overlay is not None or cache is not None):
             raise SpecError("each worker would have layers of its own: no --overlay, no --cache")
         return layers
 
@@ -47,7 +47,7 @@ class Layers:
         """Put them on a device, which is let go of if that fails."""
         try:
             if self.cache is not None:
-                device = self._cached(device, self.cache, spec)
+                device = await self._cached(device, self.cache, spec)
             if self.overlay is not None:
                 device = await Overlay.file(device, self.overlay)
         except BaseException:
@@ -55,17 +55,21 @@ class Layers:
             raise
         return device
 
-    def _cached(self, device: BlockDevice, size: int, spec: str) -> BlockDevice:
+    async def _cached(self, device: BlockDevice, size: int, spec: str) -> BlockDevice:
         if self.cache_path is None:
             return Cache(device, size=size, policy=self.cache_policy)
         try:
             store = FileDevice.create(self.cache_path, size)
         except FileExistsError:
             store = FileDevice(self.cache_path)
-        if store.size != size:
-            raise SpecError(f"{self.cache_path} has another size than --cache; delete it")
-        # Of another disk of the same size it would be wrong.
-        return Cache(device, store, policy=self.cache_policy, identity=spec[:200])
+        try:
+            if store.size != size:
+                raise SpecError(f"{self.cache_path} has another size than --cache; delete it")
+            # Of another disk of the same size it would be wrong.
+            return Cache(device, store, policy=self.cache_policy, identity=spec)
+        except BaseException:
+            await store.unmount()
+            raise
 
 
 @asynccontextmanager

@@ -16,12 +16,13 @@ from typing import Any
 
 import prometheus_client
 import pytest
+from obstore.store import MemoryStore
 
 import aiovblk
 from aiovblk import events, tls
 from aiovblk.dispatch import Stats
 from aiovblk.events import Feed, Listener
-from aiovblk.storage import FileDevice, Layer, MemoryDevice, Mirror
+from aiovblk.storage import FileDevice, Layer, MemoryDevice, Mirror, objects
 from aiovblk.testing import Medium, check_block_device
 
 from .network import until_left
@@ -267,8 +268,25 @@ async def test_layers_of_others_keep_the_contract() -> None:
     await check_block_device(lambda: names["Limited"](medium.open(), 3), rounds=20)
 
 
+async def test_disk_in_a_store_is_made_and_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def mounted(device: aiovblk.BlockDevice) -> AsyncIterator[None]:
+        await device.write(0, memoryview(b"x" * 4096))
+        yield
+        await device.unmount()
+
+    monkeypatch.setattr(aiovblk, "mounted", mounted)
+    names: dict[str, Any] = {}
+    exec(blocks("docs/object-stores.md")[0], names)
+    store = MemoryStore()
+    await names["main"](store)
+    report = await objects.check(store, "disks/first")
+    assert (report.chunks, report.problems) == (1, [])
+
+
 def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 4
     assert len(blocks("docs/observability.md")) == 5
     assert len(blocks("docs/testing.md")) == 2
     assert len(blocks("docs/layers.md")) == 5
+    assert len(blocks("docs/object-stores.md")) == 1

@@ -495,6 +495,18 @@ async def test_compressed_chunks_are_small(bucket: Bucket) -> None:
     assert len(bucket.objects[name]) < 100
 
 
+@pytest.mark.parametrize("lease", [0, -1, 1e6, float("nan")])
+async def test_lease_that_would_not_be_honoured_is_refused(bucket: Bucket, lease: float) -> None:
+    await make(bucket)
+    with pytest.raises(ValueError, match="a lease has at most 86400 seconds"):
+        await ObjectStoreDevice.open(bucket.client(), "disk", lease=lease)
+
+
+def test_limits_with_which_nothing_would_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="requests must be at least 1, not 0"):
+        Limits(requests=0)
+
+
 # Sizes
 
 
@@ -514,3 +526,33 @@ async def test_new_size_is_stored_by_the_next_flush(bucket: Bucket) -> None:
         device.blocks *= 4
         assert bytes(await device.read(SIZE, BLOCK)) == bytes(BLOCK)
     assert not bucket.names("disk/chunks")
+
+
+# Large ones
+
+
+async def test_trim_of_a_huge_disk_lets_others_run(bucket: Bucket) -> None:
+    size = 100_000 * 4096
+    await create(bucket.client(), "disk", size=size, chunk_size=4096)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * 4096)
+        for request in (device.trim(0, size), device.write_zeroes(0, size, may_trim=True)):
+            running, turns = asyncio.ensure_future(request), 0
+            while not running.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns > 20
+        assert bytes(await device.read(0, 4096)) == bytes(4096)
+
+
+async def test_extents_of_a_huge_disk_are_told_piece_by_piece(bucket: Bucket) -> None:
+    size = 100_000 * 4096
+    await create(bucket.client(), "disk", size=size, chunk_size=4096)
+    async with opened(bucket.client()) as device:
+        position = 0
+        while position < size:
+            found = await device.extents(position, size - position)
+            told = sum(each.length for each in found)
+            assert 0 < told <= 1 << 28
+            position += told
+        assert position == size

@@ -47,6 +47,11 @@ class Limits:
     requests: int = 32
     """Chunks that are read, and as many again that are stored, at the same time."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would never come to an end."""
+        if self.requests < 1:
+            raise ValueError(f"requests must be at least 1, not {self.requests}")
+
 
 class Chunks:
     """The chunks of an open disk.
@@ -170,7 +175,9 @@ class Chunks:
         source, name = self._sources[origin], chunk_name(index, version)
         async with self._reads:
             data = await source.objects.get(name)
-            contents = await self._in_thread(source.sealing.open, name, data)
+            contents = await self._in_thread(
+                source.sealing.open, name, data, longest=self._chunk_size
+            )
         if len(contents) != self._chunk_size:
             raise damaged(name, f"it has {len(contents)} bytes")
         if self._entry(index) == entry:
@@ -219,7 +226,7 @@ class Chunks:
         for layer in (self._written.get(index), self._storing.get(index)):
             if layer is not None and layer.mask:
                 return layer.is_complete and layer.contents is None
-        return not self.entries[index]
+        return not self._entry(index)
 
     def is_written(self, index: int) -> bool:
         """Whether a chunk has something that is not stored."""
@@ -304,7 +311,11 @@ class Chunks:
 
     def _set(self, index: int, entry: int) -> None:
         before = self._entry(index)
-        if entry != before and index < len(self.entries):
+        if entry == before:
+            return
+        if index >= len(self.entries):  # it was cut off while it was stored
+            self._superseded.append((index, entry))
+        else:
             self._superseded.append((index, before))
             self.entries[index] = self.changes[index] = entry
             self._known.pop(index, None)
@@ -352,9 +363,7 @@ class Chunks:
 
     def give_back(self, changes: dict[int, int], superseded: list[tuple[int, int]]) -> None:
         """Take changes that have not come into the history."""
-        count = len(self.entries)
-        mine = {index: entry for index, entry in changes.items() if index < count}
-        self.changes = {**mine, **self.changes}
+        self.changes = {**changes, **self.changes}
         self._superseded = superseded + self._superseded
 
     async def delete(self, superseded: Iterable[tuple[int, int]], from_version: int) -> None:
@@ -367,12 +376,15 @@ class Chunks:
         if names:
             await self._sources[0].objects.delete(names)
 
-    def resize(self, count: int) -> None:
-        """Have this many chunks; those that are added are zeroes."""
+    def resize(self, before: int, size: int) -> None:
+        """Go from so many bytes to so many; those that are added are zeroes."""
+        index, start = divmod(min(before, size), self._chunk_size)
+        if start and not self.is_zero(index):
+            pending = self._written.setdefault(index, Pending(self._chunk_size, self._block_size))
+            pending.zero(start, self._chunk_size - start)
+        count = -(-size // self._chunk_size)
         for index in range(count, len(self.entries)):
-            self._superseded.append((index, self.entries[index]))
-            for known in (self._written, self._known, self.changes):
-                known.pop(index, None)
+            self.drop(index)  # which comes into the history: they may be back before the next flush
         del self.entries[count:]
         self.entries.frombytes(bytes(8 * (count - len(self.entries))))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 from typing import Self
 
 from ...device import BlockDevice, Extent
@@ -16,6 +17,8 @@ from .store import Buffer, Objects
 from .writer import Writer
 
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+_MOST_LOOKS = 16384  # at chunks for that, since most disks have long runs
+_AT_ONCE = 1024  # chunks that are dropped before others run; a disk has up to 16 million
 
 
 class ObjectStoreDevice(BlockDevice):
@@ -73,7 +76,8 @@ class ObjectStoreDevice(BlockDevice):
                 if there is one, may delete what it has replaced since: snapshots are safe.
             key: 32 bytes, if the disk is encrypted.
             limits: of memory and requests.
-            lease: seconds after which another may take the disk over from a writer that is silent.
+            lease: seconds, a day at most, after which another may take the disk over from a writer
+                that is silent.
 
         Raises:
             FileNotFoundError: there is no disk, or no such snapshot.
@@ -83,13 +87,16 @@ class ObjectStoreDevice(BlockDevice):
             ValueError, OSError: the store cannot be used.
 
         """
+        if not 0 < lease <= leases.LONGEST:
+            raise ValueError(f"a lease has at most {leases.LONGEST:.0f} seconds, not {lease}")
         disk = await Disk.open(store, path, key=key)
         if snapshot is not None or read_only:
             device = cls(disk, await disk.state(snapshot), limits)
             device.read_only = True
             return device
-        await leases.wait_until_free(disk.objects)
+        # In this order: whoever opens it after the lease was looked at is found in the history.
         journal = await disk.journal(writes=True)
+        await leases.wait_until_free(disk.objects)
         await Writer.open(journal)
         device = cls(disk, journal.state, limits)
         device._writer = Writer(device._chunks, journal, disk.objects, lease)
@@ -107,8 +114,8 @@ class ObjectStoreDevice(BlockDevice):
 
     @blocks.setter
     def blocks(self, value: int) -> None:
-        self._size = value * self.block_size
-        self._chunks.resize(-(-self._size // self._chunk_size))
+        before, self._size = self._size, value * self.block_size
+        self._chunks.resize(before, self._size)
         if self._writer is not None:
             self._writer.size = self._size
 
@@ -146,20 +153,20 @@ class ObjectStoreDevice(BlockDevice):
     async def trim(self, offset: int, length: int) -> None:
         """Delete whole chunks."""
         self._check()
-        for index, _, part in self._parts(offset, length):
+        async for index, _, part in self._many_parts(offset, length):
             if part == self._chunk_size:
                 self._chunks.drop(index)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Delete whole chunks, and write zeroes to parts."""
         self._check()
-        for index, start, part in self._parts(offset, length):
+        async for index, start, part in self._many_parts(offset, length):
             await self._chunks.zero(index, start, part)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Tell which chunks are not there."""
         found: list[Extent] = []
-        for index, _, part in self._parts(offset, length):
+        for index, _, part in islice(self._parts(offset, length), _MOST_LOOKS):
             zero = self._chunks.is_zero(index)
             if found and found[-1].zero == zero:
                 found[-1] = Extent(found[-1].length + part, hole=zero, zero=zero)
@@ -177,16 +184,22 @@ class ObjectStoreDevice(BlockDevice):
         finally:
             await self._chunks.close()
 
-    def _parts(self, offset: int, length: int) -> list[tuple[int, int, int]]:
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """The chunks of a range: index, start in it, and bytes."""
-        parts = []
         end = offset + length
         while offset < end:
             index, start = divmod(offset, self._chunk_size)
             part = min(self._chunk_size - start, end - offset)
-            parts.append((index, start, part))
+            yield index, start, part
             offset += part
-        return parts
+
+    async def _many_parts(self, offset: int, length: int) -> AsyncIterator[tuple[int, int, int]]:
+        """The same, with pauses in which others can run."""
+        for number, part in enumerate(self._parts(offset, length), 1):
+            yield part
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
+                self._check()
 
     def _check(self) -> None:
         if self._writer is None:

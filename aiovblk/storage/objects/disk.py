@@ -11,7 +11,7 @@ from ...errors import StorageError
 from .chunks import Source
 from .journal import Journal
 from .records import DESCRIPTION, MOST_CHUNKS, Description, Origin, Snapshot, State
-from .sealing import Sealing
+from .sealing import Sealing, damaged
 from .store import Objects, ObjectStoreClient, from_url, is_store
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
@@ -40,6 +40,10 @@ class Disk:
             reason = f"there is no disk in {path or 'this store'}; create one first"
             raise FileNotFoundError(errno.ENOENT, reason) from None
         description = Description.decode(data)
+        try:
+            check_geometry(description.size, description.block_size, description.chunk_size)
+        except (ValueError, TypeError) as exc:
+            raise damaged(DESCRIPTION, str(exc)) from None
         _check_key(description, key)
         sealing = Sealing(description.identity, compress=description.compress, key=key)
         return cls(root, path, description, sealing, key)

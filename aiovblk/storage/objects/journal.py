@@ -29,6 +29,9 @@ from .store import Objects
 
 Check = Callable[[State], object]
 
+_FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
+_WRITERS = _FENCED | {Kind.OPEN}
+
 _ATTEMPTS = 10  # to read a history that a writer sums up at the same time
 
 
@@ -123,7 +126,7 @@ class Journal:
             if sequence or self._description.origins:
                 raise
             return self._beginning()
-        return await asyncio.to_thread(read_state, self._sealing.open(path, data), path)
+        return await asyncio.to_thread(lambda: read_state(self._sealing.open(path, data), path))
 
     def _beginning(self) -> State:
         size = self._description.size
@@ -149,7 +152,10 @@ class Journal:
             check: called with the state that it would follow; what it raises comes out.
 
         Raises:
-            FencedError: a writer has opened the disk since the last record that was known.
+            FencedError: a writer's record: another has opened the disk since the last one that was
+                known.
+            StorageBusyError: it is not known whether the record is part of the history, which was
+                summed up meanwhile.
             OSError: the store fails.
 
         """
@@ -158,16 +164,27 @@ class Journal:
             path = log_name(self.state.sequence + 1)
             try:
                 await self._objects.create(path, self._sealing.seal(path, new.encode()))
+                there = new
             except FileExistsError:
                 there = await self._record(path)
-                await self._follow(there)
-                if there.nonce == new.nonce:  # an attempt whose answer was lost
-                    return
-                if there.kind is Kind.OPEN:
-                    raise FencedError(errno.EBUSY, f"taken over by {there.holder}") from None
-            else:
-                await self._follow(new)
+            is_ours = there.nonce == new.nonce  # or an attempt's whose answer was lost
+            if is_ours and new.kind not in _FENCED:
+                await self._refuse_if_late()
+            await self._follow(there)
+            if is_ours:
                 return
+            if there.kind is Kind.OPEN and new.kind in _WRITERS:
+                raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
+
+    async def _refuse_if_late(self) -> None:
+        """Raise StorageBusyError if there was a record already where one has just been added.
+
+        It may have been summed up and deleted since the history was read. Not those that a writer
+        finds where it adds its own: they stay, see :attr:`.State.fences`.
+        """
+        if await self._objects.find(MAP, after=map_name(self.state.sequence + 1)):
+            reason = "the history of the disk went on meanwhile; see what is there, and try again"
+            raise StorageBusyError(errno.EAGAIN, reason)
 
     async def sum_up(self) -> None:
         """Store the state, and delete the records, and the last state, that it makes superfluous.
@@ -196,13 +213,15 @@ class Journal:
         return read_record(self._sealing.open(path, await self._objects.get(path)), path)
 
     async def _follow(self, following: Record) -> None:
-        self.state.apply(following, self._description.chunk_size)
         if following.kind is Kind.SNAPSHOT:
-            # Whoever took it may have died before this.
+            state = self.state.copy()
+            state.apply(following, self._description.chunk_size)
+            # Whoever took it may have died before this. If it fails the record is met again.
             if self._writes:
-                await self._store(self.state.copy())
+                await self._store(state)
             else:
-                self._passed[self.state.sequence] = self.state.copy()
+                self._passed[state.sequence] = state
+        self.state.apply(following, self._description.chunk_size)
 
 
 def superfluous(number: int, state: State) -> bool:

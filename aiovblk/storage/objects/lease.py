@@ -23,6 +23,9 @@ from .store import Buffer, Objects
 SECONDS = 30.0
 """For which a lease is valid that is not renewed; a writer renews it three times as often."""
 
+LONGEST = 24 * 3600.0
+"""Seconds for which a lease may be valid; one that says more is not honoured."""
+
 _LOOKS = 10  # how often a foreign lease is looked at while it is valid
 
 
@@ -56,16 +59,29 @@ class Holder:
         here = self.this_process()
         if (self.boot, self.pids) != (here.boot, here.pids):
             return False
-        return _start_of(self.pid) != self.started
+        started = _start_of(self.pid)
+        return not _exists(self.pid) if started is None else started != self.started
 
 
 def _start_of(pid: int) -> int | None:
+    """When a process was started; 0 if it has ended, None if that cannot be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()  # the command before it may have spaces
-    return None if fields[0] in "ZX" else int(fields[19])  # proc(5): (22) starttime
+    return 0 if fields[0] in "ZX" else int(fields[19])  # proc(5): (22) starttime
+
+
+def _exists(pid: int) -> bool:
+    # /proc may hide those of other users (hidepid=).
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +103,19 @@ class Terms:
         """Return what the object says, or None if that is nothing that could be honoured."""
         try:
             fields = json.loads(bytes(data))
-            return cls(**{**fields, "holder": Holder(**fields["holder"])})
+            terms = cls(**{**fields, "holder": Holder(**fields["holder"])})
         except (ValueError, TypeError, KeyError):
             return None
+        holder = terms.holder
+        numbers = (terms.epoch, holder.pids, holder.pid, holder.started)
+        can_be = (
+            all(isinstance(each, int) for each in numbers)
+            and 0 < holder.pid < 1 << 31
+            and isinstance(terms.seconds, int | float)
+            and 0 < terms.seconds <= LONGEST
+            and isinstance(terms.nonce, str)
+        )
+        return terms if can_be else None
 
 
 async def current(objects: Objects) -> Terms | None:

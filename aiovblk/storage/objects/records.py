@@ -122,7 +122,7 @@ class Description:
         """Return what an object says.
 
         Raises:
-            StorageError: it is no disk's, or a later version's.
+            StorageError: it is no disk's, a later version's, or damaged.
 
         """
         try:
@@ -135,8 +135,13 @@ class Description:
         if version != VERSION:
             reason = f"the disk has format {version}, this aiovblk knows {VERSION} only; upgrade it"
             raise StorageError(errno.EINVAL, reason)
-        origins = tuple(Origin(**each) for each in fields.pop("origins"))
-        return cls(**fields, origins=origins)
+        try:
+            origins = tuple(Origin(**each) for each in fields.pop("origins"))
+            description = cls(**fields, origins=origins)
+            bytes.fromhex(description.disk + (description.key_check or ""))
+        except (ValueError, TypeError, KeyError) as exc:
+            raise damaged(DESCRIPTION, str(exc)) from None
+        return description
 
     @property
     def identity(self) -> bytes:
@@ -254,7 +259,13 @@ class State:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     fences: list[tuple[int, int]] = field(default_factory=list)
     """First and last of the records that must stay: a writer that was never closed, and may believe
-    to this day that it is the writer, finds them where its own would be."""
+    to this day that it is the writer, finds them where its own would be. The first is its own last
+    one, whose answer may have been lost."""
+
+    @property
+    def newest_snapshot(self) -> int:
+        """The record of the snapshot that was taken last, of those that there are."""
+        return max((each.sequence for each in self.snapshots.values()), default=0)
 
     def apply(self, record: Record, chunk_size: int) -> None:
         """Take the next step."""
@@ -262,7 +273,7 @@ class State:
         match record.kind:
             case Kind.OPEN:
                 if self.unclosed:
-                    self.fences.append((self.unclosed + 1, self.sequence))
+                    self.fences.append((self.unclosed, self.sequence))
                 self.epoch += 1
                 self.holder = record.holder
                 self.unclosed = self.sequence
@@ -325,7 +336,11 @@ class State:
             name: _snapshot(**each) for name, each in fields["snapshots"].items()
         }
         fields["fences"] = [(first, last) for first, last in fields["fences"]]
-        return cls(**fields, chunks=_from_bytes(memoryview(zlib.decompress(rest))))
+        inflating = zlib.decompressobj()
+        chunks = inflating.decompress(rest, 8 * MOST_CHUNKS + 1)
+        if not inflating.eof or len(chunks) > 8 * MOST_CHUNKS:
+            raise ValueError("it has not as many chunks as a disk may have")
+        return cls(**fields, chunks=_from_bytes(memoryview(chunks)))
 
 
 def _snapshot(clones: dict[str, Any], **fields: Any) -> Snapshot:

@@ -28,6 +28,7 @@ from .store import Buffer
 _HEADER = struct.Struct("<4sBBHII")
 _MAGIC = b"avb1"
 _NONCE = 12
+_LONGEST = 1 << 29  # a record with all chunks of the largest disk has half of that
 KEY_LENGTH = 32
 """Bytes of a key."""
 
@@ -83,8 +84,13 @@ class Sealing:
         nonce = os.urandom(_NONCE)
         return b"".join((header, nonce, self._gcm.encrypt(nonce, payload, header + bound)))
 
-    def open(self, name: str, data: Buffer) -> memoryview:
+    def open(self, name: str, data: Buffer, *, longest: int = _LONGEST) -> memoryview:
         """Return the contents of an object, a read-only view.
+
+        Args:
+            name: of the object.
+            data: the object.
+            longest: bytes that the contents may have.
 
         Raises:
             StorageError: (EIO) it is damaged, or (EINVAL) it needs a key that is not there.
@@ -96,6 +102,8 @@ class Sealing:
         magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
         if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
             raise damaged(name, "it is no object of a disk, or of a later version of aiovblk")
+        if length > longest:
+            raise damaged(name, f"it has {length} bytes, more than {longest}")
         payload = data[_HEADER.size :]
         if cipher:
             payload = self._decrypted(name, bytes(data[: _HEADER.size]), payload)
@@ -132,7 +140,10 @@ def damaged(name: str, reason: str) -> StorageError:
 def _decompressed(name: str, payload: memoryview, length: int) -> memoryview:
     zstd = _zstd()
     try:
-        contents = zstd.ZstdDecompressor().decompress(payload, max_output_size=length)
+        # Whose word is taken for how much memory is needed.
+        if zstd.frame_content_size(payload) != length:
+            raise damaged(name, "it has another length when it is decompressed")
+        contents = zstd.ZstdDecompressor().decompress(payload)
     except zstd.ZstdError as exc:
         raise damaged(name, str(exc)) from None
     return memoryview(contents)

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import PurePosixPath
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -245,23 +244,29 @@ def from_url(
     """
     from obstore import store as stores
 
-    parts = urlsplit(url)
-    folder = str(PurePosixPath("/", parts.path)).strip("/")
-    if parts.scheme == "memory":
+    root, folder = parts_of(url)
+    scheme, _, bucket = root.partition("://")
+    if scheme == "memory":
         return ObjectStoreClient(stores.MemoryStore(), patience=patience), folder
-    if parts.scheme == "file":
+    if scheme == "file":
         return ObjectStoreClient(stores.LocalStore("/"), patience=patience), folder
-    if parts.scheme not in SCHEMES or not parts.netloc:
+    if scheme not in SCHEMES or not bucket:
         raise ValueError(f"{url!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
-    if parts.scheme in AWS_SCHEMES:
+    if scheme in AWS_SCHEMES:
         options = _aws_options() | options
     try:
-        root = f"{parts.scheme}://{parts.netloc}"
         store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
     except Exception as exc:  # obstore has one for each kind of store
         raise ValueError(f"{root}: {_first_line(exc)}") from None
     return ObjectStoreClient(store, patience=patience), folder
+
+
+def parts_of(url: str) -> tuple[str, str]:
+    """Return the store and the folder in it; all characters stand for themselves."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    return f"{scheme}://{bucket}", str(PurePosixPath("/", path)).strip("/")
 
 
 AWS_SCHEMES = frozenset({"s3", "s3a"})

@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from .disk import Disk
 from .journal import Journal, record
 from .records import (
     CHUNKS,
+    DESCRIPTION,
     MAP,
+    Description,
     Kind,
     State,
     chunk_in,
@@ -20,6 +23,7 @@ from .records import (
     map_name,
     number_in,
 )
+from .store import Found
 
 _AT_ONCE = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
@@ -58,20 +62,15 @@ async def collect_garbage(
     if delete:
         await _release_clones(disk, journal)
     state = journal.state
-    live = set(_own(state))
-    for snapshot in state.snapshots.values():
-        live.update(_own(await journal.state_at(snapshot.sequence)))
-    found = [
-        each
-        for each in await disk.objects.find(CHUNKS)
-        # From the floor on, they may be those that a writer is about to add.
-        if (part := chunk_in(each.path))[1] < state.floor and part not in live
-    ]
-    kept = {journal.summed_up, *(each.sequence for each in state.snapshots.values())}
+    snapshots = {each.sequence for each in state.snapshots.values()}
+    found = await asyncio.to_thread(_unused, await disk.objects.find(CHUNKS), state, state.floor)
+    for sequence in snapshots:
+        snapshot = await journal.state_at(sequence)
+        found = await asyncio.to_thread(_unused, found, snapshot, state.floor)
     found += [
         each
         for each in await disk.objects.find(MAP)
-        if (number := number_in(each.path)) < journal.summed_up and number not in kept
+        if (number := number_in(each.path)) < journal.summed_up and number not in snapshots
     ]
     if delete:
         for first in range(0, len(found), _AT_ONCE):
@@ -79,11 +78,14 @@ async def collect_garbage(
     return Garbage(len(found), sum(each.size for each in found))
 
 
-def _own(state: State) -> Iterator[tuple[int, int]]:
-    for index, entry in enumerate(state.chunks):
-        origin, version = entry_parts(entry)
-        if entry and not origin:
-            yield index, version
+def _unused(found: list[Found], state: State, floor: int) -> list[Found]:
+    """The chunks that a state has not, and that no writer is about to add: below the floor."""
+    unused = []
+    for each in found:
+        index, version = chunk_in(each.path)
+        if version < floor and not (index < len(state.chunks) and state.chunks[index] == version):
+            unused.append(each)
+    return unused
 
 
 async def _release_clones(disk: Disk, journal: Journal) -> None:
@@ -97,9 +99,10 @@ async def _release_clones(disk: Disk, journal: Journal) -> None:
 
 async def _exists(disk: Disk, path: str, identity: str) -> bool:
     try:
-        return (await Disk.open(disk.root, path, key=disk.key)).description.disk == identity
+        data = await disk.root.at(path).get(DESCRIPTION)
     except FileNotFoundError:
         return False
+    return Description.decode(data).disk == identity
 
 
 @dataclass(slots=True)
@@ -174,7 +177,7 @@ async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> No
             present[(origin, *chunk_in(found.path))] = found.size
     for origin, index, version in needed - present.keys():
         report.problems.append(f"{_named(disk, origin, index, version)} is missing")
-    needed &= present.keys()
+    needed.intersection_update(present)
     report.chunks = len(needed)
     report.size = sum(present[each] for each in needed)
 
@@ -183,6 +186,7 @@ async def _check_contents(
     disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int], object]
 ) -> None:
     sources = disk.sources
+    longest = disk.description.chunk_size
     waiting = iter(needed)
 
     async def work() -> None:
@@ -190,8 +194,9 @@ async def _check_contents(
             name = chunk_name(index, version)
             try:
                 data = await sources[origin].objects.get(name)
-                found = await asyncio.to_thread(sources[origin].sealing.open, name, data)
-                if len(found) != disk.description.chunk_size:
+                unseal = partial(sources[origin].sealing.open, longest=longest)
+                found = await asyncio.to_thread(unseal, name, data)
+                if len(found) != longest:
                     report.problems.append(f"{name} has {len(found)} bytes")
             except OSError as exc:
                 report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")

@@ -38,14 +38,18 @@ class Writer:
         epoch = journal.state.epoch
         self._chunks = chunks
         self._journal = journal
+        self._epoch = epoch
         self._lease = Lease(objects, epoch, lease)
         self._renewal = lease / 3
         self.size = journal.state.size
         """Bytes of the disk."""
         self._fenced = ""
+        self._unsure = False  # whether a record is there whose answer was lost
         # What is older may be part of a snapshot, if there are any; they are not read.
-        self._deletes_from = first_version(epoch) if journal.state.snapshots else 0
+        self._newest_snapshot = journal.state.newest_snapshot
+        self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deletions: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Task[None] | None = None
         chunks.begin(epoch)
@@ -65,8 +69,16 @@ class Writer:
         await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
 
     async def begin(self) -> None:
-        """Take the lease and keep it."""
-        await self._lease.renew()
+        """Take the lease and keep it.
+
+        Raises:
+            FencedError: another has taken the disk over meanwhile.
+            OSError: the store fails.
+
+        """
+        holder = await self._lease.renew()
+        if holder is not None:
+            raise FencedError(errno.EBUSY, f"taken over by {holder}")
         # An unclean end may have left records that are in the store's own memory only.
         await self._journal.sum_up()
         self._spawn(self._keep_lease())
@@ -104,18 +116,18 @@ class Writer:
 
     async def _look_for_another(self) -> None:
         """Raise FencedError if another writer is the reason: it deletes what it replaces."""
-        epoch = self._journal.state.epoch
-        await self._journal.catch_up()
-        if self._journal.state.epoch != epoch:
-            self._lose(f"taken over by {self._journal.state.holder}")
+        try:
+            await self._journal.catch_up()
+        finally:  # it may have come as far as the other's first record
+            if self._journal.state.epoch != self._epoch:
+                self._lose(f"taken over by {self._journal.state.holder}")
             self.check()
 
     async def _commit(self) -> None:
         size, floor = self.size, self._chunks.floor
         changes, superseded = self._chunks.take_changes()
-        if not changes and size == self._journal.state.size:
+        if not changes and size == self._journal.state.size and not self._unsure:
             return
-        snapshots = set(self._journal.state.snapshots)
         new = record(
             Kind.COMMIT,
             size=size,
@@ -129,13 +141,21 @@ class Writer:
             self._lose(exc.reason)
             raise
         except BaseException:
+            self._unsure = True
             self._chunks.give_back(changes, superseded)
             raise
-        if self._journal.state.snapshots.keys() - snapshots:
-            self._deletes_from = self._chunks.next_version
-        self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        self._unsure = False
+        self._keep_what_snapshots_need()
+        deletion = self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        self._deletions.add(deletion)
+        deletion.add_done_callback(self._deletions.discard)
         if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
             await self._sum_up()
+
+    def _keep_what_snapshots_need(self) -> None:
+        newest = self._journal.state.newest_snapshot
+        if newest > self._newest_snapshot:
+            self._newest_snapshot, self._deletes_from = newest, self._chunks.next_version
 
     async def _sum_up(self) -> None:
         try:
@@ -168,6 +188,7 @@ class Writer:
         try:
             if not self._fenced:
                 await self.flush()
+                await asyncio.gather(*self._deletions, return_exceptions=True)
                 with suppress(FencedError):  # nothing of ours is lost by it
                     await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()

@@ -1,0 +1,295 @@
+"""The history of a disk in an object store, when records are late, lost, or made by others."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from aiovblk.errors import StorageBusyError, StorageError
+from aiovblk.storage.objects import (
+    ObjectStoreDevice,
+    check,
+    clone,
+    create,
+    drop_snapshot,
+    snapshot,
+    snapshots,
+)
+from aiovblk.storage.objects.journal import FencedError
+
+from .objects import Bucket, Client
+
+CHUNK = 16384
+BLOCK = 4096
+SIZE = 8 * CHUNK
+
+
+@pytest.fixture
+async def bucket() -> Bucket:
+    bucket = Bucket()
+    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK)
+    return bucket
+
+
+async def opened(client: Client, **options: Any) -> ObjectStoreDevice:
+    return await ObjectStoreDevice.open(client, "disk", **options)
+
+
+async def write(device: ObjectStoreDevice, letter: bytes) -> None:
+    await device.write(0, memoryview(letter * CHUNK))
+
+
+async def contents(bucket: Bucket, name: str | None = None, path: str = "disk") -> bytes:
+    device = await ObjectStoreDevice.open(bucket.client(), path, snapshot=name, read_only=True)
+    data = bytes(await device.read(0, CHUNK))
+    await device.unmount()
+    assert data == data[:1] * CHUNK
+    return data[:1]
+
+
+def failing(*requests: str) -> Any:
+    """What fails these requests to the store, each once: ``get log``, say."""
+    left = list(requests)
+
+    def before(request: str, path: str) -> None:
+        word = f"{request} {path.partition('/')[0]}"
+        if word in left:
+            left.remove(word)
+            raise OSError(errno.EIO, "the store is away")
+
+    return before
+
+
+def losing(create_object: Any) -> Any:
+    """Make an object, and never hear that it was made."""
+
+    async def lose(self: Client, path: str, data: bytes) -> None:
+        await create_object(self, path, data)
+        raise OSError(errno.EIO, "no answer")
+
+    return lose
+
+
+# What snapshots need
+
+
+async def test_snapshot_that_takes_the_name_of_another_is_kept_by_the_writer(
+    bucket: Bucket,
+) -> None:
+    device = await opened(bucket.client())
+    await write(device, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="latest")
+    for letter in (b"b", b"c"):
+        await write(device, letter)
+        await device.flush()
+    await drop_snapshot(bucket.client(), "disk", name="latest")
+    await snapshot(bucket.client(), "disk", name="latest")
+    await write(device, b"d")
+    await device.unmount()
+    assert await contents(bucket, "latest") == b"c"
+    assert await contents(bucket) == b"d"
+
+
+@pytest.mark.parametrize("request_", ["put chunks", "create log"])
+async def test_snapshot_is_kept_by_a_writer_that_learns_of_it_while_a_flush_fails(
+    bucket: Bucket, request_: str
+) -> None:
+    client = bucket.client()
+    device = await opened(client)
+    await write(device, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await write(device, b"b")
+    client.before = failing(request_) if request_ == "put chunks" else _failing_second()
+    with pytest.raises(OSError, match="away"):
+        await device.flush()
+    await device.unmount()
+    assert await contents(bucket, "one") == b"a"
+
+
+def _failing_second() -> Any:
+    """Let a writer find the record of another, and fail its next attempt."""
+    made: list[str] = []
+
+    def before(request: str, path: str) -> None:
+        if request == "create":
+            made.append(path)
+            if len(made) == 2:
+                raise OSError(errno.EIO, "the store is away")
+
+    return before
+
+
+async def test_snapshot_of_a_process_that_died_is_stored_though_the_first_attempt_fails(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
+    client = bucket.client()
+    device = await opened(client)
+    await write(device, b"a")
+    await device.flush()
+    other = bucket.client()
+    other.before = failing("put map")
+    with pytest.raises(OSError, match="away"):
+        await snapshot(other, "disk", name="one")
+    client.before = failing("put map")
+    await write(device, b"b")
+    with pytest.raises(OSError, match="away"):
+        await device.flush()
+    await device.unmount()
+    assert await contents(bucket, "one") == b"a"
+
+
+# Whoever is late
+
+
+async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(
+    bucket: Bucket,
+) -> None:
+    client = bucket.client()
+    old = await opened(client, lease=3600)
+    await write(old, b"o")
+    bucket.forget_lease()
+    new = await opened(bucket.client(), lease=3600)
+    await write(new, b"n")
+    await new.flush()
+    second = "log/000000000003"
+
+    def before(request: str, path: str) -> None:
+        if request == "put" or path == second:
+            raise OSError(errno.EIO, "the store is away")
+
+    client.before = before
+    with pytest.raises(FencedError, match="taken over"):
+        await old.flush()
+    client.before = lambda request, path: None
+    with pytest.raises(FencedError, match="taken over"):
+        await old.flush()
+    await old.unmount()
+    await new.unmount()
+    assert await contents(bucket) == b"n"
+
+
+async def test_flush_of_a_fenced_writer_fails_although_an_answer_to_an_earlier_was_lost(
+    bucket: Bucket,
+) -> None:
+    client = bucket.client()
+    old = await opened(client, lease=3600)
+    await write(old, b"o")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "create", losing(Client.create))
+        with pytest.raises(OSError, match="no answer"):
+            await old.flush()
+    bucket.forget_lease()
+    await (await opened(bucket.client())).unmount()
+    await write(old, b"p")
+    with pytest.raises(FencedError):
+        await old.flush()
+    await old.unmount()
+
+
+@pytest.mark.parametrize("what", ["writer", "snapshot", "clone", "drop"])
+async def test_record_where_another_was_that_is_summed_up_is_noticed(
+    bucket: Bucket, what: str
+) -> None:
+    """A process reads the history and sleeps; two writers come and go before it goes on."""
+    await snapshot(bucket.client(), "disk", name="old")
+
+    async def sleep() -> None:
+        late.before = lambda request, path: None
+        for letter in (b"x", b"y"):
+            device = await opened(bucket.client(), lease=3600)
+            await write(device, letter)
+            await device.unmount()
+
+    late = bucket.client()
+    late.before = lambda request, path: sleep() if request == "create" else None
+    with pytest.raises(StorageError, match="went on meanwhile"):
+        if what == "writer":
+            await opened(late)
+        elif what == "snapshot":
+            await snapshot(late, "disk", name="new")
+        elif what == "drop":
+            await drop_snapshot(late, "disk", name="old")
+        else:
+            await clone(late, "disk", name="old", target="clone")
+    assert list(await snapshots(bucket.client(), "disk")) == ["old"]
+    assert "clone/disk.json" not in bucket.objects
+    await (await opened(bucket.client())).unmount()
+    assert await contents(bucket) == b"y"
+    assert (await check(bucket.client(), "disk")).problems == []
+
+
+async def test_snapshot_is_taken_although_a_writer_comes_at_the_same_time(bucket: Bucket) -> None:
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_it() -> None:
+        other.before = lambda request, path: None
+        device = await opened(bucket.client())
+        await write(device, b"a")
+        await device.flush()
+        devices.append(device)
+
+    other = bucket.client()
+    other.before = lambda request, path: open_it() if request == "create" else None
+    await snapshot(other, "disk", name="one")
+    await write(devices[0], b"b")
+    await devices[0].unmount()
+    assert await contents(bucket, "one") == b"a"
+
+
+async def test_of_two_that_open_one_after_the_other_the_first_stays_the_writer(
+    bucket: Bucket,
+) -> None:
+    """The second has seen that the disk is free before the first took it."""
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_first() -> None:
+        second.before = lambda request, path: None
+        assert "disk/lease" not in bucket.objects
+        devices.append(await opened(bucket.client()))
+
+    second = bucket.client()
+    seen: list[str] = []
+
+    def before(request: str, path: str) -> Any:
+        if path == "lease":
+            seen.append(path)
+        elif seen:
+            return open_first()
+        return None
+
+    second.before = before
+    with pytest.raises(StorageBusyError):
+        await opened(second)
+    await write(devices[0], b"a")
+    await devices[0].unmount()
+    assert await contents(bucket) == b"a"
+
+
+async def test_writer_that_lost_the_disk_before_it_had_the_lease_is_told_at_once(
+    bucket: Bucket,
+) -> None:
+    devices: list[ObjectStoreDevice] = []
+
+    async def open_other() -> None:
+        first.before = lambda request, path: None
+        devices.append(await opened(bucket.client()))
+
+    first = bucket.client()
+    made: list[str] = []
+
+    def before(request: str, path: str) -> Any:
+        if made and path == "lease":
+            return open_other()
+        if request == "create":
+            made.append(path)
+        return None
+
+    first.before = before
+    with pytest.raises(StorageBusyError, match="taken over by process"):
+        await opened(first)
+    await devices[0].unmount()
