@@ -556,3 +556,37 @@ async def test_extents_of_a_huge_disk_are_told_piece_by_piece(bucket: Bucket) ->
             assert 0 < told <= 1 << 28
             position += told
         assert position == size
+
+
+async def test_write_that_waits_for_room_does_not_start_to_store_all(bucket: Bucket) -> None:
+    await create(bucket.client(), "disk", size=1000 * CHUNK, chunk_size=CHUNK)
+    limits = Limits(unstored=500 * CHUNK, requests=2)
+    async with opened(bucket.client(), limits=limits) as device:
+        for index in range(500):
+            await write(device, index * CHUNK, b"a" * BLOCK)
+        tasks = len(asyncio.all_tasks())
+        waiting = asyncio.create_task(write(device, 500 * CHUNK, b"a" * BLOCK))
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) - tasks < 10
+        await waiting
+
+
+async def test_flush_of_much_fails_as_soon_as_one_request_does(bucket: Bucket) -> None:
+    await create(bucket.client(), "disk", size=1000 * CHUNK, chunk_size=CHUNK)
+    client = bucket.client()
+    async with opened(client, limits=Limits(requests=2)) as device:
+        for index in range(500):
+            await write(device, index * CHUNK, b"a" * BLOCK)
+        tried: list[str] = []
+
+        def before(request: str, path: str) -> None:
+            if request == "put":
+                tried.append(path)
+                raise OSError(errno.EIO, "the store is away")
+
+        client.before = before
+        with pytest.raises(OSError, match="away"):
+            await device.flush()
+        assert len(tried) < 10
+        client.before = lambda request, path: None
+    assert len(bucket.names("disk/chunks")) == 500

@@ -177,6 +177,18 @@ async def test_error_of_the_store_is_one_line_without_secrets(port: int) -> None
     assert "secret" not in str(caught.value)
 
 
+async def test_profile_that_is_not_there_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "credentials").write_text("[disks]\naws_access_key_id = key\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "others")
+    with pytest.raises(ValueError, match=r"s3://bucket: .*\bothers\b"):
+        from_url("s3://bucket/folder")
+
+
 @pytest.mark.parametrize(
     "url", ["http://example.com/x", "s3://", "nonsense", "ftp://host/path", "s3:bucket"]
 )
@@ -230,5 +242,6 @@ async def test_what_is_put_into_a_folder_survives_a_power_failure(
     monkeypatch.setattr(os, "fsync", note)
     await ObjectStoreClient(LocalStore(tmp_path), "a").put("b/c", b"data")
     await ObjectStoreClient(LocalStore(tmp_path), "a").create("b/d", b"data")
-    names = ["a/b/c", "a/b", "a/b/d"]
+    # The folders too, for they are new, and what they lie in.
+    names = ["a/b/c", "a/b", "a/b/d", "a", "."]
     assert {(tmp_path / name).stat().st_ino for name in names} <= set(synced)

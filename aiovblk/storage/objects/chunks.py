@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from ...errors import StorageError
@@ -93,6 +94,8 @@ class Chunks:
         self._reading: dict[int, asyncio.Task[memoryview]] = {}
         self._reads = asyncio.Semaphore(limits.requests)
         self._stores = asyncio.Semaphore(limits.requests)
+        self._at_once = 2 * limits.requests  # that are stored: some read first what lies below
+        self._ended: asyncio.Future[BaseException | None] | None = None
         self._zeroes = memoryview(bytes(description.chunk_size))
         self._version = 0
         self._in_flight: set[int] = set()
@@ -241,13 +244,14 @@ class Chunks:
         return pending
 
     async def _make_room(self) -> None:
-        for index in list(self._written)[: len(self._written) // 2]:
+        for index in list(islice(self._written, self._at_once)):
             self._start_storing(index)
-        tasks = list(self._store_tasks.values())
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        failures = [failure for task in done if (failure := task.exception())]
-        if len(failures) == len(done):
-            raise StorageError(errno.EIO, f"too much is not stored yet: {failures[0]}")
+        # One for all who wait: there may be many tasks.
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        failure = await asyncio.shield(self._ended)
+        if failure is not None:
+            raise StorageError(errno.EIO, f"too much is not stored yet: {failure}")
 
     def _store_in_passing(self, index: int) -> None:
         """Store a full chunk as soon as some more are, so that a flush has little left to do."""
@@ -268,12 +272,21 @@ class Chunks:
 
         """
         indices = [*self._storing, *(each for each in self._written if each not in self._storing)]
-        results = await asyncio.gather(
-            *(self._store_one(each) for each in indices), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        waiting = iter(indices)
+        failures: list[Exception] = []
+
+        async def work() -> None:
+            for index in waiting:
+                if failures:  # a store that is away costs each of them a minute
+                    return
+                try:
+                    await self._store_one(index)
+                except Exception as exc:
+                    failures.append(exc)
+
+        await asyncio.gather(*(work() for _ in range(min(self._at_once, len(indices)))))
+        if failures:
+            raise failures[0]
 
     async def _store_one(self, index: int) -> None:
         task = self._store_tasks.get(index)
@@ -290,7 +303,13 @@ class Chunks:
             return
         self._storing[index] = self._written.pop(index)
         task = self._store_tasks[index] = asyncio.create_task(self._store_chunk(index))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(self._store_ended)
+
+    def _store_ended(self, task: asyncio.Task[None]) -> None:
+        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.set_result(failure)
 
     async def _store_chunk(self, index: int) -> None:
         await asyncio.sleep(0)  # a loop may start tasks at once, before they are known

@@ -90,10 +90,13 @@ class ObjectStoreClient:
         self._patience = patience
         self._random = Random()
         self._root = local_root(store)
+        self._durable: set[str] = set()
 
     def at(self, path: str) -> ObjectStoreClient:
         """See :class:`Objects`."""
-        return ObjectStoreClient(self._store, self._full(path), patience=self._patience)
+        other = ObjectStoreClient(self._store, self._full(path), patience=self._patience)
+        other._durable = self._durable
+        return other
 
     async def get(self, path: str) -> memoryview:
         """See :class:`Objects`."""
@@ -134,7 +137,7 @@ class ObjectStoreClient:
 
         await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
         if self._root is not None:  # the package leaves it to the kernel's write-back
-            await asyncio.to_thread(_make_durable, f"{self._root}/{path}")
+            await asyncio.to_thread(_make_durable, self._root, path, self._durable)
 
     async def _find(self, after: str, folder: str) -> list[Found]:
         import obstore
@@ -209,13 +212,32 @@ def local_root(store: ObjectStore) -> str | None:
     return os.fspath(store.prefix or "/")
 
 
-def _make_durable(path: str) -> None:
-    for each in (path, os.path.dirname(path)):
-        fd = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def _make_durable(root: str, path: str, folders: set[str]) -> None:
+    """Sync a file, and the folders that lead to it, unless that has been done.
+
+    Args:
+        root: what the path is relative to.
+        path: the file.
+        folders: those whose being there is durable; added to.
+
+    """
+    _sync(f"{root}/{path}")
+    folder = os.path.dirname(path)
+    _sync(f"{root}/{folder}")
+    while folder and folder not in folders:
+        parent = os.path.dirname(folder)
+        with suppress(PermissionError):  # it is older, and another's
+            _sync(f"{root}/{parent}")
+        folders.add(folder)
+        folder = parent
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def is_store(store: object) -> TypeGuard[ObjectStore]:
@@ -253,11 +275,11 @@ def from_url(
     if scheme not in SCHEMES or not bucket:
         raise ValueError(f"{url!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
-    if scheme in AWS_SCHEMES:
-        options = _aws_options() | options
     try:
+        if scheme in AWS_SCHEMES:
+            options = _aws_options() | options
         store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
-    except Exception as exc:  # obstore has one for each kind of store
+    except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
         raise ValueError(f"{root}: {_first_line(exc)}") from None
     return ObjectStoreClient(store, patience=patience), folder
 
