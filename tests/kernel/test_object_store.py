@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -103,7 +103,8 @@ async def test_what_was_synced_survives_servers_that_are_killed(
                 await sh(f"while ! [ -e {told}.done ]; do sleep 0.1; done")
                 await asyncio.sleep(random.random())
                 await running.end(signal.SIGKILL)
-                work.process.kill()
+                with suppress(ProcessLookupError):  # it has met an error already
+                    work.process.kill()
             assert await becomes_free(running.path)
         async with command(SPEC) as running:
             await sh(f"mount {running.path} {point} && umount {point}")  # replays the journal
