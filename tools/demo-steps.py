@@ -106,6 +106,7 @@ def disk_in_s3(node: str) -> None:
             run("cp LICENSE /mnt/synced && sync && cp LICENSE /mnt/not-synced")
             say("The server is killed:")
         run("umount /mnt || umount -l /mnt")
+        wait_until_free(node)
         say("What was synced is there when another one serves the disk:")
         with served(serve, node):
             run(f"mount {node} /mnt && diff LICENSE /mnt/synced && umount /mnt")
@@ -191,7 +192,6 @@ def served(command: str, node: str, *, goodbye: str = "", killed: bool = False) 
             print("# kill -KILL $!", flush=True)
             server.kill()
             server.communicate(timeout=PATIENCE)
-            wait_until_free(node)
             return
         print("# kill -INT $!", flush=True)
         server.send_signal(signal.SIGINT)
