@@ -64,6 +64,7 @@ class Link(ABC):
         self._queue_before: dict[str, str] = {}
         self._guard = threading.Lock()
         self._closed = False
+        self._server: int | None = None
         self._fd = -1
 
     @abstractmethod
@@ -147,6 +148,7 @@ class Link(ABC):
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(POLL)
+        self._server = sysfs.server_thread(self.index)
         self._open_live()
         queue.change(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
 
@@ -246,10 +248,11 @@ class Link(ABC):
         """Wait until the index can be attached again, then let others try.
 
         Returns:
-            False when somebody still has the node open after ``seconds``.
+            False when somebody still has the node open after ``seconds``. (By netlink another
+            server may have attached it meanwhile, since the kernel knows nothing of our locks.)
 
         """
-        free = wait_until_free(self.index, seconds)
+        free = wait_until_free(self.index, seconds, self._server)
         self._unlock()
         return free
 
@@ -486,10 +489,20 @@ def _open(path: str, flags: int = 0) -> int:
     return forks.withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
 
 
-def wait_until_free(index: int, seconds: float) -> bool:
-    """Wait until a device is no longer attached; false if it still is after ``seconds``."""
+def wait_until_free(index: int, seconds: float, server: int | None = None) -> bool:
+    """Wait until a device is no longer attached; false if it still is after ``seconds``.
+
+    Args:
+        index: of the device.
+        seconds: for which to wait.
+        server: the thread that attached it (:func:`.sysfs.server_thread`): if it has been attached
+            by another one since, it was free. None for whoever it is.
+
+    """
     deadline = time.monotonic() + seconds
     while not sysfs.is_free(index):
+        if server is not None and sysfs.server_thread(index) not in (None, server):
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL)
