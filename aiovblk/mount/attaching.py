@@ -120,8 +120,9 @@ class Attaching:
         return await _offer(link)
 
     async def _unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
-        """Take a step that may take for ever, since a worker takes it."""
+        """Take a step that may take for ever, since a worker or a factory takes it."""
         taking = asyncio.create_task(step)
+        await asyncio.sleep(0)  # what waits for nobody is done then, and stands
         steps: list[asyncio.Future[Any]] = [taking, self._events.stopping]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         taking.cancel()
@@ -150,7 +151,11 @@ class Attaching:
     # Anew
 
     async def _attach(self, path: str | None) -> kernel.Link:
-        kernels = await self._unless_stopped(self._lines.connect())
+        connecting = self._lines.connect()
+        # In this process that takes no time. A device that is connected is attached, and unmounted
+        # in order if it is to end already.
+        is_here = self._lines.are_movable
+        kernels = await (connecting if is_here else self._unless_stopped(connecting))
         # Serve before they are handed over, since requests come at once.
         self._lines.start()
         try:

@@ -13,7 +13,7 @@ import pytest
 
 from aiovblk.kernel import choice, sysfs
 
-from .support import becomes_true, stuck_tasks
+from .support import stuck_tasks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,8 +61,7 @@ async def nothing_remains() -> AsyncIterator[None]:
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith("aiovblk")]
     assert not names
     assert sorted(_own_files()) == before
-    # One that is on its way out may be seen so for a moment.
-    await becomes_true(lambda: not stuck_tasks())
+    assert not await stuck_tasks()
 
 
 @pytest.fixture

@@ -146,15 +146,29 @@ async def becomes_true(condition: Callable[[], bool]) -> None:
     await asyncio.to_thread(look)
 
 
-def stuck_tasks() -> list[str]:
-    """Other processes in uninterruptible sleep; threads of the kernel are not processes."""
-    found = []
+async def stuck_tasks() -> list[str]:
+    """Other processes that sleep uninterruptibly and do not run meanwhile.
+
+    One that reads a file of its own, or ends, is seen so for a moment; so there is a second look if
+    the first one found any.
+    """
+    before = _in_uninterruptible_sleep()
+    if before:
+        await asyncio.sleep(1)
+    after = _in_uninterruptible_sleep() if before else {}
+    return [name for process, (name, runs) in after.items() if before.get(process) == (name, runs)]
+
+
+def _in_uninterruptible_sleep() -> dict[str, tuple[str, str]]:
+    """Name, and how often each has run; threads of the kernel are no processes."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             fields = (process / "stat").read_text().rpartition(")")[2].split()
             own = process.name == str(os.getpid())
             if fields[0] == "D" and not own and (process / "cmdline").read_bytes():
-                found.append((process / "comm").read_text().strip())
+                runs = (process / "status").read_text().partition("voluntary_ctxt_switches:")[2]
+                found[process.name] = (process / "comm").read_text().strip(), runs
     return found
 
 

@@ -17,7 +17,7 @@ from .support import Program, becomes_free, command, program, sh
 pytestmark = [pytest.mark.deadline(420), pytest.mark.one_loop, pytest.mark.newest_python]
 
 SPEC = "s3://bucket/disk?size=128M&chunk_size=256K&compress=yes"
-KILLS = 2
+KILLS = 3
 
 # Commits transactions and files until it cannot; says what is safe after each, elsewhere.
 WORK = """
