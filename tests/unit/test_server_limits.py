@@ -120,15 +120,17 @@ async def test_no_timer_runs_for_a_client_that_is_idle(
 
         return call
 
-    # The one that looks for slow requests ends by itself, when it finds none.
-    async with serve(LoggingDevice(), unix=path, slow_request=None):
+    async with serve(LoggingDevice(), unix=path, slow_request=0.01):
         for name in ("call_later", "call_at"):
             monkeypatch.setattr(loop, name, remember(getattr(loop, name)))
         async with using(path) as client:
             await client.write(0, bytes(512))
             assert await client.read(0, 512) == bytes(512)
             assert timers  # that of the handshake
-            assert all(timer.cancelled() for timer in timers)
+            # The one that looks for slow requests finds none, and starts no other.
+            await until(
+                lambda: all(timer.cancelled() or timer.when() < loop.time() for timer in timers)
+            )
         monkeypatch.undo()
 
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ...device import BlockDevice
+from ..bits import runs
 from .changes import Changes
 from .fetches import Fetch, Fetches
-from .lines import Line, Lines, Piece, runs
+from .lines import Line, Lines, Piece
 from .memory import MemorySlots
 from .readahead import ReadAhead
 from .stats import Stats

@@ -6,7 +6,8 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .lines import Line, Lines, Piece, runs
+from ..bits import runs
+from .lines import Line, Lines, Piece
 from .stats import Stats
 
 

@@ -205,19 +205,6 @@ class Lines:
             self._evicted.popitem(last=False)
 
 
-def runs(blocks: int) -> Iterator[tuple[int, int]]:
-    """Where blocks begin that follow one another, and where they end."""
-    begin = 0
-    while blocks:
-        gap = (blocks & -blocks).bit_length() - 1
-        blocks >>= gap
-        begin += gap
-        count = (~blocks & (blocks + 1)).bit_length() - 1
-        yield begin, begin + count
-        blocks >>= count
-        begin += count
-
-
 def spans(numbers: Iterable[int], most: int) -> Iterator[range]:
     """Ascending numbers, those that follow one another together, up to ``most`` of them."""
     span = range(0)

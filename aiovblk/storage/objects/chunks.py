@@ -13,10 +13,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from ...errors import StorageError
+from ..together import drain
 from .pending import Pending
 from .records import Description, chunk_name, entry_parts, first_version
 from .sealing import Sealing, damaged
@@ -272,21 +274,8 @@ class Chunks:
 
         """
         indices = [*self._storing, *(each for each in self._written if each not in self._storing)]
-        waiting = iter(indices)
-        failures: list[Exception] = []
-
-        async def work() -> None:
-            for index in waiting:
-                if failures:  # a store that is away costs each of them a minute
-                    return
-                try:
-                    await self._store_one(index)
-                except Exception as exc:
-                    failures.append(exc)
-
-        await asyncio.gather(*(work() for _ in range(min(self._at_once, len(indices)))))
-        if failures:
-            raise failures[0]
+        # None after a failure: a store that is away costs each of them a minute.
+        await drain((partial(self._store_one, each) for each in indices), most=self._at_once)
 
     async def _store_one(self, index: int) -> None:
         task = self._store_tasks.get(index)

@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Self
 
 from ...device import BlockDevice, Extent
+from ...errors import StorageError
+from ..together import together
 from . import lease as leases
 from .chunks import Chunks, Limits
 from .disk import Disk
@@ -124,12 +126,15 @@ class ObjectStoreDevice(BlockDevice):
         if self._writer is not None:
             self._writer.check()
         index, start = divmod(offset, self._chunk_size)
-        if start + length <= self._chunk_size:
-            return await self._chunks.read(index, start, length)
-        data = bytearray(length)
-        await asyncio.gather(
-            *(self._read_into(data, offset, *part) for part in self._parts(offset, length))
-        )
+        try:
+            if start + length <= self._chunk_size:
+                return await self._chunks.read(index, start, length)
+            data = bytearray(length)
+            parts = self._parts(offset, length)
+            await together(self._read_into(data, offset, *part) for part in parts)
+        except StorageError:
+            await self._look_for_another()
+            raise
         return memoryview(data).toreadonly()
 
     async def _read_into(
@@ -141,9 +146,13 @@ class ObjectStoreDevice(BlockDevice):
     async def write(self, offset: int, data: memoryview) -> None:
         """Write, to memory."""
         self._check()
-        for index, start, length in self._parts(offset, len(data)):
-            at = index * self._chunk_size + start - offset
-            await self._chunks.write(index, start, data[at : at + length])
+        try:
+            for index, start, length in self._parts(offset, len(data)):
+                at = index * self._chunk_size + start - offset
+                await self._chunks.write(index, start, data[at : at + length])
+        except StorageError:
+            await self._look_for_another()
+            raise
 
     async def flush(self) -> None:
         """Store all that was written, and make it part of the disk."""
@@ -200,6 +209,11 @@ class ObjectStoreDevice(BlockDevice):
             if not number % _AT_ONCE:
                 await asyncio.sleep(0)
                 self._check()
+
+    async def _look_for_another(self) -> None:
+        """Raise FencedError if what is missing was replaced by another writer."""
+        if self._writer is not None:
+            await self._writer.look_for_another()
 
     def _check(self) -> None:
         if self._writer is None:

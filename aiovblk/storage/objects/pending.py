@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+from ..bits import runs
 from .store import Buffer
 
 
 def bits(first: int, count: int) -> int:
     """A mask of ``count`` blocks from block ``first`` on."""
     return ((1 << count) - 1) << first
-
-
-def runs(mask: int) -> Iterator[tuple[int, int]]:
-    """The runs of blocks in a mask: where each begins, and how many there are."""
-    first = 0
-    while mask:
-        skipped = (mask & -mask).bit_length() - 1
-        mask >>= skipped
-        count = (~mask & (mask + 1)).bit_length() - 1
-        yield first + skipped, count
-        mask >>= count
-        first += skipped + count
 
 
 class Pending:
@@ -82,22 +69,22 @@ class Pending:
     def lay_over(self, below: bytearray, start: int) -> None:
         """Put what is known of the bytes from ``start`` on into ``below``."""
         within = self.mask & self._blocks(start, len(below))
-        for first, count in runs(within):
-            at, length = first * self._block_size, count * self._block_size
+        for first, last in runs(within):
+            at, length = first * self._block_size, (last - first) * self._block_size
             below[at - start : at - start + length] = self.read(at, length)
 
     def complete(self, below: memoryview | None) -> None:
         """Take what is not known from ``below``, a whole chunk; None for zeroes."""
         if below is not None:
-            for first, count in runs(self._every & ~self.mask):
-                at, length = first * self._block_size, count * self._block_size
+            for first, last in runs(self._every & ~self.mask):
+                at, length = first * self._block_size, (last - first) * self._block_size
                 self.write(at, below[at : at + length])
         self.mask = self._every
 
     def take(self, below: Pending) -> None:
         """Take what is not known here from another of the same chunk that is older."""
-        for first, count in runs(below.mask & ~self.mask):
-            at, length = first * self._block_size, count * self._block_size
+        for first, last in runs(below.mask & ~self.mask):
+            at, length = first * self._block_size, (last - first) * self._block_size
             if below._buffer is None:
                 self.zero(at, length)
             else:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import StorageError
+from ..grouped import Grouped
 from .chunks import Chunks
 from .journal import FencedError, Journal, record
 from .lease import Holder, Lease
@@ -25,6 +26,11 @@ _RECORDS = 256
 
 class Writer:
     """The one writer of a disk.
+
+    Attributes:
+        flush: stores what was written, and makes it part of the disk. Raises OSError if something
+            could not be stored; it is kept, and the next flush tries again. Whoever comes while one
+            is going on shares the next.
 
     Args:
         chunks: what is to be stored.
@@ -43,6 +49,7 @@ class Writer:
         self._renewal = lease / 3
         self.size = journal.state.size
         """Bytes of the disk."""
+        self._journal_in_use = asyncio.Lock()
         self._fenced = ""
         self._unsure = False  # whether a record is there whose answer was lost
         # What is older may be part of a snapshot, if there are any; they are not read.
@@ -50,8 +57,7 @@ class Writer:
         self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deletions: set[asyncio.Task[None]] = set()
-        self._flush: asyncio.Task[None] | None = None
-        self._next_flush: asyncio.Task[None] | None = None
+        self.flush = Grouped(self._flush)
         chunks.begin(epoch)
 
     @staticmethod
@@ -88,40 +94,31 @@ class Writer:
         if self._fenced:
             raise FencedError(errno.EIO, self._fenced)
 
-    async def flush(self) -> None:
-        """Store what was written, and make it part of the disk.
-
-        Whoever comes while a flush is going on shares the next one.
+    async def look_for_another(self) -> None:
+        """Raise FencedError if another writer is why something fails: it deletes what it replaces.
 
         Raises:
-            OSError: something could not be stored. It is kept, and the next flush tries again.
+            FencedError: so it is.
+            OSError: the store fails.
 
         """
-        if self._next_flush is None:
-            self._next_flush = self._spawn(self._flush_after(self._flush))
-        await asyncio.shield(self._next_flush)
+        async with self._journal_in_use:
+            try:
+                await self._journal.catch_up()
+            finally:  # it may have come as far as the other's first record
+                if self._journal.state.epoch != self._epoch:
+                    self._lose(f"taken over by {self._journal.state.holder}")
+                self.check()
 
-    async def _flush_after(self, before: asyncio.Task[None] | None) -> None:
-        await asyncio.sleep(0)  # a loop may start tasks at once, before they are known
-        if before is not None:
-            await asyncio.wait([before])
-        self._flush, self._next_flush = self._next_flush, None
+    async def _flush(self) -> None:
         self.check()
         try:
             await self._chunks.store()
         except OSError:
-            await self._look_for_another()
+            await self.look_for_another()
             raise
-        await self._commit()
-
-    async def _look_for_another(self) -> None:
-        """Raise FencedError if another writer is the reason: it deletes what it replaces."""
-        try:
-            await self._journal.catch_up()
-        finally:  # it may have come as far as the other's first record
-            if self._journal.state.epoch != self._epoch:
-                self._lose(f"taken over by {self._journal.state.holder}")
-            self.check()
+        async with self._journal_in_use:
+            await self._commit()
 
     async def _commit(self) -> None:
         size, floor = self.size, self._chunks.floor
@@ -189,13 +186,15 @@ class Writer:
             if not self._fenced:
                 await self.flush()
                 await asyncio.gather(*self._deletions, return_exceptions=True)
-                with suppress(FencedError):  # nothing of ours is lost by it
-                    await self._journal.add(record(Kind.CLOSE))
+                async with self._journal_in_use:
+                    with suppress(FencedError):  # nothing of ours is lost by it
+                        await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
         finally:
             await self._end()
 
     async def _end(self) -> None:
+        await self.flush.end()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -6,7 +6,7 @@
 * ``layer``: :class:`Overlay`, which joins a base and a diff.
 * ``moving``: from the diff to the base, and from one base to another.
 * ``files``: a diff that is a file.
-* ``changes`` and ``grouped``: who waits for whom.
+* ``changes``: who waits for whom.
 """
 
 from .layer import Overlay

@@ -29,9 +29,9 @@ from functools import partial
 from typing import Self
 
 from ...device import BlockDevice, overrides
+from ..grouped import Grouped
 from ..together import drain
 from .format import PAGE, Header
-from .grouped import Grouped
 from .states import BASE, DATA, ZERO, States
 
 _PIECE = 1 << 20  # bytes of the map that are read at once

@@ -48,7 +48,15 @@ class Grouped:
         runs = (self._running, self._next)
         return self._untold is None and all(run is None or run.done() for run in runs)
 
+    async def end(self) -> None:
+        """Cancel what is under way, and wait until it has ended."""
+        runs = [run for run in (self._running, self._next) if run is not None]
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+
     async def _run(self, before: asyncio.Task[None] | None) -> None:
+        await asyncio.sleep(0)  # a loop may start tasks at once, before this one is known
         if before and not before.done():
             await asyncio.wait([before])  # its callers are told its error before this goes on
         self._running, self._next = self._next, None
