@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..device import BlockDevice
-from ..storage import Cache, FileDevice, Overlay
+from ..storage import Cache, FileDevice, HTTPDevice, Overlay
 from ..storage.cache import Policy
 from .spec import device_of
 from .units import SpecError, parse_size
@@ -45,17 +45,19 @@ class Layers:
 
     async def put_on(self, device: BlockDevice, spec: str) -> BlockDevice:
         """Put them on a device, which is let go of if that fails."""
+        # The next time the server may have another version, which what is kept is no part of.
+        version = device.identity if isinstance(device, HTTPDevice) else None
         try:
             if self.cache is not None:
-                device = self._cached(device, self.cache, spec)
+                device = self._cached(device, self.cache, version or spec[:200])
             if self.overlay is not None:
-                device = await Overlay.file(device, self.overlay)
+                device = await Overlay.file(device, self.overlay, identity=version)
         except BaseException:
             await device.unmount()
             raise
         return device
 
-    def _cached(self, device: BlockDevice, size: int, spec: str) -> BlockDevice:
+    def _cached(self, device: BlockDevice, size: int, identity: str) -> BlockDevice:
         if self.cache_path is None:
             return Cache(device, size=size, policy=self.cache_policy)
         try:
@@ -65,7 +67,7 @@ class Layers:
         if store.size != size:
             raise SpecError(f"{self.cache_path} has another size than --cache; delete it")
         # Of another disk of the same size it would be wrong.
-        return Cache(device, store, policy=self.cache_policy, identity=spec[:200])
+        return Cache(device, store, policy=self.cache_policy, identity=identity)
 
 
 @asynccontextmanager
