@@ -28,8 +28,9 @@ from .serve import serve_until_signal
 
 SPEC_HELP = """memory:SIZE, file:PATH (a file or block device, which is written to),
 nbd://HOST/EXPORT or another NBD URI, s3://BUCKET/FOLDER (gs, az; folder:PATH), where size=10G makes
-what is not there, package.module:attribute or path/to/file.py:attribute; the attribute is a
-BlockDevice, a subclass of it, or a function, async or not, that returns one"""
+what is not there, https://HOST/FILE (read-only), package.module:attribute or
+path/to/file.py:attribute; the attribute is a BlockDevice, a subclass of it, or a function, async or
+not, that returns one"""
 
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
 credentials come from the environment, and the key of one that is encrypted from the file that

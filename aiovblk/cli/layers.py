@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import get_args
 
 from ..device import BlockDevice
-from ..storage import Cache, FileDevice, Overlay
+from ..storage import Cache, FileDevice, HTTPDevice, ObjectStoreDevice, Overlay
 from ..storage.cache import Policy
 from .spec import device_of
 from .units import SpecError, parse_size
@@ -45,17 +45,22 @@ class Layers:
 
     async def put_on(self, device: BlockDevice, spec: str) -> BlockDevice:
         """Put them on a device, which is let go of if that fails."""
+        below = device
         try:
             if self.cache is not None:
-                device = await self._cached(device, self.cache, spec)
+                below = await self._cached(device, self.cache, _contents_of(device, spec))
             if self.overlay is not None:
-                device = await Overlay.file(device, self.overlay)
+                # Of a file on a server, since that may be another one the next time.
+                version = device.identity if isinstance(device, HTTPDevice) else None
+                return await Overlay.file(below, self.overlay, identity=version)
         except BaseException:
-            await device.unmount()
+            await below.unmount()
             raise
-        return device
+        return below
 
-    async def _cached(self, device: BlockDevice, size: int, spec: str) -> BlockDevice:
+    async def _cached(
+        self, device: BlockDevice, size: int, contents: Callable[[], str]
+    ) -> BlockDevice:
         if self.cache_path is None:
             return Cache(device, size=size, policy=self.cache_policy)
         try:
@@ -65,11 +70,17 @@ class Layers:
         try:
             if store.size != size:
                 raise SpecError(f"{self.cache_path} has another size than --cache; delete it")
-            # Of another disk of the same size it would be wrong.
-            return Cache(device, store, policy=self.cache_policy, identity=spec)
+            return Cache(device, store, policy=self.cache_policy, identity=contents)
         except BaseException:
             await store.unmount()
             raise
+
+
+def _contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
+    """What a cache compares: a device that others change tells its version, else its name does."""
+    if isinstance(device, HTTPDevice | ObjectStoreDevice):
+        return lambda: device.identity
+    return lambda: spec
 
 
 @asynccontextmanager

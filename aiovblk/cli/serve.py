@@ -14,6 +14,7 @@ from functools import partial
 
 from ..device import BlockDevice, Factory
 from ..server import Export, Server, serve
+from ..storage.web import without_secrets
 from ..tls import psk_server_context, server_context
 from .layers import Layers, stack_of
 from .running import telling_of_slow_requests, until_signal
@@ -78,8 +79,9 @@ async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> Blo
     await device.unmount()
     if not device.multi_conn:
         raise SpecError(
-            f"{spec} cannot have workers, in which each client has a device of its own: nothing"
-            " says that they are one disk; a device for which that is so declares multi_conn = True"
+            f"{without_secrets(spec)} cannot have workers, in which each client has a device of its"
+            " own: nothing says that they are one disk; a device for which that is so declares"
+            " multi_conn = True"
         )
     return factory
 

@@ -14,7 +14,8 @@ from types import ModuleType
 from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES
-from ..storage import FileDevice, MemoryDevice
+from ..storage import FileDevice, HTTPDevice, MemoryDevice
+from ..storage.web import SCHEMES as WEB_SCHEMES
 from .disks import SCHEMES as DISK_SCHEMES
 from .disks import DiskSpec
 from .units import SpecError, parse_size
@@ -64,9 +65,9 @@ async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
     """The device that ``spec`` names.
 
     Args:
-        spec: ``memory:SIZE``, ``file:PATH``, ``s3://BUCKET/FOLDER`` and its kin (see
-            :mod:`.disks`), ``package.module:attribute`` or ``path/to/file.py:attribute``, where the
-            attribute is a BlockDevice, a subclass of it, or a function that returns one.
+        spec: ``memory:SIZE``, ``file:PATH``, ``https://HOST/FILE``, ``s3://BUCKET/FOLDER`` and its
+            kin (see :mod:`.disks`), ``package.module:attribute`` or ``path/to/file.py:attribute``,
+            where the attribute is a BlockDevice, a subclass of it, or a function that returns one.
         read_only: whether it must not be changed.
 
     Raises:
@@ -79,10 +80,13 @@ async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
     if not separator:
         raise SpecError(
             f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
-            " s3://BUCKET/FOLDER, folder:PATH, package.module:attribute or file.py:attribute"
+            " s3://BUCKET/FOLDER, folder:PATH, https://HOST/FILE, package.module:attribute or"
+            " file.py:attribute"
         )
     if kind == "file":
         return FileDevice(parse_path(rest), read_only=read_only)
+    if kind.lower() in WEB_SCHEMES:
+        return await HTTPDevice.open(spec)
     if kind in DISK_SCHEMES:
         return await DiskSpec.parse(spec).open(read_only=read_only)
     device = _memory(parse_size(rest)) if kind == "memory" else await _load_object(spec)

@@ -15,6 +15,7 @@ from .readonly import ReadOnly
 from .retry import Retry
 from .shared import Shared
 from .stats import Stats
+from .web import HTTPDevice
 
 __all__ = [
     "Around",
@@ -22,6 +23,7 @@ __all__ = [
     "Fault",
     "Faults",
     "FileDevice",
+    "HTTPDevice",
     "Layer",
     "MemoryDevice",
     "Mirror",

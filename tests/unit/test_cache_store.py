@@ -222,8 +222,20 @@ async def test_cache_of_another_device_is_emptied(
     device = cache(other, disk.open(), **{"identity": "one"} | change)
     assert await device.read(0, LINE) == b"o" * LINE
     assert caplog.messages == [
-        "what was cached is dropped: it is that of another device, or has other lines"
+        "what was cached is dropped: it is not of what this device holds, or has other lines"
     ]
+
+
+async def test_identity_may_be_what_the_device_holds_when_it_is_opened_and_at_the_end() -> None:
+    fetch = [("read", 0, LINE)]
+    inner, disk = Slow(64), Disk()
+    for begins, ends, asked in (("1", "2", fetch), ("2", "3", []), ("other", "4", fetch)):
+        versions = iter((begins, ends))
+        device = cache(inner, disk.open(), identity=lambda versions=versions: next(versions))
+        await device.read(0, LINE)
+        assert inner.take() == asked
+        await device.unmount()
+        inner.take()
 
 
 async def test_cache_of_a_device_that_has_grown_meanwhile_is_emptied() -> None:

@@ -151,7 +151,7 @@ async def test_file_may_import_its_neighbour_and_lie_in_a_folder_with_a_colon(
         (
             "",
             "write memory:SIZE, file:PATH, nbd://HOST/EXPORT, s3://BUCKET/FOLDER, folder:PATH,"
-            " package.module:attribute or file.py:attribute",
+            " https://HOST/FILE, package.module:attribute or file.py:attribute",
         ),
         ("file:", "'file:' names no file; write file:PATH"),
         ("users_module", "is no SPEC"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from aiovblk.cli.disks import KEY_FILE, DiskSpec
 from aiovblk.cli.layers import Layers, stack_of
 from aiovblk.cli.spec import load_device
 from aiovblk.cli.units import SpecError
-from aiovblk.storage import FileDevice
+from aiovblk.storage import Cache, FileDevice
 
 pytestmark = pytest.mark.one_loop  # they choose their own
 
@@ -332,6 +333,33 @@ async def test_cache_of_one_disk_is_not_used_for_another() -> None:
         async with stack_of(f"file:{name}", layers(cache=4 * MIB, cache_path="cache")) as device:
             assert bytes(await device.read(0, 4096)) == name.encode() * 4096
             await device.unmount()
+
+
+async def test_cache_of_a_disk_that_was_written_without_it_is_not_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @asynccontextmanager
+    async def through_the_cache() -> AsyncIterator[Cache]:
+        async with stack_of("folder:disk?size=1M", layers(cache=4 * MIB, cache_path="c")) as device:
+            assert isinstance(device, Cache)
+            yield device
+            await device.unmount()
+
+    line = 65536
+    async with through_the_cache() as device:
+        await device.write(0, memoryview(b"1" * line))
+    async with through_the_cache() as device:  # what it wrote itself is no reason
+        assert bytes(await device.read(0, line)) == b"1" * line
+        assert (device.stats.hits, device.stats.misses) == (1, 0)
+    other = await load_device("folder:disk")
+    await other.write(0, memoryview(b"2" * line))
+    await other.unmount()
+    assert not caplog.messages
+    async with through_the_cache() as device:
+        assert bytes(await device.read(0, line)) == b"2" * line
+    assert caplog.messages == [
+        "what was cached is dropped: it is not of what this device holds, or has other lines"
+    ]
 
 
 def test_cache_path_needs_the_size_of_the_cache(run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiovblk.errors import StorageBusyError, StorageError
-from aiovblk.storage.objects import Limits, ObjectStoreDevice, create
+from aiovblk.storage.objects import Limits, ObjectStoreDevice, create, snapshot
 from aiovblk.storage.objects.journal import FencedError
 
 from .objects import Bucket, Client
@@ -64,6 +64,48 @@ async def test_what_was_flushed_is_there_when_the_disk_is_opened_again(bucket: B
     async with opened(bucket.client()) as device:
         assert bytes(await device.read(BLOCK, len(data))) == data
         assert bytes(await device.read(0, BLOCK)) == bytes(BLOCK)
+
+
+async def test_identity_tells_what_is_stored_from_all_that_was_and_is(bucket: Bucket) -> None:
+    await make(bucket)
+    await create(bucket.client(), "other", size=SIZE, chunk_size=CHUNK)
+    async with opened(bucket.client()) as device:
+        seen = [device.identity]
+        await write(device, 0, b"a" * BLOCK)
+        assert device.identity == seen[0]
+        await device.flush()
+        seen.append(device.identity)
+        await device.flush()
+        await snapshot(bucket.client(), "disk", name="here")
+        assert device.identity == seen[1]
+        device.blocks += 1
+        await device.flush()
+        seen.append(device.identity)
+    other = await ObjectStoreDevice.open(bucket.client(), "other")
+    await other.unmount()
+    assert len({*seen, other.identity}) == 4
+    async with opened(bucket.client()) as device:
+        assert device.identity == seen[2]
+    async with opened(bucket.client(), read_only=True) as device:
+        assert device.identity == seen[2]
+    async with opened(bucket.client(), snapshot="here") as device:
+        assert device.identity == seen[1]
+
+
+async def test_identity_knows_nothing_of_another_writers_flushes(bucket: Bucket) -> None:
+    await make(bucket)
+    device = await ObjectStoreDevice.open(bucket.client(), "disk")
+    await write(device, 0, b"a" * BLOCK)
+    await device.flush()
+    before = device.identity
+    bucket.forget_lease()
+    async with opened(bucket.client()) as other:
+        await write(other, 0, b"b" * BLOCK)
+    await write(device, 0, b"c" * BLOCK)
+    with pytest.raises(FencedError):
+        await device.flush()
+    assert device.identity == before
+    await device.unmount()
 
 
 async def test_write_is_not_stored_before_a_flush_and_is_after_it(bucket: Bucket) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
@@ -59,11 +59,12 @@ class Cache(Layer):
     :class:`~aiovblk.storage.FileDevice` on a fast disk, is filled instead and keeps what is cached
     until the next time, if the cache was unmounted in order, for the same ``inner`` and options.
     After anything else (a crash, a failure of the store or of the last flush) the cache begins
-    empty. Nobody else may change ``inner`` in the meantime. The first request opens the store, and
-    fails if it cannot: to go on without it would let it fall behind unnoticed. When it fails later
-    it is given up with a warning in the log, and no request fails for it. What is dirty is always
-    in memory: under ``write-back`` there is a cache in memory on top of the one in the store
-    (which is the ``inner`` of that one), with ``2 * dirty_limit`` bytes.
+    empty. If anybody else may change ``inner`` in the meantime, its identity has to tell.
+    The first request opens the store, and fails if it cannot: to go on without it would let it fall
+    behind unnoticed. When it fails later it is given up with a warning in the log, and no request
+    fails for it. What is dirty is always in memory: under ``write-back`` there is a cache in memory
+    on top of the one in the store (which is the ``inner`` of that one), with ``2 * dirty_limit``
+    bytes.
 
     Errors: a read that fails on ``inner`` fails for all who wait for the same fetch, though perhaps
     for a block that they did not ask for. It is not remembered. Errors of what nobody asked for are
@@ -85,8 +86,10 @@ class Cache(Layer):
         read_ahead: bytes that are fetched ahead at most for one reader; 0 for no read-ahead. At
             most an eighth of the cache is.
         dirty_limit: bytes that may wait to be written back.
-        identity: what ``inner`` is called, for instance its URI. A store that was filled from a
-            device of another name (size, block size) is emptied.
+        identity: what ``inner`` is called, for instance its URI; or a function that tells what it
+            holds, such as ``lambda: disk.identity``, if others may change it while it is not
+            mounted here. It is called when the store is opened, and when all is flushed at the end.
+            A store that was left with another identity (size, block size) is emptied.
 
     Raises:
         ValueError: there is neither a size nor a store, not a single line would fit, the sizes do
@@ -110,7 +113,7 @@ class Cache(Layer):
         line_size: int = 64 * 1024,
         read_ahead: int = 4 << 20,
         dirty_limit: int = 64 << 20,
-        identity: str = "",
+        identity: str | Callable[[], str] = "",
     ) -> None:
         _check(inner, store, size, policy, line_size, dirty_limit)
         if store is not None and policy == "write-back":
@@ -283,7 +286,8 @@ class Cache(Layer):
                     await self.inner.write(first, memoryview(data))
 
     def _header(self) -> Header:
-        return Header.of(self.inner, self._identity, self._line_size, self._lines.slots)
+        identity = self._identity if isinstance(self._identity, str) else self._identity()
+        return Header.of(self.inner, identity, self._line_size, self._lines.slots)
 
     async def _open(self) -> None:
         """Take over what the store holds, once."""

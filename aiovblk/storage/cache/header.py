@@ -29,7 +29,7 @@ class Header(NamedTuple):
         slots: how many there are.
         size: of the inner device, in bytes.
         block_size: of the inner device, in bytes.
-        identity: a hash of what the user calls the inner device.
+        identity: a hash of what the user calls the inner device, or what that holds.
         table: the checksum of the table.
 
     """
@@ -65,7 +65,7 @@ class Header(NamedTuple):
     def why_useless(self, expected: Self) -> str | None:
         """What keeps the cache from being used where this header is expected, if anything does."""
         if self._replace(state=OPEN, table=0) != expected:
-            return "it is that of another device, or has other lines"
+            return "it is not of what this device holds, or has other lines"
         if self.state != CLEAN:
             return "it was not closed in order"
         return None

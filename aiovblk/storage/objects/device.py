@@ -53,6 +53,8 @@ class ObjectStoreDevice(BlockDevice):
         self.block_size = disk.description.block_size
         self._chunk_size = disk.description.chunk_size
         self._size = state.size
+        self._disk = disk.description.disk
+        self._contents = state.contents
         self._chunks = Chunks(disk.sources, disk.description, state.chunks, limits)
         self._writer: Writer | None = None
 
@@ -108,6 +110,15 @@ class ObjectStoreDevice(BlockDevice):
             await device._chunks.close()
             raise
         return device
+
+    @property
+    def identity(self) -> str:
+        """What tells all that was flushed from what any disk holds at any other time, for a cache.
+
+        Another writer's flushes, of which this one does not know, are no part of it.
+        """
+        contents = self._writer.contents if self._writer is not None else self._contents
+        return f"{self._disk} {contents}"
 
     @property
     def blocks(self) -> int:

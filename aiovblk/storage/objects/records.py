@@ -248,6 +248,8 @@ class State:
     """The entry of each chunk."""
     sequence: int = 0
     """Of the last record."""
+    contents: str = ""
+    """The nonce of the last COMMIT, which tells what the disk holds from what it held before."""
     epoch: int = 0
     """How often a writer has opened the disk."""
     holder: str = ""
@@ -295,6 +297,7 @@ class State:
 
     def _commit(self, record: Record, chunk_size: int) -> None:
         self.unclosed = self.sequence
+        self.contents = record.nonce
         self.floor = record.floor
         self.size = record.size
         resize(self.chunks, -(-record.size // chunk_size))
@@ -319,6 +322,7 @@ class State:
         fields = {
             "size": self.size,
             "sequence": self.sequence,
+            "contents": self.contents,
             "epoch": self.epoch,
             "holder": self.holder,
             "unclosed": self.unclosed,

@@ -16,8 +16,10 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import PurePosixPath
-from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
+
+from ..patience import PATIENCE, repeat
+from ..web.address import without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -25,11 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
-
-PATIENCE = 60.0
-"""Seconds for which a request is repeated that the store does not answer, or cannot serve now."""
-
-_PAUSES = (0.1, 5.0)  # seconds before the first repetition, and at most before a later one
 
 
 class Found(NamedTuple):
@@ -80,7 +77,7 @@ class ObjectStoreClient:
     Args:
         store: of obstore.
         folder: that all paths are relative to; none for the store's own root.
-        patience: seconds; see :data:`PATIENCE`.
+        patience: seconds; see :data:`.patience.PATIENCE`.
 
     """
 
@@ -88,7 +85,6 @@ class ObjectStoreClient:
         self._store = store
         self._folder = folder.strip("/")
         self._patience = patience
-        self._random = Random()
         self._root = local_root(store)
         self._durable: set[str] = set()
 
@@ -165,19 +161,8 @@ class ObjectStoreClient:
 
     async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
         path = self._full(path)
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._patience
-        pause, longest = _PAUSES
-        while True:
-            try:
-                return await request(path)
-            except Exception as exc:
-                failure, passes = explained(exc, path)
-                if not passes or clock() + pause > deadline:
-                    raise failure from None  # what obstore says fills a page, and may hold secrets
-            # With jitter, so that many who were refused together do not come back together.
-            await asyncio.sleep(pause * self._random.uniform(0.5, 1))
-            pause = min(2 * pause, longest)
+        explain = partial(explained, path=path)
+        return await repeat(partial(request, path), explain, patience=self._patience)
 
 
 def explained(failure: Exception, path: str) -> tuple[OSError, bool]:
@@ -257,7 +242,7 @@ def from_url(
     Args:
         url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``, ``az://CONTAINER/FOLDER``,
             ``file:///FOLDER`` or ``memory:///FOLDER``.
-        patience: seconds; see :data:`PATIENCE`.
+        patience: seconds; see :data:`.patience.PATIENCE`.
         options: for the store of obstore.
 
     Raises:
@@ -273,7 +258,8 @@ def from_url(
     if scheme == "file":
         return ObjectStoreClient(stores.LocalStore("/"), patience=patience), folder
     if scheme not in SCHEMES or not bucket:
-        raise ValueError(f"{url!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
+        shown = without_secrets(url)
+        raise ValueError(f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
     try:
         if scheme in AWS_SCHEMES:

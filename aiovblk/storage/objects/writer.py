@@ -49,6 +49,8 @@ class Writer:
         self._renewal = lease / 3
         self.size = journal.state.size
         """Bytes of the disk."""
+        self.contents = journal.state.contents
+        """What is stored: see :attr:`.State.contents`."""
         self._journal_in_use = asyncio.Lock()
         self._fenced = ""
         self._unsure = False  # whether a record is there whose answer was lost
@@ -142,6 +144,7 @@ class Writer:
             self._chunks.give_back(changes, superseded)
             raise
         self._unsure = False
+        self.contents = new.nonce
         self._keep_what_snapshots_need()
         deletion = self._spawn(self._chunks.delete(superseded, self._deletes_from))
         self._deletions.add(deletion)
