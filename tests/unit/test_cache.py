@@ -77,9 +77,9 @@ async def test_neighbouring_lines_are_read_together_up_to_1_mib() -> None:
     assert inner.asked == [
         ("read", LINE, LINE),
         ("read", 0, LINE),
-        ("read", 2 * LINE, mib),
-        ("read", 2 * LINE + mib, mib),
-        ("read", 2 * LINE + 2 * mib, mib - 2 * LINE),
+        ("read", 2 * LINE, mib - 2 * LINE),
+        ("read", mib, mib),
+        ("read", 2 * mib, mib),
     ]
 
 

@@ -139,6 +139,29 @@ async def test_reader_joins_what_is_fetched_ahead() -> None:
     assert read.result() == block(12)
 
 
+async def test_reader_with_many_reads_in_flight_is_one_stream() -> None:
+    inner = Slow(4096, held=["read"])
+    device = cache(inner)
+    reads = [(await begin(device.read(number * LINE, BLOCK)))[0] for number in range(10)]
+    assert lines(*inner.asked) == [(0, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 8)]
+    await inner.release()
+    assert [await each for each in reads] == [block(4 * number) for number in range(10)]
+    assert device.stats.misses == 10
+
+
+async def test_large_requests_begin_where_the_ones_that_follow_do() -> None:
+    mib = 1 << 20
+    inner = Slow(64 * 2048)
+    device = Cache(inner, size=64 * mib, line_size=mib // 4, read_ahead=4 * mib)
+    for number in range(3):
+        await device.read(number * mib // 4, BLOCK)
+        await settle()
+    assert inner.asked[2:] == [
+        ("read", mib // 2, mib // 2),
+        ("read", mib, mib),
+    ]
+
+
 async def test_errors_ahead_are_silent_and_fail_nobody() -> None:
     inner = Slow(4096, held=["read"])
     device = cache(inner)

@@ -111,7 +111,7 @@ class Cache(Layer):
         size: int | None = None,
         policy: Policy = "write-through",
         line_size: int = 64 * 1024,
-        read_ahead: int = 4 << 20,
+        read_ahead: int = 16 << 20,
         dirty_limit: int = 64 << 20,
         identity: str | Callable[[], str] = "",
     ) -> None:

@@ -134,12 +134,14 @@ class Contents:
 
     def _note(self, wants: list[_Want]) -> None:
         """Count a read, and fetch ahead of it."""
-        missed = any(want.missing for want in wants)
-        if missed:
+        missing = [want for want in wants if want.missing]
+        if missing:
             self._stats.misses += 1
         else:
             self._stats.hits += 1
-        self.run_ahead(range(wants[0].piece.number, wants[-1].piece.number + 1), missed=missed)
+        # What is on its way ahead of a reader is no beginning of another one.
+        unforeseen = any(not want.fetch or not want.fetch.ahead for want in missing)
+        self.run_ahead(range(wants[0].piece.number, wants[-1].piece.number + 1), missed=unforeseen)
 
     def _touch(self, pieces: list[Piece]) -> None:
         for piece in pieces:

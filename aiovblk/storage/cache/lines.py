@@ -206,10 +206,13 @@ class Lines:
 
 
 def spans(numbers: Iterable[int], most: int) -> Iterator[range]:
-    """Ascending numbers, those that follow one another together, up to ``most`` of them."""
+    """Ascending numbers, those that follow one another together, cut at each multiple of ``most``.
+
+    So whatever lies below, in chunks of that size or a divisor, is asked for each of them once.
+    """
     span = range(0)
     for number in chain(numbers, [-1]):
-        if span and (number != span.stop or len(span) == most):
+        if span and (number != span.stop or number % most == 0):
             yield span
             span = range(0)
         span = range(span.start if span else number, number + 1)
