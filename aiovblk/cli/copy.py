@@ -11,7 +11,7 @@ from ..storage import FileDevice, copy
 from ..storage.copying import REQUESTS
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
-from .options import SPEC_HELP, add_loop, add_progress
+from .options import SPEC_HELP, add_loop, add_number, add_progress
 from .progress import progress
 from .running import in_loop
 from .spec import device_of, parse_path
@@ -25,13 +25,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("target", metavar="SPEC")
-    parser.add_argument(
-        "--requests",
-        type=int,
-        default=REQUESTS,
-        metavar="N",
-        help="requests in flight (default %(default)s)",
-    )
+    add_number(parser, "--requests", REQUESTS, "requests in flight")
     add_progress(parser)
     add_loop(parser)
     parser.set_defaults(command=in_loop(copy_device))

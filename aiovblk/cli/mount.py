@@ -16,7 +16,7 @@ from ..kernel import RequestQueue
 from ..mount import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from .layers import Layers, stack_of
 from .notify import Notifier
-from .options import SPEC_HELP, add_handling, add_seconds, add_workers
+from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
 from .running import in_loop, telling_of_slow_requests, until_signal
 from .spec import device_for_worker
 from .upgrade import Upgrade
@@ -40,12 +40,8 @@ def configure(parser: ArgumentParser) -> None:
         help="how; auto is netlink where it can be, else ioctl (default %(default)s)",
     )
     add_workers(parser)
-    parser.add_argument(
-        "--connections",
-        type=int,
-        default=1,
-        metavar="N",
-        help="between the kernel and the device; it uses one per processor (default %(default)s)",
+    add_number(
+        parser, "--connections", 1, "between the kernel and the device; it uses one per processor"
     )
     add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
@@ -87,19 +83,19 @@ def _add_surviving(parser: ArgumentParser) -> None:
 
 def _add_queue(parser: ArgumentParser) -> None:
     default = RequestQueue()
-    parser.add_argument(
+    add_number(
+        parser,
         "--max-sectors-kb",
-        type=int,
-        default=default.max_sectors_kb,
+        default.max_sectors_kb,
+        "the kernel's largest request",
         metavar="KIB",
-        help="the kernel's largest request (default %(default)s)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--read-ahead-kb",
-        type=int,
-        default=default.read_ahead_kb,
+        default.read_ahead_kb,
+        "what the kernel reads before it is asked for",
         metavar="KIB",
-        help="what the kernel reads before it is asked for (default %(default)s)",
     )
     parser.add_argument(
         "--scheduler",

@@ -18,13 +18,7 @@ def add_handling(parser: ArgumentParser) -> None:
     """Add how requests are handled, and what lies on the device."""
     parser.add_argument("--read-only", action="store_true", help="refuse every change")
     add_layers(parser)
-    parser.add_argument(
-        "--concurrency",
-        type=int,
-        default=MAX_CONCURRENCY,
-        metavar="N",
-        help="how many handlers may run at once (default %(default)s)",
-    )
+    add_number(parser, "--concurrency", MAX_CONCURRENCY, "how many handlers may run at once")
     add_seconds(parser, "--handler-timeout", None, "for a handler, or its request fails")
     parser.add_argument(
         "--slow-request",
@@ -55,6 +49,24 @@ def add_progress(parser: ArgumentParser) -> None:
     """Add whether a bar is shown; see :func:`.progress.progress`."""
     parser.add_argument(
         "--no-progress", dest="progress", action="store_false", help="show no progress bar"
+    )
+
+
+def add_number(
+    parser: ArgumentParser, name: str, default: int | None, what: str, *, metavar: str = "N"
+) -> None:
+    """Add a whole number.
+
+    Args:
+        parser: of the command.
+        name: of the option.
+        default: where it is not given.
+        what: the help, to which the default is added.
+        metavar: the unit, or what else stands for the number.
+
+    """
+    parser.add_argument(
+        name, type=int, default=default, metavar=metavar, help=f"{what} (default %(default)s)"
     )
 
 

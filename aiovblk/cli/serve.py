@@ -17,7 +17,7 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, 
 from ..storage.web import without_secrets
 from ..tls import psk_server_context, server_context
 from .layers import Layers, stack_of
-from .options import SPEC_HELP, add_handling, add_seconds, add_workers
+from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
 from .running import in_loop, telling_of_slow_requests, until_signal
 from .spec import device_for_worker
 from .stdio import standard_streams
@@ -62,13 +62,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tls-verify-peer", action="store_true", help="let in only who has a certificate"
     )
-    parser.add_argument(
-        "--max-connections",
-        type=int,
-        default=MAX_CONNECTIONS,
-        metavar="N",
-        help="clients at once (default %(default)s)",
-    )
+    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at once")
     add_handling(parser)
     add_workers(parser)
     add_seconds(
