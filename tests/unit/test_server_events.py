@@ -62,11 +62,6 @@ LOCAL = "a local client"
 NOT_THERE = "the client asked for an export that is not there"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 def words(event: Event) -> tuple[Any, ...]:
     """Its name and what it says, without the time."""
     names: tuple[str, ...] = type(event).__match_args__
@@ -385,13 +380,6 @@ async def test_slow_request_must_be_positive(path: Path, slow_request: float) ->
 
 
 # Workers
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image"
-    path.write_bytes(bytes(1 << 20))
-    return path
 
 
 @pytest.mark.deadline(60)
