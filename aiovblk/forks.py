@@ -21,6 +21,16 @@ _descriptors: set[int] = set()
 _sockets: WeakSet[socket.socket] = WeakSet()
 
 
+def open(path: str, flags: int = 0) -> int:
+    """Open a file to read, or to call ioctls of, and keep it from children until :func:`close`.
+
+    Raises:
+        OSError: it cannot be opened.
+
+    """
+    return withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+
+
 def withhold(descriptor: int) -> int:
     """Keep an open file from children, until :func:`close`; returns it."""
     _descriptors.add(descriptor)

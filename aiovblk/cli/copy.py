@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ..device import BlockDevice
 from ..storage import FileDevice, copy
-from .disks import SCHEMES as DISK_SCHEMES
-from .disks import DiskSpec
+from ..storage.copying import REQUESTS
+from .diskspec import SCHEMES as DISK_SCHEMES
+from .diskspec import DiskSpec
+from .options import SPEC_HELP, add_loop, add_number, add_progress
 from .progress import progress
+from .running import in_loop
 from .spec import device_of, parse_path
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Copy a device to the beginning of another. What reads as zeroes becomes holes, where the "
+        "target can have some. A file that does not exist is made."
+    )
+    parser.add_argument("source", metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument("target", metavar="SPEC")
+    add_number(parser, "--requests", REQUESTS, "requests in flight")
+    add_progress(parser)
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(copy_device))
 
 
 async def copy_device(arguments: Namespace) -> None:

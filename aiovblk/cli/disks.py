@@ -1,161 +1,52 @@
-"""Disks in object stores: from a SPEC to one, and the commands that are about them alone."""
+"""The commands that are about disks in object stores alone."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from argparse import Namespace
-from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import parse_qsl
+from argparse import ArgumentParser, Namespace
 
-from ..device import BlockDevice
 from ..storage import objects
-from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
 from ..storage.objects.store import parts_of
+from .diskspec import DiskSpec, read_key
+from .options import add_loop, add_progress
 from .progress import progress
-from .units import SpecError, in_units, parse_size
+from .running import in_loop
+from .units import SpecError, in_units
 
-SCHEMES = REMOTE_SCHEMES | {"folder"}
-
-KEY_FILE = "AIOVBLK_KEY_FILE"
-"""The environment variable that names the file of the key of an encrypted disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskSpec:
-    """What a SPEC says of a disk in an object store."""
-
-    text: str
-    """Where it is, as the user wrote it."""
-    url: str
-    """Of its folder."""
-    size: int | None = None
-    """Bytes of the disk to be made, if there is none."""
-    block_size: int = 4096
-    chunk_size: int = 1 << 20
-    compress: bool = False
-    snapshot: str | None = None
-    """The state to read instead of the present one."""
-
-    @classmethod
-    def parse(cls, spec: str) -> DiskSpec:
-        """Read ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and their kin.
-
-        Raises:
-            SpecError: an option is unknown, or has no such value.
-
-        """
-        where, _, query = spec.partition("?")
-        kind, _, rest = where.partition(":")
-        if kind == "folder" and not rest:
-            raise SpecError("'folder:' names no folder; write folder:PATH")
-        url = f"file://{os.path.abspath(rest)}" if kind == "folder" else where
-        # The name of a snapshot may have a plus.
-        options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
-        known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
-        if unknown := sorted(set(options) - known):
-            raise SpecError(
-                f"{spec!r} has unknown options ({', '.join(unknown)}); there are:"
-                f" {', '.join(sorted(known))}"
-            )
-        sizes = {name: parse_size(text) for name, text in options.items() if name.endswith("size")}
-        return cls(
-            where,
-            url,
-            **sizes,
-            compress=_parse_flag(options.get("compress", "no")),
-            snapshot=options.get("snapshot"),
-        )
-
-    async def create(self) -> None:
-        """Make the disk.
-
-        Raises:
-            SpecError: its size is not given.
-            FileExistsError: there is one.
-
-        """
-        if self.size is None:
-            raise SpecError(f"how large is the disk to be? Write {self.text}?size=10G")
-        await objects.create(
-            self.url,
-            size=self.size,
-            block_size=self.block_size,
-            chunk_size=self.chunk_size,
-            compress=self.compress,
-            key=read_key(),
-        )
-
-    async def open(self, *, read_only: bool = False, size: int | None = None) -> BlockDevice:
-        """Open the disk; make it first if there is none and its size is known.
-
-        Args:
-            read_only: whether to write nothing.
-            size: of the disk to be made, if the SPEC does not say it.
-
-        Raises:
-            SpecError: it has another size than the SPEC says.
-            OSError, ValueError: it cannot be opened or made.
-
-        """
-        new = self if self.size is not None else replace(self, size=size)
-        try:
-            device = await self._open(read_only=read_only)
-        except FileNotFoundError:
-            if new.size is None or self.snapshot is not None or read_only:
-                raise
-            await new.create()
-            device = await self._open(read_only=read_only)
-        if self.size not in (None, device.size):
-            await device.unmount()
-            raise SpecError(
-                f"the disk has {in_units(device.size)}, not what size= says; leave it out"
-            )
-        return device
-
-    async def _open(self, *, read_only: bool) -> BlockDevice:
-        return await objects.ObjectStoreDevice.open(
-            self.url, snapshot=self.snapshot, read_only=read_only, key=read_key()
-        )
+DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
+credentials come from the environment, and the key of one that is encrypted from the file that
+AIOVBLK_KEY_FILE names"""
 
 
-def _parse_flag(text: str) -> bool:
-    if text.lower() not in _YES | _NO:
-        raise SpecError(f"compress= is yes or no, not {text!r}")
-    return text.lower() in _YES
-
-
-_YES = frozenset({"yes", "true", "1", "", "zstd"})
-_NO = frozenset({"no", "false", "0"})
-
-
-def read_key() -> bytes | None:
-    """Return the key in the file that the environment names, if it names one.
-
-    Raises:
-        SpecError: it has no key: 32 bytes, or 64 hexadecimal digits.
-        OSError: it cannot be read.
-
-    """
-    path = os.environ.get(KEY_FILE)
-    if not path:
-        return None
-    data = Path(path).read_bytes()
-    if len(data) != objects.KEY_LENGTH:
-        try:
-            data = bytes.fromhex(data.decode("ascii").strip())
-        except ValueError:
-            data = b""
-    if len(data) != objects.KEY_LENGTH:
-        raise SpecError(f"{path} has no key; `openssl rand -hex 32 > FILE` makes one")
-    return data
+def configure_create(parser: ArgumentParser) -> None:
+    """Describe ``aiovblk create`` and its options."""
+    parser.description = (
+        "Make a disk in an object store: s3://BUCKET/FOLDER?size=10G. Further options, after &: "
+        "chunk_size=1M, block_size=4K, compress=yes. If AIOVBLK_KEY_FILE names the file of a key, "
+        "the disk is encrypted with it."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(create))
 
 
 async def create(arguments: Namespace) -> None:
     """``aiovblk create``: make a disk."""
     await DiskSpec.parse(arguments.spec).create()
+
+
+def configure_snapshot(parser: ArgumentParser) -> None:
+    """Describe ``aiovblk snapshot`` and its options."""
+    parser.description = (
+        "Give the present state of a disk a name; without one, list those that there are. The disk "
+        "may be mounted: what was flushed is in it. SPEC?snapshot=NAME mounts it, read-only."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    parser.add_argument("--drop", action="store_true", help="give the snapshot up")
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(snapshot))
 
 
 async def snapshot(arguments: Namespace) -> None:
@@ -174,6 +65,18 @@ async def snapshot(arguments: Namespace) -> None:
         await objects.snapshot(url, name=arguments.name, key=key)
 
 
+def configure_clone(parser: ArgumentParser) -> None:
+    """Describe ``aiovblk clone`` and its options."""
+    parser.description = (
+        "Make a disk that begins as a snapshot of another and shares what it does not change with "
+        "it. Takes as long as a request or two, whatever the size."
+    )
+    parser.add_argument("spec", metavar="SPEC?snapshot=NAME", help=DISK_HELP)
+    parser.add_argument("target", metavar="SPEC", help="the new disk, in the same bucket")
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(clone))
+
+
 async def clone(arguments: Namespace) -> None:
     """``aiovblk clone``: make a disk of a snapshot."""
     source = DiskSpec.parse(arguments.spec)
@@ -185,12 +88,37 @@ async def clone(arguments: Namespace) -> None:
     await objects.clone(source.url, name=source.snapshot, target=folder, key=read_key())
 
 
+def configure_gc(parser: ArgumentParser) -> None:
+    """Describe ``aiovblk gc`` and its options."""
+    parser.description = (
+        "Delete what crashed writers have left, and what dropped snapshots alone have needed. The "
+        "disk may be mounted."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(collect_garbage))
+
+
 async def collect_garbage(arguments: Namespace) -> None:
     """``aiovblk gc``: delete what nothing needs."""
     url = DiskSpec.parse(arguments.spec).url
     found = await objects.collect_garbage(url, key=read_key(), delete=not arguments.dry_run)
     done = "would delete" if arguments.dry_run else "deleted"
     print(f"{done} {found.objects} objects, {in_units(found.size)}")
+
+
+def configure_check(parser: ArgumentParser) -> None:
+    """Describe ``aiovblk check`` and its options."""
+    parser.description = (
+        "Read a disk and its snapshots, and verify that everything is there and unchanged. Exit "
+        "status 1 and a line for each problem if not. Changes nothing; best while nobody writes."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
+    parser.add_argument("--quick", action="store_true", help="only look whether all is there")
+    add_progress(parser)
+    add_loop(parser)
+    parser.set_defaults(command=in_loop(check))
 
 
 async def check(arguments: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 
 from ..kernel import liveness, locks, sysfs, told
@@ -47,6 +48,19 @@ class Attached:
     partitions: list[str]
     holders: list[str]
     used: list[str]
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = "Show the NBD devices that are attached, and who uses them."
+    parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
+    parser.set_defaults(command=show)
+
+
+def show(arguments: Namespace) -> None:
+    """Print what is attached, for people or programs."""
+    devices = attached()
+    print(as_json(devices) if arguments.json else as_table(devices))
 
 
 def attached() -> list[Attached]:

@@ -3,23 +3,106 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import get_args
 
 from ..device import BlockDevice, Factory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
-from ..mount import Mount, mounted
-from ..mount.waiting import begin
+from ..mount import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from .layers import Layers, stack_of
 from .notify import Notifier
-from .orphan import is_running, spawn_orphan
-from .running import telling_of_slow_requests, until_signal
+from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
+from .running import in_loop, telling_of_slow_requests, until_signal
 from .spec import device_for_worker
+from .upgrade import Upgrade
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Serve a device until Ctrl-C, SIGTERM or `aiovblk unmount`; a second signal forces. "
+        "Prints `mounted /dev/nbdN` once it can be used."
+    )
+    parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument(
+        "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
+    )
+    add_handling(parser)
+    parser.add_argument(
+        "--attach",
+        choices=get_args(Attach),
+        default="auto",
+        help="how; auto is netlink where it can be, else ioctl (default %(default)s)",
+    )
+    add_workers(parser)
+    add_number(
+        parser, "--connections", 1, "between the kernel and the device; it uses one per processor"
+    )
+    add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
+    _add_queue(parser)
+    _add_surviving(parser)
+    parser.add_argument(
+        "--partitions",
+        action="store_true",
+        help="wait until the nodes of its partitions are there, too",
+    )
+    parser.add_argument(
+        "--memory-safe",
+        action="store_true",
+        help="serve although memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
+    )
+    add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
+    parser.set_defaults(command=in_loop(mount_until_signal))
+
+
+def _add_surviving(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--identity",
+        metavar="NAME",
+        help="what the device is known by; one of that name whose server is gone is taken over",
+    )
+    parser.add_argument(
+        "--survive",
+        type=float,
+        metavar="SECONDS",
+        help="for how long whoever uses the device waits for another server of its identity, "
+        "should this one be killed (default: not at all)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="take the device over from the server that it has, which hands it over and ends; "
+        "a server does that by itself, to its own command line, when it gets SIGUSR2",
+    )
+
+
+def _add_queue(parser: ArgumentParser) -> None:
+    default = RequestQueue()
+    add_number(
+        parser,
+        "--max-sectors-kb",
+        default.max_sectors_kb,
+        "the kernel's largest request",
+        metavar="KIB",
+    )
+    add_number(
+        parser,
+        "--read-ahead-kb",
+        default.read_ahead_kb,
+        "what the kernel reads before it is asked for",
+        metavar="KIB",
+    )
+    parser.add_argument(
+        "--scheduler",
+        default=default.scheduler,
+        metavar="NAME",
+        help="the kernel's I/O scheduler (default %(default)s)",
+    )
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
@@ -65,52 +148,6 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         with telling_of_slow_requests(mount.events()):
             await mount.wait()
         upgrade.end()
-
-
-class Upgrade:
-    """At SIGUSR2, this command is started again, and handed the device.
-
-    Args:
-        words: what this command was called with.
-        mount: the device.
-        notifier: tells systemd which process is the service.
-
-    """
-
-    def __init__(self, words: list[str], mount: Mount, notifier: Notifier) -> None:
-        self._words = words
-        self._mount = mount
-        self._notifier = notifier
-        self._starting: asyncio.Future[int] | None = None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, self._begin)
-        notifier.ready(f"serving {mount.path}")
-
-    def end(self) -> None:
-        """The device is unmounted, or handed over."""
-        if (successor := self._successor()) is not None:
-            self._notifier.replaced(successor)
-
-    def _begin(self) -> None:
-        if self._mount.identity is None:
-            reason = "SIGUSR2: there is no --identity by which a successor could find the device"
-            print(f"aiovblk: {reason}", file=sys.stderr, flush=True)
-            return
-        successor = self._successor()
-        if self._starting is not None and not self._starting.done():
-            return
-        if successor is not None and is_running(successor):
-            return  # it is still at it
-        replace = [] if "--replace" in self._words else ["--replace"]
-        command = [sys.executable, "-m", "aiovblk", *self._words, *replace]
-        # In a thread: requests go on being served meanwhile.
-        self._starting = begin(spawn_orphan, command, self._notifier.environment)
-
-    def _successor(self) -> int | None:
-        """The process that was started last, if it could be."""
-        starting = self._starting
-        if starting is None or not starting.done() or starting.exception() is not None:
-            return None
-        return starting.result()
 
 
 @asynccontextmanager

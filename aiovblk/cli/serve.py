@@ -7,23 +7,69 @@ import os
 import socket
 import ssl
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
 from ..device import BlockDevice, Factory
-from ..server import Export, Server, serve
+from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, Server, serve
 from ..storage.web import without_secrets
 from ..tls import psk_server_context, server_context
 from .layers import Layers, stack_of
-from .running import telling_of_slow_requests, until_signal
+from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
+from .running import in_loop, telling_of_slow_requests, until_signal
 from .spec import device_for_worker
 from .stdio import standard_streams
 from .units import SpecError
 
+CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
+
 FIRST_INHERITED = 3
 """The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Serve devices over the NBD protocol until Ctrl-C or SIGTERM, which let requests in flight "
+        "end; a second signal forces. Listens on localhost, port 10809, unless told otherwise, or "
+        "on the sockets that systemd passes on. Prints `serving URI` for each export once it can "
+        "be used."
+    )
+    parser.add_argument(
+        "specs",
+        metavar="SPEC | NAME=SPEC",
+        nargs="+",
+        help=f"NAME is what clients ask for; SPEC is {SPEC_HELP}",
+    )
+    parser.add_argument("--socket", metavar="PATH", help="listen on a Unix socket")
+    parser.add_argument("--host", metavar="H", help="listen on this address; '' for all there are")
+    parser.add_argument("--port", type=int, metavar="N", help="listen on this port; 0 for any")
+    parser.add_argument(
+        "--stdio", action="store_true", help="serve the one client at standard input and output"
+    )
+    parser.add_argument("--description", default="", metavar="TEXT", help="of the exports")
+    parser.add_argument("--tls-certificates", metavar="DIRECTORY", help=CERTIFICATES_HELP)
+    parser.add_argument(
+        "--tls-psk-file", metavar="FILE", help="pre-shared keys for TLS, lines of USER:HEXKEY"
+    )
+    parser.add_argument(
+        "--tls",
+        choices=["require", "offer"],
+        help="whether clients have to use TLS (default: require)",
+    )
+    parser.add_argument(
+        "--tls-verify-peer", action="store_true", help="let in only who has a certificate"
+    )
+    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at once")
+    add_handling(parser)
+    add_workers(parser)
+    add_seconds(
+        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    )
+    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at the end")
+    parser.set_defaults(command=in_loop(serve_until_signal))
 
 
 async def serve_until_signal(arguments: Namespace) -> None:

@@ -16,8 +16,8 @@ from ..device import BlockDevice
 from ..protocol.uri import SCHEMES
 from ..storage import FileDevice, HTTPDevice, MemoryDevice
 from ..storage.web import SCHEMES as WEB_SCHEMES
-from .disks import SCHEMES as DISK_SCHEMES
-from .disks import DiskSpec
+from .diskspec import SCHEMES as DISK_SCHEMES
+from .diskspec import DiskSpec
 from .units import SpecError, parse_size
 
 
@@ -66,8 +66,9 @@ async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
 
     Args:
         spec: ``memory:SIZE``, ``file:PATH``, ``https://HOST/FILE``, ``s3://BUCKET/FOLDER`` and its
-            kin (see :mod:`.disks`), ``package.module:attribute`` or ``path/to/file.py:attribute``,
-            where the attribute is a BlockDevice, a subclass of it, or a function that returns one.
+            kin (see :mod:`.diskspec`), ``package.module:attribute`` or
+            ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
+            or a function that returns one.
         read_only: whether it must not be changed.
 
     Raises:

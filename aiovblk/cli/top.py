@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..kernel import sysfs
@@ -46,6 +46,23 @@ class Rates:
     bytes_written: float
     latency: float | None
     """Seconds that a request took on average; None if none was answered."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Show what the attached NBD devices are doing, whoever serves them, as the kernel counts "
+        "it, until Ctrl-C. MB are millions of bytes; MEAN MS is what a request takes on average."
+    )
+    parser.add_argument("--once", action="store_true", help="print one table, and end")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="from one table to the next (default %(default)s)",
+    )
+    parser.set_defaults(command=watch)
 
 
 def watch(arguments: Namespace) -> None:

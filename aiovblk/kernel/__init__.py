@@ -2,7 +2,8 @@
 
 from . import locks, memory, sysfs
 from .choice import adopt, attach, find, taken_over
-from .link import Link, NetlinkLink
+from .link import Link
+from .netlink_link import NetlinkLink
 from .outside import unmount
 from .pairs import socket_pair
 from .queue import RequestQueue

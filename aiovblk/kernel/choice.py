@@ -22,8 +22,11 @@ from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from ..protocol.constants import TransmissionFlag
 from . import liveness, locks, netlink, sysfs
 from .anchor import Anchor
-from .link import POLL, IoctlLink, Link, NetlinkLink, busy
+from .ioctl_link import IoctlLink
+from .link import Link
+from .netlink_link import NetlinkLink
 from .terms import Terms
+from .usage import busy
 
 logger = logging.getLogger("aiovblk")
 
@@ -96,7 +99,7 @@ def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
         except _SoonFreeError:
             if time.monotonic() > deadline:
                 raise _orphaned(index, path) from None
-            time.sleep(POLL)
+            time.sleep(sysfs.POLL)
 
 
 def _orphaned(index: int, path: str) -> DeviceBusyError:
@@ -174,7 +177,7 @@ def _lock_of_lost(index: int, path: str) -> int:
             if time.monotonic() > deadline:
                 reason = "it still has a server, which does not use this library or this /run"
                 raise DeviceBusyError(errno.EBUSY, reason, path, [reason])
-        time.sleep(POLL)
+        time.sleep(sysfs.POLL)
 
 
 def _check_same(index: int, path: str, terms: Terms) -> None:
@@ -306,7 +309,7 @@ def _connect_any(terms: Terms) -> Link:
         lock = _lock(anchor.index, path)
     except AttachError:
         # Held for a moment by somebody who finds out just now that the device is taken.
-        lock = forks.withhold(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        lock = forks.open(os.devnull)
     return NetlinkLink(anchor, path, lock, terms)
 
 

@@ -24,8 +24,9 @@ from ..errors import AttachError, DeviceBusyError
 from ..threads import in_thread
 from . import liveness, netlink, sysfs
 from .ioctl import Ioctl, ioctl
-from .link import sync, wait_until_free
 from .liveness import State
+from .usage import wait_until_free
+from .writeback import sync
 
 STEP_TIMEOUT = 3.0
 """Seconds for each step, before the next, ruder one."""

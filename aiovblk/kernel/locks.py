@@ -37,7 +37,7 @@ def take(index: int) -> int:
         if exc.errno == errno.EACCES:
             raise
         # No /run (a minimal container): other checks have to do.
-        return forks.withhold(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        return forks.open(os.devnull)
     forks.withhold(lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,8 @@ from . import netlink, sysfs
 from .choice import resolve
 from .forcing import take_away
 from .ioctl import Ioctl, ioctl
-from .link import busy, sync, wait_until_free
+from .usage import busy, wait_until_free
+from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
 

@@ -34,7 +34,7 @@ class Claims:
 
         """
         try:
-            fd = forks.withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
+            fd = forks.open(path, os.O_EXCL)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
                 return False

@@ -16,6 +16,7 @@ from pathlib import Path
 SYS_BLOCK = Path("/sys/block")
 PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
+POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
 
 
 def read(path: Path) -> str | None:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 # At the end, since there is a queue.py beside it. Now, since the file may be gone one day.
 sys.path.append(str(Path(__file__).parent))
 
-import netlink  # type: ignore[import-not-found]
+import netlink  # type: ignore[import-not-found]  # it is the one beside this file
 
 SYS_BLOCK = Path("/sys/block")
 LOCKS = Path("/run/aiovblk")

@@ -8,7 +8,6 @@ file in memory, since that can be a part of a large write).
 
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import json
@@ -24,6 +23,7 @@ from typing import Any
 from .. import forks
 from ..device import BlockDevice
 from ..errors import AttachError
+from ..workers.channel import receive
 
 _LARGEST = 4096  # bytes of a message
 _MOST_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
@@ -236,7 +236,7 @@ def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
             return None
         try:
             sock.send(json.dumps(asdict(wanted)).encode())
-            message, files = _receive(sock)
+            message, files = receive(sock, _LARGEST, _MOST_FILES)
         except OSError as exc:
             reason = f"its server did not hand it over in {seconds:g} s: {exc}"
             raise AttachError(errno.ETIMEDOUT, reason) from exc
@@ -251,17 +251,6 @@ def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
     for sock, _ in connections:
         forks.withhold_socket(sock)
     return Given(forks.withhold(lock), connections, Geometry(**answer["geometry"]))
-
-
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    # socket.recv_fds drops its flags, and the descriptors would be inherited.
-    files = array.array("i")
-    room = socket.CMSG_LEN(_MOST_FILES * files.itemsize)
-    data, ancillary, _, _ = sock.recvmsg(_LARGEST, room, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            files.frombytes(content[: len(content) // files.itemsize * files.itemsize])
-    return data, list(files)
 
 
 def _memory(content: bytes) -> int:

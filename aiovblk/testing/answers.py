@@ -32,7 +32,7 @@ def checked_extents(extents: object, block_size: int) -> Sequence[Extent]:
 
     """
     try:
-        several = [Extent(*each) for each in extents]  # type: ignore[attr-defined]
+        several = [Extent(*each) for each in extents]  # type: ignore[attr-defined]  # that, too
     except TypeError:
         raise CheckFailed(f"returned {_short(extents)}, not a sequence of extents") from None
     if not several:

@@ -28,7 +28,7 @@ class _Failed(Exception):  # noqa: N818 (it never leaves this file)
     """The request has failed, which it may."""
 
 
-class _Over(Exception):  # noqa: N818
+class _Over(Exception):  # noqa: N818 (nor does this)
     """Nobody wants to know what became of the request."""
 
 

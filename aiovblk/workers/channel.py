@@ -99,7 +99,7 @@ class Channel:
     def _receive(self) -> None:
         while self._sock.fileno() >= 0:
             try:
-                data, descriptors = _receive_message(self._sock)
+                data, descriptors = receive(self._sock, LARGEST_MESSAGE, MOST_SOCKETS)
             except BlockingIOError:
                 return
             except OSError:
@@ -118,21 +118,32 @@ def receive_first(sock: socket.socket) -> Any:
         EOFError: the other end is gone.
 
     """
-    data, _ = _receive_message(sock)
+    data, _ = receive(sock, LARGEST_MESSAGE, MOST_SOCKETS)
     if not data:
         raise EOFError("the other end of the channel is closed")
     return pickle.loads(data)
 
 
-def _receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """One message of :func:`socket.send_fds`.
+
+    Args:
+        sock: what it is received from.
+        size: bytes of the largest message.
+        most: open files that one brings.
+
+    Returns:
+        The message, nothing at the end; and the descriptors of its files, which nobody inherits.
+
+    """
     # socket.recv_fds drops its flags, and the descriptors would be inherited.
-    descriptors = array.array("i")
-    room = socket.CMSG_LEN(MOST_SOCKETS * descriptors.itemsize)
-    data, ancillary, _, _ = sock.recvmsg(LARGEST_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
+    files = array.array("i")
+    room = socket.CMSG_LEN(most * files.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(content[: len(content) // 4 * 4])
-    return data, list(descriptors)
+            files.frombytes(content[: len(content) // files.itemsize * files.itemsize])
+    return data, list(files)
 
 
 def _close(descriptors: list[int]) -> None:

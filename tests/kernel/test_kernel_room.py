@@ -7,13 +7,14 @@ import errno
 import os
 import sys
 import threading
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import aiovblk
-from aiovblk.kernel import netlink
-from aiovblk.kernel.link import IoctlLink
+from aiovblk.kernel import ioctl_link, link, netlink
+from aiovblk.kernel.ioctl_link import IoctlLink
 
 from .support import Disk, pattern, pread, pwrite
 
@@ -25,16 +26,15 @@ async def test_nothing_touches_the_node_in_the_loops_thread(
 ) -> None:
     loop_thread = threading.get_ident()
     touched: list[tuple[str, int]] = []
-    link = sys.modules["aiovblk.kernel.link"]
 
-    def recorded(name: str) -> Any:
-        original = getattr(link, name)
+    def record(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
 
-        def record(*arguments: Any, **options: Any) -> Any:
+        def recorded(*arguments: Any, **options: Any) -> Any:
             touched.append((name, threading.get_ident()))
             return original(*arguments, **options)
 
-        return record
+        monkeypatch.setattr(module, name, recorded)
 
     watching = True
 
@@ -43,8 +43,9 @@ async def test_nothing_touches_the_node_in_the_loops_thread(
             touched.append(("open", threading.get_ident()))
 
     sys.addaudithook(audit)
-    for name in ("ioctl", "sync"):
-        monkeypatch.setattr(link, name, recorded(name))
+    record(link, "ioctl")
+    record(link, "sync")
+    record(ioctl_link, "ioctl")
     try:
         async with aiovblk.mounted(Disk()) as mount:
             await mount.resize(1024)

@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 from .kernel_tree import tree
@@ -7,3 +12,17 @@ __all__ = ["tree"]
 # The same examples each time: chance has its place in tools/fuzz.
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=250)
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a server may have its Unix socket."""
+    return tmp_path / "socket"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The file of a disk of 1 MiB of zeroes."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(1 << 20))
+    return path

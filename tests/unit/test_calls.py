@@ -22,6 +22,8 @@ from aiovblk.protocol import (
     TransmissionFlag,
 )
 
+from .recorder import Recorder
+
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS, RESIZE = Command
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = CommandFlag
 
@@ -30,15 +32,15 @@ SIZE = 1 << 20
 HOLE, ZERO = 1, 2
 
 
-class PatchworkDevice(BlockDevice):
-    """A device of extents that a test chooses; writes down each call."""
+class PatchworkDevice(Recorder):
+    """A device of extents that a test chooses."""
 
     block_size = BLOCK
     blocks = SIZE // BLOCK
 
     def __init__(self, extents: Sequence[Extent] = ()) -> None:
+        super().__init__()
         self.told = list(extents)
-        self.calls: list[tuple[object, ...]] = []
         self.reads: list[tuple[int, int]] = []
         content = bytearray(Random(1).randbytes(SIZE))
         at = 0
@@ -49,27 +51,12 @@ class PatchworkDevice(BlockDevice):
         self.content = bytes(content[:SIZE])
 
     async def read(self, offset: int, length: int) -> bytes:
-        self.calls.append(("read", offset, length))
+        await super().read(offset, length)
         self.reads.append((offset, length))
         return self.content[offset : offset + length]
 
-    async def write(self, offset: int, data: memoryview) -> None:
-        self.calls.append(("write", offset, bytes(data)))
-
-    async def flush(self) -> None:
-        self.calls.append(("flush",))
-
-    async def trim(self, offset: int, length: int) -> None:
-        self.calls.append(("trim", offset, length))
-
-    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        self.calls.append(("write_zeroes", offset, length, may_trim))
-
-    async def cache(self, offset: int, length: int) -> None:
-        self.calls.append(("cache", offset, length))
-
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        self.calls.append(("extents", offset, length))
+        await super().extents(offset, length)
         found: list[Extent] = []
         at = 0
         for extent in self.told:

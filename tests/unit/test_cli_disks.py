@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.cli import main
-from aiovblk.cli.disks import KEY_FILE, DiskSpec
+from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
 from aiovblk.cli.layers import Layers, stack_of
 from aiovblk.cli.spec import load_device
 from aiovblk.cli.units import SpecError

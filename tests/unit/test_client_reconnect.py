@@ -109,13 +109,18 @@ async def test_part_of_a_reply_before_the_loss_is_forgotten() -> None:
         assert bytes(await reading) == b"wxyz"
 
 
+def changes(remote: RemoteDevice) -> list[asyncio.Future[None]]:
+    """A request of each kind that changes something."""
+    return [
+        asyncio.ensure_future(remote.write(0, b"x")),
+        asyncio.ensure_future(remote.trim(0, 4096)),
+        asyncio.ensure_future(remote.write_zeroes(0, 4096, may_trim=True)),
+    ]
+
+
 async def test_what_may_have_been_stored_is_not_made_again() -> None:
     async with connected() as (server, remote, peer):
-        calls = [
-            asyncio.ensure_future(remote.write(0, b"x")),
-            asyncio.ensure_future(remote.trim(0, 4096)),
-            asyncio.ensure_future(remote.write_zeroes(0, 4096, may_trim=True)),
-        ]
+        calls = changes(remote)
         await peer.requests(3)
         peer.close()
         for call in calls:
@@ -143,11 +148,7 @@ async def test_write_that_was_never_sent_is_made_again() -> None:
 
 async def test_what_may_have_been_stored_is_made_again_on_demand() -> None:
     async with connected(replay_writes=True) as (server, remote, peer):
-        calls = [
-            asyncio.ensure_future(remote.write(0, b"x")),
-            asyncio.ensure_future(remote.trim(0, 4096)),
-            asyncio.ensure_future(remote.write_zeroes(0, 4096, may_trim=True)),
-        ]
+        calls = changes(remote)
         await peer.requests(3)
         peer.close()
         peer = await server.peer()

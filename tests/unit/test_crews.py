@@ -52,18 +52,6 @@ from .workshop import (
 pytestmark = pytest.mark.deadline(60)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image"
-    path.write_bytes(bytes(1 << 20))
-    return path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 def children() -> list[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]

@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from aiovblk.device import BlockDevice, Extent, overrides
 from aiovblk.storage import Layer, MemoryDevice
 
+from .recorder import Recorder
+
 HANDLERS = ["read", "write", "flush", "trim", "write_zeroes", "extents", "cache"]
 
 
-class Everything(BlockDevice):
-    """A device with all handlers, which remembers how they were called."""
+class Everything(Recorder):
+    """A device with all handlers, and nothing as it is by default."""
 
     block_size = 512
     blocks = 8
     rotational = True
     multi_conn = True
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    async def read(self, offset: int, length: int) -> bytes:
-        self.calls.append(("read", offset, length))
-        return bytes(length)
-
-    async def write(self, offset: int, data: memoryview) -> None:
-        self.calls.append(("write", offset, bytes(data)))
-
-    async def flush(self) -> None:
-        self.calls.append(("flush",))
-
-    async def trim(self, offset: int, length: int) -> None:
-        self.calls.append(("trim", offset, length))
-
-    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        self.calls.append(("write_zeroes", offset, length, may_trim))
-
-    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        self.calls.append(("extents", offset, length))
-        return [Extent(length, hole=True, zero=True)]
-
-    async def cache(self, offset: int, length: int) -> None:
-        self.calls.append(("cache", offset, length))
-
-    async def unmount(self) -> None:
-        self.calls.append(("unmount",))
 
 
 class OnlyReads(BlockDevice):

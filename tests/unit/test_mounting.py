@@ -13,8 +13,8 @@ import pytest
 
 import aiovblk
 from aiovblk import Mount
-from aiovblk.cli.mount import Upgrade
 from aiovblk.cli.notify import Notifier
+from aiovblk.cli.upgrade import Upgrade
 from aiovblk.storage import MemoryDevice
 
 
@@ -92,8 +92,8 @@ async def test_a_successor_has_the_same_words(
         spawned.append(command[1:])
         return 77
 
-    monkeypatch.setattr("aiovblk.cli.mount.spawn_orphan", spawn)
-    monkeypatch.setattr("aiovblk.cli.mount.is_running", lambda process: running.pop(0))
+    monkeypatch.setattr("aiovblk.cli.upgrade.spawn_orphan", spawn)
+    monkeypatch.setattr("aiovblk.cli.upgrade.is_running", lambda process: running.pop(0))
     words = ["mount", "--identity=v", *last, "memory:1M"]
     ending, systemd = upgrade("v", words)
     await signalled()

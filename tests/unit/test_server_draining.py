@@ -32,11 +32,6 @@ from .network import (
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
-@pytest.fixture
 async def outside() -> AsyncIterator[AsyncExitStack]:
     """For clients that stay until the server's block has been left."""
     async with AsyncExitStack() as stack:

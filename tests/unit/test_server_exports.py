@@ -16,11 +16,6 @@ from aiovblk.storage import MemoryDevice
 from .network import MIB, LoggingDevice, connected, serve, until_left, using
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 class Geometry(BlockDevice):
     def __init__(self, block_size: int, blocks: int) -> None:
         self.block_size, self.blocks = block_size, blocks

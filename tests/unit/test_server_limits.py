@@ -35,11 +35,6 @@ from .network import (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 class Zeroes(BlockDevice):
     """Costs nothing, but counts who is at work."""
 

@@ -23,11 +23,6 @@ from .network import MIB, NetworkClient, clients_of, connected, serve, using
 Sockets = list[tuple[str, int]]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 def disk() -> MemoryDevice:
     return MemoryDevice(MIB)
 

@@ -18,11 +18,6 @@ from .test_server_workers import pids
 from .workshop import FileOfAll
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 async def test_clients_that_left_still_count(path: Path) -> None:
     async with serve(MemoryDevice(1 << 20), unix=path) as server:
         async with using(path) as client:

@@ -30,11 +30,6 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("others"))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 def disk() -> dict[str, MemoryDevice]:
     return {"disk": MemoryDevice(MIB)}
 

@@ -26,18 +26,6 @@ from .workshop import FileOfAll, make_late
 pytestmark = pytest.mark.deadline(60)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image"
-    path.write_bytes(bytes(1 << 20))
-    return path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
 def pids(server: aiovblk.Server) -> list[int]:
     assert isinstance(server._clients, Crew)
     return [member.worker.pid for member in server._clients._members]

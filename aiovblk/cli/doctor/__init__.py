@@ -6,7 +6,7 @@ deadline.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
@@ -30,6 +30,23 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     devices.attached,
     devices.stuck,
 )
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Look at the kernel, its driver, the nodes, privileges, containers, devices whose server "
+        "is gone and programs that hang. A line for each finding: ok, info, warn or fail, and the "
+        "command that mends it. Exit status 1 when something fails."
+    )
+    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="free the devices whose server is gone; ends programs that have them open",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what --clean would do")
+    parser.set_defaults(command=run)
 
 
 def diagnose() -> Iterator[Finding]:

@@ -1,0 +1,90 @@
+"""A device that is attached by ioctl."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+from .. import forks
+from ..threads import in_thread
+from .ioctl import Ioctl, ioctl
+from .link import Link
+from .terms import Terms
+
+
+class IoctlLink(Link):
+    """Attached by ioctl, with a thread that stays in NBD_DO_IT.
+
+    When the process dies, however, the kernel fails what is in flight and lets go at once. But any
+    stop of that thread ends the device too: Ctrl-Z, a debugger, a frozen container, a suspend.
+    """
+
+    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
+        """Hand the kernel its ends of the socket pairs, then all it has to know.
+
+        SET_SOCK goes first: it is what decides between two who want the same device. Only the
+        thread that made the first may make the others.
+
+        Raises:
+            OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
+            AttachError: the kernel refuses what is wanted of its queue.
+
+        """
+        super().__init__(index, path, lock, terms)
+        # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
+        # make udev probe the device.
+        self._fd = forks.open(path)
+        try:
+            ioctl(self._fd, Ioctl.NBD_SET_SOCK, terms.sockets[0])
+            self._configure(terms)
+        except BaseException:
+            self.close()
+            raise
+
+    def _configure(self, terms: Terms) -> None:
+        try:
+            for sock in terms.sockets[1:]:
+                ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
+            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, terms.block_size)
+            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, terms.blocks)
+            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, terms.flags)
+            # Always: what was set before survives in the queue's own timeout.
+            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, terms.timeout)
+            self._shape_queue()  # now, while nothing can be in flight
+        except OSError:
+            # Only now is the device known to be ours to clear.
+            ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
+            raise
+
+    def start(self) -> None:
+        """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
+        self.ended = in_thread(self._do_it)
+
+    def _open_live(self) -> None:
+        # Once more NBD_DO_IT asks for a scan after the device can be read, but before it releases
+        # config_lock (nbd_start_device_ioctl). Whoever opened it second would have the partitions
+        # taken away for a moment. This does nothing but wait for the lock.
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_CLEAR_QUE)
+        forks.close(forks.open(self.path))
+
+    def _resize(self, blocks: int) -> None:
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+
+    def finish(self) -> None:
+        """NBD_DO_IT returns by itself."""
+
+    def _do_it(self) -> int:
+        result = 0
+        try:
+            ioctl(self._fd, Ioctl.NBD_DO_IT)
+        except OSError as exc:
+            result = exc.errno or errno.EIO
+        finally:
+            # When our end of the socket closes, requests in flight are not failed but forgotten,
+            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them. It is
+            # refused where the process has given up its privileges; closing has to do then.
+            with suppress(OSError):
+                self.clear_socket()
+        return result

@@ -1,0 +1,51 @@
+"""Writing back what the kernel caches for a device."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from .. import forks
+from . import sysfs
+from .ioctl import syncfs
+
+logger = logging.getLogger("aiovblk")
+
+
+def sync(index: int, fd: int) -> None:
+    """Write back what is cached for a device: file systems first, then partitions, then itself.
+
+    Each partition has a page cache of its own, and a mounted file system keeps what it has not
+    written in neither.
+
+    Raises:
+        OSError: the last error, after everything was tried.
+
+    """
+    failure: OSError | None = None
+    for point in sysfs.mount_points(index):
+        failure = _sync_path(point, file_system=True) or failure
+    for name in sysfs.partitions(index):
+        failure = _sync_path(f"/dev/{name}", file_system=False) or failure
+    os.fsync(fd)
+    if failure is not None:
+        raise failure
+
+
+def _sync_path(path: str, *, file_system: bool) -> OSError | None:
+    try:
+        fd = forks.open(path)
+    except OSError as exc:
+        # A partition without a node in this container, a mount of another namespace.
+        logger.debug("cannot sync %s: %s", path, exc)
+        return None
+    try:
+        if file_system:
+            syncfs(fd)
+        else:
+            os.fsync(fd)
+    except OSError as exc:
+        return exc
+    finally:
+        forks.close(fd)
+    return None
