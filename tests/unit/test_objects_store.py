@@ -168,6 +168,33 @@ async def test_store_that_stays_away_is_an_error_when_patience_ends(
     assert weather.counts["throttled"] >= 3
 
 
+class Races(s3.Weather):
+    """Of the first requests the puts meet others that are just being carried out."""
+
+    def next(self) -> str:
+        fate = super().next()
+        return "conflicts" if self.counts[fate] <= 3 else fate
+
+
+@pytest.mark.parametrize("request_", ["put", "create"])
+async def test_put_that_races_with_another_is_made_again(port: int, request_: str) -> None:
+    await s3.make_bucket(port)
+    async with s3.proxy(port, Races(Random(1))) as proxy:
+        client = ObjectStoreClient(s3.store(proxy, retry_config={"max_retries": 0}))
+        await getattr(client, request_)("a", b"data")
+        assert bytes(await client.get("a")) == b"data"
+
+
+async def test_put_that_has_lost_a_race_finds_what_is_there(port: int) -> None:
+    await s3.make_bucket(port)
+    await ObjectStoreClient(s3.store(port)).create("a", b"winner")
+    async with s3.proxy(port, Races(Random(1))) as proxy:
+        client = ObjectStoreClient(s3.store(proxy, retry_config={"max_retries": 0}))
+        with pytest.raises(FileExistsError):
+            await client.create("a", b"loser")
+        assert bytes(await client.get("a")) == b"winner"
+
+
 async def test_error_of_the_store_is_one_line_without_secrets(port: int) -> None:
     await s3.make_bucket(port)
     client = ObjectStoreClient(s3.store(port))

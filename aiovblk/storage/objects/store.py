@@ -130,10 +130,27 @@ class ObjectStoreClient:
 
     async def _put(self, data: Buffer, mode: Any, path: str) -> None:
         import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError
 
-        await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        try:
+            await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        except AlreadyExistsError as exc:
+            # Every 409 becomes this one, and S3 says that of a put too that races with another
+            # (ConditionalRequestConflict, OperationAborted): it is to be made again.
+            if mode == "create" and await self._is_there(path):
+                raise
+            raise GenericError(str(exc)) from None
         if self._root is not None:  # the package leaves it to the kernel's write-back
             await asyncio.to_thread(_make_durable, self._root, path, self._durable)
+
+    async def _is_there(self, path: str) -> bool:
+        import obstore
+
+        try:
+            await obstore.head_async(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     async def _find(self, after: str, folder: str) -> list[Found]:
         import obstore
