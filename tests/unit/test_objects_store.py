@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
@@ -56,6 +57,26 @@ async def test_object_is_put_replaced_and_deleted(client: ObjectStoreClient) -> 
     await client.delete(["a/b"])
     with pytest.raises(FileNotFoundError, match="folder/a/b"):
         await client.get("a/b")
+
+
+async def test_missing_object_does_not_keep_others_from_being_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Azure and GCS do it: a missing object is an error, at which the package stops."""
+    delete = obstore.delete_async
+
+    async def stop_at_missing(store: Any, paths: list[str]) -> None:
+        for path in paths:
+            await obstore.head_async(store, path)
+            await delete(store, path)
+
+    monkeypatch.setattr(obstore, "delete_async", stop_at_missing)
+    client = ObjectStoreClient(MemoryStore(), "folder")
+    names = [f"a/{each}" for each in range(40)]
+    for name in names[::3]:
+        await client.put(name, b"")
+    await client.delete(names)
+    assert await client.find("a") == []
 
 
 async def test_object_is_created_once(client: ObjectStoreClient) -> None:

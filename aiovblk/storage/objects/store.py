@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from ..patience import PATIENCE, repeat
+from ..together import drain
 from ..web.address import without_secrets
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
+
+_DELETIONS = 16  # single ones that are made at the same time
 
 
 class Found(NamedTuple):
@@ -110,10 +113,11 @@ class ObjectStoreClient:
         """See :class:`Objects`."""
         paths = list(paths)
         if self._root is None and len(paths) > 1:
-            await self._repeat_delete(paths)
-            return
-        for path in paths:
-            await self._repeat_delete([path])
+            with suppress(FileNotFoundError):
+                await self._repeat(paths[0], lambda path: self._delete(paths))
+                return
+            # Azure and GCS mind a missing object, and the package stops there.
+        await drain((partial(self._delete_one, path) for path in paths), most=_DELETIONS)
 
     async def find(self, folder: str, *, after: str = "") -> list[Found]:
         """See :class:`Objects`."""
@@ -165,16 +169,14 @@ class ObjectStoreClient:
             ]
         return found
 
-    async def _repeat_delete(self, paths: Sequence[str]) -> None:
+    async def _delete_one(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            await self._repeat(path, lambda full: self._delete([path]))
+
+    async def _delete(self, paths: Sequence[str]) -> None:
         import obstore
 
-        full = [self._full(path) for path in paths]
-
-        async def delete(path: str) -> None:
-            await obstore.delete_async(self._store, full)
-
-        with suppress(FileNotFoundError):  # a local folder says so; object stores do not mind
-            await self._repeat(paths[0], delete)
+        await obstore.delete_async(self._store, [self._full(path) for path in paths])
 
     async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
         path = self._full(path)
