@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from aiovblk.errors import StorageBusyError, StorageError
+from aiovblk.errors import StorageBusyError
 from aiovblk.storage.objects import (
     ObjectStoreDevice,
     check,
@@ -191,36 +192,162 @@ async def test_flush_of_a_fenced_writer_fails_although_an_answer_to_an_earlier_w
     await old.unmount()
 
 
-@pytest.mark.parametrize("what", ["writer", "snapshot", "clone", "drop"])
-async def test_record_where_another_was_that_is_summed_up_is_noticed(
+Action = Callable[[], Awaitable[object]]
+CHANGES = ["snapshot", "clone", "drop"]
+
+
+def once(client: Client, request_: str, action: Action, *, after: str = "") -> None:
+    """Do something right before the first request of a kind (``get log``) after one of another."""
+    waits_for = [after] if after else []
+
+    async def act() -> None:
+        client.before = lambda request, path: None
+        await action()
+
+    def before(request: str, path: str) -> Any:
+        word = f"{request} {path.partition('/')[0]}"
+        if waits_for:
+            if word in waits_for:
+                waits_for.clear()
+            return None
+        return act() if word == request_ else None
+
+    client.before = before
+
+
+async def writers_come_and_go(bucket: Bucket) -> None:
+    for letter in (b"x", b"y"):
+        device = await opened(bucket.client(), lease=3600)
+        await write(device, letter)
+        await device.unmount()
+
+
+async def change(client: Client, what: str) -> None:
+    if what == "snapshot":
+        await snapshot(client, "disk", name="new")
+    elif what == "drop":
+        await drop_snapshot(client, "disk", name="old")
+    else:
+        await clone(client, "disk", name="old", target="clone")
+
+
+async def assert_changed(bucket: Bucket, what: str, *others: str) -> None:
+    found = await snapshots(bucket.client(), "disk")
+    names = {"snapshot": {"old", "new"}, "drop": set(), "clone": {"old"}}[what]
+    assert set(found) == {*names, *others}
+    assert sum(len(each.clones) for each in found.values()) == (what == "clone")
+    assert (await check(bucket.client(), "clone" if what == "clone" else "disk")).problems == []
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_record_where_another_was_that_is_summed_up_is_added_again(
     bucket: Bucket, what: str
 ) -> None:
     """A process reads the history and sleeps; two writers come and go before it goes on."""
     await snapshot(bucket.client(), "disk", name="old")
-
-    async def sleep() -> None:
-        late.before = lambda request, path: None
-        for letter in (b"x", b"y"):
-            device = await opened(bucket.client(), lease=3600)
-            await write(device, letter)
-            await device.unmount()
-
     late = bucket.client()
-    late.before = lambda request, path: sleep() if request == "create" else None
-    with pytest.raises(StorageError, match="went on meanwhile"):
-        if what == "writer":
-            await opened(late)
-        elif what == "snapshot":
-            await snapshot(late, "disk", name="new")
-        elif what == "drop":
-            await drop_snapshot(late, "disk", name="old")
-        else:
-            await clone(late, "disk", name="old", target="clone")
-    assert list(await snapshots(bucket.client(), "disk")) == ["old"]
-    assert "clone/disk.json" not in bucket.objects
+    once(late, "create log", lambda: writers_come_and_go(bucket))
+    await change(late, what)
+    await (await opened(bucket.client())).unmount()
+    await assert_changed(bucket, what)
+    assert await contents(bucket) == b"y"
+    if what == "snapshot":
+        assert await contents(bucket, "new") == b"y"
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_record_after_which_others_follow_at_once_is_added_once(
+    bucket: Bucket, what: str
+) -> None:
+    await snapshot(bucket.client(), "disk", name="old")
+
+    async def go_on() -> None:
+        await snapshot(bucket.client(), "disk", name="other")
+        await writers_come_and_go(bucket)
+
+    client = bucket.client()
+    once(client, "find map", go_on, after="create log")
+    await change(client, what)
+    await assert_changed(bucket, what, "other")
+    assert await contents(bucket) == b"y"
+    if what == "snapshot":
+        assert await contents(bucket, "new") == b"\0"
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_record_is_added_although_one_in_its_place_is_gone_before_it_is_read(
+    bucket: Bucket, what: str
+) -> None:
+    await snapshot(bucket.client(), "disk", name="old")
+
+    async def be_first() -> None:
+        await snapshot(bucket.client(), "disk", name="other")
+        once(client, "get log", lambda: writers_come_and_go(bucket))
+
+    client = bucket.client()
+    once(client, "create log", be_first)
+    await change(client, what)
+    await assert_changed(bucket, what, "other")
+
+
+async def test_record_that_does_not_count_misleads_nobody_else_who_is_late(bucket: Bucket) -> None:
+    """Of two who sleep the second finds what the first has added in vain."""
+    first, second = bucket.client(), bucket.client()
+    once(first, "create log", lambda: writers_come_and_go(bucket))
+    once(second, "create log", lambda: snapshot(first, "disk", name="first"))
+    await snapshot(second, "disk", name="second")
+    for name in ("first", "second"):
+        assert await contents(bucket, name) == b"y"
+    assert list(await snapshots(bucket.client(), "disk")) == ["first", "second"]
+
+
+async def test_writer_is_refused_when_others_have_come_and_gone_since_it_looked(
+    bucket: Bucket,
+) -> None:
+    late = bucket.client()
+    once(late, "create log", lambda: writers_come_and_go(bucket))
+    with pytest.raises(StorageBusyError, match="another has opened the disk meanwhile"):
+        await opened(late)
     await (await opened(bucket.client())).unmount()
     assert await contents(bucket) == b"y"
     assert (await check(bucket.client(), "disk")).problems == []
+
+
+async def test_writer_opens_a_disk_whose_last_writer_has_summed_up_since_it_looked(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
+    first = await opened(bucket.client())
+    bucket.forget_lease()
+
+    async def end() -> None:
+        for letter in (b"x", b"y"):
+            await write(first, letter)
+            await first.flush()
+        await first.unmount()
+
+    late = bucket.client()
+    once(late, "create log", end)
+    device = await opened(late)
+    assert bytes(await device.read(0, 1)) == b"y"
+    await device.unmount()
+
+
+async def test_writer_opens_a_disk_although_a_snapshot_is_taken_right_after(
+    bucket: Bucket,
+) -> None:
+    client = bucket.client()
+    once(
+        client,
+        "find map",
+        lambda: snapshot(bucket.client(), "disk", name="new"),
+        after="create log",
+    )
+    device = await opened(client)
+    await write(device, b"a")
+    await device.unmount()
+    assert await contents(bucket) == b"a"
+    assert await contents(bucket, "new") == b"\0"
 
 
 async def test_snapshot_is_taken_although_a_writer_comes_at_the_same_time(bucket: Bucket) -> None:

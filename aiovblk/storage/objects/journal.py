@@ -154,37 +154,62 @@ class Journal:
         Raises:
             FencedError: a writer's record: another has opened the disk since the last one that was
                 known.
-            StorageBusyError: it is not known whether the record is part of the history, which was
-                summed up meanwhile.
+            StorageBusyError: a writer's first one: another has opened the disk since the history
+                was read, and summed it up. Whether that one lives has to be seen anew.
             OSError: the store fails.
 
         """
         while True:
             check(self.state)
-            path = log_name(self.state.sequence + 1)
-            try:
-                await self._objects.create(path, self._sealing.seal(path, new.encode()))
-                there = new
-            except FileExistsError:
-                there = await self._record(path)
-            is_ours = there.nonce == new.nonce  # or an attempt's whose answer was lost
-            if is_ours and new.kind not in _FENCED:
-                await self._refuse_if_late()
+            there = await self._create_next(new)
+            if there is None or (new.kind not in _FENCED and await self._went_on()):
+                if await self._is_part_of_history(new, there):
+                    return
+                continue
             await self._follow(there)
-            if is_ours:
+            if there.nonce == new.nonce:
                 return
             if there.kind is Kind.OPEN and new.kind in _WRITERS:
                 raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
 
-    async def _refuse_if_late(self) -> None:
-        """Raise StorageBusyError if there was a record already where one has just been added.
+    async def _create_next(self, new: Record) -> Record | None:
+        """Return the record that is the next one now; None if there was one that is gone again.
+
+        It is the new one, too, if an earlier attempt has made it, whose answer was lost.
+        """
+        path = log_name(self.state.sequence + 1)
+        try:
+            await self._objects.create(path, self._sealing.seal(path, new.encode()))
+        except FileExistsError:
+            try:
+                return await self._record(path)
+            except FileNotFoundError:
+                if new.kind in _FENCED:
+                    raise  # cannot be, see _went_on
+                return None
+        return new
+
+    async def _went_on(self) -> bool:
+        """Whether the next record may be none that counts, because there was one in its place.
 
         It may have been summed up and deleted since the history was read. Not those that a writer
-        finds where it adds its own: they stay, see :attr:`.State.fences`.
+        finds where it adds its own: they stay, see :attr:`.State.fences`. A list tells: the state
+        is always there before a record is deleted. That states of snapshots are there too, whose
+        records go on from this one, does no harm.
         """
-        if await self._objects.find(MAP, after=map_name(self.state.sequence + 1)):
-            reason = "the history of the disk went on meanwhile; see what is there, and try again"
+        return bool(await self._objects.find(MAP, after=map_name(self.state.sequence + 1)))
+
+    async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
+        """Read the history again, and whether it has a record, which may be summed up by now."""
+        sequence, epoch = self.state.sequence + 1, self.state.epoch
+        await self.load()
+        may_be_ours = there is None or there.nonce == new.nonce
+        if may_be_ours and self.state.shows(new, sequence):
+            return True
+        if new.kind is Kind.OPEN and self.state.epoch != epoch:
+            reason = "another has opened the disk meanwhile; see who writes to it, and try again"
             raise StorageBusyError(errno.EAGAIN, reason)
+        return False
 
     async def sum_up(self) -> None:
         """Store the state, and delete the records, and the last state, that it makes superfluous.

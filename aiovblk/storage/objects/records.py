@@ -305,6 +305,27 @@ class State:
             if index < len(self.chunks):  # one that was cut off since
                 self.chunks[index] = entry
 
+    def shows(self, record: Record, sequence: int) -> bool:
+        """Whether what a record of this number was to bring about is so, but for COMMIT and CLOSE.
+
+        Who added it did not know whether there was another, summed up and deleted since, before.
+        """
+        clones = (each.clones for each in self.snapshots.values())
+        snapshot = self.snapshots.get(record.name)
+        match record.kind:
+            case Kind.OPEN:  # as long as the state says so, that record is not deleted
+                return self.unclosed == sequence
+            case Kind.SNAPSHOT:
+                taken = (sequence, record.time)
+                return snapshot is not None and (snapshot.sequence, snapshot.time) == taken
+            case Kind.DROP:  # there may be a new one of that name
+                return snapshot is None or snapshot.sequence > sequence
+            case Kind.CLONE:
+                return any(record.disk in each for each in clones)
+            case Kind.RELEASE:
+                return not any(record.disk in each for each in clones)
+        return False
+
     def copy(self) -> State:
         """Return one that does not change with this."""
         return replace(
