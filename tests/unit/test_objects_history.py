@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
 
-from aiovblk.errors import StorageBusyError
+from aiovblk.errors import StorageBusyError, StorageError
 from aiovblk.storage.objects import (
     ObjectStoreDevice,
     check,
@@ -71,6 +73,65 @@ def losing(create_object: Any) -> Any:
         raise OSError(errno.EIO, "no answer")
 
     return lose
+
+
+# How it is read
+
+
+async def flush_often(bucket: Bucket, times: int) -> None:
+    device = await opened(bucket.client())
+    for number in range(times):
+        await write(device, bytes([number]))
+        await device.flush()
+    await device.unmount()
+
+
+async def test_records_are_read_many_at_a_time_and_applied_in_order(bucket: Bucket) -> None:
+    await flush_often(bucket, 100)
+    in_flight, most = 0, 0
+
+    async def wait(path: str) -> None:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        for _ in range(Random(path).randint(1, 9)):  # so that they end in any order
+            await asyncio.sleep(0)
+        in_flight -= 1
+
+    client = bucket.client()
+    client.before = lambda request, path: wait(path) if path.startswith("log/") else None
+    device = await opened(client, read_only=True)
+    assert bytes(await device.read(0, 1)) == bytes([99])
+    assert 16 <= most <= 32
+    await device.unmount()
+
+
+async def test_record_that_is_missing_among_many_is_noticed(bucket: Bucket) -> None:
+    await flush_often(bucket, 100)
+    missing = bucket.names("disk/log")[50]
+    del bucket.objects[missing]
+    with pytest.raises(StorageError, match=f"damaged: {missing[5:]} is missing"):
+        await opened(bucket.client(), read_only=True)
+
+
+async def test_reader_is_not_misled_by_a_record_in_the_place_of_one_that_was_summed_up(
+    bucket: Bucket,
+) -> None:
+    """It has seen that there is no state yet before all that happens."""
+    reader, late = bucket.client(), bucket.client()
+
+    async def go_on() -> None:
+        await snapshot(bucket.client(), "disk", name="first")
+        await (await opened(bucket.client())).unmount()
+        late.before = failing("find map")
+
+    async def be_late() -> None:
+        once(late, "create log", go_on)
+        with pytest.raises(OSError, match="away"):
+            await snapshot(late, "disk", name="late")
+
+    once(reader, "find log", be_late)
+    assert list(await snapshots(reader, "disk")) == ["first"]
 
 
 # What snapshots need

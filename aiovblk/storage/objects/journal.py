@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import StorageBusyError, StorageError
+from ..together import drain
 from .records import (
     LOG,
     MAP,
@@ -32,6 +33,7 @@ Check = Callable[[State], object]
 _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
 _WRITERS = _FENCED | {Kind.OPEN}
 
+_READS = 32  # records that are read at the same time
 _ATTEMPTS = 10  # to read a history that a writer sums up at the same time
 
 
@@ -100,14 +102,31 @@ class Journal:
             raise _OvertakenError(map_name(self.summed_up)) from None
         # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
         # is there still, and so a gap is seen.
-        for found in await self._objects.find(LOG, after=log_name(self.summed_up)):
-            following = log_name(self.state.sequence + 1)
-            if found.path != following:
-                raise _OvertakenError(following)
+        paths = [
+            found.path for found in await self._objects.find(LOG, after=log_name(self.summed_up))
+        ]
+        for number, path in enumerate(paths, self.summed_up + 1):
+            if path != log_name(number):
+                raise _OvertakenError(log_name(number))
+        records = await self._records(paths)
+        # But in the place of one that was deleted there may be one that does not count: see _went_on.
+        if records and await self._objects.find(MAP, after=map_name(self.summed_up)):
+            raise _OvertakenError(paths[0])
+        for each in records:
+            await self._follow(each)
+
+    async def _records(self, paths: list[str]) -> list[Record]:
+        """Read records that a list has."""
+        found: dict[str, Record] = {}
+
+        async def read(path: str) -> None:
             try:
-                await self._follow(await self._record(following))
+                found[path] = await self._record(path)
             except FileNotFoundError:
-                raise _OvertakenError(following) from None
+                raise _OvertakenError(path) from None
+
+        await drain((partial(read, path) for path in paths), most=_READS)
+        return [found[path] for path in paths]
 
     async def state_at(self, sequence: int) -> State:
         """Read a state.
