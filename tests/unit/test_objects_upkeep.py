@@ -201,6 +201,35 @@ async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> 
     assert (await check(bucket.client(), "clone")).problems == [f"{name} is missing"]
 
 
+async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_reported(
+    bucket: Bucket,
+) -> None:
+    foreign = [
+        "chunks/00000000-000000000000z",
+        "chunks/readme.txt",
+        "chunks/sub/00000000-0000000000001",
+        "log/00000000000",
+        "log/~",
+        "map/0x0000000001",
+        "map/zzz",
+    ]
+    for name in foreign:
+        bucket.objects[f"disk/{name}"] = b"mine"
+    for letter in (b"a", b"b"):
+        device = await opened(bucket.client())
+        await write(device, 0, letter)
+        await device.flush()
+        await snapshot(bucket.client(), "disk", name=letter.decode())
+        await device.unmount()
+    await drop_snapshot(bucket.client(), "disk", name="a")
+    await collect_garbage(bucket.client(), "disk")
+    assert {f"disk/{name}" for name in foreign} <= set(bucket.objects)
+    problems = (await check(bucket.client(), "disk")).problems
+    assert problems == [
+        f"{name} is not part of the disk; somebody else has put it there" for name in foreign
+    ]
+
+
 # What is left behind
 
 

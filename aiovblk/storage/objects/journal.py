@@ -21,7 +21,7 @@ from .records import (
     State,
     log_name,
     map_name,
-    number_in,
+    numbers_in,
     read_record,
     read_state,
 )
@@ -94,24 +94,22 @@ class Journal:
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
 
     async def _load(self) -> None:
-        states = await self._objects.find(MAP)
-        self.summed_up = number_in(states[-1].path) if states else 0
+        self.summed_up = max(numbers_in(await self._objects.find(MAP)), default=0)
         try:
             self.state = await self.state_at(self.summed_up)
         except FileNotFoundError:
             raise _OvertakenError(map_name(self.summed_up)) from None
         # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
         # is there still, and so a gap is seen.
-        paths = [
-            found.path for found in await self._objects.find(LOG, after=log_name(self.summed_up))
-        ]
-        for number, path in enumerate(paths, self.summed_up + 1):
-            if path != log_name(number):
-                raise _OvertakenError(log_name(number))
-        records = await self._records(paths)
-        # But in the place of one that was deleted there may be one that does not count: see _went_on.
-        if records and await self._objects.find(MAP, after=map_name(self.summed_up)):
-            raise _OvertakenError(paths[0])
+        after = log_name(self.summed_up)
+        numbers = numbers_in(await self._objects.find(LOG, after=after))
+        for following, there in enumerate(numbers, self.summed_up + 1):
+            if there != following:
+                raise _OvertakenError(log_name(following))
+        records = await self._records([log_name(each) for each in numbers])
+        # In the place of one that was deleted there may be one that does not count: see _went_on.
+        if records and await self._newer_states(self.summed_up):
+            raise _OvertakenError(log_name(numbers[0]))
         for each in records:
             await self._follow(each)
 
@@ -216,7 +214,10 @@ class Journal:
         is always there before a record is deleted. That states of snapshots are there too, whose
         records go on from this one, does no harm.
         """
-        return bool(await self._objects.find(MAP, after=map_name(self.state.sequence + 1)))
+        return bool(await self._newer_states(self.state.sequence + 1))
+
+    async def _newer_states(self, sequence: int) -> list[int]:
+        return numbers_in(await self._objects.find(MAP, after=map_name(sequence)))
 
     async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
         """Read the history again, and whether it has a record, which may be summed up by now."""
@@ -244,8 +245,7 @@ class Journal:
         before, self.summed_up = self.summed_up, state.sequence
         if before not in {each.sequence for each in state.snapshots.values()}:
             await self._objects.delete([map_name(before)])
-        records = await self._objects.find(LOG)
-        numbers = (number_in(found.path) for found in records)
+        numbers = numbers_in(await self._objects.find(LOG))
         await self._objects.delete([log_name(each) for each in numbers if superfluous(each, state)])
 
     async def _store(self, state: State) -> None:

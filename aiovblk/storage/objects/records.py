@@ -21,16 +21,18 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import zlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
 from ...errors import StorageError
 from .sealing import damaged
-from .store import Buffer
+from .store import Buffer, Found
 
 FORMAT = "aiovblk-disk"
 VERSION = 1
@@ -50,6 +52,10 @@ ORIGIN_STEP = 1 << _VERSION_BITS
 """From an entry to that of the same chunk in a clone."""
 
 
+_NUMBERED = re.compile(rf"(?:{LOG}|{MAP})/([0-9a-f]{{12}})")
+_CHUNK = re.compile(rf"{CHUNKS}/([0-9a-f]{{8}})-([0-9a-f]{{13}})")
+
+
 def log_name(sequence: int) -> str:
     """The name of a record."""
     return f"{LOG}/{sequence:012x}"
@@ -60,9 +66,15 @@ def map_name(sequence: int) -> str:
     return f"{MAP}/{sequence:012x}"
 
 
-def number_in(path: str) -> int:
-    """The number that the name of a record or state ends in."""
-    return int(path.rpartition("/")[2], 16)
+def number_in(path: str) -> int | None:
+    """The number of a record or state; None for what somebody else has put there."""
+    name = _NUMBERED.fullmatch(path)
+    return int(name[1], 16) if name else None
+
+
+def numbers_in(found: Iterable[Found]) -> list[int]:
+    """The numbers of records or states that a list has."""
+    return [number for each in found if (number := number_in(each.path)) is not None]
 
 
 def chunk_name(index: int, version: int) -> str:
@@ -70,10 +82,10 @@ def chunk_name(index: int, version: int) -> str:
     return f"{CHUNKS}/{index:08x}-{version:013x}"
 
 
-def chunk_in(path: str) -> tuple[int, int]:
-    """The index and the version in the name of a chunk."""
-    index, _, version = path.rpartition("/")[2].partition("-")
-    return int(index, 16), int(version, 16)
+def chunk_in(path: str) -> tuple[int, int] | None:
+    """The index and the version of a chunk; None for what somebody else has put there."""
+    name = _CHUNK.fullmatch(path)
+    return (int(name[1], 16), int(name[2], 16)) if name else None
 
 
 def entry_parts(entry: int) -> tuple[int, int]:

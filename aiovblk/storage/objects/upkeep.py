@@ -13,6 +13,7 @@ from .journal import Journal, record
 from .records import (
     CHUNKS,
     DESCRIPTION,
+    LOG,
     MAP,
     Description,
     Kind,
@@ -27,6 +28,7 @@ from .store import Found
 
 _AT_ONCE = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
+_FOREIGN = "is not part of the disk; somebody else has put it there"
 _DAY = 24 * 3600.0
 
 
@@ -70,7 +72,9 @@ async def collect_garbage(
     found += [
         each
         for each in await disk.objects.find(MAP)
-        if (number := number_in(each.path)) < journal.summed_up and number not in snapshots
+        if (number := number_in(each.path)) is not None
+        and number < journal.summed_up
+        and number not in snapshots
     ]
     if delete:
         for first in range(0, len(found), _AT_ONCE):
@@ -82,10 +86,14 @@ def _unused(found: list[Found], state: State, floor: int) -> list[Found]:
     """The chunks that a state has not, and that no writer is about to add: below the floor."""
     unused = []
     for each in found:
-        index, version = chunk_in(each.path)
-        if version < floor and not (index < len(state.chunks) and state.chunks[index] == version):
+        chunk = chunk_in(each.path)
+        if chunk is not None and chunk[1] < floor and not _has(state, *chunk):
             unused.append(each)
     return unused
+
+
+def _has(state: State, index: int, version: int) -> bool:
+    return index < len(state.chunks) and state.chunks[index] == version
 
 
 async def _release_clones(disk: Disk, journal: Journal) -> None:
@@ -152,6 +160,7 @@ async def check(
             what = "is missing" if isinstance(exc, FileNotFoundError) else str(exc)
             report.problems.append(f"snapshot {name}: {map_name(snapshot.sequence)} {what}")
     await _check_presence(disk, needed, report)
+    await _check_names(disk, report)
     if contents:
         await _check_contents(disk, sorted(needed), report, advance)
     report.problems.sort()
@@ -174,12 +183,23 @@ async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> No
         if origin and not any(each[0] == origin for each in needed):
             continue
         for found in await source.objects.find(CHUNKS):
-            present[(origin, *chunk_in(found.path))] = found.size
+            chunk = chunk_in(found.path)
+            if chunk is not None:
+                present[(origin, *chunk)] = found.size
+            elif not origin:
+                report.problems.append(f"{found.path} {_FOREIGN}")
     for origin, index, version in needed - present.keys():
         report.problems.append(f"{_named(disk, origin, index, version)} is missing")
     needed.intersection_update(present)
     report.chunks = len(needed)
     report.size = sum(present[each] for each in needed)
+
+
+async def _check_names(disk: Disk, report: Report) -> None:
+    for folder in (LOG, MAP):
+        for found in await disk.objects.find(folder):
+            if number_in(found.path) is None:
+                report.problems.append(f"{found.path} {_FOREIGN}")
 
 
 async def _check_contents(
