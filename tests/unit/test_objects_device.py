@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiovblk.errors import StorageBusyError, StorageError
-from aiovblk.storage.objects import Limits, ObjectStoreDevice, create, snapshot
+from aiovblk.storage.objects import Limits, ObjectStoreDevice, clone, create, snapshot
 from aiovblk.storage.objects.journal import FencedError
 
 from .objects import Bucket, Client
@@ -448,6 +448,31 @@ async def test_disk_that_is_there_is_not_made_again(bucket: Bucket) -> None:
     with pytest.raises(FileExistsError, match="there is a disk already"):
         await make(bucket)
     assert bucket.objects == before
+
+
+@pytest.mark.parametrize("folder", ["chunks", "log", "map"])
+async def test_disk_is_not_made_over_the_remains_of_another(bucket: Bucket, folder: str) -> None:
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * SIZE)
+    await create(bucket.client(), "other", size=SIZE, chunk_size=CHUNK)
+    await snapshot(bucket.client(), "other", name="one")
+    for name in [*bucket.objects]:
+        if name.startswith("disk/") and not name.startswith(f"disk/{folder}/"):
+            del bucket.objects[name]
+    before = dict(bucket.objects)
+    with pytest.raises(FileExistsError, match=rf"remains .* \({folder}/\); delete its"):
+        await make(bucket)
+    with pytest.raises(FileExistsError, match=rf"remains .* \({folder}/\); delete its"):
+        await clone(bucket.client(), "other", name="one", target="disk")
+    assert bucket.objects == before
+
+
+async def test_disk_is_made_where_something_else_lies(bucket: Bucket) -> None:
+    bucket.objects["disk/log/readme"] = bucket.objects["disk/notes"] = b"mine"
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        assert device.size == SIZE
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import errno
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
 from ...errors import StorageError
 from .chunks import Source
 from .journal import Journal
-from .records import DESCRIPTION, MOST_CHUNKS, Description, Origin, Snapshot, State
+from .records import (
+    CHUNKS,
+    DESCRIPTION,
+    LOG,
+    MAP,
+    MOST_CHUNKS,
+    Description,
+    Origin,
+    Snapshot,
+    State,
+    is_name,
+)
 from .sealing import Sealing, damaged
 from .store import Objects, ObjectStoreClient, from_url, is_store
 
@@ -140,7 +152,7 @@ async def create(
             hidden: which chunks are written and when, and how large they are.
 
     Raises:
-        FileExistsError: there is a disk.
+        FileExistsError: there is a disk, or there are remains of one.
         ValueError: a size is impossible.
         OSError: the store fails.
 
@@ -151,7 +163,27 @@ async def create(
     description = Description(
         disk.hex(), size, block_size, chunk_size, compress, key_check_of(disk, key)
     )
-    await publish(root.at(path), description)
+    objects = root.at(path)
+    await refuse_occupied(objects)
+    await publish(objects, description)
+
+
+async def refuse_occupied(objects: Objects) -> None:
+    """Refuse a folder for a new disk.
+
+    Raises:
+        FileExistsError: there is a disk, or there are remains of one, whose history would be taken
+            for the new one's.
+
+    """
+    with suppress(FileNotFoundError):
+        await objects.get(DESCRIPTION)
+        raise _there_is_one()
+    # Most disks that were deleted in part have something in the first two, which are short.
+    for folder in (LOG, MAP, CHUNKS):
+        if any(is_name(found.path) for found in await objects.find(folder)):
+            reason = f"there are remains of a deleted disk ({folder}/); delete its whole folder"
+            raise FileExistsError(errno.EEXIST, reason)
 
 
 async def publish(objects: Objects, description: Description) -> None:
@@ -167,9 +199,11 @@ async def publish(objects: Objects, description: Description) -> None:
     except FileExistsError:
         if bytes(await objects.get(DESCRIPTION)) == data:
             return  # an attempt whose answer was lost
-        raise FileExistsError(
-            errno.EEXIST, "there is a disk already; it was left as it is"
-        ) from None
+        raise _there_is_one() from None
+
+
+def _there_is_one() -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "there is a disk already; it was left as it is")
 
 
 def check_geometry(size: int, block_size: int, chunk_size: int) -> None:

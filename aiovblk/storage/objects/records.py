@@ -88,6 +88,11 @@ def chunk_in(path: str) -> tuple[int, int] | None:
     return (int(name[1], 16), int(name[2], 16)) if name else None
 
 
+def is_name(path: str) -> bool:
+    """Whether it is the name of a record, a state or a chunk."""
+    return number_in(path) is not None or chunk_in(path) is not None
+
+
 def entry_parts(entry: int) -> tuple[int, int]:
     """The origin and the version of an entry."""
     return entry >> _VERSION_BITS, entry & ((1 << _VERSION_BITS) - 1)

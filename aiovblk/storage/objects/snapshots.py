@@ -10,10 +10,9 @@ import time
 from array import array
 
 from ...errors import StorageError
-from .disk import Disk, found_in, key_check_of, publish
+from .disk import Disk, found_in, key_check_of, publish, refuse_occupied
 from .journal import record
 from .records import (
-    DESCRIPTION,
     MOST_ORIGINS,
     ORIGIN_STEP,
     Description,
@@ -106,14 +105,14 @@ async def clone(
         key: 32 bytes, if the disk is encrypted.
 
     Raises:
-        FileExistsError: there is a disk in ``target``.
+        FileExistsError: there is a disk in ``target``, or there are remains of one.
         FileNotFoundError: there is no such snapshot.
 
     """
     disk = await Disk.open(store, path, key=key)
     target = target.strip("/")
     objects = disk.root.at(target)
-    await _refuse_existing(disk, target)
+    await refuse_occupied(objects)
     description = _description_of_clone(disk)
     journal = await disk.journal(writes=True)
     await journal.add(
@@ -127,14 +126,6 @@ async def clone(
     first = map_name(0)
     sealed = await asyncio.to_thread(lambda: sealing.seal(first, _inherited(state).encode()))
     await objects.put(first, sealed)
-
-
-async def _refuse_existing(disk: Disk, path: str) -> None:
-    try:
-        await disk.root.at(path).get(DESCRIPTION)
-    except FileNotFoundError:
-        return
-    raise FileExistsError(errno.EEXIST, f"there is a disk in {path!r} already")
 
 
 def _description_of_clone(disk: Disk) -> Description:
