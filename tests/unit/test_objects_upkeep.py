@@ -24,6 +24,7 @@ from aiovblk.storage.objects import (
     drop_snapshot,
     snapshot,
     snapshots,
+    upkeep,
 )
 from aiovblk.storage.objects.records import map_name
 
@@ -199,6 +200,51 @@ async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> 
     [name] = bucket.names("disk/chunks")
     del bucket.objects[name]
     assert (await check(bucket.client(), "clone")).problems == [f"{name} is missing"]
+
+
+async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions; the loop may serve others."""
+    device = await opened(bucket.client())
+    await write(device, 0, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await device.unmount()
+    threads: set[threading.Thread] = set()
+
+    def noting(call: Any) -> Any:
+        def note(argument: Any) -> Any:
+            threads.add(threading.current_thread())
+            return call(argument)
+
+        return note
+
+    for name in ("entry_parts", "chunk_in"):
+        monkeypatch.setattr(upkeep, name, noting(getattr(upkeep, name)))
+    assert (await check(bucket.client(), "disk")).problems == []
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_check_reads_many_chunks_at_a_time(bucket: Bucket) -> None:
+    device = await opened(bucket.client())
+    for index in range(8):
+        await write(device, index, b"a")
+    await device.unmount()
+    in_flight = 0
+    all_are = asyncio.Event()
+
+    async def wait() -> None:
+        nonlocal in_flight
+        in_flight += 1
+        if in_flight == 8:
+            all_are.set()
+        await all_are.wait()
+
+    client = bucket.client()
+    client.before = lambda request, path: wait() if request == "get" and "chunks" in path else None
+    assert (await check(client, "disk")).chunks == 8
 
 
 async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_reported(

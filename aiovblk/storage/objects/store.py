@@ -121,7 +121,8 @@ class ObjectStoreClient:
 
     async def find(self, folder: str, *, after: str = "") -> list[Found]:
         """See :class:`Objects`."""
-        return sorted(await self._repeat(folder, partial(self._find, after)))
+        found = await self._repeat(folder, partial(self._find, after))
+        return await asyncio.to_thread(sorted, found)  # there may be millions
 
     def _full(self, path: str) -> str:
         return f"{self._folder}/{path}".strip("/")
