@@ -52,6 +52,24 @@ async def test_lease_is_renewed_although_damaged_by_another() -> None:
     await wait_until_free(Bucket().client())
 
 
+async def test_writer_that_puts_its_lease_over_a_later_ones_is_told_when_both_have_renewed() -> (
+    None
+):
+    bucket = Bucket()
+    client = bucket.client()
+    earlier, later = Lease(client, 1), Lease(bucket.client(), 2)
+
+    async def be_later() -> None:
+        client.before = lambda request, path: None
+        assert await later.renew() is None
+
+    client.before = lambda request, path: be_later() if request == "put" else None
+    assert await earlier.renew() is None
+    assert await later.renew() is None
+    assert await earlier.renew() == Holder.this_process()
+    assert await later.renew() is None
+
+
 # Who lives
 
 
