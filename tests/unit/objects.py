@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterable
 
 from aiovblk.storage.objects import Found
@@ -93,7 +92,7 @@ class Client:
         await self._begin("find", folder)
         own = len(self.folder) + 1 if self.folder else 0
         return [
-            Found(name[own:], len(self.bucket.objects[name]), time.time())
+            Found(name[own:], len(self.bucket.objects[name]))
             for name in self.bucket.names(self._full(folder))
             if not after or name > self._full(after)
         ]

@@ -94,7 +94,6 @@ async def test_folder_is_listed_in_order_and_from_a_name_on(client: ObjectStoreC
     assert [each.path for each in await client.find("a")] == [f"a/{each:03}" for each in range(30)]
     found = await client.find("a", after="a/027")
     assert [(each.path, each.size) for each in found] == [("a/028", 28), ("a/029", 29)]
-    assert found[0].modified == pytest.approx(found[1].modified, abs=60)
     assert await client.find("nothing") == []
     assert [each.path for each in await client.at("a").find("")] == [
         f"{each:03}" for each in range(30)

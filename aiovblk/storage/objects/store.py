@@ -37,8 +37,7 @@ class Found(NamedTuple):
 
     path: str
     size: int
-    modified: float
-    """When, in seconds since the epoch by the store's clock."""
+    """Bytes."""
 
 
 class Objects(Protocol):
@@ -164,10 +163,7 @@ class ObjectStoreClient:
         offset = self._full(after) if after else None
         found = []
         async for page in obstore.list(self._store, folder, offset=offset, chunk_size=1000):
-            found += [
-                Found(each["path"][own:], each["size"], each["last_modified"].timestamp())
-                for each in page
-            ]
+            found += [Found(each["path"][own:], each["size"]) for each in page]
         return found
 
     async def _delete_one(self, path: str) -> None:
