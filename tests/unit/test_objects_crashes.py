@@ -21,7 +21,7 @@ from aiovblk.storage.objects import (
 )
 from aiovblk.storage.objects.journal import FencedError
 
-from .objects import Bucket
+from .objects import Bucket, Client
 
 CHUNK = 16384
 BLOCK = 4096
@@ -200,7 +200,7 @@ async def test_snapshots_and_clones_stay_what_they_were_whatever_crashes(seed: i
 
 
 async def one_of_many(
-    client: object, random: Random, kept: dict[str, bytes], clones: dict[str, bytes], path: str
+    client: Client, random: Random, kept: dict[str, bytes], clones: dict[str, bytes], path: str
 ) -> None:
     if not kept:
         return

@@ -5,11 +5,12 @@ from .device import ObjectStoreDevice
 from .disk import create
 from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
-from .store import Found, Objects, ObjectStoreClient
+from .store import AnyStore, Found, Objects, ObjectStoreClient
 from .upkeep import Garbage, Report, check, collect_garbage
 
 __all__ = [
     "KEY_LENGTH",
+    "AnyStore",
     "Found",
     "Garbage",
     "Limits",

@@ -15,7 +15,7 @@ from . import lease as leases
 from .chunks import Chunks, Limits
 from .disk import Disk
 from .records import State
-from .store import Buffer, Objects
+from .store import AnyStore, Buffer
 from .writer import Writer
 
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
@@ -61,7 +61,7 @@ class ObjectStoreDevice(BlockDevice):
     @classmethod
     async def open(
         cls,
-        store: Objects | str,
+        store: AnyStore,
         path: str = "",
         *,
         snapshot: str | None = None,
@@ -73,7 +73,8 @@ class ObjectStoreDevice(BlockDevice):
         """Open a disk.
 
         Args:
-            store: the store, or a URL: see :func:`.store.from_url`.
+            store: the store, one of the package ``obstore`` or anything with the methods of
+                :class:`.Objects`; or a URL, see :func:`.store.from_url`.
             path: the disk's folder in it.
             snapshot: the state to read, instead of the disk's present one; nothing is written.
             read_only: whether to write nothing. The state is that of this moment, and the writer,

@@ -24,7 +24,7 @@ from .records import (
     is_name,
 )
 from .sealing import Sealing, damaged
-from .store import Objects, ObjectStoreClient, from_url, is_store
+from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
 _KEY_CHECK = "key"  # the name under which it is sealed
@@ -43,7 +43,7 @@ class Disk:
     key: bytes | None = field(repr=False)
 
     @classmethod
-    async def open(cls, store: object, path: str = "", *, key: bytes | None = None) -> Self:
+    async def open(cls, store: AnyStore, path: str = "", *, key: bytes | None = None) -> Self:
         """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
         root, path = located(store, path)
         try:
@@ -109,7 +109,7 @@ def found_in(state: State, snapshot: str) -> Snapshot:
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 
-def located(store: object, path: str) -> tuple[Objects, str]:
+def located(store: AnyStore, path: str) -> tuple[Objects, str]:
     """Return the store and the folder that a caller means.
 
     Args:
@@ -124,11 +124,11 @@ def located(store: object, path: str) -> tuple[Objects, str]:
         return root, f"{folder}/{path}".strip("/")
     if is_store(store):
         return ObjectStoreClient(store), path
-    return store, path  # type: ignore[return-value]  # the caller's own
+    return store, path
 
 
 async def create(
-    store: object,
+    store: AnyStore,
     path: str = "",
     *,
     size: int,

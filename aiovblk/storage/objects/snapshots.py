@@ -23,12 +23,13 @@ from .records import (
     map_name,
 )
 from .sealing import Sealing
+from .store import AnyStore
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
 
 
 async def snapshots(
-    store: object, path: str = "", *, key: bytes | None = None
+    store: AnyStore, path: str = "", *, key: bytes | None = None
 ) -> dict[str, Snapshot]:
     """Return the snapshots of a disk, by name, oldest first.
 
@@ -39,7 +40,7 @@ async def snapshots(
     return dict(sorted(found, key=lambda each: each[1].sequence))
 
 
-async def snapshot(store: object, path: str = "", *, name: str, key: bytes | None = None) -> None:
+async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | None = None) -> None:
     """Give the present state of a disk a name, under which it can be opened as long as it exists.
 
     Of a disk that is mounted it has what was flushed; let ``sync`` or ``fsfreeze`` go before.
@@ -68,7 +69,7 @@ async def snapshot(store: object, path: str = "", *, name: str, key: bytes | Non
 
 
 async def drop_snapshot(
-    store: object, path: str = "", *, name: str, key: bytes | None = None
+    store: AnyStore, path: str = "", *, name: str, key: bytes | None = None
 ) -> None:
     """Give a snapshot up. What it alone needed is deleted by :func:`.collect_garbage`.
 
@@ -90,7 +91,7 @@ async def drop_snapshot(
 
 
 async def clone(
-    store: object, path: str = "", *, name: str, target: str, key: bytes | None = None
+    store: AnyStore, path: str = "", *, name: str, target: str, key: bytes | None = None
 ) -> None:
     """Make a disk that has the contents of a snapshot, and shares all chunks with it.
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ..patience import PATIENCE, repeat
 from ..together import drain
@@ -24,6 +24,7 @@ from ..web.address import without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+    from typing_extensions import TypeIs  # every type checker has it
 
 T = TypeVar("T")
 
@@ -71,6 +72,10 @@ class Objects(Protocol):
 
     def at(self, path: str) -> Objects:
         """Return the same store, seen from a folder of it."""
+
+
+AnyStore: TypeAlias = "Objects | ObjectStore | str"
+"""What a caller may give: the requests, a store of the package ``obstore``, or a URL."""
 
 
 class ObjectStoreClient:
@@ -241,7 +246,7 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def is_store(store: object) -> TypeGuard[ObjectStore]:
+def is_store(store: object) -> TypeIs[ObjectStore]:
     """Whether it is a store of the package ``obstore``."""
     return type(store).__module__.partition(".")[0] == "obstore"
 
@@ -280,6 +285,7 @@ def from_url(
     try:
         if scheme in AWS_SCHEMES:
             options = _aws_options() | options
+        # Each kind of store has its own options; what is wrong with them it says itself.
         store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
     except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
         raise ValueError(f"{root}: {_first_line(exc)}") from None

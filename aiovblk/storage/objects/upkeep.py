@@ -26,7 +26,7 @@ from .records import (
     map_name,
     number_in,
 )
-from .store import Found
+from .store import AnyStore, Found
 
 _AT_ONCE = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
@@ -43,7 +43,7 @@ class Garbage:
 
 
 async def collect_garbage(
-    store: object, path: str = "", *, key: bytes | None = None, delete: bool = True
+    store: AnyStore, path: str = "", *, key: bytes | None = None, delete: bool = True
 ) -> Garbage:
     """Delete what neither the disk nor a snapshot needs; the disk may be mounted meanwhile.
 
@@ -127,7 +127,7 @@ class Report:
 
 
 async def check(
-    store: object,
+    store: AnyStore,
     path: str = "",
     *,
     key: bytes | None = None,
