@@ -26,7 +26,7 @@ from aiovblk.storage.objects import (
     snapshots,
     upkeep,
 )
-from aiovblk.storage.objects.records import map_name
+from aiovblk.storage.objects.names import map_name
 
 from .objects import Bucket, Client
 

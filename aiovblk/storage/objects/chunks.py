@@ -19,8 +19,9 @@ from typing import ParamSpec, TypeVar
 
 from ...errors import StorageError
 from ..together import drain
+from .description import Description
+from .names import chunk_name, entry_parts, first_version
 from .pending import Pending
-from .records import Description, chunk_name, entry_parts, first_version
 from .sealing import Sealing, damaged
 from .store import Buffer, Objects
 

@@ -14,7 +14,7 @@ from ..together import together
 from . import lease as leases
 from .chunks import Chunks, Limits
 from .disk import Disk
-from .records import State
+from .state import State
 from .store import AnyStore, Buffer
 from .writer import Writer
 

@@ -10,20 +10,11 @@ from typing import Self
 
 from ...errors import StorageError
 from .chunks import Source
+from .description import Description, Origin
 from .journal import Journal
-from .records import (
-    CHUNKS,
-    DESCRIPTION,
-    LOG,
-    MAP,
-    MOST_CHUNKS,
-    Description,
-    Origin,
-    Snapshot,
-    State,
-    is_name,
-)
+from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
 from .sealing import Sealing, damaged
+from .state import Snapshot, State
 from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20

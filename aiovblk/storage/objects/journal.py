@@ -12,20 +12,11 @@ from typing import Any
 
 from ...errors import StorageBusyError, StorageError
 from ..together import drain
-from .records import (
-    LOG,
-    MAP,
-    Description,
-    Kind,
-    Record,
-    State,
-    log_name,
-    map_name,
-    numbers_in,
-    read_record,
-    read_state,
-)
+from .description import Description
+from .names import LOG, MAP, log_name, map_name, numbers_in
+from .records import Kind, Record, read_record
 from .sealing import Sealing
+from .state import State, read_state
 from .store import Objects
 
 Check = Callable[[State], object]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import StorageBusyError
-from .records import LEASE
+from .names import LEASE
 from .store import Buffer, Objects
 
 SECONDS = 30.0

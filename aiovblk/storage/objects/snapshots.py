@@ -10,19 +10,13 @@ import time
 from array import array
 
 from ...errors import StorageError
+from .description import Description, Origin
 from .disk import Disk, found_in, key_check_of, publish, refuse_occupied
 from .journal import record
-from .records import (
-    MOST_ORIGINS,
-    ORIGIN_STEP,
-    Description,
-    Kind,
-    Origin,
-    Snapshot,
-    State,
-    map_name,
-)
+from .names import MOST_ORIGINS, ORIGIN_STEP, map_name
+from .records import Kind
 from .sealing import Sealing
+from .state import Snapshot, State
 from .store import AnyStore
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")

@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..together import drain
+from .description import Description
 from .disk import Disk
 from .journal import Journal, record
-from .records import (
+from .names import (
     CHUNKS,
     DESCRIPTION,
     LOG,
     MAP,
-    Description,
-    Kind,
-    State,
     chunk_in,
     chunk_name,
     entry_parts,
@@ -26,6 +24,8 @@ from .records import (
     map_name,
     number_in,
 )
+from .records import Kind
+from .state import State
 from .store import AnyStore, Found
 
 _AT_ONCE = 500  # objects of one request to delete

@@ -15,7 +15,8 @@ from ..grouped import Grouped
 from .chunks import Chunks
 from .journal import FencedError, Journal, record
 from .lease import Holder, Lease
-from .records import MOST_EPOCHS, Kind, first_version
+from .names import MOST_EPOCHS, first_version
+from .records import Kind
 from .store import Objects
 
 logger = logging.getLogger(__name__)
