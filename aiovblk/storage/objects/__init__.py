@@ -1,8 +1,8 @@
 """A disk in an object store."""
 
-from .chunks import Limits
 from .device import ObjectStoreDevice
 from .disk import create
+from .limits import Limits
 from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
 from .store import AnyStore, Found, Objects, ObjectStoreClient

@@ -12,10 +12,12 @@ from ...device import BlockDevice, Extent
 from ...errors import StorageError
 from ..together import together
 from . import lease as leases
-from .chunks import Chunks, Limits
+from .chunks import Chunks
 from .disk import Disk
+from .limits import Limits
 from .state import State
 from .store import AnyStore, Buffer
+from .stored import Stored
 from .writer import Writer
 
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
@@ -55,7 +57,8 @@ class ObjectStoreDevice(BlockDevice):
         self._size = state.size
         self._disk = disk.description.disk
         self._contents = state.contents
-        self._chunks = Chunks(disk.sources, disk.description, state.chunks, limits)
+        stored = Stored(disk.sources, disk.description, state.chunks, limits)
+        self._chunks = Chunks(stored, disk.description, limits)
         self._writer: Writer | None = None
 
     @classmethod

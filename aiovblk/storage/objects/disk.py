@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ...errors import StorageError
-from .chunks import Source
 from .description import Description, Origin
 from .journal import Journal
 from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
 from .sealing import Sealing, damaged
 from .state import Snapshot, State
 from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
+from .stored import Source
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
 _KEY_CHECK = "key"  # the name under which it is sealed
