@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
@@ -15,73 +14,45 @@ from aiovblk.storage.objects import (
     ObjectStoreDevice,
     check,
     clone,
-    create,
     drop_snapshot,
     snapshot,
     snapshots,
 )
 from aiovblk.storage.objects.journal import FencedError
 
-from .objects import Bucket, Client
-
-CHUNK = 16384
-BLOCK = 4096
-SIZE = 8 * CHUNK
+from .objects import (
+    CHUNK,
+    Bucket,
+    Client,
+    bucket_with_disk,
+    contents,
+    failing,
+    fill,
+    once,
+    open_disk,
+    undisturbed,
+)
 
 
 @pytest.fixture
 async def bucket() -> Bucket:
-    bucket = Bucket()
-    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK)
-    return bucket
+    return await bucket_with_disk()
 
 
-async def opened(client: Client, **options: Any) -> ObjectStoreDevice:
-    return await ObjectStoreDevice.open(client, "disk", **options)
-
-
-async def write(device: ObjectStoreDevice, letter: bytes) -> None:
-    await device.write(0, memoryview(letter * CHUNK))
-
-
-async def contents(bucket: Bucket, name: str | None = None, path: str = "disk") -> bytes:
-    device = await ObjectStoreDevice.open(bucket.client(), path, snapshot=name, read_only=True)
-    data = bytes(await device.read(0, CHUNK))
-    await device.unmount()
+async def letter_of(bucket: Bucket, name: str | None = None) -> bytes:
+    """What the first chunk is full of."""
+    data = (await contents(bucket, snapshot=name))[:CHUNK]
     assert data == data[:1] * CHUNK
     return data[:1]
-
-
-def failing(*requests: str) -> Any:
-    """What fails these requests to the store, each once: ``get log``, say."""
-    left = list(requests)
-
-    def before(request: str, path: str) -> None:
-        word = f"{request} {path.partition('/')[0]}"
-        if word in left:
-            left.remove(word)
-            raise OSError(errno.EIO, "the store is away")
-
-    return before
-
-
-def losing(create_object: Any) -> Any:
-    """Make an object, and never hear that it was made."""
-
-    async def lose(self: Client, path: str, data: bytes) -> None:
-        await create_object(self, path, data)
-        raise OSError(errno.EIO, "no answer")
-
-    return lose
 
 
 # How it is read
 
 
 async def flush_often(bucket: Bucket, times: int) -> None:
-    device = await opened(bucket.client())
+    device = await open_disk(bucket.client())
     for number in range(times):
-        await write(device, bytes([number]))
+        await fill(device, 0, bytes([number]))
         await device.flush()
     await device.unmount()
 
@@ -100,7 +71,7 @@ async def test_records_are_read_many_at_a_time_and_applied_in_order(bucket: Buck
 
     client = bucket.client()
     client.before = lambda request, path: wait(path) if path.startswith("log/") else None
-    device = await opened(client, read_only=True)
+    device = await open_disk(client, read_only=True)
     assert bytes(await device.read(0, 1)) == bytes([99])
     assert 16 <= most <= 32
     await device.unmount()
@@ -111,7 +82,7 @@ async def test_record_that_is_missing_among_many_is_noticed(bucket: Bucket) -> N
     missing = bucket.names("disk/log")[50]
     del bucket.objects[missing]
     with pytest.raises(StorageError, match=f"damaged: {missing[5:]} is missing"):
-        await opened(bucket.client(), read_only=True)
+        await open_disk(bucket.client(), read_only=True)
 
 
 async def test_reader_is_not_misled_by_a_record_in_the_place_of_one_that_was_summed_up(
@@ -122,7 +93,7 @@ async def test_reader_is_not_misled_by_a_record_in_the_place_of_one_that_was_sum
 
     async def go_on() -> None:
         await snapshot(bucket.client(), "disk", name="first")
-        await (await opened(bucket.client())).unmount()
+        await (await open_disk(bucket.client())).unmount()
         late.before = failing("find map")
 
     async def be_late() -> None:
@@ -140,19 +111,19 @@ async def test_reader_is_not_misled_by_a_record_in_the_place_of_one_that_was_sum
 async def test_snapshot_that_takes_the_name_of_another_is_kept_by_the_writer(
     bucket: Bucket,
 ) -> None:
-    device = await opened(bucket.client())
-    await write(device, b"a")
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
     await device.flush()
     await snapshot(bucket.client(), "disk", name="latest")
     for letter in (b"b", b"c"):
-        await write(device, letter)
+        await fill(device, 0, letter)
         await device.flush()
     await drop_snapshot(bucket.client(), "disk", name="latest")
     await snapshot(bucket.client(), "disk", name="latest")
-    await write(device, b"d")
+    await fill(device, 0, b"d")
     await device.unmount()
-    assert await contents(bucket, "latest") == b"c"
-    assert await contents(bucket) == b"d"
+    assert await letter_of(bucket, "latest") == b"c"
+    assert await letter_of(bucket) == b"d"
 
 
 @pytest.mark.parametrize("request_", ["put chunks", "create log"])
@@ -160,16 +131,16 @@ async def test_snapshot_is_kept_by_a_writer_that_learns_of_it_while_a_flush_fail
     bucket: Bucket, request_: str
 ) -> None:
     client = bucket.client()
-    device = await opened(client)
-    await write(device, b"a")
+    device = await open_disk(client)
+    await fill(device, 0, b"a")
     await device.flush()
     await snapshot(bucket.client(), "disk", name="one")
-    await write(device, b"b")
+    await fill(device, 0, b"b")
     client.before = failing(request_) if request_ == "put chunks" else _failing_second()
     with pytest.raises(OSError, match="away"):
         await device.flush()
     await device.unmount()
-    assert await contents(bucket, "one") == b"a"
+    assert await letter_of(bucket, "one") == b"a"
 
 
 def _failing_second() -> Any:
@@ -190,19 +161,19 @@ async def test_snapshot_of_a_process_that_died_is_stored_though_the_first_attemp
 ) -> None:
     monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
     client = bucket.client()
-    device = await opened(client)
-    await write(device, b"a")
+    device = await open_disk(client)
+    await fill(device, 0, b"a")
     await device.flush()
     other = bucket.client()
     other.before = failing("put map")
     with pytest.raises(OSError, match="away"):
         await snapshot(other, "disk", name="one")
     client.before = failing("put map")
-    await write(device, b"b")
+    await fill(device, 0, b"b")
     with pytest.raises(OSError, match="away"):
         await device.flush()
     await device.unmount()
-    assert await contents(bucket, "one") == b"a"
+    assert await letter_of(bucket, "one") == b"a"
 
 
 # Whoever is late
@@ -212,11 +183,11 @@ async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(
     bucket: Bucket,
 ) -> None:
     client = bucket.client()
-    old = await opened(client, lease=3600)
-    await write(old, b"o")
+    old = await open_disk(client, lease=3600)
+    await fill(old, 0, b"o")
     bucket.forget_lease()
-    new = await opened(bucket.client(), lease=3600)
-    await write(new, b"n")
+    new = await open_disk(bucket.client(), lease=3600)
+    await fill(new, 0, b"n")
     await new.flush()
     second = "log/000000000003"
 
@@ -227,59 +198,38 @@ async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(
     client.before = before
     with pytest.raises(FencedError, match="taken over"):
         await old.flush()
-    client.before = lambda request, path: None
+    client.before = undisturbed
     with pytest.raises(FencedError, match="taken over"):
         await old.flush()
     await old.unmount()
     await new.unmount()
-    assert await contents(bucket) == b"n"
+    assert await letter_of(bucket) == b"n"
 
 
 async def test_flush_of_a_fenced_writer_fails_although_an_answer_to_an_earlier_was_lost(
     bucket: Bucket,
 ) -> None:
     client = bucket.client()
-    old = await opened(client, lease=3600)
-    await write(old, b"o")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "create", losing(Client.create))
-        with pytest.raises(OSError, match="no answer"):
-            await old.flush()
+    old = await open_disk(client, lease=3600)
+    await fill(old, 0, b"o")
+    client.lose_an_answer()
+    with pytest.raises(OSError, match="no answer"):
+        await old.flush()
     bucket.forget_lease()
-    await (await opened(bucket.client())).unmount()
-    await write(old, b"p")
+    await (await open_disk(bucket.client())).unmount()
+    await fill(old, 0, b"p")
     with pytest.raises(FencedError):
         await old.flush()
     await old.unmount()
 
 
-Action = Callable[[], Awaitable[object]]
 CHANGES = ["snapshot", "clone", "drop"]
-
-
-def once(client: Client, request_: str, action: Action, *, after: str = "") -> None:
-    """Do something right before the first request of a kind (``get log``) after one of another."""
-    waits_for = [after] if after else []
-
-    async def act() -> None:
-        client.before = lambda request, path: None
-        await action()
-
-    def before(request: str, path: str) -> Any:
-        word = f"{request} {path.partition('/')[0]}"
-        if waits_for:
-            if word in waits_for:
-                waits_for.clear()
-            return None
-        return act() if word == request_ else None
-
-    client.before = before
 
 
 async def writers_come_and_go(bucket: Bucket) -> None:
     for letter in (b"x", b"y"):
-        device = await opened(bucket.client(), lease=3600)
-        await write(device, letter)
+        device = await open_disk(bucket.client(), lease=3600)
+        await fill(device, 0, letter)
         await device.unmount()
 
 
@@ -309,11 +259,11 @@ async def test_record_where_another_was_that_is_summed_up_is_added_again(
     late = bucket.client()
     once(late, "create log", lambda: writers_come_and_go(bucket))
     await change(late, what)
-    await (await opened(bucket.client())).unmount()
+    await (await open_disk(bucket.client())).unmount()
     await assert_changed(bucket, what)
-    assert await contents(bucket) == b"y"
+    assert await letter_of(bucket) == b"y"
     if what == "snapshot":
-        assert await contents(bucket, "new") == b"y"
+        assert await letter_of(bucket, "new") == b"y"
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -330,9 +280,9 @@ async def test_record_after_which_others_follow_at_once_is_added_once(
     once(client, "find map", go_on, after="create log")
     await change(client, what)
     await assert_changed(bucket, what, "other")
-    assert await contents(bucket) == b"y"
+    assert await letter_of(bucket) == b"y"
     if what == "snapshot":
-        assert await contents(bucket, "new") == b"\0"
+        assert await letter_of(bucket, "new") == b"\0"
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -358,7 +308,7 @@ async def test_record_that_does_not_count_misleads_nobody_else_who_is_late(bucke
     once(second, "create log", lambda: snapshot(first, "disk", name="first"))
     await snapshot(second, "disk", name="second")
     for name in ("first", "second"):
-        assert await contents(bucket, name) == b"y"
+        assert await letter_of(bucket, name) == b"y"
     assert list(await snapshots(bucket.client(), "disk")) == ["first", "second"]
 
 
@@ -368,9 +318,9 @@ async def test_writer_is_refused_when_others_have_come_and_gone_since_it_looked(
     late = bucket.client()
     once(late, "create log", lambda: writers_come_and_go(bucket))
     with pytest.raises(StorageBusyError, match="another has opened the disk meanwhile"):
-        await opened(late)
-    await (await opened(bucket.client())).unmount()
-    assert await contents(bucket) == b"y"
+        await open_disk(late)
+    await (await open_disk(bucket.client())).unmount()
+    assert await letter_of(bucket) == b"y"
     assert (await check(bucket.client(), "disk")).problems == []
 
 
@@ -378,18 +328,18 @@ async def test_writer_opens_a_disk_whose_last_writer_has_summed_up_since_it_look
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
-    first = await opened(bucket.client())
+    first = await open_disk(bucket.client())
     bucket.forget_lease()
 
     async def end() -> None:
         for letter in (b"x", b"y"):
-            await write(first, letter)
+            await fill(first, 0, letter)
             await first.flush()
         await first.unmount()
 
     late = bucket.client()
     once(late, "create log", end)
-    device = await opened(late)
+    device = await open_disk(late)
     assert bytes(await device.read(0, 1)) == b"y"
     await device.unmount()
 
@@ -404,29 +354,28 @@ async def test_writer_opens_a_disk_although_a_snapshot_is_taken_right_after(
         lambda: snapshot(bucket.client(), "disk", name="new"),
         after="create log",
     )
-    device = await opened(client)
-    await write(device, b"a")
+    device = await open_disk(client)
+    await fill(device, 0, b"a")
     await device.unmount()
-    assert await contents(bucket) == b"a"
-    assert await contents(bucket, "new") == b"\0"
+    assert await letter_of(bucket) == b"a"
+    assert await letter_of(bucket, "new") == b"\0"
 
 
 async def test_snapshot_is_taken_although_a_writer_comes_at_the_same_time(bucket: Bucket) -> None:
     devices: list[ObjectStoreDevice] = []
 
     async def open_it() -> None:
-        other.before = lambda request, path: None
-        device = await opened(bucket.client())
-        await write(device, b"a")
+        device = await open_disk(bucket.client())
+        await fill(device, 0, b"a")
         await device.flush()
         devices.append(device)
 
     other = bucket.client()
-    other.before = lambda request, path: open_it() if request == "create" else None
+    once(other, "create log", open_it)
     await snapshot(other, "disk", name="one")
-    await write(devices[0], b"b")
+    await fill(devices[0], 0, b"b")
     await devices[0].unmount()
-    assert await contents(bucket, "one") == b"a"
+    assert await letter_of(bucket, "one") == b"a"
 
 
 async def test_of_two_that_open_one_after_the_other_the_first_stays_the_writer(
@@ -436,9 +385,9 @@ async def test_of_two_that_open_one_after_the_other_the_first_stays_the_writer(
     devices: list[ObjectStoreDevice] = []
 
     async def open_first() -> None:
-        second.before = lambda request, path: None
+        second.before = undisturbed
         assert "disk/lease" not in bucket.objects
-        devices.append(await opened(bucket.client()))
+        devices.append(await open_disk(bucket.client()))
 
     second = bucket.client()
     seen: list[str] = []
@@ -452,10 +401,10 @@ async def test_of_two_that_open_one_after_the_other_the_first_stays_the_writer(
 
     second.before = before
     with pytest.raises(StorageBusyError):
-        await opened(second)
-    await write(devices[0], b"a")
+        await open_disk(second)
+    await fill(devices[0], 0, b"a")
     await devices[0].unmount()
-    assert await contents(bucket) == b"a"
+    assert await letter_of(bucket) == b"a"
 
 
 async def test_writer_that_lost_the_disk_before_it_had_the_lease_is_told_at_once(
@@ -464,20 +413,10 @@ async def test_writer_that_lost_the_disk_before_it_had_the_lease_is_told_at_once
     devices: list[ObjectStoreDevice] = []
 
     async def open_other() -> None:
-        first.before = lambda request, path: None
-        devices.append(await opened(bucket.client()))
+        devices.append(await open_disk(bucket.client()))
 
     first = bucket.client()
-    made: list[str] = []
-
-    def before(request: str, path: str) -> Any:
-        if made and path == "lease":
-            return open_other()
-        if request == "create":
-            made.append(path)
-        return None
-
-    first.before = before
+    once(first, "get lease", open_other, after="create log")
     with pytest.raises(StorageBusyError, match="taken over by process"):
-        await opened(first)
+        await open_disk(first)
     await devices[0].unmount()

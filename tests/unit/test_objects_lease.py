@@ -13,7 +13,7 @@ import pytest
 
 from aiovblk.storage.objects.lease import Holder, Lease, Terms, wait_until_free
 
-from .objects import Bucket
+from .objects import Bucket, once
 
 HOLDER = Holder("host", "boot", 1, 1, 1)
 TERMS = Terms(1, HOLDER, 30.0, "nonce")
@@ -60,10 +60,9 @@ async def test_writer_that_puts_its_lease_over_a_later_ones_is_told_when_both_ha
     earlier, later = Lease(client, 1), Lease(bucket.client(), 2)
 
     async def be_later() -> None:
-        client.before = lambda request, path: None
         assert await later.renew() is None
 
-    client.before = lambda request, path: be_later() if request == "put" else None
+    once(client, "put lease", be_later)
     assert await earlier.renew() is None
     assert await later.renew() is None
     assert await earlier.renew() == Holder.this_process()
