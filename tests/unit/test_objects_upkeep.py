@@ -26,7 +26,7 @@ from aiovblk.storage.objects import (
 )
 from aiovblk.storage.objects.names import map_name
 
-from .objects import CHUNK, SIZE, Bucket, bucket_with_disk, fill, make_disk, open_disk
+from .objects import CHUNK, SIZE, Bucket, bucket_with_disk, fill, make_disk, once, open_disk
 
 
 @pytest.fixture
@@ -72,6 +72,27 @@ async def test_garbage_of_a_disk_with_a_snapshot_that_is_damaged_stays(bucket: B
     with pytest.raises(FileNotFoundError):
         await collect_garbage(bucket.client(), "disk")
     assert bucket.objects == before
+
+
+async def test_garbage_is_collected_although_a_snapshot_is_dropped_meanwhile(
+    bucket: Bucket,
+) -> None:
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await fill(device, 0, b"b")
+    await device.unmount()
+
+    async def drop() -> None:
+        await drop_snapshot(bucket.client(), "disk", name="one")
+        await (await open_disk(bucket.client())).unmount()
+
+    client = bucket.client()
+    once(client, "find chunks", drop)
+    await collect_garbage(client, "disk")
+    assert len(bucket.names("disk/chunks")) == 1
+    assert (await check(bucket.client(), "disk")).problems == []
 
 
 async def test_garbage_is_collected_while_a_writer_stores_and_snapshots_are_taken(

@@ -65,10 +65,15 @@ async def collect_garbage(
     if delete:
         await _release_clones(disk, journal)
     state = journal.state
-    snapshots = {each.sequence for each in state.snapshots.values()}
+    snapshots = _sequences(state)
     found = await asyncio.to_thread(_unused, await disk.objects.find(CHUNKS), state, state.floor)
     for sequence in snapshots:
-        snapshot = await journal.state_at(sequence)
+        try:
+            snapshot = await journal.state_at(sequence)
+        except FileNotFoundError:
+            if sequence in _sequences(await disk.state()):
+                raise
+            continue  # it was dropped meanwhile
         found = await asyncio.to_thread(_unused, found, snapshot, state.floor)
     found += [
         each
@@ -81,6 +86,10 @@ async def collect_garbage(
         for first in range(0, len(found), _AT_ONCE):
             await disk.objects.delete([each.path for each in found[first : first + _AT_ONCE]])
     return Garbage(len(found), sum(each.size for each in found))
+
+
+def _sequences(state: State) -> set[int]:
+    return {each.sequence for each in state.snapshots.values()}
 
 
 def _unused(found: list[Found], state: State, floor: int) -> list[Found]:
