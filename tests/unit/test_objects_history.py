@@ -85,6 +85,19 @@ async def test_record_that_is_missing_among_many_is_noticed(bucket: Bucket) -> N
         await open_disk(bucket.client(), read_only=True)
 
 
+async def test_history_is_read_however_often_it_goes_on_meanwhile(bucket: Bucket) -> None:
+    names = [f"{number:02}" for number in range(30)]
+    left = iter(names)
+
+    async def go_on() -> None:
+        if (name := next(left, None)) is not None:
+            await snapshot(bucket.client(), "disk", name=name)
+
+    client = bucket.client()
+    client.before = lambda request, path: go_on() if (request, path) == ("find", "log") else None
+    assert list(await snapshots(client, "disk")) == names
+
+
 async def test_reader_is_not_misled_by_a_record_in_the_place_of_one_that_was_summed_up(
     bucket: Bucket,
 ) -> None:

@@ -25,7 +25,7 @@ _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
 _WRITERS = _FENCED | {Kind.OPEN}
 
 _READS = 32  # records that are read at the same time
-_ATTEMPTS = 10  # to read a history that a writer sums up at the same time
+_ATTEMPTS = 10  # to read a history that is not summed up meanwhile
 
 
 class FencedError(StorageBusyError):
@@ -74,12 +74,16 @@ class Journal:
             StorageError: an object is damaged, or one is missing.
 
         """
-        for _ in range(_ATTEMPTS):
+        left, before = _ATTEMPTS, -1
+        while left:
             try:
                 await self._load()
                 return
             except _OvertakenError as exc:
                 missing = str(exc)
+            # Whoever was overtaken finds a newer state the next time; else it is damage.
+            left = left - 1 if self.summed_up == before else _ATTEMPTS
+            before = self.summed_up
         if missing == map_name(0):  # only a clone begins with one
             raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
