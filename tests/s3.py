@@ -124,6 +124,8 @@ async def _serve(
                 writer.write(_answer("500 Internal Server Error", "InternalError"))
             elif fate == "throttled":
                 writer.write(_answer("503 Slow Down", "SlowDown"))
+            elif fate == "conflicts" and request.startswith(b"PUT "):
+                writer.write(_answer("409 Conflict", "ConditionalRequestConflict"))
             elif fate == "resets":
                 if weather.random.random() < 0.5:
                     await _pass_on(request, port)

@@ -1,13 +1,24 @@
-"""An object store in memory, whose owner decides what happens to whom and when."""
+"""An object store in memory, whose owner decides what happens when, and a disk in it."""
 
 from __future__ import annotations
 
 import errno
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
 
-from aiovblk.storage.objects import Found
+from aiovblk.storage.objects import Found, ObjectStoreDevice, create
 from aiovblk.storage.objects.store import Buffer
+
+CHUNK, BLOCK = 16384, 4096
+SIZE = 8 * CHUNK
+
+Before = Callable[[str, str], object]
+"""What happens before a request, to a path; if it can be awaited the request waits for it."""
+
+
+def undisturbed(request: str, path: str) -> None:
+    """Nothing."""
 
 
 class DeadError(OSError):
@@ -41,6 +52,7 @@ class _Life:
         self.changes = changes
         self.made = 0
         self.is_over = False
+        self.loses_an_answer = False
 
     def step(self) -> None:
         if self.is_over:
@@ -57,7 +69,7 @@ class Client:
         self.bucket = bucket
         self.folder = folder
         self.life = life
-        self.before: Callable[[str, str], object] = lambda request, path: None
+        self.before: Before = undisturbed
 
     def at(self, path: str) -> Client:
         other = Client(self.bucket, self._full(path), self.life)
@@ -66,6 +78,10 @@ class Client:
 
     def crash(self) -> None:
         self.life.is_over = True
+
+    def lose_an_answer(self) -> None:
+        """Of the next object that is created, which is there then."""
+        self.life.loses_an_answer = True
 
     async def get(self, path: str) -> memoryview:
         await self._begin("get", path)
@@ -83,6 +99,9 @@ class Client:
         if self._full(path) in self.bucket.objects:
             raise FileExistsError(errno.EEXIST, path)
         self._change(path, data)
+        if self.life.loses_an_answer:
+            self.life.loses_an_answer = False
+            raise OSError(errno.EIO, "no answer")
 
     async def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -93,7 +112,7 @@ class Client:
         await self._begin("find", folder)
         own = len(self.folder) + 1 if self.folder else 0
         return [
-            Found(name[own:], len(self.bucket.objects[name]), time.time())
+            Found(name[own:], len(self.bucket.objects[name]))
             for name in self.bucket.names(self._full(folder))
             if not after or name > self._full(after)
         ]
@@ -122,3 +141,87 @@ class Client:
 
     def _full(self, path: str) -> str:
         return f"{self.folder}/{path}".strip("/")
+
+
+# What happens before requests, which are called by what is asked and by folder: ``get log``
+
+
+def _called(request: str, path: str) -> str:
+    return f"{request} {path.partition('/')[0]}"
+
+
+def failing(*requests: str) -> Before:
+    """These fail, each once."""
+    left = list(requests)
+
+    def before(request: str, path: str) -> None:
+        word = _called(request, path)
+        if word in left:
+            left.remove(word)
+            raise OSError(errno.EIO, "the store is away")
+
+    return before
+
+
+def once(
+    client: Client, word: str, action: Callable[[], Awaitable[object]], *, after: str = ""
+) -> None:
+    """Do something before the next such request, or the next after one of another kind."""
+    waiting = bool(after)
+
+    async def act() -> None:
+        client.before = undisturbed
+        await action()
+
+    def before(request: str, path: str) -> Any:
+        nonlocal waiting
+        if waiting:
+            waiting = _called(request, path) != after
+            return None
+        return act() if _called(request, path) == word else None
+
+    client.before = before
+
+
+# A disk
+
+
+async def make_disk(bucket: Bucket, path: str = "disk", **options: Any) -> None:
+    """Make one that is small."""
+    await create(bucket.client(), path, **{"size": SIZE, "chunk_size": CHUNK} | options)
+
+
+async def bucket_with_disk() -> Bucket:
+    bucket = Bucket()
+    await make_disk(bucket)
+    return bucket
+
+
+async def open_disk(client: Client, path: str = "disk", **options: Any) -> ObjectStoreDevice:
+    return await ObjectStoreDevice.open(client, path, **options)
+
+
+@asynccontextmanager
+async def opened(client: Client, **options: Any) -> AsyncIterator[ObjectStoreDevice]:
+    device = await open_disk(client, **options)
+    try:
+        yield device
+    finally:
+        await device.unmount()
+
+
+async def write(device: ObjectStoreDevice, offset: int, data: bytes) -> None:
+    await device.write(offset, memoryview(data))
+
+
+async def fill(device: ObjectStoreDevice, index: int, letter: bytes) -> None:
+    """Write a chunk."""
+    await write(device, index * CHUNK, letter * CHUNK)
+
+
+async def contents(bucket: Bucket, path: str = "disk", *, snapshot: str | None = None) -> bytes:
+    """All of a disk, as it is stored."""
+    device = await open_disk(bucket.client(), path, snapshot=snapshot, read_only=True)
+    data = bytes(await device.read(0, device.size))
+    await device.unmount()
+    return data

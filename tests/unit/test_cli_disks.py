@@ -156,7 +156,7 @@ def test_clone_has_what_the_snapshot_has_and_keeps_it(run: Run, raw: Path) -> No
     assert Path("back").read_bytes() == raw.read_bytes()
     assert ", cloned to" in run("snapshot", "folder:disk")
     assert "is needed by clones" in run("snapshot", "folder:disk", "one", "--drop", fails=True)
-    assert "there is a disk in" in run(
+    assert "there is a disk already" in run(
         "clone", "folder:disk?snapshot=one", "folder:deep/copy", fails=True
     )
 

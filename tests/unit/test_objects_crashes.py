@@ -14,17 +14,14 @@ from aiovblk.storage.objects import (
     check,
     clone,
     collect_garbage,
-    create,
     drop_snapshot,
     snapshot,
     snapshots,
 )
 from aiovblk.storage.objects.journal import FencedError
 
-from .objects import Bucket
+from .objects import BLOCK, CHUNK, Bucket, Client, contents, make_disk, open_disk
 
-CHUNK = 16384
-BLOCK = 4096
 BLOCKS = 48
 LIMITS = Limits(memory=2 * CHUNK, unstored=4 * CHUNK)
 
@@ -48,13 +45,13 @@ class Model:
         for block in range(BLOCKS):
             found = data[block * BLOCK : (block + 1) * BLOCK]
             stamp = int.from_bytes(found[:8], "little")
-            assert found == contents(stamp), f"block {block} is torn"
+            assert found == block_of(stamp), f"block {block} is torn"
             assert stamp in self.allowed[block], f"block {block} has {stamp}"
             self.now[block] = stamp
             self.allowed[block] = {stamp}
 
 
-def contents(stamp: int) -> bytes:
+def block_of(stamp: int) -> bytes:
     return stamp.to_bytes(8, "little") * (BLOCK // 8)
 
 
@@ -82,7 +79,7 @@ class Life:
         if self.random.random() < 0.75:
             block = chunk * 4 + self.random.randrange(4)
             self.model.written(block, stamp)
-            await self.device.write(block * BLOCK, memoryview(contents(stamp)))
+            await self.device.write(block * BLOCK, memoryview(block_of(stamp)))
         else:
             for each in range(chunk * 4, chunk * 4 + 4):
                 self.model.written(each, 0)
@@ -93,12 +90,12 @@ class Life:
 async def test_hundred_crashes_lose_nothing_that_was_flushed(seed: int) -> None:
     random = Random(seed)
     bucket, model = Bucket(), Model()
-    await create(bucket.client(), "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK)
+    await make_disk(bucket, size=BLOCKS * BLOCK)
     for number in range(100):
         bucket.forget_lease()
         client = bucket.client(lives=random.randint(0, 30))
         with pytest.raises(OSError, match=r"crashed|not stored yet"):
-            device = await ObjectStoreDevice.open(client, "disk", limits=LIMITS)
+            device = await open_disk(client, limits=LIMITS)
             try:
                 await model.verify(device)
                 await Life(device, model, random, number << 20).go_on()
@@ -109,7 +106,7 @@ async def test_hundred_crashes_lose_nothing_that_was_flushed(seed: int) -> None:
             await collect_garbage(bucket.client(), "disk")
     assert not (await check(bucket.client(), "disk")).problems
     bucket.forget_lease()
-    device = await ObjectStoreDevice.open(bucket.client(), "disk")
+    device = await open_disk(bucket.client())
     await model.verify(device)
     await device.unmount()
     await collect_garbage(bucket.client(), "disk")
@@ -123,16 +120,16 @@ async def test_writers_that_do_not_know_that_they_are_fenced_change_nothing(seed
     """Several believe to be the writer; what the last one is told is true, stays true."""
     random = Random(seed)
     bucket, model = Bucket(), Model()
-    await create(bucket.client(), "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK)
+    await make_disk(bucket, size=BLOCKS * BLOCK)
     stale: list[ObjectStoreDevice] = []
     for number in range(1, 30):
         bucket.forget_lease()
-        device = await ObjectStoreDevice.open(bucket.client(), "disk", lease=3600, limits=LIMITS)
+        device = await open_disk(bucket.client(), lease=3600, limits=LIMITS)
         await model.verify(device)
         for step in range(random.randint(0, 5)):
             block = random.randrange(BLOCKS)
             model.written(block, stamp := number * 100 + step)
-            await device.write(block * BLOCK, memoryview(contents(stamp)))
+            await device.write(block * BLOCK, memoryview(block_of(stamp)))
             if random.random() < 0.5:
                 await device.flush()
                 model.flushed()
@@ -142,7 +139,7 @@ async def test_writers_that_do_not_know_that_they_are_fenced_change_nothing(seed
                 await collect_garbage(bucket.client(), "disk")
         stale.append(device)
     bucket.forget_lease()
-    last = await ObjectStoreDevice.open(bucket.client(), "disk")
+    last = await open_disk(bucket.client())
     await model.verify(last)
     for each in stale:
         with suppress(FencedError):  # what it had not flushed is lost, and it says so
@@ -161,18 +158,18 @@ async def late_write(device: ObjectStoreDevice, random: Random) -> None:
 async def test_snapshots_and_clones_stay_what_they_were_whatever_crashes(seed: int) -> None:
     random = Random(seed)
     bucket = Bucket()
-    await create(bucket.client(), "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK)
+    await make_disk(bucket, size=BLOCKS * BLOCK)
     kept: dict[str, bytes] = {}
     clones: dict[str, bytes] = {}
     for number in range(40):
         bucket.forget_lease()
         client = bucket.client(lives=random.randint(5, 60))
         try:
-            device = await ObjectStoreDevice.open(client, "disk", limits=LIMITS)
+            device = await open_disk(client, limits=LIMITS)
             try:
                 for step in range(random.randint(0, 12)):
                     block = random.randrange(BLOCKS)
-                    stamp = contents(number * 100 + step)
+                    stamp = block_of(number * 100 + step)
                     await device.write(block * BLOCK, memoryview(stamp))
                     if random.random() < 0.5:
                         await device.flush()
@@ -193,14 +190,14 @@ async def test_snapshots_and_clones_stay_what_they_were_whatever_crashes(seed: i
             await collect_garbage(bucket.client(), "disk")
     assert set(kept) <= set(await snapshots(bucket.client(), "disk"))
     for name, data in kept.items():
-        await verify(bucket, "disk", data, name)
+        assert await contents(bucket, snapshot=name) == data
     for path, data in clones.items():
-        await verify(bucket, path, data)
+        assert await contents(bucket, path) == data
         assert not (await check(bucket.client(), path)).problems
 
 
 async def one_of_many(
-    client: object, random: Random, kept: dict[str, bytes], clones: dict[str, bytes], path: str
+    client: Client, random: Random, kept: dict[str, bytes], clones: dict[str, bytes], path: str
 ) -> None:
     if not kept:
         return
@@ -218,9 +215,3 @@ async def one_of_many(
                     kept[name] = data
     except OSError:
         pass
-
-
-async def verify(bucket: Bucket, path: str, data: bytes, name: str | None = None) -> None:
-    device = await ObjectStoreDevice.open(bucket.client(), path, snapshot=name, read_only=True)
-    assert bytes(await device.read(0, BLOCKS * BLOCK)) == data
-    await device.unmount()

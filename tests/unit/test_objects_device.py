@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 import pytest
 
 from aiovblk.errors import StorageBusyError, StorageError
-from aiovblk.storage.objects import Limits, ObjectStoreDevice, create, snapshot
+from aiovblk.storage.objects import Limits, ObjectStoreDevice, clone, create, snapshot
 from aiovblk.storage.objects.journal import FencedError
 
-from .objects import Bucket, Client
+from .objects import BLOCK, CHUNK, Bucket, make_disk, open_disk, opened, undisturbed, write
 
-CHUNK = 16384
-BLOCK = 4096
 SIZE = 20 * CHUNK + 2 * BLOCK
 KEY = bytes(range(32))
 
@@ -29,20 +25,7 @@ def bucket() -> Bucket:
 
 
 async def make(bucket: Bucket, **options: Any) -> None:
-    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK, **options)
-
-
-@asynccontextmanager
-async def opened(client: Client, **options: Any) -> AsyncIterator[ObjectStoreDevice]:
-    device = await ObjectStoreDevice.open(client, "disk", **options)
-    try:
-        yield device
-    finally:
-        await device.unmount()
-
-
-async def write(device: ObjectStoreDevice, offset: int, data: bytes) -> None:
-    await device.write(offset, memoryview(data))
+    await make_disk(bucket, size=SIZE, **options)
 
 
 async def test_new_disk_is_one_object_and_all_zeroes(bucket: Bucket) -> None:
@@ -68,7 +51,7 @@ async def test_what_was_flushed_is_there_when_the_disk_is_opened_again(bucket: B
 
 async def test_identity_tells_what_is_stored_from_all_that_was_and_is(bucket: Bucket) -> None:
     await make(bucket)
-    await create(bucket.client(), "other", size=SIZE, chunk_size=CHUNK)
+    await make_disk(bucket, "other", size=SIZE)
     async with opened(bucket.client()) as device:
         seen = [device.identity]
         await write(device, 0, b"a" * BLOCK)
@@ -81,7 +64,7 @@ async def test_identity_tells_what_is_stored_from_all_that_was_and_is(bucket: Bu
         device.blocks += 1
         await device.flush()
         seen.append(device.identity)
-    other = await ObjectStoreDevice.open(bucket.client(), "other")
+    other = await open_disk(bucket.client(), "other")
     await other.unmount()
     assert len({*seen, other.identity}) == 4
     async with opened(bucket.client()) as device:
@@ -94,7 +77,7 @@ async def test_identity_tells_what_is_stored_from_all_that_was_and_is(bucket: Bu
 
 async def test_identity_knows_nothing_of_another_writers_flushes(bucket: Bucket) -> None:
     await make(bucket)
-    device = await ObjectStoreDevice.open(bucket.client(), "disk")
+    device = await open_disk(bucket.client())
     await write(device, 0, b"a" * BLOCK)
     await device.flush()
     before = device.identity
@@ -111,7 +94,7 @@ async def test_identity_knows_nothing_of_another_writers_flushes(bucket: Bucket)
 async def test_write_is_not_stored_before_a_flush_and_is_after_it(bucket: Bucket) -> None:
     await make(bucket)
     client = bucket.client()
-    device = await ObjectStoreDevice.open(client, "disk")
+    device = await open_disk(client)
     await write(device, 0, b"a" * BLOCK)
     assert not bucket.names("disk/chunks")
     await device.flush()
@@ -286,23 +269,12 @@ async def test_flush_that_fails_keeps_what_was_written_for_the_next(bucket: Buck
 async def test_commit_whose_answer_was_lost_counts_once(bucket: Bucket) -> None:
     await make(bucket)
     client = bucket.client()
-    device = await ObjectStoreDevice.open(client, "disk")
+    device = await open_disk(client)
     await write(device, 0, b"a" * BLOCK)
-    create_object = Client.create
-    lost: list[str] = []
-
-    async def create_and_lose(self: Client, path: str, data: bytes) -> None:
-        await create_object(self, path, data)
-        if not lost:
-            lost.append(path)
-            raise OSError(errno.EIO, "no answer")
-
-    client.__class__ = type("Loses", (Client,), {"create": create_and_lose})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "create", create_and_lose)
-        with pytest.raises(OSError, match="no answer"):
-            await device.flush()
+    client.lose_an_answer()
+    with pytest.raises(OSError, match="no answer"):
         await device.flush()
+    await device.flush()
     await device.unmount()
     async with opened(bucket.client()) as device:
         assert bytes(await device.read(0, BLOCK)) == b"a" * BLOCK
@@ -343,7 +315,7 @@ async def test_second_writer_is_refused_while_the_first_lives(bucket: Bucket) ->
     await make(bucket)
     async with opened(bucket.client(), lease=0.03):
         with pytest.raises(StorageBusyError, match=r"in use: process \d+ on .* writes to it"):
-            await ObjectStoreDevice.open(bucket.client(), "disk", lease=0.03)
+            await open_disk(bucket.client(), lease=0.03)
 
 
 async def test_disk_of_a_writer_that_crashed_is_free_when_its_lease_is_over(
@@ -351,7 +323,7 @@ async def test_disk_of_a_writer_that_crashed_is_free_when_its_lease_is_over(
 ) -> None:
     await make(bucket)
     client = bucket.client()
-    crashed = await ObjectStoreDevice.open(client, "disk", lease=0.05)
+    crashed = await open_disk(client, lease=0.05)
     client.crash()
     async with opened(bucket.client(), lease=0.05):
         pass
@@ -362,7 +334,7 @@ async def test_disk_of_a_writer_that_crashed_is_free_when_its_lease_is_over(
 
 async def test_writer_that_lost_the_disk_can_not_change_it(bucket: Bucket) -> None:
     await make(bucket)
-    old = await ObjectStoreDevice.open(bucket.client(), "disk", lease=3600)
+    old = await open_disk(bucket.client(), lease=3600)
     await write(old, 0, b"a" * BLOCK)
     await old.flush()
     bucket.forget_lease()  # it slept for an hour
@@ -383,7 +355,7 @@ async def test_writer_that_lost_the_disk_can_not_change_it(bucket: Bucket) -> No
 
 async def test_writer_that_slept_through_many_others_is_fenced(bucket: Bucket) -> None:
     await make(bucket)
-    old = await ObjectStoreDevice.open(bucket.client(), "disk", lease=3600)
+    old = await open_disk(bucket.client(), lease=3600)
     await write(old, 0, b"a" * BLOCK)
     for _ in range(3):
         bucket.forget_lease()
@@ -400,7 +372,7 @@ async def test_writer_notices_when_it_renews_the_lease_that_the_disk_is_lost(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make(bucket)
-    old = await ObjectStoreDevice.open(bucket.client(), "disk", lease=0.03)
+    old = await open_disk(bucket.client(), lease=0.03)
     bucket.forget_lease()
     async with opened(bucket.client(), lease=3600):
         with pytest.raises(StorageBusyError, match="taken over"):
@@ -426,7 +398,7 @@ async def test_of_two_that_open_at_the_same_time_one_is_refused(bucket: Bucket) 
     for client in clients:
         client.before = lambda request, path: meet(path) if request == "create" else None
     results = await asyncio.gather(
-        *(ObjectStoreDevice.open(client, "disk") for client in clients), return_exceptions=True
+        *(open_disk(client) for client in clients), return_exceptions=True
     )
     devices = [each for each in results if isinstance(each, ObjectStoreDevice)]
     assert len(devices) == 1
@@ -439,7 +411,7 @@ async def test_of_two_that_open_at_the_same_time_one_is_refused(bucket: Bucket) 
 
 async def test_there_is_no_disk(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match="there is no disk in disk; create one"):
-        await ObjectStoreDevice.open(bucket.client(), "disk")
+        await open_disk(bucket.client())
 
 
 async def test_disk_that_is_there_is_not_made_again(bucket: Bucket) -> None:
@@ -448,6 +420,31 @@ async def test_disk_that_is_there_is_not_made_again(bucket: Bucket) -> None:
     with pytest.raises(FileExistsError, match="there is a disk already"):
         await make(bucket)
     assert bucket.objects == before
+
+
+@pytest.mark.parametrize("folder", ["chunks", "log", "map"])
+async def test_disk_is_not_made_over_the_remains_of_another(bucket: Bucket, folder: str) -> None:
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * SIZE)
+    await make_disk(bucket, "other", size=SIZE)
+    await snapshot(bucket.client(), "other", name="one")
+    for name in [*bucket.objects]:
+        if name.startswith("disk/") and not name.startswith(f"disk/{folder}/"):
+            del bucket.objects[name]
+    before = dict(bucket.objects)
+    with pytest.raises(FileExistsError, match=rf"remains .* \({folder}/\); delete its"):
+        await make(bucket)
+    with pytest.raises(FileExistsError, match=rf"remains .* \({folder}/\); delete its"):
+        await clone(bucket.client(), "other", name="one", target="disk")
+    assert bucket.objects == before
+
+
+async def test_disk_is_made_where_something_else_lies(bucket: Bucket) -> None:
+    bucket.objects["disk/log/readme"] = bucket.objects["disk/notes"] = b"mine"
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        assert device.size == SIZE
 
 
 @pytest.mark.parametrize(
@@ -473,7 +470,7 @@ async def test_format_of_a_later_version_is_refused(bucket: Bucket) -> None:
     text = bucket.objects["disk/disk.json"].replace(b'"version": 1', b'"version": 2')
     bucket.objects["disk/disk.json"] = text
     with pytest.raises(StorageError, match="has format 2, this aiovblk knows 1 only; upgrade it"):
-        await ObjectStoreDevice.open(bucket.client(), "disk")
+        await open_disk(bucket.client())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "missing"])
@@ -509,14 +506,14 @@ async def test_damaged_chunk_is_an_error_and_not_garbage(
 async def test_encrypted_disk_needs_its_key(bucket: Bucket, key: bytes | None, reason: str) -> None:
     await make(bucket, key=KEY)
     with pytest.raises(StorageError, match=reason) as caught:
-        await ObjectStoreDevice.open(bucket.client(), "disk", key=key)
+        await open_disk(bucket.client(), key=key)
     assert caught.value.errno == errno.EACCES
 
 
 async def test_key_of_a_disk_without_encryption_is_refused(bucket: Bucket) -> None:
     await make(bucket)
     with pytest.raises(StorageError, match="not encrypted; give no key"):
-        await ObjectStoreDevice.open(bucket.client(), "disk", key=KEY)
+        await open_disk(bucket.client(), key=KEY)
 
 
 async def test_nothing_that_was_written_can_be_read_in_the_store_of_an_encrypted_disk(
@@ -541,7 +538,7 @@ async def test_compressed_chunks_are_small(bucket: Bucket) -> None:
 async def test_lease_that_would_not_be_honoured_is_refused(bucket: Bucket, lease: float) -> None:
     await make(bucket)
     with pytest.raises(ValueError, match="a lease has at most 86400 seconds"):
-        await ObjectStoreDevice.open(bucket.client(), "disk", lease=lease)
+        await open_disk(bucket.client(), lease=lease)
 
 
 def test_limits_with_which_nothing_would_end_are_refused() -> None:
@@ -630,5 +627,5 @@ async def test_flush_of_much_fails_as_soon_as_one_request_does(bucket: Bucket) -
         with pytest.raises(OSError, match="away"):
             await device.flush()
         assert len(tried) < 10
-        client.before = lambda request, path: None
+        client.before = undisturbed
     assert len(bucket.names("disk/chunks")) == 500

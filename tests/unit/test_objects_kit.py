@@ -15,7 +15,7 @@ from aiovblk import BlockDevice
 from aiovblk.storage.objects import Limits, ObjectStoreDevice, check, create
 from aiovblk.testing import check_block_device
 
-from .objects import Bucket, Client
+from .objects import Bucket, Client, undisturbed
 
 SIZE = (4 << 20) + 3 * 4096
 KEY = bytes(range(32))
@@ -52,7 +52,7 @@ class Bench:
         unmount = device.unmount
 
         async def unmount_undisturbed() -> None:
-            self.client.before = lambda request, path: None
+            self.client.before = undisturbed
             await unmount()
 
         device.unmount = unmount_undisturbed  # type: ignore[method-assign]

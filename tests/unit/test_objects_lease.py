@@ -13,7 +13,7 @@ import pytest
 
 from aiovblk.storage.objects.lease import Holder, Lease, Terms, wait_until_free
 
-from .objects import Bucket
+from .objects import Bucket, once
 
 HOLDER = Holder("host", "boot", 1, 1, 1)
 TERMS = Terms(1, HOLDER, 30.0, "nonce")
@@ -50,6 +50,23 @@ async def test_lease_is_renewed_although_damaged_by_another() -> None:
     await client.put("lease", b'{"epoch": "one"}')
     assert await Lease(client, 1).renew() is None
     await wait_until_free(Bucket().client())
+
+
+async def test_writer_that_puts_its_lease_over_a_later_ones_is_told_when_both_have_renewed() -> (
+    None
+):
+    bucket = Bucket()
+    client = bucket.client()
+    earlier, later = Lease(client, 1), Lease(bucket.client(), 2)
+
+    async def be_later() -> None:
+        assert await later.renew() is None
+
+    once(client, "put lease", be_later)
+    assert await earlier.renew() is None
+    assert await later.renew() is None
+    assert await earlier.renew() == Holder.this_process()
+    assert await later.renew() is None
 
 
 # Who lives

@@ -8,28 +8,25 @@ from typing import Any
 
 import pytest
 
-from aiovblk.storage.objects import ObjectStoreDevice, check, create
+from aiovblk.storage.objects import ObjectStoreDevice, check
 
-from .objects import Bucket, Client
-
-CHUNK = 16384
-BLOCK = 4096
-SIZE = 8 * CHUNK
+from .objects import (
+    BLOCK,
+    CHUNK,
+    SIZE,
+    Bucket,
+    bucket_with_disk,
+    contents,
+    failing,
+    open_disk,
+    undisturbed,
+    write,
+)
 
 
 @pytest.fixture
 async def bucket() -> Bucket:
-    bucket = Bucket()
-    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK)
-    return bucket
-
-
-async def opened(client: Client) -> ObjectStoreDevice:
-    return await ObjectStoreDevice.open(client, "disk")
-
-
-async def write(device: ObjectStoreDevice, offset: int, data: bytes) -> None:
-    await device.write(offset, memoryview(data))
+    return await bucket_with_disk()
 
 
 def resize(device: ObjectStoreDevice, size: int) -> None:
@@ -38,17 +35,14 @@ def resize(device: ObjectStoreDevice, size: int) -> None:
 
 async def reopened(bucket: Bucket) -> bytes:
     assert (await check(bucket.client(), "disk")).problems == []
-    device = await ObjectStoreDevice.open(bucket.client(), "disk", read_only=True)
-    data = bytes(await device.read(0, device.size))
-    await device.unmount()
-    return data
+    return await contents(bucket)
 
 
 @pytest.mark.parametrize("kept", [2 * CHUNK, 2 * CHUNK + BLOCK])
 async def test_what_was_cut_off_between_two_flushes_reads_as_zeroes(
     bucket: Bucket, kept: int
 ) -> None:
-    device = await opened(bucket.client())
+    device = await open_disk(bucket.client())
     await write(device, 0, b"a" * SIZE)
     await device.flush()
     resize(device, kept)
@@ -65,7 +59,7 @@ async def test_what_was_cut_off_reads_as_zeroes_when_the_disk_is_larger_again(
     bucket: Bucket, kept: int
 ) -> None:
     for size in (SIZE, kept, SIZE):
-        device = await opened(bucket.client())
+        device = await open_disk(bucket.client())
         if size == SIZE == device.size:
             await write(device, 0, b"a" * SIZE)
         resize(device, size)
@@ -78,14 +72,14 @@ async def test_what_is_cut_off_while_it_is_stored_does_not_come_back(
     bucket: Bucket, fails: bool
 ) -> None:
     client = bucket.client()
-    device = await opened(client)
+    device = await open_disk(client)
     begun, goes_on = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
         begun.set()
         await goes_on.wait()
         if fails:
-            client.before = lambda request, path: None
+            client.before = undisturbed
             raise OSError(errno.EIO, "the store is away")
 
     def before(request: str, path: str) -> Any:
@@ -107,19 +101,13 @@ async def test_what_is_cut_off_while_it_is_stored_does_not_come_back(
 
 async def test_what_is_cut_off_while_a_record_fails_does_not_come_back(bucket: Bucket) -> None:
     client = bucket.client()
-    device = await opened(client)
+    device = await open_disk(client)
     await write(device, 0, b"a" * SIZE)
     await device.flush()
-
-    def before(request: str, path: str) -> None:
-        if request == "create":
-            raise OSError(errno.EIO, "the store is away")
-
-    client.before = before
+    client.before = failing("create log")
     resize(device, CHUNK)
     with pytest.raises(OSError, match="away"):
         await device.flush()
-    client.before = lambda request, path: None
     resize(device, SIZE)
     await device.unmount()
     assert await reopened(bucket) == b"a" * CHUNK + bytes(SIZE - CHUNK)
@@ -127,27 +115,18 @@ async def test_what_is_cut_off_while_a_record_fails_does_not_come_back(bucket: B
 
 async def test_size_is_stored_although_the_answer_to_another_was_lost(bucket: Bucket) -> None:
     client = bucket.client()
-    device = await opened(client)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "create", _losing(Client.create))
-        resize(device, 2 * SIZE)
-        with pytest.raises(OSError, match="no answer"):
-            await device.flush()
+    device = await open_disk(client)
+    client.lose_an_answer()
+    resize(device, 2 * SIZE)
+    with pytest.raises(OSError, match="no answer"):
+        await device.flush()
     resize(device, SIZE)
     await device.unmount()
     assert len(await reopened(bucket)) == SIZE
 
 
-def _losing(create: Any) -> Any:
-    async def lose(self: Client, path: str, data: bytes) -> None:
-        await create(self, path, data)
-        raise OSError(errno.EIO, "no answer")
-
-    return lose
-
-
 async def test_handlers_of_what_is_cut_off_meanwhile_come_to_an_end(bucket: Bucket) -> None:
-    device = await opened(bucket.client())
+    device = await open_disk(bucket.client())
     resize(device, CHUNK)
     for offset in (SIZE - CHUNK, SIZE - BLOCK):
         await device.write_zeroes(offset, BLOCK, may_trim=True)

@@ -14,8 +14,9 @@ import zstandard
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import ObjectStoreDevice, create
-from aiovblk.storage.objects.records import MOST_CHUNKS, State, read_state
+from aiovblk.storage.objects.names import MOST_CHUNKS
 from aiovblk.storage.objects.sealing import Sealing
+from aiovblk.storage.objects.state import State, read_state
 
 from .objects import Bucket
 

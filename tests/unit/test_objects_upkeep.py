@@ -16,37 +16,22 @@ import pytest
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
     Limits,
-    ObjectStoreDevice,
     check,
     clone,
     collect_garbage,
-    create,
     drop_snapshot,
     snapshot,
     snapshots,
+    upkeep,
 )
-from aiovblk.storage.objects.records import map_name
+from aiovblk.storage.objects.names import map_name
 
-from .objects import Bucket, Client
-
-CHUNK = 16384
-BLOCK = 4096
-SIZE = 8 * CHUNK
+from .objects import CHUNK, SIZE, Bucket, bucket_with_disk, fill, make_disk, once, open_disk
 
 
 @pytest.fixture
 async def bucket() -> Bucket:
-    bucket = Bucket()
-    await create(bucket.client(), "disk", size=SIZE, chunk_size=CHUNK)
-    return bucket
-
-
-async def opened(client: Client, path: str = "disk", **options: Any) -> ObjectStoreDevice:
-    return await ObjectStoreDevice.open(client, path, **options)
-
-
-async def write(device: ObjectStoreDevice, index: int, letter: bytes) -> None:
-    await device.write(index * CHUNK, memoryview(letter * CHUNK))
+    return await bucket_with_disk()
 
 
 # Garbage
@@ -54,9 +39,9 @@ async def write(device: ObjectStoreDevice, index: int, letter: bytes) -> None:
 
 async def test_what_a_crashed_writer_has_stored_in_vain_is_deleted(bucket: Bucket) -> None:
     client = bucket.client()
-    device = await opened(client)
+    device = await open_disk(client)
     for index in range(8):
-        await write(device, index, b"a")
+        await fill(device, index, b"a")
     client.before = lambda request, path: client.crash() if request == "create" else None
     with pytest.raises(OSError, match="crashed"):
         await device.flush()
@@ -65,7 +50,7 @@ async def test_what_a_crashed_writer_has_stored_in_vain_is_deleted(bucket: Bucke
     # Until somebody opens the disk they could still be part of its next record.
     assert (await collect_garbage(bucket.client(), "disk")).objects == 0
     bucket.forget_lease()
-    await (await opened(bucket.client())).unmount()
+    await (await open_disk(bucket.client())).unmount()
     found = await collect_garbage(bucket.client(), "disk", delete=False)
     assert (found.objects, found.size > 8 * CHUNK) == (8, True)
     assert len(bucket.names("disk/chunks")) == 8
@@ -74,13 +59,13 @@ async def test_what_a_crashed_writer_has_stored_in_vain_is_deleted(bucket: Bucke
 
 
 async def test_garbage_of_a_disk_with_a_snapshot_that_is_damaged_stays(bucket: Bucket) -> None:
-    device = await opened(bucket.client())
-    await write(device, 0, b"a")
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
     await device.flush()
     await snapshot(bucket.client(), "disk", name="one")
-    await write(device, 0, b"b")
+    await fill(device, 0, b"b")
     await device.unmount()
-    await (await opened(bucket.client())).unmount()
+    await (await open_disk(bucket.client())).unmount()
     taken = (await snapshots(bucket.client(), "disk"))["one"]
     del bucket.objects[f"disk/{map_name(taken.sequence)}"]
     before = dict(bucket.objects)
@@ -89,12 +74,33 @@ async def test_garbage_of_a_disk_with_a_snapshot_that_is_damaged_stays(bucket: B
     assert bucket.objects == before
 
 
+async def test_garbage_is_collected_although_a_snapshot_is_dropped_meanwhile(
+    bucket: Bucket,
+) -> None:
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await fill(device, 0, b"b")
+    await device.unmount()
+
+    async def drop() -> None:
+        await drop_snapshot(bucket.client(), "disk", name="one")
+        await (await open_disk(bucket.client())).unmount()
+
+    client = bucket.client()
+    once(client, "find chunks", drop)
+    await collect_garbage(client, "disk")
+    assert len(bucket.names("disk/chunks")) == 1
+    assert (await check(bucket.client(), "disk")).problems == []
+
+
 async def test_garbage_is_collected_while_a_writer_stores_and_snapshots_are_taken(
     bucket: Bucket,
 ) -> None:
     """Each of its requests is a moment at which others go on."""
     client = bucket.client()
-    device = await opened(client)
+    device = await open_disk(client)
     random = Random(1)
     kept: dict[str, bytes] = {}
     numbers = count()
@@ -103,7 +109,7 @@ async def test_garbage_is_collected_while_a_writer_stores_and_snapshots_are_take
     async def go_on() -> None:
         index, letter = random.randrange(8), bytes([random.randrange(1, 255)])
         content[index * CHUNK : (index + 1) * CHUNK] = letter * CHUNK
-        await write(device, index, letter)
+        await fill(device, index, letter)
         if random.random() < 0.7:
             await device.flush()
             if random.random() < 0.3:
@@ -123,7 +129,7 @@ async def test_garbage_is_collected_while_a_writer_stores_and_snapshots_are_take
     await device.unmount()
     assert (await check(bucket.client(), "disk")).problems == []
     for name, data in kept.items():
-        reader = await opened(bucket.client(), snapshot=name)
+        reader = await open_disk(bucket.client(), snapshot=name)
         assert bytes(await reader.read(0, SIZE)) == data
         await reader.unmount()
 
@@ -162,7 +168,7 @@ async def test_clone_is_released_although_another_disk_lies_in_its_place(
     await clone(bucket.client(), "disk", name="one", target="clone")
     for name in [name for name in bucket.objects if name.startswith("clone/")]:
         del bucket.objects[name]
-    await create(bucket.client(), "clone", size=SIZE, chunk_size=CHUNK, key=key)
+    await make_disk(bucket, "clone", key=key)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
     await collect_garbage(bucket.client(), "disk")
@@ -173,9 +179,9 @@ async def test_clone_is_released_although_another_disk_lies_in_its_place(
 
 
 async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Bucket) -> None:
-    device = await opened(bucket.client())
+    device = await open_disk(bucket.client())
     for index in range(3):
-        await write(device, index, b"a")
+        await fill(device, index, b"a")
     await device.unmount()
     missing, damaged, _ = bucket.names("disk/chunks")
     del bucket.objects[missing]
@@ -190,8 +196,8 @@ async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Buck
 
 
 async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> None:
-    device = await opened(bucket.client())
-    await write(device, 0, b"a")
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
     await device.unmount()
     await snapshot(bucket.client(), "disk", name="one")
     await clone(bucket.client(), "disk", name="one", target="clone")
@@ -199,6 +205,80 @@ async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> 
     [name] = bucket.names("disk/chunks")
     del bucket.objects[name]
     assert (await check(bucket.client(), "clone")).problems == [f"{name} is missing"]
+
+
+async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions; the loop may serve others."""
+    device = await open_disk(bucket.client())
+    await fill(device, 0, b"a")
+    await device.flush()
+    await snapshot(bucket.client(), "disk", name="one")
+    await device.unmount()
+    threads: set[threading.Thread] = set()
+
+    def noting(call: Any) -> Any:
+        def note(argument: Any) -> Any:
+            threads.add(threading.current_thread())
+            return call(argument)
+
+        return note
+
+    for name in ("entry_parts", "chunk_in"):
+        monkeypatch.setattr(upkeep, name, noting(getattr(upkeep, name)))
+    assert (await check(bucket.client(), "disk")).problems == []
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_check_reads_many_chunks_at_a_time(bucket: Bucket) -> None:
+    device = await open_disk(bucket.client())
+    for index in range(8):
+        await fill(device, index, b"a")
+    await device.unmount()
+    in_flight = 0
+    all_are = asyncio.Event()
+
+    async def wait() -> None:
+        nonlocal in_flight
+        in_flight += 1
+        if in_flight == 8:
+            all_are.set()
+        await all_are.wait()
+
+    client = bucket.client()
+    client.before = lambda request, path: wait() if request == "get" and "chunks" in path else None
+    assert (await check(client, "disk")).chunks == 8
+
+
+async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_reported(
+    bucket: Bucket,
+) -> None:
+    foreign = [
+        "chunks/00000000-000000000000z",
+        "chunks/readme.txt",
+        "chunks/sub/00000000-0000000000001",
+        "log/00000000000",
+        "log/~",
+        "map/0x0000000001",
+        "map/zzz",
+    ]
+    for name in foreign:
+        bucket.objects[f"disk/{name}"] = b"mine"
+    for letter in (b"a", b"b"):
+        device = await open_disk(bucket.client())
+        await fill(device, 0, letter)
+        await device.flush()
+        await snapshot(bucket.client(), "disk", name=letter.decode())
+        await device.unmount()
+    await drop_snapshot(bucket.client(), "disk", name="a")
+    await collect_garbage(bucket.client(), "disk")
+    assert {f"disk/{name}" for name in foreign} <= set(bucket.objects)
+    problems = (await check(bucket.client(), "disk")).problems
+    assert problems == [
+        f"{name} is not part of the disk; somebody else has put it there" for name in foreign
+    ]
 
 
 # What is left behind
@@ -211,11 +291,11 @@ async def test_what_the_last_flush_replaces_is_deleted_by_a_slow_store_too(bucke
 
     client = bucket.client()
     client.before = lambda request, path: wait() if path.startswith("chunks") else None
-    device = await opened(client)
+    device = await open_disk(client)
     for letter in b"abc":
-        await write(device, 0, bytes([letter]))
+        await fill(device, 0, bytes([letter]))
     await device.flush()
-    await write(device, 0, b"d")
+    await fill(device, 0, b"d")
     await device.unmount()
     assert len(bucket.names("disk/chunks")) == 1
     assert (await collect_garbage(bucket.client(), "disk")).objects == 0
@@ -232,11 +312,11 @@ async def test_no_task_and_no_thread_is_left_behind_whatever_fails(
 
     tasks = asyncio.all_tasks()
     client = bucket.client()
-    device = await opened(client, limits=Limits(unstored=2 * CHUNK))
+    device = await open_disk(client, limits=Limits(unstored=2 * CHUNK))
     client.before = before
     with suppress(OSError):
         for index in range(8):
-            await write(device, index, b"a")
+            await fill(device, index, b"a")
     with suppress(OSError):
         await device.unmount()
     assert asyncio.all_tasks() == tasks

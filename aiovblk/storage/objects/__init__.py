@@ -1,15 +1,16 @@
 """A disk in an object store."""
 
-from .chunks import Limits
 from .device import ObjectStoreDevice
 from .disk import create
+from .limits import Limits
 from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
-from .store import Found, Objects, ObjectStoreClient
+from .store import AnyStore, Found, Objects, ObjectStoreClient
 from .upkeep import Garbage, Report, check, collect_garbage
 
 __all__ = [
     "KEY_LENGTH",
+    "AnyStore",
     "Found",
     "Garbage",
     "Limits",

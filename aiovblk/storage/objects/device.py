@@ -12,10 +12,12 @@ from ...device import BlockDevice, Extent
 from ...errors import StorageError
 from ..together import together
 from . import lease as leases
-from .chunks import Chunks, Limits
+from .chunks import Chunks
 from .disk import Disk
-from .records import State
-from .store import Buffer, Objects
+from .limits import Limits
+from .state import State
+from .store import AnyStore, Buffer
+from .stored import Stored
 from .writer import Writer
 
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
@@ -55,13 +57,14 @@ class ObjectStoreDevice(BlockDevice):
         self._size = state.size
         self._disk = disk.description.disk
         self._contents = state.contents
-        self._chunks = Chunks(disk.sources, disk.description, state.chunks, limits)
+        stored = Stored(disk.sources, disk.description, state.chunks, limits)
+        self._chunks = Chunks(stored, disk.description, limits)
         self._writer: Writer | None = None
 
     @classmethod
     async def open(
         cls,
-        store: Objects | str,
+        store: AnyStore,
         path: str = "",
         *,
         snapshot: str | None = None,
@@ -73,7 +76,8 @@ class ObjectStoreDevice(BlockDevice):
         """Open a disk.
 
         Args:
-            store: the store, or a URL: see :func:`.store.from_url`.
+            store: the store, one of the package ``obstore`` or anything with the methods of
+                :class:`.Objects`; or a URL, see :func:`.store.from_url`.
             path: the disk's folder in it.
             snapshot: the state to read, instead of the disk's present one; nothing is written.
             read_only: whether to write nothing. The state is that of this moment, and the writer,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
 from ...errors import StorageError
-from .chunks import Source
+from .description import Description, Origin
 from .journal import Journal
-from .records import DESCRIPTION, MOST_CHUNKS, Description, Origin, Snapshot, State
+from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
 from .sealing import Sealing, damaged
-from .store import Objects, ObjectStoreClient, from_url, is_store
+from .state import Snapshot, State
+from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
+from .stored import Source
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
 _KEY_CHECK = "key"  # the name under which it is sealed
@@ -31,7 +34,7 @@ class Disk:
     key: bytes | None = field(repr=False)
 
     @classmethod
-    async def open(cls, store: object, path: str = "", *, key: bytes | None = None) -> Self:
+    async def open(cls, store: AnyStore, path: str = "", *, key: bytes | None = None) -> Self:
         """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
         root, path = located(store, path)
         try:
@@ -97,7 +100,7 @@ def found_in(state: State, snapshot: str) -> Snapshot:
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 
-def located(store: object, path: str) -> tuple[Objects, str]:
+def located(store: AnyStore, path: str) -> tuple[Objects, str]:
     """Return the store and the folder that a caller means.
 
     Args:
@@ -112,11 +115,11 @@ def located(store: object, path: str) -> tuple[Objects, str]:
         return root, f"{folder}/{path}".strip("/")
     if is_store(store):
         return ObjectStoreClient(store), path
-    return store, path  # type: ignore[return-value]  # the caller's own
+    return store, path
 
 
 async def create(
-    store: object,
+    store: AnyStore,
     path: str = "",
     *,
     size: int,
@@ -140,7 +143,7 @@ async def create(
             hidden: which chunks are written and when, and how large they are.
 
     Raises:
-        FileExistsError: there is a disk.
+        FileExistsError: there is a disk, or there are remains of one.
         ValueError: a size is impossible.
         OSError: the store fails.
 
@@ -151,7 +154,27 @@ async def create(
     description = Description(
         disk.hex(), size, block_size, chunk_size, compress, key_check_of(disk, key)
     )
-    await publish(root.at(path), description)
+    objects = root.at(path)
+    await refuse_occupied(objects)
+    await publish(objects, description)
+
+
+async def refuse_occupied(objects: Objects) -> None:
+    """Refuse a folder for a new disk.
+
+    Raises:
+        FileExistsError: there is a disk, or there are remains of one, whose history would be taken
+            for the new one's.
+
+    """
+    with suppress(FileNotFoundError):
+        await objects.get(DESCRIPTION)
+        raise _there_is_one()
+    # Most disks that were deleted in part have something in the first two, which are short.
+    for folder in (LOG, MAP, CHUNKS):
+        if any(is_name(found.path) for found in await objects.find(folder)):
+            reason = f"there are remains of a deleted disk ({folder}/); delete its whole folder"
+            raise FileExistsError(errno.EEXIST, reason)
 
 
 async def publish(objects: Objects, description: Description) -> None:
@@ -167,9 +190,11 @@ async def publish(objects: Objects, description: Description) -> None:
     except FileExistsError:
         if bytes(await objects.get(DESCRIPTION)) == data:
             return  # an attempt whose answer was lost
-        raise FileExistsError(
-            errno.EEXIST, "there is a disk already; it was left as it is"
-        ) from None
+        raise _there_is_one() from None
+
+
+def _there_is_one() -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "there is a disk already; it was left as it is")
 
 
 def check_geometry(size: int, block_size: int, chunk_size: int) -> None:

@@ -11,20 +11,12 @@ from functools import partial
 from typing import Any
 
 from ...errors import StorageBusyError, StorageError
-from .records import (
-    LOG,
-    MAP,
-    Description,
-    Kind,
-    Record,
-    State,
-    log_name,
-    map_name,
-    number_in,
-    read_record,
-    read_state,
-)
+from ..together import drain
+from .description import Description
+from .names import LOG, MAP, log_name, map_name, numbers_in
+from .records import Kind, Record, read_record
 from .sealing import Sealing
+from .state import State, read_state
 from .store import Objects
 
 Check = Callable[[State], object]
@@ -32,7 +24,8 @@ Check = Callable[[State], object]
 _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
 _WRITERS = _FENCED | {Kind.OPEN}
 
-_ATTEMPTS = 10  # to read a history that a writer sums up at the same time
+_READS = 32  # records that are read at the same time
+_ATTEMPTS = 10  # to read a history that is not summed up meanwhile
 
 
 class FencedError(StorageBusyError):
@@ -81,33 +74,52 @@ class Journal:
             StorageError: an object is damaged, or one is missing.
 
         """
-        for _ in range(_ATTEMPTS):
+        left, before = _ATTEMPTS, -1
+        while left:
             try:
                 await self._load()
                 return
             except _OvertakenError as exc:
                 missing = str(exc)
+            # Whoever was overtaken finds a newer state the next time; else it is damage.
+            left = left - 1 if self.summed_up == before else _ATTEMPTS
+            before = self.summed_up
         if missing == map_name(0):  # only a clone begins with one
             raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
 
     async def _load(self) -> None:
-        states = await self._objects.find(MAP)
-        self.summed_up = number_in(states[-1].path) if states else 0
+        self.summed_up = max(numbers_in(await self._objects.find(MAP)), default=0)
         try:
             self.state = await self.state_at(self.summed_up)
         except FileNotFoundError:
             raise _OvertakenError(map_name(self.summed_up)) from None
         # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
         # is there still, and so a gap is seen.
-        for found in await self._objects.find(LOG, after=log_name(self.summed_up)):
-            following = log_name(self.state.sequence + 1)
-            if found.path != following:
-                raise _OvertakenError(following)
+        after = log_name(self.summed_up)
+        numbers = numbers_in(await self._objects.find(LOG, after=after))
+        for following, there in enumerate(numbers, self.summed_up + 1):
+            if there != following:
+                raise _OvertakenError(log_name(following))
+        records = await self._records([log_name(each) for each in numbers])
+        # In the place of one that was deleted there may be one that does not count: see _went_on.
+        if records and await self._newer_states(self.summed_up):
+            raise _OvertakenError(log_name(numbers[0]))
+        for each in records:
+            await self._follow(each)
+
+    async def _records(self, paths: list[str]) -> list[Record]:
+        """Read records that a list has."""
+        found: dict[str, Record] = {}
+
+        async def read(path: str) -> None:
             try:
-                await self._follow(await self._record(following))
+                found[path] = await self._record(path)
             except FileNotFoundError:
-                raise _OvertakenError(following) from None
+                raise _OvertakenError(path) from None
+
+        await drain((partial(read, path) for path in paths), most=_READS)
+        return [found[path] for path in paths]
 
     async def state_at(self, sequence: int) -> State:
         """Read a state.
@@ -154,37 +166,65 @@ class Journal:
         Raises:
             FencedError: a writer's record: another has opened the disk since the last one that was
                 known.
-            StorageBusyError: it is not known whether the record is part of the history, which was
-                summed up meanwhile.
+            StorageBusyError: a writer's first one: another has opened the disk since the history
+                was read, and summed it up. Whether that one lives has to be seen anew.
             OSError: the store fails.
 
         """
         while True:
             check(self.state)
-            path = log_name(self.state.sequence + 1)
-            try:
-                await self._objects.create(path, self._sealing.seal(path, new.encode()))
-                there = new
-            except FileExistsError:
-                there = await self._record(path)
-            is_ours = there.nonce == new.nonce  # or an attempt's whose answer was lost
-            if is_ours and new.kind not in _FENCED:
-                await self._refuse_if_late()
+            there = await self._create_next(new)
+            if there is None or (new.kind not in _FENCED and await self._went_on()):
+                if await self._is_part_of_history(new, there):
+                    return
+                continue
             await self._follow(there)
-            if is_ours:
+            if there.nonce == new.nonce:
                 return
             if there.kind is Kind.OPEN and new.kind in _WRITERS:
                 raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
 
-    async def _refuse_if_late(self) -> None:
-        """Raise StorageBusyError if there was a record already where one has just been added.
+    async def _create_next(self, new: Record) -> Record | None:
+        """Return the record that is the next one now; None if there was one that is gone again.
+
+        It is the new one, too, if an earlier attempt has made it, whose answer was lost.
+        """
+        path = log_name(self.state.sequence + 1)
+        try:
+            await self._objects.create(path, self._sealing.seal(path, new.encode()))
+        except FileExistsError:
+            try:
+                return await self._record(path)
+            except FileNotFoundError:
+                if new.kind in _FENCED:
+                    raise  # cannot be, see _went_on
+                return None
+        return new
+
+    async def _went_on(self) -> bool:
+        """Whether the next record may be none that counts, because there was one in its place.
 
         It may have been summed up and deleted since the history was read. Not those that a writer
-        finds where it adds its own: they stay, see :attr:`.State.fences`.
+        finds where it adds its own: they stay, see :attr:`.State.fences`. A list tells: the state
+        is always there before a record is deleted. That states of snapshots are there too, whose
+        records go on from this one, does no harm.
         """
-        if await self._objects.find(MAP, after=map_name(self.state.sequence + 1)):
-            reason = "the history of the disk went on meanwhile; see what is there, and try again"
+        return bool(await self._newer_states(self.state.sequence + 1))
+
+    async def _newer_states(self, sequence: int) -> list[int]:
+        return numbers_in(await self._objects.find(MAP, after=map_name(sequence)))
+
+    async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
+        """Read the history again, and whether it has a record, which may be summed up by now."""
+        sequence, epoch = self.state.sequence + 1, self.state.epoch
+        await self.load()
+        may_be_ours = there is None or there.nonce == new.nonce
+        if may_be_ours and self.state.shows(new, sequence):
+            return True
+        if new.kind is Kind.OPEN and self.state.epoch != epoch:
+            reason = "another has opened the disk meanwhile; see who writes to it, and try again"
             raise StorageBusyError(errno.EAGAIN, reason)
+        return False
 
     async def sum_up(self) -> None:
         """Store the state, and delete the records, and the last state, that it makes superfluous.
@@ -200,8 +240,7 @@ class Journal:
         before, self.summed_up = self.summed_up, state.sequence
         if before not in {each.sequence for each in state.snapshots.values()}:
             await self._objects.delete([map_name(before)])
-        records = await self._objects.find(LOG)
-        numbers = (number_in(found.path) for found in records)
+        numbers = numbers_in(await self._objects.find(LOG))
         await self._objects.delete([log_name(each) for each in numbers if superfluous(each, state)])
 
     async def _store(self, state: State) -> None:

@@ -2,6 +2,15 @@
 
 The lease keeps a second writer from taking a disk over from one that lives. It does not protect the
 data, the records do (:mod:`.records`): clocks may differ and processes may sleep for hours.
+
+It is read and then put, which is no one step. Of two who open a disk at the same time the later has
+the record that counts, and the earlier may still put its lease over the other's. It finds out at
+its next flush, which fails; without one, when it renews the lease for the first or second time,
+since the other renews as often. Meanwhile what it reads is the disk as it was, and what it writes
+is in its memory only. A holder that sleeps while it gives the lease up may delete that of its
+successor, who then looks dead until it renews it; should a third come in between, the successor is
+fenced, as after a silence. Conditional puts would spare them that, but not the records their work,
+and a local folder has none that replace.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import StorageBusyError
-from .records import LEASE
+from .names import LEASE
 from .store import Buffer, Objects
 
 SECONDS = 30.0

@@ -10,26 +10,20 @@ import time
 from array import array
 
 from ...errors import StorageError
-from .disk import Disk, found_in, key_check_of, publish
+from .description import Description, Origin
+from .disk import Disk, found_in, key_check_of, publish, refuse_occupied
 from .journal import record
-from .records import (
-    DESCRIPTION,
-    MOST_ORIGINS,
-    ORIGIN_STEP,
-    Description,
-    Kind,
-    Origin,
-    Snapshot,
-    State,
-    map_name,
-)
+from .names import MOST_ORIGINS, ORIGIN_STEP, map_name
+from .records import Kind
 from .sealing import Sealing
+from .state import Snapshot, State
+from .store import AnyStore
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
 
 
 async def snapshots(
-    store: object, path: str = "", *, key: bytes | None = None
+    store: AnyStore, path: str = "", *, key: bytes | None = None
 ) -> dict[str, Snapshot]:
     """Return the snapshots of a disk, by name, oldest first.
 
@@ -40,7 +34,7 @@ async def snapshots(
     return dict(sorted(found, key=lambda each: each[1].sequence))
 
 
-async def snapshot(store: object, path: str = "", *, name: str, key: bytes | None = None) -> None:
+async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | None = None) -> None:
     """Give the present state of a disk a name, under which it can be opened as long as it exists.
 
     Of a disk that is mounted it has what was flushed; let ``sync`` or ``fsfreeze`` go before.
@@ -69,7 +63,7 @@ async def snapshot(store: object, path: str = "", *, name: str, key: bytes | Non
 
 
 async def drop_snapshot(
-    store: object, path: str = "", *, name: str, key: bytes | None = None
+    store: AnyStore, path: str = "", *, name: str, key: bytes | None = None
 ) -> None:
     """Give a snapshot up. What it alone needed is deleted by :func:`.collect_garbage`.
 
@@ -91,7 +85,7 @@ async def drop_snapshot(
 
 
 async def clone(
-    store: object, path: str = "", *, name: str, target: str, key: bytes | None = None
+    store: AnyStore, path: str = "", *, name: str, target: str, key: bytes | None = None
 ) -> None:
     """Make a disk that has the contents of a snapshot, and shares all chunks with it.
 
@@ -106,14 +100,14 @@ async def clone(
         key: 32 bytes, if the disk is encrypted.
 
     Raises:
-        FileExistsError: there is a disk in ``target``.
+        FileExistsError: there is a disk in ``target``, or there are remains of one.
         FileNotFoundError: there is no such snapshot.
 
     """
     disk = await Disk.open(store, path, key=key)
     target = target.strip("/")
     objects = disk.root.at(target)
-    await _refuse_existing(disk, target)
+    await refuse_occupied(objects)
     description = _description_of_clone(disk)
     journal = await disk.journal(writes=True)
     await journal.add(
@@ -127,14 +121,6 @@ async def clone(
     first = map_name(0)
     sealed = await asyncio.to_thread(lambda: sealing.seal(first, _inherited(state).encode()))
     await objects.put(first, sealed)
-
-
-async def _refuse_existing(disk: Disk, path: str) -> None:
-    try:
-        await disk.root.at(path).get(DESCRIPTION)
-    except FileNotFoundError:
-        return
-    raise FileExistsError(errno.EEXIST, f"there is a disk in {path!r} already")
 
 
 def _description_of_clone(disk: Disk) -> Description:

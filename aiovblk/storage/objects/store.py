@@ -16,17 +16,21 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ..patience import PATIENCE, repeat
+from ..together import drain
 from ..web.address import without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+    from typing_extensions import TypeIs  # every type checker has it
 
 T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
+
+_DELETIONS = 16  # single ones that are made at the same time
 
 
 class Found(NamedTuple):
@@ -34,8 +38,7 @@ class Found(NamedTuple):
 
     path: str
     size: int
-    modified: float
-    """When, in seconds since the epoch by the store's clock."""
+    """Bytes."""
 
 
 class Objects(Protocol):
@@ -69,6 +72,10 @@ class Objects(Protocol):
 
     def at(self, path: str) -> Objects:
         """Return the same store, seen from a folder of it."""
+
+
+AnyStore: TypeAlias = "Objects | ObjectStore | str"
+"""What a caller may give: the requests, a store of the package ``obstore``, or a URL."""
 
 
 class ObjectStoreClient:
@@ -110,14 +117,16 @@ class ObjectStoreClient:
         """See :class:`Objects`."""
         paths = list(paths)
         if self._root is None and len(paths) > 1:
-            await self._repeat_delete(paths)
-            return
-        for path in paths:
-            await self._repeat_delete([path])
+            with suppress(FileNotFoundError):
+                await self._repeat(paths[0], lambda path: self._delete(paths))
+                return
+            # Azure and GCS mind a missing object, and the package stops there.
+        await drain((partial(self._delete_one, path) for path in paths), most=_DELETIONS)
 
     async def find(self, folder: str, *, after: str = "") -> list[Found]:
         """See :class:`Objects`."""
-        return sorted(await self._repeat(folder, partial(self._find, after)))
+        found = await self._repeat(folder, partial(self._find, after))
+        return await asyncio.to_thread(sorted, found)  # there may be millions
 
     def _full(self, path: str) -> str:
         return f"{self._folder}/{path}".strip("/")
@@ -130,10 +139,27 @@ class ObjectStoreClient:
 
     async def _put(self, data: Buffer, mode: Any, path: str) -> None:
         import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError
 
-        await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        try:
+            await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        except AlreadyExistsError as exc:
+            # Every 409 becomes this one, and S3 says that of a put too that races with another
+            # (ConditionalRequestConflict, OperationAborted): it is to be made again.
+            if mode == "create" and await self._is_there(path):
+                raise
+            raise GenericError(str(exc)) from None
         if self._root is not None:  # the package leaves it to the kernel's write-back
             await asyncio.to_thread(_make_durable, self._root, path, self._durable)
+
+    async def _is_there(self, path: str) -> bool:
+        import obstore
+
+        try:
+            await obstore.head_async(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     async def _find(self, after: str, folder: str) -> list[Found]:
         import obstore
@@ -142,22 +168,17 @@ class ObjectStoreClient:
         offset = self._full(after) if after else None
         found = []
         async for page in obstore.list(self._store, folder, offset=offset, chunk_size=1000):
-            found += [
-                Found(each["path"][own:], each["size"], each["last_modified"].timestamp())
-                for each in page
-            ]
+            found += [Found(each["path"][own:], each["size"]) for each in page]
         return found
 
-    async def _repeat_delete(self, paths: Sequence[str]) -> None:
+    async def _delete_one(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            await self._repeat(path, lambda full: self._delete([path]))
+
+    async def _delete(self, paths: Sequence[str]) -> None:
         import obstore
 
-        full = [self._full(path) for path in paths]
-
-        async def delete(path: str) -> None:
-            await obstore.delete_async(self._store, full)
-
-        with suppress(FileNotFoundError):  # a local folder says so; object stores do not mind
-            await self._repeat(paths[0], delete)
+        await obstore.delete_async(self._store, [self._full(path) for path in paths])
 
     async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
         path = self._full(path)
@@ -225,7 +246,7 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def is_store(store: object) -> TypeGuard[ObjectStore]:
+def is_store(store: object) -> TypeIs[ObjectStore]:
     """Whether it is a store of the package ``obstore``."""
     return type(store).__module__.partition(".")[0] == "obstore"
 
@@ -264,6 +285,7 @@ def from_url(
     try:
         if scheme in AWS_SCHEMES:
             options = _aws_options() | options
+        # Each kind of store has its own options; what is wrong with them it says itself.
         store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
     except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
         raise ValueError(f"{root}: {_first_line(exc)}") from None

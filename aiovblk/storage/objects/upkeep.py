@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..together import drain
+from .description import Description
 from .disk import Disk
 from .journal import Journal, record
-from .records import (
+from .names import (
     CHUNKS,
     DESCRIPTION,
+    LOG,
     MAP,
-    Description,
-    Kind,
-    State,
     chunk_in,
     chunk_name,
     entry_parts,
+    is_name,
     map_name,
     number_in,
 )
-from .store import Found
+from .records import Kind
+from .state import State
+from .store import AnyStore, Found
 
 _AT_ONCE = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
@@ -40,7 +43,7 @@ class Garbage:
 
 
 async def collect_garbage(
-    store: object, path: str = "", *, key: bytes | None = None, delete: bool = True
+    store: AnyStore, path: str = "", *, key: bytes | None = None, delete: bool = True
 ) -> Garbage:
     """Delete what neither the disk nor a snapshot needs; the disk may be mounted meanwhile.
 
@@ -62,15 +65,22 @@ async def collect_garbage(
     if delete:
         await _release_clones(disk, journal)
     state = journal.state
-    snapshots = {each.sequence for each in state.snapshots.values()}
+    snapshots = _sequences(state)
     found = await asyncio.to_thread(_unused, await disk.objects.find(CHUNKS), state, state.floor)
     for sequence in snapshots:
-        snapshot = await journal.state_at(sequence)
+        try:
+            snapshot = await journal.state_at(sequence)
+        except FileNotFoundError:
+            if sequence in _sequences(await disk.state()):
+                raise
+            continue  # it was dropped meanwhile
         found = await asyncio.to_thread(_unused, found, snapshot, state.floor)
     found += [
         each
         for each in await disk.objects.find(MAP)
-        if (number := number_in(each.path)) < journal.summed_up and number not in snapshots
+        if (number := number_in(each.path)) is not None
+        and number < journal.summed_up
+        and number not in snapshots
     ]
     if delete:
         for first in range(0, len(found), _AT_ONCE):
@@ -78,14 +88,22 @@ async def collect_garbage(
     return Garbage(len(found), sum(each.size for each in found))
 
 
+def _sequences(state: State) -> set[int]:
+    return {each.sequence for each in state.snapshots.values()}
+
+
 def _unused(found: list[Found], state: State, floor: int) -> list[Found]:
     """The chunks that a state has not, and that no writer is about to add: below the floor."""
     unused = []
     for each in found:
-        index, version = chunk_in(each.path)
-        if version < floor and not (index < len(state.chunks) and state.chunks[index] == version):
+        chunk = chunk_in(each.path)
+        if chunk is not None and chunk[1] < floor and not _has(state, *chunk):
             unused.append(each)
     return unused
+
+
+def _has(state: State, index: int, version: int) -> bool:
+    return index < len(state.chunks) and state.chunks[index] == version
 
 
 async def _release_clones(disk: Disk, journal: Journal) -> None:
@@ -118,7 +136,7 @@ class Report:
 
 
 async def check(
-    store: object,
+    store: AnyStore,
     path: str = "",
     *,
     key: bytes | None = None,
@@ -144,65 +162,87 @@ async def check(
     disk = await Disk.open(store, path, key=key)
     journal = await disk.journal(writes=False)
     report = Report()
-    needed = set(_all(journal.state))
+    needed: Needed = {}
+    await asyncio.to_thread(_add, needed, journal.state)
     for name, snapshot in journal.state.snapshots.items():
         try:
-            needed.update(_all(await journal.state_at(snapshot.sequence)))
+            state = await journal.state_at(snapshot.sequence)
         except OSError as exc:
             what = "is missing" if isinstance(exc, FileNotFoundError) else str(exc)
             report.problems.append(f"snapshot {name}: {map_name(snapshot.sequence)} {what}")
+        else:
+            await asyncio.to_thread(_add, needed, state)
     await _check_presence(disk, needed, report)
     if contents:
-        await _check_contents(disk, sorted(needed), report, advance)
+        await _check_contents(disk, needed, report, advance)
     report.problems.sort()
     return report
 
 
-Needed = tuple[int, int, int]  # origin, index, version
+Needed = dict[int, set[tuple[int, int]]]  # index and version of chunks, by origin
 
 
-def _all(state: State) -> Iterator[Needed]:
+def _add(needed: Needed, state: State) -> None:
     for index, entry in enumerate(state.chunks):
         if entry:
             origin, version = entry_parts(entry)
-            yield origin, index, version
+            needed.setdefault(origin, set()).add((index, version))
 
 
-async def _check_presence(disk: Disk, needed: set[Needed], report: Report) -> None:
-    present: dict[Needed, int] = {}
+async def _check_presence(disk: Disk, needed: Needed, report: Report) -> None:
+    """Look for what is needed in lists; only what is there is needed after that."""
+    for folder in (LOG, MAP):
+        _report_foreign(await disk.objects.find(folder), report)
     for origin, source in enumerate(disk.sources):
-        if origin and not any(each[0] == origin for each in needed):
-            continue
-        for found in await source.objects.find(CHUNKS):
-            present[(origin, *chunk_in(found.path))] = found.size
-    for origin, index, version in needed - present.keys():
-        report.problems.append(f"{_named(disk, origin, index, version)} is missing")
-    needed.intersection_update(present)
-    report.chunks = len(needed)
-    report.size = sum(present[each] for each in needed)
+        if origin in needed or not origin:
+            found = await source.objects.find(CHUNKS)
+            chunks = needed.setdefault(origin, set())
+            await asyncio.to_thread(_find_missing, disk, origin, chunks, found, report)
+
+
+def _find_missing(
+    disk: Disk, origin: int, chunks: set[tuple[int, int]], found: list[Found], report: Report
+) -> None:
+    if not origin:
+        _report_foreign(found, report)
+    sizes = {chunk: each.size for each in found if (chunk := chunk_in(each.path))}
+    missing = chunks - sizes.keys()
+    report.problems += [f"{_named(disk, origin, *each)} is missing" for each in missing]
+    chunks -= missing
+    report.chunks += len(chunks)
+    report.size += sum(sizes[each] for each in chunks)
+
+
+def _report_foreign(found: list[Found], report: Report) -> None:
+    for each in found:
+        if not is_name(each.path):
+            reason = "is not part of the disk; somebody else has put it there"
+            report.problems.append(f"{each.path} {reason}")
 
 
 async def _check_contents(
-    disk: Disk, needed: list[Needed], report: Report, advance: Callable[[int], object]
+    disk: Disk, needed: Needed, report: Report, advance: Callable[[int], object]
 ) -> None:
     sources = disk.sources
     longest = disk.description.chunk_size
-    waiting = iter(needed)
 
-    async def work() -> None:
-        for origin, index, version in waiting:
-            name = chunk_name(index, version)
-            try:
-                data = await sources[origin].objects.get(name)
-                unseal = partial(sources[origin].sealing.open, longest=longest)
-                found = await asyncio.to_thread(unseal, name, data)
-                if len(found) != longest:
-                    report.problems.append(f"{name} has {len(found)} bytes")
-            except OSError as exc:
-                report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")
-            advance(1)
+    async def look(origin: int, index: int, version: int) -> None:
+        name = chunk_name(index, version)
+        try:
+            data = await sources[origin].objects.get(name)
+            unseal = partial(sources[origin].sealing.open, longest=longest)
+            found = await asyncio.to_thread(unseal, name, data)
+            if len(found) != longest:
+                report.problems.append(
+                    f"{_named(disk, origin, index, version)} has {len(found)} bytes"
+                )
+        except OSError as exc:
+            report.problems.append(f"{_named(disk, origin, index, version)}: {exc}")
+        advance(1)
 
-    await asyncio.gather(*(work() for _ in range(_REQUESTS)))
+    for origin, chunks in needed.items():
+        in_order = await asyncio.to_thread(sorted, chunks)
+        await drain((partial(look, origin, *each) for each in in_order), most=_REQUESTS)
 
 
 def _named(disk: Disk, origin: int, index: int, version: int) -> str:

@@ -15,7 +15,8 @@ from ..grouped import Grouped
 from .chunks import Chunks
 from .journal import FencedError, Journal, record
 from .lease import Holder, Lease
-from .records import MOST_EPOCHS, Kind, first_version
+from .names import MOST_EPOCHS, first_version
+from .records import Kind
 from .store import Objects
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Writer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._deletions: set[asyncio.Task[None]] = set()
         self.flush = Grouped(self._flush)
-        chunks.begin(epoch)
+        chunks.stored.begin(epoch)
 
     @staticmethod
     async def open(journal: Journal) -> None:
@@ -123,8 +124,8 @@ class Writer:
             await self._commit()
 
     async def _commit(self) -> None:
-        size, floor = self.size, self._chunks.floor
-        changes, superseded = self._chunks.take_changes()
+        size, floor = self.size, self._chunks.stored.floor
+        changes, superseded = self._chunks.stored.take_changes()
         if not changes and size == self._journal.state.size and not self._unsure:
             return
         new = record(
@@ -141,12 +142,12 @@ class Writer:
             raise
         except BaseException:
             self._unsure = True
-            self._chunks.give_back(changes, superseded)
+            self._chunks.stored.give_back(changes, superseded)
             raise
         self._unsure = False
         self.contents = new.nonce
         self._keep_what_snapshots_need()
-        deletion = self._spawn(self._chunks.delete(superseded, self._deletes_from))
+        deletion = self._spawn(self._chunks.stored.delete(superseded, self._deletes_from))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
         if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
@@ -155,7 +156,7 @@ class Writer:
     def _keep_what_snapshots_need(self) -> None:
         newest = self._journal.state.newest_snapshot
         if newest > self._newest_snapshot:
-            self._newest_snapshot, self._deletes_from = newest, self._chunks.next_version
+            self._newest_snapshot, self._deletes_from = newest, self._chunks.stored.next_version
 
     async def _sum_up(self) -> None:
         try:
