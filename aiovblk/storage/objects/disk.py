@@ -67,7 +67,14 @@ class Disk:
         return Source(self.root.at(origin.path), Sealing(bytes.fromhex(origin.disk), key=self.key))
 
     async def journal(self, *, writes: bool) -> Journal:
-        """Read the disk's history."""
+        """Read the disk's history.
+
+        Raises:
+            StorageError: it is damaged; or it is to be added to, and the store cannot do that.
+
+        """
+        if writes:
+            await require_conditional_puts(self.objects, self.description)
         journal = Journal(self.objects, self.sealing, self.description, writes=writes)
         await journal.load()
         return journal
@@ -144,6 +151,7 @@ async def create(
 
     Raises:
         FileExistsError: there is a disk, or there are remains of one.
+        StorageError: the store has no conditional puts.
         ValueError: a size is impossible.
         OSError: the store fails.
 
@@ -157,6 +165,32 @@ async def create(
     objects = root.at(path)
     await refuse_occupied(objects)
     await publish(objects, description)
+    try:
+        await require_conditional_puts(objects, description)
+    except StorageError:
+        await objects.delete([DESCRIPTION])
+        raise
+
+
+async def require_conditional_puts(objects: Objects, description: Description) -> None:
+    """Make sure that the store creates nothing where there is something: the history rests on that.
+
+    It costs a request. Stores that do not know ``If-None-Match`` do not refuse it, but put.
+
+    Raises:
+        StorageError: it has replaced the description, by the same one.
+
+    """
+    try:
+        await objects.create(DESCRIPTION, description.encode())
+    except FileExistsError:
+        return
+    raise StorageError(
+        errno.EOPNOTSUPP,
+        "the store overwrites what is to be created only where there is nothing (If-None-Match: *),"
+        " so two writers would not notice each other; Ceph does so where a bucket has versioning:"
+        " use one without it",
+    )
 
 
 async def refuse_occupied(objects: Objects) -> None:
