@@ -73,7 +73,8 @@ class Installation:
         if not unpacked.exists():
             pytest.fail(
                 "Ceph is missing: run make test-rgw, which unpacks it,"
-                " or install ceph-mon, ceph-osd, ceph-common and radosgw"
+                " or install ceph-mon, ceph-osd, ceph-common and radosgw",
+                pytrace=False,
             )
         return cls(unpacked)
 
@@ -176,7 +177,7 @@ class Ceph:
         """Fail the test that runs, with what the daemons have said."""
         logs = sorted(self._folder.glob("*.log"))
         said = [f"{log.name}: {log.read_text(errors='replace')[-_LAST_WORDS:]}" for log in logs]
-        pytest.fail("\n".join([reason, *said]))
+        pytest.fail("\n".join([reason, *said]), pytrace=False)
 
 
 class Gateway:

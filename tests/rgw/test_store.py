@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from random import Random
 
 import pytest
 from obstore.store import S3Store
@@ -107,6 +110,42 @@ async def test_list_has_at_once_what_was_put_through_another_gateway(
         if number % 2:
             await other.delete([f"a/{number:02}"])
             assert (await client.find("a"))[-1].path == f"a/{number - 1:02}"
+
+
+async def test_list_has_what_a_killed_gateway_has_put_and_nothing_else(
+    client: ObjectStoreClient, folder: str, another: Gateway
+) -> None:
+    """It leaves changes of the index half done, which a list has to finish by itself."""
+    random, were_there = Random(1), 0
+    for number in range(5):
+        other = at(another.port, folder)
+        changed = [f"{number}/{each:02}" for each in range(32)]
+        changes = [asyncio.create_task(put_and_delete(other, path)) for path in changed]
+        await asyncio.sleep(random.uniform(0.05, 0.4))
+        another.kill()
+        for change in changes:
+            change.cancel()
+        await asyncio.gather(*changes, return_exceptions=True)
+        await asyncio.to_thread(another.start)
+        there = {each async for each in existing(client, changed)}
+        for one in (client, at(another.port, folder)):
+            assert {found.path for found in await one.find(str(number))} == there
+        were_there += len(there)
+    assert 0 < were_there < 5 * 32
+
+
+async def existing(client: ObjectStoreClient, paths: list[str]) -> AsyncIterator[str]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            await client.get(path)
+            yield path
+
+
+async def put_and_delete(client: ObjectStoreClient, path: str) -> None:
+    while True:
+        await client.create(path, b"x")
+        await client.put(path, b"y")
+        await client.delete([path])
 
 
 async def test_url_and_environment_are_all_it_takes(
