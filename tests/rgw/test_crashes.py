@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from random import Random
 
 import pytest
@@ -53,15 +52,28 @@ class Disk:
             )
             try:
                 await self.model.verify(device)
-                await self.work(device)
+                await self._work(device).go_on()
             finally:
                 life.end()
                 await device.unmount()
 
-    async def work(self, device: ObjectStoreDevice) -> None:
-        """Write and flush until that fails."""
+    async def work_for(self, device: ObjectStoreDevice, seconds: float) -> None:
+        """Write and flush, which must not fail, and unmount the device."""
+        work = self._work(device)
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        while clock() < end:
+            chunks = self.random.sample(range(BLOCKS * BLOCK // CHUNK), 3)
+            await asyncio.gather(*(work.request(chunk) for chunk in chunks))
+            if self.random.random() < 0.4:
+                await device.flush()
+                self.model.flushed()
+        await device.unmount()
+        self.model.flushed()
+
+    def _work(self, device: ObjectStoreDevice) -> Work:
         self._stamps += 1
-        await Work(device, self.model, self.random, self._stamps << 20).go_on()
+        return Work(device, self.model, self.random, self._stamps << 20)
 
     async def finish(self) -> None:
         """Verify it, and that nothing lies about."""
@@ -118,9 +130,7 @@ async def test_bad_network_makes_a_disk_slow_and_nothing_else(port: int, folder:
         for _ in range(2):
             device = await ObjectStoreDevice.open(at(outside, folder), "disk", limits=LIMITS)
             await disk.model.verify(device)
-            await work_for(disk, device, 5)
-            await device.unmount()
-            disk.model.flushed()
+            await disk.work_for(device, 5)
     assert min(weather.counts.values()) > 5
     await disk.finish()
 
@@ -134,24 +144,11 @@ async def test_gateway_that_is_killed_makes_a_disk_slow_and_nothing_else(
     for number in range(KILLS):
         device = await ObjectStoreDevice.open(at(another.port, folder), "disk", limits=LIMITS)
         await disk.model.verify(device)
-        work = asyncio.create_task(work_for(disk, device, 3))
+        work = asyncio.create_task(disk.work_for(device, 3))
         await asyncio.sleep(disk.random.uniform(0.2, 1))
         another.kill()
         # Another machine may see now what the dead gateway has left.
         assert (await check(client, "disk")).problems == [], number
         await asyncio.to_thread(another.start)
         await work
-        await device.unmount()
-        disk.model.flushed()
     await disk.finish()
-
-
-async def work_for(disk: Disk, device: ObjectStoreDevice, seconds: float) -> None:
-    """Write and flush; no request may fail."""
-    work = asyncio.create_task(disk.work(device))
-    done, _ = await asyncio.wait([work], timeout=seconds)
-    for each in done:
-        each.result()  # raises what went wrong
-    work.cancel()
-    with suppress(asyncio.CancelledError):
-        await work
