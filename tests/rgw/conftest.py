@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ _folders = count()
 
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Ceph]:
+    # So that the folder goes when the tests are ended from outside, too; the daemons would anyway.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Not below pytest's folder: that is kept, and a monitor's data is large.
     with tempfile.TemporaryDirectory(prefix="aiovblk-ceph-") as folder:
         ceph = Ceph(Path(folder))
