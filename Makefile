@@ -3,10 +3,14 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
 # make test-systemd   the packaged unit, and life with udev, in Debians of their own (not in make test)
+# make test-rgw       disks in Ceph's S3 gateway (not in make test). It installs nothing and starts no
+#              service: unless Ceph is there, Debian's packages are unpacked to ~/.cache/aiovblk/ceph
+#              (ceph-mon, ceph-osd, ceph-common, radosgw and what they need, 60 MB), and a cluster of
+#              three processes runs in a temporary folder while the tests do
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
 # make lint    ruff and mypy alone
-# make clean   remove what the others made in the checkout (kernels stay in ~/.cache/aiovblk)
+# make clean   remove what the others made in the checkout (kernels and Ceph stay in ~/.cache/aiovblk)
 #
 # PYTHON=python3.12             the interpreter of .venv
 # PYTHONS="3.11 3.13"           the versions to test on
@@ -16,7 +20,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup demo demo-s3 test test-systemd bench lint clean
+.PHONY: setup demo demo-s3 test test-systemd test-rgw bench lint clean
 
 setup:
 	@tools/setup
@@ -32,6 +36,10 @@ test: setup
 
 test-systemd: setup
 	@tools/test systemd
+
+test-rgw: setup
+	@tools/setup rgw
+	@tools/test rgw
 
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"

@@ -1,6 +1,6 @@
 """Run the project's checks and tests: on each Python, and in a virtual machine for each kernel.
 
-Stages, by default all but the last, in this order:
+Stages, by default all but the last two, in this order:
 
     lint    ruff check, ruff format --check, mypy --strict
     unit    tests/unit on each Python, on this machine
@@ -9,6 +9,8 @@ Stages, by default all but the last, in this order:
     kernel  tests/kernel in one virtual machine per kernel, on the oldest and the newest Python
     systemd tests/systemd in one virtual machine per kernel, with systemd, udev and Python of its
             Debian; only when it is named, since it takes a quarter of an hour without KVM
+    rgw     tests/rgw, disks in a Ceph of their own behind its S3 gateway, on the oldest and the
+            newest Python; only when it is named, since `tools/setup rgw` fetches 60 MB before
 
 PYTHONS and KERNELS narrow the matrix, VM_TIMEOUT (seconds) bounds a virtual machine.  The last
 line is the closing line of the last pytest, so that whoever reads only that knows how it went.
@@ -106,7 +108,7 @@ class Step:
 def main(stages: Sequence[str]) -> int:
     """Run `stages`, by default all, and return the exit status."""
     default = {"lint": lint, "unit": unit, "vm": vm, "interop": interop, "kernel": kernel}
-    runners = default | {"systemd": systemd}
+    runners = default | {"systemd": systemd, "rgw": rgw}
     if unknown := set(stages) - set(runners):
         sys.exit(f"no stage {' '.join(sorted(unknown))}, only {' '.join(runners)}")
     signal.signal(signal.SIGTERM, leave)
@@ -225,6 +227,12 @@ def systemd(output: Output) -> None:
                 ]
             },
         )
+
+
+def rgw(output: Output) -> None:
+    """Run the tests with Ceph's gateway, on the oldest and the newest Python."""
+    for version in oldest_and_newest():
+        run_steps(output, {f"Ceph's gateway, Python {version}": bounded(version, "tests/rgw")})
 
 
 def available() -> list[str]:
