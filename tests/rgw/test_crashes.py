@@ -16,7 +16,8 @@ from aiovblk.storage.objects import (
 )
 
 from .. import s3
-from ..unit.test_objects_crashes import BLOCK, BLOCKS, CHUNK, LIMITS, Model
+from ..unit.objects import BLOCK, CHUNK
+from ..unit.test_objects_crashes import BLOCKS, LIMITS, Model
 from ..unit.test_objects_crashes import Life as Work
 from .ceph import Gateway
 from .conftest import at

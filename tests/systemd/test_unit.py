@@ -159,3 +159,4 @@ def test_device_is_freed_when_nobody_starts_its_server_again(options: str) -> No
             os.preadv(fd, [mmap.mmap(-1, 4096)], 0)  # aligned, as direct I/O wants it
     finally:
         os.close(fd)
+    until(lambda: sysfs.is_free(3), "the watchdog")
