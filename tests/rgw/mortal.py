@@ -61,6 +61,7 @@ class Life:
         task = asyncio.create_task(_held(request, self._random) if held else request)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
+        task.add_done_callback(lambda done: request.close())  # it may not have begun
         await asyncio.wait([task, self._over], return_when=asyncio.FIRST_COMPLETED)
         if self._over.done():
             raise DeadError
@@ -73,11 +74,8 @@ class Life:
 
 async def _held(request: Coroutine[Any, Any, T], random: Random) -> T:
     """Make a request that the network holds back, until the next process has begun perhaps."""
-    try:
-        await asyncio.sleep(random.uniform(0.02, 0.5))
-        return await request
-    finally:
-        request.close()
+    await asyncio.sleep(random.uniform(0.02, 0.5))
+    return await request
 
 
 class Mortal:
