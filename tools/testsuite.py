@@ -31,7 +31,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = os.environ.get("PYTHONS", "").split() or ["3.11", "3.12", "3.13"]
 KERNELS = os.environ.get("KERNELS", "").split() or ["6.1", "6.12"]
-VM_TIMEOUT = os.environ.get("VM_TIMEOUT") or "3600"
+VM_TIMEOUT = os.environ.get("VM_TIMEOUT") or "4500"
 SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13"}  # what bookworm and trixie have
 
 CLOSING_LINE = re.compile(r"=+ .*\b(passed|failed|errors?|skipped|deselected|ran)\b.* in .+ =+$")

@@ -16,7 +16,7 @@ from aiovblk.kernel import partitions
 
 from .support import MIB, Disk, command, pattern, program, pwrite, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from .support import (
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
 
 BLOCKS = MIB // 4096  # of a mebibyte
 CYCLES = 15  # of one grow and one shrink each
