@@ -176,7 +176,8 @@ def _observing(parsed: Namespace, rounds: int) -> Observing | None:
 def _write(run: report.Run, directory: Path) -> None:
     report.write(run, directory)
     kernel = run.kernel.summary if run.kernel else NOTHING
-    if not picture.draw(run.summary, kernel, directory / "performance.svg"):
+    path = directory / "performance.svg"
+    if run.has_picture and not picture.draw(run.summary, kernel, path):
         say("no picture without matplotlib; .venv/bin/pip install -e '.[bench]' brings it")
     say(f"written to {directory}")
 

@@ -97,6 +97,11 @@ class Run:
     kernel: KernelRun | None = None
     observing: Observing | None = None
 
+    @property
+    def has_picture(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.summary.figures or (self.kernel and self.kernel.summary.figures))
+
     def verdicts(self) -> dict[str, Sequence[Verdict]]:
         """What is asked, held against each subject that took part."""
         kernel = self.kernel.summary if self.kernel else NOTHING
@@ -129,7 +134,8 @@ def write(run: Run, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.as_json(), indent=1)
     (directory / "performance.json").write_text(text + "\n")
-    (directory / "performance.md").write_text(page(run, picture="performance.svg"))
+    picture = "performance.svg" if run.has_picture else None
+    (directory / "performance.md").write_text(page(run, picture=picture))
 
 
 def page(run: Run, *, picture: str | None = None) -> str:

@@ -437,6 +437,13 @@ def test_files_are_written_and_can_be_read_again(tmp_path: Path) -> None:
     assert "performance.svg" in (tmp_path / "new/performance.md").read_text()
 
 
+def test_run_that_has_nothing_to_draw_is_written_without_a_picture(tmp_path: Path) -> None:
+    run = replace(made_up_run(), summary=NOTHING, kernel=None)
+    assert not run.has_picture
+    write(run, tmp_path)
+    assert "performance.svg" not in (tmp_path / "performance.md").read_text()
+
+
 def test_picture_is_drawn_where_it_can_be(tmp_path: Path) -> None:
     path = tmp_path / "p.svg"
     assert draw(made_up(), made_up_kernel().summary, path) == path.exists()
