@@ -285,8 +285,9 @@ def from_url(
     try:
         if scheme in AWS_SCHEMES:
             options = _aws_options() | options
-        # Each kind of store has its own options; what is wrong with them it says itself.
-        store = stores.from_url(root, retry_config=retries, **options)  # type: ignore[call-overload]
+        store = stores.from_url(  # type: ignore[call-overload]  # each kind has its own options
+            root, retry_config=retries, **options
+        )
     except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
         raise ValueError(f"{root}: {_first_line(exc)}") from None
     return ObjectStoreClient(store, patience=patience), folder

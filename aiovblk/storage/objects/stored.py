@@ -14,6 +14,7 @@ from .description import Description
 from .limits import Limits
 from .names import chunk_name, entry_parts, first_version
 from .sealing import Sealing, damaged
+from .state import resize
 from .store import Objects
 
 P = ParamSpec("P")
@@ -210,8 +211,7 @@ class Stored:
 
     def resize(self, count: int) -> None:
         """Have so many chunks; those that are added are zeroes."""
-        del self.entries[count:]
-        self.entries.frombytes(bytes(8 * (count - len(self.entries))))
+        resize(self.entries, count)
 
     async def close(self) -> None:
         """End what is going on, and let go of everything."""
