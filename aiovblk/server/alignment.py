@@ -56,13 +56,12 @@ class AnyAlignment(BlockDevice):
         if (offset | length) & self._mask or self._ranges.exclusive:
             await self._write_parts(offset, data)
             return
-        # By far the most: whole blocks, and nobody to wait for.
-        held = _Held(self._ranges, offset, offset + length, False)
-        held.take()
+        # By far the most: whole blocks, and nobody who asks where.
+        self._ranges.unnamed += 1
         try:
             await self._inner.write(offset, data)
         finally:
-            held.release()
+            self._ranges.end_unnamed()
 
     async def flush(self) -> None:
         """As in the base class."""
@@ -149,11 +148,35 @@ class AnyAlignment(BlockDevice):
 
 
 class _Ranges:
-    """Ranges of bytes that are being written."""
+    """Ranges of bytes that are being written.
+
+    Attributes:
+        held: those of which it is known where they are.
+        unnamed: how many more there are, all of whole blocks. Nearly always nobody asks where a
+            write is, and to remember it costs as much as a small write in memory.
+        exclusive: how many have, or wait for, a range of their own; then each new one is named.
+
+    """
 
     def __init__(self) -> None:
         self.held: set[_Held] = set()
+        self.unnamed = 0
         self.exclusive = 0
+        self._all_named: asyncio.Future[None] | None = None
+
+    def end_unnamed(self) -> None:
+        """One has ended of which it was not known where it was."""
+        self.unnamed -= 1
+        if self._all_named is not None and not self.unnamed:
+            self._all_named.set_result(None)
+            self._all_named = None
+
+    async def all_named(self) -> None:
+        """Wait until there is none of which it is not known where it is."""
+        if self.unnamed:
+            if self._all_named is None:
+                self._all_named = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._all_named])
 
 
 class _Held:
@@ -173,27 +196,23 @@ class _Held:
 
     async def __aenter__(self) -> None:
         ranges = self._ranges
-        while self._exclusive or ranges.exclusive:
-            in_the_way = [each for each in ranges.held if self._minds(each)]
-            if not in_the_way:
-                break
-            await asyncio.wait([each.released() for each in in_the_way])
-        self.take()
+        ranges.exclusive += self._exclusive
+        try:
+            if self._exclusive:
+                await ranges.all_named()
+            while ranges.exclusive:
+                in_the_way = [each for each in ranges.held if self._minds(each)]
+                if not in_the_way:
+                    break
+                await asyncio.wait([each.released() for each in in_the_way])
+        except BaseException:
+            ranges.exclusive -= self._exclusive
+            raise
+        ranges.held.add(self)
 
     async def __aexit__(self, *_: object) -> None:
-        self.release()
-
-    def take(self) -> None:
-        """Have it, where nobody is in the way."""
-        self._ranges.held.add(self)
-        if self._exclusive:
-            self._ranges.exclusive += 1
-
-    def release(self) -> None:
-        """Let others have it."""
         self._ranges.held.discard(self)
-        if self._exclusive:
-            self._ranges.exclusive -= 1
+        self._ranges.exclusive -= self._exclusive
         if self._released is not None:
             self._released.set_result(None)
 

@@ -79,18 +79,22 @@ async def test_neighbours_in_one_block_do_not_undo_each_other() -> None:
     assert await device.read(0, SIZE) == b"".join(model.bytes for model in models)
 
 
+class Gated(Slow):
+    """Writes nothing until the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE, block_size=BLOCK)
+        self.gate = asyncio.Event()
+        self.begun = 0
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        self.begun += 1
+        await self.gate.wait()
+        await super().write(offset, data)
+
+
 async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> None:
-    gate = asyncio.Event()
-
-    class Gated(Slow):
-        begun = 0
-
-        async def write(self, offset: int, data: memoryview) -> None:
-            self.begun += 1
-            await gate.wait()
-            await super().write(offset, data)
-
-    inner = Gated(SIZE, block_size=BLOCK)
+    inner = Gated()
     device = AnyAlignment(inner)
     async with asyncio.TaskGroup() as group:
         for _ in range(2):  # which overlap, as whole blocks may
@@ -99,7 +103,7 @@ async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> Non
         for _ in range(10):
             await asyncio.sleep(0)
         assert inner.begun == 2
-        gate.set()
+        inner.gate.set()
         await part
         await device.write(0, memoryview(b"c" * BLOCK))
     assert await device.read(0, 2 * BLOCK) == b"c" * BLOCK + b"a" * BLOCK
@@ -147,6 +151,26 @@ async def test_cancelled_writer_keeps_nobody_waiting() -> None:
     await asyncio.wait([first, second])
     await asyncio.wait_for(device.write(3, memoryview(b"z")), 5)
     assert await device.read(3, 1) == b"z"
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+async def test_part_that_is_cancelled_while_it_waits_leaves_no_trace(whole_first: bool) -> None:
+    inner = Gated()
+    device = AnyAlignment(inner)
+    writes = [
+        asyncio.create_task(device.write(0, memoryview(b"a" * BLOCK)[: BLOCK - 1 + whole_first])),
+        asyncio.create_task(device.write(100, memoryview(b"b" * 100))),
+    ]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert inner.begun == 1
+    writes[1].cancel()
+    await asyncio.wait([writes[1]])
+    inner.gate.set()
+    await writes[0]
+    await device.write(100, memoryview(b"c"))
+    assert await device.read(99, 3) == b"aca"
+    assert (device._ranges.exclusive, device._ranges.unnamed, device._ranges.held) == (0, 0, set())
 
 
 def test_a_device_without_extents_has_none_this_way_either() -> None:
