@@ -56,7 +56,9 @@ class BlockDevice:
     flight together, and a program that writes the same block twice without waiting gets what it
     asked for. A device that stores in pieces larger than ``block_size`` must keep its own
     read-modify-write cycles apart, or be mounted with ``concurrency=1``, which runs one handler at
-    a time. A handler must not block the event loop: nothing is served while it does.
+    a time. A handler must not block the event loop: nothing is served while it does. Each runs in
+    an asyncio task with the context variables of whoever mounted the device; handlers that never
+    wait may follow each other in one task.
 
     **Durability.** :meth:`flush` covers every write whose handler had returned before it began.
     A write that asks to be durable by itself (FUA) is a call of :meth:`write`, then one of

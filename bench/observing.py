@@ -58,11 +58,9 @@ class Uncounted(Stats):
 
     __slots__ = ()
 
-    def count(self, request: Request, error: int) -> None:
-        """Do nothing."""
-
-    def sent(self, answered: list[Request], now: int) -> None:
-        """Do nothing."""
+    def answered(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
+        """Take note that they are in flight no more."""
+        self.in_flight -= len(succeeded) + len(failed)
 
 
 def measure_observing(rounds: int) -> Observing:

@@ -12,12 +12,12 @@ from ..protocol import MAX_PAYLOAD, Command, Request
 REQUEST_COST = 4096
 """Bytes that a request is taken to cost beside its payload."""
 
-_PAYLOAD = frozenset({int(Command.READ), int(Command.WRITE)})
+_WITH_PAYLOAD = int(Command.READ), int(Command.WRITE)
 
 
 def cost(request: Request) -> int:
     """Bytes that a request takes from its arrival until its reply is sent."""
-    payload = min(request.length, MAX_PAYLOAD) if request.type in _PAYLOAD else 0
+    payload = min(request.length, MAX_PAYLOAD) if request.type in _WITH_PAYLOAD else 0
     return REQUEST_COST + payload
 
 
@@ -53,10 +53,15 @@ class Share:
         self._room: asyncio.Future[None] | None = None
         budget.shares.add(self)
 
+    def left(self) -> int:
+        """Bytes that may still be taken; the last request may pass it. 0 or less: none."""
+        budget = self._budget
+        left = min(self._limit - self._used, budget.limit - budget.used)
+        return left if self._used else max(left, 1)
+
     def full(self) -> bool:
         """Whether the next request has to wait."""
-        budget = self._budget
-        return self._used > 0 and (self._used >= self._limit or budget.used >= budget.limit)
+        return self.left() <= 0
 
     async def room(self) -> None:
         """Wait until the next request may be taken.  Concurrency: one at a time."""

@@ -65,11 +65,15 @@ class Calls:
         self.handle: Handler = self._call if timeout is None else self._call_in_time
 
     async def _call(self, request: Request, payload: memoryview | None) -> Content:
-        device, command, offset, length = self._device, request.type, request.offset, request.length
+        device, command = self._device, request.type
+        offset, length = request.offset, request.length
         if command == _READ:
             if self._leaves_holes_out and length > SMALLEST_HOLE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
-            return self._payload(await device.read(offset, length), length)
+            data = await device.read(offset, length)
+            if type(data) is bytes and len(data) == length:  # by far the most
+                return data
+            return self._payload(data, length)
         if command == _WRITE:
             assert payload is not None  # each WRITE was given one when it was parsed
             await device.write(offset, payload)

@@ -19,15 +19,10 @@ What holds here:
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import errno
-import logging
 import math
 import socket
 import sys
-import weakref
 from collections.abc import Callable
-from functools import partial
 from time import monotonic_ns
 
 from ..device import BlockDevice
@@ -44,20 +39,19 @@ from ..protocol import (
     Request,
     parse_extended_request,
     parse_request,
-    wire_error,
 )
 from ..stream import StreamProtocol
 from .budget import Share, cost
-from .calls import Calls, describe
+from .calls import Calls
 from .checks import Rules, kernel_agreement
-from .running import Running
+from .handlers import Handlers
 from .stats import Stats, command_name
 from .turns import Turns
 
-logger = logging.getLogger("aiovblk")
-
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
+
+_NO_LIMIT = sys.maxsize
 
 
 class Dispatcher:
@@ -100,20 +94,22 @@ class Dispatcher:
         self._on_disconnect = on_disconnect
         self.stats = stats
         self._share = share
-        self._turns = turns or Turns()
         self._rules = Rules(device, agreement)
-        self._handle = Calls(device, agreement, handler_timeout).handle
+        self._handlers = Handlers(
+            Calls(device, agreement, handler_timeout).handle,
+            self._reply,
+            turns or Turns(),
+            slow_request=slow_request,
+            on_slow=self._tell_of_slow,
+        )
         self._serialize = SERIALIZERS[agreement.mode]
         self._extended = agreement.mode is ReplyMode.EXTENDED
         self._parse = parse_extended_request if self._extended else parse_request
         self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
-        self._running = Running(slow_request, self._tell_of_slow)
-        self._abandoned = False
-        self._given_up: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._replies: list[Data] = []
-        self._answered: list[Request] = []
+        self._succeeded: list[Request] = []
+        self._failed: list[Request] = []
         self._unsent = 0
         self._send_is_due = False
         self.last_reply = self._loop.time()
@@ -193,13 +189,13 @@ class Dispatcher:
             The socket, and what was received of requests that were not taken.
 
         """
-        self._running.stop_watching()
+        self._handlers.stop_watching()
         descriptor, received = self._stream.detach()
         return socket.socket(fileno=descriptor), received
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""
-        self._running.stop_watching()
+        self._handlers.stop_watching()
         self._send()
         self._stream.transport.close()
         return self._stream.closed
@@ -210,173 +206,69 @@ class Dispatcher:
         Without ``since`` also what waits for its turn. Handlers are cancelled; one that takes no
         notice of that is waited for as before.
         """
-        if since == math.inf:
-            self._fail_waiting()
-        for task, (start, _) in list(self._running.tasks.items()):
-            if start <= since:
-                self._given_up.add(task)
-                task.cancel()
+        self._handlers.give_up(since)
 
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
-        self._abandoned = True
-        self._running.stop_watching()
         self._stream.transport.abort()
-        self._fail_waiting()
-        for task in list(self._running.tasks):
-            task.cancel()
-
-    def _fail_waiting(self) -> None:
-        for request in self._turns.withdraw(self):
-            self._reply(request, errno.EIO)
+        self._handlers.abandon()
 
     @property
     def oldest_start(self) -> float | None:
         """When (in the loop's time) the handler began that has run longest; None if none runs."""
-        return self._running.oldest_start
+        return self._handlers.oldest_start
 
     # Requests
 
     def _accept_batch(self) -> int:
-        """Start every request that has arrived whole.
+        """Start every request that has arrived whole, as far as there are turns.
 
         Returns:
             How many bytes the next one needs.
 
         """
         reader, share, header = self._reader, self._share, self._header_size
+        parse, refusal, append = self._parse, self._rules.refusal, self._handlers.append
         buffer, end, now = memoryview(reader.buffer), reader.end, monotonic_ns()
-        while end - (start := reader.start) >= header:
-            if share is not None and share.full():
-                break
-            request = self._parse(buffer, start, now)
-            length, payload = header, None
-            if request.type == _WRITE or self._extended:
-                length += request.payload_length(extended=self._extended)
-                if end - start < length:
-                    return length
-            if request.type == _WRITE:
-                payload = buffer[start + header : start + length]
-            reader.start = start + length
-            self._accept(request, payload)
-        return header
-
-    def _accept(self, request: Request, payload: memoryview | None) -> None:
-        if request.type == _DISC:
-            self._on_disconnect()
-            return
-        self.stats.in_flight += 1
-        if self._share is not None:
-            self._share.take(cost(request))
-        if error := self._rules.refusal(request):
-            self._reply(request, error)
-        elif self._turns.free():
-            self.start(request, payload)
-        else:
-            self._turns.queue(self, request, payload)
-
-    def start(self, request: Request, payload: memoryview | None) -> None:
-        """Run a request's handler, whose turn it is."""
-        self._turns.running += 1
-        task = self._spawn(request, payload)
-        if not task.done():
-            self._running.add(task, request)
-
-    if sys.version_info >= (3, 12):
-
-        def _spawn(self, request: Request, payload: memoryview | None) -> asyncio.Task[None]:
-            # Eager: a handler that needs not wait is done when this returns, at no turn of the
-            # loop. Each request has a context of its own, as each task has.
-            return asyncio.Task(
-                self._serve(request, payload),
-                loop=self._loop,
-                context=self._context.copy(),
-                eager_start=True,
-            )
-
-    else:
-
-        def _spawn(self, request: Request, payload: memoryview | None) -> asyncio.Task[None]:
-            task: asyncio.Task[None] = self._loop.create_task(
-                self._serve(request, payload), context=self._context.copy()
-            )
-            task.add_done_callback(partial(self._respawn_unless_begun, request, payload))
-            return task
-
-        def _respawn_unless_begun(
-            self, request: Request, payload: memoryview | None, task: asyncio.Task[None]
-        ) -> None:
-            # A task that is cancelled before its first step never runs a line of its coroutine,
-            # and so has not answered.
-            if self._running.tasks.pop(task, None) is not None:
-                if self._abandoned:
-                    _release(payload)
-                    self._reply(request, errno.EIO)
-                    self._turns.end()
-                else:
-                    self._turns.running -= 1
-                    self.start(request, payload)
-
-    # Handlers
-
-    async def _serve(self, request: Request, payload: memoryview | None) -> None:
-        """Run one request's handler and answer it: the one place where errors are judged."""
-        error = errno.EIO
-        content: Content = b""
-        while True:
-            try:
-                content = await self._handle(request, payload)
-                error = 0
-            except asyncio.CancelledError:
-                if self._cancelled_from_outside():
+        room = _NO_LIMIT if share is None else share.left()
+        count = taken = 0
+        try:
+            while end - (start := reader.start) >= header and taken < room:
+                request = parse(buffer, start, now)
+                length, payload = header, None
+                if request.type == _WRITE or self._extended:
+                    length += request.payload_length(extended=self._extended)
+                    if end - start < length:
+                        return length
+                    if request.type == _WRITE:
+                        payload = buffer[start + header : start + length]
+                reader.start = start + length
+                if request.type == _DISC:
+                    self._on_disconnect()
                     continue
-            except OSError as exc:
-                error = wire_error(exc.errno)
-                logger.debug("%s failed: %r", describe(request), exc)
-            except Exception:
-                logger.exception("%s failed: a bug in its handler", describe(request))
-            except (KeyboardInterrupt, SystemExit):
-                self._finish(request, payload, errno.EIO, b"")
-                raise
-            break
-        self._finish(request, payload, error, content)
-
-    def _finish(
-        self, request: Request, payload: memoryview | None, error: int, content: Content
-    ) -> None:
-        if self._running.tasks:
-            self._running.tasks.pop(_current_task(), None)
-        _release(payload)
-        self._reply(request, error, content)
-        self._turns.end()
-
-    def _cancelled_from_outside(self) -> bool:
-        """Whether this task, not its handler, was cancelled while the client still waits.
-
-        The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
-        take the failure of a write for the loss of its data.
-        """
-        task = _current_task()
-        if not task.cancelling():
-            logger.error("a handler raised CancelledError though nobody cancelled it")
-            return False
-        if self._abandoned or task in self._given_up:
-            return False
-        while task.uncancel():
-            pass
-        return True
+                count += 1
+                if share is not None:
+                    taken += cost(request)
+                if error := refusal(request):
+                    self._reply(request, error)
+                else:
+                    append(request, payload)
+            return header
+        finally:
+            self.stats.in_flight += count
+            if share is not None:
+                share.take(taken)
+            self._handlers.go_on()
 
     # Replies
 
     def _reply(self, request: Request, error: int, content: Content = b"") -> None:
         self._replies += self._serialize(request, error, content)
-        self._answered.append(request)
-        self.stats.in_flight -= 1
-        self.stats.count(request, error)
         if error:
+            self._failed.append(request)
             self._on_event(RequestFailed(*_named(request), error))
-        if self._share is not None:
-            self._unsent += cost(request)
+        else:
+            self._succeeded.append(request)
         if not self._send_is_due:
             self._send_is_due = True
             self._loop.call_soon(self._send)
@@ -385,11 +277,12 @@ class Dispatcher:
         self._send_is_due = False
         self.last_reply = self._loop.time()
         self._stream.send(self._replies)
-        self._replies = []
-        self.stats.sent(self._answered, monotonic_ns())
-        self._answered.clear()
-        if self._share is not None and not self._stream.congested:
-            self._settle()
+        self.stats.answered(self._succeeded, self._failed, monotonic_ns())
+        if self._share is not None:
+            self._unsent += sum(map(cost, self._succeeded)) + sum(map(cost, self._failed))
+            if not self._stream.congested:
+                self._settle()
+        self._replies, self._succeeded, self._failed = [], [], []
         while self._when_idle and not self.stats.in_flight:
             idle = self._when_idle.pop()
             if not idle.done():  # whoever waited may have been cancelled
@@ -407,20 +300,3 @@ class Dispatcher:
 
 def _named(request: Request) -> tuple[str, int, int]:
     return command_name(request.type), request.offset, request.length
-
-
-def _current_task() -> asyncio.Task[None]:
-    task = asyncio.current_task()
-    assert task is not None  # only called in a request's own task
-    return task
-
-
-def _release(payload: memoryview | None) -> None:
-    """End the life of a payload, so that a handler which kept it finds out at once."""
-    if payload is not None:
-        # Where something exports it on (an array, say), the buffer below it stays as it is for as
-        # long as that lives.
-        try:  # noqa: SIM105 (contextlib.suppress costs ten times as much)
-            payload.release()
-        except BufferError:
-            pass

@@ -56,44 +56,48 @@ class Stats:
         """Requests that were answered with an error, for whatever reason."""
         return sum(self.errors_by_command.values())
 
-    def count(self, request: Request, error: int) -> None:
-        """Count a request that is being answered."""
-        command = request.type
-        if error:
-            name = command_name(command)
-            self.errors_by_command[name] = self.errors_by_command.get(name, 0) + 1
-        elif command == _READ:
-            self.reads += 1
-            self.bytes_read += request.length
-        elif command == _WRITE:
-            self.writes += 1
-            self.bytes_written += request.length
-        else:
-            counter = _COUNTERS[command]
-            setattr(self, counter, getattr(self, counter) + 1)
-
-    def sent(self, answered: list[Request], now: int) -> None:
-        """Count what is known when replies have left.
+    def answered(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
+        """Count requests whose replies have left together.
 
         Args:
-            answered: whose replies these are, in any order.
+            succeeded: in any order.
+            failed: those that were answered with an error.
             now: nanoseconds, of the clock of :attr:`Request.arrival`.
 
         """
-        if self.in_flight + len(answered) > self.max_in_flight:
-            self.max_in_flight = self.in_flight + len(answered)
-        # Those that came together often leave together: the bucket of a run of the same is found
-        # once, and one look at each request is what can be afforded.
-        count = command = arrival = 0
-        for request in answered:
+        if self.in_flight > self.max_in_flight:
+            self.max_in_flight = self.in_flight
+        self.in_flight -= len(succeeded) + len(failed)
+        # Those that came together often leave together: a run of the same is counted at once, and
+        # one look at each request is what can be afforded.
+        count = length = command = arrival = 0
+        for request in succeeded:
             if request.arrival == arrival and request.type == command:
                 count += 1
+                length += request.length
                 continue
             if count:
-                self.latency[_NAMES.get(command, _UNKNOWN)].add(now - arrival, count)
-            count, command, arrival = 1, request.type, request.arrival
+                self._add(command, count, length, now - arrival)
+            count, command = 1, request.type
+            arrival, length = request.arrival, request.length
         if count:
-            self.latency[_NAMES.get(command, _UNKNOWN)].add(now - arrival, count)
+            self._add(command, count, length, now - arrival)
+        for request in failed:
+            name = command_name(request.type)
+            self.errors_by_command[name] = self.errors_by_command.get(name, 0) + 1
+            self.latency[name].add(now - request.arrival)
+
+    def _add(self, command: int, count: int, length: int, nanoseconds: int) -> None:
+        self.latency[_NAMES[command]].add(nanoseconds, count)
+        if command == _READ:
+            self.reads += count
+            self.bytes_read += length
+        elif command == _WRITE:
+            self.writes += count
+            self.bytes_written += length
+        else:
+            counter = _COUNTERS[command]
+            setattr(self, counter, getattr(self, counter) + count)
 
     @classmethod
     def sum(cls, several: Iterable[Stats]) -> Stats:

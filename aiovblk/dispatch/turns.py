@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
-
-from ..protocol import Request
 
 MAX_CONCURRENCY = 128
 """Handlers at once: as many requests as the kernel has in flight on one connection."""
 
 
 class Starter(Protocol):
-    """Who a request came by, and who starts its handler: a dispatcher."""
+    """Who starts handlers: those of one connection."""
 
-    def start(self, request: Request, payload: memoryview | None) -> None:
-        """Run the request's handler."""
+    def go_on(self) -> None:
+        """Start handlers."""
 
 
 class Turns:
@@ -32,34 +29,36 @@ class Turns:
     def __init__(self, limit: int = MAX_CONCURRENCY) -> None:
         self.running = 0
         self._limit = limit
-        self._waiting: deque[tuple[Starter, Request, memoryview | None]] = deque()
-        self._starting = False
+        self._waiting: dict[Starter, None] = {}  # in their order
+        self._called: Starter | None = None  # whose turn it is
+        self._calling = False
 
-    def free(self) -> bool:
-        """Whether the next request need not wait."""
-        return self.running < self._limit and not self._waiting
-
-    def queue(self, starter: Starter, request: Request, payload: memoryview | None) -> None:
-        """Let a request wait; it is started when its turn comes, after all that came before."""
-        self._waiting.append((starter, request, payload))
+    def take(self, starter: Starter) -> bool:
+        """Take a turn; without one, the starter goes on when there is one for it."""
+        if self.running < self._limit and (not self._waiting or starter is self._called):
+            self._called = None  # for another turn it waits like the others
+            self.running += 1
+            return True
+        self._waiting[starter] = None
+        return False
 
     def end(self) -> None:
-        """A handler has ended: it is somebody else's turn."""
+        """A handler has ended: it is the turn of whoever has waited longest for one."""
         self.running -= 1
         # Not re-entered: a handler that is done at once comes here again.
-        if not self._waiting or self._starting:
-            return
-        self._starting = True
+        if self._waiting and not self._calling:
+            self._call()
+
+    def withdraw(self, starter: Starter) -> None:
+        """One does not wait any more."""
+        self._waiting.pop(starter, None)
+
+    def _call(self) -> None:
+        self._calling = True
         try:
             while self._waiting and self.running < self._limit:
-                starter, request, payload = self._waiting.popleft()
-                starter.start(request, payload)
+                self._called = next(iter(self._waiting))
+                del self._waiting[self._called]
+                self._called.go_on()
         finally:
-            self._starting = False
-
-    def withdraw(self, starter: Starter) -> list[Request]:
-        """Take back what one has queued."""
-        theirs = [request for queued, request, _ in self._waiting if queued is starter]
-        others = [each for each in self._waiting if each[0] is not starter]
-        self._waiting = deque(others)
-        return theirs
+            self._calling, self._called = False, None

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..errors import ProtocolError
 from .constants import CHUNK_DONE, CHUNK_ERROR, MAX_PAYLOAD, MAX_STRING, Chunk, ReplyMode
-from .transmission import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request, serialize_simple_reply
+from .transmission import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
 
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
 EXTENDED_REPLY_MAGIC = 0x6E8A278C
@@ -79,8 +79,8 @@ Serializer = Callable[[Request, int, Content], list[Data]]
 
 def simple_reply(request: Request, error: int, content: Content) -> list[Data]:
     """The whole reply to a request, as simple reply."""
-    assert isinstance(content, bytes | memoryview)  # nothing else has been negotiated
-    head = serialize_simple_reply(error, request.cookie)
+    assert not isinstance(content, tuple)  # nothing else has been negotiated
+    head = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, request.cookie)
     return [head, content] if content else [head]
 
 

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import errno
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,10 @@ def cancel_handlers(server: Served) -> None:
     """Cancel tasks as the end of an event loop does; the owner keeps its own from it."""
     for task in asyncio.all_tasks() - {server.owner, server.serving}:
         task.cancel()
+
+
+def soon(callback: Callable[..., None], *args: Any) -> None:
+    asyncio.get_running_loop().call_soon(callback, *args)
 
 
 async def test_cancelled_handler_is_run_again_and_answers() -> None:
@@ -79,9 +86,9 @@ async def test_timeout_in_a_handler_that_was_run_again_still_works() -> None:
 
 async def test_cancelled_before_its_first_step_a_handler_still_answers() -> None:
     device = PuppetDevice()
-    # In the middle of a batch of requests: before 3.12 no handler has begun then.
+    # Before 3.12 no handler has begun then.
     async with served(device) as server:
-        server.on_disconnect = lambda: cancel_handlers(server)
+        server.on_disconnect = partial(soon, cancel_handlers, server)
         cookie, write = server.client.request(WRITE, 512, data=b"\x88" * 512)
         _, disc = server.client.request(Command.DISC)
         await server.arrive(write + disc)
@@ -97,7 +104,7 @@ async def test_cancelled_before_its_first_step_a_handler_still_answers() -> None
 async def test_waiting_requests_are_served_after_a_cancelled_handler() -> None:
     device = PuppetDevice()
     async with served(device, concurrency=1) as server:
-        server.on_disconnect = lambda: cancel_handlers(server)
+        server.on_disconnect = partial(soon, cancel_handlers, server)
         messages = [server.client.request(READ, number * 512, 512)[1] for number in range(3)]
         await server.arrive(b"".join([*messages, server.client.request(Command.DISC)[1]]))
         if sys.version_info >= (3, 12):
@@ -124,10 +131,12 @@ async def test_abort_answers_nobody_and_cancels_handlers() -> None:
         assert (server.stats.errors, server.stats.in_flight) == (5, 0)
 
 
-async def test_abort_before_the_first_step_of_handlers_drains() -> None:
+@pytest.mark.parametrize("in_a_batch", [True, False])
+async def test_abort_before_the_first_step_of_handlers_drains(in_a_batch: bool) -> None:
     device = PuppetDevice()
     async with served(device) as server:
-        server.on_disconnect = server.dispatcher.abort
+        abort = server.dispatcher.abort
+        server.on_disconnect = abort if in_a_batch else partial(soon, abort)
         server.client.writer.write(
             server.client.request(READ, 0, 512)[1] + server.client.request(Command.DISC)[1]
         )

@@ -112,7 +112,7 @@ async def test_20_000_requests_leave_nothing_behind(options: dict[str, Any]) -> 
         finally:
             tracemalloc.stop()
         assert server.stats.reads == server.stats.writes == 11_000
-        assert not server.dispatcher._running.tasks
+        assert not server.dispatcher._handlers._running.tasks
 
 
 async def test_requests_leave_no_garbage_that_needs_the_collector() -> None:

@@ -1,0 +1,248 @@
+"""In which tasks the handlers of one connection run, and how they end.
+
+What holds here:
+
+* Handlers begin in the order of arrival, as far as there are turns.
+* Each runs in a task: the current task, timeouts and context variables are what they are anywhere
+  else in asyncio.
+* A handler that waits has its task to itself until it ends. Those that never wait follow each other
+  in one task: a task for each would cost as much as the rest of a small request.
+* Exactly one answer for each request, whatever its handler does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+
+from ..protocol import Content, Request, wire_error
+from .calls import Handler, describe
+from .running import Running
+from .turns import Turns
+
+logger = logging.getLogger("aiovblk")
+
+_NOTHING: Content = b""
+
+Answer = Callable[[Request, int, Content], None]
+"""Takes a request, its error value and what else its reply says."""
+
+
+class Handlers:
+    """Requests in line, and the tasks that serve them.
+
+    The first in line is served by a task that leads: it goes on with the next when that is done.
+    Once a handler has had to wait, its task is that handler's alone, and another one leads.
+
+    Args:
+        handle: calls the handler of a request, with its payload.
+        answer: called once for each request.
+        turns: how many handlers may run at once.
+        slow_request: seconds after which a handler that still runs is told of; None for never.
+        on_slow: called with each such request, and for how many seconds it has run.
+
+    """
+
+    def __init__(
+        self,
+        handle: Handler,
+        answer: Answer,
+        turns: Turns,
+        *,
+        slow_request: float | None,
+        on_slow: Callable[[Request, float], None],
+    ) -> None:
+        self._handle = handle
+        self._answer = answer
+        self._turns = turns
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        self._line: deque[tuple[Request, memoryview | None]] = deque()
+        self._leader: asyncio.Task[None] | None = None
+        self._taken: Request  # what the leader has taken last
+        self._running = Running(slow_request, on_slow)
+        self._abandoned = False
+        self._given_up: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+        # Before Python 3.12: tasks whose first step is still to come, and what those before were.
+        self._starting = 0
+        self._slow = False
+
+    @property
+    def oldest_start(self) -> float | None:
+        """When (in the loop's time) the handler began that has run longest; None if none runs."""
+        return self._running.oldest_start
+
+    def append(self, request: Request, payload: memoryview | None) -> None:
+        """Put a request in line; it waits there for :meth:`go_on`."""
+        self._line.append((request, payload))
+
+    def stop_watching(self) -> None:
+        """Tell nobody of slow handlers any more."""
+        self._running.stop_watching()
+
+    def give_up(self, since: float = math.inf) -> None:
+        """Fail with EIO what has been running since ``since`` (in the loop's time), and live on.
+
+        Without ``since`` also what waits in line. Handlers are cancelled; one that takes no notice
+        of that is waited for as before.
+        """
+        if since == math.inf:
+            self._fail_line()
+        for task, (start, _) in list(self._running.tasks.items()):
+            if start <= since:
+                self._given_up.add(task)
+                task.cancel()
+
+    def abandon(self) -> None:
+        """Cancel the handlers that still run, and start none any more."""
+        self._abandoned = True
+        self._running.stop_watching()
+        self._fail_line()
+        for task in list(self._running.tasks):
+            task.cancel()
+
+    def _fail_line(self) -> None:
+        self._turns.withdraw(self)
+        while self._line:
+            request, payload = self._line.popleft()
+            _release(payload)
+            self._answer(request, errno.EIO, b"")
+
+    if sys.version_info >= (3, 12):
+
+        def go_on(self) -> None:
+            """Serve those in line for as long as there are turns."""
+            while self._line and self._turns.take(self):
+                try:
+                    # Eager: where no handler has to wait, all are done when this returns, at no
+                    # turn of the loop.
+                    task = asyncio.Task(
+                        self._lead(),
+                        loop=self._loop,
+                        context=self._context.copy(),
+                        eager_start=True,
+                    )
+                except BaseException:  # a handler was interrupted; the others are not to wait
+                    self._loop.call_soon(self.go_on)
+                    raise
+                if not task.done():
+                    self._let_wait(task)
+
+    else:
+
+        def go_on(self) -> None:
+            """Serve those in line for as long as there are turns."""
+            # A task begins at the next turn of the loop only, so nobody knows yet whether it will
+            # have to wait. Where the last one had to, each in line is given a task; else one leads.
+            while (
+                len(self._line) > self._starting
+                and (self._slow or not self._starting)
+                and self._turns.take(self)
+            ):
+                self._starting += 1
+                task = self._loop.create_task(self._lead(), context=self._context.copy())
+                self._loop.call_soon(self._has_begun, task)
+
+        def _has_begun(self, task: asyncio.Task[None]) -> None:
+            """Called by the loop right after the first step of a task."""
+            self._starting -= 1
+            if self._leader is not task:  # it was cancelled before, and has taken no request
+                self._turns.end()
+            else:
+                self._slow = not task.done()
+                if self._slow:
+                    self._let_wait(task)
+            self.go_on()
+
+    def _let_wait(self, task: asyncio.Task[None]) -> None:
+        """Its handler has to wait: somebody else may lead."""
+        self._running.add(task, self._taken)
+        self._leader = None
+
+    async def _lead(self) -> None:
+        """Serve those in line, one after another, until a handler has had to wait.
+
+        It has a turn when it begins.
+        """
+        task = _current_task()
+        self._leader = task
+        line, turns, handle = self._line, self._turns, self._handle
+        while line:
+            request, payload = line.popleft()
+            self._taken = request
+            error, content = errno.EIO, _NOTHING
+            interrupt: KeyboardInterrupt | SystemExit | None = None
+            while True:
+                try:
+                    content = await handle(request, payload)
+                    error = 0
+                except asyncio.CancelledError:
+                    if self._cancelled_from_outside(task):
+                        continue
+                except OSError as exc:
+                    error = wire_error(exc.errno)
+                    logger.debug("%s failed: %r", describe(request), exc)
+                except Exception:
+                    logger.exception("%s failed: a bug in its handler", describe(request))
+                except (KeyboardInterrupt, SystemExit) as exc:
+                    interrupt = exc
+                break
+            waited = self._leader is not task
+            if waited:
+                self._running.tasks.pop(task, None)
+            if payload is not None:
+                _release(payload)
+            self._answer(request, error, content)
+            turns.end()
+            if interrupt is not None:
+                raise interrupt
+            if waited or not _is_as_it_was(self._context) or not line or not turns.take(self):
+                return
+        turns.end()
+
+    def _cancelled_from_outside(self, task: asyncio.Task[None]) -> bool:
+        """Whether this task, not its handler, was cancelled while the client still waits.
+
+        The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
+        take the failure of a write for the loss of its data.
+        """
+        if not task.cancelling():
+            logger.error("a handler raised CancelledError though nobody cancelled it")
+            return False
+        if self._abandoned or task in self._given_up:
+            return False
+        while task.uncancel():
+            pass
+        return True
+
+
+def _current_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None  # only called in a task
+    return task
+
+
+def _is_as_it_was(context: Context) -> bool:
+    """Whether no handler has set a context variable: the next one is not to see it."""
+    try:
+        return copy_context() == context
+    except Exception:  # the value of a variable need not agree to be compared
+        return False
+
+
+def _release(payload: memoryview | None) -> None:
+    """End the life of a payload, so that a handler which kept it finds out at once."""
+    if payload is not None:
+        # Where something exports it on (an array, say), the buffer below it stays as it is for as
+        # long as that lives.
+        try:  # noqa: SIM105 (contextlib.suppress costs ten times as much)
+            payload.release()
+        except BufferError:
+            pass
