@@ -196,7 +196,10 @@ class Program:
         if signum is not None:
             self.process.send_signal(signum)
         async with asyncio.timeout(PATIENCE):
-            return await self.process.wait()
+            # wait() waits for the end of its output as well, which a successor may go on with.
+            while (status := self.process.returncode) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return status
 
 
 @contextlib.asynccontextmanager
