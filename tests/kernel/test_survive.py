@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,10 +74,12 @@ class Servers:
         while await self._zygote.line() != "ended":
             pass  # what it says about it
 
-    async def restart(self, writes: int) -> None:
-        """Kill it, after so many more writes, and start it again."""
+    async def restart(self, writes: int, working: asyncio.Task[Any]) -> None:
+        """Kill it, after so many more writes of what goes on meanwhile, and start it again."""
         enough = self._writes() + writes
-        await becomes_true(lambda: self._writes() >= enough)
+        await becomes_true(lambda: self._writes() >= enough or working.done())
+        if working.done():  # it failed
+            await working
         await self.end(signal.SIGKILL)
         await self.start()
 
@@ -104,13 +107,17 @@ async def servers(image: Path) -> AsyncIterator[Servers]:
 
 @pytest.mark.deadline(900)
 async def test_killed_servers_are_missed_by_nobody(image: Path) -> None:
+    enough = asyncio.Event()
+
+    async def verify_again_and_again(path: str) -> None:
+        while not enough.is_set():
+            await verify(path)
+
     async with servers(image) as these:
-        working = asyncio.create_task(verify(these.path))
+        working = asyncio.create_task(verify_again_and_again(these.path))
         for _ in range(KILLS):
-            await these.restart(writes=50)
-            if working.done():
-                await working
-                working = asyncio.create_task(verify(these.path))
+            await these.restart(50, working)
+        enough.set()
         await working
     assert sysfs.queue_attribute(int(these.path.removeprefix("/dev/nbd")), "io_timeout") == "30000"
 
@@ -127,7 +134,7 @@ async def test_a_file_system_outlives_killed_servers(image: Path, tmp_path: Path
             )
             working = asyncio.create_task(sh(script, patience=LONG))
             for _ in range(KILLS):
-                await these.restart(writes=8)
+                await these.restart(8, working)
             (tmp_path / "stop").touch()
             await working
             await sh("echo 3 > /proc/sys/vm/drop_caches")
