@@ -316,6 +316,25 @@ async def test_run_goes_on_where_it_was_cancelled() -> None:
         assert await server.client.read(0, 4096) == b"\4" * 4096
 
 
+async def test_who_lets_go_of_the_socket_waits_for_replies_that_have_not_left() -> None:
+    device = PuppetDevice()
+    async with served(device) as server:
+        server.client.send(READ, 0, 512)
+        call = await device.calls.get()
+        server.serving.cancel()
+        await asyncio.wait([server.serving])
+        call.succeed()
+        await asyncio.sleep(0)
+        # The handler has ended, and its reply is to leave at the next turn of the loop.
+        drained = server.dispatcher.drained()
+        assert not drained.done()
+        await drained
+        sock, received = server.dispatcher.detach()
+        sock.close()
+        assert received == b""
+        assert (await server.client.reply()).error == 0
+
+
 class SpyTransport:
     """Notes what the dispatcher writes, and hands it on."""
 
