@@ -21,15 +21,15 @@ from ..errors import AttachError, DeviceBusyError, Error
 from ..events import Attached, Detached, Listener, Resized, Unmounted
 from ..events import Unmounting as UnmountingEvent
 from ..tasks import SteadyTask, occur, outlast
-from ..threads import in_thread
 from .attaching import ATTACH_TIMEOUT, Attaching, Options
 from .door import Door, Geometry, Successor, Wanted
 from .events import Events
 from .leaving import Leaving
 from .lines import Lines
+from .resizing import Resizing
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
-from .waiting import begin, call, within
+from .waiting import call
 
 logger = logging.getLogger("aiovblk")
 
@@ -216,50 +216,9 @@ class Mount:
         async with self._claiming:
             if self._events.stopping.done() or self._events.leaving.done():
                 raise AttachError(errno.ENODEV, "the device is unmounted", self.path)
-            claims = kernel.Claims()
-            try:
-                if new_size < self.device.size and not force:
-                    claim = self._link.claim_beyond
-                    await call(self._unmount_timeout, claim, new_size, claims)
-                await self._resize(blocks, new_size)
-            finally:
-                # Before anybody is told, so that whoever mounts it next finds it free.
-                await asyncio.wait([begin(claims.release)], timeout=KERNEL_TIMEOUT)
-
-    async def _resize(self, blocks: int, new_size: int) -> None:
-        if new_size > self.device.size:
-            # The kernel may use what is new before its call returns.
-            await self._resize_lines(new_size)
-        else:
-            await call(self._unmount_timeout, self._link.sync)
-        await self._call_answered(self._link.resize, blocks)
-        self.device.blocks = blocks  # it is so, whatever goes wrong from here on
-        await self._resize_lines(new_size)
-        self._events.feed.publish(Resized(new_size))
-
-    async def _resize_lines(self, size: int) -> None:
-        try:
-            async with asyncio.timeout(self._unmount_timeout):
-                await self._lines.resize(size)
-        except TimeoutError:
-            reason = f"a worker has not answered for {self._unmount_timeout:g} s"
-            raise TimeoutError(errno.ETIMEDOUT, reason) from None
-
-    async def _call_answered(self, step: Callable[[int], None], blocks: int) -> None:
-        """Call what waits in the kernel until all that is in flight is answered, and see to that.
-
-        Raises:
-            TimeoutError: it has not returned, though what hung was given up.
-
-        """
-        since = asyncio.get_running_loop().time()
-        calling = in_thread(step, blocks)
-        try:
-            await within(self._unmount_timeout, calling)
-        except TimeoutError:
-            logger.warning("%s: handlers that the kernel waits for are given up", self.path)
-            self._lines.give_up(since)
-            await within(self._unmount_timeout, calling)
+            resizing = Resizing(self.device, self._lines, self._link, self._unmount_timeout)
+            await resizing.run(blocks, force=force)
+            self._events.feed.publish(Resized(new_size))
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
