@@ -47,7 +47,7 @@ def main() -> None:
     parsed = parser.parse_args()
     signal.signal(signal.SIGTERM, leave)
     subprocess.run(["modprobe", "nbd"], check=False)  # or it is in the kernel
-    tell(machine={name: machine.describe()[name] for name in ("processor", "kernel")})
+    tell(machine=machine.describe())
     peers = [peer for peer in attached_peers() if peer.name in parsed.peers]
     cases = [case for case in KERNEL_CASES if case.name in parsed.cases]
     if parsed.quick:

@@ -10,20 +10,53 @@ import subprocess
 import time
 from pathlib import Path
 
-VERSIONS = {
+from .peers.ours import VERSIONS, interpreter
+
+PROGRAMS = {
     "fio": ("fio", "--version"),
     "nbdkit": ("nbdkit", "--version"),
     "qemu-nbd": ("qemu-nbd", "--version"),
     "C compiler": ("cc", "--version"),
 }
 
+_AWAITING = """
+import asyncio, platform, time
+
+async def inner():
+    pass
+
+async def outer():
+    await inner()
+
+async def main():
+    best = float("inf")
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(20_000):
+            await outer()
+        best = min(best, time.perf_counter() - begin)
+    return best / 20_000 * 1e9
+
+nanoseconds = asyncio.run(main())
+build = f"{platform.python_version()}, {platform.python_compiler()}"
+print(f"{build}; {nanoseconds:.0f} ns to await a coroutine that awaits another")
+"""
+
 
 def describe() -> dict[str, str]:
-    """Processor, kernel and the versions of the programs."""
+    """Processor and kernel."""
     return {
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} used",
         "kernel": f"Linux {platform.release()}",
-        **{name: _version(command) for name, command in VERSIONS.items()},
+    }
+
+
+def describe_programs() -> dict[str, str]:
+    """The versions of the programs, and how fast each interpreter is by itself."""
+    return {name: _version(command) for name, command in PROGRAMS.items()} | {
+        f"Python {version}": found
+        for version in VERSIONS
+        if (found := _output((interpreter(version), "-c", _AWAITING)))
     }
 
 
@@ -59,9 +92,17 @@ def _processor() -> str:
 
 
 def _version(command: tuple[str, ...]) -> str:
+    output = _output(command)
+    if output is None:
+        return "none"
+    found = re.search(r"\d+(\.\d+)+", output)
+    return found[0] if found else "unknown"
+
+
+def _output(command: tuple[str, ...]) -> str | None:
+    """What a program prints; None where there is no such program."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except OSError:
-        return "none"
-    found = re.search(r"\d+(\.\d+)+", done.stdout)
-    return found[0] if found else "unknown"
+        return None
+    return done.stdout.strip()

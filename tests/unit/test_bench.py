@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from bench import load, process, tables
+from bench import load, machine, process, tables
 from bench.__main__ import command_line, matches
 from bench.asked import (
     BOUNDS,
@@ -391,6 +394,13 @@ def test_page_names_the_command_that_makes_it() -> None:
 # Reports
 
 
+def test_machine_tells_how_fast_an_interpreter_is() -> None:
+    told = machine._output((sys.executable, "-c", machine._AWAITING))
+    assert told is not None
+    assert re.fullmatch(rf"{platform.python_version()}, .+; \d+ ns to await a .+", told)
+    assert machine._output(("no-such-program",)) is None
+
+
 def test_table_is_aligned() -> None:
     assert tables.table(["server", "µs"], [["a", "1.5"], ["longer", ""]]).splitlines() == [
         "| server |  µs |",
@@ -404,7 +414,9 @@ def test_page_has_figures_ratios_and_verdicts() -> None:
     text = page(made_up_run())
     assert "off by 3%" in text
     assert "* processor: one of many" in text
-    assert f"## What is asked\n\n| asked {' ' * 70}"[:40] in text
+    asked = text.partition("## What is asked\n\nThe bounds ")[2].partition("\n## ")[0]
+    assert asked.splitlines()[4].split("|")[-2].strip() == LIMIT
+    assert "| server CPU, 4k read QD64: at most 2.2 of bare C loop " in asked
     assert "0.50, met" in text
     assert "2.00, **not met**" in text
     assert "1.20, **not met**" in text
