@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 
 from ..device import BlockDevice
@@ -192,6 +194,15 @@ class Dispatcher:
         self._handlers.stop_watching()
         descriptor, received = self._stream.detach()
         return socket.socket(fileno=descriptor), received
+
+    def retire(self) -> None:
+        """Let the client send no more; :meth:`run` takes what it has sent, and returns."""
+        transport = self._stream.transport
+        if not transport.is_closing():
+            # By a duplicate: uvloop's own socket cannot be shut down.
+            descriptor = os.dup(transport.get_extra_info("socket").fileno())
+            with socket.socket(fileno=descriptor) as sock, suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""

@@ -19,6 +19,7 @@ from ..threads import in_thread
 from .door import Geometry, Given, Wanted, ask
 from .events import Events
 from .lines import REMAKE_TIMEOUT, Line, Lines, close_all
+from .receivers import begun, ended
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT
 from .waiting import call, within
@@ -82,6 +83,7 @@ class Attaching:
         self._lines = lines
         self._events = events
         self._options = options
+        self._offering = asyncio.Lock()
 
     async def run(self, path: str | None) -> kernel.Link:
         """Attach a device, or take it over; requests are served when this returns.
@@ -114,10 +116,14 @@ class Attaching:
             ConnectionError: somebody took the other's away.
 
         """
+        lines = self._lines
+        # Else its receiver, which may not even have begun, would take from the new one.
+        await ended(link.index, lambda: lines.in_use, REMAKE_TIMEOUT)
         if not await call(KERNEL_TIMEOUT, link.has_died, DEATH_TIMEOUT):
             raise ConnectionError("somebody took its socket away")
         await self._served.renew(old, new)
-        return await _offer(link)
+        async with self._offering:
+            return await _offer(link, lines.in_use)
 
     async def _unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
         """Take a step that may take for ever, since a worker or a factory takes it."""
@@ -246,9 +252,10 @@ async def _offer_all(link: kernel.Link) -> list[tuple[socket.socket, bytes]]:
     """A connection in place of each that the last server had."""
     connections: list[tuple[socket.socket, bytes]] = []
     try:
-        connections.append((await _offer(link), b""))
+        connections.append((await _offer(link, 0), b""))
         while (sock := await call(KERNEL_TIMEOUT, link.offer, 0)) is not None:
             connections.append((sock, b""))
+            await begun(link.index, len(connections))
     except BaseException:
         close_all([sock for sock, _ in connections])
         await call(KERNEL_TIMEOUT, link.forsake)
@@ -256,7 +263,8 @@ async def _offer_all(link: kernel.Link) -> list[tuple[socket.socket, bytes]]:
     return connections
 
 
-async def _offer(link: kernel.Link) -> socket.socket:
+async def _offer(link: kernel.Link, others: int) -> socket.socket:
+    """A connection in place of one that has died, beside others."""
     offering = in_thread(link.offer, KERNEL_TIMEOUT)
     try:
         sock = await within(2 * KERNEL_TIMEOUT, offering)
@@ -265,6 +273,11 @@ async def _offer(link: kernel.Link) -> socket.socket:
         raise
     if sock is None:
         raise DeviceBusyError(errno.EBUSY, "it still has a server", link.path)
+    try:
+        await begun(link.index, others + 1)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

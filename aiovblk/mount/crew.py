@@ -218,6 +218,12 @@ class WorkerLine:
         """Done as soon as every request that has arrived is answered."""
         return self._call("drained")
 
+    def retire(self) -> None:
+        """Let the kernel send no more; :meth:`run` takes what it has sent, and returns."""
+        if self._sock is not None:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)
+
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close."""
         return self._call("close", then=self._close)

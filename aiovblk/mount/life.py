@@ -26,6 +26,7 @@ from .door import Door, Geometry, Successor, Wanted
 from .events import Events
 from .leaving import Leaving
 from .lines import Lines
+from .receivers import see_to_all
 from .resizing import Resizing
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
@@ -311,6 +312,7 @@ class Mount:
             link.is_served = is_served
             self._lines.renew = partial(attaching.renew, link)
         try:
+            await see_to_all(link, self._lines)
             await call(ATTACH_TIMEOUT, link.wait_until_live, ATTACH_TIMEOUT)
         except OSError as exc:
             occur(self._events.forced)

@@ -56,6 +56,9 @@ class Line(Protocol):
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
 
+    def retire(self) -> None:
+        """Let the kernel send no more; :meth:`run` takes what it has sent, and returns."""
+
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close."""
 
@@ -80,6 +83,10 @@ class _Place:
     given_up: float = -math.inf
     """When the kernel last gave a line here up, because a handler took too long."""
     disconnected: bool = False
+    retired: str = ""
+    """Why the line is to be made again although it serves."""
+    lost: str = ""
+    """Why the kernel has no connection here, until it has another one."""
     ended: bool = False
 
 
@@ -188,6 +195,31 @@ class Lines:
         for line in self.each():
             await line.resize(size)
 
+    @property
+    def in_use(self) -> int:
+        """How many connections the kernel has: those that were not lost, or are made again."""
+        return sum(not (place.lost or place.ended) for place in self._places)
+
+    def retire(self, lines: Sequence[Line], reason: str) -> None:
+        """Have lines made again that serve; what has arrived on them is answered before.
+
+        They are lost where :attr:`renew` is None.
+        """
+        for place in self._places:
+            if place.line in lines:
+                place.retired = reason
+                place.line.retire()
+
+    def stop_remaking(self) -> None:
+        """Have no line made again any more.
+
+        Of one that the kernel takes when it has begun to disconnect it does not let go.
+        """
+        self.renew = None
+        for place in self._places:
+            if place.remaking is not None:
+                place.remaking.give_up()
+
     def give_up(self, since: float = math.inf) -> None:
         """Fail with EIO the requests whose handlers have been running since then, and live on.
 
@@ -248,13 +280,13 @@ class Lines:
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close; the result is done once all is closed."""
         self._closed = True
-        self._give_up_remaking()
+        self.stop_remaking()
         return asyncio.gather(*(line.close() for line in self.each()))
 
     def abort(self) -> None:
         """Give up: close at once, and cancel the handlers that still run."""
         self._aborted = True
-        self._give_up_remaking()
+        self.stop_remaking()
         for place in self._places:
             if place.is_connected:
                 place.line.abort()
@@ -270,6 +302,7 @@ class Lines:
 
     def _on_disconnect(self, place: _Place) -> None:
         place.disconnected = True
+        self.stop_remaking()
         self._look()
 
     def _on_end(self, place: _Place, serving: asyncio.Task[None]) -> None:
@@ -279,15 +312,18 @@ class Lines:
         if self._aborted or self._closed or place.disconnected:
             self._end(place, error)
             return
-        reason = str(error or "it was closed")
-        self.tell(ConnectionLost(place.number + 1, len(self._places), reason))
-        if self.renew is None or self._paused or self._took_too_long_again(place):
-            self._lose(place, error)
-            return
-        _abandon(place)
+        if error is not None:
+            place.retired = ""  # it broke before
+        place.lost = place.retired or str(error or "it was closed")
+        self.tell(ConnectionLost(place.number + 1, len(self._places), place.lost))
+        if not place.retired:
+            if self.renew is None or self._paused or self._took_too_long_again(place):
+                self._lose(place, error, place.lost)
+                return
+            _abandon(place)
         remaking = limited(REMAKE_TIMEOUT, self._remake(place, self.renew))
         place.remaking = SteadyTask(remaking, self._stop)
-        place.remaking.add_done_callback(partial(self._on_remade, place, error))
+        place.remaking.add_done_callback(partial(self._on_remade, place, error, place.lost))
 
     def _took_too_long_again(self, place: _Place) -> bool:
         """Whether the kernel has given a line up, and had given up the one before it as well.
@@ -304,11 +340,16 @@ class Lines:
         return now - before < 4 * self.timeout
 
     async def _remake(
-        self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]]
+        self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]] | None
     ) -> None:
         await place.line.drained()
+        if place.retired:
+            await place.line.close()
+        if renew is None:
+            raise ConnectionError("the kernel takes no other")
         line = place.make(lambda: self._on_disconnect(place))
         sock = await renew(place.line, line)
+        place.lost = place.retired = ""
         try:
             await line.connect(sock)
         except BaseException:
@@ -318,35 +359,33 @@ class Lines:
         place.line = line
 
     def _on_remade(
-        self, place: _Place, error: BaseException | None, remaking: asyncio.Task[None]
+        self, place: _Place, error: BaseException | None, why: str, remaking: asyncio.Task[None]
     ) -> None:
         place.remaking = None
         if remaking.cancelled():
             self._end(place, error)
         elif failure := remaking.exception():
-            self._lose(
-                place, error, f"; it could not be made again: {failure or 'it took too long'}"
-            )
+            failed = f"it could not be made again: {failure or 'it took too long'}"
+            self._lose(place, error, f"{why}; {failed}")
         else:
             logger.warning(
                 "connection %d of %d was lost (%s) and is made again; what was in flight on it is"
                 " sent again",
                 place.number + 1,
                 len(self._places),
-                error or "it was closed",
+                why,
             )
             self.tell(ConnectionRestored(place.number + 1, len(self._places)))
             self._serve(place)
 
-    def _lose(self, place: _Place, error: BaseException | None, why: str = "") -> None:
+    def _lose(self, place: _Place, error: BaseException | None, why: str) -> None:
         if any(not other.ended for other in self._places if other is not place):
             _abandon(place)
             logger.error(
-                "connection %d of %d is lost (%s%s); what was in flight on it is sent again on the"
+                "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
                 " others",
                 place.number + 1,
                 len(self._places),
-                error or "it was closed",
                 why,
             )
         self._end(place, error)
@@ -355,11 +394,6 @@ class Lines:
         self._error = self._error or error
         place.ended = True
         self._look()
-
-    def _give_up_remaking(self) -> None:
-        for place in self._places:
-            if place.remaking is not None:
-                place.remaking.give_up()
 
     def _look(self) -> None:
         places = self._places

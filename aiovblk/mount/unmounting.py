@@ -103,6 +103,7 @@ class Unmounting:
         if not events.stream_ended.done():
             await self._write_back()
         if not events.stream_ended.done() and not events.disconnected.done():
+            self._lines.stop_remaking()
             disconnecting = begin(self._link.disconnect)
             await patiently(disconnecting, ended)
             # Refused if the process has given up its privileges: then closing has to do.

@@ -6,21 +6,27 @@ import asyncio
 import os
 import signal
 import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 import aiovblk
 from aiovblk import Mount
+from aiovblk.kernel import liveness
 
 from .support import (
     MIB,
     Disk,
     assert_stored_and_said_goodbye,
+    becomes_true,
     command,
     fio,
     leave_dirty_pages,
     pattern,
+    pread,
     pwrite,
     sh,
 )
@@ -131,6 +137,50 @@ async def test_a_handler_that_outlasts_the_kernel_is_cancelled_and_called_again(
         assert await asyncio.to_thread(pwrite, mount.path, 0, pattern(4096)) == 4096
     assert (disk.calls, disk.cancelled) == (2, 1)
     assert disk.contents(0, 4096) == pattern(4096)
+
+
+@asynccontextmanager
+async def kernel_that_starts_threads_slowly() -> AsyncIterator[None]:
+    """Keep all processors busy with what comes before what the kernel starts threads with."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -20)  # or this thread would be as late; others inherit it
+    script = "print(flush=True)\nwhile True: pass"
+    busy = [
+        await asyncio.create_subprocess_exec(sys.executable, "-Sc", script, stdout=PIPE)
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        for each in busy:
+            assert each.stdout is not None
+            await each.stdout.readline()
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+        for each in busy:
+            each.kill()
+            await each.communicate()
+
+
+def read_on(processor: int, path: str) -> bytes:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processor})  # of this thread
+    try:
+        return pread(path, 0, 4096)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def test_every_connection_is_received_by_where_threads_start_late(attach: str) -> None:
+    disk = Disk()
+    async with AsyncExitStack() as stack:
+        async with kernel_that_starts_threads_slowly():
+            mount = await stack.enter_async_context(aiovblk.mounted(disk, connections=4))
+            if attach == "netlink":
+                await becomes_true(lambda: liveness.connections()[mount.index] == 4)
+        for processor in range(os.cpu_count() or 1):
+            await asyncio.to_thread(read_on, processor, mount.path)
+        await leave_dirty_pages(mount.path)
+    assert_stored_and_said_goodbye(disk)
 
 
 async def test_the_loss_of_all_connections_is_told() -> None:

@@ -21,12 +21,13 @@ import pytest
 import aiovblk
 from aiovblk import AttachError, Error, kernel
 from aiovblk.dispatch import Stats
+from aiovblk.events import ConnectionRestored
 from aiovblk.mount import _served, attaching
 from aiovblk.mount.crew import Crew as MountCrew
 from aiovblk.mount.door import Geometry as DoorGeometry
 from aiovblk.mount.door import Given, Wanted, ask
 from aiovblk.mount.events import Events
-from aiovblk.mount.lines import Lines, close_all
+from aiovblk.mount.lines import Line, Lines, close_all
 from aiovblk.mount.unmounting import Unmounting
 from aiovblk.server import crew as serving
 from aiovblk.server.connection import make_settings
@@ -160,6 +161,44 @@ async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
         await until(lambda: lost.oldest_start is None)
         assert lines.waited_since() > 1.0
         assert lines.stats.in_flight == 0
+
+
+async def test_workers_answer_what_has_arrived_before_their_connections_are_made_again(
+    image: Path,
+) -> None:
+    crew = crew_of(partial(FileOfAll, image), workers=2)
+    events = Events()
+    heard = events.feed.listen()
+    lines = Lines(events, lambda: None)
+    clients: list[Client] = []
+
+    async def renew(old: Line, new: Line) -> socket.socket:
+        await crew.renew(old, new)
+        ours, theirs = socket.socketpair()
+        clients.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
+        return ours
+
+    try:
+        await crew.open(lines)
+        for kernel_end in await lines.connect():
+            clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
+        lines.start()
+        lines.renew = renew
+        data = os.urandom(512)
+        clients[0].send(WRITE, 512, data=data)
+        lines.retire(lines.each(), "for a test")
+        assert (await clients[0].reply()).error == 0
+        restored = 0
+        while restored < 2:
+            restored += isinstance(await anext(heard), ConnectionRestored)
+        assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
+        for client in clients[2:]:
+            assert await client.read(512, 512) == data
+        assert lines.in_use == 2
+    finally:
+        await crew.close()
+        for client in clients:
+            client.writer.close()
 
 
 # Servers

@@ -354,3 +354,23 @@ async def test_nothing_is_made_again_at_the_end() -> None:
         await began.wait()
         await server.lines.close()
         await server.events.stream_ended
+
+
+async def test_nothing_is_made_again_once_the_kernel_disconnects() -> None:
+    async with side(MemoryDevice(1 << 20, block_size=512), connections=2) as server:
+        await server.begin()
+        began = asyncio.Event()
+
+        async def renew(old: Line, new: Line) -> socket.socket:
+            began.set()
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        server.lines.renew = renew
+        server.clients[0].writer.close()
+        await began.wait()
+        server.clients[1].send(Command.DISC)
+        await server.events.disconnected
+        assert not server.events.stream_ended.done()
+        server.clients[1].writer.close()
+        await server.events.stream_ended
