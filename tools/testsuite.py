@@ -258,7 +258,7 @@ def pytest(version: str, path: str) -> list[str]:
 
 def bounded(version: str, path: str) -> list[str]:
     """Return a pytest command that ends some day: a test that hangs would hang the rest too."""
-    return ["timeout", "900", *pytest(version, path)]
+    return ["timeout", "1800", *pytest(version, path)]
 
 
 if __name__ == "__main__":
