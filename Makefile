@@ -1,51 +1,64 @@
-# make setup   what the project needs: Debian packages, and .venv with its tools
+# make check   while you work: ruff, mypy, and the unit tests on one Python, on all processors
+# make test    what a change must pass to land: lint, unit tests on the oldest and the newest Python,
+#              other NBD programs, and the core of the kernel tests in virtual machines
+# make test-all   the whole matrix: long unit tests on each Python, all kernel tests, systemd and udev,
+#              Ceph's S3 gateway. ARGS=--resume goes on where an earlier run of this tree stopped
 # make demo    show what the library does, in a virtual machine
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
-# make test    everything: lint, unit tests on each Python, other NBD programs, kernel tests in VMs
-# make test-systemd   the packaged unit, and life with udev, in Debians of their own (not in make test)
-# make test-rgw       disks in Ceph's S3 gateway (not in make test). It installs nothing and starts no
-#              service: unless Ceph is there, Debian's packages are unpacked to ~/.cache/aiovblk/ceph
-#              (ceph-mon, ceph-osd, ceph-common, radosgw and what they need, 60 MB), and a cluster of
-#              three processes runs in a temporary folder while the tests do
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
 # make lint    ruff and mypy alone
+# make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
+#              The other targets do their own set-up
 # make clean   remove what the others made in the checkout (kernels and Ceph stay in ~/.cache/aiovblk)
 #
 # PYTHON=python3.12             the interpreter of .venv
 # PYTHONS="3.11 3.13"           the versions to test on
-# BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
 # KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
+# ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
+# BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup demo demo-s3 test test-systemd test-rgw bench lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench lint clean
 
 setup:
-	@tools/setup
+	@tools/setup test
 
-demo: setup
-	@tools/demo
-
-demo-s3: setup
-	@tools/demo s3
+check:
+	@tools/setup check
+	@tools/test check $(ARGS)
 
 test: setup
-	@tools/test
+	@tools/test test $(ARGS)
 
+test-all:
+	@tools/setup all
+	@tools/test all $(ARGS)
+
+# Two stages of test-all.
 test-systemd: setup
 	@tools/test systemd
 
-test-rgw: setup
+test-rgw:
 	@tools/setup rgw
 	@tools/test rgw
+
+demo:
+	@tools/setup demo
+	@tools/demo
+
+demo-s3:
+	@tools/setup demo
+	@tools/demo s3
 
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
 
-lint: setup
+lint:
+	@tools/setup check
 	@tools/test lint
 
 clean:

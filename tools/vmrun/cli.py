@@ -19,6 +19,7 @@ Run a command under a Linux kernel that has nbd, with this machine's files aroun
     tools/vm run --systemd -- ...        in a Debian of its own, with systemd and udev running
     tools/vm fetch                       only fill the cache (AIOVBLK_CACHE, else
                                          XDG_CACHE_HOME/aiovblk, else ~/.cache/aiovblk)
+    tools/vm root 3.14                   print a root directory in the cache with that Python
 
 The guest sees this machine's root directory unchanged, as root.  What the command writes is lost,
 except below --rw DIR.  Output streams to stdout; stdin is empty.
@@ -46,6 +47,9 @@ def main() -> int:
     """Run the command line and return the exit status."""
     options = parser().parse_args()
     try:
+        if options.verb == "root":
+            print(roots.with_python(options.python))
+            return 0
         if options.verb == "fetch":
             for series in options.kernel:
                 print(kernels.get(series).home)
@@ -74,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True)
     fetch = verbs.add_parser("fetch", help="fetch kernels into the cache")
     fetch.add_argument("--kernel", nargs="*", choices=kernels.SERIES, default=kernels.SERIES)
+    root = verbs.add_parser("root", help="print a Debian root directory with some Python")
+    root.add_argument("python", metavar="VERSION", help="of Python, such as 3.14")
     run = verbs.add_parser("run", help="run a command")
     run.add_argument("--kernel", choices=[*kernels.SERIES, "host"], default="6.1")
     run.add_argument("--smp", type=int, default=1, metavar="N", help="virtual CPUs (default 1)")

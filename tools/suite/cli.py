@@ -1,0 +1,158 @@
+"""The command line of tools/test."""
+
+import argparse
+import fnmatch
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from . import report
+from .environments import REPORTS, ROOT, SetupError
+from .records import Records
+from .stages import SIZES, STAGES, Plan
+from .steps import Outcome, Output, Step, run_together
+
+DESCRIPTION = """\
+Run checks and tests: one of three sizes, or a part.
+
+    tools/test check                     make check: ruff, mypy, unit tests on one Python
+    tools/test                           make test: what a change must pass to land
+    tools/test all                       make test-all: the whole matrix
+    tools/test unit tests/unit/test_x.py -k name
+    tools/test kernel tests/kernel/test_io.py --attach ioctl
+                                         a part; what follows a stage is given to pytest
+"""
+
+EPILOG = """\
+stages:
+    lint     ruff check, ruff format --check, mypy --strict
+    unit     tests/unit: no kernel device, no root, no other programs
+    tools    tests/tools: tools/vm and tools/test themselves
+    interop  tests/interop: other people's NBD programs
+    kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything
+    systemd  tests/systemd, in Debians with systemd and udev
+    rgw      tests/rgw, disks in a Ceph of their own behind its S3 gateway
+
+environment:
+    PYTHONS="3.11 3.13"   the versions to test on
+    KERNELS="6.12"        the kernels to test on: 6.1, 6.12, host
+    VM_TIMEOUT=4500       seconds for a virtual machine
+
+What has passed is recorded for the tree as it is, committed or not.  With --resume, steps that
+have passed for this very tree are not run again.  build/tests has JUnit files, and report.json.
+The exit status is 0 if all passed, 1 if something failed, 2 if something is missing.
+"""
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    options, words = parser().parse_known_args()
+    signal.signal(signal.SIGTERM, leave)
+    os.chdir(ROOT)
+    (ROOT / REPORTS).mkdir(parents=True, exist_ok=True)
+    size = options.what
+    if size in SIZES:
+        if words or options.words:
+            sys.exit(f"tools/test: {size} takes no paths; name a stage: {' '.join(STAGES)}")
+        plan = Plan(size)
+    else:
+        plan = Plan("part", [*options.words, *words])
+    try:
+        return Run(plan, options.only, resume=options.resume).run([*SIZES.get(size, [size])])
+    except SetupError as error:
+        print(f"tools/test: {error}", file=sys.stderr)
+        return 2
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leave by way of the cleanups."""
+    sys.exit(128 + number)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        "tools/test",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("what", nargs="?", default="test", choices=[*SIZES, *STAGES])
+    parser.add_argument("words", nargs="*", metavar="PATH", help="files or tests of a stage")
+    parser.add_argument(
+        "--resume", action="store_true", help="do not repeat what has passed for this very tree"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only steps whose stage or name matches, such as rgw or '*6.12*'; may be repeated",
+    )
+    return parser
+
+
+class Run:
+    """One run: its steps, their outcomes, and the report at its end."""
+
+    def __init__(self, plan: Plan, only: Sequence[str], *, resume: bool) -> None:
+        self._plan = plan
+        self._only = only
+        self._resume = resume
+        # A part is not the step that a size has by the same name.
+        self._records = Records() if plan.scope != "part" else None
+        self._output = Output()
+        self._outcomes: list[Outcome] = []
+        self._started = time.monotonic()
+
+    def run(self, stages: Sequence[str]) -> int:
+        """Run `stages` in the order in which STAGES has them, and return the exit status."""
+        try:
+            for name in stages:
+                for batch in STAGES[name](self._plan):
+                    self._run_batch([step for step in batch if self._is_wanted(step)])
+        finally:
+            self._finish()
+        return 0 if all(each.passed for each in self._outcomes) else 1
+
+    def _run_batch(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            for path in report.junit_files(step.name):
+                path.unlink(missing_ok=True)
+        outcomes = run_together(steps, self._output)
+        self._outcomes += outcomes
+        for each in outcomes:
+            if self._records:
+                self._records.note(each.step.name, each.seconds, passed=each.passed)
+
+    def _is_wanted(self, step: Step) -> bool:
+        """Whether --only and --resume leave a step to be run; what has passed is reported."""
+        if self._only and not any(
+            fnmatch.fnmatch(text, pattern)
+            for pattern in self._only
+            for text in (step.stage, step.name)
+        ):
+            return False
+        if self._resume and self._records and step.name in self._records.passed:
+            seconds = self._records.passed[step.name]
+            self._outcomes.append(Outcome(step, True, seconds, "before, for this tree"))
+            return False
+        return True
+
+    def _finish(self) -> None:
+        """Print the report, also of a run that was interrupted; a part of one step needs none."""
+        if len(self._outcomes) < 2 and self._plan.scope == "part":
+            self._output.finish()
+            return
+        seconds = time.monotonic() - self._started
+        tree = self._records.tree if self._records else None
+        left_out = self._plan.left_out
+        path = report.write_json(tree, self._outcomes, left_out, seconds)
+        for line in ["", *report.table(self._outcomes, left_out)]:
+            self._output.line(line)
+        self._output.line(f"\n{seconds:.0f} s in all; the same and more in {path}")
+        self._output.finish()

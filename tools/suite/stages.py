@@ -1,0 +1,198 @@
+"""What each stage runs, and which stages a size has.
+
+A stage yields batches of steps; the steps of a batch run at the same time.  It is asked for in one
+of three ways, its scope:
+
+    part  the user named the stage, perhaps with paths: one Python, one kernel
+    test  what a change must pass to land
+    all   the whole matrix
+"""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from . import environments
+from .environments import REPORTS, ROOT, junit, pytest, python
+from .steps import Step
+
+Scope = Literal["part", "check", "test", "all"]
+Batch = Sequence[Step]
+
+KERNELS = ("6.1", "6.12")
+SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13"}  # what bookworm and trixie have
+VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
+"""Seconds for a virtual machine with a whole matrix of tests."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is asked of the stages, and what they cannot do here."""
+
+    scope: Scope
+    words: Sequence[str] = ()
+    """Paths and options for pytest, of a part."""
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def pythons(self) -> list[str]:
+        """Return the Pythons of a stage that runs on the oldest and the newest in the matrix."""
+        if self.scope in ("part", "check"):
+            return [environments.default()]
+        return environments.oldest_and_newest()
+
+    @property
+    def kernels(self) -> list[str]:
+        """Return the kernels to test on: $KERNELS, else the newest for a part, else all."""
+        chosen = os.environ.get("KERNELS", "").split()
+        return chosen or list(KERNELS[-1:] if self.scope == "part" else KERNELS)
+
+    def paths(self, default: str) -> Sequence[str]:
+        """Return the words for pytest, with `default` where no path is among them."""
+        named = [word for word in self.words if Path(word.partition("::")[0]).exists()]
+        return self.words if named else [default, *self.words]
+
+
+def lint(plan: Plan) -> Iterator[Batch]:
+    """Check style and types, once: both are told the oldest Python by pyproject.toml."""
+    names = ("ruff check", "ruff format --check", "mypy --strict")
+    command = [environments.interpreter(environments.default()), "-m"]
+    yield [Step("lint", name, [*command, *name.split(), *plan.words]) for name in names]
+
+
+def unit(plan: Plan) -> Iterator[Batch]:
+    """Run the tests that need no kernel, on all processors, one Python after the other."""
+    long = ["--long"] if plan.scope == "all" else []
+    # The words may name a single test, which starts sooner without helpers.
+    processes = 0 if plan.words else os.cpu_count() or 1
+    for version in unit_pythons(plan):
+        name = f"{'long ' if long else ''}unit tests, Python {version}"
+        words = [*plan.paths("tests/unit"), *long]
+        yield [Step("unit", name, pytest(version, name, words, parallel=processes))]
+
+
+def unit_pythons(plan: Plan) -> list[str]:
+    """Return the Pythons for unit tests, which in the whole matrix are all."""
+    if plan.scope != "all":
+        return plan.pythons
+    missing = set(environments.wanted()) - set(environments.available())
+    plan.left_out += [f"unit tests, Python {each}: it is not here" for each in sorted(missing)]
+    return environments.available()
+
+
+def tools(plan: Plan) -> Iterator[Batch]:
+    """Test tools/vm and tools/test, before they are relied on."""
+    version = environments.default()
+    words = plan.paths("tests/tools")
+    yield [Step("tools", "tools", pytest(version, "tools", words))]
+
+
+def interop(plan: Plan) -> Iterator[Batch]:
+    """Run the tests with other people's NBD programs."""
+    versions = plan.pythons if plan.scope == "all" else plan.pythons[-1:]
+    for version in versions:
+        name = f"interop, Python {version}"
+        yield [Step("interop", name, pytest(version, name, plan.paths("tests/interop")))]
+
+
+def kernel(plan: Plan) -> Iterator[Batch]:
+    """Run the kernel tests: the core, or all, in one virtual machine per kernel, all at once."""
+    compile_for_guests(plan.pythons)
+    yield [kernel_step(plan, number, name) for number, name in enumerate(plan.kernels)]
+
+
+def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
+    """Return the step for one kernel.
+
+    Over the kernels, and over the Pythons of one kernel, both ways of attaching alternate: the
+    core has ioctl on the first kernel with the oldest Python, netlink on the last with the newest.
+    """
+    if plan.scope == "all":
+        name = f"kernel tests, Linux {kernel}"
+        runs = [
+            (version, ("ioctl", "netlink")[(number + other) % 2])
+            for other, version in enumerate(plan.pythons)
+        ]
+    else:
+        core = "kernel core" if plan.scope == "test" else "kernel tests"
+        version = plan.pythons[0 if number == 0 and len(plan.kernels) > 1 else -1]
+        name = f"{core}, Linux {kernel}, Python {version}"
+        runs = [(version, "ioctl" if kernel == KERNELS[0] else "netlink")]
+    commands = []
+    for version, attach in runs:
+        words = ["--attach", attach, *plan.paths("tests/kernel")]
+        if plan.scope == "test":
+            words += ["-m", "core"]
+        elif plan.scope == "all" and version != plan.pythons[-1]:
+            # What does not depend on the version, and takes long here, runs on the newest alone.
+            words += ["-m", "not newest_python"]
+        commands.append(shlex.join(pytest(version, f"{name} {version} {attach}", words)))
+    return Step("kernel", name, in_guest(kernel, commands), deadline=VM_TIMEOUT + 60)
+
+
+def in_guest(kernel: str, commands: Iterable[str]) -> list[str]:
+    """Return a command that runs shell commands in a virtual machine, all whatever each returns."""
+    script = "; ".join(f"{command} || status=1" for command in commands)
+    return [
+        *("tools/vm", "run", "--kernel", kernel, "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}"),
+        *("--rw", f"{REPORTS}", "--", "sh", "-c", f"status=0; {script}; exit $status"),
+    ]
+
+
+def systemd(plan: Plan) -> Iterator[Batch]:
+    """Run the tests of the unit and with udev, one boot per kernel and not two at a time."""
+    here = environments.available()
+    for kernel in plan.kernels:
+        version = SYSTEMD_PYTHONS.get(kernel, "")
+        name = f"systemd, Linux {kernel}"
+        if version not in here:
+            plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
+            continue
+        compile_for_guests([version])
+        # The guest's own interpreter, with the packages that are here for the same version.
+        packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
+        command = [
+            *("tools/vm", "run", "--systemd", "--kernel", kernel, "--ro", f"{packages}"),
+            *("--rw", f"{REPORTS}", "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}", "--"),
+            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
+            *(f"--junitxml={junit(name)}", *plan.paths("tests/systemd")),
+        ]
+        variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
+        yield [Step("systemd", name, command, deadline=VM_TIMEOUT + 60, variables=variables)]
+
+
+def rgw(plan: Plan) -> Iterator[Batch]:
+    """Run the tests with Ceph's gateway."""
+    for version in plan.pythons:
+        name = f"Ceph's gateway, Python {version}"
+        yield [Step("rgw", name, pytest(version, name, plan.paths("tests/rgw")))]
+
+
+def compile_for_guests(versions: Iterable[str]) -> None:
+    """Compile the modules here: a guest keeps nothing, and is twenty times slower."""
+    for version in versions:
+        command = [*python(version), "-m", "compileall", "-q", "aiovblk", "tests"]
+        subprocess.run(command, check=False)
+
+
+Stage = Callable[[Plan], Iterator[Batch]]
+
+STAGES: dict[str, Stage] = {
+    "lint": lint,
+    "unit": unit,
+    "tools": tools,
+    "interop": interop,
+    "kernel": kernel,
+    "systemd": systemd,
+    "rgw": rgw,
+}
+
+SIZES: dict[Scope, Sequence[str]] = {
+    "check": ("lint", "unit"),
+    "test": ("lint", "unit", "tools", "interop", "kernel"),
+    "all": tuple(STAGES),
+}
