@@ -124,6 +124,9 @@ class BlockDevice:
     async def flush(self) -> None:
         """Make every write whose handler has returned durable.
 
+        Once it has failed it must not succeed before those writes are durable: whoever flushes
+        again takes them for that. fsync() does succeed then, on top of what the kernel has dropped.
+
         When it is not overridden the kernel is told that writes are durable when they return. It
         is called once more when the device is unmounted.
         """

@@ -18,6 +18,8 @@ import re
 import ssl
 import sys
 
+from .keyfiles import warn_if_shared
+
 StrPath = str | os.PathLike[str]
 
 _PSK_CIPHERS = "kECDHEPSK:kDHEPSK"
@@ -134,11 +136,13 @@ def _load_keys(file: StrPath) -> dict[str, bytes]:
                 reason = f"line {number} is not USER:HEXADECIMAL KEY"
                 raise OSError(errno.EINVAL, reason, os.fspath(file))
             keys[match[1]] = bytes.fromhex(match[2])
+    warn_if_shared(file)
     return keys
 
 
 def _load_own(context: ssl.SSLContext, directory: StrPath, side: str) -> None:
     certificate, key = (_file(directory, f"{side}-{part}.pem") for part in ("cert", "key"))
+    warn_if_shared(key)
     context.load_cert_chain(certificate, key)
 
 

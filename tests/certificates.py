@@ -16,7 +16,9 @@ def make_certificates(directory: Path, *, host: str = "localhost") -> Path:
     authority.cert_pem.write_to_path(str(directory / "ca-cert.pem"))
     for side, name in (("server", host), ("client", "somebody@example.com")):
         issued = authority.issue_cert(name)
-        issued.private_key_pem.write_to_path(str(directory / f"{side}-key.pem"))
+        key = directory / f"{side}-key.pem"
+        issued.private_key_pem.write_to_path(str(key))
+        key.chmod(0o600)
         issued.cert_chain_pems[0].write_to_path(str(directory / f"{side}-cert.pem"))
     return directory
 
@@ -24,4 +26,5 @@ def make_certificates(directory: Path, *, host: str = "localhost") -> Path:
 def make_keys(file: Path) -> Path:
     """Pre-shared keys of two users."""
     file.write_text(f"# of a test\n\n{USER}:{KEY}\nbob:{KEY[::-1]}\n")
+    file.chmod(0o600)
     return file

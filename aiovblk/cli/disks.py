@@ -116,6 +116,11 @@ def configure_check(parser: ArgumentParser) -> None:
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
     parser.add_argument("--quick", action="store_true", help="only look whether all is there")
+    parser.add_argument(
+        "--trust-origins",
+        action="store_true",
+        help="first authenticate from which disks an encrypted clone of an earlier version reads",
+    )
     add_progress(parser)
     add_loop(parser)
     parser.set_defaults(command=in_loop(check))
@@ -125,6 +130,8 @@ async def check(arguments: Namespace) -> None:
     """``aiovblk check``: find out whether a disk is intact."""
     url = DiskSpec.parse(arguments.spec).url
     contents = not arguments.quick
+    if arguments.trust_origins:
+        await objects.trust_origins(url, key=read_key())
     with progress(0, "chunk", shown=arguments.progress) as advance:
         report = await objects.check(url, key=read_key(), contents=contents, advance=advance)
     for problem in report.problems:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from ..device import BlockDevice
+from ..keyfiles import warn_if_shared
 from ..storage import objects
 from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
 from .units import SpecError, in_units, parse_size
@@ -46,7 +47,7 @@ class DiskSpec:
         kind, _, rest = where.partition(":")
         if kind == "folder" and not rest:
             raise SpecError("'folder:' names no folder; write folder:PATH")
-        url = f"file://{os.path.abspath(rest)}" if kind == "folder" else where
+        url = f"file://{os.path.realpath(rest)}" if kind == "folder" else where
         # The name of a snapshot may have a plus.
         options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
         known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
@@ -138,6 +139,7 @@ def read_key() -> bytes | None:
     if not path:
         return None
     data = Path(path).read_bytes()
+    warn_if_shared(path)
     if len(data) != objects.KEY_LENGTH:
         try:
             data = bytes.fromhex(data.decode("ascii").strip())

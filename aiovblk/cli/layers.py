@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..device import BlockDevice
-from ..storage import Cache, FileDevice, HTTPDevice, ObjectStoreDevice, Overlay
+from ..storage import Cache, FileDevice, Overlay
 from ..storage.cache import Policy
+from .contents import base_of, contents_of
 from .spec import device_of
 from .units import SpecError, parse_size
 
@@ -48,11 +49,9 @@ class Layers:
         below = device
         try:
             if self.cache is not None:
-                below = await self._cached(device, self.cache, _contents_of(device, spec))
+                below = await self._cached(device, self.cache, contents_of(device, spec))
             if self.overlay is not None:
-                # Of a file on a server, since that may be another one the next time.
-                version = device.identity if isinstance(device, HTTPDevice) else None
-                return await Overlay.file(below, self.overlay, identity=version)
+                return await Overlay.file(below, self.overlay, identity=base_of(device))
         except BaseException:
             await below.unmount()
             raise
@@ -74,13 +73,6 @@ class Layers:
         except BaseException:
             await store.unmount()
             raise
-
-
-def _contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
-    """What a cache compares: a device that others change tells its version, else its name does."""
-    if isinstance(device, HTTPDevice | ObjectStoreDevice):
-        return lambda: device.identity
-    return lambda: spec
 
 
 @asynccontextmanager

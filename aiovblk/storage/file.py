@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import anyio
 
 from ..device import BlockDevice, Extent
+from .fsync import create_file
 from .openfile import PUNCH_HOLE, ZERO_RANGE, OpenFile
 
 P = ParamSpec("P")
@@ -87,20 +87,27 @@ class FileDevice(BlockDevice):
     def create(
         cls, path: str | os.PathLike[str], size: int, *, block_size: int | None = None
     ) -> Self:
-        """Make a file of ``size`` bytes, all of them a hole, and open it.
+        """Make a file of ``size`` bytes, all of them a hole, for its owner only, and open it.
 
         Raises:
             FileExistsError: there is such a file; it is left as it is.
             OSError, ValueError: as for the class; then no file is left.
 
         """
-        with io.FileIO(path, "x") as file:
-            try:
-                file.truncate(size)
-                return cls(path, block_size=block_size)
-            except BaseException:
-                os.unlink(path)
-                raise
+        create_file(path, size)
+        try:
+            return cls(path, block_size=block_size)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    @property
+    def identity(self) -> str:
+        """What tells this file from others, and from what others make of it later, for a cache.
+
+        Where it is, which file that is, and when it was last changed; of a block device its number.
+        """
+        return self._file.identity
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read from the file."""

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Sequence
 
 from ..device import Extent
+from .fsync import Fsync
 
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 0x01
@@ -58,7 +59,8 @@ class OpenFile:
             raise ValueError(f"{path} is a block device, which cannot be claimed by several")
         self._file = self._open(read_only)
         self._fd = self._file.fileno()
-        self._flush_error = 0
+        self._sync = Fsync(path)
+        self._where = os.path.realpath(path)
         try:
             self._lock(shared=read_only or shared)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() tells none of a block device
@@ -67,6 +69,14 @@ class OpenFile:
         except BaseException:
             self._file.close()
             raise
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other files, and a regular one from what it was at other times."""
+        status = os.fstat(self._fd)
+        if self.is_block_device:
+            return f"{self._where} {status.st_rdev}"
+        return f"{self._where} {status.st_dev} {status.st_ino} {status.st_mtime_ns}"
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes."""
@@ -89,14 +99,7 @@ class OpenFile:
 
     def flush(self) -> None:
         """Make durable what was written; once that failed, it always fails."""
-        # The kernel reports an error once, and takes the lost pages for written afterwards.
-        if self._flush_error:
-            raise OSError(self._flush_error, f"{self._path} has lost data in an earlier flush")
-        try:
-            os.fdatasync(self._fd)
-        except OSError as exc:
-            self._flush_error = exc.errno or errno.EIO
-            raise
+        self._sync(lambda: os.fdatasync(self._fd))
 
     def allocate(self, modes: Sequence[int], offset: int, length: int) -> bool:
         """Punch or zero by the first of these modes that is known here; returns whether one is."""

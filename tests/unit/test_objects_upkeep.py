@@ -190,7 +190,8 @@ async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Buck
     report = await check(bucket.client(), "disk", advance=advanced.append)
     assert report.problems == [
         f"{missing[5:]} is missing",
-        f"{damaged[5:]}: the object {damaged[5:]} is damaged: its checksum does not match",
+        f"{damaged[5:]}: the object {damaged[5:]} is damaged: it has fewer bytes than the"
+        f" {CHUNK} that it should have",
     ]
     assert (report.chunks, sum(advanced)) == (2, 2)
 

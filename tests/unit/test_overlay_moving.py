@@ -117,6 +117,8 @@ async def test_write_during_a_rebase_waits_and_is_kept() -> None:
     overlay = await Overlay.create(Other(), diff)
     diff.steps = asyncio.Queue()
     rebasing = asyncio.create_task(overlay.rebase(OnlyReads()))
+    assert await diff.arrived.get() == "allocate"  # room for the map
+    diff.steps.put_nowait(None)
     assert await diff.arrived.get() == "write"  # of block 3, which differs
     writing = asyncio.create_task(write(overlay, 3, 4, 5))
     assert await read(overlay, 3, 4) == contents(3, 4, 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -61,10 +62,10 @@ class Cache(Layer):
     After anything else (a crash, a failure of the store or of the last flush) the cache begins
     empty. If anybody else may change ``inner`` in the meantime, its identity has to tell.
     The first request opens the store, and fails if it cannot: to go on without it would let it fall
-    behind unnoticed. When it fails later it is given up with a warning in the log, and no request
-    fails for it. What is dirty is always in memory: under ``write-back`` there is a cache in memory
-    on top of the one in the store (which is the ``inner`` of that one), with ``2 * dirty_limit``
-    bytes.
+    behind unnoticed, unless it is a new one for which there is no room. When it fails later it is
+    given up with a warning in the log, and no request fails for it. What is dirty is always in
+    memory: under ``write-back`` there is a cache in memory on top of the one in the store (which is
+    the ``inner`` of that one), with ``2 * dirty_limit`` bytes.
 
     Errors: a read that fails on ``inner`` fails for all who wait for the same fetch, though perhaps
     for a block that they did not ask for. It is not remembered. Errors of what nobody asked for are
@@ -294,7 +295,15 @@ class Cache(Layer):
         async with self._opening:
             if self._ready or self._store is None:
                 return
-            lines = iter(await self._store.open(self._header()))
+            try:
+                lines = iter(await self._store.open(self._header()))
+            except OSError as exc:
+                # What holds no cache cannot fall behind.
+                if not (self._store.is_blank and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
+                    raise
+                self._contents.give_up(exc)
+                self._ready = True
+                return
             while batch := list(islice(lines, _RESTORED_AT_ONCE)):
                 self._lines.restore(batch, self.size)
                 await asyncio.sleep(0)

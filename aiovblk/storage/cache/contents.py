@@ -111,6 +111,10 @@ class Contents:
                 stored = await self._store(line, piece.blocks, data, start)
                 line.valid |= stored
 
+    def give_up(self, exc: Exception) -> None:
+        """Cache nothing any more, since the slots cannot be used."""
+        self._fail(exc)
+
     def run_ahead(self, lines: range, *, missed: bool) -> None:
         """Take note of a read of these lines, and fetch ahead what will be read next."""
         wanted = self.ahead.demand(lines, missed=missed)

@@ -45,6 +45,7 @@ class Store:
     Attributes:
         device: the same.
         slots: how many there are.
+        is_blank: whether :meth:`open` has found that it never held a cache.
 
     """
 
@@ -55,6 +56,7 @@ class Store:
         self.slots = max(size - 2 * self._unit, 0) // (line_size + _ENTRY.size)
         self._table_size = -(-self.slots * _ENTRY.size // self._unit) * self._unit
         self._base = self._unit + self._table_size
+        self.is_blank = False
 
     async def open(self, header: Header) -> Iterable[tuple[int, int]]:
         """Read which line is in which slot, and mark the store as in use, durably.
@@ -96,7 +98,8 @@ class Store:
 
     async def _read_lines(self, expected: Header) -> Iterable[tuple[int, int]]:
         data = bytes(await self.device.read(0, self._unit))
-        if not any(data):
+        self.is_blank = not any(data)
+        if self.is_blank:
             return []
         if not data.startswith(MAGIC):
             raise OSError(errno.EEXIST, "the store holds something that is no cache; clear it")

@@ -1,7 +1,7 @@
 """A disk in an object store."""
 
 from .device import ObjectStoreDevice
-from .disk import create
+from .disk import create, trust_origins
 from .limits import Limits
 from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
@@ -25,4 +25,5 @@ __all__ = [
     "drop_snapshot",
     "snapshot",
     "snapshots",
+    "trust_origins",
 ]

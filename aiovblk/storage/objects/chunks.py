@@ -136,7 +136,8 @@ class Chunks:
             self._ended = asyncio.get_running_loop().create_future()
         failure = await asyncio.shield(self._ended)
         if failure is not None:
-            raise StorageError(errno.EIO, f"too much is not stored yet: {failure}")
+            number = failure.errno if isinstance(failure, OSError) else None
+            raise StorageError(number or errno.EIO, f"too much is not stored yet: {failure}")
 
     def _store_in_passing(self, index: int) -> None:
         """Store a full chunk as soon as some more are, so that a flush has little left to do."""

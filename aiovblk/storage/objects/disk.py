@@ -6,10 +6,11 @@ import errno
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Self
 
 from ...errors import StorageError
-from .description import Description, Origin
+from .description import SEALED_VERSION, Description, Origin
 from .journal import Journal
 from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
 from .sealing import Sealing, damaged
@@ -18,7 +19,6 @@ from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
 from .stored import Source
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
-_KEY_CHECK = "key"  # the name under which it is sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,13 @@ class Disk:
     @classmethod
     async def open(cls, store: AnyStore, path: str = "", *, key: bytes | None = None) -> Self:
         """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
+        disk = await cls.found(store, path, key=key)
+        disk.description.check_origins()
+        return disk
+
+    @classmethod
+    async def found(cls, store: AnyStore, path: str, *, key: bytes | None) -> Self:
+        """Find a disk, be it one that is not to be read; see :meth:`.Description.check_origins`."""
         root, path = located(store, path)
         try:
             data = await root.at(path).get(DESCRIPTION)
@@ -47,7 +54,7 @@ class Disk:
             check_geometry(description.size, description.block_size, description.chunk_size)
         except (ValueError, TypeError) as exc:
             raise damaged(DESCRIPTION, str(exc)) from None
-        _check_key(description, key)
+        description.check_key(key)
         sealing = Sealing(description.identity, compress=description.compress, key=key)
         return cls(root, path, description, sealing, key)
 
@@ -150,7 +157,8 @@ async def create(
             hidden: which chunks are written and when, and how large they are.
 
     Raises:
-        FileExistsError: there is a disk, or there are remains of one.
+        FileExistsError: there is a disk, or there are remains of one, or ``path`` is inside the
+            folder of a disk.
         StorageError: the store has no conditional puts.
         ValueError: a size is impossible.
         OSError: the store fails.
@@ -158,12 +166,10 @@ async def create(
     """
     root, path = located(store, path)
     check_geometry(size, block_size, chunk_size)
-    disk = secrets.token_bytes(16)
-    description = Description(
-        disk.hex(), size, block_size, chunk_size, compress, key_check_of(disk, key)
-    )
+    identity = secrets.token_hex(16)
+    description = Description(identity, size, block_size, chunk_size, compress, None).sealed(key)
     objects = root.at(path)
-    await refuse_occupied(objects)
+    await refuse_occupied(root, path)
     await publish(objects, description)
     try:
         await require_conditional_puts(objects, description)
@@ -193,14 +199,40 @@ async def require_conditional_puts(objects: Objects, description: Description) -
     )
 
 
-async def refuse_occupied(objects: Objects) -> None:
+async def trust_origins(store: AnyStore, path: str = "", *, key: bytes | None = None) -> None:
+    """Authenticate the ancestors of an encrypted clone that an earlier version has made.
+
+    Before that nothing tells whether they are right: see :attr:`.StorageError.reason` of the error
+    that opening it raises, which names them. Of a disk that needs none of this nothing is changed.
+
+    Args:
+        store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
+        path: the disk's folder in it.
+        key: 32 bytes.
+
+    """
+    disk = await Disk.found(store, path, key=key)
+    if key is not None and disk.description.version != SEALED_VERSION:
+        await disk.objects.put(DESCRIPTION, disk.description.sealed(key).encode())
+
+
+async def refuse_occupied(root: Objects, path: str) -> None:
     """Refuse a folder for a new disk.
 
     Raises:
         FileExistsError: there is a disk, or there are remains of one, whose history would be taken
-            for the new one's.
+            for the new one's; or it is inside the folder of a disk, which is deleted as a whole.
 
     """
+    for parent in PurePosixPath(path).parents if path else ():
+        folder = "" if str(parent) == "." else str(parent)
+        # Credentials may be good for a part of the store only.
+        with suppress(FileNotFoundError, PermissionError):
+            await root.at(folder).get(DESCRIPTION)
+            where = folder or "the root of this store"
+            reason = f"{path} is inside the folder of another disk, {where}; choose one outside"
+            raise FileExistsError(errno.EEXIST, reason)
+    objects = root.at(path)
     with suppress(FileNotFoundError):
         await objects.get(DESCRIPTION)
         raise _there_is_one()
@@ -246,23 +278,3 @@ def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
         raise ValueError(
             f"a disk has at most {MOST_CHUNKS} chunks: for {size} bytes choose a larger chunk_size"
         )
-
-
-def key_check_of(disk: bytes, key: bytes | None) -> str | None:
-    """What tells the right key of a disk from others."""
-    return None if key is None else Sealing(disk, key=key).seal(_KEY_CHECK, b"").hex()
-
-
-def _check_key(description: Description, key: bytes | None) -> None:
-    if description.key_check is None:
-        if key is not None:
-            raise StorageError(errno.EINVAL, "the disk is not encrypted; give no key")
-        return
-    if key is None:
-        raise StorageError(errno.EACCES, "the disk is encrypted; give its key")
-    try:
-        Sealing(description.identity, key=key).open(
-            _KEY_CHECK, bytes.fromhex(description.key_check)
-        )
-    except StorageError:
-        raise StorageError(errno.EACCES, "this is not the key of the disk") from None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import secrets
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +17,11 @@ from ..together import drain
 from .description import Description
 from .names import LOG, MAP, log_name, map_name, numbers_in
 from .records import Kind, Record, read_record
-from .sealing import Sealing
+from .sealing import Sealing, TornError, damaged
 from .state import State, read_state
 from .store import Objects
+
+logger = logging.getLogger(__name__)
 
 Check = Callable[[State], object]
 
@@ -66,6 +70,8 @@ class Journal:
         self.summed_up = 0
         """The record up to which a state is stored."""
         self._passed: dict[int, State] = {}
+        self._torn = 0  # the first of the last records that are torn, if they are
+        self._torn_states: set[int] = set()
 
     async def load(self) -> None:
         """Read the newest state, and the records after it.
@@ -84,16 +90,14 @@ class Journal:
             # Whoever was overtaken finds a newer state the next time; else it is damage.
             left = left - 1 if self.summed_up == before else _ATTEMPTS
             before = self.summed_up
-        if missing == map_name(0):  # only a clone begins with one
+        if missing == map_name(0) and self._torn_states <= {0}:  # only a clone begins with one
             raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
+        if self._torn_states:
+            missing = f"{map_name(max(self._torn_states))} is torn, and {missing}"
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
 
     async def _load(self) -> None:
-        self.summed_up = max(numbers_in(await self._objects.find(MAP)), default=0)
-        try:
-            self.state = await self.state_at(self.summed_up)
-        except FileNotFoundError:
-            raise _OvertakenError(map_name(self.summed_up)) from None
+        await self._load_state()
         # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
         # is there still, and so a gap is seen.
         after = log_name(self.summed_up)
@@ -105,18 +109,44 @@ class Journal:
         # In the place of one that was deleted there may be one that does not count: see _went_on.
         if records and await self._newer_states(self.summed_up):
             raise _OvertakenError(log_name(numbers[0]))
+        self._torn = 0
         for each in records:
-            await self._follow(each)
+            if each is None:
+                self.state.sequence += 1
+                self._torn = self._torn or self.state.sequence
+            else:
+                await self._follow(each)
+        if self._torn:
+            name = log_name(self._torn)
+            logger.warning("%s was being written in a crash, and does not count", name)
 
-    async def _records(self, paths: list[str]) -> list[Record]:
-        """Read records that a list has."""
-        found: dict[str, Record] = {}
+    async def _load_state(self) -> None:
+        """Read the newest state that is whole."""
+        self._torn_states = set()
+        numbers = sorted(numbers_in(await self._objects.find(MAP)), reverse=True) or [0]
+        for number in numbers if numbers[-1] == 0 else [*numbers, 0]:
+            self.summed_up = number
+            try:
+                self.state = await self.state_at(number)
+                return
+            except FileNotFoundError:
+                raise _OvertakenError(map_name(number)) from None
+            except TornError:
+                # Nothing is deleted that a state sums up before that is durable.
+                self._torn_states.add(number)
+        raise _OvertakenError(map_name(0))
+
+    async def _records(self, paths: list[str]) -> list[Record | None]:
+        """Read records that a list has; None for one that is torn."""
+        found: dict[str, Record | None] = {}
 
         async def read(path: str) -> None:
             try:
                 found[path] = await self._record(path)
             except FileNotFoundError:
                 raise _OvertakenError(path) from None
+            except TornError:
+                found[path] = None
 
         await drain((partial(read, path) for path in paths), most=_READS)
         return [found[path] for path in paths]
@@ -138,7 +168,11 @@ class Journal:
             if sequence or self._description.origins:
                 raise
             return self._beginning()
-        return await asyncio.to_thread(lambda: read_state(self._sealing.open(path, data), path))
+        state = await asyncio.to_thread(lambda: read_state(self._sealing.open(path, data), path))
+        if len(state.chunks) != -(-state.size // self._description.chunk_size):
+            # What says how large chunks are may not be authenticated, see description.py.
+            raise damaged(path, f"it has {len(state.chunks)} chunks for {state.size} bytes")
+        return state
 
     def _beginning(self) -> State:
         size = self._description.size
@@ -190,8 +224,9 @@ class Journal:
         It is the new one, too, if an earlier attempt has made it, whose answer was lost.
         """
         path = log_name(self.state.sequence + 1)
+        data = replace(new, torn=self._torn).encode()
         try:
-            await self._objects.create(path, self._sealing.seal(path, new.encode()))
+            await self._objects.create(path, self._sealing.seal(path, data))
         except FileExistsError:
             try:
                 return await self._record(path)
@@ -199,7 +234,7 @@ class Journal:
                 if new.kind in _FENCED:
                     raise  # cannot be, see _went_on
                 return None
-        return new
+        return replace(new, torn=self._torn)
 
     async def _went_on(self) -> bool:
         """Whether the next record may be none that counts, because there was one in its place.
@@ -212,7 +247,8 @@ class Journal:
         return bool(await self._newer_states(self.state.sequence + 1))
 
     async def _newer_states(self, sequence: int) -> list[int]:
-        return numbers_in(await self._objects.find(MAP, after=map_name(sequence)))
+        found = numbers_in(await self._objects.find(MAP, after=map_name(sequence)))
+        return [number for number in found if number not in self._torn_states]
 
     async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
         """Read the history again, and whether it has a record, which may be summed up by now."""
@@ -238,8 +274,10 @@ class Journal:
             return
         await self._store(state)
         before, self.summed_up = self.summed_up, state.sequence
-        if before not in {each.sequence for each in state.snapshots.values()}:
-            await self._objects.delete([map_name(before)])
+        kept = {each.sequence for each in state.snapshots.values()}
+        superseded = {before, *self._torn_states} - kept - {state.sequence}
+        await self._objects.delete([map_name(each) for each in superseded])
+        self._torn_states = set()
         numbers = numbers_in(await self._objects.find(LOG))
         await self._objects.delete([log_name(each) for each in numbers if superfluous(each, state)])
 
@@ -252,6 +290,10 @@ class Journal:
         return read_record(self._sealing.open(path, await self._objects.get(path)), path)
 
     async def _follow(self, following: Record) -> None:
+        if following.torn != self._torn:
+            reason = "it is torn, or was; a later one rests on what was there"
+            raise damaged(log_name(self._torn or following.torn), reason)
+        self._torn = 0
         if following.kind is Kind.SNAPSHOT:
             state = self.state.copy()
             state.apply(following, self._description.chunk_size)

@@ -3,6 +3,10 @@
 Records are made by conditional puts ("if there is none"), so that of two writers one succeeds: the
 order of the records is the truth, and whoever finds another writer's ``open`` where its own next
 record should be has been fenced.
+
+A record may be torn after a power failure: it has its name, and no contents. Nobody was told that
+it is durable, so it does not count. It is not deleted, since of two who see it the later might
+delete what the earlier has put there; the next record goes behind it, and says so.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from typing import Self
 
 from .packing import from_bytes, split, to_bytes, to_line
 from .sealing import damaged
+
+_NAMES = ("kind", "nonce", "holder", "size", "floor", "name", "time", "disk", "path", "torn")
 
 
 class Kind(StrEnum):
@@ -56,6 +62,9 @@ class Record:
     """CLONE, RELEASE: the identity of the other disk."""
     path: str = ""
     """CLONE: its folder, seen from the store's root."""
+    torn: int = 0
+    """The first of the records right before this one that are torn and do not count, if any are.
+    Whoever finds a torn one that no later one calls so has lost something that was flushed."""
     indices: array[int] = field(default_factory=lambda: array("Q"))
     """COMMIT: the chunks that have changed."""
     entries: array[int] = field(default_factory=lambda: array("Q"))
@@ -63,11 +72,7 @@ class Record:
 
     def encode(self) -> bytes:
         """Return what is sealed."""
-        fields = {
-            name: value
-            for name in ("kind", "nonce", "holder", "size", "floor", "name", "time", "disk", "path")
-            if (value := getattr(self, name))
-        }
+        fields = {name: value for name in _NAMES if (value := getattr(self, name))}
         return b"".join((to_line(fields), to_bytes(self.indices), to_bytes(self.entries)))
 
     @classmethod

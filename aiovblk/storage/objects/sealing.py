@@ -28,9 +28,14 @@ from .store import Buffer
 _HEADER = struct.Struct("<4sBBHII")
 _MAGIC = b"avb1"
 _NONCE = 12
+_TAG = 16
 _LONGEST = 1 << 29  # a record with all chunks of the largest disk has half of that
 KEY_LENGTH = 32
 """Bytes of a key."""
+
+
+class TornError(StorageError):
+    """An object is empty, cut off, or all zeroes: what a power failure leaves of a file."""
 
 
 class Sealing:
@@ -93,18 +98,23 @@ class Sealing:
             longest: bytes that the contents may have.
 
         Raises:
+            TornError: it was never written as a whole.
             StorageError: (EIO) it is damaged, or (EINVAL) it needs a key that is not there.
 
         """
         data = memoryview(data).cast("B").toreadonly()
         if len(data) < _HEADER.size:
-            raise damaged(name, "it is too short")
+            raise torn(name, "it is too short")
         magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
+        if not any(data[: _HEADER.size]) and not any(data):
+            raise torn(name, "it is all zeroes")
         if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
             raise damaged(name, "it is no object of a disk, or of a later version of aiovblk")
         if length > longest:
             raise damaged(name, f"it has {length} bytes, more than {longest}")
         payload = data[_HEADER.size :]
+        if not codec and len(payload) < length + (_NONCE + _TAG if cipher else 0):
+            raise torn(name, f"it has fewer bytes than the {length} that it should have")
         if cipher:
             payload = self._decrypted(name, bytes(data[: _HEADER.size]), payload)
         elif self._gcm is not None:
@@ -135,6 +145,11 @@ class Sealing:
 def damaged(name: str, reason: str) -> StorageError:
     """An error about an object that is not what it should be."""
     return StorageError(errno.EIO, f"the object {name} is damaged: {reason}")
+
+
+def torn(name: str, reason: str) -> TornError:
+    """An error about an object that is not whole."""
+    return TornError(errno.EIO, f"the object {name} is damaged: {reason}")
 
 
 def _decompressed(name: str, payload: memoryview, length: int) -> memoryview:

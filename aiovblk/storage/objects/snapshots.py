@@ -8,10 +8,11 @@ import re
 import secrets
 import time
 from array import array
+from dataclasses import replace
 
 from ...errors import StorageError
-from .description import Description, Origin
-from .disk import Disk, found_in, key_check_of, publish, refuse_occupied
+from .description import VERSION, Description, Origin
+from .disk import Disk, found_in, publish, refuse_occupied
 from .journal import record
 from .names import MOST_ORIGINS, ORIGIN_STEP, map_name
 from .records import Kind
@@ -100,14 +101,15 @@ async def clone(
         key: 32 bytes, if the disk is encrypted.
 
     Raises:
-        FileExistsError: there is a disk in ``target``, or there are remains of one.
+        FileExistsError: there is a disk in ``target``, or there are remains of one, or it is inside
+            the folder of a disk.
         FileNotFoundError: there is no such snapshot.
 
     """
     disk = await Disk.open(store, path, key=key)
     target = target.strip("/")
     objects = disk.root.at(target)
-    await refuse_occupied(objects)
+    await refuse_occupied(disk.root, target)
     description = _description_of_clone(disk)
     journal = await disk.journal(writes=True)
     await journal.add(
@@ -129,16 +131,14 @@ def _description_of_clone(disk: Disk) -> Description:
     if len(origins) >= MOST_ORIGINS:
         reason = "it descends from too many others; copy it to a new one"
         raise StorageError(errno.EMLINK, reason)
-    identity = secrets.token_bytes(16)
-    return Description(
-        identity.hex(),
-        source.size,
-        source.block_size,
-        source.chunk_size,
-        source.compress,
-        key_check_of(identity, disk.key),
-        origins,
+    new = replace(
+        source,
+        disk=secrets.token_hex(16),
+        key_check=None,
+        origins=origins,
+        version=VERSION,
     )
+    return new.sealed(disk.key)
 
 
 def _inherited(state: State) -> State:

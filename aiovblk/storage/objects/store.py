@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from ..fsync import sync_path
 from ..patience import PATIENCE, repeat
 from ..together import drain
 from ..web.address import without_secrets
+from .folder import Directories, explained_in_folder, remains_in, write_object
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -93,12 +95,12 @@ class ObjectStoreClient:
         self._folder = folder.strip("/")
         self._patience = patience
         self._root = local_root(store)
-        self._durable: set[str] = set()
+        self._directories = Directories()
 
     def at(self, path: str) -> ObjectStoreClient:
         """See :class:`Objects`."""
         other = ObjectStoreClient(self._store, self._full(path), patience=self._patience)
-        other._durable = self._durable
+        other._directories = self._directories
         return other
 
     async def get(self, path: str) -> memoryview:
@@ -138,6 +140,10 @@ class ObjectStoreClient:
         return memoryview(await found.bytes_async())
 
     async def _put(self, data: Buffer, mode: Any, path: str) -> None:
+        if self._root is not None:  # the package puts names before data, and syncs neither
+            args = (self._root, path, data, self._directories)
+            await asyncio.to_thread(_put_in_folder, *args, replaces=mode == "overwrite")
+            return
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError
 
@@ -149,8 +155,6 @@ class ObjectStoreClient:
             if mode == "create" and await self._is_there(path):
                 raise
             raise GenericError(str(exc)) from None
-        if self._root is not None:  # the package leaves it to the kernel's write-back
-            await asyncio.to_thread(_make_durable, self._root, path, self._durable)
 
     async def _is_there(self, path: str) -> bool:
         import obstore
@@ -180,9 +184,26 @@ class ObjectStoreClient:
 
         await obstore.delete_async(self._store, [self._full(path) for path in paths])
 
+    async def remains(self, folders: Iterable[str], *, delete: bool) -> list[int]:
+        """Find what crashed writers have left in a local folder under names that no list has.
+
+        Args:
+            folders: to look in.
+            delete: whether to delete it.
+
+        Returns:
+            Bytes of each file.
+
+        """
+        if self._root is None:
+            return []
+        directories = [f"{self._root}/{self._full(folder)}" for folder in folders]
+        found = [await asyncio.to_thread(remains_in, each, delete=delete) for each in directories]
+        return [size for sizes in found for size in sizes]
+
     async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
         path = self._full(path)
-        explain = partial(explained, path=path)
+        explain = partial(explained if self._root is None else explained_in_folder, path=path)
         return await repeat(partial(request, path), explain, patience=self._patience)
 
 
@@ -218,32 +239,26 @@ def local_root(store: ObjectStore) -> str | None:
     return os.fspath(store.prefix or "/")
 
 
-def _make_durable(root: str, path: str, folders: set[str]) -> None:
-    """Sync a file, and the folders that lead to it, unless that has been done.
+def _put_in_folder(
+    root: str, path: str, data: Buffer, directories: Directories, *, replaces: bool
+) -> None:
+    directories.check(f"{root}/{path}")
+    try:
+        write_object(f"{root}/{path}", data, replaces=replaces, sync=_sync)
+    except FileExistsError:
+        # It may be our own, of an attempt that failed later, and is relied upon from now on.
+        _sync(f"{root}/{path}")
+        _make_durable(root, path, directories)
+        raise
+    _make_durable(root, path, directories)
 
-    Args:
-        root: what the path is relative to.
-        path: the file.
-        folders: those whose being there is durable; added to.
 
-    """
-    _sync(f"{root}/{path}")
-    folder = os.path.dirname(path)
-    _sync(f"{root}/{folder}")
-    while folder and folder not in folders:
-        parent = os.path.dirname(folder)
-        with suppress(PermissionError):  # it is older, and another's
-            _sync(f"{root}/{parent}")
-        folders.add(folder)
-        folder = parent
+def _make_durable(root: str, path: str, directories: Directories) -> None:
+    directories.make_durable(root, path, _sync)
 
 
 def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_path(path)
 
 
 def is_store(store: object) -> TypeIs[ObjectStore]:

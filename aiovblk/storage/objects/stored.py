@@ -120,7 +120,10 @@ class Stored:
 
     async def _read(self, index: int, entry: int) -> memoryview:
         origin, version = entry_parts(entry)
-        source, name = self._sources[origin], chunk_name(index, version)
+        name = chunk_name(index, version)
+        if origin >= len(self._sources):
+            raise damaged(name, f"it is of ancestor {origin}, which disk.json does not have")
+        source = self._sources[origin]
         async with self._reads:
             data = await source.objects.get(name)
             contents = await self._in_thread(

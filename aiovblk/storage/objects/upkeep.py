@@ -26,7 +26,7 @@ from .names import (
 )
 from .records import Kind
 from .state import State
-from .store import AnyStore, Found
+from .store import AnyStore, Found, ObjectStoreClient
 
 _AT_ONCE = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
@@ -85,7 +85,10 @@ async def collect_garbage(
     if delete:
         for first in range(0, len(found), _AT_ONCE):
             await disk.objects.delete([each.path for each in found[first : first + _AT_ONCE]])
-    return Garbage(len(found), sum(each.size for each in found))
+    sizes = [each.size for each in found]
+    if isinstance(disk.objects, ObjectStoreClient):
+        sizes += await disk.objects.remains(("", LOG, MAP, CHUNKS), delete=delete)
+    return Garbage(len(sizes), sum(sizes))
 
 
 def _sequences(state: State) -> set[int]:
@@ -172,6 +175,7 @@ async def check(
             report.problems.append(f"snapshot {name}: {map_name(snapshot.sequence)} {what}")
         else:
             await asyncio.to_thread(_add, needed, state)
+    _check_origins(disk, needed, report)
     await _check_presence(disk, needed, report)
     if contents:
         await _check_contents(disk, needed, report, advance)
@@ -187,6 +191,13 @@ def _add(needed: Needed, state: State) -> None:
         if entry:
             origin, version = entry_parts(entry)
             needed.setdefault(origin, set()).add((index, version))
+
+
+def _check_origins(disk: Disk, needed: Needed, report: Report) -> None:
+    """Report chunks of ancestors that the disk does not have; they are not looked for."""
+    for origin in [each for each in needed if each > len(disk.description.origins)]:
+        count = len(needed.pop(origin))
+        report.problems.append(f"{DESCRIPTION} lacks ancestor {origin}, which has {count} chunks")
 
 
 async def _check_presence(disk: Disk, needed: Needed, report: Report) -> None:

@@ -17,12 +17,18 @@ So after a crash, wherever it comes:
   trim. Until the map is written, the block is DATA still, and holds what it held, or zeroes: what
   was there before the request, or what it asked for.
 
+A full disk must not keep the map from being written, long after the writes were accepted that it
+tells of. So the diff is made to have room for a page of the map, by writing zeroes to it that are
+not to become a hole, before any block is marked in it for the first time; if there is no room the
+request fails (ENOSPC), and nothing has changed.
+
 Writing the pages without the first flush would let the map be durable before the data; without the
 second one the flush would return before the map is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Iterator
 from functools import partial
@@ -60,6 +66,7 @@ class Diff:
         self.header = header
         self._data = header.data
         self._states = States(header.block_size, header.map_size, header.page)
+        self._reserving: dict[int, asyncio.Task[None]] = {}
         self.flush = Grouped(self._flush)
 
     @classmethod
@@ -110,6 +117,11 @@ class Diff:
         """Whether no flush is under way, and the map is in the diff as it is."""
         return not self._states.is_changed and self.flush.is_settled
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was written or trimmed."""
+        return self._states.run(0, self.header.size) == (BASE, self.header.size)
+
     def run(self, offset: int, end: int) -> tuple[int, int]:
         """Where the block at ``offset`` is, and where, up to ``end``, that changes."""
         state, stop = self._states.run(offset, end)
@@ -131,28 +143,45 @@ class Diff:
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Make these blocks DATA."""
+        await self._reserve(offset, offset + len(data))
         await self.device.write(self._data + offset, data)
         self._states.mark(offset, offset + len(data), DATA)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Make these blocks DATA, all zeroes."""
+        await self._reserve(offset, offset + length)
         await self.device.write_zeroes(self._data + offset, length, may_trim=False)
         self._states.mark(offset, offset + length, DATA)
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Do the same as :meth:`zero`, but where the map has no room to tell of it."""
+        await drain(partial(self._trim, *run) for run in list(self.runs(offset, offset + length)))
+
+    async def _trim(self, state: int, begin: int, end: int) -> None:
+        try:
+            await self._zero(state, begin, end)
+        except OSError as exc:
+            # Where it has none nothing is DATA; and a full disk must not refuse to be trimmed.
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     async def zero(self, offset: int, length: int) -> None:
         """Make these blocks ZERO, and give their space back."""
         await drain(partial(self._zero, *run) for run in list(self.runs(offset, offset + length)))
 
     async def _zero(self, state: int, begin: int, end: int) -> None:
+        if state != ZERO:
+            await self._reserve(begin, end)
         if state == DATA and overrides(self.device, BlockDevice.write_zeroes):
             await self.device.write_zeroes(self._data + begin, end - begin, may_trim=True)
         if state != ZERO:  # beyond the base it is so without being marked
             self._states.mark(begin, end, ZERO)
 
-    def hide(self, offset: int, end: int) -> None:
+    async def hide(self, offset: int, end: int) -> None:
         """Mark what is zeroes here because the base does not reach so far."""
         for state, begin, stop in self.runs(offset, end):
             if state == ZERO:
+                await self._reserve(begin, stop)
                 self._states.mark(begin, stop, ZERO)
 
     def clear(self) -> None:
@@ -188,6 +217,27 @@ class Diff:
         except BaseException:
             self._states.put_back(pages)
             raise
+
+    async def _reserve(self, offset: int, end: int) -> None:
+        """See to it that the map can be written when these blocks are marked."""
+        for at in self._states.unreserved(offset, end):
+            task = self._reserving.get(at)
+            if task is None:
+                task = self._reserving[at] = asyncio.create_task(self._reserve_page(at))
+                task.add_done_callback(partial(self._reserved, at))
+            # One for all: zeroes that come late would overwrite what a flush has written.
+            await asyncio.shield(task)
+
+    async def _reserve_page(self, at: int) -> None:
+        await asyncio.sleep(0)  # a loop may start tasks at once, before this one is known
+        page = self.header.page
+        await self.device.write_zeroes(page + at, page, may_trim=False)
+        self._states.reserve(at)
+
+    def _reserved(self, at: int, task: asyncio.Task[None]) -> None:
+        del self._reserving[at]
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; nobody may be left
 
     async def _load(self) -> None:
         """Read the map; holes of a sparse diff, which are BASE, are left out."""

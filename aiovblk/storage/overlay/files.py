@@ -7,6 +7,7 @@ import os
 import anyio
 
 from ..file import FileDevice
+from ..fsync import create_file, sync_directory_of
 
 
 async def open_file(
@@ -42,14 +43,13 @@ def _make(path: str | os.PathLike[str], size: int) -> bool:
     """
     if os.path.exists(path) and os.path.getsize(path):
         return False
-    with open(path, "ab") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        create_file(path, size)
+    except FileExistsError:  # an empty one, which somebody has made for this
+        with open(path, "ab") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+        sync_directory_of(path)
     return True
 
 

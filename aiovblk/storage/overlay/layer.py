@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
@@ -17,6 +17,9 @@ from .files import open_file
 from .format import Header
 from .moving import commit, keep
 from .states import BASE, DATA, ZERO
+
+Identity = str | Callable[[int], Awaitable[str]]
+"""What a base is; or a function that finds out, given how many bytes of it show."""
 
 _ZEROES = memoryview(bytes(1 << 20))
 
@@ -87,7 +90,7 @@ class Overlay(Layer):
         diff: BlockDevice,
         *,
         size: int | None = None,
-        identity: str | None = None,
+        identity: Identity | None = None,
     ) -> Self:
         """Make a diff of a device, durably, and lay it over ``base``.
 
@@ -98,7 +101,8 @@ class Overlay(Layer):
             size: bytes of the overlay, by default as many as the base has. What is beyond the base
                 reads as zeroes, also when the base grows.
             identity: what the base is, to have :meth:`open` refuse another one: its name, its hash.
-                At most 468 bytes of UTF-8.
+                At most 468 bytes of UTF-8. Or a function that finds out, such as one that hashes
+                the base, given how many bytes of it show.
 
         Raises:
             FileExistsError: the first page is not zeroes. Nothing was changed.
@@ -110,20 +114,24 @@ class Overlay(Layer):
 
         """
         block_size = max(base.block_size, diff.block_size)
+        if callable(identity):
+            identity = await identity(base.size if size is None else min(size, base.size))
         header = Header.over(base, block_size=block_size, size=size, identity=identity)
         header.check_base(base)
         return cls(base, await Diff.create(diff, header))
 
     @classmethod
     async def open(
-        cls, base: BlockDevice, diff: BlockDevice, *, identity: str | None = None
+        cls, base: BlockDevice, diff: BlockDevice, *, identity: Identity | None = None
     ) -> Self:
         """Lay a diff over the base that it was made for. Reads the map: 2.5 MiB for 10 GiB.
 
         Args:
             base: what lies below. It may be longer than it was; the rest is not shown.
             diff: what :meth:`create` was given. If it is read-only, the overlay is.
-            identity: what the base is. None does not compare it.
+            identity: what the base is. None does not compare it. A function is called if the diff
+                says over which base it was made; if another one is found, and the diff is empty,
+                it is made one of that base.
 
         Raises:
             ValueError: ``diff`` is no diff, has another format, or is cut off; or the base is
@@ -135,7 +143,10 @@ class Overlay(Layer):
         """
         opened = await Diff.open(diff)
         known = opened.header.identity
-        if identity is not None and identity != known:
+        opened.header.check_base(base)
+        if callable(identity):
+            await _check_contents(opened, identity)
+        elif identity is not None and identity != known:
             raise ValueError(
                 f"the diff was made over {known!r}, not over {identity!r}"
                 if known
@@ -150,7 +161,7 @@ class Overlay(Layer):
         path: str | os.PathLike[str],
         *,
         size: int | None = None,
-        identity: str | None = None,
+        identity: Identity | None = None,
     ) -> Self:
         """Open the overlay whose diff is in a file; make it, sparse, if there is none.
 
@@ -214,7 +225,7 @@ class Overlay(Layer):
     async def trim(self, offset: int, length: int) -> None:
         """Make zeroes of these blocks, and give back their space in the diff."""
         async with self._changes:
-            await self._diff.zero(offset, length)
+            await self._diff.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Make zeroes of these blocks; ``may_trim`` false has the diff allocate them."""
@@ -338,6 +349,18 @@ class Overlay(Layer):
             new = replace(new, shown=old.shown)
         new.check_base(base)
         return new
+
+
+async def _check_contents(diff: Diff, identity: Callable[[int], Awaitable[str]]) -> None:
+    known = diff.header.identity
+    if not known or (found := await identity(diff.header.shown)) == known:
+        return
+    if not diff.is_empty or diff.device.read_only:
+        raise ValueError(
+            "the base holds something else than when the diff was made: it was changed, or is"
+            f" another one ({known!r} then, {found!r} now)"
+        )
+    await diff.rewrite(replace(diff.header, identity=found))
 
 
 async def _zeroes(length: int) -> bytes | memoryview:

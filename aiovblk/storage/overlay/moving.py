@@ -72,7 +72,7 @@ async def keep(diff: Diff, old: BlockDevice, new: BlockDevice, shown: int) -> No
 
     """
     if diff.header.shown < shown:
-        diff.hide(diff.header.shown, shown)
+        await diff.hide(diff.header.shown, shown)
     await drain(_comparisons(diff, old, new, shown))
 
 

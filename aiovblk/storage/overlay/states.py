@@ -46,6 +46,7 @@ class States:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, size, flags=flags)
         self._changed: set[int] = set()
+        self._reserved: set[int] = set()
 
     @property
     def is_changed(self) -> bool:
@@ -66,10 +67,23 @@ class States:
             return  # the usual case: a block is written again, and the map stays as it is
         first, last = offset >> self._shift, end >> self._shift
         self._map[first:last] = bytes([state]) * (last - first)
-        self._changed.update(range(first // self._page, (last - 1) // self._page + 1))
+        self._changed.update(self._pages(offset, end))
+
+    def unreserved(self, offset: int, end: int) -> list[int]:
+        """The pages of these blocks that the diff may have no room for, as offsets in the map."""
+        pages = self._pages(offset, end)
+        return [page * self._page for page in pages if page not in self._reserved]
+
+    def reserve(self, page: int) -> None:
+        """Take note that the diff has room for the page at this offset in the map."""
+        self._reserved.add(page // self._page)
+
+    def _pages(self, offset: int, end: int) -> range:
+        first, last = offset >> self._shift, end >> self._shift
+        return range(first // self._page, (last - 1) // self._page + 1)
 
     def load(self, pages: Pages) -> None:
-        """Take parts of the map from the diff.
+        """Take parts of the map from the diff; which has room for those that are not zeroes.
 
         Raises:
             OSError: that is no map (EIO).
@@ -79,6 +93,9 @@ class States:
             if page.translate(None, _KNOWN):
                 raise OSError(errno.EIO, f"the map of the diff is damaged at its byte {offset}")
             self._map[offset : offset + len(page)] = page
+            for at in range(0, len(page), self._page):
+                if any(page[at : at + self._page]):
+                    self.reserve(offset + at)
 
     def take_changed(self) -> Pages:
         """What was changed since this was last called, as it is now."""
