@@ -6,14 +6,15 @@ import gc
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from aiovblk.kernel import choice, sysfs
 
-from .support import stuck_tasks
+from .programs import Zygote
+from .support import stuck_tasks, zygotes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,13 +31,19 @@ def attach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nbd() -> None:
-    """Load the driver; without one, or without root, there is nothing to test here."""
+def nbd() -> Iterator[None]:
+    """Load the driver; without one, or without root, there is nothing to test here.
+
+    What the programs of the tests are forks of is started meanwhile.
+    """
     if os.geteuid() != 0:
         pytest.skip("the kernel tests need root: run them with tools/vm", allow_module_level=True)
     subprocess.run(["modprobe", "nbd", "nbds_max=64"], check=False, capture_output=True)
     if not sysfs.indices():
         pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
+    zygotes.append(Zygote())
+    yield
+    zygotes.pop().end()
 
 
 def _own_files() -> list[str]:

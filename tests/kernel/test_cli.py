@@ -142,7 +142,8 @@ async def test_an_attribute_of_a_file_is_served(attribute: str, users_module: Pa
 
 
 async def test_an_attribute_of_a_module_is_served(users_module: Path) -> None:
-    async with command("users_module:disk", PYTHONPATH=str(users_module.parent)) as running:
+    path = str(users_module.parent)  # which an interpreter reads when it starts
+    async with command("users_module:disk", fresh=True, PYTHONPATH=path) as running:
         assert (await sh(f"blockdev --getsize64 {running.path}")).output == f"{2 * MIB}\n"
         assert await running.end(signal.SIGINT) == 0
 

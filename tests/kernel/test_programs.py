@@ -24,6 +24,7 @@ from .support import (
     program,
     pwrite,
     sh,
+    stopped,
     store,
     stored,
 )
@@ -97,7 +98,7 @@ async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> 
 async def test_ctrl_z_is_a_pause_for_a_device_that_was_attached_by_netlink(image: Path) -> None:
     async with command(f"{DEVICES}:Image", "--attach=netlink", IMAGE=str(image)) as running:
         running.process.send_signal(signal.SIGSTOP)
-        await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
+        await stopped(running.process.pid)
         writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
         running.process.send_signal(signal.SIGCONT)
         assert await writing == len(DATA)
@@ -108,8 +109,7 @@ async def test_ctrl_z_is_a_pause_for_a_device_that_was_attached_by_netlink(image
 async def test_ctrl_z_is_a_lost_device_and_no_zombie(image: Path) -> None:
     async with command(f"{DEVICES}:Image", "--attach=ioctl", IMAGE=str(image)) as running:
         running.process.send_signal(signal.SIGSTOP)
-        _, status = await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        await stopped(running.process.pid)
         assert await running.end(signal.SIGCONT) == 1
         assert "its thread was stopped" in await running.rest()
     assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]

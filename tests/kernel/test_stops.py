@@ -61,11 +61,13 @@ from .support import (
     becomes_free,
     becomes_true,
     command,
+    interpreter,
     leave_dirty_pages,
     pread,
     program,
     pwrite,
     sh,
+    stopped,
 )
 
 # The programs have loops of their own.
@@ -84,8 +86,7 @@ Stop = Callable[[int], AbstractAsyncContextManager[None]]
 @contextlib.asynccontextmanager
 async def ctrl_z(process: int) -> AsyncIterator[None]:
     os.kill(process, signal.SIGSTOP)
-    _, status = await asyncio.to_thread(os.waitpid, process, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
+    await stopped(process)
     yield
     os.kill(process, signal.SIGCONT)
 
@@ -111,7 +112,7 @@ async def freezer(process: int) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def traced(process: int, how: str) -> AsyncIterator[None]:
-    async with program("-IS", PTRACER, str(process), how) as tracer:
+    async with interpreter("-IS", PTRACER, str(process), how) as tracer:
         assert await tracer.line() == "holds it"
         yield
         assert tracer.process.stdin is not None
@@ -315,7 +316,7 @@ async def test_a_broken_connection_is_the_end_or_made_again(
 
 async def nbd_ioctl(path: str, number: int) -> None:
     script = f"import os, fcntl; fcntl.ioctl(os.open({path!r}, os.O_RDONLY), {number})"
-    async with program("-IS", "-c", script) as caller:
+    async with program("-c", script) as caller:
         assert (await caller.rest(), await caller.end()) == ("", 0)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,26 @@ async def verify(path: str) -> None:
 
 
 class Servers:
-    """One server after another of the same image, without the time that Python takes to start."""
+    """One server after another of the same image."""
 
-    def __init__(self, zygote: Program) -> None:
-        self._zygote = zygote
+    def __init__(self, image: Path) -> None:
+        self._image = image
+        self._server = AsyncExitStack()
+        self._running: Program
         self.path = ""
-        self._process = 0
 
     async def start(self) -> None:
-        assert self._zygote.process.stdin is not None
-        self._zygote.process.stdin.write(b"\n")
-        self._process = int((await self._zygote.line()).removeprefix("process "))
-        line = await self._zygote.line()
+        server = program("-m", "aiovblk", *MOUNT, IMAGE=str(self._image))
+        self._running = await self._server.enter_async_context(server)
+        line = await self._running.line()
         assert line.startswith("mounted /dev/nbd"), line
         assert self.path in ("", line.split()[1])
         self.path = line.split()[1]
 
-    async def end(self, signum: signal.Signals) -> None:
-        os.kill(self._process, signum)
-        while await self._zygote.line() != "ended":
-            pass  # what it says about it
+    async def end(self, signum: signal.Signals) -> int:
+        status = await self._running.end(signum)
+        await self._server.aclose()
+        return status
 
     async def restart(self, writes: int, working: asyncio.Task[Any]) -> None:
         """Kill it, after so many more writes of what goes on meanwhile, and start it again."""
@@ -80,7 +80,7 @@ class Servers:
         await becomes_true(lambda: self._writes() >= enough or working.done())
         if working.done():  # it failed
             await working
-        await self.end(signal.SIGKILL)
+        assert await self.end(signal.SIGKILL) == -signal.SIGKILL
         await self.start()
 
     def _writes(self) -> int:
@@ -90,18 +90,14 @@ class Servers:
 @asynccontextmanager
 async def servers(image: Path) -> AsyncIterator[Servers]:
     """The first server of an image; what is attached at the end is unmounted in order."""
-    async with program("-m", "tests.kernel.zygote", *MOUNT, IMAGE=str(image)) as zygote:
-        these = Servers(zygote)
-        await these.start()
-        try:
-            yield these
-        except BaseException:
-            await these.end(signal.SIGKILL)
-            raise
-        await these.end(signal.SIGTERM)
-        assert zygote.process.stdin is not None
-        zygote.process.stdin.close()
-        assert await zygote.end() == 0
+    these = Servers(image)
+    await these.start()
+    try:
+        yield these
+    except BaseException:
+        await these.end(signal.SIGKILL)
+        raise
+    assert await these.end(signal.SIGTERM) == 0
     assert await becomes_free(these.path)
 
 
