@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from aiovblk.kernel import choice, sysfs
 
@@ -19,6 +22,32 @@ from .support import stuck_tasks, zygotes
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attach", choices=["ioctl", "netlink"], default="ioctl")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "core: belongs to what each change must pass; docs/testing.md tells the choice"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Deadlines are tests/conftest.py's here, and those of the guest: this plugin's is that of unit
+    # tests, for machines that are not emulated.
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """Run the core on one loop for each Python, as tests are that say `one_loop`."""
+    if config.option.markexpr != "core":
+        return None
+    if sys.version_info >= (3, 13):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.SelectorEventLoop}
 
 
 @pytest.fixture(autouse=True)

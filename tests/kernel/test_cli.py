@@ -28,7 +28,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def aiovblk(*arguments: str, **environment: str) -> Done:
@@ -55,6 +55,7 @@ async def make_partitions(path: str, *sizes: str) -> None:
 # mount
 
 
+@pytest.mark.core
 async def test_mount_takes_the_first_device_that_is_free() -> None:
     async with command("memory:64M") as first, command("memory:1.5M") as second:
         assert (first.path, second.path) == ("/dev/nbd0", "/dev/nbd1")
@@ -226,6 +227,7 @@ except OSError as exc:
 """
 
 
+@pytest.mark.core
 async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(image: Path) -> None:
     options = ["--unmount-timeout", "8"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
@@ -276,6 +278,7 @@ async def test_unmount_of_a_device_of_nbd_client(tmp_path: Path) -> None:
 # list
 
 
+@pytest.mark.core
 async def test_list_shows_who_serves_and_who_uses(tmp_path: Path) -> None:
     assert (await aiovblk("list")).output.split()[:3] == ["DEVICE", "SIZE", "BLOCK"]
     assert json.loads((await aiovblk("list", "--json")).output) == []

@@ -35,7 +35,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def aiovblk(*arguments: str) -> Done:
@@ -112,6 +112,7 @@ async def assert_in_order(running: Program) -> None:
     assert await running.end(signal.SIGINT) == 0
 
 
+@pytest.mark.core
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
     async with command("memory:1M", "--connections", "2") as running:
         index = index_of(running)
@@ -168,6 +169,7 @@ async def test_forced_unmount_of_a_mounted_file_system_says_what_is_left_to_do(
     assert await becomes_free(running.path)
 
 
+@pytest.mark.core
 async def test_program_that_hangs_is_named_and_forced_unmount_frees_it(image: Path) -> None:
     options = ["--unmount-timeout", "8"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:

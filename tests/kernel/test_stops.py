@@ -71,7 +71,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 PTRACER = f"{Path(__file__).parent}/ptracer.py"
 CGROUPS = Path("/run/aiovblk-cgroups")
@@ -183,7 +183,14 @@ async def assert_usable(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "connections"), [(ctrl_z, 1), (ctrl_z, 2), (freezer, 1), (gdb, 1), (strace, 2)]
+    ("stop", "connections"),
+    [
+        pytest.param(ctrl_z, 1, marks=pytest.mark.core),
+        (ctrl_z, 2),
+        (freezer, 1),
+        (gdb, 1),
+        (strace, 2),
+    ],
 )
 async def test_a_stop_is_a_pause_or_the_end(
     stop: Stop, connections: int, attach: str, image: Path
@@ -239,6 +246,7 @@ def handled() -> AsyncIterator[list[int]]:  # type: ignore[misc]  # a generator,
     signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("interrupts", [True, False], ids=["EINTR", "SA_RESTART"])
 async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
     disk = Disk()
@@ -289,7 +297,9 @@ async def read_on_broken(
     return read
 
 
-@pytest.mark.parametrize("broken", [closed, half_closed, babbled_on])
+@pytest.mark.parametrize(
+    "broken", [pytest.param(closed, marks=pytest.mark.core), half_closed, babbled_on]
+)
 async def test_a_broken_connection_is_the_end_or_made_again(
     broken: Callable[[socket.socket], None], attach: str
 ) -> None:
@@ -329,6 +339,7 @@ class PartlyGated(Disk):
         return await super().read(offset, length)
 
 
+@pytest.mark.core
 async def test_what_comes_after_a_disconnect_is_answered() -> None:
     disk = PartlyGated()
     async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:
@@ -355,7 +366,9 @@ async def disconnect(mount: Mount) -> None:
     await asyncio.to_thread(netlink.disconnect, mount.index, 30.0)
 
 
-@pytest.mark.parametrize("cut_off", [clear_socket, disconnect])
+@pytest.mark.parametrize(
+    "cut_off", [clear_socket, pytest.param(disconnect, marks=pytest.mark.core)]
+)
 async def test_what_is_cut_off_from_outside_fails(
     cut_off: Callable[[Mount], Awaitable[None]],
 ) -> None:
@@ -378,6 +391,7 @@ async def test_what_is_cut_off_from_outside_fails(
     await assert_usable(mount.path)
 
 
+@pytest.mark.core
 async def test_a_node_that_is_closed_behind_our_back(attach: str) -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:

@@ -16,7 +16,7 @@ from aiovblk.events import ConnectionRestored
 
 from .support import Program, command, fio, pattern, pread, pwrite, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 SIZE = 16 * 1024 * 1024
 VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c --group_reporting"
@@ -86,6 +86,7 @@ def workers_print_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
 
 
+@pytest.mark.core
 async def test_two_workers_serve_one_disk(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
         await on_both_processors(mount, "--size=4m --fsync=64")
@@ -128,6 +129,7 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
     assert image.read_bytes()[: len(data)] == data
 
 
+@pytest.mark.core
 async def test_a_lost_worker_has_a_successor(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), attach="netlink", workers=2) as mount:
         for place in range(2):
@@ -173,4 +175,4 @@ async def test_a_killed_parent_leaves_no_worker(image: Path) -> None:
         children = (await sh(f"pgrep -P {running.process.pid}")).output.split()
         await running.end(signal.SIGKILL)
         for pid in children:  # also what watches over the device
-            await sh(f"timeout 30 tail --pid={pid} -f /dev/null")
+            await sh(f"timeout 300 tail --pid={pid} -f /dev/null")
