@@ -71,6 +71,10 @@ def nbd() -> Iterator[None]:
     if not sysfs.indices():
         pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
     zygotes.append(Zygote())
+    # What there is by now need not be looked through after each test: an emulated machine takes
+    # seconds for it.
+    gc.collect()
+    gc.freeze()
     yield
     zygotes.pop().end()
 
