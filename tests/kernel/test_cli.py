@@ -55,7 +55,6 @@ async def make_partitions(path: str, *sizes: str) -> None:
 # mount
 
 
-@pytest.mark.core
 async def test_mount_takes_the_first_device_that_is_free() -> None:
     async with command("memory:64M") as first, command("memory:1.5M") as second:
         assert (first.path, second.path) == ("/dev/nbd0", "/dev/nbd1")

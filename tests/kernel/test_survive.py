@@ -39,16 +39,18 @@ pytestmark = [pytest.mark.deadline(1200), pytest.mark.one_loop, pytest.mark.newe
 
 MOUNT = ["mount", "--attach=netlink", "--identity=volume", "--survive=60", f"{DEVICES}:Image"]
 # What is killed twenty times in all tests is killed often enough to see it at all in the core.
-KILLS = pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.core), 20])
+KILLS = pytest.mark.parametrize(
+    ("kills", "mebibytes"), [pytest.param(3, 1, marks=pytest.mark.core), (20, 4)]
+)
 LONG = 2400.0  # seconds for what goes on while servers are killed
 
 
-async def verify(path: str) -> None:
+async def verify(path: str, mebibytes: int = 4) -> None:
     """Write all over a part of a device, and read it back, twice."""
     await fio(
         path,
-        "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size=4M --verify=crc32c "
-        "--verify_fatal=1 --loops=2",
+        f"--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size={mebibytes}M "
+        "--verify=crc32c --verify_fatal=1 --loops=2",
         patience=LONG,
     )
 
@@ -104,12 +106,12 @@ async def servers(image: Path) -> AsyncIterator[Servers]:
 
 @KILLS
 @pytest.mark.deadline(3000)
-async def test_killed_servers_are_missed_by_nobody(kills: int, image: Path) -> None:
+async def test_killed_servers_are_missed_by_nobody(kills: int, mebibytes: int, image: Path) -> None:
     enough = asyncio.Event()
 
     async def verify_again_and_again(path: str) -> None:
         while not enough.is_set():
-            await verify(path)
+            await verify(path, mebibytes)
 
     async with servers(image) as these:
         working = asyncio.create_task(verify_again_and_again(these.path))
