@@ -268,6 +268,7 @@ async def test_the_queue_is_set_and_put_back() -> None:
         assert queue_of(path)["scheduler"] == before["scheduler"]
 
 
+@pytest.mark.core
 async def test_a_scheduler_that_the_kernel_does_not_have_is_refused() -> None:
     path = "/dev/nbd5"
     before = queue_of(path)

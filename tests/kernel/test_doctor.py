@@ -223,6 +223,16 @@ async def test_memory_safe_holds_in_every_thread_and_worker(image: Path) -> None
         assert await running.end(signal.SIGINT) == 0
 
 
+@pytest.mark.core
+async def test_memory_safe_holds_in_every_thread() -> None:
+    async with command("memory:1M", "--memory-safe") as running:
+        process = running.process.pid
+        assert all(flushers(process))
+        assert Path(f"/proc/{process}/oom_score_adj").read_text() == "-1000\n"
+        assert locked(process) * 1024 > MIB
+        assert await running.end(signal.SIGINT) == 0
+
+
 WITHOUT = """
 import os, sys
 dropped = "--bounding-set=-sys_resource,-ipc_lock"

@@ -71,6 +71,7 @@ async def test_netlink_disconnects_many_devices_at_once() -> None:
     assert [disk.events[-2:] for disk in disks] == [["flush", "unmount"]] * 4
 
 
+@pytest.mark.core
 async def test_netlink_refuses_an_unknown_index() -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         await asyncio.to_thread(netlink.disconnect, 30000, 30.0)

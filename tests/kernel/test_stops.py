@@ -246,8 +246,10 @@ def handled() -> AsyncIterator[list[int]]:  # type: ignore[misc]  # a generator,
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("interrupts", [True, False], ids=["EINTR", "SA_RESTART"])
+@pytest.mark.parametrize(
+    "interrupts",
+    [pytest.param(True, marks=pytest.mark.core, id="EINTR"), pytest.param(False, id="SA_RESTART")],
+)
 async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:

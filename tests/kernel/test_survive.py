@@ -168,6 +168,7 @@ async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> N
     assert "Receive control failed" not in log.partition("NBD_DISCONNECT")[0]
 
 
+@pytest.mark.core
 async def test_what_no_server_comes_for_fails_in_the_end(image: Path) -> None:
     words = ["mount", "--attach=netlink", "--identity=volume", "--survive=3", f"{DEVICES}:Hanging"]
     async with program("-m", "aiovblk", *words, IMAGE=str(image)) as server:
@@ -286,6 +287,7 @@ async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
     assert disk.events.count("unmount") == 2
 
 
+@pytest.mark.core
 async def test_a_successor_that_makes_another_device_leaves_it_to_a_third() -> None:
     disk = Disk()
     async with surviving(disk) as first:
