@@ -277,7 +277,6 @@ async def test_unmount_of_a_device_of_nbd_client(tmp_path: Path) -> None:
 # list
 
 
-@pytest.mark.core
 async def test_list_shows_who_serves_and_who_uses(tmp_path: Path) -> None:
     assert (await aiovblk("list")).output.split()[:3] == ["DEVICE", "SIZE", "BLOCK"]
     assert json.loads((await aiovblk("list", "--json")).output) == []

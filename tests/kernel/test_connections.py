@@ -63,8 +63,8 @@ async def on_both_processors(path: str, options: str) -> None:
 async def test_each_processor_uses_a_connection_of_its_own() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk, connections=2) as mount:
-        await on_both_processors(mount.path, "--size=2m --fsync=64")
-        assert min(reads_and_writes(mount)) > 250
+        await on_both_processors(mount.path, "--size=1m --fsync=64")
+        assert min(reads_and_writes(mount)) > 125
         assert mount.stats.flushes == disk.events.count("flush")
         assert mount.stats.reads + mount.stats.writes == sum(reads_and_writes(mount))
         await leave_dirty_pages(mount.path)

@@ -169,7 +169,6 @@ async def test_forced_unmount_of_a_mounted_file_system_says_what_is_left_to_do(
     assert await becomes_free(running.path)
 
 
-@pytest.mark.core
 async def test_program_that_hangs_is_named_and_forced_unmount_frees_it(image: Path) -> None:
     options = ["--unmount-timeout", "8"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:

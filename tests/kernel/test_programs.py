@@ -42,9 +42,9 @@ def assert_image_stored(image: Path) -> None:
 @pytest.mark.parametrize(
     ("signum", "loop", "fresh"),
     [
-        pytest.param(signal.SIGINT, "uvloop", True, marks=pytest.mark.core),
+        (signal.SIGINT, "uvloop", True),
         (signal.SIGINT, "asyncio", True),
-        (signal.SIGTERM, "uvloop", False),
+        pytest.param(signal.SIGTERM, "uvloop", False, marks=pytest.mark.core),
         (signal.SIGHUP, "asyncio", False),
     ],
 )

@@ -199,7 +199,7 @@ async def test_a_connection_that_breaks_is_made_again(connections: int) -> None:
         working = asyncio.create_task(
             fio(
                 mount.path,
-                "--rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --size=4M "
+                "--rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --size=1M "
                 "--verify=crc32c --verify_fatal=1 --loops=3",
             )
         )

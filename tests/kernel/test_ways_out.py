@@ -287,7 +287,6 @@ async def test_write_back_that_fails_is_told() -> None:
             await leave_dirty_pages(mount.path)
 
 
-@pytest.mark.core
 async def test_unmount_command_from_outside_stores_dirty_pages(tmp_path: Path) -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)

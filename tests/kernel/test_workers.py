@@ -89,7 +89,7 @@ def workers_print_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.core
 async def test_two_workers_serve_one_disk(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
-        await on_both_processors(mount, "--size=4m --fsync=64")
+        await on_both_processors(mount, "--size=1m --fsync=64")
         os.truncate(image, 2 * SIZE)
         await mount.resize(2 * SIZE // 4096)
         assert mount.device.size == 2 * SIZE
@@ -103,9 +103,9 @@ async def test_two_workers_serve_one_disk(image: Path) -> None:
     last = logged(image)[-5:-1]
     assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
     assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
-    assert mount.stats.writes > 2000
+    assert mount.stats.writes > 500
     for line in mount._lines.each():
-        assert line.stats.writes > 500
+        assert line.stats.writes > 125
         assert line.stats.in_flight == 0
 
 
@@ -129,7 +129,6 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
     assert image.read_bytes()[: len(data)] == data
 
 
-@pytest.mark.core
 async def test_a_lost_worker_has_a_successor(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), attach="netlink", workers=2) as mount:
         for place in range(2):
