@@ -19,6 +19,8 @@ from aiovblk.kernel import choice, sysfs
 from .programs import Zygote
 from .support import stuck_tasks, zygotes
 
+gc.disable()  # until all is collected
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attach", choices=["ioctl", "netlink"], default="ioctl")
@@ -36,6 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

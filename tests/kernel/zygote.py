@@ -60,6 +60,7 @@ def main() -> Callable[[], object]:
 
 
 def _prepare() -> None:
+    gc.disable()  # for the time of the imports, of which nothing is garbage
     for name in LATER:
         import_module(name)
     cli: Any = sys.modules["aiovblk.cli"]
@@ -67,6 +68,7 @@ def _prepare() -> None:
     asyncio.run(asyncio.sleep(0))
     gc.collect()
     gc.freeze()  # or each fork would copy the memory of all objects when it collects
+    gc.enable()
 
 
 def _serve() -> Callable[[], object] | None:
