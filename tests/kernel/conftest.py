@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from aiovblk.kernel import choice, sysfs
 
-from .support import stuck_tasks
+from .programs import Zygote
+from .support import stuck_tasks, zygotes
+
+gc.disable()  # until all is collected
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attach", choices=["ioctl", "netlink"], default="ioctl")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "core: belongs to what each change must pass; docs/testing.md tells the choice"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Deadlines are tests/conftest.py's here, and those of the guest: this plugin's is that of unit
+    # tests, for machines that are not emulated.
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """Run the core on one loop for each Python, as tests are that say `one_loop`."""
+    if config.option.markexpr != "core":
+        return None
+    if sys.version_info >= (3, 13):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.SelectorEventLoop}
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +66,23 @@ def attach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nbd() -> None:
-    """Load the driver; without one, or without root, there is nothing to test here."""
+def nbd() -> Iterator[None]:
+    """Load the driver; without one, or without root, there is nothing to test here.
+
+    What the programs of the tests are forks of is started meanwhile.
+    """
     if os.geteuid() != 0:
         pytest.skip("the kernel tests need root: run them with tools/vm", allow_module_level=True)
     subprocess.run(["modprobe", "nbd", "nbds_max=64"], check=False, capture_output=True)
     if not sysfs.indices():
         pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
+    zygotes.append(Zygote())
+    # What there is by now need not be looked through after each test: an emulated machine takes
+    # seconds for it.
+    gc.collect()
+    gc.freeze()
+    yield
+    zygotes.pop().end()
 
 
 def _own_files() -> list[str]:

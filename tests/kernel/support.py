@@ -19,8 +19,12 @@ from aiovblk import Mount, mount
 from aiovblk.kernel.usage import wait_until_free
 from aiovblk.storage import MemoryDevice
 
+from .programs import Fork, Zygote
+
 MIB = 1024 * 1024
-PATIENCE = 120.0  # seconds for any one command; a software-emulated machine is slow
+# Seconds for any one command. They are to end what hangs, not to measure: an emulated machine is
+# slow, and many times slower when others are busy on its host.
+PATIENCE = 400.0
 DEVICES = f"{Path(__file__).parent}/devices.py"
 
 
@@ -175,7 +179,7 @@ def _in_uninterruptible_sleep() -> dict[str, tuple[str, str]]:
 class Program:
     """A process that serves a device, and what it printed."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Fork) -> None:
         self.process = process
         self.path = ""
 
@@ -198,16 +202,43 @@ class Program:
         async with asyncio.timeout(PATIENCE):
             # wait() waits for the end of its output as well, which a successor may go on with.
             while (status := self.process.returncode) is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)
         return status
+
+
+zygotes: list[Zygote] = []
+"""That of this session."""
 
 
 @contextlib.asynccontextmanager
 async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]:
-    """Run this interpreter with arguments; it does not outlive the block."""
+    """Run Python with arguments; it does not outlive the block.
+
+    It is a fork of what has everything imported; :func:`interpreter` starts a new one.
+    """
+    process = await zygotes[0].start(arguments, os.environ | environment)
+    try:
+        yield Program(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        async with asyncio.timeout(PATIENCE):
+            await process.wait()
+        process.close()
+
+
+def interpreter(
+    *arguments: str, **environment: str
+) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run Python with arguments, as a user starts it."""
+    return executed(sys.executable, *arguments, **environment)
+
+
+@contextlib.asynccontextmanager
+async def executed(*words: str, **environment: str) -> AsyncIterator[Program]:
+    """Run a program of any kind; it does not outlive the block."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
+        *words,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -222,11 +253,26 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
             await process.wait()
 
 
+async def stopped(process: int) -> None:
+    """Wait until all threads of a process have stopped, as SIGSTOP and Ctrl-Z have them do."""
+    states = Path(f"/proc/{process}/task")
+    await becomes_true(
+        lambda: all(
+            (each / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+            for each in states.iterdir()
+        )
+    )
+
+
 @contextlib.asynccontextmanager
-async def command(*arguments: str, **environment: str) -> AsyncIterator[Program]:
+async def command(
+    *arguments: str, fresh: bool = False, **environment: str
+) -> AsyncIterator[Program]:
     """Run `aiovblk mount` and enter when it is mounted."""
     attach = f"--attach={os.environ['ATTACH']}"  # of the fixture of that name
-    async with program("-m", "aiovblk", "mount", attach, *arguments, **environment) as running:
+    start = interpreter if fresh else program
+    words = ("-m", "aiovblk", "mount", attach, *arguments)
+    async with start(*words, **environment) as running:
         line = await running.line()
         assert line.startswith("mounted /dev/nbd"), line + await running.rest()
         running.path = line.split()[1]

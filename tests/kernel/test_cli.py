@@ -28,7 +28,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def aiovblk(*arguments: str, **environment: str) -> Done:
@@ -142,7 +142,8 @@ async def test_an_attribute_of_a_file_is_served(attribute: str, users_module: Pa
 
 
 async def test_an_attribute_of_a_module_is_served(users_module: Path) -> None:
-    async with command("users_module:disk", PYTHONPATH=str(users_module.parent)) as running:
+    path = str(users_module.parent)  # which an interpreter reads when it starts
+    async with command("users_module:disk", fresh=True, PYTHONPATH=path) as running:
         assert (await sh(f"blockdev --getsize64 {running.path}")).output == f"{2 * MIB}\n"
         assert await running.end(signal.SIGINT) == 0
 
@@ -225,6 +226,7 @@ except OSError as exc:
 """
 
 
+@pytest.mark.core
 async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(image: Path) -> None:
     options = ["--unmount-timeout", "8"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:

@@ -35,7 +35,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def aiovblk(*arguments: str) -> Done:
@@ -112,6 +112,7 @@ async def assert_in_order(running: Program) -> None:
     assert await running.end(signal.SIGINT) == 0
 
 
+@pytest.mark.core
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
     async with command("memory:1M", "--connections", "2") as running:
         index = index_of(running)
@@ -218,6 +219,16 @@ async def test_memory_safe_holds_in_every_thread_and_worker(image: Path) -> None
         # Locks are not inherited; only who serves has asked for them.
         assert sum(locked(process) * 1024 > MIB for process in workers) == 2
         assert locked(running.process.pid) * 1024 > MIB
+        assert await running.end(signal.SIGINT) == 0
+
+
+@pytest.mark.core
+async def test_memory_safe_holds_in_every_thread() -> None:
+    async with command("memory:1M", "--memory-safe") as running:
+        process = running.process.pid
+        assert all(flushers(process))
+        assert Path(f"/proc/{process}/oom_score_adj").read_text() == "-1000\n"
+        assert locked(process) * 1024 > MIB
         assert await running.end(signal.SIGINT) == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from .support import MIB, Program, leave_dirty_pages, pattern, pread, program, pwrite, sh
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -31,7 +31,7 @@ from .support import (
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 SERVER = """
 import asyncio, os, signal, sys
@@ -94,6 +94,7 @@ async def assert_free_although_the_child_lives(forked: Server) -> None:
     os.kill(forked.child, 0)
 
 
+@pytest.mark.core
 async def test_an_unmount_does_not_wait_for_a_child(image: Path) -> None:
     async with server(image) as forked:
         await leave_dirty_pages(forked.path)
@@ -105,6 +106,7 @@ async def test_an_unmount_does_not_wait_for_a_child(image: Path) -> None:
     assert image.read_bytes()[:MIB] == DATA
 
 
+@pytest.mark.core
 async def test_a_child_does_not_hide_the_death_of_its_parent(image: Path) -> None:
     async with server(image, "devices.Hanging()") as forked:
         writing = asyncio.create_task(asyncio.to_thread(pwrite, forked.path, 0, DATA))

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ from aiovblk.events import (
 )
 from aiovblk.storage import MemoryDevice
 
-from .support import MIB, Disk, fio, pattern, pread, pwrite, sh
+from .support import MIB, Disk, fio, pattern, pread, program, pwrite, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
 
 BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 BLKZEROOUT = 0x127F
 
 
+@pytest.mark.core
 async def test_direct_writes_and_reads_are_byte_exact_at_the_edges() -> None:
     disk = Disk(16 * MIB, block_size=512)
     async with aiovblk.mounted(disk) as mount:
@@ -97,6 +97,7 @@ async def test_a_sparse_device_of_5_tib_takes_no_memory() -> None:
         assert await asyncio.to_thread(pread, mount.path, 3 << 40, 4096) == bytes(4096)
 
 
+@pytest.mark.core
 async def test_slow_handlers_run_in_parallel() -> None:
     together = asyncio.Barrier(64)
 
@@ -136,6 +137,7 @@ async def test_reads_of_50_ms_overlap_instead_of_adding_up() -> None:
     assert handlers > 8 * rounds
 
 
+@pytest.mark.core
 async def test_fsync_reaches_flush_and_discard_reaches_trim() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:
@@ -180,6 +182,7 @@ async def test_a_discard_of_gigabytes_is_a_few_trims() -> None:
     assert max(disk.lengths["trim"]) < 1 << 32
 
 
+@pytest.mark.core
 async def test_write_zeroes_without_a_handler_becomes_writes() -> None:
     class Plain(aiovblk.BlockDevice):
         blocks = 1024
@@ -203,6 +206,7 @@ async def test_write_zeroes_without_a_handler_becomes_writes() -> None:
     assert device.memory[:4096] == b"\xff" * 4096
 
 
+@pytest.mark.core
 async def test_a_read_only_device_refuses_at_once() -> None:
     class Zeroes(aiovblk.BlockDevice):
         blocks = 1024
@@ -235,6 +239,7 @@ async def test_a_device_without_write_that_lets_writes_come_fails_them() -> None
         assert await asyncio.to_thread(pread, mount.path, 0, 4096) == bytes(4096)
 
 
+@pytest.mark.core
 async def test_errors_of_handlers_are_eio_and_the_device_lives_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -280,8 +285,9 @@ async def test_events_and_stats_tell_what_the_kernel_asked_for() -> None:
         reading = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
         slow = await heard(SlowRequest)
         assert (slow.command, slow.offset, slow.length) == ("read", 2 * MIB, 4096)
-        top = f"{sys.executable} -m aiovblk top --once --interval 0.1"
-        assert f"{mount.path}   64M" in (await sh(top)).output
+        async with program("-m", "aiovblk", "top", "--once", "--interval", "0.1") as top:
+            assert f"{mount.path}   64M" in await top.rest()
+            assert await top.end() == 0
         disk.gate.set()
         await reading
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -314,6 +320,7 @@ async def test_partitions_of_an_image_appear_and_leave() -> None:
     assert not os.path.exists(f"/sys/block/{name}/{name}p1")
 
 
+@pytest.mark.core
 async def test_what_is_cached_for_a_partition_is_written_back() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:

@@ -18,9 +18,10 @@ from aiovblk.kernel.ioctl_link import IoctlLink
 
 from .support import Disk, pattern, pread, pwrite
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
+@pytest.mark.core
 async def test_nothing_touches_the_node_in_the_loops_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -70,11 +71,13 @@ async def test_netlink_disconnects_many_devices_at_once() -> None:
     assert [disk.events[-2:] for disk in disks] == [["flush", "unmount"]] * 4
 
 
+@pytest.mark.core
 async def test_netlink_refuses_an_unknown_index() -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         await asyncio.to_thread(netlink.disconnect, 30000, 30.0)
 
 
+@pytest.mark.core
 async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if NBD_DO_IT did not return before netlink was asked; the steps before it get a second.
     monkeypatch.setattr(sys.modules["aiovblk.mount.unmounting"], "KERNEL_TIMEOUT", 1.0)
@@ -97,6 +100,7 @@ async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.Monk
     assert asked.is_set()
 
 
+@pytest.mark.core
 async def test_two_programs_cannot_share_an_index() -> None:
     async with aiovblk.mounted(Disk()) as mount:
         with pytest.raises(aiovblk.DeviceBusyError, match="already attached, served by process"):
@@ -106,6 +110,7 @@ async def test_two_programs_cannot_share_an_index() -> None:
         assert await asyncio.to_thread(pread, mount.path, 0, 4096) == data
 
 
+@pytest.mark.core
 async def test_concurrent_mounts_get_devices_of_their_own() -> None:
     contexts = [aiovblk.mounted(Disk(1 << 20)) for _ in range(8)]
     mounts = await asyncio.gather(*(context.__aenter__() for context in contexts))

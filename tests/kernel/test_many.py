@@ -18,7 +18,7 @@ from .support import (
     pwrite,
 )
 
-pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(1800), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 async def test_fifty_devices_in_one_process() -> None:

@@ -24,7 +24,7 @@ from .support import (
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.newest_python]
 
 
 @asynccontextmanager

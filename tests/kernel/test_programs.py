@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,18 @@ from .support import (
     Disk,
     becomes_free,
     command,
+    executed,
     file_system,
     leave_dirty_pages,
     program,
     pwrite,
     sh,
+    stopped,
     store,
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 
 def assert_image_stored(image: Path) -> None:
@@ -37,22 +40,35 @@ def assert_image_stored(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signum", "loop"),
+    ("signum", "loop", "fresh"),
     [
-        (signal.SIGINT, "uvloop"),
-        (signal.SIGINT, "asyncio"),
-        (signal.SIGTERM, "uvloop"),
-        (signal.SIGHUP, "asyncio"),
+        (signal.SIGINT, "uvloop", True),
+        (signal.SIGINT, "asyncio", True),
+        pytest.param(signal.SIGTERM, "uvloop", False, marks=pytest.mark.core),
+        (signal.SIGHUP, "asyncio", False),
     ],
 )
-async def test_a_signal_ends_the_command(signum: signal.Signals, loop: str, image: Path) -> None:
-    async with command(f"{DEVICES}:Image", "--loop", loop, IMAGE=str(image)) as running:
+async def test_a_signal_ends_the_command(
+    signum: signal.Signals, loop: str, fresh: bool, image: Path
+) -> None:
+    words = [f"{DEVICES}:Image", "--loop", loop]
+    async with command(*words, fresh=fresh, IMAGE=str(image)) as running:
         await leave_dirty_pages(running.path)
         assert await running.end(signum) == 0
         assert await running.rest() == ""
     assert_image_stored(image)
 
 
+async def test_the_installed_command_serves() -> None:
+    script = str(Path(sys.executable).with_name("aiovblk"))
+    async with executed(script, "mount", "memory:1M") as running:
+        path = (await running.line()).removeprefix("mounted ")
+        await leave_dirty_pages(path)
+        assert await running.end(signal.SIGTERM) == 0
+        assert await running.rest() == ""
+
+
+@pytest.mark.core
 async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
     options = ["--unmount-timeout", "3600"]
     async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
@@ -82,6 +98,7 @@ async def test_ctrl_c_with_a_mounted_file_system_is_refused_then_forced(
     await sh(f"umount {point}")
 
 
+@pytest.mark.core
 async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> None:
     async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
         writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
@@ -94,10 +111,11 @@ async def test_a_killed_server_leaves_an_index_that_can_be_used(image: Path) -> 
         await leave_dirty_pages(running.path)
 
 
+@pytest.mark.core
 async def test_ctrl_z_is_a_pause_for_a_device_that_was_attached_by_netlink(image: Path) -> None:
     async with command(f"{DEVICES}:Image", "--attach=netlink", IMAGE=str(image)) as running:
         running.process.send_signal(signal.SIGSTOP)
-        await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
+        await stopped(running.process.pid)
         writing = asyncio.create_task(asyncio.to_thread(pwrite, running.path, 0, DATA))
         running.process.send_signal(signal.SIGCONT)
         assert await writing == len(DATA)
@@ -105,11 +123,11 @@ async def test_ctrl_z_is_a_pause_for_a_device_that_was_attached_by_netlink(image
     assert_image_stored(image)
 
 
+@pytest.mark.core
 async def test_ctrl_z_is_a_lost_device_and_no_zombie(image: Path) -> None:
     async with command(f"{DEVICES}:Image", "--attach=ioctl", IMAGE=str(image)) as running:
         running.process.send_signal(signal.SIGSTOP)
-        _, status = await asyncio.to_thread(os.waitpid, running.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        await stopped(running.process.pid)
         assert await running.end(signal.SIGCONT) == 1
         assert "its thread was stopped" in await running.rest()
     assert Path(f"{image}.log").read_text().split()[-2:] == ["flush", "unmount"]
@@ -137,7 +155,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", [pytest.param("uvloop", marks=pytest.mark.core), "asyncio"])
 async def test_the_end_of_the_event_loop_unmounts_in_order(loop: str, image: Path) -> None:
     script = LOOP_ENDS.format(folder=str(Path(DEVICES).parent), loop=loop)
     async with program("-c", script, IMAGE=str(image)) as running:

@@ -15,7 +15,7 @@ from aiovblk import kernel
 
 from .support import Disk, pread
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -24,6 +24,7 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.core
 async def test_the_first_device_is_dead_beef(monkeypatch: pytest.MonkeyPatch) -> None:
     # The block ends in asyncio.run, which cannot run in here; what it was to run can.
     calls: list[tuple[Any, ...]] = []
@@ -36,6 +37,7 @@ async def test_the_first_device_is_dead_beef(monkeypatch: pytest.MonkeyPatch) ->
         assert await asyncio.to_thread(pread, path, 0, 4096) == b"\xde\xad\xbe\xef" * 1024
 
 
+@pytest.mark.core
 async def test_the_block_form_serves_until_it_is_unmounted() -> None:
     printed: asyncio.Queue[str] = asyncio.Queue()
     names: dict[str, Any] = {

@@ -10,7 +10,7 @@ import aiovblk
 
 from .support import MIB, Disk, fio, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.newest_python]
 
 
 async def test_fio_verifies_random_mixed_io_at_depth_32() -> None:

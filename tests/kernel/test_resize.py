@@ -29,7 +29,7 @@ from .support import (
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 BLOCKS = MIB // 4096  # of a mebibyte
 CYCLES = 15  # of one grow and one shrink each
@@ -93,6 +93,7 @@ async def keep_writing(
     return count, None
 
 
+@pytest.mark.core
 async def test_writes_beyond_the_new_end_fail_and_those_below_are_kept() -> None:
     disk = Disk(32 * MIB)
     last = 8 * MIB - 4096
@@ -111,6 +112,7 @@ async def test_writes_beyond_the_new_end_fail_and_those_below_are_kept() -> None
         assert disk.contents(last, 4096) == pattern(4096, count)
 
 
+@pytest.mark.core
 async def test_what_is_cached_beyond_the_new_end_is_written_before() -> None:
     disk = Disk(16 * MIB)
     data = pattern(MIB)
@@ -136,6 +138,7 @@ async def test_a_file_system_grows_while_it_is_mounted(tmp_path: Path) -> None:
         assert await stored(point)
 
 
+@pytest.mark.core
 async def test_a_mounted_file_system_is_not_cut(tmp_path: Path) -> None:
     disk = growing(32)
     async with aiovblk.mounted(disk) as mount, file_system(mount.path, tmp_path) as point:
@@ -221,7 +224,7 @@ def freezes() -> bool:
     return release >= [6, 12]
 
 
-@pytest.mark.parametrize("mebibytes", [8, 32])
+@pytest.mark.parametrize("mebibytes", [pytest.param(8, marks=pytest.mark.core), 32])
 async def test_a_handler_that_hangs_does_not_hang_a_resize(mebibytes: int) -> None:
     disk = Hanging(16 * MIB)
     async with aiovblk.mounted(disk, unmount_timeout=3) as mount:
@@ -238,6 +241,7 @@ async def test_a_handler_that_hangs_does_not_hang_a_resize(mebibytes: int) -> No
         assert await asyncio.to_thread(pread, mount.path, MIB, 4096) == bytes(4096)
 
 
+@pytest.mark.core
 async def test_an_unmount_by_force_ends_a_resize_that_waits() -> None:
     disk = Hanging(16 * MIB)
     task, mount = await mounted_in_a_task(disk, unmount_timeout=3600)

@@ -61,15 +61,17 @@ from .support import (
     becomes_free,
     becomes_true,
     command,
+    interpreter,
     leave_dirty_pages,
     pread,
     program,
     pwrite,
     sh,
+    stopped,
 )
 
 # The programs have loops of their own.
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 PTRACER = f"{Path(__file__).parent}/ptracer.py"
 CGROUPS = Path("/run/aiovblk-cgroups")
@@ -84,8 +86,7 @@ Stop = Callable[[int], AbstractAsyncContextManager[None]]
 @contextlib.asynccontextmanager
 async def ctrl_z(process: int) -> AsyncIterator[None]:
     os.kill(process, signal.SIGSTOP)
-    _, status = await asyncio.to_thread(os.waitpid, process, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
+    await stopped(process)
     yield
     os.kill(process, signal.SIGCONT)
 
@@ -111,7 +112,7 @@ async def freezer(process: int) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def traced(process: int, how: str) -> AsyncIterator[None]:
-    async with program("-IS", PTRACER, str(process), how) as tracer:
+    async with interpreter("-IS", PTRACER, str(process), how) as tracer:
         assert await tracer.line() == "holds it"
         yield
         assert tracer.process.stdin is not None
@@ -182,7 +183,14 @@ async def assert_usable(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "connections"), [(ctrl_z, 1), (ctrl_z, 2), (freezer, 1), (gdb, 1), (strace, 2)]
+    ("stop", "connections"),
+    [
+        pytest.param(ctrl_z, 1, marks=pytest.mark.core),
+        (ctrl_z, 2),
+        (freezer, 1),
+        (gdb, 1),
+        (strace, 2),
+    ],
 )
 async def test_a_stop_is_a_pause_or_the_end(
     stop: Stop, connections: int, attach: str, image: Path
@@ -238,7 +246,10 @@ def handled() -> AsyncIterator[list[int]]:  # type: ignore[misc]  # a generator,
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("interrupts", [True, False], ids=["EINTR", "SA_RESTART"])
+@pytest.mark.parametrize(
+    "interrupts",
+    [pytest.param(True, marks=pytest.mark.core, id="EINTR"), pytest.param(False, id="SA_RESTART")],
+)
 async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:
@@ -288,7 +299,9 @@ async def read_on_broken(
     return read
 
 
-@pytest.mark.parametrize("broken", [closed, half_closed, babbled_on])
+@pytest.mark.parametrize(
+    "broken", [pytest.param(closed, marks=pytest.mark.core), half_closed, babbled_on]
+)
 async def test_a_broken_connection_is_the_end_or_made_again(
     broken: Callable[[socket.socket], None], attach: str
 ) -> None:
@@ -315,7 +328,7 @@ async def test_a_broken_connection_is_the_end_or_made_again(
 
 async def nbd_ioctl(path: str, number: int) -> None:
     script = f"import os, fcntl; fcntl.ioctl(os.open({path!r}, os.O_RDONLY), {number})"
-    async with program("-IS", "-c", script) as caller:
+    async with program("-c", script) as caller:
         assert (await caller.rest(), await caller.end()) == ("", 0)
 
 
@@ -328,6 +341,7 @@ class PartlyGated(Disk):
         return await super().read(offset, length)
 
 
+@pytest.mark.core
 async def test_what_comes_after_a_disconnect_is_answered() -> None:
     disk = PartlyGated()
     async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:
@@ -354,7 +368,9 @@ async def disconnect(mount: Mount) -> None:
     await asyncio.to_thread(netlink.disconnect, mount.index, 30.0)
 
 
-@pytest.mark.parametrize("cut_off", [clear_socket, disconnect])
+@pytest.mark.parametrize(
+    "cut_off", [clear_socket, pytest.param(disconnect, marks=pytest.mark.core)]
+)
 async def test_what_is_cut_off_from_outside_fails(
     cut_off: Callable[[Mount], Awaitable[None]],
 ) -> None:
@@ -377,6 +393,7 @@ async def test_what_is_cut_off_from_outside_fails(
     await assert_usable(mount.path)
 
 
+@pytest.mark.core
 async def test_a_node_that_is_closed_behind_our_back(attach: str) -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:

@@ -15,7 +15,7 @@ import aiovblk
 
 from .support import DEVICES, MIB, Disk, becomes_free, command, pread, pwrite, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
 
 
 class Hanging(Disk):
@@ -39,6 +39,7 @@ class Hanging(Disk):
         await super().write(offset, data)
 
 
+@pytest.mark.core
 async def test_a_handler_that_outlasts_its_timeout_fails_one_request() -> None:
     disk = Hanging()
     async with aiovblk.mounted(disk, handler_timeout=1) as mount:
@@ -53,6 +54,7 @@ async def test_a_handler_that_outlasts_its_timeout_fails_one_request() -> None:
         assert (disk.cancelled, mount.stats.errors) == (2, 2)
 
 
+@pytest.mark.core
 async def test_a_handler_that_outlasts_the_kernels_timeout_ends_the_device(attach: str) -> None:
     disk = Hanging()
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):

@@ -28,9 +28,10 @@ from .support import (
     stored,
 )
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
 
 
+@pytest.mark.core
 async def test_unmount_then_return(tmp_path: Path) -> None:
     disk = Disk()
     async with anyio.create_task_group() as group:
@@ -52,6 +53,7 @@ async def test_leaving_the_block() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_an_exception_in_the_block_comes_out_bare() -> None:
     disk = Disk()
     failure = LookupError("of the application")
@@ -63,6 +65,7 @@ async def test_an_exception_in_the_block_comes_out_bare() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_cancelling_the_task() -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)
@@ -74,6 +77,7 @@ async def test_cancelling_the_task() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_cancelling_the_task_before_it_is_mounted() -> None:
     disk = Disk()
     task = asyncio.create_task(aiovblk.mount(disk))
@@ -93,6 +97,7 @@ async def test_an_anyio_cancel_scope() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_a_mounted_file_system_is_refused_by_name_and_forced(tmp_path: Path) -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount, file_system(mount.path, tmp_path) as point:
@@ -109,6 +114,7 @@ async def test_a_mounted_file_system_is_refused_by_name_and_forced(tmp_path: Pat
         await sh(f"umount {tmp_path}/mnt")
 
 
+@pytest.mark.core
 async def test_leaving_the_block_with_a_mounted_file_system_says_so(tmp_path: Path) -> None:
     disk = Disk()
     with pytest.raises(aiovblk.DeviceBusyError, match="mounted at"):
@@ -124,6 +130,7 @@ async def test_leaving_the_block_with_a_mounted_file_system_says_so(tmp_path: Pa
         await sh(f"umount {tmp_path}/mnt")
 
 
+@pytest.mark.core
 async def test_a_held_partition_is_refused() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:
@@ -135,6 +142,7 @@ async def test_a_held_partition_is_refused() -> None:
         await mount.unmount()
 
 
+@pytest.mark.core
 async def test_requests_in_flight_are_answered() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:
@@ -150,6 +158,7 @@ async def test_requests_in_flight_are_answered() -> None:
     assert mount.stats.errors == 0
 
 
+@pytest.mark.core
 async def test_a_handler_that_never_returns_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     disk = Disk()
     with pytest.raises(aiovblk.Error, match="nothing was answered for"):
@@ -163,6 +172,7 @@ async def test_a_handler_that_never_returns_is_given_up(caplog: pytest.LogCaptur
     assert disk.events[-2:] == ["flush", "unmount"]
 
 
+@pytest.mark.core
 async def test_dirty_pages_of_a_hanging_device_do_not_hang_the_unmount() -> None:
     disk = Disk()
     with pytest.raises(aiovblk.Error):
@@ -172,6 +182,7 @@ async def test_dirty_pages_of_a_hanging_device_do_not_hang_the_unmount() -> None
     assert disk.events[-2:] == ["flush", "unmount"]
 
 
+@pytest.mark.core
 async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk, unmount_timeout=3600)
@@ -185,6 +196,7 @@ async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
             await attempt
 
 
+@pytest.mark.core
 async def test_a_device_whose_first_read_hangs_is_not_mounted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -196,6 +208,7 @@ async def test_a_device_whose_first_read_hangs_is_not_mounted(
             pytest.fail("entered")
 
 
+@pytest.mark.core
 async def test_failing_last_handlers_are_told_and_all_called() -> None:
     class Failing(Disk):
         async def flush(self) -> None:
@@ -222,6 +235,7 @@ async def test_a_last_handler_that_cancels_itself_has_failed() -> None:
     assert disk.events.count("unmount") == 1
 
 
+@pytest.mark.core
 async def test_without_privileges_the_socket_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     # As after setuid(): the kernel refuses the ioctl; nothing else depends on it.
     def refused(link: object) -> None:
@@ -234,6 +248,7 @@ async def test_without_privileges_the_socket_is_closed(monkeypatch: pytest.Monke
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_a_last_handler_that_never_returns_is_given_up() -> None:
     class Endless(Disk):
         async def unmount(self) -> None:
@@ -249,6 +264,7 @@ async def test_a_last_handler_that_never_returns_is_given_up() -> None:
     assert disk.events[-2:] == ["flush", "cancelled"]
 
 
+@pytest.mark.core
 async def test_a_device_whose_node_was_removed_is_unmounted_in_order(tmp_path: Path) -> None:
     disk = Disk()
     node = tmp_path / "disk"
@@ -260,6 +276,7 @@ async def test_a_device_whose_node_was_removed_is_unmounted_in_order(tmp_path: P
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_write_back_that_fails_is_told() -> None:
     class Failing(Disk):
         async def write(self, offset: int, data: memoryview) -> None:
@@ -291,6 +308,7 @@ async def test_an_ioctl_disconnect_from_outside_stores_dirty_pages() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_nbd_client_disconnects_by_netlink_after_a_sync() -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)
@@ -300,6 +318,7 @@ async def test_nbd_client_disconnects_by_netlink_after_a_sync() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
+@pytest.mark.core
 async def test_a_cleared_socket_is_a_lost_device() -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)

@@ -16,7 +16,7 @@ from aiovblk.events import ConnectionRestored
 
 from .support import Program, command, fio, pattern, pread, pwrite, sh
 
-pytestmark = [pytest.mark.deadline(180), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
 
 SIZE = 16 * 1024 * 1024
 VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c --group_reporting"
@@ -86,9 +86,10 @@ def workers_print_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
 
 
+@pytest.mark.core
 async def test_two_workers_serve_one_disk(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
-        await on_both_processors(mount, "--size=4m --fsync=64")
+        await on_both_processors(mount, "--size=1m --fsync=64")
         os.truncate(image, 2 * SIZE)
         await mount.resize(2 * SIZE // 4096)
         assert mount.device.size == 2 * SIZE
@@ -102,9 +103,9 @@ async def test_two_workers_serve_one_disk(image: Path) -> None:
     last = logged(image)[-5:-1]
     assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
     assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
-    assert mount.stats.writes > 2000
+    assert mount.stats.writes > 500
     for line in mount._lines.each():
-        assert line.stats.writes > 500
+        assert line.stats.writes > 125
         assert line.stats.in_flight == 0
 
 
@@ -173,4 +174,4 @@ async def test_a_killed_parent_leaves_no_worker(image: Path) -> None:
         children = (await sh(f"pgrep -P {running.process.pid}")).output.split()
         await running.end(signal.SIGKILL)
         for pid in children:  # also what watches over the device
-            await sh(f"timeout 30 tail --pid={pid} -f /dev/null")
+            await sh(f"timeout 300 tail --pid={pid} -f /dev/null")

@@ -90,6 +90,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds, the boot included (default 600)",
     )
+    run.add_argument(
+        "--boot-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until the command begins; then, or after a panic, a second boot is tried,"
+        " once (default 180, with --systemd 600)",
+    )
     run.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(default 2048)")
     run.add_argument(
         "--rw",
@@ -157,6 +164,7 @@ def run_in_guest(options: argparse.Namespace) -> int:
         memory=options.memory,
         accelerator=kvm.accelerator(kernel),
         timeout=options.timeout,
+        boot_timeout=options.boot_timeout or (600 if options.systemd else 180),
     )
     outcome = qemu.run(job)
     log = outcome.log_since_command()
@@ -166,6 +174,8 @@ def run_in_guest(options: argparse.Namespace) -> int:
         options.log.write_text("\n".join(outcome.log) + "\n")
     if outcome.status is not None:
         return report_complaints(outcome.status, log)
+    if outcome.timed_out and not outcome.has_begun():
+        say(f"the machine did not get to the command in {outcome.seconds:.0f} s")
     if outcome.timed_out:
         return report_timeout(options.timeout, log)
     say("the virtual machine failed" + quoted_lines(outcome.errors))

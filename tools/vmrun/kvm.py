@@ -30,7 +30,15 @@ def accelerator(kernel: Kernel) -> str:
 
 def probe(kernel: Kernel) -> str:
     """Boot a guest with KVM and return which accelerator to use from now on."""
-    job = qemu.Job(kernel, ["/bin/true"], {}, Path("/"), accelerator="kvm", timeout=PROBE_TIMEOUT)
+    job = qemu.Job(
+        kernel,
+        ["/bin/true"],
+        {},
+        Path("/"),
+        accelerator="kvm",
+        timeout=PROBE_TIMEOUT,
+        boots=1,
+    )
     if qemu.run(job).status == 0:
         return "kvm"
     say("a KVM guest did not boot, using emulation until the next boot of this machine")

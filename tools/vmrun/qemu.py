@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import initramfs
-from .console import require
+from .console import quoted_lines, require, say
 from .kernels import Kernel
 
 QEMU = "qemu-system-x86_64"
@@ -34,6 +34,9 @@ KERNEL_PARAMETERS = (
     "panic=-1",  # with -no-reboot, a panic ends QEMU at once
     "mitigations=off apparmor=0 audit=0 cryptomgr.notests",  # time that protects nobody here
     "random.trust_cpu=on",
+    # What is mapped at the same address in each process is translated once: five times as fast
+    # for QEMU's emulation to start an interpreter as where addresses are random.
+    "norandmaps",
     "systemd.unit=vm-command.service",  # for --systemd
     "tsc=reliable no_timer_check",  # a busy host delays timers, which the checks take for faults
 )
@@ -41,6 +44,8 @@ KERNEL_PARAMETERS = (
 # What makes emulation slow: 5-level page tables, and 16-byte compare-and-swap, for which QEMU stops
 # the other CPU.
 TCG_CPU = "max,-la57,-cx16"
+
+COMMAND_MARK = "vm: command at "  # in the kernel's log, by guest/run
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
@@ -64,6 +69,11 @@ class Job:
     memory: int = 2048
     accelerator: str = "tcg"
     timeout: float = 600
+    """Seconds for the boot and the command."""
+    boot_timeout: float = 180
+    """Seconds until the command begins: an emulated guest takes 5, one with systemd 60."""
+    boots: int = 2
+    """How often to boot if the guest does not get to its command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +89,14 @@ class Outcome:
     """What QEMU itself complained about."""
     seconds: float
 
+    def has_begun(self) -> bool:
+        """Return whether the guest got to its command."""
+        return any(COMMAND_MARK in line for line in self.log)
+
     def log_since_command(self) -> list[str]:
         """Return the kernel's lines that the command may have caused, not those of the boot."""
         for number, line in enumerate(self.log):
-            if "vm: command at " in line:
+            if COMMAND_MARK in line:
                 return self.log[number:]
         return self.log
 
@@ -95,16 +109,33 @@ class Outcome:
 def run(job: Job) -> Outcome:
     """Boot a machine, run the command in it, copy its output to stdout, and end the machine.
 
+    A boot that panics or hangs is tried again: nothing of the command has been done yet, and on a
+    busy host the emulation of several processors does fail now and then (a timer's interrupt comes
+    while the kernel is changing its own code).
+
     However this ends, by an exception, a signal or the death of this process, QEMU ends with it.
     """
     require({QEMU: "qemu-system-x86", "busybox": "busybox-static", "kmod": "kmod"})
+    for boot in range(job.boots, 0, -1):
+        outcome = run_once(job)
+        if boot == 1 or outcome.has_begun() or outcome.status is not None:
+            break
+        how = "hung" if outcome.timed_out else "failed"
+        say(f"the boot {how} before the command began, after {outcome.seconds:.0f} s")
+        say("it is tried again; its log ends" + quoted_lines([*outcome.errors, *outcome.log[-20:]]))
+    return outcome
+
+
+def run_once(job: Job) -> Outcome:
+    """Boot a machine once."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vm-") as directory:
         home = Path(directory)
         write_guest_files(job, home)
         with start(job, home) as process:
             try:
-                in_time = copy_output(process, started + job.timeout)
+                in_time = begins(process, home, started + min(job.timeout, job.boot_timeout))
+                in_time = in_time and copy_output(process, started + job.timeout)
             finally:
                 process.kill()
         return Outcome(
@@ -114,6 +145,19 @@ def run(job: Job) -> Outcome:
             errors=read_lines(home / "errors"),
             seconds=time.monotonic() - started,
         )
+
+
+def begins(process: subprocess.Popen[bytes], home: Path, deadline: float) -> bool:
+    """Wait until the command begins, or the machine ends; return whether it did so in time."""
+    assert process.stdout is not None  # because start() made it a pipe
+    log = home / "kernel.log"
+    while not (log.exists() and COMMAND_MARK.encode() in log.read_bytes()):
+        # What there is to read then is output, or its end.
+        if select.select([process.stdout], [], [], 0.5)[0]:
+            return True
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def start(job: Job, home: Path) -> subprocess.Popen[bytes]:
