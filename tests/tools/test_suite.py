@@ -42,7 +42,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AIOVBLK_CACHE", f"{tmp_path}/cache")
     for name in ("PYTHONS", "KERNELS", "GIT_DIR", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(stages, "compile_for_guests", lambda versions: None)
+    monkeypatch.setattr(stages, "compile_for_guests", lambda versions, tests: None)
     who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     (checkout / ".gitignore").write_text("/build/\n/.venvs\n")
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "First"]):

@@ -79,16 +79,19 @@ def python(version: str) -> list[str]:
     return [*entering, interpreter(version)]
 
 
-def pytest(version: str, step: str, words: Sequence[str], *, parallel: int = 0) -> list[str]:
-    """Return a pytest command: every warning is an error, and asyncio's debug mode is on.
+def pytest(
+    version: str, step: str, words: Sequence[str], *, parallel: int = 0, debug: bool = True
+) -> list[str]:
+    """Return a pytest command, for which every warning is an error.
 
     Args:
         version: the Python to run it on.
         step: the name of the step, for its JUnit file.
         words: paths, and options of pytest.
         parallel: how many processes of pytest-xdist; 0 runs the tests in pytest's own.
+        debug: whether asyncio's debug mode is on, and Python checks its memory.
     """
-    strict = ["-X", "dev", "-W", "error"]
+    strict = [*(["-X", "dev"] if debug else []), "-W", "error"]
     command = [*python(version), *strict, "-m", "pytest", f"--junitxml={junit(step)}", *words]
     if parallel:
         # xdist starts its workers without these options, unless it is told the whole command.

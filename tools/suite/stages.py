@@ -25,6 +25,8 @@ Batch = Sequence[Step]
 
 KERNELS = ("6.1", "6.12")
 SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13"}  # what bookworm and trixie have
+WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:random_order")
+"""pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
 VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
 """Seconds for a virtual machine with a whole matrix of tests."""
 
@@ -101,7 +103,7 @@ def interop(plan: Plan) -> Iterator[Batch]:
 
 def kernel(plan: Plan) -> Iterator[Batch]:
     """Run the kernel tests: the core, or all, in one virtual machine per kernel, all at once."""
-    compile_for_guests(plan.pythons)
+    compile_for_guests(plan.pythons, "tests/kernel")
     yield [kernel_step(plan, number, name) for number, name in enumerate(plan.kernels)]
 
 
@@ -124,13 +126,17 @@ def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
         runs = [(version, "ioctl" if kernel == KERNELS[0] else "netlink")]
     commands = []
     for version, attach in runs:
-        words = ["--attach", attach, *plan.paths("tests/kernel")]
+        words = [*WITHOUT_PLUGINS, "--attach", attach, *plan.paths("tests/kernel")]
+        # The debug mode costs a third of a guest's time, so it has its place in the whole matrix.
+        debug = plan.scope == "all" and version != plan.pythons[-1]
         if plan.scope == "test":
             words += ["-m", "core"]
         elif plan.scope == "all" and version != plan.pythons[-1]:
             # What does not depend on the version, and takes long here, runs on the newest alone.
             words += ["-m", "not newest_python"]
-        commands.append(shlex.join(pytest(version, f"{name} {version} {attach}", words)))
+        commands.append(
+            shlex.join(pytest(version, f"{name} {version} {attach}", words, debug=debug))
+        )
     return Step("kernel", name, in_guest(kernel, commands), deadline=VM_TIMEOUT + 60)
 
 
@@ -152,13 +158,13 @@ def systemd(plan: Plan) -> Iterator[Batch]:
         if version not in here:
             plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
             continue
-        compile_for_guests([version])
+        compile_for_guests([version], "tests/systemd")
         # The guest's own interpreter, with the packages that are here for the same version.
         packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
         command = [
             *("tools/vm", "run", "--systemd", "--kernel", kernel, "--ro", f"{packages}"),
             *("--rw", f"{REPORTS}", "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}", "--"),
-            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
+            *("python3", "-m", "pytest", "-p", "no:cacheprovider", *WITHOUT_PLUGINS),
             *(f"--junitxml={junit(name)}", *plan.paths("tests/systemd")),
         ]
         variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
@@ -172,11 +178,15 @@ def rgw(plan: Plan) -> Iterator[Batch]:
         yield [Step("rgw", name, pytest(version, name, plan.paths("tests/rgw")))]
 
 
-def compile_for_guests(versions: Iterable[str]) -> None:
-    """Compile the modules here: a guest keeps nothing, and is twenty times slower."""
+def compile_for_guests(versions: Iterable[str], tests: str) -> None:
+    """Compile the modules here: a guest keeps nothing, and is twenty times slower.
+
+    pytest compiles `tests` in a way of its own, also when it only collects them.
+    """
     for version in versions:
-        command = [*python(version), "-m", "compileall", "-q", "aiovblk", "tests"]
-        subprocess.run(command, check=False)
+        for words in (["compileall", "-q", "aiovblk", "tests"], ["pytest", "--co", "-q", tests]):
+            command = [*python(version), "-m", *words]
+            subprocess.run(command, check=False, capture_output=True)
 
 
 Stage = Callable[[Plan], Iterator[Batch]]
