@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
 
+from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ..layer import Layer
 from ..together import together
@@ -78,6 +79,7 @@ class Overlay(Layer):
             size: bytes of the overlay, by default as many as the base has.
 
         """
+        check_inner(base, "base")
         return Header.over(base, block_size=base.block_size, size=size).end
 
     @classmethod
@@ -109,6 +111,8 @@ class Overlay(Layer):
         are still the caller's.
 
         """
+        check_inner(base, "base")
+        check_inner(diff, "diff")
         block_size = max(base.block_size, diff.block_size)
         header = Header.over(base, block_size=block_size, size=size, identity=identity)
         header.check_base(base)
@@ -133,7 +137,8 @@ class Overlay(Layer):
         Cancellation: safe. If it raises, base and diff are still the caller's.
 
         """
-        opened = await Diff.open(diff)
+        check_inner(base, "base")
+        opened = await Diff.open(check_inner(diff, "diff"))
         known = opened.header.identity
         if identity is not None and identity != known:
             raise ValueError(
