@@ -6,7 +6,7 @@ import errno
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 _ZEROES = memoryview(bytes(1024 * 1024))
 
@@ -48,8 +48,12 @@ class BlockDevice:
     kernel and up to the whole device from the network.
 
     **Errors.** Raise ``OSError(errno.EIO, "why")`` to fail one request. Any other exception is
-    taken for a bug: it is logged with its traceback, and the request fails with EIO. The device
-    lives on in both cases. (The kernel's driver tells programs EIO whatever the error is.)
+    taken for a bug, and the request fails with EIO; unless it tells of an outage: those of
+    :data:`aiovblk.errors.OUTAGES` and of :attr:`outages`. The device lives on in all cases. (The
+    kernel's driver tells programs EIO whatever the error is.) Each new cause is logged in one line
+    that names device, request and reason, a bug with its traceback; when it comes again it is
+    counted, and told of now and then. KeyboardInterrupt and SystemExit fail the request and are
+    raised on.
 
     **Concurrency.** Handlers run concurrently, up to the limit that was given to
     :func:`aiovblk.mount`, and finish in any order. Writes of neighbouring blocks are often in
@@ -67,38 +71,52 @@ class BlockDevice:
     **Cancellation.** A handler is cancelled when ``handler_timeout`` has passed, and when the
     device is taken away by force. It is not cancelled by an unmount in order, nor when the event
     loop is shut down: a handler that is cancelled from outside is started again, because the
-    kernel still waits for its answer. Handlers must therefore bear being run twice.
+    kernel still waits for its answer. Handlers must therefore bear being run twice. One that is
+    cancelled again and again, as if it cancelled its own task, fails.
     """
 
-    block_size: int = 4096
-    blocks: int = 0
-    rotational: bool = False
-    multi_conn: bool = False
+    # Declared as Any: a type checker lets a subclass override nothing else by a class attribute, an
+    # attribute of its instances, and a property without a setter alike. What they are is checked
+    # when the device is mounted or served (:func:`check_geometry`).
+    block_size: Any = 4096
+    blocks: Any = 0
+    rotational: Any = False
+    multi_conn: Any = False
     """Whether instances that are made in the same way, each in a process of its own, are one disk:
     what one has written the others read, and a flush of one covers the writes that the others have
     completed (the promise of NBD_FLAG_CAN_MULTI_CONN). So no instance keeps anything to itself."""
 
+    outages: tuple[type[BaseException], ...] = ()
+    """Exceptions that tell of an outage of what the device depends on, beside OSError and those of
+    :data:`aiovblk.errors.OUTAGES`: they are logged in one line, not as bugs with a traceback."""
+
     _read_only: bool | None = None
 
-    @property
-    def read_only(self) -> bool:
-        """Whether the kernel refuses writes: by default, when :meth:`write` is not overridden.
+    if TYPE_CHECKING:
+        read_only: Any
+        """Whether the kernel refuses writes."""
+    else:
 
-        ``read_only = False`` in a class without :meth:`write` lets writes come through and fail;
-        ``read_only = True`` keeps them from a class that has it.
-        """
-        if self._read_only is not None:
-            return self._read_only
-        return not overrides(self, BlockDevice.write)
+        @property
+        def read_only(self) -> bool:
+            """Whether the kernel refuses writes: by default, when :meth:`write` is not overridden.
 
-    @read_only.setter
-    def read_only(self, value: bool) -> None:
-        self._read_only = value
+            ``read_only = False`` in a class without :meth:`write` lets writes come through and
+            fail; ``read_only = True`` keeps them from a class that has it.
+            """
+            if self._read_only is not None:
+                return self._read_only
+            return not overrides(self, BlockDevice.write)
+
+        @read_only.setter
+        def read_only(self, value: bool) -> None:
+            self._read_only = value
 
     @property
     def size(self) -> int:
         """Bytes of the whole device."""
-        return self.block_size * self.blocks
+        size: int = self.block_size * self.blocks
+        return size
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """Return the ``length`` bytes at ``offset``.
@@ -191,6 +209,30 @@ def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
     return getattr(own, "__func__", None) is not method
 
 
+def check_instance(device: object, role: str = "") -> BlockDevice:
+    """Refuse what is no device.
+
+    Args:
+        device: what was given.
+        role: the name of the parameter that it was given as.
+
+    Raises:
+        TypeError: it is none; the message says what to do about it.
+
+    """
+    if isinstance(device, BlockDevice):
+        return device
+    hint = ""
+    if isinstance(device, type):
+        hint = f" (make an instance of it: {device.__name__}(...))"
+    elif inspect.isawaitable(device):
+        hint = " (await it)"
+    elif inspect.isroutine(device):
+        hint = " (call it)"
+    where = f"{role} must be a BlockDevice, not" if role else "expected a BlockDevice, got"
+    raise TypeError(f"{where} {device!r}{hint}")
+
+
 def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_SIZE) -> BlockDevice:
     """Refuse a device whose declared size its client would refuse, or would misunderstand.
 
@@ -210,9 +252,7 @@ def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_S
         ValueError: a number is out of range.
 
     """
-    if not isinstance(device, BlockDevice):
-        hint = " (make an instance of it)" if isinstance(device, type) else ""
-        raise TypeError(f"expected a BlockDevice, got {device!r}{hint}")
+    device = check_instance(device)
     for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int, not {value!r}")

@@ -11,11 +11,44 @@
   * :exc:`StorageError` (also :exc:`OSError`) - what a disk is kept in is damaged, or not ours.
 
     * :exc:`StorageBusyError` - another process writes to it.
+
+:data:`OUTAGES` and :data:`STOPS` sort what the handlers of a device may raise.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+
+OUTAGES = (
+    "aiohttp.ClientError",
+    "anyio.BrokenResourceError",
+    "anyio.EndOfStream",
+    "asyncio.IncompleteReadError",
+    "asyncpg.InterfaceError",
+    "asyncpg.PostgresError",
+    "azure.AzureError",
+    "botocore.BotoCoreError",
+    "botocore.ClientError",
+    "google.GoogleAPIError",
+    "grpc.RpcError",
+    "httpcore.NetworkError",
+    "httpcore.TimeoutException",
+    "httpx.HTTPError",
+    "obstore.BaseError",
+    "psycopg.Error",
+    "pymongo.PyMongoError",
+    "redis.RedisError",
+    "websockets.WebSocketException",
+)
+"""Exceptions of well-known clients, as package and class, that tell of an outage, not of a bug in
+a handler: its request fails with EIO, and the log has one line without a traceback. Whatever
+derives from one of them is one too. OSError, and with it TimeoutError and ConnectionError, always
+is. A device names those of its own in :attr:`aiovblk.BlockDevice.outages`."""
+
+STOPS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What is no failure of what was called, but an order to stop, and is always passed on. All else,
+be it no :exc:`Exception` (a panic of an extension in Rust, ``pytest.fail``), is a failure."""
 
 
 class Error(Exception):

@@ -100,6 +100,8 @@ class RequestFailed(RequestEvent):
 
     errno: int
     """The error value of the reply: one of those that the NBD specification has."""
+    reason: str = field(default="", kw_only=True)
+    """Why, in words: class and text of what its handler raised; at most 300 characters."""
 
 
 @dataclass(frozen=True, slots=True)

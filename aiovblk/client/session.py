@@ -211,7 +211,15 @@ class Session:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._ended is None:
+            logger.error("%s: a bug in aiovblk", self._name, exc_info=error)
+            if not self._live:  # nobody else is about to make a connection, for which all wait
+                self._give_up(error)
 
     def _join(self, connection: Connection) -> None:
         self._live.append(connection)
@@ -283,7 +291,7 @@ class Session:
         connection.abort()
         raise Error(f"the server now {difference}" if difference else "it is not needed any more")
 
-    def _give_up(self, why: Exception) -> None:
+    def _give_up(self, why: BaseException) -> None:
         if self._ended is None:
             self._end(f"the connection to {self._name} was lost: {_text(why)}")
             logger.warning("%s", self._ended)
@@ -307,8 +315,8 @@ def _in_flight(connection: Connection) -> int:
     return connection.in_flight
 
 
-def _text(exc: Exception) -> str:
-    return (isinstance(exc, OSError) and exc.strerror) or str(exc)
+def _text(exc: BaseException) -> str:
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc) or type(exc).__name__
 
 
 def _difference(first: Agreement, other: Agreement) -> str | None:

@@ -7,6 +7,7 @@ from ..latency import Latency
 from .budget import Budget, Share
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
+from .failures import Failures, Reporter, in_words
 from .running import SLOW_REQUEST
 from .stats import Stats
 from .turns import MAX_CONCURRENCY, Turns
@@ -16,9 +17,12 @@ __all__ = [
     "SLOW_REQUEST",
     "Budget",
     "Dispatcher",
+    "Failures",
     "Latency",
+    "Reporter",
     "Share",
     "Stats",
     "Turns",
+    "in_words",
     "transmission_flags",
 ]

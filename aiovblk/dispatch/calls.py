@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import errno
 from collections.abc import Awaitable, Callable
 
 from ..device import BlockDevice, overrides
@@ -20,8 +20,7 @@ from ..protocol import (
     State,
 )
 from .copies import Copies
-
-logger = logging.getLogger("aiovblk")
+from .failures import HandlerTimeoutError
 
 SMALLEST_HOLE = 32 * 1024
 """Bytes of zeroes that are worth a piece of their own in the reply to a READ."""
@@ -95,10 +94,11 @@ class Calls:
         try:
             async with limit:
                 return await self._call(request, payload)
-        except TimeoutError:
-            if limit.expired():
-                logger.warning("%s failed: not done in %s s", describe(request), self._timeout)
-            raise
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            reason = f"not done in {self._timeout} s (handler_timeout)"
+            raise HandlerTimeoutError(errno.ETIMEDOUT, reason) from exc
 
     async def _block_status(self, request: Request) -> BlockStatus:
         extents = await self._extents(request.offset, request.length)
@@ -160,12 +160,3 @@ class Calls:
         if len(data) != length:
             raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
         return data
-
-
-def describe(request: Request) -> str:
-    """A request in words, for the log."""
-    try:
-        name = Command(request.type).name
-    except ValueError:
-        name = f"command {request.type}"
-    return f"{name} at {request.offset}, {request.length} bytes,"

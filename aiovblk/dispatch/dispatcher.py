@@ -19,6 +19,7 @@ What holds here:
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import socket
@@ -46,6 +47,7 @@ from ..stream import StreamProtocol
 from .budget import Share, cost
 from .calls import Calls
 from .checks import Rules, kernel_agreement
+from .failures import Failures, Reporter
 from .handlers import Handlers
 from .stats import Stats, command_name
 from .turns import Turns
@@ -54,6 +56,13 @@ from .turns import Turns
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
 
 _NO_LIMIT = sys.maxsize
+
+REFUSALS = {
+    errno.EPERM: "refused: the device is read-only",
+    errno.ENOSPC: "refused: it is beyond the end",
+    errno.EINVAL: "refused: not aligned, beyond the end, or nothing that was agreed upon",
+}
+"""Why a request fails that reaches no handler."""
 
 
 class Dispatcher:
@@ -70,6 +79,8 @@ class Dispatcher:
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
         slow_request: seconds after which a handler that still runs is told of; None for never.
+        reporter: tells in the log why requests fail; connections that share its causes tell each
+            of them once. By default its own.
         on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
         on_disconnect: called when the client sends DISC; more than once if it does so again.
 
@@ -88,6 +99,7 @@ class Dispatcher:
         turns: Turns | None = None,
         handler_timeout: float | None = None,
         slow_request: float | None = None,
+        reporter: Reporter | None = None,
         on_event: Callable[[RequestEvent], None] = lambda event: None,
         on_disconnect: Callable[[], None],
     ) -> None:
@@ -97,9 +109,14 @@ class Dispatcher:
         self.stats = stats
         self._share = share
         self._rules = Rules(device, agreement)
+        self._own_failures: Failures | None = None
+        if reporter is None:
+            self._own_failures = Failures()
+            reporter = Reporter(self._own_failures, device)
         self._handlers = Handlers(
             Calls(device, agreement, handler_timeout).handle,
             self._reply,
+            reporter,
             turns or Turns(),
             slow_request=slow_request,
             on_slow=self._tell_of_slow,
@@ -191,7 +208,7 @@ class Dispatcher:
             The socket, and what was received of requests that were not taken.
 
         """
-        self._handlers.stop_watching()
+        self._stop_watching()
         descriptor, received = self._stream.detach()
         return socket.socket(fileno=descriptor), received
 
@@ -206,7 +223,7 @@ class Dispatcher:
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""
-        self._handlers.stop_watching()
+        self._stop_watching()
         self._send()
         self._stream.transport.close()
         return self._stream.closed
@@ -221,8 +238,14 @@ class Dispatcher:
 
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
+        self._stop_watching()
         self._stream.transport.abort()
         self._handlers.abandon()
+
+    def _stop_watching(self) -> None:
+        self._handlers.stop_watching()
+        if self._own_failures is not None:
+            self._own_failures.close()
 
     @property
     def oldest_start(self) -> float | None:
@@ -273,11 +296,14 @@ class Dispatcher:
 
     # Replies
 
-    def _reply(self, request: Request, error: int, content: Content = b"") -> None:
+    def _reply(
+        self, request: Request, error: int, content: Content = b"", reason: str = ""
+    ) -> None:
         self._replies += self._serialize(request, error, content)
         if error:
             self._failed.append(request)
-            self._on_event(RequestFailed(*_named(request), error))
+            reason = reason or REFUSALS.get(error, REFUSALS[errno.EINVAL])
+            self._on_event(RequestFailed(*_named(request), error, reason=reason))
         else:
             self._succeeded.append(request)
         if not self._send_is_due:

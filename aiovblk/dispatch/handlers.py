@@ -14,25 +14,36 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import math
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from typing import Protocol
 
-from ..protocol import Content, Request, wire_error
-from .calls import Handler, describe
+from ..protocol import Content, Request
+from .calls import Handler
+from .failures import ContractError, Reporter
 from .running import Running
 from .turns import Turns
 
-logger = logging.getLogger("aiovblk")
-
 _NOTHING: Content = b""
 
-Answer = Callable[[Request, int, Content], None]
-"""Takes a request, its error value and what else its reply says."""
+GIVEN_UP = "given up"
+"""Why a request fails whose handler was cancelled by force."""
+
+MOST_RUNS = 10
+"""How often a handler is run that is cancelled each time. The end of an event loop cancels it once
+or twice; one that cancels its own task would be run without end."""
+
+
+class Answer(Protocol):
+    """Takes a request, its error value, what else its reply says, and why it has failed."""
+
+    def __call__(
+        self, request: Request, error: int, content: Content, reason: str = "", /
+    ) -> None: ...
 
 
 class Handlers:
@@ -44,6 +55,7 @@ class Handlers:
     Args:
         handle: calls the handler of a request, with its payload.
         answer: called once for each request.
+        reporter: judges what a handler has raised.
         turns: how many handlers may run at once.
         slow_request: seconds after which a handler that still runs is told of; None for never.
         on_slow: called with each such request, and for how many seconds it has run.
@@ -54,6 +66,7 @@ class Handlers:
         self,
         handle: Handler,
         answer: Answer,
+        reporter: Reporter,
         turns: Turns,
         *,
         slow_request: float | None,
@@ -61,6 +74,7 @@ class Handlers:
     ) -> None:
         self._handle = handle
         self._answer = answer
+        self._reporter = reporter
         self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
@@ -113,7 +127,7 @@ class Handlers:
         while self._line:
             request, payload = self._line.popleft()
             _release(payload)
-            self._answer(request, errno.EIO, b"")
+            self._answer(request, errno.EIO, _NOTHING, GIVEN_UP)
 
     if sys.version_info >= (3, 12):
 
@@ -177,29 +191,31 @@ class Handlers:
         while line:
             request, payload = line.popleft()
             self._taken = request
-            error, content = errno.EIO, _NOTHING
-            interrupt: KeyboardInterrupt | SystemExit | None = None
+            error, content, reason, runs = 0, _NOTHING, "", 0
+            interrupt: BaseException | None = None
             while True:
                 try:
                     content = await handle(request, payload)
-                    error = 0
-                except asyncio.CancelledError:
-                    if self._cancelled_from_outside(task):
+                except asyncio.CancelledError as exc:
+                    runs += 1
+                    if self._is_to_run_again(task, runs):
                         continue
-                except OSError as exc:
-                    error = wire_error(exc.errno)
-                    logger.debug("%s failed: %r", describe(request), exc)
-                except Exception:
-                    logger.exception("%s failed: a bug in its handler", describe(request))
-                except (KeyboardInterrupt, SystemExit) as exc:
-                    interrupt = exc
+                    error, reason = self._after_cancellation(task, request, exc, runs)
+                except BaseException as exc:  # be it a panic of an extension in Rust
+                    if isinstance(exc, GeneratorExit) and not _is_running(task):
+                        raise  # the loop is gone, and with it whoever waits
+                    error, reason = self._report(request, exc)
+                    interrupt = _interrupt_in(exc)
                 break
             waited = self._leader is not task
             if waited:
                 self._running.tasks.pop(task, None)
             if payload is not None:
                 _release(payload)
-            self._answer(request, error, content)
+            if error:
+                self._answer(request, error, _NOTHING, reason)
+            else:
+                self._answer(request, 0, content)
             turns.end()
             if interrupt is not None:
                 raise interrupt
@@ -207,26 +223,62 @@ class Handlers:
                 return
         turns.end()
 
-    def _cancelled_from_outside(self, task: asyncio.Task[None]) -> bool:
+    def _is_to_run_again(self, task: asyncio.Task[None], runs: int) -> bool:
         """Whether this task, not its handler, was cancelled while the client still waits.
 
         The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
         take the failure of a write for the loss of its data.
         """
-        if not task.cancelling():
-            logger.error("a handler raised CancelledError though nobody cancelled it")
-            return False
-        if self._abandoned or task in self._given_up:
+        if not task.cancelling() or self._is_given_up(task):
             return False
         while task.uncancel():
             pass
-        return True
+        return runs < MOST_RUNS
+
+    def _is_given_up(self, task: asyncio.Task[None]) -> bool:
+        return self._abandoned or task in self._given_up
+
+    def _after_cancellation(
+        self,
+        task: asyncio.Task[None],
+        request: Request,
+        exc: asyncio.CancelledError,
+        runs: int,
+    ) -> tuple[int, str]:
+        """Error value and reason of a request whose handler is not run again."""
+        if self._is_given_up(task) and task.cancelling():
+            return errno.EIO, GIVEN_UP
+        reason = "its handler raised CancelledError though nobody cancelled it"
+        if runs >= MOST_RUNS:
+            reason = f"its handler was cancelled {runs} times over, as if it cancelled its own task"
+        return self._report(request, ContractError(reason).with_traceback(exc.__traceback__))
+
+    def _report(self, request: Request, exc: BaseException) -> tuple[int, str]:
+        failure = self._reporter.report(request, exc)
+        return failure.error, failure.reason
 
 
 def _current_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
     assert task is not None  # only called in a task
     return task
+
+
+def _is_running(task: asyncio.Task[None]) -> bool:
+    """Whether a task is being run by its loop, and not just closed."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:
+        return False
+
+
+def _interrupt_in(exc: BaseException) -> BaseException | None:
+    """What is to be raised on once its request is answered: what ends the program."""
+    if isinstance(exc, KeyboardInterrupt | SystemExit):
+        return exc
+    if isinstance(exc, BaseExceptionGroup):
+        return next(filter(None, map(_interrupt_in, exc.exceptions)), None)
+    return None
 
 
 def _is_as_it_was(context: Context) -> bool:

@@ -55,6 +55,7 @@ class Crew:
         self.is_made_late = is_made_late
         self._count = workers
         self._lines: list[WorkerLine] = []
+        self._path = ""
         self._geometry: Geometry
         self.device: BlockDevice = Workers(self)
 
@@ -108,8 +109,16 @@ class Crew:
             await old.stop()
         assert isinstance(new, WorkerLine)
         geometry = await new.open(self._make_service)
+        if self._path:
+            new.worker.call("is_at", self._path)
         if geometry != self._geometry._replace(blocks=self.device.blocks):
             raise ValueError(f"the workers' devices differ: {self._geometry}, {geometry}")
+
+    def is_at(self, path: str) -> None:
+        """Tell the workers which node the device has."""
+        self._path = path
+        for line in self._lines:
+            line.worker.call("is_at", path)
 
     async def close(self) -> None:
         """End the processes."""

@@ -8,6 +8,8 @@ twice, as it is when a server was killed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from .. import kernel
 from ..device import BlockDevice
@@ -69,14 +71,26 @@ class Leaving:
             await limited(self._patience, self._lines.pause())
         except TimeoutError:
             raise Error(f"its handlers did not end within {self._patience:g} s") from None
-        try:
-            await limited(self._patience, self._device.flush())
-        except Exception as exc:
-            raise Error(f"its flush() failed: {exc!r}") from exc
+        error = await self._call(self._device.flush)
+        if error is not None:
+            raise Error(f"its flush() failed: {error!r}") from error
 
     async def _part(self) -> None:
-        try:
-            await limited(self._patience, self._device.unmount())
-        except Exception:
+        error = await self._call(self._device.unmount)
+        if error is not None:
             # All is stored; whoever takes over may not find what this one did not let go of.
-            logger.exception("unmount() of %r failed while it was left", self._device)
+            name = f"{self._link.path} ({type(self._device).__name__})"
+            logger.error("%s: unmount() failed while it was left", name, exc_info=error)
+
+    async def _call(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> BaseException | None:
+        """Call a handler; what it has raised, whatever that is.
+
+        The task that serves must not end by it: the device would be left with nobody.
+        """
+        try:
+            await limited(self._patience, handler())
+        except GeneratorExit:
+            raise  # the loop is gone
+        except BaseException as exc:
+            return exc
+        return None

@@ -302,9 +302,12 @@ class Mount:
                 logger.warning("%s cannot be left: %s", self.path, exc)
 
     async def _attach(self, path: str | None) -> None:
+        if path is not None:
+            self._served.is_at(path)  # the kernel reads, and that may fail, before it is live
         attaching = Attaching(self._served, self._lines, self._events, self._options)
         link = self._link = await attaching.run(path)
         self.path, self.index = link.path, link.index
+        self._served.is_at(link.path)
         link.start()
         when_it_ends, is_served = _when_link_ends(self, link)
         link.ended.add_done_callback(when_it_ends)

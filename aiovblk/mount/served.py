@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..device import BlockDevice, Factory, check_geometry, device_of
-from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from ..contract import check_device
+from ..device import BlockDevice, Factory, device_of
+from ..dispatch import Dispatcher, Failures, Reporter, Stats, Turns, transmission_flags
 from .lines import Line, Lines
 
 
@@ -39,6 +40,9 @@ class Served(Protocol):
 
         """
 
+    def is_at(self, path: str) -> None:
+        """Be told which node the device has, for the log."""
+
     async def close(self) -> None:
         """Let go of what :meth:`open` has taken."""
 
@@ -55,12 +59,15 @@ class Local:
         handler_timeout: float | None,
         slow_request: float | None,
     ) -> None:
-        self.device = check_geometry(device)
+        self.device = check_device(device)
         self.is_made_late = False
         self._connections = connections
         self._turns = Turns(concurrency)
         self._handler_timeout = handler_timeout
         self._slow_request = slow_request
+        self._failures = Failures()
+        self._path = ""
+        self._reporter = Reporter(self._failures, self.device)
 
     @property
     def flags(self) -> int:
@@ -69,6 +76,7 @@ class Local:
 
     async def open(self, lines: Lines) -> None:
         """Add a dispatcher for each connection; they count their handlers together."""
+        self._reporter = Reporter(self._failures, self.device, self._path)
         for _ in range(self._connections):
             lines.add(
                 lambda on_disconnect: Dispatcher(
@@ -77,6 +85,7 @@ class Local:
                     turns=self._turns,
                     handler_timeout=self._handler_timeout,
                     slow_request=self._slow_request,
+                    reporter=self._reporter,
                     on_event=lines.tell,
                     on_disconnect=on_disconnect,
                 )
@@ -85,8 +94,14 @@ class Local:
     async def renew(self, old: Line | None, new: Line) -> None:
         """It is."""
 
+    def is_at(self, path: str) -> None:
+        """Be told which node the device has, for the log."""
+        self._path = path
+        self._reporter.where = path
+
     async def close(self) -> None:
-        """There is nothing: the device is its user's."""
+        """Tell what was not told yet. The device is its user's."""
+        self._failures.close()
 
 
 class Late(Local):
@@ -118,7 +133,7 @@ class Late(Local):
 
     async def open(self, lines: Lines) -> None:
         """Make the device, and add a dispatcher for each connection."""
-        self.device = check_geometry(await device_of(self._factory))
+        self.device = check_device(await device_of(self._factory))
         await super().open(lines)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import NamedTuple
 
 from .. import forks, kernel
-from ..device import BlockDevice, Factory, check_geometry, device_of
-from ..dispatch import Dispatcher, Stats, Turns, transmission_flags
+from ..contract import check_device
+from ..device import BlockDevice, Factory, device_of
+from ..dispatch import Dispatcher, Failures, Reporter, Stats, Turns, transmission_flags
 from ..events import Listener
 from ..workers import Notify
 
@@ -20,6 +22,9 @@ REPORT_INTERVAL = 0.2
 
 MOST_RECEIVED = 256 * 1024
 """Bytes of requests in one message to a worker, whose size has a limit."""
+
+MOST_EVENTS = 256
+"""In one message, likewise: one may take little more than 1 KiB, with the reason of a failure."""
 
 LEAVING_TIMEOUT = 30.0
 """Seconds for a device to store what it has, and again to let go, when the parent is gone."""
@@ -86,6 +91,8 @@ class LineService:
         self._tell = tell
         self._device: BlockDevice | None = None
         self._dispatcher: Dispatcher | None = None
+        self._failures = Failures()
+        self._reporter: Reporter
         self._received = b""
         self._reported = Stats()
         # The parent hears of as many at a time as one message can hold.
@@ -93,9 +100,9 @@ class LineService:
 
     async def open(self) -> Geometry:
         """Make the device."""
-        device = await device_of(self._factory)
-        check_geometry(device)
+        device = check_device(await device_of(self._factory))
         self._device = device
+        self._reporter = Reporter(self._failures, device, f"worker {os.getpid()}")
         geometry = Geometry(
             type(device).__name__,
             device.block_size,
@@ -108,6 +115,10 @@ class LineService:
         if self._is_one_of_several:
             geometry.check_sharing()
         return geometry
+
+    async def is_at(self, path: str) -> None:
+        """Be told which node the device has, for the log."""
+        self._reporter.where = f"{path}, worker {os.getpid()}"
 
     async def receive(self, piece: bytes) -> None:
         """Take some of what was received before :meth:`connect` on the connection."""
@@ -122,6 +133,7 @@ class LineService:
             turns=Turns(self._concurrency),
             handler_timeout=self._handler_timeout,
             slow_request=self._slow_request,
+            reporter=self._reporter,
             on_event=self._events.hear,
             on_disconnect=lambda: self._tell("disconnected"),
         )
@@ -176,14 +188,15 @@ class LineService:
         """Let go of a device that nobody has unmounted."""
         if self._dispatcher is not None:
             self._dispatcher.abort()
+        self._failures.close()
         if self._device is None:
             return
         for handler in (self._device.flush, self._device.unmount):
             try:
                 async with asyncio.timeout(LEAVING_TIMEOUT):
                     await handler()
-            except (Exception, asyncio.CancelledError):
-                logger.exception("%s() failed", handler.__qualname__)
+            except BaseException:  # the parent is gone: there is nobody else to tell
+                logger.exception("%s: %s() failed", self._reporter.name, handler.__qualname__)
 
     def _opened(self) -> BlockDevice:
         assert self._device is not None  # the parent calls `open` first, and `unmount` last
@@ -203,5 +216,6 @@ class LineService:
         if dispatcher.stats != self._reported:
             self._reported = dispatcher.stats.copy()
             self._tell("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)
-        if events := self._events.take():
-            self._tell("events", events)
+        events = self._events.take()
+        for first in range(0, len(events), MOST_EVENTS):
+            self._tell("events", events[first : first + MOST_EVENTS])

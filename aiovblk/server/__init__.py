@@ -144,6 +144,7 @@ async def serve(
     )
     make_clients: Callable[[Callable[[], None]], Clients]
     if workers is None:
+        _check_exports_for_one_process(known)
         make_clients = partial(LocalClients, make())
     else:
         _check_exports_for_workers(known, tls)
@@ -178,6 +179,17 @@ async def serve(
         close_all([*own, *sockets])
     if failures:
         raise Error("it is no longer served, but " + "; ".join(failures))
+
+
+def _check_exports_for_one_process(exports: Mapping[str, Export]) -> None:
+    for name, export in exports.items():
+        if isinstance(export.device, type):
+            kind = export.device.__name__
+            raise TypeError(
+                f"export {name!r} is the class {kind}: make an instance of it, which all"
+                f" connections share ({kind}(...)), or give a function that makes one for each"
+                " (classes are for workers=)"
+            )
 
 
 def _check_exports_for_workers(

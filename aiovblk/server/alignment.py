@@ -32,8 +32,8 @@ class AnyAlignment(BlockDevice):
 
     def __init__(self, inner: BlockDevice) -> None:
         self._inner = inner
-        self._block = inner.block_size
-        self._mask = inner.block_size - 1
+        self._block: int = inner.block_size
+        self._mask = self._block - 1
         self._ranges = _Ranges()
         if not overrides(inner, BlockDevice.extents):
             # So that nobody takes what is asked of it for knowledge.

@@ -142,6 +142,7 @@ class LocalClients:
             SteadyTask(each.close(settings.drain_timeout), lambda: None)
             for each in devices.values()
         ]
+        settings.failures.close()
         return [failure for failures in await asyncio.gather(*closing) for failure in failures]
 
     def _on_accepted(

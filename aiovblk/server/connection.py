@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..dispatch import Budget, Dispatcher, Share, Stats, Turns
-from ..errors import ProtocolError
+from ..dispatch import Budget, Dispatcher, Failures, Reporter, Share, Stats, Turns
+from ..errors import STOPS, ProtocolError
 from ..events import ClientConnected, Feed, RequestEvent
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
@@ -57,6 +57,8 @@ class Settings:
     """Done when requests in flight have been waited for long enough."""
     feed: Feed = field(default_factory=Feed)
     """Who tells what happens to clients and their requests."""
+    failures: Failures = field(default_factory=Failures)
+    """Who tells in the log why requests fail."""
 
 
 def make_settings(
@@ -227,9 +229,12 @@ class Connection:
         opened = self._settings.shared.get(name) or self._opened.get(name)
         if opened is None:
             try:
-                opened = await open_device(self._settings.exports[name])
-            except Exception:
-                logger.exception("export %r cannot be opened", name)
+                opened = await open_device(name, self._settings.exports[name])
+            except STOPS:
+                raise
+            except BaseException as exc:  # a factory may raise anything
+                # Again and again, since clients come again.
+                self._settings.failures.tell_bug(f"export {name!r}", "opening it", exc)
                 return None
             self._opened[name] = opened
         return opened.info
@@ -253,6 +258,7 @@ class Connection:
             turns=Turns(settings.concurrency),
             handler_timeout=settings.handler_timeout,
             slow_request=settings.slow_request,
+            reporter=Reporter(settings.failures, opened.device, f"export {agreement.name!r}"),
             on_event=self._tell,
             on_disconnect=self.stop,
         )

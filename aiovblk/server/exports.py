@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..device import BlockDevice, Factory, check_geometry, device_of, overrides
-from ..dispatch import transmission_flags
+from ..contract import check_device, check_handlers, owner_of
+from ..device import BlockDevice, Factory, check_instance, device_of, overrides
+from ..dispatch import in_words, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
 from .alignment import AnyAlignment
@@ -49,9 +50,11 @@ class Export:
     def __post_init__(self) -> None:
         """Find out now what no client should have to."""
         if isinstance(self.device, BlockDevice):
-            check_network_geometry(self.device)
+            check_network_device(self.device)
+        elif isinstance(self.device, type) and issubclass(self.device, BlockDevice):
+            check_handlers(self.device)  # for workers, which make devices of their own
         elif not callable(self.device) or isinstance(self.device, type):
-            check_geometry(self.device)  # raises, and says why
+            check_instance(self.device)  # raises, and says why
         _check_string("description", self.description)
 
 
@@ -78,9 +81,9 @@ def exports_of(served: Served | Mapping[str, Served]) -> dict[str, Export]:
     return exports
 
 
-def check_network_geometry(device: BlockDevice) -> None:
-    """Refuse a device whose declarations the protocol does not allow."""
-    check_geometry(device, smallest=1, largest=LARGEST_BLOCK)
+def check_network_device(device: object) -> BlockDevice:
+    """Refuse a device that cannot be served, or whose declarations the protocol does not allow."""
+    return check_device(device, smallest=1, largest=LARGEST_BLOCK)
 
 
 def _check_string(what: str, text: str) -> None:
@@ -92,16 +95,19 @@ class OpenDevice:
     """A device that is served on one connection or several.
 
     Args:
+        name: of the export.
         served: the device, for requests of any alignment; see :func:`for_any_alignment`.
 
     Attributes:
+        name: what it is called in the log.
         device: what it is.
 
     """
 
     def __init__(
-        self, device: BlockDevice, served: BlockDevice, export: Export, *, shared: bool
+        self, name: str, device: BlockDevice, served: BlockDevice, export: Export, *, shared: bool
     ) -> None:
+        self.name = f"export {name!r} ({type(device).__name__})"
         self.device = device
         self.served = served
         self._shared = shared
@@ -143,29 +149,39 @@ class OpenDevice:
 
         """
         failures: list[str] = []
-        for handler in (self.device.flush, self.device.unmount):
-            try:
-                await _within(patience, handler())
-            except Exception as exc:
-                logger.exception("%s() failed", handler.__qualname__)
-                failures.append(f"{handler.__qualname__}() failed: {exc!r}")
+        for method in ("flush", "unmount"):
+            error = await _outcome(patience, getattr(self.device, method))
+            if error is not None:
+                handler = f"{owner_of(self.device, method)}.{method}()"
+                logger.error("%s: %s failed", self.name, handler, exc_info=error)
+                failures.append(f"{self.name}: {handler} failed: {in_words(error)}")
         return failures
 
 
-async def _within(patience: float, handling: Coroutine[Any, Any, None]) -> None:
+async def _outcome(
+    patience: float, handler: Callable[[], Coroutine[Any, Any, None]]
+) -> BaseException | None:
+    """Call a handler; what it has raised, be it no :exc:`Exception`."""
+
+    async def call() -> None:
+        await handler()
+
     # Neither asyncio.timeout() nor the end of the loop may have a part in it: the one cannot cancel
     # a task that serves, the other must not cancel what stores a device's data.
-    task = SteadyTask(handling, lambda: None)
+    task = SteadyTask(call(), lambda: None)
     await asyncio.wait([task], timeout=patience)
-    if not task.done():
+    late = not task.done()
+    if late:
         task.give_up()
         await asyncio.wait([task], timeout=GIVE_UP_TIMEOUT)
-    if not task.done() or task.cancelled():
-        raise TimeoutError(f"it was not done within {patience:g} s")
-    task.result()
+    if late and (not task.done() or task.cancelled()):
+        return TimeoutError(f"it was not done within {patience:g} s")
+    if task.cancelled():
+        return asyncio.CancelledError("it was cancelled, though nobody did so")
+    return task.exception()
 
 
-async def open_device(export: Export) -> OpenDevice:
+async def open_device(name: str, export: Export) -> OpenDevice:
     """The device for one connection to an export that has a factory.
 
     Raises:
@@ -174,9 +190,8 @@ async def open_device(export: Export) -> OpenDevice:
 
     """
     assert not isinstance(export.device, BlockDevice)  # shared ones are open already
-    device = await device_of(export.device)
-    check_network_geometry(device)
-    return OpenDevice(device, for_any_alignment(device), export, shared=False)
+    device = check_network_device(await device_of(export.device))
+    return OpenDevice(name, device, for_any_alignment(device), export, shared=False)
 
 
 def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
@@ -191,7 +206,7 @@ def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
         device = export.device
         if isinstance(device, BlockDevice):
             same = served.setdefault(id(device), for_any_alignment(device))
-            opened[name] = OpenDevice(device, same, export, shared=True)
+            opened[name] = OpenDevice(name, device, same, export, shared=True)
     return opened
 
 

@@ -22,7 +22,7 @@ each kind that took times of each magnitude."""
 
 
 MOST_EVENTS = 32
-"""In one message, likewise: one may take little more than 4 KiB, with a long name."""
+"""In one message, likewise: one may take little more than 5 KiB, with a long name."""
 
 
 class Report(NamedTuple):
@@ -86,6 +86,7 @@ class ClientsService:
             self._alone.clear()
             await self._alone.wait()
         patience.cancel()
+        self._settings.failures.close()
 
     def _on_left(self) -> None:
         self._alone.set()

@@ -84,7 +84,8 @@ def _check(source: BlockDevice, target: BlockDevice, requests: int) -> None:
 
 def _whole_blocks(source: BlockDevice, target: BlockDevice) -> int:
     """Bytes of the source up to where it ends within a block of the target, if it does."""
-    return source.size - source.size % max(source.block_size, target.block_size)
+    block: int = max(source.block_size, target.block_size)
+    return source.size - source.size % block
 
 
 async def _move_end(source: BlockDevice, target: BlockDevice) -> None:

@@ -24,13 +24,13 @@ class Grouped:
         self._operation = operation
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        self._untold: Exception | None = None
+        self._untold: BaseException | None = None
 
     async def __call__(self) -> None:
         """Run it, or join others.
 
         Raises:
-            Exception: what the run raises; all its callers get that.
+            BaseException: what the run raises; all its callers get that.
 
         """
         if self._next is None or self._next.done():
@@ -38,7 +38,9 @@ class Grouped:
             self._next.add_done_callback(_retrieve)
         try:
             await asyncio.shield(self._next)
-        except Exception:
+        except asyncio.CancelledError:
+            raise  # of the caller
+        except BaseException:
             self._untold = None
             raise
 
@@ -65,7 +67,9 @@ class Grouped:
             if untold:
                 raise untold
             await self._operation()
-        except Exception as exc:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:  # be it no Exception: its callers are told, or the next one
             self._untold = exc
             raise
 

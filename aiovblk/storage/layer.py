@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from ..contract import check_inner
 from ..device import BlockDevice, Extent, overrides
 
 _OPTIONAL = (
@@ -37,37 +38,43 @@ class Layer(BlockDevice):
         inner: what lies below. It belongs to the layer from now on: nobody else should write to it
             or unmount it.
 
+    Raises:
+        TypeError: it is no BlockDevice, or has a handler that cannot be called and awaited.
+
     """
 
     adds: ClassVar[frozenset[str]] = frozenset()
     """The names of the handlers that this layer has even if ``inner`` does not."""
 
     def __init__(self, inner: BlockDevice) -> None:
-        self.inner = inner
+        self.inner = check_inner(inner)
         self.block_size = inner.block_size
         self.rotational = inner.rotational
         self.multi_conn = inner.multi_conn
+        self.outages = inner.outages
         for method in _OPTIONAL:
             if method.__name__ not in self.adds and not overrides(inner, method):
                 setattr(self, method.__name__, MethodType(method, self))
 
-    @property
-    def blocks(self) -> int:
-        """As many as ``inner`` has."""
-        return self.inner.blocks
+    if not TYPE_CHECKING:  # what a subclass may put in their place, see BlockDevice
 
-    @blocks.setter
-    def blocks(self, value: int) -> None:
-        self.inner.blocks = value
+        @property
+        def blocks(self) -> int:
+            """As many as ``inner`` has."""
+            return self.inner.blocks
 
-    @property
-    def read_only(self) -> bool:
-        """Whether ``inner`` is read-only, unless something else was set."""
-        return self.inner.read_only if self._read_only is None else self._read_only
+        @blocks.setter
+        def blocks(self, value: int) -> None:
+            self.inner.blocks = value
 
-    @read_only.setter
-    def read_only(self, value: bool) -> None:
-        self._read_only = value
+        @property
+        def read_only(self) -> bool:
+            """Whether ``inner`` is read-only, unless something else was set."""
+            return self.inner.read_only if self._read_only is None else self._read_only
+
+        @read_only.setter
+        def read_only(self, value: bool) -> None:
+            self._read_only = value
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """Read from ``inner``."""

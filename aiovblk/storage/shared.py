@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from ..contract import check_inner
 from ..device import BlockDevice
 from .layer import Layer
 
@@ -20,7 +21,7 @@ class Shared:
     """
 
     def __init__(self, device: BlockDevice) -> None:
-        self._device = device
+        self._device = check_inner(device, "device")
         self._handles = 0
         self._is_closed = False
 

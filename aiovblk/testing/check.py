@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from random import Random
 
-from ..device import Factory
+from ..device import BlockDevice, Factory
 from .disk import Crash, Disk
 from .failure import CheckFailed
 from .plan import Planner, Request
@@ -50,10 +50,16 @@ async def check_block_device(
 
     Raises:
         CheckFailed: it does not. It tells the seed, the round, the request, and what was wrong.
+        TypeError: ``open`` is no function that opens the disk.
 
     Cancellation: safe; the device is unmounted.
 
     """
+    if isinstance(open, BlockDevice) or not callable(open):
+        raise TypeError(
+            "the disk is opened again and again: give a function that makes it (a class, an async"
+            f" function, lambda: Disk(...)), not {open!r}"
+        )
     check = _Check(Disk(open, crash, seed, timeout), seed, concurrency, timeout)
     try:
         await check.run(rounds)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
 
-from ..device import BlockDevice, Factory, check_geometry, device_of, overrides
+from ..contract import check_device
+from ..device import BlockDevice, Factory, device_of, overrides
+from ..errors import STOPS
 from .answers import checked_extents, checked_view
 from .failure import CheckFailed
 from .model import Model
@@ -145,7 +147,7 @@ class Disk:
         async with self._step("opening it"):
             device = await device_of(self._factory)
         try:
-            self._device = check_geometry(device, smallest=1, largest=LARGEST_BLOCK)
+            self._device = check_device(device, smallest=1, largest=LARGEST_BLOCK)
         except (TypeError, ValueError) as exc:
             raise CheckFailed(str(exc)) from exc
         return self._device
@@ -198,7 +200,9 @@ class Disk:
             if task is None or task.cancelling():
                 raise
             raise CheckFailed(UNASKED, what) from None
-        except Exception as exc:
+        except STOPS:
+            raise
+        except BaseException as exc:
             late = limit.expired()
             how = f"takes longer than {self._timeout} s" if late else f"raised {exc!r}"
             raise CheckFailed(how, what) from exc

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ..device import BlockDevice
+from ..errors import STOPS
 from .answers import checked_extents, checked_view
 from .failure import CheckFailed
 from .model import Content, Model
@@ -254,7 +255,9 @@ class Player:
                 self._tally.failed[request.command] += 1
                 self._tally.errors[request.command] = exc
                 raise _Failed from exc
-            except Exception as exc:
+            except STOPS:
+                raise
+            except BaseException as exc:
                 self._unless_over()
                 raise CheckFailed(f"raised {exc!r}, which is no OSError") from exc
             else:

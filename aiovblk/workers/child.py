@@ -82,10 +82,12 @@ class _Child:
             else:
                 result = await getattr(self._service, call.name)(*arguments, *sockets)
             self._channel.send(Outcome(call.number, pickle.dumps(result)))
-        except (Exception, asyncio.CancelledError) as exc:
-            # Nobody cancels these tasks; but a factory may have been, or a future that it awaits.
+        except BaseException as exc:  # whatever it is, the parent waits for an answer
             exc.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
             self._channel.send(Outcome(call.number, _pickled(exc), _in_words(exc)))
+            # Nobody cancels these tasks; but a factory may have been, or a future that it awaits.
+            if isinstance(exc, GeneratorExit | KeyboardInterrupt | SystemExit):
+                raise
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self._channel.send(Event(name, arguments))

@@ -85,7 +85,10 @@ async def test_the_command_fails_what_takes_too_long_and_tells_of_it(image: Path
         slow = r"aiovblk: slow: write of 4096 bytes at 0 has been running for (\S+) s"
         assert (told := re.fullmatch(slow, line)) is not None
         assert 1 <= float(told[1]) < 2
-        assert await running.line() == "aiovblk: WRITE at 0, 4096 bytes, failed: not done in 2.0 s"
+        assert await running.line() == (
+            f"aiovblk: {running.path} (Hanging): WRITE at 0, 4096 bytes, failed: not done in 2.0 s"
+            " (handler_timeout)"
+        )
         assert await running.end(signal.SIGTERM) == 0
 
 

@@ -131,5 +131,5 @@ async def test_what_workers_log_is_logged_here(
         await client.greet()
         with pytest.raises((AssertionError, asyncio.IncompleteReadError)):
             await client.go()
-        await until(lambda: "cannot be opened" in caplog.text)
+        await until(lambda: "opening it failed" in caplog.text)
     assert "FileNotFoundError" in caplog.text

@@ -176,3 +176,32 @@ def load_or_hang(path: Path, hanging: Path) -> ssl.SSLContext:
         hanging.touch()
         signal.pause()
     return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+class PlainDisk(BlockDevice):
+    """Its author has forgotten ``async``."""
+
+    blocks = 16
+
+    def read(self, offset, length):  # type: ignore[no-untyped-def]
+        return bytes(length)
+
+
+class Panic(BaseException):
+    """What a panic in an extension written in Rust becomes."""
+
+
+class Panicking:
+    """A service that fails as hardly any does."""
+
+    def __init__(self, tell: Notify) -> None:
+        pass
+
+    async def add(self, one: int, two: int) -> int:
+        return one + two
+
+    async def fail(self, how: str) -> None:
+        raise {"panic": Panic("in a worker"), "generator exit": GeneratorExit()}[how]
+
+    async def leave(self) -> None:
+        pass

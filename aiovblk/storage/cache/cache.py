@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
 
+from ...contract import check_inner
 from ...device import BlockDevice, Extent
+from ...errors import STOPS
 from ..layer import Layer
 from .changes import Changes
 from .contents import Contents
@@ -151,7 +153,8 @@ class Cache(Layer):
     @property
     def blocks(self) -> int:
         """As many as ``inner`` has. What is cached of those that are taken away is dropped."""
-        return self.inner.blocks
+        blocks: int = self.inner.blocks
+        return blocks
 
     @blocks.setter
     def blocks(self, value: int) -> None:
@@ -315,7 +318,9 @@ class Cache(Layer):
         if self._store and self._ready and not self._contents.failed:
             try:
                 await self._store.close(self._header(), self._lines.whole(self.size))
-            except Exception as exc:
+            except STOPS:
+                raise
+            except BaseException as exc:
                 logger.warning("what is cached will not be there the next time: %s", exc)
 
 
@@ -327,6 +332,9 @@ def _check(
     line_size: int,
     dirty_limit: int,
 ) -> None:
+    check_inner(inner)
+    if store is not None:
+        check_inner(store, "store")
     if policy not in get_args(Policy):
         raise ValueError(f"the policy is one of {', '.join(get_args(Policy))}, not {policy!r}")
     if line_size < 1 or line_size % inner.block_size:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ...device import BlockDevice
+from ...errors import STOPS
 from ..bits import runs
 from .changes import Changes
 from .fetches import Fetch, Fetches
@@ -228,7 +229,9 @@ class Contents:
         """What is in a slot; None if the slots fail."""
         try:
             return await self._slots.read(line.base + begin, end - begin)
-        except Exception as exc:
+        except STOPS:
+            raise
+        except BaseException as exc:
             self._fail(exc)
             return None
 
@@ -263,7 +266,9 @@ class Contents:
             for first, last in runs(blocks):
                 begin, end = first * self._lines.block_size, last * self._lines.block_size
                 await self._slots.write(line.base + begin, data[start + begin : start + end])
-        except Exception as exc:
+        except STOPS:
+            raise
+        except BaseException as exc:
             self._fail(exc)
             return 0
         finally:
@@ -271,7 +276,7 @@ class Contents:
             line.pins -= 1
         return blocks
 
-    def _fail(self, exc: Exception) -> None:
+    def _fail(self, exc: BaseException) -> None:
         if not self.failed:
             logger.warning("nothing is cached any more, because the store has failed: %s", exc)
             self.failed = True

@@ -12,6 +12,7 @@ import errno
 from collections.abc import Awaitable, Callable, Iterable
 
 from ...device import BlockDevice
+from ...errors import STOPS
 from .changes import Changes
 from .lines import Lines, spans
 from .stats import Stats
@@ -156,7 +157,9 @@ class Fetches:
             if fetch in self._under_way:  # or it was ended, and nobody tells it what is spoilt
                 fetch.arrived.set_result(data)
                 await self._keep(fetch)
-        except Exception as exc:
+        except STOPS:
+            raise
+        except BaseException as exc:  # those who wait for it are told, whatever it is
             self._end(fetch, exc)
         finally:
             self._end(fetch)
@@ -169,7 +172,7 @@ class Fetches:
         # What can be written to may change as soon as the inner device runs again.
         return data if data.readonly else memoryview(bytes(data))
 
-    def _end(self, fetch: Fetch, exc: Exception | None = None) -> None:
+    def _end(self, fetch: Fetch, exc: BaseException | None = None) -> None:
         """Let nobody join it any more. May be called again."""
         self._under_way.discard(fetch)
         for number in fetch.numbers:

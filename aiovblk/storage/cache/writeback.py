@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 
+from ...errors import STOPS
 from .dirty import Dirty
 
 logger = logging.getLogger("aiovblk")
@@ -47,8 +49,8 @@ class WriteBack:
         """Write back what is dirty now, up to this byte of the device.
 
         Raises:
-            Exception: the first error of the inner device. All the same everything was tried, and
-                what failed is still dirty.
+            BaseException: the first error of the inner device. All the same everything was tried,
+                and what failed is still dirty.
 
         """
         ranges = [
@@ -56,13 +58,16 @@ class WriteBack:
             for begin, stop in self._dirty.ranges(0, end)
             for start in range(begin, stop, _LARGEST)
         ]
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         left = iter(ranges)
         async with asyncio.TaskGroup() as group:
             for _ in ranges[:_IN_FLIGHT]:
                 group.create_task(self._clean_all(left, errors))
         if errors:
-            raise errors[0]
+            failed = errors[0]
+            if isinstance(failed, asyncio.CancelledError):
+                raise OSError(errno.EIO, "the inner device raised CancelledError") from failed
+            raise failed
 
     async def close(self) -> None:
         """Stop the background."""
@@ -71,17 +76,30 @@ class WriteBack:
             self._background.cancel()
             await asyncio.wait([self._background])
 
-    async def _clean_all(self, ranges: Iterator[tuple[int, int]], errors: list[Exception]) -> None:
+    async def _clean_all(
+        self, ranges: Iterator[tuple[int, int]], errors: list[BaseException]
+    ) -> None:
+        task = asyncio.current_task()
         for begin, end in ranges:
             try:
                 await self._clean(begin, end)
-            except Exception as exc:
+            except asyncio.CancelledError as exc:
+                # A group takes a cancelled task for one that has nothing to tell. If it was the
+                # inner device that raised this, what is still dirty would be taken for stored.
+                if task is None or task.cancelling():
+                    raise
+                errors.append(exc)
+            except STOPS:
+                raise
+            except BaseException as exc:
                 errors.append(exc)
 
     async def _run(self) -> None:
         try:
             await self.clean(1 << 63)
-        except Exception as exc:
+        except STOPS:
+            raise
+        except BaseException as exc:
             logger.warning("written data stays in the cache until it can be written back: %s", exc)
             self._pause_until = asyncio.get_running_loop().time() + _PAUSE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ..layer import Layer
 from .members import Members
@@ -86,7 +87,8 @@ class Mirror(Layer):
     @property
     def blocks(self) -> int:
         """As many as each member has. What is added to a mirror must be the same on all of them."""
-        return self.inner.blocks
+        blocks: int = self.inner.blocks
+        return blocks
 
     @blocks.setter
     def blocks(self, value: int) -> None:
@@ -157,6 +159,7 @@ class Mirror(Layer):
 def _check(devices: Sequence[BlockDevice], stale: Collection[BlockDevice]) -> None:
     first = devices[0]
     for device in devices:
+        check_inner(device, "a member")
         if (device.size, device.block_size) != (first.size, first.block_size):
             raise ValueError(
                 f"members of a mirror are of one size: {device.blocks} blocks of"

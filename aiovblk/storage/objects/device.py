@@ -127,7 +127,8 @@ class ObjectStoreDevice(BlockDevice):
     @property
     def blocks(self) -> int:
         """How many blocks the disk has. When it is set, the next flush stores it."""
-        return self._size // self.block_size
+        blocks: int = self._size // self.block_size
+        return blocks
 
     @blocks.setter
     def blocks(self, value: int) -> None:

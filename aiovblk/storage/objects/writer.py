@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ...errors import StorageError
+from ...errors import STOPS, StorageError
 from ..grouped import Grouped
 from .chunks import Chunks
 from .journal import FencedError, Journal, record
@@ -169,8 +169,10 @@ class Writer:
             await asyncio.sleep(self._renewal)
             try:
                 holder = await self._lease.renew()
-            except OSError as exc:
-                logger.warning("the lease on the disk could not be renewed: %s", exc)
+            except STOPS:
+                raise
+            except BaseException as exc:  # or it would not be renewed any more, and nobody told
+                logger.warning("the lease on the disk could not be renewed: %r", exc)
             else:
                 if holder is not None:
                     self._lose(f"taken over by {holder}")

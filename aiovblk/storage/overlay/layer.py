@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
 
+from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ..layer import Layer
 from ..together import together
@@ -81,6 +82,7 @@ class Overlay(Layer):
             size: bytes of the overlay, by default as many as the base has.
 
         """
+        check_inner(base, "base")
         return Header.over(base, block_size=base.block_size, size=size).end
 
     @classmethod
@@ -113,6 +115,8 @@ class Overlay(Layer):
         are still the caller's.
 
         """
+        check_inner(base, "base")
+        check_inner(diff, "diff")
         block_size = max(base.block_size, diff.block_size)
         if callable(identity):
             identity = await identity(base.size if size is None else min(size, base.size))
@@ -141,7 +145,8 @@ class Overlay(Layer):
         Cancellation: safe. If it raises, base and diff are still the caller's.
 
         """
-        opened = await Diff.open(diff)
+        check_inner(base, "base")
+        opened = await Diff.open(check_inner(diff, "diff"))
         known = opened.header.identity
         opened.header.check_base(base)
         if callable(identity):

@@ -1,0 +1,351 @@
+"""Why requests fail: one line in the log for each new cause, and how often it came again.
+
+What holds here:
+
+* A cause that is new is told at once: a bug with its traceback, an outage in one line.
+* The same cause again is counted, and told of after a pause that doubles each time: an outage of
+  an hour is some ten lines, whatever the number of requests.
+* What is remembered is bounded, and so are the lines: causes without end (texts that differ each
+  time) are no way to fill a disk with logs.
+* No failure of the log, or of an exception's own ``__str__``, costs a request its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+
+from ..contract import not_awaitable
+from ..device import BlockDevice
+from ..errors import OUTAGES
+from ..protocol import Command, Request, wire_error
+
+logger = logging.getLogger("aiovblk")
+
+FIRST_PAUSE = 10.0
+"""Seconds after which it is told how often a cause came again; each time it is twice as long."""
+
+LONGEST_PAUSE = 600.0
+"""Seconds of the longest of these pauses."""
+
+MOST_CAUSES = 64
+"""Causes that are remembered at once; of more, the one that came last is forgotten first."""
+
+MOST_LINES = 16
+"""Lines about new causes within six times FIRST_PAUSE; more are only counted."""
+
+LONGEST_REASON = 300
+"""Characters of a reason."""
+
+_HANDLERS = {
+    int(Command.READ): "read",
+    int(Command.WRITE): "write",
+    int(Command.FLUSH): "flush",
+    int(Command.TRIM): "trim",
+    int(Command.WRITE_ZEROES): "write_zeroes",
+    int(Command.BLOCK_STATUS): "extents",
+    int(Command.CACHE): "cache",
+}
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+# Numbers and what looks like identifiers differ each time; the cause is the same.
+_VARIABLE = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8,}|\d+")
+
+
+class HandlerTimeoutError(TimeoutError):
+    """A handler took longer than ``handler_timeout``."""
+
+
+class ContractError(Exception):
+    """A handler has ended as none may; the text says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the exception of a handler comes to."""
+
+    error: int
+    """The error value of the reply."""
+    reason: str
+    """In words, in one line."""
+    is_bug: bool
+    """Whether it is a mistake in a program, which a traceback helps to find."""
+
+
+def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
+    """What a handler's exception comes to; never raises.
+
+    Args:
+        exc: what was raised.
+        device: whose handler it was.
+        request: which it was called for.
+
+    """
+    try:
+        error = wire_error(exc.errno) if isinstance(exc, OSError) else errno.EIO
+        return Failure(error, _reason(exc, device, request), _is_bug(exc, device))
+    except Exception:  # its own methods may raise anything
+        return Failure(errno.EIO, type(exc).__name__, True)
+
+
+def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return any(_is_bug(each, device) for each in exc.exceptions)
+    if isinstance(exc, OSError | KeyboardInterrupt | SystemExit):
+        return False
+    return not (
+        any(isinstance(exc, each.outages) for each in _stack(device))
+        or any(_full_name(kind) in OUTAGES for kind in type(exc).__mro__)
+    )
+
+
+def _stack(device: BlockDevice) -> Iterator[BlockDevice]:
+    """A device, and those that it lies on, as far as it tells."""
+    below: object = device
+    while isinstance(below, BlockDevice):
+        yield below
+        below = getattr(below, "inner", None)
+
+
+def _full_name(kind: type) -> str:
+    """Package and class: where within a package it is defined is nobody's business."""
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+
+
+def _reason(exc: BaseException, device: BlockDevice, request: Request) -> str:
+    if isinstance(exc, HandlerTimeoutError | ContractError):
+        return in_one_line(str(exc.args[-1]))
+    if isinstance(exc, TypeError) and "await" in str(exc) and _is_own(exc.__traceback__):
+        return in_one_line(not_awaitable(device, _HANDLERS[request.type]))
+    return in_words(exc)
+
+
+def in_words(exc: BaseException) -> str:
+    """Class and text of an exception, in one line; never raises."""
+    try:
+        text = f"{type(exc).__name__}: {exc}".removesuffix(": ")
+    except Exception:  # what its own methods raise
+        return type(exc).__name__
+    if isinstance(exc, BaseExceptionGroup):
+        text += f": {in_words(exc.exceptions[0])}"
+    return in_one_line(text)
+
+
+def in_one_line(text: str) -> str:
+    """A text, which may come from anywhere, as it may be shown in a terminal."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return shown if len(shown) <= LONGEST_REASON else shown[: LONGEST_REASON - 3] + "..."
+
+
+def _last(traceback: TracebackType | None) -> TracebackType | None:
+    """Where an exception was raised."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_own(traceback: TracebackType | None) -> bool:
+    """Whether it was raised in this package: where the result of a handler was awaited."""
+    last = _last(traceback)
+    return last is not None and last.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE)
+
+
+def describe(request: Request) -> str:
+    """A request in words."""
+    try:
+        name = Command(request.type).name
+    except ValueError:
+        name = f"command {request.type}"
+    return name if name == "FLUSH" else f"{name} at {request.offset}, {request.length} bytes,"
+
+
+@dataclass(slots=True)
+class _Cause:
+    """Something that makes requests fail."""
+
+    name: str
+    reason: str
+    told: float
+    """When, in seconds of :func:`time.monotonic`."""
+    pause: float
+    again: int = 0
+    """Requests that failed since."""
+    last: str = ""
+    """The last of them."""
+
+    @property
+    def due(self) -> float:
+        """When it is told how many those were."""
+        return self.told + self.pause
+
+    def has_passed(self, now: float) -> bool:
+        """Whether it has not come again for so long that it is new once more."""
+        return not self.again and now - self.told > 2 * LONGEST_PAUSE
+
+
+class Failures:
+    """What is known of failures, and what was told.
+
+    Args:
+        pause: seconds after which it is told how often a cause came again.
+
+    """
+
+    def __init__(self, *, pause: float = FIRST_PAUSE) -> None:
+        self._pause = pause
+        self._window = 6 * pause
+        self._causes: OrderedDict[object, _Cause] = OrderedDict()
+        self._others = 0  # requests that failed for causes that were not told
+        self._window_began = -math.inf
+        self._lines = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when the timer goes off
+        self._closed = False
+
+    def tell(
+        self, name: str, what: str, failure: Failure, exc: BaseException, *, of: object = None
+    ) -> None:
+        """Tell of a failure, or count it; never raises.
+
+        Args:
+            name: of the device or the export, in words.
+            what: has failed, in words.
+            failure: what :func:`judge` has made of the exception.
+            exc: the exception, which is not kept.
+            of: which device or export it is, where the name may change; hashable.
+
+        """
+        try:
+            self._tell(name, what, failure, exc, name if of is None else of)
+        except Exception:  # a handler of the log, say
+            logger.debug("a failure could not be told", exc_info=True)
+
+    def tell_bug(self, name: str, what: str, exc: BaseException) -> None:
+        """Tell, with a traceback, or count, that something failed that is no request."""
+        self.tell(name, what, Failure(errno.EIO, in_words(exc), True), exc)
+
+    def close(self) -> None:
+        """Tell what was counted and not told; from now on nothing is told later."""
+        self._closed = True
+        self._stop_timer()
+        self._tell_again(monotonic(), all_of_them=True)
+
+    def _tell(self, name: str, what: str, failure: Failure, exc: BaseException, of: object) -> None:
+        key = _key(of, failure.reason, exc)
+        cause = self._causes.get(key)
+        now = monotonic()
+        if cause is not None and not cause.has_passed(now):
+            cause.again += 1
+            cause.name, cause.last = name, what
+            self._causes.move_to_end(key)
+            self._look_at(cause.due, now)
+        elif self._may_tell(now):
+            self._remember(key, _Cause(name, failure.reason, now, self._pause))
+            text, place = "%s: %s failed: %s", (name, what, failure.reason)
+            if failure.is_bug:
+                logger.error(text, *place, exc_info=exc)
+            else:
+                logger.warning(text, *place)
+        else:
+            self._others += 1
+            self._look_at(self._window_began + self._window, now)
+
+    def _remember(self, key: object, cause: _Cause) -> None:
+        self._causes[key] = cause
+        if len(self._causes) > MOST_CAUSES:
+            _, forgotten = self._causes.popitem(last=False)
+            self._others += forgotten.again
+
+    def _may_tell(self, now: float) -> bool:
+        if now - self._window_began >= self._window:
+            self._window_began, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= MOST_LINES
+
+    def _look_at(self, due: float, now: float) -> None:
+        if due < self._due and not self._closed:
+            self._stop_timer()
+            self._due = due
+            self._timer = asyncio.get_running_loop().call_later(max(due - now, 0), self._look)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = None, math.inf
+
+    def _look(self) -> None:
+        self._stop_timer()
+        now = monotonic()
+        self._tell_again(now)
+        left = [each.due for each in self._causes.values() if each.again]
+        if self._others:
+            left.append(self._window_began + self._window)
+        if left:
+            self._look_at(min(left), now)
+
+    def _tell_again(self, now: float, *, all_of_them: bool = False) -> None:
+        for cause in self._causes.values():
+            if cause.again and (all_of_them or now >= cause.due):
+                seconds = now - cause.told
+                logger.warning(
+                    "%s: %d more failed in %.3g s, the last %s: %s",
+                    cause.name,
+                    cause.again,
+                    seconds,
+                    cause.last.removesuffix(","),
+                    cause.reason,
+                )
+                cause.told, cause.again = now, 0
+                cause.pause = min(2 * cause.pause, LONGEST_PAUSE)
+        if self._others and (all_of_them or now >= self._window_began + self._window):
+            logger.warning("%d more requests failed, for other causes", self._others)
+            self._others = 0
+
+
+def _key(of: object, reason: str, exc: BaseException) -> object:
+    """What two failures of one cause have in common."""
+    last = _last(exc.__traceback__)
+    where = None if last is None else (last.tb_frame.f_code.co_filename, last.tb_lineno)
+    return of, _full_name(type(exc)), _VARIABLE.sub("#", reason), where
+
+
+class Reporter:
+    """Judges and tells what the handlers of one device raise.
+
+    Args:
+        failures: what is known of failures; several connections may share it.
+        device: whose handlers are called.
+        where: the device node or the export, in words; empty while there is none.
+
+    Attributes:
+        where: the same; may be set.
+
+    """
+
+    __slots__ = ("_device", "_failures", "_first", "where")  # each client has one
+
+    def __init__(self, failures: Failures, device: BlockDevice, where: str = "") -> None:
+        self.where = self._first = where
+        self._failures = failures
+        self._device = device
+
+    @property
+    def name(self) -> str:
+        """What the device is called in the log."""
+        kind = type(self._device).__name__
+        return f"{self.where} ({kind})" if self.where else kind
+
+    def report(self, request: Request, exc: BaseException) -> Failure:
+        """Judge what a handler has raised, and tell of it; never raises."""
+        failure = judge(exc, self._device, request)
+        self._failures.tell(self.name, describe(request), failure, exc, of=self._first)
+        return failure
