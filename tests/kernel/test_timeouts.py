@@ -58,7 +58,7 @@ async def test_a_handler_that_outlasts_its_timeout_fails_one_request() -> None:
 async def test_a_handler_that_outlasts_the_kernels_timeout_ends_the_device(attach: str) -> None:
     disk = Hanging()
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):
-        async with aiovblk.mounted(disk, timeout=1) as mount:
+        async with aiovblk.mounted(disk, timeout=1, unmount_timeout=2) as mount:
             await asyncio.to_thread(pwrite, mount.path, 0, bytes(4096))
             reading = asyncio.create_task(asyncio.to_thread(pread, mount.path, MIB, 4096))
             await mount.wait()
@@ -93,7 +93,8 @@ async def test_the_command_fails_what_takes_too_long_and_tells_of_it(image: Path
 
 
 async def test_the_command_ends_with_the_kernels_timeout(image: Path) -> None:
-    async with command(f"{DEVICES}:Hanging", "--timeout=1", IMAGE=str(image)) as running:
+    options = ("--timeout=1", "--unmount-timeout=2")
+    async with command(f"{DEVICES}:Hanging", *options, IMAGE=str(image)) as running:
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await asyncio.to_thread(pwrite, running.path, 0, bytes(4096))
         assert "the kernel's connection was lost" in await running.rest()
