@@ -14,7 +14,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from suite import cli, environments, records, report, stages, steps  # noqa: E402 (tools/ is not on the path before)
+from suite import cli, environments, records, stages, steps  # noqa: E402 (tools/ is not on the path before)
 
 PASSED = "===== 3 passed in 0.10s ====="
 
@@ -24,8 +24,8 @@ def say(*lines: str, status: int = 0) -> list[str]:
     return ["sh", "-c", 'for line; do echo "$line"; done; exit ' + f"{status}", "sh", *lines]
 
 
-def step(name: str = "a step", command: list[str] | None = None, **more: float) -> steps.Step:
-    return steps.Step("unit", name, command or say(PASSED), **more)
+def step(name: str, command: list[str], deadline: float = 60.0) -> steps.Step:
+    return steps.Step("unit", name, command, deadline=deadline)
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_report_is_json_with_the_slowest_tests(
     fake["one"] = ["sh", "-c", f"echo '<testsuite>{cases}</testsuite>' >{junit}; echo '{PASSED}'"]
     assert run("all") == 0
     assert any("7.5 s  a.slow  (one)" in line for line in shown(capfd))
-    written = json.loads((tree / report.REPORTS / "report.json").read_text())
+    written = json.loads((tree / environments.REPORTS / "report.json").read_text())
     assert [each["name"] for each in written["steps"]] == ["one", "two", "three"]
     assert written["slowest_tests"][0] == {"seconds": 7.5, "test": "a.slow", "step": "one"}
     assert written["tree"] == records.tree_name()
