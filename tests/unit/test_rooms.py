@@ -15,6 +15,7 @@ EVERY_ROOM = {
     "stream",
     "tasks",
     "dispatch",
+    "extras",
     "forks",
     "kernel",
     "latency",
@@ -27,11 +28,14 @@ EVERY_ROOM = {
     "workers",
 }
 
-# A room that is not here does not exist. Errors are for every room to raise.
+# A room that is not here does not exist. Errors are for every room to raise, and text for people
+# is for every room to quote.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": EVERY_ROOM,
     "__main__": {"cli"},
     "errors": set(),
+    "extras": set(),
+    "text": set(),
     "device": set(),
     "events": set(),
     "protocol": set(),
@@ -44,11 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mount": {"device", "dispatch", "events", "forks", "kernel", "tasks", "threads", "workers"},
     "server": {"device", "dispatch", "events", "protocol", "stream", "tasks", "tls", "workers"},
     "client": {"device", "protocol", "stream", "tasks", "tls"},
-    "storage": {"device", "latency"},
+    "storage": {"device", "extras", "latency"},
     "threads": set(),
     "tls": set(),
     "workers": {"forks", "threads"},
-    "metrics": {"dispatch"},
+    "metrics": {"dispatch", "extras"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
 }
@@ -81,7 +85,7 @@ def _allowed(room: str, target: str) -> bool:
         return False
     if not target.startswith("."):
         return target not in NOT_FROM_OUTSIDE.get(room, set())
-    return target[1:] in {room, "errors", *MAY_IMPORT[room]}
+    return target[1:] in {room, "errors", "text", *MAY_IMPORT[room]}
 
 
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

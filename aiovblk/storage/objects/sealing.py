@@ -23,6 +23,7 @@ import zlib
 from types import ModuleType
 
 from ...errors import StorageError
+from ...extras import extra
 from .store import Buffer
 
 _HEADER = struct.Struct("<4sBBHII")
@@ -44,7 +45,7 @@ class Sealing:
         key: 32 bytes, from which the disk's own key is derived; None if nothing is encrypted.
 
     Raises:
-        ModuleNotFoundError: a package is missing; the message says which.
+        MissingExtraError: a package is missing; the message says which.
         ValueError: the key has another length.
 
     """
@@ -56,7 +57,8 @@ class Sealing:
         if compress:
             _zstd()
         if key is not None:
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+            with extra("objectstore", "an encrypted disk"):
+                from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
             self._gcm = AESGCM(_derived(key, disk))
 
@@ -159,6 +161,7 @@ def _derived(key: bytes, disk: bytes) -> bytes:
 
 
 def _zstd() -> ModuleType:
-    import zstandard
+    with extra("objectstore", "a disk with compression"):
+        import zstandard
 
     return zstandard

@@ -73,7 +73,8 @@ class HTTPDevice(BlockDevice):
             patience: seconds; see above.
 
         Raises:
-            ValueError: ``url`` or a number makes no sense, or the package aiohttp is missing.
+            ValueError: ``url`` or a number makes no sense.
+            MissingExtraError: the package aiohttp is not installed.
             StorageError: the server serves no parts, or does not tell the length or the version;
                 the length is no multiple of 512, or of ``block_size``; or the file cannot be had.
 

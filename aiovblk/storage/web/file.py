@@ -10,6 +10,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from ...extras import extra
 from ..patience import repeat
 from .address import Address
 from .answers import AnswerError, ChangedError, check_status, explained, read_body, read_range
@@ -64,7 +65,8 @@ class WebFile:
         """Find out which version the server has.
 
         Raises:
-            ValueError: ``url`` is no address, or the package aiohttp is missing.
+            ValueError: ``url`` is no address.
+            MissingExtraError: the package aiohttp is not installed.
             StorageError: the file cannot be had, or not in parts.
 
         """
@@ -159,10 +161,8 @@ def _check_part(found: tuple[int, int], expected: tuple[int, int]) -> None:
 def _session(
     authorization: str | None, tls: SSLContext | None, requests: int, patience: float
 ) -> ClientSession:
-    try:
+    with extra("http", "files on the web"):
         import aiohttp
-    except ModuleNotFoundError:
-        raise ValueError("files on the web are read by aiohttp; install aiovblk[http]") from None
     silence = min(patience / 2, _SILENCE)  # so that there is time for another
     headers = {"User-Agent": "aiovblk", "Accept-Encoding": "identity"}
     if authorization is not None:
