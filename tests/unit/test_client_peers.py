@@ -6,8 +6,8 @@ import asyncio
 import errno
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -85,25 +85,29 @@ async def test_certificate_that_a_server_wants_is_told(tmp_path: Path, certifica
 # Other protocols
 
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 @asynccontextmanager
 async def speaking(path: Path, greeting: bytes) -> AsyncIterator[str]:
     """A server that greets, and waits then; its URI."""
 
+    talks: set[asyncio.Task[None]] = set()
+
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
-        await reader.read()
+        with suppress(ConnectionError):
+            await reader.read()
         writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
-    server = await asyncio.start_unix_server(talk, path)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.add(asyncio.create_task(talk(reader, writer)))
+
+    server = await asyncio.start_unix_server(accept, path)
     try:
         yield f"nbd+unix:///?socket={path}"
     finally:
         server.close()
-        await server.wait_closed()
+        await asyncio.gather(*talks)
 
 
 async def test_server_of_another_protocol_is_told_at_once(tmp_path: Path) -> None:

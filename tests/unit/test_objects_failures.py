@@ -203,11 +203,16 @@ async def test_store_without_tls_is_told_at_once() -> None:
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers.append(asyncio.create_task(answer(reader, writer)))
+
+    answers: list[asyncio.Task[None]] = []
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         client = FakeS3().client(endpoint=f"https://127.0.0.1:{port}")
         with pytest.raises(StorageError, match="does not speak TLS: its address begins with http:"):
             await client.get("a")
+    await asyncio.gather(*answers, return_exceptions=True)
 
 
 async def test_connection_that_is_refused_is_repeated_and_told_by_its_name(

@@ -12,7 +12,11 @@ from aiovblk.cli import QuotingFormatter, main
 from aiovblk.cli.doctor.finding import ok
 from aiovblk.cli.listing import Attached, as_table
 from aiovblk.kernel import sysfs
+from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.lease import Holder
+from aiovblk.storage.objects.sealing import damaged
+
+from .web import CONTENT, Web, serving
 
 EVIL = "\x1b]0;owned\x07\nforged"
 SHOWN = r"\x1b]0;owned\x07\nforged"
@@ -81,3 +85,15 @@ def test_holder_of_a_device_is_named_without_its_escapes() -> None:
 
 def test_holder_of_a_disk_in_a_store_is_named_without_its_escapes() -> None:
     assert str(Holder(EVIL, "boot", 1, 7, 0)) == f"process 7 on {SHOWN}"
+
+
+def test_name_and_fault_of_an_object_in_a_store_are_told_without_their_escapes() -> None:
+    assert str(damaged(EVIL, EVIL)) == f"the object {SHOWN} is damaged: {SHOWN}"
+
+
+async def test_header_of_a_web_server_is_told_without_its_escapes() -> None:
+    async with serving(Web(CONTENT)) as web:
+        web.change = lambda answer: answer.headers.update({"Content-Encoding": "g\x1b[2Jzip"})
+        with pytest.raises(OSError, match=r"g.*zip|does not speak HTTP") as caught:
+            await HTTPDevice.open(web.url())
+    assert str(caught.value).isprintable()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ...errors import StorageError
+from ...text import quoted
 from .description import Description, Origin
 from .journal import Journal
 from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
@@ -103,7 +104,7 @@ def found_in(state: State, snapshot: str) -> Snapshot:
         return state.snapshots[snapshot]
     except KeyError:
         names = ", ".join(sorted(state.snapshots)) or "none"
-        reason = f"there is no snapshot {snapshot!r}; there are: {names}"
+        reason = f"there is no snapshot {snapshot!r}; there are: {quoted(names)}"
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 

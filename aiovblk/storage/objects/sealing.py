@@ -24,6 +24,7 @@ from types import ModuleType
 
 from ...errors import StorageError
 from ...extras import extra
+from ...text import quoted
 from .store import Buffer
 
 _HEADER = struct.Struct("<4sBBHII")
@@ -136,7 +137,7 @@ class Sealing:
 
 def damaged(name: str, reason: str) -> StorageError:
     """An error about an object that is not what it should be."""
-    return StorageError(errno.EIO, f"the object {name} is damaged: {reason}")
+    return StorageError(errno.EIO, f"the object {quoted(name)} is damaged: {quoted(reason)}")
 
 
 def _decompressed(name: str, payload: memoryview, length: int) -> memoryview:

@@ -131,9 +131,11 @@ def _of_connection(failure: Exception) -> tuple[str, bool]:
         case TimeoutError():
             return "the server does not answer", True
         case aiohttp.ClientConnectorCertificateError():
-            return f"the server's certificate is refused: {failure.certificate_error}", False
+            why = quoted(str(failure.certificate_error))
+            return f"the server's certificate is refused: {why}", False
         case aiohttp.ClientSSLError():
-            return f"no TLS with {failure.host}:{failure.port}: {failure.os_error}", False
+            why = quoted(str(failure.os_error))
+            return f"no TLS with {failure.host}:{failure.port}: {why}", False
         case aiohttp.ClientConnectorError(os_error=error):
             # asyncio says only that it failed; a resolver's numbers are none of the system's.
             number = error.errno or 0
