@@ -2,7 +2,17 @@
 
 from .client import RemoteDevice, connect
 from .device import BlockDevice, Extent
-from .errors import AttachError, DeviceBusyError, Error, NBDUnavailableError, ProtocolError
+from .errors import (
+    AttachError,
+    DeviceBusyError,
+    Error,
+    MissingExtraError,
+    NBDUnavailableError,
+    ProtocolError,
+    RefusedError,
+    TLSRequiredError,
+    TLSUnavailableError,
+)
 from .kernel import RequestQueue
 from .mount import Mount, mount, mounted
 from .server import Export, Server, serve
@@ -16,12 +26,16 @@ __all__ = [
     "Error",
     "Export",
     "Extent",
+    "MissingExtraError",
     "Mount",
     "NBDUnavailableError",
     "ProtocolError",
+    "RefusedError",
     "RemoteDevice",
     "RequestQueue",
     "Server",
+    "TLSRequiredError",
+    "TLSUnavailableError",
     "__version__",
     "connect",
     "mount",

@@ -3,6 +3,12 @@
 * :exc:`Error`
 
   * :exc:`ProtocolError` - the peer broke the NBD protocol; the connection is over.
+
+    * :exc:`RefusedError` - the server refused the export, or an option that is needed.
+
+      * :exc:`TLSRequiredError` - the server talks to nobody without TLS.
+      * :exc:`TLSUnavailableError` - the server has no TLS.
+
   * :exc:`AttachError` (also :exc:`OSError`) - a device could not be attached, or was lost.
 
     * :exc:`DeviceBusyError` - somebody else holds the device.
@@ -13,6 +19,8 @@
     * :exc:`StorageBusyError` - another process writes to it.
 
 :data:`OUTAGES` and :data:`STOPS` sort what the handlers of a device may raise.
+  * :exc:`MissingExtraError` (also :exc:`ImportError`) - a package is not installed that only some
+    need; the message says which command installs it.
 """
 
 from __future__ import annotations
@@ -57,6 +65,32 @@ class Error(Exception):
 
 class ProtocolError(Error):
     """The peer sent bytes that are not NBD. Nothing after them can be trusted."""
+
+
+class RefusedError(ProtocolError):
+    """The server refused the export, or an option that is needed; the message has its reason.
+
+    Args:
+        reason: one line that can be shown to a user.
+        reply: the type of the server's reply, an error of the specification's "Option reply types".
+
+    """
+
+    def __init__(self, reason: str, reply: int) -> None:
+        super().__init__(reason)
+        self.reply = reply
+
+    def __reduce__(self) -> tuple[type[RefusedError], tuple[str, int]]:
+        """Pickle both; an exception's own way knows only what its message is made of."""
+        return type(self), (str(self), self.reply)
+
+
+class TLSRequiredError(RefusedError):
+    """The server talks to nobody without TLS: use ``nbds://``."""
+
+
+class TLSUnavailableError(RefusedError):
+    """The server has no TLS, which was asked for: use ``nbd://``, or give it a certificate."""
 
 
 class AttachError(Error, OSError):
@@ -119,3 +153,21 @@ class StorageError(Error, OSError):
 
 class StorageBusyError(StorageError):
     """Another process writes to the disk, or has taken it over."""
+
+
+class MissingExtraError(Error, ImportError):
+    """A package that only some need is not installed.
+
+    Args:
+        reason: what needs which package, and the command that installs it.
+        extra: the name of the extra that brings it, as in ``pip install 'aiovblk[extra]'``.
+
+    """
+
+    def __init__(self, reason: str, extra: str) -> None:
+        super().__init__(reason)
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Pickle both; an exception's own way knows only what its message is made of."""
+        return type(self), (str(self), self.extra)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..errors import Error
+from ..text import escaped
 from . import copy, disks, doctor, listing, mount, serve, top, unmount
 
 
@@ -24,19 +25,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(words, Namespace(words=words))
-    logging.basicConfig(
-        level=logging.DEBUG if parsed.verbose else logging.WARNING, format="aiovblk: %(message)s"
-    )
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(QuotingFormatter("aiovblk: %(message)s"))
+    level = logging.DEBUG if parsed.verbose else logging.WARNING
+    logging.basicConfig(level=level, handlers=[terminal])
     logging.getLogger("asyncio").setLevel(logging.INFO)
     command: Callable[[Namespace], int | None] = parsed.command
     try:
         return command(parsed) or 0
     except (Error, OSError, ValueError, TypeError) as exc:
         logging.getLogger("aiovblk").debug("traceback of the error:", exc_info=True)
-        print(f"aiovblk: {_in_words(exc)}", file=sys.stderr)
+        print(f"aiovblk: {escaped(_in_words(exc))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+class QuotingFormatter(logging.Formatter):
+    """Shows what a log message quotes of others as what it is, and not as terminal escapes.
+
+    Line breaks are left to other packages, whose messages may have some of their own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the line, without the traceback that may follow it."""
+        text = super().formatMessage(record)
+        if record.name.partition(".")[0] == "aiovblk":
+            return escaped(text)
+        return "\n".join(map(escaped, text.split("\n")))
 
 
 def _parser() -> ArgumentParser:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from ..device import BlockDevice
 from ..storage import FileDevice, copy
-from ..storage.copying import REQUESTS
+from ..storage.copying import REQUESTS, check_source
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .options import SPEC_HELP, add_loop, add_number, add_progress
@@ -36,11 +36,19 @@ async def copy_device(arguments: Namespace) -> None:
     async with (
         device_of(arguments.source, read_only=True) as source,
         _unmounted(source),
+        _checked(source),
         _target(arguments.target, source) as target,
         _unmounted(target),
     ):
         with progress(source.size, "B", shown=arguments.progress) as advance:
             await copy(source, target, requests=arguments.requests, advance=advance)
+
+
+@asynccontextmanager
+async def _checked(source: BlockDevice) -> AsyncIterator[None]:
+    """Refuse the source before a target is made for it."""
+    check_source(source)
+    yield
 
 
 @asynccontextmanager

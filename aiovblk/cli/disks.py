@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 
 from ..storage import objects
 from ..storage.objects.store import parts_of
+from ..text import escaped
 from .diskspec import DiskSpec, read_key
 from .options import add_loop, add_progress
 from .progress import progress
@@ -58,7 +59,7 @@ async def snapshot(arguments: Namespace) -> None:
         for name, found in (await objects.snapshots(url, key=key)).items():
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
             clones = "".join(f", cloned to {clone.path}" for clone in found.clones.values())
-            print(f"{name}\t{when}\t{in_units(found.size)}{clones}")
+            print(f"{escaped(name)}\t{when}\t{in_units(found.size)}{escaped(clones)}")
     elif arguments.drop:
         await objects.drop_snapshot(url, name=arguments.name, key=key)
     else:
@@ -135,7 +136,7 @@ async def check(arguments: Namespace) -> None:
     with progress(0, "chunk", shown=arguments.progress) as advance:
         report = await objects.check(url, key=read_key(), contents=contents, advance=advance)
     for problem in report.problems:
-        print(problem)
+        print(escaped(problem))
     if report.problems:
         raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were looked at")
     print(f"{report.chunks} chunks, {in_units(report.size)} stored: all is well", file=sys.stdout)

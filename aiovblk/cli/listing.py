@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ..kernel import liveness, locks, sysfs, told
 from ..kernel.liveness import State
+from ..text import escaped
 from .units import in_units
 
 
@@ -116,7 +117,8 @@ HEAD = (
 
 def as_table(devices: list[Attached]) -> str:
     """A line per device, for people."""
-    rows = [HEAD, *map(_row, devices)]
+    # Processes choose their names, and whoever mounts an identity.
+    rows = [HEAD, *(tuple(map(escaped, _row(device))) for device in devices)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

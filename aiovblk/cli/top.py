@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..kernel import sysfs
+from ..text import escaped
 from .units import in_units
 
 CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
@@ -142,7 +143,7 @@ def _in_words(rate: Rates) -> list[str]:
 
 def _server(thread: int | None) -> str:
     process = sysfs.process_of(thread) if thread is not None else None
-    return f"{process[0]} ({process[1]})" if process else "gone"
+    return f"{process[0]} ({escaped(process[1])})" if process else "gone"
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,6 +17,8 @@ from .session import Session
 
 __all__ = ["RemoteDevice", "connect"]
 
+logger = logging.getLogger("aiovblk")
+
 
 def connect(
     uri: str,
@@ -22,6 +26,7 @@ def connect(
     tls: ssl.SSLContext | None = None,
     connections: int = 4,
     timeout: float = 30.0,
+    request_timeout: float | None = None,
     reconnect: float | None = None,
     replay_writes: bool = False,
 ) -> AbstractAsyncContextManager[RemoteDevice]:
@@ -38,7 +43,11 @@ def connect(
             for ``tls-hostname``, else for the host (localhost for Unix sockets).
         connections: at most as many at once, where the server allows for more than one. Those
             after the first join in the background.
-        timeout: seconds for connecting and negotiating; requests have no limit.
+        timeout: seconds for connecting and negotiating.
+        request_timeout: seconds in which each request must be answered whole, however the server
+            goes on sending; else its connection is broken off, like one that is lost: see
+            ``reconnect``. By default there is no limit, since a server may have reasons to take its
+            time.
         reconnect: seconds after a loss of the connection during which it is tried to get it back;
             an attempt that begins by then has a second at least. Requests wait then. Those in
             flight are made again, except for :meth:`write`, :meth:`trim` and :meth:`write_zeroes`,
@@ -52,7 +61,8 @@ def connect(
         ValueError: the URI or a number cannot be.
         OSError: on entering: the server cannot be reached, or not within ``timeout``
             (TimeoutError), or TLS failed (ssl.SSLError).
-        ProtocolError: on entering: the server does not speak NBD, or refuses the export.
+        ProtocolError: on entering: the server does not speak NBD. RefusedError: it refuses the
+            export. TLSRequiredError, TLSUnavailableError: ``nbds:`` is wanted, or is not there.
 
     Cancellation: safe. While leaving, it gives up what is in flight.
 
@@ -62,15 +72,18 @@ def connect(
         raise ValueError(f"TLS needs a URI that begins with nbds, not {uri!r}")
     if connections < 1:
         raise ValueError(f"connections must be at least 1, not {connections}")
-    for name, value in {"timeout": timeout, "reconnect": reconnect}.items():
-        if value is not None and value <= 0:
+    seconds = {"timeout": timeout, "request_timeout": request_timeout, "reconnect": reconnect}
+    for name, value in seconds.items():
+        endless = value == math.inf and name != "reconnect"  # which may be tried for ever
+        if value is not None and (endless or not value > 0):
             raise ValueError(f"{name} must be a positive number of seconds, not {value}")
 
     async def dial_within(limit: float | None) -> Connection:
         nonlocal tls
         if parsed.tls and tls is None:
             tls = await load_context(parsed)
-        return await dial(parsed, tls, timeout if limit is None else min(timeout, limit))
+        within = timeout if limit is None else min(timeout, limit)
+        return await dial(parsed, tls, within, request_timeout)
 
     make_session = partial(
         Session,
@@ -88,6 +101,16 @@ async def _connected(uri: str, make_session: Callable[[], Session]) -> AsyncIter
     session = make_session()
     try:
         await session.start()
-        yield RemoteDevice(uri, session)
+        remote = RemoteDevice(uri, session)
+        if remote.left_out:
+            logger.warning(
+                "%s: its %d bytes are no multiple of the server's smallest block (%d): the last %d"
+                " are left out, since they can be neither read nor written",
+                uri,
+                remote.info.size,
+                remote.block_size,
+                remote.left_out,
+            )
+        yield remote
     finally:
         await session.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 from bisect import bisect_right
 from typing import Any
@@ -37,6 +38,7 @@ from ..protocol.replies import (
     HOLE,
     OFFSET,
 )
+from ..text import quoted
 
 KEEP_IN_PLACE = 256 * 1024
 """Bytes from which on a READ's result is a view of the receive buffer of 1 MiB. For as long as
@@ -62,7 +64,12 @@ class Awaited:
         result: done when the reply has come to its end; an OSError where the server could not.
             Cancelling it gives the reply up, which is then received for nobody.
 
+    Attributes:
+        deadline: by the loop's clock, when the whole reply must have come.
+
     """
+
+    deadline = math.inf
 
     def __init__(self, request: Request, mode: ReplyMode, result: asyncio.Future[Any]) -> None:
         self.request = request
@@ -298,4 +305,4 @@ class Coverage:
 def _error(number: int, message: str = "") -> OSError:
     # "Clients SHOULD treat an unknown error value as EINVAL."
     known = number if number in WIRE_ERRORS else errno.EINVAL
-    return OSError(known, message or os.strerror(known))
+    return OSError(known, quoted(message) or os.strerror(known))

@@ -10,11 +10,14 @@ What holds here:
 * What is queued belongs to the connection. A caller may be cancelled, and its buffer used again,
   while the transport still holds on to what was to be sent; so memory that may change is copied.
 * Whatever the server sends that it may not send ends the connection.
+* Where requests have a limit, one that is not answered whole within it ends the connection: its
+  reply could still come in parts, at any time, and those behind it wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from typing import Any
 
@@ -56,14 +59,24 @@ class Connection:
     Args:
         stream: what connects it with a server, the handshake done.
         agreement: what the handshake led to.
+        request_timeout: seconds in which each request must be answered; None for no limit.
 
     Attributes:
         agreement: the same.
 
     """
 
-    def __init__(self, stream: StreamProtocol, agreement: Agreement) -> None:
+    def __init__(
+        self,
+        stream: StreamProtocol,
+        agreement: Agreement,
+        *,
+        request_timeout: float | None = None,
+    ) -> None:
         self.agreement = agreement
+        self._request_timeout = request_timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._overdue: Exception | None = None
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._cookies = itertools.count(1)
@@ -122,6 +135,9 @@ class Connection:
         request = Request(flags, command, next(self._cookies), offset, length)
         awaited = self._expect(request, into)
         self._awaited[request.cookie] = awaited
+        if self._request_timeout is not None:
+            awaited.deadline = self._loop.time() + self._request_timeout
+            self._watch()
         self._queue(request, data)
         return await awaited.result
 
@@ -137,7 +153,7 @@ class Connection:
             why = await self._receive()
         finally:
             self._end(why)
-        return why
+        return self._overdue or why
 
     async def close(self) -> None:
         """Wait until all requests are answered, then tell the server and close.
@@ -202,8 +218,30 @@ class Connection:
             return exc
         return ConnectionResetError("the server closed it")
 
+    def _watch(self) -> None:
+        """See to it that the oldest request, the first in order, is answered in time."""
+        if self._timer is None and self._awaited:
+            oldest = next(iter(self._awaited.values()))
+            self._timer = self._loop.call_at(oldest.deadline, self._check_oldest)
+
+    def _check_oldest(self) -> None:
+        self._timer = None
+        oldest = next(iter(self._awaited.values()), None)
+        if oldest is None or oldest.deadline > self._loop.time():
+            self._watch()
+            return
+        command = Command(oldest.request.type).name
+        self._overdue = TimeoutError(
+            errno.ETIMEDOUT,
+            f"the server did not answer a {command} within {self._request_timeout:g} s",
+        )
+        self._stream.transport.abort()  # so that `run` ends
+
     def _end(self, why: Exception) -> None:
+        why = self._overdue or why
         self._why = why
+        if self._timer is not None:
+            self._timer.cancel()
         self._stream.transport.abort()
         awaited, self._awaited = self._awaited, {}
         for each in awaited.values():

@@ -9,18 +9,25 @@ import socket
 import ssl
 
 from .. import tls
-from ..protocol import URI, ClientHandshake
+from ..protocol import URI, Agreement, ClientHandshake
 from ..stream import StreamProtocol, converse
+from ..text import quoted
 from .connection import Connection
 
 
-async def dial(uri: URI, context: ssl.SSLContext | None, timeout: float) -> Connection:
+async def dial(
+    uri: URI,
+    context: ssl.SSLContext | None,
+    timeout: float,
+    request_timeout: float | None = None,
+) -> Connection:
     """Connect to a server, and negotiate.
 
     Args:
         uri: where to.
         context: for TLS; needed where the URI asks for it.
         timeout: seconds that it may take.
+        request_timeout: seconds in which each request must be answered; None for no limit.
 
     Raises:
         OSError: the server cannot be reached, does not answer in time (TimeoutError), ends the
@@ -30,20 +37,21 @@ async def dial(uri: URI, context: ssl.SSLContext | None, timeout: float) -> Conn
     Cancellation: what was opened is closed.
 
     """
+    handshake = ClientHandshake(uri.export, tls=uri.tls)
     try:
         async with asyncio.timeout(timeout):
             stream = await _open(uri)
             try:
-                return await _negotiate(stream, uri, context)
+                agreement = await _negotiate(handshake, stream, uri, context)
+                return Connection(stream, agreement, request_timeout=request_timeout)
             except BaseException:
                 stream.transport.abort()
                 raise
     except TimeoutError as exc:
         reason = f"{uri} did not answer within {timeout:g} s"
+        if handshake.waits_for == "greeting":
+            reason += ": it takes connections, but does not greet; is this an NBD server?"
         raise TimeoutError(errno.ETIMEDOUT, reason) from exc
-    except EOFError:
-        reason = f"{uri}: the server closed the connection during the handshake"
-        raise ConnectionResetError(errno.ECONNRESET, reason) from None
 
 
 async def load_context(uri: URI) -> ssl.SSLContext:
@@ -92,13 +100,57 @@ async def _connect_to_abstract(name: str) -> socket.socket:
 
 
 async def _negotiate(
-    stream: StreamProtocol, uri: URI, context: ssl.SSLContext | None
-) -> Connection:
+    handshake: ClientHandshake, stream: StreamProtocol, uri: URI, context: ssl.SSLContext | None
+) -> Agreement:
     async def start_tls() -> None:
         assert context is not None  # nothing else asks for TLS than a URI that has one
         # The certificate of a server on this machine's sockets is for localhost.
         hostname = uri.tls_hostname or uri.host
         await stream.start_tls(context, server_side=False, hostname=hostname)
 
-    handshake = ClientHandshake(uri.export, tls=uri.tls)
-    return Connection(stream, await converse(handshake, stream, start_tls=start_tls))
+    try:
+        return await converse(handshake, stream, start_tls=start_tls)
+    except ssl.SSLError as exc:
+        raise _explained(exc, uri) from exc
+    except (EOFError, ConnectionError) as exc:
+        how = "broke off" if isinstance(exc, OSError) else "closed"
+        reason = f"{uri}: the server {how} the connection during the handshake"
+        if handshake.waits_for == "tls":  # where TLS 1.3 tells, if at all
+            reason += "; it may want a certificate of ours: tls-certificates=FOLDER in the URI"
+        raise ConnectionResetError(errno.ECONNRESET, reason) from None
+
+
+_ADVICE = {
+    "CERTIFICATE_REQUIRED": "it wants a certificate of ours: tls-certificates=FOLDER in the URI",
+    "BAD_CERTIFICATE": "it does not trust our certificate",
+    "CERTIFICATE_UNKNOWN": "it does not trust our certificate",
+    "UNKNOWN_CA": "it does not trust who signed our certificate",
+    "WRONG_VERSION_NUMBER": "it agreed to TLS and does not speak it",
+    "HANDSHAKE_FAILURE": "it shares no cipher with us; has it keys (tls-psk-file) instead?",
+    "DECRYPT_ERROR": "our pre-shared key (tls-psk-file) is not the one that it has",
+}
+
+
+def _explained(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
+    """The same kind of error, with the server's name, and what helps where that is known."""
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        reason = f"{uri}: the server's certificate is refused: {quoted(failure.verify_message)}"
+        if failure.verify_code in _NAMES:
+            reason += "; tls-hostname=NAME in the URI tells which name it has"
+        elif failure.verify_code in _AUTHORITIES:
+            reason += "; tls-certificates=FOLDER in the URI tells whom to trust (ca-cert.pem)"
+        explained = ssl.SSLCertVerificationError(failure.errno, reason)
+        explained.verify_code = failure.verify_code
+        explained.verify_message = failure.verify_message
+        return explained
+    cause = failure.reason or str(failure)
+    advice = next((text for part, text in _ADVICE.items() if cause.endswith(part)), "")
+    reason = f"{uri}: TLS with the server failed: {quoted(cause)}{advice and f': {advice}'}"
+    return ssl.SSLError(failure.errno, reason)
+
+
+# OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH; those of an issuer that is not
+# known: UNABLE_TO_GET_ISSUER_CERT, DEPTH_ZERO_SELF_SIGNED_CERT, SELF_SIGNED_CERT_IN_CHAIN,
+# UNABLE_TO_GET_ISSUER_CERT_LOCALLY, UNABLE_TO_VERIFY_LEAF_SIGNATURE.
+_NAMES = frozenset({62, 64})
+_AUTHORITIES = frozenset({2, 18, 19, 20, 21})

@@ -51,9 +51,15 @@ class RemoteDevice(BlockDevice):
     is lost for good, or closed; EIO where a connection broke and it is not known what the server
     has stored.
 
+    **A size that is no multiple of the server's smallest block.** What follows the last whole block
+    can neither be read nor written, since the server refuses requests for less. The device ends
+    before it, so that it can be mounted and served, with :attr:`left_out` bytes less than the
+    export has; the log says so, and :func:`~aiovblk.storage.copy` refuses to copy it.
+
     Attributes:
         uri: where it is, as it was given to :func:`connect`.
         info: what the server tells about the export.
+        left_out: bytes at the end of the export that no request can reach.
 
     """
 
@@ -62,6 +68,7 @@ class RemoteDevice(BlockDevice):
         self.info: ExportInfo = session.agreement.info
         self.block_size = _block_size(self.info)
         self.blocks = self.info.size // self.block_size
+        self.left_out = self.info.size - self.size
         self.rotational = bool(self.info.flags & TransmissionFlag.ROTATIONAL)
         self.multi_conn = bool(self.info.flags & TransmissionFlag.CAN_MULTI_CONN)
         self._session = session

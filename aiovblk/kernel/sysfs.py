@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ..text import escaped
+
 SYS_BLOCK = Path("/sys/block")
 PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
@@ -160,7 +162,7 @@ def holders(index: int, names: Collection[str] | None = None) -> list[str]:
 
 def claims(index: int, names: Collection[str] | None = None) -> list[str]:
     """Who uses a device or its partitions exclusively, in such words."""
-    found = [f"mounted at {point}" for point in mount_points(index, names)]
+    found = [f"mounted at {escaped(point)}" for point in mount_points(index, names)]
     directories = _directories(index, names)
     nodes = {directory.name for directory in directories}
     for line in (read(PROC / "swaps") or "").splitlines()[1:]:
@@ -193,7 +195,7 @@ def _openers_in_words(index: int, names: Collection[str] | None) -> list[str]:
 
 def opened_by(process: int, name: str) -> str:
     """How :func:`holders` tells of a process."""
-    return f"opened by process {process} ({name})"
+    return f"opened by process {process} ({escaped(name)})"  # which it has chosen itself
 
 
 def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:

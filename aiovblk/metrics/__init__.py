@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..extras import extra
 from .measures import Source
 
 if TYPE_CHECKING:
@@ -28,13 +29,11 @@ def prometheus_collector(sources: Mapping[str, Source]) -> Collector:
             anew for each scrape, so that some may be added and removed.
 
     Raises:
-        ImportError: prometheus-client is not installed.
+        MissingExtraError: prometheus-client is not installed.
 
     """
-    try:
+    with extra("metrics", "counters for Prometheus"):
         from .prometheus import Collector
-    except ImportError as exc:
-        raise _without("prometheus-client", "metrics") from exc
     return Collector(sources)
 
 
@@ -46,15 +45,9 @@ def observe(sources: Mapping[str, Source], meter: Meter | None = None) -> None:
         meter: who makes them; by default that of the provider that is set globally.
 
     Raises:
-        ImportError: opentelemetry-api is not installed.
+        MissingExtraError: opentelemetry-api is not installed.
 
     """
-    try:
+    with extra("otel", "counters for OpenTelemetry"):
         from .otel import make_instruments
-    except ImportError as exc:
-        raise _without("opentelemetry-api", "otel") from exc
     make_instruments(sources, meter)
-
-
-def _without(package: str, extra: str) -> ImportError:
-    return ImportError(f"this needs {package}: install aiovblk[{extra}]")

@@ -1,6 +1,6 @@
 """The NBD protocol on the wire: bytes to values and back, no I/O at all."""
 
-from .client_handshake import ClientHandshake, RefusedError
+from .client_handshake import ClientHandshake
 from .constants import (
     BASE_ALLOCATION,
     DEFAULT_PORT,
@@ -75,7 +75,6 @@ __all__ = [
     "Option",
     "OptionReply",
     "Receive",
-    "RefusedError",
     "ReplyHeader",
     "ReplyMode",
     "Request",

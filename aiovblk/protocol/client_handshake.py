@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from ..errors import ProtocolError
+from ..errors import ProtocolError, RefusedError, TLSRequiredError, TLSUnavailableError
+from ..text import quoted
 from .constants import (
     BASE_ALLOCATION,
     MAX_PAYLOAD,
@@ -57,21 +58,25 @@ Talk = Generator[Receive | StartTLS, Any, Agreement]
 Replies = Generator[Receive | StartTLS, Any, list[tuple[int, bytes]]]
 
 
-class RefusedError(ProtocolError):
-    """The server refused an option; the message has its reason.
+_MAGIC = NBD_MAGIC.to_bytes(8, "big")
 
-    Attributes:
-        reply: the type of its reply; see :class:`OptionReply`.
+_USE_TLS = "it talks only over TLS: use nbds:// in place of nbd://, nbds+unix: of nbd+unix:"
+_NO_TLS = "it has no TLS: nbd:// in place of nbds:// goes without, unprotected"
 
-    """
 
-    def __init__(self, option: Option, reply: int, text: str) -> None:
-        try:
-            name = OptionReply(reply).name
-        except ValueError:
-            name = f"error {reply:#x}"
-        super().__init__(f"the server refused {option.name}: {text or name}")
-        self.reply = reply
+def _refused(option: Option, reply: int, payload: bytes) -> RefusedError:
+    """What an error reply to an option means."""
+    try:
+        name = OptionReply(reply).name
+    except ValueError:
+        name = f"error {reply:#x}"
+    told = quoted(payload[:MAX_STRING].decode(errors="replace")) or name
+    refused = f"the server refused {option.name}: {told}"
+    if reply == OptionReply.ERR_TLS_REQD and option != Option.STARTTLS:
+        return TLSRequiredError(f"{refused}; {_USE_TLS}", reply)
+    if option == Option.STARTTLS:
+        return TLSUnavailableError(f"{refused}; {_NO_TLS}", reply)
+    return RefusedError(refused, reply)
 
 
 class ClientHandshake:
@@ -99,6 +104,8 @@ class ClientHandshake:
         self._allocation = allocation
         self._mode = ReplyMode.SIMPLE
         self._outgoing = bytearray()
+        self.waits_for = ""
+        """What the server owes us: ``greeting``, ``tls`` for its first words over that; or less."""
 
     def outgoing(self) -> bytes:
         """What is to be sent now; it is not returned twice."""
@@ -111,13 +118,16 @@ class ClientHandshake:
 
         Raises:
             ProtocolError: the server does not speak fixed newstyle NBD, or breaks its rules.
-            RefusedError: it refuses the export, or TLS that is wanted, or wants TLS.
+            RefusedError: it refuses the export.
+            TLSRequiredError: it wants TLS.
+            TLSUnavailableError: it has no TLS, which is wanted.
 
         """
         no_zeroes = yield from self._greet()
         if self._tls:
             yield from self._ask(Option.STARTTLS)
             yield StartTLS()
+            self.waits_for = "tls"
         yield from self._agree_on_mode()
         allocation = yield from self._agree_on_allocation()
         try:
@@ -130,9 +140,15 @@ class ClientHandshake:
         return Agreement(self._name, info, self._mode, allocation)
 
     def _greet(self) -> Generator[Receive | StartTLS, Any, bool]:
-        magic, style, offered = GREETING.unpack((yield Receive(GREETING.size)))
-        if magic != NBD_MAGIC:
-            raise ProtocolError("this is no NBD server")
+        # Others greet with less than a whole greeting, and wait for an answer then.
+        self.waits_for = "greeting"
+        begin: bytes = yield Receive(len(_MAGIC))
+        self.waits_for = ""
+        if begin != _MAGIC:
+            shown = quoted(begin.decode(errors="replace"))
+            raise ProtocolError(f'this is no NBD server: it greets with "{shown}"')
+        rest: bytes = yield Receive(GREETING.size - len(_MAGIC))
+        _, style, offered = GREETING.unpack(begin + rest)
         if style == OLDSTYLE_MAGIC:
             raise ProtocolError("the server speaks oldstyle NBD, without options, only")
         if style != IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
@@ -150,9 +166,9 @@ class ClientHandshake:
                 continue
             try:
                 yield from self._ask(option)
-            except RefusedError as exc:
-                if exc.reply == OptionReply.ERR_TLS_REQD:
-                    raise
+            except TLSRequiredError:
+                raise
+            except RefusedError:
                 continue  # it does without
             self._mode = mode
             return
@@ -163,6 +179,8 @@ class ClientHandshake:
         data = serialize_context_request(self._name, [BASE_ALLOCATION])
         try:
             replies = yield from self._ask(Option.SET_META_CONTEXT, data)
+        except TLSRequiredError:
+            raise
         except RefusedError:
             return None
         for reply, context in replies:
@@ -198,6 +216,7 @@ class ClientHandshake:
         size = 0
         while len(replies) < MAX_OPTION_REPLIES and size <= MAX_OPTION_REPLIES_SIZE:
             magic, about, reply, length = OPTION_REPLY.unpack((yield Receive(OPTION_REPLY.size)))
+            self.waits_for = ""
             if magic != OPTION_REPLY_MAGIC or about != option:
                 raise ProtocolError("the server sent something else than a reply to our option")
             if length > MAX_OPTION_REPLY:
@@ -206,7 +225,7 @@ class ClientHandshake:
             if reply == OptionReply.ACK:
                 return replies
             if reply & 1 << 31:
-                raise RefusedError(option, reply, payload[:MAX_STRING].decode(errors="replace"))
+                raise _refused(option, reply, payload)
             replies.append((reply, payload))
             size += length
         raise ProtocolError("the server sent replies to one option without end")

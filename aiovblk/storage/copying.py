@@ -42,7 +42,8 @@ async def copy(
         advance: called with the number of bytes that were done since it was last called.
 
     Raises:
-        ValueError: ``target`` is too small, or read-only.
+        ValueError: ``target`` is too small, or read-only; or ``source`` has an end that cannot be
+            read (:attr:`.RemoteDevice.left_out`).
         OSError: what the first handler raises that fails. What was copied until then stays.
 
     Cancellation: safe; a part has been copied.
@@ -76,10 +77,26 @@ def _done(
 def _check(source: BlockDevice, target: BlockDevice, requests: int) -> None:
     if requests < 1:
         raise ValueError(f"requests must be at least 1, not {requests}")
+    check_source(source)
     if target.size < source.size:
         raise ValueError(f"{source.size} bytes do not fit into the {target.size} of the target")
     if target.read_only:
         raise ValueError("the target is read-only")
+
+
+def check_source(source: BlockDevice) -> None:
+    """Refuse to copy a device of which a part cannot be read: the copy would look whole.
+
+    Raises:
+        ValueError: it is the export of a server that has an end which no request can reach.
+
+    """
+    left_out: int = getattr(source, "left_out", 0)
+    if left_out:
+        raise ValueError(
+            f"the last {left_out} of the source's {source.size + left_out} bytes cannot be read:"
+            f" its server takes no requests below {source.block_size} bytes; nothing was copied"
+        )
 
 
 def _whole_blocks(source: BlockDevice, target: BlockDevice) -> int:

@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TypeVar
 
 T = TypeVar("T")
 
+logger = logging.getLogger("aiovblk")
+
 PATIENCE = 60.0
 """Seconds for which a request is repeated that nobody answers, or that cannot be served now."""
+
+NOTICE = 3.0
+"""Seconds for which a request has been failing when the log says so."""
+
+QUIET = 30.0
+"""Seconds between two such lines at least: in an outage all requests fail, for the same reason."""
 
 _PAUSES = (0.1, 5.0)  # seconds before the first repetition, and at most before a later one
 
 _random = Random()
+
+
+class Notices:
+    """Tells the log that requests are being repeated: which, why, and for how long yet.
+
+    One for all requests to one server, so that an outage is one line and not one per request.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def retrying(self, failure: OSError, now: float, deadline: float) -> bool:
+        """Log that a request is being repeated.
+
+        Args:
+            failure: of its last attempt.
+            now: by the loop's clock.
+            deadline: until when it is repeated.
+
+        Returns:
+            Whether it was logged; it is not, where another one was a short time ago.
+
+        """
+        if self._last is not None and now - self._last < QUIET:
+            return False
+        self._last = now
+        left = max(deadline - now, 0)
+        logger.warning("retrying, for up to %.0f s more: %s", left, failure.strerror or failure)
+        return True
+
+    def succeeded(self, failure: OSError, seconds: float) -> None:
+        """Log that a request whose failure was logged has succeeded after all."""
+        self._last = None
+        logger.warning("succeeded after %.1f s: %s", seconds, failure.strerror or failure)
 
 
 async def repeat(
@@ -22,13 +65,17 @@ async def repeat(
     explain: Callable[[Exception], tuple[OSError, bool]],
     *,
     patience: float = PATIENCE,
+    notices: Notices | None = None,
 ) -> T:
     """Make a request until it succeeds, fails for good, or patience has run out.
+
+    One that has been failing for :data:`NOTICE` seconds is told of in the log.
 
     Args:
         request: makes it.
         explain: tells what an exception means, and whether that may pass by itself.
         patience: seconds after which it is not made again.
+        notices: what is shared by all requests to the same server.
 
     Raises:
         OSError: what ``explain`` has made of the last failure; not chained to it, since what
@@ -37,16 +84,59 @@ async def repeat(
     Cancellation: safe, as far as ``request`` is.
 
     """
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + patience
+    attempts = _Attempts(notices or Notices(), patience)
     pause, longest = _PAUSES
-    while True:
-        try:
-            return await request()
-        except Exception as exc:
-            failure, passes = explain(exc)
-            if not passes or clock() + pause > deadline:
-                raise failure from None
-        # With jitter, so that many who were refused together do not come back together.
-        await asyncio.sleep(pause * _random.uniform(0.5, 1))
-        pause = min(2 * pause, longest)
+    try:
+        while True:
+            try:
+                result = await request()
+            except Exception as exc:
+                failure, passes = explain(exc)
+                if not passes or attempts.is_last(pause):
+                    raise failure from None
+                attempts.failed(failure)
+            else:
+                attempts.succeeded()
+                return result
+            # With jitter, so that many who were refused together do not come back together.
+            await asyncio.sleep(pause * _random.uniform(0.5, 1))
+            pause = min(2 * pause, longest)
+    finally:
+        attempts.end()
+
+
+class _Attempts:
+    """Those of one request, and what is told of them.
+
+    A timer tells, and not the next failure: the pause before that may be long.
+    """
+
+    def __init__(self, notices: Notices, patience: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._notices = notices
+        self._began = self._loop.time()
+        self._deadline = self._began + patience
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: OSError | None = None
+        self._told = False
+
+    def is_last(self, pause: float) -> bool:
+        return self._loop.time() + pause > self._deadline
+
+    def failed(self, failure: OSError) -> None:
+        self._failure = failure
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._began + NOTICE, self._tell)
+
+    def _tell(self) -> None:
+        assert self._failure is not None  # it set the timer
+        told = self._notices.retrying(self._failure, self._loop.time(), self._deadline)
+        self._told = self._told or told
+
+    def succeeded(self) -> None:
+        if self._told and self._failure is not None:
+            self._notices.succeeded(self._failure, self._loop.time() - self._began)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -139,7 +139,7 @@ class Peer:
         chunk: int = 32769,
         done: bool = True,
     ) -> None:
-        payload = struct.pack(">IH", number, len(text)) + text.encode()
+        payload = struct.pack(">IH", number, len(text.encode())) + text.encode()
         self.chunk(request, chunk, payload, done=done)
 
     def succeed(self, request: Request, data: bytes = b"") -> None:

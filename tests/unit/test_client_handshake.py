@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
+import aiovblk
+from aiovblk.errors import ProtocolError, RefusedError, TLSRequiredError, TLSUnavailableError
 from aiovblk.protocol import (
     Agreement,
     ClientHandshake,
     ExportInfo,
     OptionReply,
-    RefusedError,
     ReplyMode,
     TransmissionFlag,
 )
@@ -222,7 +224,8 @@ def test_server_that_has_no_tls_is_left_where_it_is_wanted(error: int) -> None:
     held = talk(reply(wire.STARTTLS, error, b"not here"), WHOLE, tls=True)
     assert held.sent == FLAGS + option(wire.STARTTLS)
     assert not held.secured_after
-    assert str(refusal(held)) == "the server refused STARTTLS: not here"
+    assert isinstance(held.error, TLSUnavailableError)
+    assert str(held.error).startswith("the server refused STARTTLS: not here; it has no TLS: ")
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
@@ -230,6 +233,8 @@ def test_server_that_wants_tls_is_left_where_there_is_none(mode: ReplyMode) -> N
     number = {SIMPLE: wire.GO, STRUCTURED: wire.STRUCTURED_REPLY, EXTENDED: wire.EXTENDED_HEADERS}
     held = talk(reply(number[mode], wire.TLS_REQD), mode=mode)
     assert refusal(held).reply == OptionReply.ERR_TLS_REQD
+    assert isinstance(held.error, TLSRequiredError)
+    assert "use nbds:// in place of nbd://" in str(held.error)
     assert "TLS_REQD" in str(held.error)
 
 
@@ -321,7 +326,7 @@ REFUSALS = [kind for kind in OptionReply if kind >> 31 and kind is not OptionRep
 @pytest.mark.parametrize("error", REFUSALS)
 def test_refused_export_is_told_with_the_servers_reason(error: OptionReply) -> None:
     held = simple_talk(EXPORT, reply(wire.GO, error, "näh".encode()))
-    assert str(refusal(held)) == "the server refused GO: näh"
+    assert str(refusal(held)).startswith("the server refused GO: näh")
     assert refusal(held).reply == error
     assert held.sent == FLAGS + ASK_GO
 
@@ -333,7 +338,13 @@ def test_refused_export_is_told_with_the_servers_reason(error: OptionReply) -> N
         (0x80001234, b"", "error 0x80001234"),
         (0x80001234, b"new", "new"),
         (wire.UNKNOWN, b"\xff?", "\N{REPLACEMENT CHARACTER}?"),
-        (wire.UNKNOWN, b"a" * 5000, "a" * 4096),
+        (wire.UNKNOWN, b"a" * 5000, "a" * 300 + "..."),
+        (
+            wire.UNKNOWN,
+            b"\x1b[2Jno\r\nforged\x9b",
+            r"\x1b[2Jno\r\nforged" + "\N{REPLACEMENT CHARACTER}",
+        ),
+        (wire.UNKNOWN, "\u202ekcart".encode(), r"\u202ekcart"),
     ],
 )
 def test_refusal_without_a_readable_reason_is_told_as_well_as_can_be(
@@ -413,3 +424,39 @@ def test_replies_without_end_are_a_protocol_error(size: int) -> None:
 def test_acknowledgement_with_data_is_one() -> None:
     held = simple_talk(EXPORT, reply(wire.GO, wire.ACK, b"?"))
     assert held.agreement == Agreement("disk", INFO)
+
+
+# Others than NBD servers, and TLS that one side wants
+
+
+@pytest.mark.parametrize(
+    ("greeting", "shown"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0-"),
+        (b"220 mail\r", "220 mail"),
+        (b"\x1b]0;xy\x07!", r"\x1b]0;xy\x07!"),
+    ],
+)
+def test_server_that_is_none_is_told_by_how_it_greets(greeting: bytes, shown: str) -> None:
+    held = talk(greeting=greeting[:8])  # and nothing more is waited for
+    assert isinstance(held.error, ProtocolError)
+    assert str(held.error) == f'this is no NBD server: it greets with "{shown}"'
+    assert held.sent == b""
+
+
+@pytest.mark.parametrize("option_", [wire.STRUCTURED_REPLY, wire.SET_META_CONTEXT, wire.GO])
+def test_tls_that_is_wanted_late_is_told_as_well(option_: int) -> None:
+    before = {
+        wire.STRUCTURED_REPLY: reply(wire.EXTENDED_HEADERS, wire.UNSUP),
+        wire.SET_META_CONTEXT: TAKE_EXTENDED,
+        wire.GO: TAKE_EXTENDED + CONTEXT + CONTEXTS_DONE,
+    }[option_]
+    held = talk(before, reply(option_, wire.TLS_REQD))
+    assert isinstance(held.error, TLSRequiredError)
+
+
+def test_exceptions_are_public_and_can_be_pickled() -> None:
+    assert issubclass(aiovblk.RefusedError, aiovblk.ProtocolError)
+    for kind in (aiovblk.RefusedError, aiovblk.TLSRequiredError, aiovblk.TLSUnavailableError):
+        error: RefusedError = pickle.loads(pickle.dumps(kind("reason", 7)))
+        assert (type(error), str(error), error.reply) == (kind, "reason", 7)

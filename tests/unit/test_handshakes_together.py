@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
+from aiovblk.errors import RefusedError
 from aiovblk.protocol import (
     TLS,
     Agreement,
     ClientHandshake,
     ExportInfo,
     OptionReply,
-    RefusedError,
     ReplyMode,
     ServerHandshake,
     TransmissionFlag,

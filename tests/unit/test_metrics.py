@@ -138,7 +138,7 @@ def test_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.delitem(sys.modules, f"aiovblk.metrics.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"install aiovblk\[{extra}\]"):
+    with pytest.raises(ImportError, match=rf"pip install .aiovblk\[{extra}\]"):
         use({})
 
 

@@ -16,6 +16,7 @@ EVERY_ROOM = {
     "stream",
     "tasks",
     "dispatch",
+    "extras",
     "forks",
     "kernel",
     "keyfiles",
@@ -29,11 +30,14 @@ EVERY_ROOM = {
     "workers",
 }
 
-# A room that is not here does not exist. Errors are for every room to raise.
+# A room that is not here does not exist. Errors are for every room to raise, and text for people
+# is for every room to quote.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": EVERY_ROOM,
     "__main__": {"cli"},
     "errors": set(),
+    "extras": set(),
+    "text": set(),
     "device": set(),
     "contract": {"device"},
     "events": set(),
@@ -68,11 +72,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "client": {"device", "protocol", "stream", "tasks", "tls"},
-    "storage": {"contract", "device", "latency"},
+    "storage": {"contract", "device", "extras", "latency"},
     "threads": set(),
     "tls": {"keyfiles"},
     "workers": {"forks", "threads"},
-    "metrics": {"dispatch"},
+    "metrics": {"dispatch", "extras"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
 }
@@ -105,7 +109,7 @@ def _allowed(room: str, target: str) -> bool:
         return False
     if not target.startswith("."):
         return target not in NOT_FROM_OUTSIDE.get(room, set())
-    return target[1:] in {room, "errors", *MAY_IMPORT[room]}
+    return target[1:] in {room, "errors", "text", *MAY_IMPORT[room]}
 
 
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

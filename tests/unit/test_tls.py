@@ -217,7 +217,7 @@ async def test_client_takes_the_context_that_it_is_given(certificates: Path) -> 
     ("parameters", "why"),
     [
         ("tls-certificates={}&tls-hostname=example.com", "Hostname mismatch"),
-        ("", "verify failed"),
+        ("", "unable to get local issuer certificate"),
     ],
 )
 async def test_client_verifies_the_server(certificates: Path, parameters: str, why: str) -> None:

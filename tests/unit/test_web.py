@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiovblk.errors import StorageError
+from aiovblk.errors import MissingExtraError, StorageError
 from aiovblk.storage import HTTPDevice
 from aiovblk.testing import check_block_device
 
@@ -134,7 +134,7 @@ async def test_request_limit_makes_sense(web: Web) -> None:
 
 async def test_package_that_is_missing_is_named(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(ValueError, match=r"install aiovblk\[http\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'aiovblk\[http\]'"):
         await HTTPDevice.open(web.url())
 
 

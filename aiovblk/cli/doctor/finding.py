@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from ...text import escaped
+
 
 class Level(StrEnum):
     """How bad it is."""
@@ -39,7 +41,7 @@ class Finding:
     def __str__(self) -> str:
         """A line for people."""
         remedy = f"; run `{self.remedy}`" if self.remedy else ""
-        return f"{self.level:4}  {self.topic}: {self.text}{remedy}"
+        return escaped(f"{self.level:4}  {self.topic}: {self.text}{remedy}")
 
 
 def ok(topic: str, text: str) -> Finding:

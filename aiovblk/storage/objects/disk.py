@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Self
 
 from ...errors import StorageError
+from ...text import quoted
 from .description import SEALED_VERSION, Description, Origin
 from .journal import Journal
 from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
@@ -110,7 +111,7 @@ def found_in(state: State, snapshot: str) -> Snapshot:
         return state.snapshots[snapshot]
     except KeyError:
         names = ", ".join(sorted(state.snapshots)) or "none"
-        reason = f"there is no snapshot {snapshot!r}; there are: {names}"
+        reason = f"there is no snapshot {snapshot!r}; there are: {quoted(names)}"
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import StorageBusyError
+from ...text import quoted
 from .names import LEASE
 from .store import Buffer, Objects
 
@@ -61,7 +62,7 @@ class Holder:
 
     def __str__(self) -> str:
         """Tell who it is."""
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {quoted(self.host)}"
 
     def is_known_dead(self) -> bool:
         """Whether it ran on this machine, where this process would see it, and is gone."""

@@ -23,6 +23,8 @@ import zlib
 from types import ModuleType
 
 from ...errors import StorageError
+from ...extras import extra
+from ...text import quoted
 from .store import Buffer
 
 _HEADER = struct.Struct("<4sBBHII")
@@ -49,7 +51,7 @@ class Sealing:
         key: 32 bytes, from which the disk's own key is derived; None if nothing is encrypted.
 
     Raises:
-        ModuleNotFoundError: a package is missing; the message says which.
+        MissingExtraError: a package is missing; the message says which.
         ValueError: the key has another length.
 
     """
@@ -61,7 +63,8 @@ class Sealing:
         if compress:
             _zstd()
         if key is not None:
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+            with extra("objectstore", "an encrypted disk"):
+                from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
             self._gcm = AESGCM(_derived(key, disk))
 
@@ -144,7 +147,7 @@ class Sealing:
 
 def damaged(name: str, reason: str) -> StorageError:
     """An error about an object that is not what it should be."""
-    return StorageError(errno.EIO, f"the object {name} is damaged: {reason}")
+    return StorageError(errno.EIO, f"the object {quoted(name)} is damaged: {quoted(reason)}")
 
 
 def torn(name: str, reason: str) -> TornError:
@@ -174,6 +177,7 @@ def _derived(key: bytes, disk: bytes) -> bytes:
 
 
 def _zstd() -> ModuleType:
-    import zstandard
+    with extra("objectstore", "a disk with compression"):
+        import zstandard
 
     return zstandard

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -18,10 +17,16 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from ...errors import MissingExtraError
+from ...extras import extra
+from ...text import quoted
 from ..fsync import sync_path
 from ..patience import PATIENCE, repeat
 from ..together import drain
 from ..web.address import without_secrets
+from .access import Access
+from .aws import options_of_environment
+from .failures import judge
 from .folder import Directories, explained_in_folder, remains_in, write_object
 
 if TYPE_CHECKING:
@@ -80,8 +85,15 @@ AnyStore: TypeAlias = "Objects | ObjectStore | str"
 """What a caller may give: the requests, a store of the package ``obstore``, or a URL."""
 
 
+class _RacedError(Exception):
+    """A put met another one of the same object, and is to be made again."""
+
+
 class ObjectStoreClient:
     """:class:`Objects` by the package ``obstore``.
+
+    A request that is refused for its credentials is made once more, with those that the environment
+    and its files have then, where the store was made from a URL (:func:`from_url`).
 
     Args:
         store: of obstore.
@@ -90,22 +102,24 @@ class ObjectStoreClient:
 
     """
 
-    def __init__(self, store: ObjectStore, folder: str = "", *, patience: float = PATIENCE) -> None:
-        self._store = store
+    def __init__(
+        self, store: ObjectStore | Access, folder: str = "", *, patience: float = PATIENCE
+    ) -> None:
+        self._access = store if isinstance(store, Access) else Access(store)
         self._folder = folder.strip("/")
         self._patience = patience
-        self._root = local_root(store)
+        self._root = local_root(self._access.store)
         self._directories = Directories()
 
     def at(self, path: str) -> ObjectStoreClient:
         """See :class:`Objects`."""
-        other = ObjectStoreClient(self._store, self._full(path), patience=self._patience)
+        other = ObjectStoreClient(self._access, self._full(path), patience=self._patience)
         other._directories = self._directories
         return other
 
     async def get(self, path: str) -> memoryview:
         """See :class:`Objects`."""
-        return await self._repeat(path, self._get)
+        return await self._repeat(path, self._get, absent=True)
 
     async def put(self, path: str, data: Buffer) -> None:
         """See :class:`Objects`."""
@@ -120,7 +134,7 @@ class ObjectStoreClient:
         paths = list(paths)
         if self._root is None and len(paths) > 1:
             with suppress(FileNotFoundError):
-                await self._repeat(paths[0], lambda path: self._delete(paths))
+                await self._repeat(paths[0], partial(self._delete, paths), absent=True)
                 return
             # Azure and GCS mind a missing object, and the package stops there.
         await drain((partial(self._delete_one, path) for path in paths), most=_DELETIONS)
@@ -133,56 +147,47 @@ class ObjectStoreClient:
     def _full(self, path: str) -> str:
         return f"{self._folder}/{path}".strip("/")
 
-    async def _get(self, path: str) -> memoryview:
+    async def _get(self, store: ObjectStore, path: str) -> memoryview:
         import obstore
 
-        found = await obstore.get_async(self._store, path)
+        found = await obstore.get_async(store, path)
         return memoryview(await found.bytes_async())
 
-    async def _put(self, data: Buffer, mode: Any, path: str) -> None:
+    async def _put(self, data: Buffer, mode: Any, store: ObjectStore, path: str) -> None:
         if self._root is not None:  # the package puts names before data, and syncs neither
             args = (self._root, path, data, self._directories)
             await asyncio.to_thread(_put_in_folder, *args, replaces=mode == "overwrite")
             return
         import obstore
-        from obstore.exceptions import AlreadyExistsError, GenericError
+        from obstore.exceptions import AlreadyExistsError
 
         try:
-            await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
-        except AlreadyExistsError as exc:
+            await obstore.put_async(store, path, data, mode=mode, use_multipart=False)
+        except AlreadyExistsError:
             # Every 409 becomes this one, and S3 says that of a put too that races with another
             # (ConditionalRequestConflict, OperationAborted): it is to be made again.
-            if mode == "create" and await self._is_there(path):
-                raise
-            raise GenericError(str(exc)) from None
+            if mode == "create" and await _is_there(store, path):
+                raise FileExistsError from None
+            raise _RacedError from None
 
-    async def _is_there(self, path: str) -> bool:
-        import obstore
-
-        try:
-            await obstore.head_async(self._store, path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    async def _find(self, after: str, folder: str) -> list[Found]:
+    async def _find(self, after: str, store: ObjectStore, folder: str) -> list[Found]:
         import obstore
 
         own = len(self._folder) + 1 if self._folder else 0
         offset = self._full(after) if after else None
         found = []
-        async for page in obstore.list(self._store, folder, offset=offset, chunk_size=1000):
+        async for page in obstore.list(store, folder, offset=offset, chunk_size=1000):
             found += [Found(each["path"][own:], each["size"]) for each in page]
         return found
 
     async def _delete_one(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            await self._repeat(path, lambda full: self._delete([path]))
+            await self._repeat(path, partial(self._delete, [path]), absent=True)
 
-    async def _delete(self, paths: Sequence[str]) -> None:
+    async def _delete(self, paths: Sequence[str], store: ObjectStore, first: str) -> None:
         import obstore
 
-        await obstore.delete_async(self._store, [self._full(path) for path in paths])
+        await obstore.delete_async(store, [self._full(path) for path in paths])
 
     async def remains(self, folders: Iterable[str], *, delete: bool) -> list[int]:
         """Find what crashed writers have left in a local folder under names that no list has.
@@ -201,33 +206,66 @@ class ObjectStoreClient:
         found = [await asyncio.to_thread(remains_in, each, delete=delete) for each in directories]
         return [size for sizes in found for size in sizes]
 
-    async def _repeat(self, path: str, request: Callable[[str], Awaitable[T]]) -> T:
-        path = self._full(path)
-        explain = partial(explained if self._root is None else explained_in_folder, path=path)
-        return await repeat(partial(request, path), explain, patience=self._patience)
+    async def _repeat(
+        self,
+        path: str,
+        request: Callable[[ObjectStore, str], Awaitable[T]],
+        *,
+        absent: bool = False,
+    ) -> T:
+        """Make a request until it succeeds.
+
+        Args:
+            path: of the object.
+            request: makes it of a store and the object's whole path.
+            absent: whether it is about an object that may be missing.
+
+        """
+        access, path = self._access, self._full(path)
+        attempt = partial(_attempt, access, request, path)
+        if self._root is None:
+            explain = partial(explained, access=access, path=path, absent=absent)
+        else:
+            explain = partial(explained_in_folder, path=path)
+        return await repeat(attempt, explain, patience=self._patience, notices=access.notices)
 
 
-def explained(failure: Exception, path: str) -> tuple[OSError, bool]:
+async def _attempt(
+    access: Access, request: Callable[[ObjectStore, str], Awaitable[T]], path: str
+) -> T:
+    """Make a request, and once more with new credentials if they are refused."""
+    store = access.store
+    try:
+        result = await request(store, path)
+    except Exception as exc:
+        if not judge(exc, path).credentials or not await access.renew(store):
+            raise
+        result = await request(access.store, path)
+    access.known = True
+    return result
+
+
+async def _is_there(store: ObjectStore, path: str) -> bool:
+    import obstore
+
+    try:
+        await obstore.head_async(store, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def explained(
+    failure: Exception, access: Access, path: str, *, absent: bool
+) -> tuple[OSError, bool]:
     """Return what obstore raised as an OSError, and whether it may pass by itself."""
-    from obstore import exceptions
-
-    text = f"{path}: {_first_line(failure)}"
-    if isinstance(failure, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, text), False
-    if isinstance(failure, exceptions.AlreadyExistsError):
-        return FileExistsError(errno.EEXIST, text), False
-    if isinstance(failure, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return PermissionError(errno.EACCES, text), False
-    if isinstance(failure, OSError):
-        return OSError(failure.errno or errno.EIO, text), False
-    passes = isinstance(failure, exceptions.GenericError | exceptions.JoinError)
-    return OSError(errno.EIO, text), passes
-
-
-def _first_line(failure: Exception) -> str:
-    # What follows is a dump of the request and of the answer. A query may hold a signature.
-    line = next(iter(str(failure).splitlines()), type(failure).__name__)
-    return re.sub(r"\?\S*", "?...", line)
+    where = access.where(path)
+    if isinstance(failure, _RacedError):
+        return OSError(errno.EIO, f"{where}: it is being written by another request"), True
+    judged = judge(failure, where, known=access.known, absent=absent)
+    # A live disk waits for whoever renews its credentials, as long as patience lasts.
+    waits = judged.expired and access.known and access.renewable
+    return judged.error, judged.passes or waits
 
 
 def local_root(store: ObjectStore) -> str | None:
@@ -273,7 +311,8 @@ def from_url(
 
     Credentials, the region and the endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME`` and so
-    on) and from the metadata service of a cloud's machine.
+    on), from the files that this names, and from the metadata service of a cloud's machine. They
+    are renewed when they expire, and when the store refuses them.
 
     Args:
         url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``, ``az://CONTAINER/FOLDER``,
@@ -282,30 +321,50 @@ def from_url(
         options: for the store of obstore.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or the environment makes no sense.
+        MissingExtraError: the package obstore is not installed, or boto3 for profiles.
 
     """
-    from obstore import store as stores
-
     root, folder = parts_of(url)
     scheme, _, bucket = root.partition("://")
+    if scheme not in {*SCHEMES, "memory", "file"} or (scheme in SCHEMES and not bucket):
+        shown = without_secrets(url)
+        raise ValueError(f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
+    with extra("objectstore", f"{scheme}:" if scheme in SCHEMES else "disks in object stores"):
+        from obstore import store as stores
     if scheme == "memory":
         return ObjectStoreClient(stores.MemoryStore(), patience=patience), folder
     if scheme == "file":
         return ObjectStoreClient(stores.LocalStore("/"), patience=patience), folder
-    if scheme not in SCHEMES or not bucket:
-        shown = without_secrets(url)
-        raise ValueError(f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
+    make = partial(_make, root, patience, options)
+    renewable = not options.keys() & _FIXED and not (
+        scheme in AWS_SCHEMES and os.environ.get("AWS_ACCESS_KEY_ID")
+    )
+    access = Access(make(), root, make if renewable else None)
+    return ObjectStoreClient(access, patience=patience), folder
+
+
+# Options that are credentials, or that make them: there are no others to be looked up.
+_FIXED = frozenset({"access_key_id", "credential_provider", "skip_signature", "account_key"})
+
+
+def _make(root: str, patience: float, options: dict[str, Any]) -> ObjectStore:
+    from obstore import store as stores
+
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
     try:
-        if scheme in AWS_SCHEMES:
-            options = _aws_options() | options
-        store = stores.from_url(  # type: ignore[call-overload]  # each kind has its own options
+        if root.partition("://")[0] in AWS_SCHEMES:
+            options = options_of_environment(options)
+        return stores.from_url(  # type: ignore[call-overload, no-any-return]  # each has its own
             root, retry_config=retries, **options
         )
+    except MissingExtraError:
+        raise
     except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
-        raise ValueError(f"{root}: {_first_line(exc)}") from None
-    return ObjectStoreClient(store, patience=patience), folder
+        told = next(iter(str(exc).splitlines()), type(exc).__name__)
+        if "Account must be specified" in told:
+            told += "; set AZURE_STORAGE_ACCOUNT_NAME"
+        raise ValueError(f"{root}: {quoted(told)}") from None
 
 
 def parts_of(url: str) -> tuple[str, str]:
@@ -318,28 +377,3 @@ def parts_of(url: str) -> tuple[str, str]:
 AWS_SCHEMES = frozenset({"s3", "s3a"})
 SCHEMES = AWS_SCHEMES | {"gs", "az", "abfs", "abfss"}
 """Of the URLs of object stores on the network."""
-
-
-def _aws_options() -> dict[str, Any]:
-    """Return what Amazon's own tools find by themselves, and obstore does not."""
-    environment = os.environ
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL", "")
-    options: dict[str, Any] = {}
-    if endpoint.startswith("http://"):
-        options["client_options"] = {"allow_http": True}
-    files = [
-        environment.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-        environment.get("AWS_CONFIG_FILE", "~/.aws/config"),
-    ]
-    if "AWS_ACCESS_KEY_ID" not in environment and any(
-        os.path.exists(os.path.expanduser(file)) for file in files
-    ):
-        try:
-            from obstore.auth.boto3 import Boto3CredentialProvider
-        except ModuleNotFoundError:
-            reason = (
-                f"the profiles in {' and '.join(files)} are read by boto3; install aiovblk[aws]"
-            )
-            raise ValueError(reason) from None
-        options["credential_provider"] = Boto3CredentialProvider()
-    return options

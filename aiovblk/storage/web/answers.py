@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ...errors import StorageError
+from ...text import quoted
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -61,7 +62,9 @@ def check_status(response: ClientResponse) -> None:
     if status == HTTPStatus.PARTIAL_CONTENT:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.strip().lower() != "identity":
-            raise AnswerError(f"the server sends it encoded ({encoding[:40]}), so no part is exact")
+            raise AnswerError(
+                f"the server sends it encoded ({quoted(encoding, 40)}), so no part is exact"
+            )
         return
     if status == HTTPStatus.PRECONDITION_FAILED:
         raise ChangedError
@@ -128,13 +131,15 @@ def _of_connection(failure: Exception) -> tuple[str, bool]:
         case TimeoutError():
             return "the server does not answer", True
         case aiohttp.ClientConnectorCertificateError():
-            return f"the server's certificate is refused: {failure.certificate_error}", False
+            why = quoted(str(failure.certificate_error))
+            return f"the server's certificate is refused: {why}", False
         case aiohttp.ClientSSLError():
-            return f"no TLS with {failure.host}:{failure.port}: {failure.os_error}", False
+            why = quoted(str(failure.os_error))
+            return f"no TLS with {failure.host}:{failure.port}: {why}", False
         case aiohttp.ClientConnectorError(os_error=error):
             # asyncio says only that it failed; a resolver's numbers are none of the system's.
             number = error.errno or 0
-            why = os.strerror(number) if number > 0 else error.strerror
+            why = os.strerror(number) if number > 0 else quoted(error.strerror or str(error))
             return f"no connection to {failure.host}:{failure.port}: {why}", True
         case aiohttp.ClientPayloadError():
             return "the answer was cut off", True

@@ -31,10 +31,13 @@ class HTTPDevice(BlockDevice):
     any other, reads fail with EIO, and the log says so once. So nobody reads parts of two versions.
 
     A server that does not answer, throttles or fails (408, 425, 429, 5xx) is asked again, with
-    growing pauses, as long as patience lasts; then the read fails.
+    growing pauses, as long as patience lasts; then the read fails. So is one whose answer comes
+    slower than 4 KiB a second.
 
-    Redirects are followed, at each request, but not from https to http; user and password stay
-    with the server that they are for.
+    Redirects are followed, but not from https to http; user and password stay with the server that
+    they are for. Reads stay with the server that a redirect has led to, until it fails: then the
+    first one is asked again, and may lead to another mirror. That must have the same size, and the
+    same ETag or date.
 
     Concurrency: any number of reads; of those in excess of ``requests``, and of those of more than
     1 MiB, which are made of several, some wait.
@@ -73,7 +76,8 @@ class HTTPDevice(BlockDevice):
             patience: seconds; see above.
 
         Raises:
-            ValueError: ``url`` or a number makes no sense, or the package aiohttp is missing.
+            ValueError: ``url`` or a number makes no sense.
+            MissingExtraError: the package aiohttp is not installed.
             StorageError: the server serves no parts, or does not tell the length or the version;
                 the length is no multiple of 512, or of ``block_size``; or the file cannot be had.
 

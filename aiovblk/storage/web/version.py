@@ -53,6 +53,19 @@ class Version:
         mine, its = ((each.size, each._opaque, each.modified) for each in (self, other))
         return mine == its
 
+    def is_same_elsewhere(self, other: Version) -> bool:
+        """Whether an answer of another server that says ``other`` is about this version.
+
+        Each server makes tags of its own, so that different ones tell nothing: then mirrors have
+        the size and the date in common, which those who copy files keep. Where a server tells no
+        date, nobody knows.
+        """
+        if self.size != other.size:
+            return False
+        tags = self._opaque and self._opaque == other._opaque
+        dates = self.modified and self.modified == other.modified
+        return bool(tags or dates)
+
     @property
     def _is_strong(self) -> bool:
         return bool(self.etag) and not self.etag.startswith(_WEAK)

@@ -1,0 +1,39 @@
+"""Text that others have written, made fit for a terminal, a log line or an exception.
+
+What a peer says (an error's message, a name, a description) may hold terminal escapes, line breaks
+and characters that turn the direction of writing: shown as they are, they forge log lines and
+rewrite what stands on a screen. So they are escaped wherever such text is taken in.
+"""
+
+from __future__ import annotations
+
+LONGEST = 300
+"""Characters of what a peer says that are shown."""
+
+
+def quoted(text: str, longest: int = LONGEST) -> str:
+    r"""Escape everything in a peer's text that is not printable, and cut it.
+
+    Quotation marks are not added. Letters of every language stay as they are; control characters,
+    line breaks, format characters (such as bidirectional overrides) and lone surrogates become
+    ``\x1b``, ``\n``, ``\u202e`` and so on.
+
+    Args:
+        text: what the peer says.
+        longest: characters after which it is cut; the escapes are not counted.
+
+    """
+    cut = text[: longest + 1]
+    shown = escaped(cut[:longest])
+    return f"{shown}..." if len(cut) > longest else shown
+
+
+def escaped(text: str) -> str:
+    """Escape everything that is not printable; the same as :func:`quoted`, but whole."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,165 @@
+"""As much of S3 as a disk needs, which refuses what it is told to refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+from aiovblk.storage.objects import ObjectStoreClient
+from aiovblk.storage.objects.store import from_url
+
+BUCKET = "bucket"
+
+
+@dataclass
+class Refusal:
+    """An answer that is none of those that were hoped for."""
+
+    status: int
+    code: str = ""
+    message: str = "why"
+    more: str = ""
+    """Elements."""
+
+    @property
+    def body(self) -> bytes:
+        if not self.code:
+            return b""
+        return (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f"<Error><Code>{self.code}</Code><Message>{self.message}</Message>{self.more}</Error>"
+        ).encode()
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+
+    @property
+    def key_id(self) -> str:
+        """Of the credentials."""
+        found = re.search("Credential=([^/]*)/", self.headers.get("authorization", ""))
+        return found[1] if found else ""
+
+
+@dataclass
+class FakeS3:
+    """The store."""
+
+    judge: Callable[[Request], Refusal | None] = lambda request: None
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    port: int = 0
+    scheme: str = "http"
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def client(self, folder: str = "disk", **options: Any) -> ObjectStoreClient:
+        """A client of it, by fixed credentials."""
+        fixed = {
+            "endpoint": self.endpoint,
+            "access_key_id": "key",
+            "secret_access_key": "secret",
+            "region": "us-east-1",
+        }
+        return from_url(f"s3://{BUCKET}/{folder}", **(fixed | options))[0]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            first, *lines = head.decode().rstrip().split("\r\n")
+            pairs = (line.partition(": ") for line in lines)
+            headers = {name.lower(): value for name, _, value in pairs}
+            data = await reader.readexactly(int(headers.get("content-length", 0)))
+            method, target, _ = first.split()
+            path, _, query = target.partition("?")
+            request = Request(method, unquote(path), query, headers)
+            self.requests.append(request)
+            refusal = self.judge(request)
+            status, body = (refusal.status, refusal.body) if refusal else self._do(request, data)
+            writer.write(
+                f'HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nETag: "e"\r\n'
+                "Last-Modified: Tue, 01 Sep 2026 00:00:00 GMT\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + (body if method != "HEAD" else b"")
+            )
+            await writer.drain()
+
+    def _do(self, request: Request, data: bytes) -> tuple[int, bytes]:
+        path = request.path
+        if "list-type" in request.query:
+            return 200, self._list(request)
+        if request.method == "PUT":
+            if path in self.objects and "if-none-match" in request.headers:
+                return 412, b""
+            self.objects[path] = data
+            return 200, b""
+        if request.method == "POST":
+            keys = re.findall("<Key>(.*?)</Key>", data.decode())
+            for key in keys:
+                self.objects.pop(f"/{BUCKET}/{key}", None)
+            deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            return 200, f"<DeleteResult>{deleted}</DeleteResult>".encode()
+        if request.method == "DELETE":
+            self.objects.pop(path, None)
+            return 204, b""
+        if path in self.objects:
+            return 200, self.objects[path]
+        return 404, Refusal(404, "NoSuchKey", "The specified key does not exist.").body
+
+    def _list(self, request: Request) -> bytes:
+        found = re.search("prefix=([^&]*)", request.query)
+        prefix = f"/{BUCKET}/{unquote(found[1]) if found else ''}"
+        found = re.search("start-after=([^&]*)", request.query)
+        after = f"/{BUCKET}/{unquote(found[1]) if found else ''}"
+        contents = "".join(
+            f"<Contents><Key>{path[len(BUCKET) + 2 :]}</Key><Size>{len(data)}</Size><ETag>e</ETag>"
+            "<LastModified>2026-09-01T00:00:00.000Z</LastModified></Contents>"
+            for path, data in sorted(self.objects.items())
+            if path.startswith(prefix) and path > after
+        )
+        return (
+            f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
+        ).encode()
+
+
+@asynccontextmanager
+async def serving(store: FakeS3, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeS3]:
+    """The store listens."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await store.serve(reader, writer)
+        finally:
+            writer.close()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(serve(reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    store.port = listening.sockets[0].getsockname()[1]
+    store.scheme = "https" if tls else "http"
+    try:
+        yield store
+    finally:
+        listening.close()
+        for task in list(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)

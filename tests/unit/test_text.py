@@ -1,0 +1,32 @@
+"""Text of others, made fit to be shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiovblk.text import escaped, quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, näh, 磁盘 'x' \"y\"", "plain, näh, 磁盘 'x' \"y\""),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\r\nb\tc\0", r"a\r\nb\tc\x00"),
+        ("\x7f\x9b", r"\x7f\x9b"),
+        ("\u202eabc\u2066\u200f", r"\u202eabc\u2066\u200f"),
+        ("\u2028\u2029\x85", r"\u2028\u2029\x85"),
+        ("\udc80\U000e0001", r"\udc80\U000e0001"),
+        ("", ""),
+    ],
+)
+def test_nothing_but_what_is_printable_is_left(text: str, shown: str) -> None:
+    assert escaped(text) == quoted(text) == shown
+    assert shown.isprintable()
+
+
+def test_long_text_is_cut_and_the_cut_is_shown() -> None:
+    assert quoted("a" * 300) == "a" * 300
+    assert quoted("a" * 301) == "a" * 300 + "..."
+    assert quoted("\n" * 3, 2) == r"\n\n..."
+    assert escaped("a" * 10_000) == "a" * 10_000
