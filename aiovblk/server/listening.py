@@ -9,7 +9,9 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
+from .. import socketfile
 from ..protocol import URI
 
 logger = logging.getLogger("aiovblk")
@@ -109,7 +111,8 @@ def tune(client: socket.socket) -> None:
 def listen_unix(name: str) -> socket.socket:
     """Listen on a Unix socket; its file is made with the mode that the umask leaves.
 
-    The caller takes the file away. One that a server left which is gone is replaced.
+    The caller takes the file away. One that a server left which is gone is replaced; of several
+    that find it so at once, one does that, and the others find that it listens.
 
     Raises:
         OSError: something else has that name, a server listens there, or it cannot be made.
@@ -117,18 +120,26 @@ def listen_unix(name: str) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        try:
-            sock.bind(name)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
-                raise _cannot_listen(exc, name) from exc
-            os.unlink(name)
-            sock.bind(name)
-        sock.listen(BACKLOG)
+        with nullcontext() if name.startswith("\0") else socketfile.locked(name):
+            _bind(sock, name)
+            sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise _cannot_listen(exc, name) from exc
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, name: str) -> None:
+    try:
+        sock.bind(name)
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
+            raise
+        os.unlink(name)
+        sock.bind(name)
 
 
 def _is_left_over(name: str) -> bool:
