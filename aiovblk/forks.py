@@ -1,9 +1,10 @@
 """What the child of a mere fork must not keep.
 
 exec() closes all descriptors of this package. A fork alone closes nothing (``os.fork()``, and what
-multiprocessing calls "fork"); and a child that holds what belongs to a device would keep it
-attached when its server has died, its index taken when it was unmounted, and the kernel from
-noticing either.
+multiprocessing calls "fork"). A child that holds what belongs to a device would keep it attached
+when its server has died, its index taken when it was unmounted, and the kernel from noticing
+either. One that holds the sockets of a server keeps its port taken, and hides from clients that it
+has died; so does one that holds those of a client from its server.
 
 So in a child these descriptors become ones of /dev/null. They are not closed: objects that the
 child has inherited still close them, and by then the numbers could be those of other files.
@@ -14,11 +15,21 @@ Only a fork at the very moment between the opening of a file and its noting here
 from __future__ import annotations
 
 import os
-import socket
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
+
+class Socket(Protocol):
+    """A socket, or whatever has one."""
+
+    def fileno(self) -> int:
+        """Its descriptor; -1 once it is closed."""
+
+
+S = TypeVar("S", bound=Socket)
+
 _descriptors: set[int] = set()
-_sockets: WeakSet[socket.socket] = WeakSet()
+_sockets: WeakSet[Socket] = WeakSet()
 
 
 def open(path: str, flags: int = 0) -> int:
@@ -37,8 +48,11 @@ def withhold(descriptor: int) -> int:
     return descriptor
 
 
-def withhold_socket(sock: socket.socket) -> socket.socket:
-    """Keep a socket from children, until it is closed by whomever; returns it."""
+def withhold_socket(sock: S) -> S:
+    """Keep a socket from children, until it is closed by whomever; returns it.
+
+    It is forgotten with the object, which has to live as long as the socket is open.
+    """
     _sockets.add(sock)
     return sock
 

@@ -10,6 +10,14 @@ import anyio
 
 T = TypeVar("T")
 
+RECHECK = 1.0
+"""Seconds after which whoever waits for the end of something looks by himself whether it has come.
+
+``asyncio.Runner`` raises KeyboardInterrupt at the second Ctrl-C, wherever the main thread happens
+to be: in a callback that was to tell of the end, say, which nobody calls again. Still the end of
+the loop has to come to an end.
+"""
+
 
 class SteadyTask(asyncio.Task[T]):
     """A task that takes its cancellation for the order to stop in due form.
@@ -22,8 +30,8 @@ class SteadyTask(asyncio.Task[T]):
         self, coroutine: Coroutine[Any, Any, T], instead_of_cancel: Callable[[], None]
     ) -> None:
         """Start ``coroutine`` on the running loop."""
+        self._instead_of_cancel = instead_of_cancel  # first: from then on it may be cancelled
         super().__init__(coroutine, loop=asyncio.get_running_loop())
-        self._instead_of_cancel = instead_of_cancel
 
     def cancel(self, msg: Any = None) -> bool:
         """Do not cancel."""
@@ -35,8 +43,12 @@ class SteadyTask(asyncio.Task[T]):
         super().cancel()
 
 
-async def outlast(task: asyncio.Task[Any]) -> bool:
+async def outlast(task: asyncio.Task[Any], *, recheck: float | None = None) -> bool:
     """Wait until ``task`` is done, whatever happens meanwhile.
+
+    Args:
+        task: what is waited for.
+        recheck: seconds after which to look for oneself; see :data:`RECHECK`. None for never.
 
     Returns:
         Whether the caller was cancelled meanwhile; it has to raise that when it can.
@@ -46,7 +58,7 @@ async def outlast(task: asyncio.Task[Any]) -> bool:
     with anyio.CancelScope(shield=True):
         while not task.done():
             try:
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=recheck)
             except asyncio.CancelledError:
                 cancelled = True  # natively; anyio's scopes do not reach in here
     return cancelled

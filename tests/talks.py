@@ -12,6 +12,7 @@ from aiovblk.protocol import (
     ClientHandshake,
     ExportInfo,
     OpenExport,
+    Pause,
     Receive,
     ServerHandshake,
     StartTLS,
@@ -70,6 +71,8 @@ def hold(
             elif isinstance(step, OpenExport):
                 held.opened.append(step.name)
                 answer = (exports or {}).get(step.name)
+            elif isinstance(step, Pause):
+                answer = None
             else:
                 assert isinstance(step, StartTLS)
                 held.secured_after.append(len(held.sent))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Mapping
+
+from .. import interpreter
 
 # In between: a process that ends. Whatever it has started belongs to process 1 from then on.
 _START = """
@@ -33,10 +34,10 @@ def spawn_orphan(command: list[str], environment: Mapping[str, str]) -> int:
     reading, writing = os.pipe()
     with open(reading, "rb") as answer:
         os.set_inheritable(writing, True)
-        words = [sys.executable, "-IS", "-c", _START, f"{writing}", *command]
+        words = interpreter.bare_command("-c", _START, f"{writing}", *command)
         try:
             # The threads of this package block all signals, which would be inherited.
-            between = os.posix_spawn(sys.executable, words, environment, setsigmask=())
+            between = os.posix_spawn(words[0], words, environment, setsigmask=())
         finally:
             os.close(writing)
         process = answer.read()

@@ -68,6 +68,9 @@ def configure(parser: ArgumentParser) -> None:
     add_seconds(
         parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
     )
+    add_seconds(
+        parser, "--idle-timeout", None, "until a client that asks for nothing is disconnected"
+    )
     add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at the end")
     parser.set_defaults(command=in_loop(serve_until_signal))
 
@@ -99,6 +102,7 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 workers=arguments.workers,
                 max_connections=arguments.max_connections,
                 handshake_timeout=arguments.handshake_timeout,
+                idle_timeout=arguments.idle_timeout,
                 drain_timeout=arguments.drain_timeout,
                 concurrency=arguments.concurrency,
                 handler_timeout=arguments.handler_timeout,

@@ -6,10 +6,13 @@ import asyncio
 import signal
 import sys
 
+from .. import interpreter
 from ..mount import Mount
 from ..mount.waiting import begin
 from .notify import Notifier
 from .orphan import is_running, spawn_orphan
+
+_COMMAND = "from aiovblk.cli import main; sys.exit(main())"
 
 
 class Upgrade:
@@ -46,7 +49,7 @@ class Upgrade:
         if successor is not None and is_running(successor):
             return  # it is still at it
         replace = [] if "--replace" in self._words else ["--replace"]
-        command = [sys.executable, "-m", "aiovblk", *self._words, *replace]
+        command = interpreter.command(_COMMAND, *self._words, *replace)
         # In a thread: requests go on being served meanwhile.
         self._starting = begin(spawn_orphan, command, self._notifier.environment)
 

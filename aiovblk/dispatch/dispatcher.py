@@ -11,6 +11,8 @@ What holds here:
   so neither buffered requests nor unsent replies outgrow the client's own limit (in the kernel,
   128 requests per connection: set->queue_depth in drivers/block/nbd.c). A client that need not
   limit itself is left waiting in its socket once it has taken its :class:`Share`.
+* No connection keeps the event loop for longer than a slice: what has arrived is taken in batches,
+  between which others have their turn.
 * Replies that are ready together leave together.
 * DISC does not close anything: the owner is told, and closes when nothing is in flight. Until then
   requests are answered, since the kernel goes on sending some.
@@ -43,7 +45,7 @@ from ..protocol import (
     parse_extended_request,
     parse_request,
 )
-from ..stream import StreamProtocol
+from ..stream import CHECK_INTERVAL, SLICE, Slice, StreamProtocol
 from .budget import Share, cost
 from .calls import Calls
 from .checks import Rules, kernel_agreement
@@ -64,6 +66,13 @@ REFUSALS = {
 }
 """Why a request fails that reaches no handler."""
 
+BATCH = 128
+"""Requests that are taken at once: as many as the kernel has in flight on one connection."""
+
+UNCOUNTED = 64 * 1024
+"""Bytes of a request up to which it may be received before memory is reserved for it: they fit into
+the buffer that each connection has."""
+
 
 class Dispatcher:
     """Serves one device over one connection.
@@ -83,6 +92,7 @@ class Dispatcher:
             of them once. By default its own.
         on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
         on_disconnect: called when the client sends DISC; more than once if it does so again.
+        on_unfinished: called when the rest of a request is to be received, where there is a share.
 
     Attributes:
         last_reply: when (in the loop's time) replies left last.
@@ -102,12 +112,18 @@ class Dispatcher:
         reporter: Reporter | None = None,
         on_event: Callable[[RequestEvent], None] = lambda event: None,
         on_disconnect: Callable[[], None],
+        on_unfinished: Callable[[], None] = lambda: None,
     ) -> None:
         agreement = agreement or kernel_agreement(device)
         self._on_event = on_event
         self._on_disconnect = on_disconnect
+        self._on_unfinished = on_unfinished
         self.stats = stats
         self._share = share
+        self._price = 0  # of the next request, where it is known and has to be reserved
+        self._batches = 0
+        self._is_unfinished = False
+        self._slice = Slice()
         self._rules = Rules(device, agreement)
         self._own_failures: Failures | None = None
         if reporter is None:
@@ -118,6 +134,7 @@ class Dispatcher:
             self._reply,
             reporter,
             turns or Turns(),
+            self._slice,
             slow_request=slow_request,
             on_slow=self._tell_of_slow,
         )
@@ -165,15 +182,41 @@ class Dispatcher:
         Cancellation: safe; call it again to go on.
 
         """
-        wanted = self._header_size
-        while await self._reader.fill(wanted):
+        wanted, reader = self._header_size, self._reader
+        while await reader.fill(wanted):
             self._send_is_due = True
             try:
                 wanted = self._accept_batch()
             finally:
                 self._send()
             if self._share is not None:
-                await self._share.room()
+                await self._before_the_next(self._share, wanted)
+            if reader.end - reader.start >= wanted:  # there is more than a batch
+                await self._slice.next()
+
+    async def _before_the_next(self, share: Share, wanted: int) -> None:
+        """Reserve what the next request takes, before the rest of it is received."""
+        self._batches += 1
+        self._is_unfinished = False
+        if self._price:
+            await share.reserve(self._price)
+        if wanted > self._header_size and self._reader.end - self._reader.start < wanted:
+            self._is_unfinished = True
+            self._on_unfinished()
+
+    def unfinished(self) -> tuple[int, int] | None:
+        """The request of which a part has been received: a number, and how many bytes are here.
+
+        None where there is none, or where it is not for the client to go on.
+        """
+        if not self._is_unfinished:
+            return None
+        return self._batches, self._reader.end - self._reader.start
+
+    @property
+    def idle_since(self) -> float | None:
+        """When (in the loop's time) the last reply left, if nothing is in flight since; or None."""
+        return None if self.stats.in_flight or self._is_unfinished else self.last_reply
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes; those beyond are refused."""
@@ -187,6 +230,13 @@ class Dispatcher:
         else:
             idle.set_result(None)
         return idle
+
+    def forgotten(self) -> int:
+        """How many requests are in flight of which no handler is at work, and waits for something.
+
+        Where that stays the same, an interrupt (KeyboardInterrupt) has hit whoever was to answer.
+        """
+        return 0 if self._handlers.any_running() else self.stats.in_flight
 
     async def pause(self) -> None:
         """Take no request any more; returns once all that were taken are answered.
@@ -255,34 +305,44 @@ class Dispatcher:
     # Requests
 
     def _accept_batch(self) -> int:
-        """Start every request that has arrived whole, as far as there are turns.
+        """Start requests that have arrived whole: a batch at most, and as far as there is room.
 
         Returns:
             How many bytes the next one needs.
 
         """
         reader, share, header = self._reader, self._share, self._header_size
+        time_slice = self._slice
         parse, refusal, append = self._parse, self._rules.refusal, self._handlers.append
         buffer, end, now = memoryview(reader.buffer), reader.end, monotonic_ns()
-        room = _NO_LIMIT if share is None else share.left()
-        count = taken = 0
+        time_slice.end, time_slice.left = now + SLICE, CHECK_INTERVAL
+        room = taken = 0
+        if share is not None:
+            room, taken = share.begin_batch()
+        self._price = count = 0
         try:
-            while end - (start := reader.start) >= header and taken < room:
+            while end - (start := reader.start) >= header and count < BATCH:
                 request = parse(buffer, start, now)
                 length, payload = header, None
                 if request.type == _WRITE or self._extended:
                     length += request.payload_length(extended=self._extended)
                     if end - start < length:
+                        if share is not None and length > UNCOUNTED and (count or not taken):
+                            self._price = max(cost(request), length)
                         return length
                     if request.type == _WRITE:
                         payload = buffer[start + header : start + length]
+                if share is not None:
+                    price = cost(request)
+                    if taken >= room and (taken or not share.may_take(price)):
+                        self._price = max(price, length)
+                        return length
+                    taken += price
                 reader.start = start + length
                 if request.type == _DISC:
                     self._on_disconnect()
-                    continue
+                    return header
                 count += 1
-                if share is not None:
-                    taken += cost(request)
                 if error := refusal(request):
                     self._reply(request, error)
                 else:
@@ -291,7 +351,7 @@ class Dispatcher:
         finally:
             self.stats.in_flight += count
             if share is not None:
-                share.take(taken)
+                share.end_batch(taken)
             self._handlers.go_on()
 
     # Replies

@@ -8,6 +8,8 @@ What holds here:
 * A handler that waits has its task to itself until it ends. Those that never wait follow each other
   in one task: a task for each would cost as much as the rest of a small request.
 * Exactly one answer for each request, whatever its handler does.
+* Requests are served for no longer than a slice of time; what is left in line then waits for the
+  next one, while other connections have theirs.
 """
 
 from __future__ import annotations
@@ -20,15 +22,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from time import monotonic_ns
 from typing import Protocol
 
-from ..protocol import Content, Request
+from ..protocol import Command, Content, Request
+from ..stream import Slice
 from .calls import Handler
 from .failures import ContractError, Reporter
 from .running import Running
 from .turns import Turns
 
+_EAGER = sys.version_info >= (3, 12)
+
 _NOTHING: Content = b""
+
+_WRITE = int(Command.WRITE)
+
+_LARGE = 16
+"""Binary logarithm of the bytes of a read or write that takes as long as one more small one."""
 
 GIVEN_UP = "given up"
 """Why a request fails whose handler was cancelled by force."""
@@ -57,6 +68,7 @@ class Handlers:
         answer: called once for each request.
         reporter: judges what a handler has raised.
         turns: how many handlers may run at once.
+        time_slice: how long they may follow each other; begun by whoever calls :meth:`go_on`.
         slow_request: seconds after which a handler that still runs is told of; None for never.
         on_slow: called with each such request, and for how many seconds it has run.
 
@@ -68,6 +80,7 @@ class Handlers:
         answer: Answer,
         reporter: Reporter,
         turns: Turns,
+        time_slice: Slice,
         *,
         slow_request: float | None,
         on_slow: Callable[[Request, float], None],
@@ -76,6 +89,8 @@ class Handlers:
         self._answer = answer
         self._reporter = reporter
         self._turns = turns
+        self._slice = time_slice
+        self._paused = False  # until the next slice
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         self._line: deque[tuple[Request, memoryview | None]] = deque()
@@ -92,6 +107,10 @@ class Handlers:
     def oldest_start(self) -> float | None:
         """When (in the loop's time) the handler began that has run longest; None if none runs."""
         return self._running.oldest_start
+
+    def any_running(self) -> bool:
+        """Whether a handler runs that has had to wait."""
+        return any(not task.done() for task in self._running.tasks)
 
     def append(self, request: Request, payload: memoryview | None) -> None:
         """Put a request in line; it waits there for :meth:`go_on`."""
@@ -132,8 +151,14 @@ class Handlers:
     if sys.version_info >= (3, 12):
 
         def go_on(self) -> None:
-            """Serve those in line for as long as there are turns."""
-            while self._line and self._turns.take(self):
+            """Serve those in line for as long as there are turns, and the slice lasts."""
+            time_slice = self._slice
+            while (
+                self._line
+                and not self._paused
+                and (time_slice.left > 0 or not self._is_paused())
+                and self._turns.take(self)
+            ):
                 try:
                     # Eager: where no handler has to wait, all are done when this returns, at no
                     # turn of the loop.
@@ -152,12 +177,13 @@ class Handlers:
     else:
 
         def go_on(self) -> None:
-            """Serve those in line for as long as there are turns."""
+            """Serve those in line for as long as there are turns, and the slice lasts."""
             # A task begins at the next turn of the loop only, so nobody knows yet whether it will
             # have to wait. Where the last one had to, each in line is given a task; else one leads.
             while (
                 len(self._line) > self._starting
                 and (self._slow or not self._starting)
+                and not self._is_paused()
                 and self._turns.take(self)
             ):
                 self._starting += 1
@@ -175,6 +201,18 @@ class Handlers:
                     self._let_wait(task)
             self.go_on()
 
+    def _is_paused(self) -> bool:
+        """Whether those in line wait for the next slice."""
+        if not self._paused and self._slice.left <= 0 and self._slice.is_over():
+            self._paused = True
+            self._slice.enqueue(self._resume)
+        return self._paused
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._slice.begin(monotonic_ns())
+        self.go_on()
+
     def _let_wait(self, task: asyncio.Task[None]) -> None:
         """Its handler has to wait: somebody else may lead."""
         self._running.add(task, self._taken)
@@ -187,10 +225,17 @@ class Handlers:
         """
         task = _current_task()
         self._leader = task
-        line, turns, handle = self._line, self._turns, self._handle
+        line, turns, handle, time_slice = self._line, self._turns, self._handle, self._slice
+        if not _EAGER and self._starting <= 1:
+            time_slice.begin(monotonic_ns())  # in a turn of the loop of its own
         while line:
             request, payload = line.popleft()
             self._taken = request
+            # How long anything but a read or a write takes says nothing of the next one.
+            if request.type <= _WRITE:
+                time_slice.left -= 1 + (request.length >> _LARGE)
+            else:
+                time_slice.left = 0
             error, content, reason, runs = 0, _NOTHING, "", 0
             interrupt: BaseException | None = None
             while True:
@@ -216,11 +261,20 @@ class Handlers:
                 self._answer(request, error, _NOTHING, reason)
             else:
                 self._answer(request, 0, content)
-            turns.end()
             if interrupt is not None:
+                turns.end()
                 raise interrupt
-            if waited or not _is_as_it_was(self._context) or not line or not turns.take(self):
-                return
+            if (
+                waited
+                or not line
+                or not _is_as_it_was(self._context)
+                or (time_slice.left <= 0 and self._is_paused())
+            ):
+                break
+            if turns.waiting:  # others come first
+                turns.end()
+                if not turns.take(self):
+                    return
         turns.end()
 
     def _is_to_run_again(self, task: asyncio.Task[None], runs: int) -> bool:

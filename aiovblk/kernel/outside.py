@@ -7,8 +7,8 @@ import logging
 import os
 import select
 import signal
-import sys
 
+from .. import interpreter
 from ..errors import AttachError
 from . import netlink, sysfs
 from .choice import resolve
@@ -86,11 +86,13 @@ def _in_child(path: str, timeout: float) -> None:
 
     """
     output, childs_output = os.pipe()
-    code = "import sys; from aiovblk.kernel import outside; outside.main(sys.argv[1])"
+    command = interpreter.command(
+        "from aiovblk.kernel import outside; outside.main(sys.argv[1])", path
+    )
     try:
         child = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-c", code, path],
+            command[0],
+            command,
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, childs_output, 1)],
         )

@@ -12,11 +12,11 @@ import atexit
 import os
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from .. import interpreter
 from . import locks, sysfs
 
 _PROGRAM = Path(__file__).with_name("watchdog_main.py")
@@ -126,7 +126,7 @@ def _start() -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             # Without the package: that takes a tenth of the memory.
-            [sys.executable, "-IS", str(_PROGRAM), str(os.getpid()), str(locks.LOCKS)],
+            interpreter.bare_command(str(_PROGRAM), str(os.getpid()), str(locks.LOCKS)),
             bufsize=0,
             stdin=subprocess.PIPE,
             # Whoever reads what this process prints must not wait for the watchdog as well.

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import forks
+from .. import forks, socketfile
 from ..device import BlockDevice
 from ..errors import AttachError
 from ..workers.channel import receive
@@ -149,24 +149,24 @@ class Door:
         self._on_successor = on_successor
         self._loop = asyncio.get_running_loop()
         self._asking: set[socket.socket] = set()
-        with suppress(FileNotFoundError):
-            path.unlink()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         forks.withhold_socket(self._sock)  # or successors would ask a child
         try:
-            self._sock.bind(str(path))
-            path.chmod(0o600)
-            self._sock.listen()
+            with socketfile.locked(str(path)):
+                path.unlink(missing_ok=True)
+                self._sock.bind(str(path))
+                path.chmod(0o600)
+                self._sock.listen()
+                self._inode = path.stat().st_ino
         except BaseException:
             self._sock.close()
             raise
-        self._inode = path.stat().st_ino
         self._loop.add_reader(self._sock, self._accept)
 
     def close(self) -> None:
         """Listen no more. A successor that listens there already goes on."""
         self._loop.remove_reader(self._sock)
-        with suppress(FileNotFoundError):
+        with suppress(OSError), socketfile.locked(str(self._path)):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
         self._sock.close()

@@ -29,7 +29,7 @@ from .replies import (
     parse_reply_header,
     reply_header_size,
 )
-from .server_handshake import TLS, OpenExport, Receive, ServerHandshake, StartTLS
+from .server_handshake import TLS, OpenExport, Pause, Receive, ServerHandshake, StartTLS
 from .transmission import (
     EXTENDED_REQUEST,
     REQUEST,
@@ -74,6 +74,7 @@ __all__ = [
     "OpenExport",
     "Option",
     "OptionReply",
+    "Pause",
     "Receive",
     "ReplyHeader",
     "ReplyMode",

@@ -37,6 +37,9 @@ EXPORT_NAME_REPLY = struct.Struct(">QH")
 
 PADDING = 124
 
+MAX_QUERIES = 1024
+"""Metadata contexts that a client may ask for at once."""
+
 INFO_EXPORT = struct.Struct(">HQH")
 INFO_BLOCK_SIZE = struct.Struct(">HIII")
 INFO_TYPE = struct.Struct(">H")
@@ -155,7 +158,8 @@ def parse_info_request(data: bytes) -> tuple[str, list[int]]:
     fields = Fields(data)
     name = fields.string()
     (count,) = fields.unpack(INFO_TYPE)
-    wanted = [fields.unpack(INFO_TYPE)[0] for _ in range(count)]
+    # At once: there may be 32,000 of them, and a server has other clients.
+    wanted = [each for (each,) in INFO_TYPE.iter_unpack(fields.take(count * INFO_TYPE.size))]
     fields.end()
     return name, wanted
 
@@ -177,7 +181,8 @@ def parse_context_request(data: bytes) -> tuple[str, list[str]]:
     fields = Fields(data)
     name = fields.string()
     (count,) = fields.unpack(COUNT)
-    # The data ends a lying count: there are four bytes in each query at least.
+    if count > MAX_QUERIES:
+        raise ProtocolError(f"{count} queries; at most {MAX_QUERIES} are looked at")
     queries = [fields.string() for _ in range(count)]
     fields.end()
     return name, queries

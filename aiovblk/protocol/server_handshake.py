@@ -4,6 +4,7 @@
 
 * :class:`Receive`: that many bytes of the client.
 * :class:`OpenExport`: what there is to tell about an export, or None where it cannot be had.
+* :class:`Pause`: nothing; what is outgoing is to be sent before there is more of it.
 * :class:`StartTLS`: nothing, after TLS has begun. Bytes of before must not be read after it.
 
 Before each of these, and at the end, whoever drives it sends what :meth:`ServerHandshake.outgoing`
@@ -57,6 +58,9 @@ from .options import (
 MAX_OPTION = 64 * 1024
 """Bytes of an option's data that are looked at; a longer one is skipped and answered by TOO_BIG."""
 
+MOST_OUTGOING = 64 * 1024
+"""Bytes of the reply to LIST after which they are sent, before the rest of it is made."""
+
 ALLOCATION_ID = 1
 """The id of ``base:allocation`` in block status replies."""
 
@@ -77,7 +81,11 @@ class StartTLS(NamedTuple):
     """Needs TLS to begin, now that what is outgoing has been sent."""
 
 
-Step = Receive | OpenExport | StartTLS
+class Pause(NamedTuple):
+    """Needs nothing but that what is outgoing is sent."""
+
+
+Step = Receive | OpenExport | Pause | StartTLS
 Talk = Generator[Step, Any, Agreement | None]
 
 
@@ -111,12 +119,12 @@ class ServerHandshake:
         self._mode = ReplyMode.SIMPLE
         self._allocation_of: str | None = None
         self._talks: dict[int, Callable[[bytes], Talk]] = {
+            Option.LIST: self._list,
             Option.STARTTLS: self._start_tls,
             Option.INFO: self._info,
             Option.GO: self._go,
         }
         self._answers: dict[int, Callable[[bytes], None]] = {
-            Option.LIST: self._list,
             Option.STRUCTURED_REPLY: self._structured_reply,
             Option.EXTENDED_HEADERS: self._extended_headers,
             Option.LIST_META_CONTEXT: self._list_meta_context,
@@ -209,12 +217,15 @@ class ServerHandshake:
             self._outgoing += bytes(PADDING)
         return self._agreement(name, info)
 
-    def _list(self, data: bytes) -> None:
+    def _list(self, data: bytes) -> Talk:
         _refuse_data(data)
         for name, description in self._exports.items():
             entry = serialize_string(name) + description.encode()
             self._reply(Option.LIST, OptionReply.SERVER, entry)
+            if len(self._outgoing) >= MOST_OUTGOING:
+                yield Pause()
         self._reply(Option.LIST, OptionReply.ACK)
+        return None
 
     def _start_tls(self, data: bytes) -> Talk:
         _refuse_data(data)

@@ -65,6 +65,7 @@ async def serve(
     workers: int | None = None,
     max_connections: int = MAX_CONNECTIONS,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    idle_timeout: float | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
@@ -98,6 +99,8 @@ async def serve(
             that is lost takes its clients' connections with it, and is replaced.
         max_connections: how many clients are served at once.
         handshake_timeout: seconds within which a client must have chosen its export.
+        idle_timeout: seconds after which a client that asks for nothing is disconnected; None for
+            never, since an idle virtual machine is a normal client.
         drain_timeout: seconds to wait for requests in flight when leaving, and again for
             ``flush()`` and ``unmount()``; handlers that take longer are cancelled.
         concurrency: how many handlers may run at once for one connection.
@@ -105,7 +108,10 @@ async def serve(
         slow_request: seconds after which :meth:`Server.events` tells that a handler still runs;
             None for never.
         connection_memory: bytes that one client's requests may take; it waits when they do.
-        memory: bytes that all clients' requests may take. One request of each is always taken.
+        memory: bytes that all clients' requests may take together. Those beyond wait for others to
+            end, but for one small request (256 KiB) of each client. A client that holds memory and
+            does not go on is disconnected: if it moves less than 512 KiB in a minute, or nothing in
+            five seconds while others wait.
 
     With none of ``unix``, ``host``, ``port`` and ``sockets``, it listens on localhost, port 10809.
 
@@ -121,6 +127,7 @@ async def serve(
         workers=workers,
         max_connections=max_connections,
         handshake_timeout=handshake_timeout,
+        idle_timeout=idle_timeout,
         drain_timeout=drain_timeout,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
@@ -135,6 +142,7 @@ async def serve(
         tls=tls,
         require_tls=require_tls,
         handshake_timeout=handshake_timeout,
+        idle_timeout=idle_timeout,
         drain_timeout=drain_timeout,
         concurrency=concurrency,
         handler_timeout=handler_timeout,

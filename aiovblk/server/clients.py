@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+from .. import forks
 from ..dispatch import Stats
 from ..events import ClientLeft, ClientRefused, Feed, Listener
 from ..tasks import SteadyTask, occur
@@ -53,6 +54,9 @@ class Clients(Protocol):
 
     def count(self) -> int:
         """How many there are, those included that are just being accepted."""
+
+    def recheck(self) -> None:
+        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK`."""
 
     def connected(self) -> Sequence[Client]:
         """Who is connected now."""
@@ -101,6 +105,11 @@ class LocalClients:
         """How many there are."""
         return len(self._accepting) + len(self._serving)
 
+    def recheck(self) -> None:
+        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK`."""
+        for serving in [each for each in self._serving if each.done()]:
+            self._on_end(serving)
+
     def connected(self) -> list[Connection]:
         """Who is connected now."""
         return list(self._serving.values())
@@ -115,8 +124,13 @@ class LocalClients:
 
     def accept(self, sock: socket.socket, number: int) -> None:
         """Serve whoever is at the other end."""
+        forks.withhold_socket(sock)
         loop = asyncio.get_running_loop()
-        make = partial(ServerProtocol, partial(self._on_connected, sock, number))
+        make = partial(
+            ServerProtocol,
+            partial(self._on_connected, sock, number),
+            self._settings.budget.is_short,
+        )
         accepting: asyncio.Task[object] = SteadyTask(
             loop.connect_accepted_socket(make, sock), lambda: None
         )
@@ -142,8 +156,9 @@ class LocalClients:
             SteadyTask(each.close(settings.drain_timeout), lambda: None)
             for each in devices.values()
         ]
+        failures = [failure for each in closing for failure in await each]
         settings.failures.close()
-        return [failure for failures in await asyncio.gather(*closing) for failure in failures]
+        return failures
 
     def _on_accepted(
         self, sock: socket.socket, number: int, accepting: asyncio.Task[object]
@@ -166,7 +181,9 @@ class LocalClients:
         serving.add_done_callback(self._on_end)
 
     def _on_end(self, serving: asyncio.Task[None]) -> None:
-        connection = self._serving.pop(serving)
+        connection = self._serving.pop(serving, None)
+        if connection is None:
+            return
         self._left = Stats.sum([self._left, connection.stats])
         self._left.in_flight = 0  # what was given up is not waited for any more
         if serving.exception() is not None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..dispatch import Budget, Dispatcher, Failures, Reporter, Share, Stats, Turns
@@ -15,9 +16,10 @@ from ..errors import STOPS, ProtocolError
 from ..events import ClientConnected, Feed, RequestEvent
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
-from ..tasks import occur
+from ..tasks import RECHECK, occur
 from .exports import Export, OpenDevice, open_device, open_shared
 from .listening import address
+from .stalls import IdleTimer, Progress, StallMonitor
 
 logger = logging.getLogger("aiovblk")
 
@@ -28,9 +30,6 @@ SOCKET_BUFFER = 2 * 1024 * 1024
 """Bytes of replies that the kernel may hold for a client on a Unix socket, as far as
 ``net.core.wmem_max`` lets it. The default of 208 KiB is less than one large read: the rest of it
 would wait for another turn of the loop. TCP sizes its buffers by itself."""
-
-STALL_TIMEOUT = 60.0
-"""Seconds after which a client that reads nothing of what waits for it is given up."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds for a client to take what is left for it; and for handlers to end that are cancelled."""
@@ -51,6 +50,7 @@ class Settings:
     slow_request: float | None
     connection_memory: int
     budget: Budget
+    idle_timeout: float | None = None
     expired: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -90,15 +90,25 @@ class ServerProtocol(StreamProtocol):
     """A stream whose peer may be anybody.
 
     Attributes:
-        has_stalled: whether the client was given up since it read nothing.
+        stalled: how the client was found not to go on, in words; None while it goes on.
+
+    Args:
+        on_connected: called with this, once.
+        is_short: whether others wait for memory.
 
     """
 
-    def __init__(self, on_connected: Callable[[ServerProtocol], None]) -> None:
+    def __init__(
+        self, on_connected: Callable[[ServerProtocol], None], is_short: Callable[[], bool]
+    ) -> None:
         super().__init__()
-        self.has_stalled = False
+        self.stalled: str | None = None
+        self.is_short = is_short
         self._on_connected: Callable[[ServerProtocol], None] | None = on_connected
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._monitor = StallMonitor(
+            self._progress, is_short, partial(self.give_up, "it has read too little")
+        )
+        self._congestions = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the transport, and again when TLS has begun."""
@@ -112,25 +122,29 @@ class ServerProtocol(StreamProtocol):
     def pause_writing(self) -> None:
         """As in the base class; a client that does not read is not waited for without end."""
         super().pause_writing()
-        self._watch()
+        self._congestions += 1
+        self._monitor.start()
 
-    def resume_writing(self) -> None:
-        """As in the base class."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        super().resume_writing()
+    def give_up(self, how: str, seconds: float) -> None:
+        """Close the connection at once.
 
-    def _watch(self) -> None:
-        loop, waiting = asyncio.get_running_loop(), self.transport.get_write_buffer_size()
-        self._watchdog = loop.call_later(STALL_TIMEOUT, self._give_up_unless_moving, waiting)
+        Args:
+            how: the client has stalled, in words.
+            seconds: for how long.
 
-    def _give_up_unless_moving(self, waiting: int) -> None:
-        if self.transport.get_write_buffer_size() == waiting:
-            logger.warning("a client has read nothing for %g s; it is given up", STALL_TIMEOUT)
-            self.has_stalled = True
-            self.transport.abort()
-        else:
-            self._watch()
+        """
+        self.stalled = f"{how} for {seconds:g} s"
+        logger.warning("%s: %s; it is given up", self.peer(), self.stalled)
+        self.transport.abort()
+
+    def peer(self) -> str:
+        """The client's address in words."""
+        return address(self.transport.get_extra_info("peername"))
+
+    def _progress(self) -> Progress | None:
+        if not self.congested or self.transport.is_closing():
+            return None
+        return self._congestions, self.queued - self.transport.get_write_buffer_size()
 
 
 class Connection:
@@ -147,13 +161,14 @@ class Connection:
 
     def __init__(self, settings: Settings, stream: ServerProtocol, number: int) -> None:
         self.number = number
-        self.peer = address(stream.transport.get_extra_info("peername"))
+        self.peer = stream.peer()
         self.export: str | None = None
         self.stats = Stats()
         self.reason: str | None = None
         self._settings = settings
         self._stream = stream
         self._over_tls = False
+        self._closed = False
         self._opened: dict[str, OpenDevice] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -261,10 +276,19 @@ class Connection:
             reporter=Reporter(settings.failures, opened.device, f"export {agreement.name!r}"),
             on_event=self._tell,
             on_disconnect=self.stop,
+            on_unfinished=lambda: monitor.start(),
         )
         dispatcher.use(stream)
+        monitor = StallMonitor(
+            dispatcher.unfinished,
+            stream.is_short,
+            partial(stream.give_up, "it has sent too little of a request"),
+        )
+        idling = IdleTimer(settings.idle_timeout, lambda: dispatcher.idle_since, self._send_away)
         serving = asyncio.create_task(dispatcher.run())
         await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
+        monitor.stop()
+        idling.stop()
         serving.cancel()
         await asyncio.wait([serving])
         self.reason = self._why_it_ended(serving)
@@ -277,7 +301,17 @@ class Connection:
         """Let the requests in flight end, if need be by force."""
         drained = dispatcher.drained()
         expired = self._settings.expired
-        await asyncio.wait([drained, expired], return_when=asyncio.FIRST_COMPLETED)
+        forgotten: int | None = None
+        while not drained.done() and not expired.done():
+            await asyncio.wait(
+                [drained, expired], timeout=RECHECK, return_when=asyncio.FIRST_COMPLETED
+            )
+            before, forgotten = forgotten, dispatcher.forgotten()
+            if forgotten and forgotten == before:
+                self.reason = "requests in flight were interrupted; they are given up"
+                logger.warning("%s: %s", self.peer, self.reason)
+                dispatcher.abort()
+                return
         if not drained.done():
             self.reason = "requests in flight took too long; they are given up"
             logger.warning("%s: %s", self.peer, self.reason)
@@ -287,10 +321,10 @@ class Connection:
     def _why_it_ended(self, serving: asyncio.Task[None]) -> str | None:
         """The reason, in words; None if it was in order."""
         error = None if serving.cancelled() else serving.exception()
-        if self._stream.has_stalled:
-            return f"it has read nothing for {STALL_TIMEOUT:g} s"
+        if self._stream.stalled is not None:
+            return self._stream.stalled
         if error is None and self._stopping.done():
-            return None
+            return self.reason
         if error is None or isinstance(error, (EOFError, ConnectionError)):
             logger.info("%s left without a word", self.peer)
             return "it left without a word"
@@ -300,6 +334,11 @@ class Connection:
         logger.error("%s: the connection was broken off", self.peer, exc_info=error)
         return f"the connection was broken off: {type(error).__name__}"
 
+    def _send_away(self) -> None:
+        self.reason = f"it has been idle for {self._settings.idle_timeout:g} s"
+        logger.info("%s: %s", self.peer, self.reason)
+        self.stop()
+
     def _tell(self, event: RequestEvent) -> None:
         if self._settings.feed.is_heard:
             self._settings.feed.publish(
@@ -308,11 +347,14 @@ class Connection:
 
     async def _close(self) -> None:
         stream = self._stream
-        stream.transport.close()
-        await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
-        if not stream.closed.done():
-            stream.transport.abort()
+        if not self._closed:
+            stream.transport.close()
             await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
+            if not stream.closed.done():
+                stream.transport.abort()
+                await asyncio.wait([stream.closed], timeout=RECHECK)
+            self._closed = True
+            stream.reader.release()
 
 
 def _enlarge_buffer(sock: socket.socket) -> None:

@@ -96,6 +96,11 @@ class Crew:
         """How many clients there are."""
         return sum(member.count for member in self._members)
 
+    def recheck(self) -> None:
+        """Ask the processes how many clients they have; see :data:`aiovblk.tasks.RECHECK`."""
+        for member in self._members:
+            member.recheck()
+
     def connected(self) -> list[RemoteClient]:
         """Who is connected now."""
         return [client for member in self._members for client in member.clients.values()]
@@ -136,7 +141,8 @@ class Crew:
         """End the processes; nothing is shared that would have to be closed."""
         # Not left off at the end of the loop, which cancels all tasks.
         closing = [SteadyTask(member.close(), lambda: None) for member in self._members]
-        await asyncio.gather(*closing)
+        for each in closing:
+            await each
         return []
 
     def _on_change(self, member: _Member) -> None:
@@ -176,6 +182,7 @@ class _Member:
         self._started = False
         self._replacing: asyncio.Task[None] | None = None
         self._giving_up: SteadyTask[None] | None = None
+        self._counting: asyncio.Future[int] | None = None
 
     def is_alive(self) -> bool:
         """Whether it can take clients."""
@@ -235,6 +242,19 @@ class _Member:
         """Take no more requests; what is in flight is answered."""
         if self._started:
             self.worker.call("stop")
+
+    def recheck(self) -> None:
+        """Ask the process how many clients it has."""
+        if self._started and self.count and (self._counting is None or self._counting.done()):
+            self._counting = self.worker.call("count")
+            self._counting.add_done_callback(self._on_count)
+
+    def _on_count(self, counting: asyncio.Future[int]) -> None:
+        # While the server ends nobody is accepted, and what a worker tells comes in order: if fewer
+        # are left than are known, then who left was not noticed.
+        if not counting.exception() and counting.result() < self.count:
+            self.count = counting.result()
+            self._on_change(self)
 
     def give_up(self) -> None:
         """Give up what is in flight; and the process, should it hang."""

@@ -9,7 +9,9 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
+from .. import socketfile
 from ..protocol import URI
 
 logger = logging.getLogger("aiovblk")
@@ -17,6 +19,10 @@ logger = logging.getLogger("aiovblk")
 BACKLOG = 128
 """Clients that may wait for being accepted."""
 
+KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
+"""Seconds without a packet after which a client is asked whether it is there, seconds between such
+questions, and how many of them may go unanswered: a client whose machine or network is gone is
+found out within two minutes. (The kernel's defaults are two hours and eleven minutes.)"""
 
 ACCEPT_PAUSE = 1.0
 """Seconds to wait when the system has nothing left to accept a client with."""
@@ -88,16 +94,25 @@ class Listener:
                 self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume)
                 return
             client.setblocking(False)
-            if client.family != socket.AF_UNIX:
-                # A reply must not wait for the acknowledgement of the one before.
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accept(client)
+
+
+def tune(client: socket.socket) -> None:
+    """Set the options of a client's socket, wherever it was accepted."""
+    if client.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    # A reply must not wait for the acknowledgement of the one before.
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        client.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def listen_unix(name: str) -> socket.socket:
     """Listen on a Unix socket; its file is made with the mode that the umask leaves.
 
-    The caller takes the file away. One that a server left which is gone is replaced.
+    The caller takes the file away. One that a server left which is gone is replaced; of several
+    that find it so at once, one does that, and the others find that it listens.
 
     Raises:
         OSError: something else has that name, a server listens there, or it cannot be made.
@@ -105,18 +120,26 @@ def listen_unix(name: str) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        try:
-            sock.bind(name)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
-                raise _cannot_listen(exc, name) from exc
-            os.unlink(name)
-            sock.bind(name)
-        sock.listen(BACKLOG)
+        with nullcontext() if name.startswith("\0") else socketfile.locked(name):
+            _bind(sock, name)
+            sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise _cannot_listen(exc, name) from exc
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, name: str) -> None:
+    try:
+        sock.bind(name)
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
+            raise
+        os.unlink(name)
+        sock.bind(name)
 
 
 def _is_left_over(name: str) -> bool:
@@ -175,8 +198,6 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
 def _listen(family: int, address: tuple[str | int, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Inherited by what is accepted: a client whose machine is gone is found out some day.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:

@@ -7,12 +7,13 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 
+from .. import forks
 from ..dispatch import Stats
 from ..events import ClientRefused, Closed, Closing
 from ..events import Listener as EventListener
-from ..tasks import SteadyTask, occur, outlast
+from ..tasks import RECHECK, SteadyTask, occur, outlast
 from .clients import Client, Clients
-from .listening import Listener, SocketFile, address_of_peer, is_listening, uri
+from .listening import Listener, SocketFile, address_of_peer, is_listening, tune, uri
 
 logger = logging.getLogger("aiovblk")
 
@@ -142,6 +143,7 @@ class Server:
     def _start_on(self, sock: socket.socket) -> None:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"NBD needs stream sockets, which {sock!r} is not")
+        forks.withhold_socket(sock)
         if is_listening(sock):
             self._listeners.append(Listener(sock, self._accept))
             self.uris += [uri(sock, name, tls=self._tls) for name in self._names]
@@ -152,12 +154,15 @@ class Server:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
         self.close()
         ending = SteadyTask(self._end(), lambda: None)
-        if await outlast(ending):
+        if await outlast(ending, recheck=RECHECK):
             raise asyncio.CancelledError
         return ending.result()
 
     async def _end(self) -> list[str]:
-        await self._ended
+        while not self._ended.done():
+            await asyncio.wait([self._ended], timeout=RECHECK)
+            self._clients.recheck()
+            self._end_if_alone()
         self._patience.cancel()
         return await self._clients.close()
 
@@ -170,9 +175,12 @@ class Server:
             self._clients.feed.publish(refusal)
             sock.close()
         else:
+            tune(sock)
             self._clients.accept(sock, self._accepted)
 
     def _end_if_alone(self) -> None:
+        if self._ended.done():
+            return
         if not self._starting and not self._listeners and not self._clients.count():
             occur(self._ended)
             self._clients.feed.publish(Closed())

@@ -71,6 +71,10 @@ class ClientsService:
         """Take no more requests; what is in flight is answered."""
         self._clients.stop()
 
+    async def count(self) -> int:
+        """How many there are; who has left was told of before."""
+        return self._clients.count()
+
     async def give_up(self) -> None:
         """Give up what is in flight."""
         self._clients.give_up()

@@ -3,6 +3,15 @@
 from .connection import StreamProtocol
 from .handshake import converse
 from .reader import InPlaceStreamReader
+from .slices import CHECK_INTERVAL, SLICE, Slice
 from .spares import Spares
 
-__all__ = ["InPlaceStreamReader", "Spares", "StreamProtocol", "converse"]
+__all__ = [
+    "CHECK_INTERVAL",
+    "SLICE",
+    "InPlaceStreamReader",
+    "Slice",
+    "Spares",
+    "StreamProtocol",
+    "converse",
+]

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from .. import forks
 from ..errors import ProtocolError
 from .reader import InPlaceStreamReader
 
@@ -27,6 +28,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         transport: what to send by; another one since TLS has begun.
         closed: done once the transport has closed; its result is the error that closed it, if any.
         congested: whether the peer does not read as fast as is sent to it.
+        queued: bytes that were sent while it was congested.
         on_decongested: called when that is over.
 
     """
@@ -37,6 +39,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.reader = InPlaceStreamReader()
         self.closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.congested = False
+        self.queued = 0
         self.on_decongested: Callable[[], None] | None = None
         self._over_tls = False
 
@@ -82,6 +85,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
         transport = self.transport
         if not buffers or transport.is_closing():
             return
+        if self.congested:
+            self.queued += sum(map(len, buffers))
         if len(buffers) <= 2 and len(buffers[-1]) <= SMALL:
             transport.write(b"".join(buffers))
             return
@@ -118,7 +123,15 @@ class StreamProtocol(asyncio.BufferedProtocol):
         """Called by the transport when it is ready."""
         # A stream's transport reads and writes; uvloop's only does not say so by its class.
         self.transport = cast(asyncio.Transport, transport)
+        forks.withhold_socket(self)
         self.reader.set_transport(transport)
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 once the connection is closed."""
+        if self.closed.done():
+            return -1
+        sock = self.transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Called by the transport before it receives."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from time import monotonic_ns
 from typing import Any, Protocol, TypeVar
 
 from ..protocol import ExportInfo, OpenExport, Receive, StartTLS
 from .connection import StreamProtocol
+from .slices import Slice
 
 T = TypeVar("T", covariant=True)
 
@@ -31,7 +33,8 @@ async def converse(
 ) -> T:
     """Carry ``handshake`` over ``stream`` to its end.
 
-    While the peer does not read, nothing more is received: what waits for it stays bounded.
+    While the peer does not read, nothing more is received: what waits for it stays bounded. A peer
+    that sends options without end leaves others their time: see :mod:`aiovblk.stream.slices`.
 
     Args:
         handshake: a side of it that has not begun.
@@ -47,6 +50,8 @@ async def converse(
     """
     talk = handshake.talk()
     answer: Any = None
+    time_slice = Slice()
+    time_slice.begin(monotonic_ns())
     decongested = asyncio.Event()
     stream.on_decongested = decongested.set
     try:
@@ -54,6 +59,8 @@ async def converse(
             step = talk.send(answer)
             _send(stream, handshake.outgoing())
             answer = None
+            if time_slice.is_over():
+                await time_slice.next()
             while stream.congested:
                 decongested.clear()
                 await decongested.wait()

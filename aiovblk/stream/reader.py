@@ -200,6 +200,17 @@ class InPlaceStreamReader(asyncio.StreamReader):
         self._error = exc
         self._wake()
 
+    def release(self) -> None:
+        """Drop what was received and not consumed, and the memory for it: the connection is closed.
+
+        It may be 32 MiB, and would wait for the garbage collector with whatever belongs to the
+        connection.
+        """
+        self.buffer = bytearray()
+        self.start = self.end = 0
+        self._spares = Spares()
+        self._ended = True
+
     def _make_room(self, unconsumed: int, room: int) -> None:
         size = self._next_size(unconsumed)
         if room >= SMALLEST_RECEIVE and self.start == 0 and len(self.buffer) >= size:

@@ -70,7 +70,7 @@ class Channel:
         if self._sock.fileno() < 0:
             return
         # Of their own, since the caller may close his while the message waits.
-        self._unsent.append((data, [os.dup(sock.fileno()) for sock in sockets]))
+        self._unsent.append((data, [forks.withhold(os.dup(sock.fileno())) for sock in sockets]))
         self._send()
 
     def close(self) -> None:
@@ -149,4 +149,4 @@ def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
-            os.close(descriptor)
+            forks.close(descriptor)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import pickle
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing import spawn
 from typing import Any, Protocol
 
+from .. import interpreter
 from ..threads import in_thread
 from .channel import Channel, socket_pair
 from .messages import Call, Event, Outcome, Preparation
@@ -221,13 +220,11 @@ def _pickled(what: object) -> bytes:
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    code = (
-        "import sys, json; sys.path[:] = json.loads(sys.argv[1]);"
-        "from aiovblk.workers.child import main; main(int(sys.argv[2]))"
-    )
+    # The user's own modules are found when it is prepared, with this process's sys.path of then.
+    code = "from aiovblk.workers.child import main; main(int(sys.argv[1]))"
     with theirs:
         return subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(sys.path), str(theirs.fileno())],
+            interpreter.command(code, str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             # Ctrl-C and Ctrl-Z at a terminal are for the parent, which needs the worker to unmount.

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from aiovblk.dispatch import Budget, Dispatcher, Share, Stats
-from aiovblk.dispatch.budget import REQUEST_COST, cost
+from aiovblk.dispatch.budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, cost
+from aiovblk.dispatch.calls import MAX_EXTENTS
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol
@@ -34,45 +35,56 @@ def test_request_costs_its_payload_but_never_what_only_its_length_claims(
     assert cost(Request(0, command, 1, 0, length)) == REQUEST_COST + payload
 
 
-def test_share_is_full_at_its_own_limit() -> None:
+def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() -> None:
+    def status(length: int) -> int:
+        return cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
+
+    assert status(512) == REQUEST_COST + 2 * EXTENT_COST
+    assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
+
+
+def test_share_has_nothing_left_at_its_own_limit() -> None:
     share = Share(Budget(1000), 100)
     share.take(99)
-    assert not share.full()
+    assert share.left() == 1
     share.take(1)
-    assert share.full()
+    assert share.left() == 0
     share.give_back(1)
-    assert not share.full()
+    assert share.left() == 1
 
 
-def test_share_is_full_where_the_budget_is_but_may_always_take_one_request() -> None:
+def test_share_has_nothing_left_where_the_budget_has_but_may_take_one_small_request() -> None:
     budget = Budget(100)
-    greedy, modest = Share(budget, 1000), Share(budget, 1000)
+    greedy, modest = Share(budget, 10**9), Share(budget, 10**9)
     greedy.take(500)
-    assert greedy.full()
-    assert not modest.full()
+    assert not greedy.may_take(1)
+    assert modest.may_take(ALWAYS_ALLOWED)
+    assert not modest.may_take(ALWAYS_ALLOWED + 1)
     modest.take(1)
-    assert modest.full()
+    assert not modest.may_take(1)
     greedy.give_back(500)
-    assert not modest.full()
+    assert modest.may_take(10**8)  # one that passes the limit, as long as there is something left
 
 
-async def waiting(share: Share) -> asyncio.Task[None]:
-    task = asyncio.create_task(share.room())
+async def reserving(share: Share, count: int = 1) -> asyncio.Task[None]:
+    task = asyncio.create_task(share.reserve(count))
     await asyncio.sleep(0)
     assert not task.done()
     return task
 
 
-async def test_room_is_at_once_where_there_is_some() -> None:
+async def test_reserving_is_done_at_once_where_there_is_room() -> None:
     share = Share(Budget(100), 100)
     share.take(99)
-    await share.room()
+    await share.reserve(7)
+    assert share.reserved == 7
+    assert share.left() == -6
 
 
-async def test_room_waits_for_what_the_share_itself_gives_back() -> None:
+async def test_reserving_waits_for_what_the_share_itself_gives_back() -> None:
     share = Share(Budget(1000), 100)
     share.take(150)
-    task = await waiting(share)
+    task = await reserving(share)
     share.give_back(50)
     await asyncio.sleep(0)
     assert not task.done()
@@ -81,30 +93,86 @@ async def test_room_waits_for_what_the_share_itself_gives_back() -> None:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-async def test_room_waits_for_what_another_share_gives_back(closes: bool) -> None:
+async def test_reserving_waits_for_what_another_share_gives_back(closes: bool) -> None:
     budget = Budget(100)
     greedy, modest = Share(budget, 1000), Share(budget, 1000)
     modest.take(10)
     greedy.take(500)
-    task = await waiting(modest)
+    task = await reserving(modest, 20)
+    assert budget.is_short()
     if closes:
         greedy.close()
     else:
         greedy.give_back(500)
     await task
-    assert budget.used == 10
+    assert budget.used == 30
+    assert not budget.is_short()
 
 
-async def test_room_that_is_cancelled_can_be_waited_for_again() -> None:
-    share = Share(Budget(1000), 100)
+async def test_memory_goes_to_those_who_wait_in_their_order_and_to_nobody_before_them() -> None:
+    budget = Budget(100)
+    shares = [Share(budget, 1000) for _ in range(3)]
+    greedy = Share(budget, 1000)
+    greedy.take(200)
+    for share in shares:
+        share.take(1)
+    tasks = [await reserving(share, 200) for share in shares]
+    for task in tasks:
+        assert greedy.left() <= 0
+        budget.limit = budget.used + 1
+        greedy.give_back(0)
+        await task  # though it is the first that waits, it is the only one that is given any
+        assert not greedy.may_take(1)
+    assert [share.reserved for share in shares] == [200] * 3
+
+
+async def test_share_that_waits_for_the_budget_still_gets_its_one_small_request() -> None:
+    budget = Budget(100)
+    greedy, modest = Share(budget, 1000), Share(budget, 1000)
+    greedy.take(500)
+    modest.take(10)
+    task = await reserving(modest, ALWAYS_ALLOWED)
+    modest.give_back(10)
+    await task
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
+    granted: bool,
+) -> None:
+    budget = Budget(1000)
+    share = Share(budget, 100)
     share.take(100)
-    task = await waiting(share)
+    task = await reserving(share, 50)
+    if granted:
+        share.give_back(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    task = await waiting(share)
-    share.give_back(100)
-    await task
+    assert budget.used == (99 if granted else 100)
+    assert share.reserved == 0
+    if not granted:
+        task = await reserving(share, 50)
+        share.give_back(1)
+        await task
+    else:
+        await share.reserve(50)
+    assert budget.used == 149
+
+
+async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> None:
+    budget = Budget(100)
+    greedy, leaving, other = (Share(budget, 1000) for _ in range(3))
+    greedy.take(100)
+    for share in (leaving, other):
+        share.take(1)
+    waits = await reserving(leaving, 10**6)
+    stays = await reserving(other, 10**6)
+    waits.cancel()
+    leaving.close()
+    greedy.close()
+    await stays
+    assert budget.used == 10**6 + 1
 
 
 def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
@@ -116,7 +184,6 @@ def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
     assert budget.used == 30
     share.give_back(50)  # the last replies leave, or are lost, after the end
     assert budget.used == 30
-    assert budget.shares == {other}
 
 
 @pytest.mark.parametrize("reads", [False, True])

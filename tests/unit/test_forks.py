@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,69 @@ if child == 0:
 dog.forget(1)
 assert process.returncode is not None  # though the child lives
 """
+
+
+NETWORK = """
+import asyncio, multiprocessing, sys, warnings
+import aiovblk, uvloop
+from aiovblk.storage import MemoryDevice
+from aiovblk.server import listening
+
+warnings.simplefilter("ignore")  # of forking with threads about
+
+def sockets():
+    # All that are open, but those of the loop's own.
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found[target] = int(name)
+    return found
+
+async def main(path, workers):
+    before = sockets()
+    options = {"workers": 1} if workers else {}
+    export = make if workers else MemoryDevice(1 << 20)
+    async with aiovblk.serve(export, unix=path, host="127.0.0.1", port=0, **options) as server:
+        port = int(server.uris[-1].rpartition(":")[2].strip("/"))
+        async with aiovblk.connect(server.uris[0]) as one, aiovblk.connect(server.uris[-1]) as two:
+            await one.read(0, 512)
+            await two.read(0, 512)
+            ours = {target: fd for target, fd in sockets().items() if target not in before}
+            # Two that listen, two clients with their servers (or a worker's channel).
+            assert len(ours) >= 5, ours
+            assert in_child(lambda: not ours.keys() & sockets().keys()), ours
+            assert ours.keys() <= sockets().keys()
+            await one.read(0, 512)  # the parent goes on
+            await two.read(0, 512)
+            child = os.fork()
+            if child == 0:
+                os.read(0, 1)
+                os._exit(0)
+    assert not os.path.exists(path)
+    for sock in await listening.listen_tcp("127.0.0.1", port):  # though the child lives
+        sock.close()
+
+def make():
+    return MemoryDevice(1 << 20, block_size=1)
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(main(directory + "/socket", WORKERS))
+"""
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_child_is_left_no_socket_of_a_server_or_a_client(workers: bool, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(CHILD + NETWORK.replace("WORKERS", str(workers)))
+    with subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE) as parent:
+        assert parent.wait(50) == 0
 
 
 @pytest.mark.parametrize("code", [FILES, SOCKETS, GRANDCHILD, WATCHDOG])

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 import aiovblk
-from aiovblk import Mount
+from aiovblk import Mount, interpreter
 from aiovblk.cli.notify import Notifier
-from aiovblk.cli.upgrade import Upgrade
+from aiovblk.cli.upgrade import _COMMAND, Upgrade
 from aiovblk.storage import MemoryDevice
 
 
@@ -103,7 +103,7 @@ async def test_a_successor_has_the_same_words(
     await signalled()  # it has failed
     await started(ending)
     assert spawned[1] == spawned[0]
-    assert spawned[0][:2] == ["-m", "aiovblk"]
-    assert spawned[0][2:] == [*words, *([] if last else ["--replace"])]
+    program = interpreter.command(_COMMAND)[1:]
+    assert spawned[0] == [*program, *words, *([] if last else ["--replace"])]
     ending.end()
     assert systemd.told == ["serving /dev/nbd3", 77]

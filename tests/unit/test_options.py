@@ -13,6 +13,7 @@ from aiovblk.protocol.options import (
     GREETING,
     INFO_BLOCK_SIZE,
     INFO_EXPORT,
+    MAX_QUERIES,
     OPTION,
     OPTION_REPLY,
     Fields,
@@ -114,4 +115,10 @@ def test_string_that_is_not_utf_8_is_a_protocol_error(data: bytes) -> None:
 
 def test_count_that_lies_is_found_out_by_the_end_of_the_data() -> None:
     with pytest.raises(ProtocolError, match="too early"):
-        parse_context_request(bytes(4) + b"\xff" * 4 + bytes(64 * 1024))
+        parse_context_request(bytes(4) + (1000).to_bytes(4) + bytes(3999))
+
+
+def test_more_queries_than_are_looked_at_are_a_protocol_error() -> None:
+    parse_context_request(serialize_context_request("", [""] * MAX_QUERIES))
+    with pytest.raises(ProtocolError, match="at most 1024"):
+        parse_context_request(serialize_context_request("", [""] * (MAX_QUERIES + 1)))

@@ -34,6 +34,7 @@ from aiovblk.events import (
 from aiovblk.protocol import Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import connection as connection_module
+from aiovblk.server import stalls
 from aiovblk.server.crew import Crew
 from aiovblk.server.worker import MOST_EVENTS
 from aiovblk.storage import MemoryDevice
@@ -172,12 +173,13 @@ async def test_client_that_leaves_out_of_order_is_told_with_the_reason(
 async def test_client_that_reads_nothing_is_told_with_the_reason(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_module, "STALL_TIMEOUT", 0.05)
+    monkeypatch.setattr(stalls, "STALL_TIMEOUT", 0.05)
+    monkeypatch.setattr(stalls, "CHECK_INTERVAL", 0.02)
     async with watched(MemoryDevice(MIB), path) as (_, client, events):
         client.transport.pause_reading()
         for _ in range(16):
             client.send(READ, 0, MIB)
-        reason = "it has read nothing for 0.05 s"
+        reason = "it has read too little for 0.05 s"
         assert await next_words(events) == ("ClientLeft", 1, LOCAL, "disk", reason)
 
 

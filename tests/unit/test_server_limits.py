@@ -16,6 +16,7 @@ from aiovblk import BlockDevice
 from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import connection as connection_module
+from aiovblk.server import stalls
 from aiovblk.stream.reader import BUFFER_SIZE
 
 from .network import (
@@ -224,13 +225,14 @@ async def test_what_a_client_took_is_given_back_once_however_it_leaves(path: Pat
                 else:
                     await client.reply()
             await until_left(server)
-            assert (leave, budget.used, budget.shares) == (leave, 0, set())
+            assert (leave, budget.used, budget.waiting) == (leave, 0, {})
 
 
 async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection_module, "STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(stalls, "STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(stalls, "CHECK_INTERVAL", 0.02)
     async with (
         serve(Zeroes(), unix=path, connection_memory=8 * MIB) as server,
         using(path) as deaf,
@@ -242,7 +244,7 @@ async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
         while len(server.connections) > 1:
             assert await client.read(0, 4096) == bytes(4096)
             assert clients_of(server)._settings.budget.used < 10 * MIB
-    assert "a client has read nothing for 0.1 s" in caplog.text
+    assert "it has read too little for 0.1 s; it is given up" in caplog.text
 
 
 async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
@@ -252,7 +254,8 @@ async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
             client.send(READ, 0, MIB)
         stream = clients_of(server).connected()[0]._stream
         await until(lambda: stream.congested)
-        stream._give_up_unless_moving(stream.transport.get_write_buffer_size() + 1)
+        stream._monitor.look()
+        assert stream.stalled is None
         client.transport.resume_reading()
         await client.replies(8)
 
