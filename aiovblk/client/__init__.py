@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
+from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..protocol import URI
 from .connection import Connection
 from .dialing import dial, load_context
@@ -60,11 +61,9 @@ def connect(
     parsed = URI.parse(uri)
     if tls is not None and not parsed.tls:
         raise ValueError(f"TLS needs a URI that begins with nbds, not {uri!r}")
-    if connections < 1:
-        raise ValueError(f"connections must be at least 1, not {connections}")
-    for name, value in {"timeout": timeout, "reconnect": reconnect}.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be a positive number of seconds, not {value}")
+    check_count("connections", connections, most=MAX_WORKERS)
+    check_seconds("timeout", timeout)
+    check_seconds("reconnect", reconnect)
 
     async def dial_within(limit: float | None) -> Connection:
         nonlocal tls

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from random import Random
 
+from ..arguments import check_count, check_seconds
 from ..device import Factory
 from .disk import Crash, Disk
 from .failure import CheckFailed
@@ -49,11 +50,15 @@ async def check_block_device(
         timeout: seconds that a round, an unmount and the like may take.
 
     Raises:
+        TypeError, ValueError: a number cannot be.
         CheckFailed: it does not. It tells the seed, the round, the request, and what was wrong.
 
     Cancellation: safe; the device is unmounted.
 
     """
+    check_count("rounds", rounds)
+    check_count("concurrency", concurrency)
+    check_seconds("timeout", timeout)
     check = _Check(Disk(open, crash, seed, timeout), seed, concurrency, timeout)
     try:
         await check.run(rounds)

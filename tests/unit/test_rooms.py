@@ -9,6 +9,7 @@ from pathlib import Path
 import aiovblk
 
 EVERY_ROOM = {
+    "alignment",
     "device",
     "events",
     "protocol",
@@ -27,10 +28,13 @@ EVERY_ROOM = {
     "workers",
 }
 
-# A room that is not here does not exist. Errors are for every room to raise.
+# A room that is not here does not exist. Errors are for every room to raise, and the checks of
+# arguments for every room to make.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": EVERY_ROOM,
     "__main__": {"cli"},
+    "alignment": {"device"},
+    "arguments": set(),
     "errors": set(),
     "device": set(),
     "events": set(),
@@ -42,9 +46,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel": {"forks", "protocol", "threads"},
     "latency": set(),
     "mount": {"device", "dispatch", "events", "forks", "kernel", "tasks", "threads", "workers"},
-    "server": {"device", "dispatch", "events", "protocol", "stream", "tasks", "tls", "workers"},
+    "server": {
+        "alignment",
+        "device",
+        "dispatch",
+        "events",
+        "protocol",
+        "stream",
+        "tasks",
+        "tls",
+        "workers",
+    },
     "client": {"device", "protocol", "stream", "tasks", "tls"},
-    "storage": {"device", "latency"},
+    "storage": {"alignment", "device", "latency"},
     "threads": set(),
     "tls": set(),
     "workers": {"forks", "threads"},
@@ -81,7 +95,7 @@ def _allowed(room: str, target: str) -> bool:
         return False
     if not target.startswith("."):
         return target not in NOT_FROM_OUTSIDE.get(room, set())
-    return target[1:] in {room, "errors", *MAY_IMPORT[room]}
+    return target[1:] in {room, "arguments", "errors", *MAY_IMPORT[room]}
 
 
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from ...arguments import check_seconds
 from ..patience import PATIENCE, repeat
 from ..together import drain
 from ..web.address import without_secrets
@@ -272,6 +273,7 @@ def from_url(
     """
     from obstore import store as stores
 
+    check_seconds("patience", patience, zero=True)
     root, folder = parts_of(url)
     scheme, _, bucket = root.partition("://")
     if scheme == "memory":
