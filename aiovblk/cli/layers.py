@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..device import BlockDevice
-from ..storage import Cache, FileDevice, HTTPDevice, ObjectStoreDevice, Overlay
+from ..storage import BlockSize, Cache, FileDevice, HTTPDevice, ObjectStoreDevice, Overlay
 from ..storage.cache import Policy
+from . import values
 from .spec import device_of
-from .units import SpecError, parse_size
+from .units import SpecError, UsageError
+
+CACHE_POLICY: Policy = "write-through"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +35,16 @@ class Layers:
         """Read them from a command line.
 
         Raises:
-            SpecError: they do not go together.
+            UsageError: they do not go together.
 
         """
-        cache = None if arguments.cache is None else parse_size(arguments.cache)
-        layers = cls(arguments.overlay, cache, arguments.cache_path, arguments.cache_policy)
-        if layers.cache_path is not None and layers.cache is None:
-            raise SpecError("how large is the cache to be? Give --cache SIZE with --cache-path")
+        cache, policy = arguments.cache, arguments.cache_policy
+        layers = cls(arguments.overlay, cache, arguments.cache_path, policy or CACHE_POLICY)
+        for option, value in (("--cache-path", layers.cache_path), ("--cache-policy", policy)):
+            if value is not None and cache is None:
+                raise UsageError(f"how large is the cache to be? Give --cache SIZE with {option}")
         if arguments.workers is not None and (layers.overlay is not None or cache is not None):
-            raise SpecError("each worker would have layers of its own: no --overlay, no --cache")
+            raise UsageError("each worker would have layers of its own: no --overlay, no --cache")
         return layers
 
     async def put_on(self, device: BlockDevice, spec: str) -> BlockDevice:
@@ -51,7 +55,8 @@ class Layers:
                 below = await self._cached(device, self.cache, _contents_of(device, spec))
             if self.overlay is not None:
                 # Of a file on a server, since that may be another one the next time.
-                version = device.identity if isinstance(device, HTTPDevice) else None
+                source = _source_of(device)
+                version = source.identity if isinstance(source, HTTPDevice) else None
                 return await Overlay.file(below, self.overlay, identity=version)
         except BaseException:
             await below.unmount()
@@ -78,18 +83,23 @@ class Layers:
 
 def _contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
     """What a cache compares: a device that others change tells its version, else its name does."""
-    if isinstance(device, HTTPDevice | ObjectStoreDevice):
-        return lambda: device.identity
+    source = _source_of(device)
+    if isinstance(source, HTTPDevice | ObjectStoreDevice):
+        return lambda: source.identity
     return lambda: spec
+
+
+def _source_of(device: BlockDevice) -> BlockDevice:
+    return device.inner if isinstance(device, BlockSize) else device
 
 
 @asynccontextmanager
 async def stack_of(
-    spec: str, layers: Layers, *, read_only: bool = False
+    spec: str, layers: Layers, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
     """The device that ``spec`` names, with layers on it; see :func:`.spec.device_of`."""
     below = read_only or layers.overlay is not None
-    async with device_of(spec, read_only=below) as device:
+    async with device_of(spec, read_only=below, block_size=block_size) as device:
         stack = await layers.put_on(device, spec)
         if read_only:
             stack.read_only = True
@@ -100,16 +110,21 @@ def add_layers(parser: ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "--overlay",
+        type=values.text,
         metavar="PATH",
         help="keep what is written in this file, and leave what SPEC names as it is",
     )
     parser.add_argument(
-        "--cache", metavar="SIZE", help="keep this much of the device in memory, or in a file"
+        "--cache",
+        type=values.size,
+        metavar="SIZE",
+        help="keep this much of the device in memory, or in a file",
     )
-    parser.add_argument("--cache-path", metavar="PATH", help="the file of the cache")
+    parser.add_argument(
+        "--cache-path", type=values.text, metavar="PATH", help="the file of the cache"
+    )
     parser.add_argument(
         "--cache-policy",
         choices=get_args(Policy),
-        default="write-through",
-        help="what is done with writes (default %(default)s)",
+        help=f"what is done with writes (default {CACHE_POLICY})",
     )
