@@ -40,8 +40,7 @@ async def device_of(
     except ValueError as exc:
         raise UsageError(str(exc)) from None
     async with connect(uri) as remote:
-        device = in_blocks(remote, block_size)
-        yield _read_only(device) if read_only else device
+        yield await in_blocks(_read_only(remote) if read_only else remote, block_size)
 
 
 async def device_for_worker(
@@ -106,18 +105,16 @@ async def load_device(
         disk = DiskSpec.parse(spec)
         block_size = _agreed(spec, disk.block_size, block_size)
         device = await disk.open(read_only=read_only, block_size=block_size)
-        return in_blocks(device, block_size)
+        return await in_blocks(device, block_size)
     spec, block_size = split_block_size(spec, block_size)
     rest = spec.partition(":")[2]
     if kind == "file":
         return FileDevice(parse_path(rest), block_size=block_size, read_only=read_only)
     if kind.lower() in WEB_SCHEMES:
         return await HTTPDevice.open(spec, block_size=block_size)
-    if kind == "memory":
-        device = _memory(parse_size(rest), block_size)
-    else:
-        device = in_blocks(await _load_object(spec), block_size)
-    return _read_only(device) if read_only else device
+    is_memory = kind == "memory"
+    device = _memory(parse_size(rest), block_size) if is_memory else await _load_object(spec)
+    return await in_blocks(_read_only(device) if read_only else device, block_size)
 
 
 def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | None]:
@@ -165,12 +162,15 @@ def _agreed(spec: str, mine: int | None, other: int | None) -> int | None:
     return other if mine is None else mine
 
 
-def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
-    """The device with blocks of this size, if one is asked for."""
-    if block_size in (None, device.block_size):
+async def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
+    """The device with blocks of this size, if one is asked for; it is let go of if that fails."""
+    if block_size is None or block_size == device.block_size:
         return device
-    assert block_size is not None
-    return BlockSize(device, block_size)
+    try:
+        return BlockSize(device, block_size)
+    except BaseException:
+        await device.unmount()
+        raise
 
 
 def _no_spec(spec: str) -> UsageError:

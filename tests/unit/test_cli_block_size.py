@@ -109,6 +109,15 @@ async def test_file_whose_size_the_blocks_do_not_divide_is_refused() -> None:
         await load_device("file:odd.img?block_size=4096")
 
 
+async def test_device_that_cannot_have_such_blocks_is_let_go_of() -> None:
+    await DiskSpec.parse("folder:disk?size=4K&block_size=512").create()
+    for _ in range(2):  # the second would find a lease
+        with pytest.raises(ValueError, match="4096 bytes, no multiple of a block_size of 8192"):
+            await load_device("folder:disk?block_size=8192")
+    device = await load_device("folder:disk")
+    await device.unmount()
+
+
 # Layers and workers
 
 
