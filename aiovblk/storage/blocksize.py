@@ -17,6 +17,7 @@ class BlockSize(Layer):
     own; requests that fit those pass as they are.
 
     Durability: that of ``inner``. A write of a part of an inner block writes the whole block again.
+    A crash may leave a larger block written in part, as it may with several blocks of ``inner``.
 
     Concurrency: any. While a part of a block is changed, no other write of that block is in flight.
     Only this process knows of that, so a device with smaller blocks that can be written does not
