@@ -78,8 +78,10 @@ class BlockSize(Layer):
         await self._parts.write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what ``inner`` tells."""
-        return await self._parts.extents(offset, length)
+        """Tell what ``inner`` tells; a block that is a hole, or zero, only in part is data."""
+        found = await self._parts.extents(offset, length)
+        is_larger = self.block_size > self.inner.block_size
+        return _in_whole_blocks(found, offset, self.block_size) if is_larger else found
 
     async def cache(self, offset: int, length: int) -> None:
         """Pass the hint on."""
@@ -97,6 +99,23 @@ _HANDLERS = (
     BlockDevice.flush,
     BlockDevice.trim,
     BlockDevice.write_zeroes,
-    BlockDevice.extents,
     BlockDevice.cache,
 )
+
+
+def _in_whole_blocks(found: Sequence[Extent], offset: int, block: int) -> list[Extent]:
+    extents: list[Extent] = []
+    begin = position = offset  # of what is not told yet, and of what was looked at
+    for length, hole, zero in found:
+        first, last = -(-position // block) * block, (position + length) // block * block
+        position += length
+        if (hole or zero) and first < last:
+            if begin < first:
+                extents.append(Extent(first - begin))
+            extents.append(Extent(last - first, hole, zero))
+            begin = last
+    # Of a block at the end of which only a part was told the client asks again.
+    last = position // block * block
+    if begin < last:
+        extents.append(Extent(last - begin))
+    return extents or [Extent(block)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk import BlockDevice, Export, connect
+from aiovblk import BlockDevice, Export, Extent, connect
 from aiovblk.device import overrides
 from aiovblk.protocol import MAX_PAYLOAD, Info, Option, TransmissionFlag
 from aiovblk.protocol.options import INFO_BLOCK_SIZE, serialize_info_request
@@ -127,6 +127,29 @@ async def test_larger_blocks_pass_requests_as_they_are() -> None:
     assert (device.block_size, device.blocks, device.size) == (4096, 16, inner.size)
     assert device.read == inner.read  # so they cost nothing
     assert device.multi_conn == inner.multi_conn
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([Extent(8192)], [Extent(8192)]),
+        ([Extent(8192, zero=True)], [Extent(8192, zero=True)]),
+        ([Extent(512, zero=True)] * 16, [Extent(8192)]),
+        ([Extent(512), Extent(7680, hole=True)], [Extent(4096), Extent(4096, hole=True)]),
+        ([Extent(4608, True, True), Extent(3584)], [Extent(4096, True, True), Extent(4096)]),
+        ([Extent(512), Extent(512, True)], [Extent(4096)]),  # which ends early
+        ([Extent(4096, True), Extent(512, True)], [Extent(4096, True)]),
+        ([Extent(20480, zero=True)], [Extent(20480, zero=True)]),
+    ],
+)
+async def test_larger_block_that_is_zero_only_in_part_is_data(
+    found: list[Extent], told: list[Extent]
+) -> None:
+    class Told(MemoryDevice):
+        async def extents(self, offset: int, length: int) -> list[Extent]:
+            return found
+
+    assert await BlockSize(Told(1 << 20, block_size=512), 4096).extents(4096, 8192) == told
 
 
 async def test_smaller_blocks_are_as_those_of_a_device_that_has_them() -> None:
