@@ -1,7 +1,8 @@
 """The command line: ``aiovblk mount | serve | unmount | list | top | doctor | copy`` and more.
 
-An error is one line on stderr and exit status 1; a wrong call, 2. Everything that only a program,
-and not a library, may do happens here: signal handlers, the choice of an event loop, logging.
+An error is one line on stderr and exit status 1; a wrong call (:class:`.units.UsageError`), 2.
+Everything that only a program, and not a library, may do happens here: signal handlers, the choice
+of an event loop, logging.
 
 Each command has a module, which its ``configure`` makes known to argparse: what the command does,
 its options, and what runs it. Those of disks in object stores share one, :mod:`.disks`. Options
@@ -19,10 +20,14 @@ from .. import __version__
 from ..errors import Error
 from ..text import escaped
 from . import copy, disks, doctor, listing, mount, serve, top, unmount
+from .descriptors import open_standard_descriptors
+from .parser import CommandParser
+from .units import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    open_standard_descriptors()
     words = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(words, Namespace(words=words))
     terminal = logging.StreamHandler()
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Error, OSError, ValueError, TypeError) as exc:
         logging.getLogger("aiovblk").debug("traceback of the error:", exc_info=True)
         print(f"aiovblk: {escaped(_in_words(exc))}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(exc, UsageError) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -59,7 +64,9 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="aiovblk", description="Virtual block devices from Python.")
     parser.add_argument("--version", action="version", version=f"aiovblk {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
-    add = parser.add_subparsers(required=True, metavar="COMMAND").add_parser
+    add = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=CommandParser
+    ).add_parser
     mount.configure(add("mount", help="serve a device until Ctrl-C"))
     serve.configure(add("serve", help="serve devices to NBD clients until Ctrl-C"))
     unmount.configure(add("unmount", help="unmount a device, whoever serves it"))

@@ -68,7 +68,9 @@ async def _create(spec: str, source: BlockDevice) -> BlockDevice | None:
         if kind == "file":
             return FileDevice.create(parse_path(rest), source.size)
         if kind in DISK_SCHEMES:
-            return await DiskSpec.parse(spec).open(size=source.size)
+            # What is copied was made for sectors of this size; smaller ones no disk has.
+            block_size = max(source.block_size, 512)
+            return await DiskSpec.parse(spec).open(size=source.size, block_size=block_size)
     except FileExistsError:
         pass
     return None

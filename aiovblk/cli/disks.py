@@ -13,7 +13,7 @@ from .diskspec import DiskSpec, read_key
 from .options import add_loop, add_progress
 from .progress import progress
 from .running import in_loop
-from .units import SpecError, in_units
+from .units import SpecError, UsageError, in_units
 
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
 credentials come from the environment, and the key of one that is encrypted from the file that
@@ -55,7 +55,7 @@ async def snapshot(arguments: Namespace) -> None:
     url, key = DiskSpec.parse(arguments.spec).url, read_key()
     if arguments.name is None:
         if arguments.drop:
-            raise SpecError("which snapshot is to be dropped? Give its name")
+            raise UsageError("which snapshot is to be dropped? Give its name")
         for name, found in (await objects.snapshots(url, key=key)).items():
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
             clones = "".join(f", cloned to {clone.path}" for clone in found.clones.values())
@@ -83,9 +83,9 @@ async def clone(arguments: Namespace) -> None:
     source = DiskSpec.parse(arguments.spec)
     root, folder = parts_of(DiskSpec.parse(arguments.target).url)
     if source.snapshot is None:
-        raise SpecError(f"of which snapshot? Write {source.text}?snapshot=NAME")
+        raise UsageError(f"of which snapshot? Write {source.text}?snapshot=NAME")
     if root != parts_of(source.url)[0]:
-        raise SpecError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
+        raise UsageError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
     await objects.clone(source.url, name=source.snapshot, target=folder, key=read_key())
 
 

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 from ..device import BlockDevice
 from ..keyfiles import warn_if_shared
 from ..storage import objects
+from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
 from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
-from .units import SpecError, in_units, parse_size
+from .units import SpecError, UsageError, in_units, parse_size
 
 SCHEMES = REMOTE_SCHEMES | {"folder"}
 
@@ -29,7 +30,8 @@ class DiskSpec:
     """Of its folder."""
     size: int | None = None
     """Bytes of the disk to be made, if there is none."""
-    block_size: int = 4096
+    block_size: int | None = None
+    """Bytes of its blocks; of one that is made by default 4096."""
     chunk_size: int = 1 << 20
     compress: bool = False
     snapshot: str | None = None
@@ -40,63 +42,82 @@ class DiskSpec:
         """Read ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and their kin.
 
         Raises:
-            SpecError: an option is unknown, or has no such value.
+            UsageError: an option is unknown, or has no such value.
 
         """
         where, _, query = spec.partition("?")
         kind, _, rest = where.partition(":")
         if kind == "folder" and not rest:
-            raise SpecError("'folder:' names no folder; write folder:PATH")
+            raise UsageError("'folder:' names no folder; write folder:PATH")
         url = f"file://{os.path.realpath(rest)}" if kind == "folder" else where
         # The name of a snapshot may have a plus.
         options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
         known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
         if unknown := sorted(set(options) - known):
-            raise SpecError(
+            raise UsageError(
                 f"{spec!r} has unknown options ({', '.join(unknown)}); there are:"
                 f" {', '.join(sorted(known))}"
             )
         sizes = {name: parse_size(text) for name, text in options.items() if name.endswith("size")}
-        return cls(
+        if options.get("snapshot") == "":
+            raise UsageError(f"{spec!r} has a snapshot= without a name")
+        parsed = cls(
             where,
             url,
             **sizes,
             compress=_parse_flag(options.get("compress", "no")),
             snapshot=options.get("snapshot"),
         )
+        parsed._check()
+        return parsed
+
+    def _check(self) -> None:
+        try:
+            check_block_sizes(self.block_size or BLOCK_SIZE, self.chunk_size)
+            if self.size is not None:
+                check_geometry(self.size, self.block_size or BLOCK_SIZE, self.chunk_size)
+        except ValueError as exc:
+            raise UsageError(f"{self.text}: {exc}") from None
 
     async def create(self) -> None:
         """Make the disk.
 
         Raises:
-            SpecError: its size is not given.
+            UsageError: its size is not given.
             FileExistsError: there is one.
 
         """
         if self.size is None:
-            raise SpecError(f"how large is the disk to be? Write {self.text}?size=10G")
+            raise UsageError(f"how large is the disk to be? Write {self.text}?size=10G")
         await objects.create(
             self.url,
             size=self.size,
-            block_size=self.block_size,
+            block_size=self.block_size or BLOCK_SIZE,
             chunk_size=self.chunk_size,
             compress=self.compress,
             key=read_key(),
         )
 
-    async def open(self, *, read_only: bool = False, size: int | None = None) -> BlockDevice:
+    async def open(
+        self,
+        *,
+        read_only: bool = False,
+        size: int | None = None,
+        block_size: int | None = None,
+    ) -> BlockDevice:
         """Open the disk; make it first if there is none and its size is known.
 
         Args:
             read_only: whether to write nothing.
             size: of the disk to be made, if the SPEC does not say it.
+            block_size: of its blocks, likewise. A disk that is there keeps its own.
 
         Raises:
             SpecError: it has another size than the SPEC says.
             OSError, ValueError: it cannot be opened or made.
 
         """
-        new = self if self.size is not None else replace(self, size=size)
+        new = replace(self, size=self.size or size, block_size=self.block_size or block_size)
         try:
             device = await self._open(read_only=read_only)
         except FileNotFoundError:
@@ -119,7 +140,7 @@ class DiskSpec:
 
 def _parse_flag(text: str) -> bool:
     if text.lower() not in _YES | _NO:
-        raise SpecError(f"compress= is yes or no, not {text!r}")
+        raise UsageError(f"compress= is yes or no, not {text!r}")
     return text.lower() in _YES
 
 

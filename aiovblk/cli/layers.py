@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..device import BlockDevice
-from ..storage import Cache, FileDevice, Overlay
+from ..storage import BlockSize, Cache, FileDevice, Overlay
 from ..storage.cache import Policy
+from . import values
 from .contents import base_of, contents_of
 from .spec import device_of
-from .units import SpecError, parse_size
+from .units import SpecError, UsageError
+
+CACHE_POLICY: Policy = "write-through"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +36,27 @@ class Layers:
         """Read them from a command line.
 
         Raises:
-            SpecError: they do not go together.
+            UsageError: they do not go together.
 
         """
-        cache = None if arguments.cache is None else parse_size(arguments.cache)
-        layers = cls(arguments.overlay, cache, arguments.cache_path, arguments.cache_policy)
-        if layers.cache_path is not None and layers.cache is None:
-            raise SpecError("how large is the cache to be? Give --cache SIZE with --cache-path")
+        cache, policy = arguments.cache, arguments.cache_policy
+        layers = cls(arguments.overlay, cache, arguments.cache_path, policy or CACHE_POLICY)
+        for option, value in (("--cache-path", layers.cache_path), ("--cache-policy", policy)):
+            if value is not None and cache is None:
+                raise UsageError(f"how large is the cache to be? Give --cache SIZE with {option}")
         if arguments.workers is not None and (layers.overlay is not None or cache is not None):
-            raise SpecError("each worker would have layers of its own: no --overlay, no --cache")
+            raise UsageError("each worker would have layers of its own: no --overlay, no --cache")
         return layers
 
     async def put_on(self, device: BlockDevice, spec: str) -> BlockDevice:
         """Put them on a device, which is let go of if that fails."""
         below = device
         try:
+            source = _source_of(device)
             if self.cache is not None:
-                below = await self._cached(device, self.cache, contents_of(device, spec))
+                below = await self._cached(device, self.cache, contents_of(source, spec))
             if self.overlay is not None:
-                return await Overlay.file(below, self.overlay, identity=base_of(device))
+                return await Overlay.file(below, self.overlay, identity=base_of(source))
         except BaseException:
             await below.unmount()
             raise
@@ -75,13 +80,18 @@ class Layers:
             raise
 
 
+def _source_of(device: BlockDevice) -> BlockDevice:
+    """Return what the SPEC names, below blocks of another size."""
+    return device.inner if isinstance(device, BlockSize) else device
+
+
 @asynccontextmanager
 async def stack_of(
-    spec: str, layers: Layers, *, read_only: bool = False
+    spec: str, layers: Layers, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
     """The device that ``spec`` names, with layers on it; see :func:`.spec.device_of`."""
     below = read_only or layers.overlay is not None
-    async with device_of(spec, read_only=below) as device:
+    async with device_of(spec, read_only=below, block_size=block_size) as device:
         stack = await layers.put_on(device, spec)
         if read_only:
             stack.read_only = True
@@ -92,16 +102,21 @@ def add_layers(parser: ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "--overlay",
+        type=values.text,
         metavar="PATH",
         help="keep what is written in this file, and leave what SPEC names as it is",
     )
     parser.add_argument(
-        "--cache", metavar="SIZE", help="keep this much of the device in memory, or in a file"
+        "--cache",
+        type=values.size,
+        metavar="SIZE",
+        help="keep this much of the device in memory, or in a file",
     )
-    parser.add_argument("--cache-path", metavar="PATH", help="the file of the cache")
+    parser.add_argument(
+        "--cache-path", type=values.text, metavar="PATH", help="the file of the cache"
+    )
     parser.add_argument(
         "--cache-policy",
         choices=get_args(Policy),
-        default="write-through",
-        help="what is done with writes (default %(default)s)",
+        help=f"what is done with writes (default {CACHE_POLICY})",
     )

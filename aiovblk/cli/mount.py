@@ -10,15 +10,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import get_args
 
-from ..device import BlockDevice, Factory
+from ..arguments import MAX_WORKERS
+from ..device import PAGE_SIZE, BlockDevice, Factory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
+from ..kernel.queue import LARGEST_AHEAD_KB, LARGEST_KB
 from ..mount import UNMOUNT_TIMEOUT, Attach, Mount, mounted
+from ..storage.web import without_secrets
+from . import values
 from .layers import Layers, stack_of
 from .notify import Notifier
-from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
+from .options import (
+    SPEC_HELP,
+    add_block_size,
+    add_handling,
+    add_number,
+    add_seconds,
+    add_workers,
+)
 from .running import in_loop, telling_of_slow_requests, until_signal
-from .spec import device_for_worker
+from .sectors import warn_of_other_sectors
+from .spec import device_for_worker, device_of
+from .units import UsageError
 from .upgrade import Upgrade
 
 
@@ -30,8 +43,13 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument(
-        "path", metavar="/dev/nbdN", nargs="?", help="the device; by default any that is free"
+        "path",
+        type=values.text,
+        metavar="/dev/nbdN",
+        nargs="?",
+        help="the device; by default any that is free",
     )
+    add_block_size(parser, least=512, most=PAGE_SIZE)
     add_handling(parser)
     parser.add_argument(
         "--attach",
@@ -41,7 +59,11 @@ def configure(parser: ArgumentParser) -> None:
     )
     add_workers(parser)
     add_number(
-        parser, "--connections", 1, "between the kernel and the device; it uses one per processor"
+        parser,
+        "--connections",
+        1,
+        "between the kernel and the device; it uses one per processor",
+        most=MAX_WORKERS,
     )
     add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
     _add_queue(parser)
@@ -63,12 +85,13 @@ def configure(parser: ArgumentParser) -> None:
 def _add_surviving(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--identity",
+        type=values.text,
         metavar="NAME",
         help="what the device is known by; one of that name whose server is gone is taken over",
     )
     parser.add_argument(
         "--survive",
-        type=float,
+        type=values.seconds,
         metavar="SECONDS",
         help="for how long whoever uses the device waits for another server of its identity, "
         "should this one be killed (default: not at all)",
@@ -89,6 +112,9 @@ def _add_queue(parser: ArgumentParser) -> None:
         default.max_sectors_kb,
         "the kernel's largest request",
         metavar="KIB",
+        least=4,
+        most=LARGEST_KB,
+        step=4,
     )
     add_number(
         parser,
@@ -96,9 +122,13 @@ def _add_queue(parser: ArgumentParser) -> None:
         default.read_ahead_kb,
         "what the kernel reads before it is asked for",
         metavar="KIB",
+        least=0,
+        most=LARGEST_AHEAD_KB,
+        step=4,
     )
     parser.add_argument(
         "--scheduler",
+        type=values.text,
         default=default.scheduler,
         metavar="NAME",
         help="the kernel's I/O scheduler (default %(default)s)",
@@ -107,6 +137,7 @@ def _add_queue(parser: ArgumentParser) -> None:
 
 async def mount_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.spec`` to the kernel; returns once it is unmounted."""
+    _check_together(arguments)
     unmounts: set[asyncio.Task[None]] = set()
 
     def end(mount: Mount, force: bool) -> None:
@@ -114,6 +145,18 @@ async def mount_until_signal(arguments: Namespace) -> None:
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
     await until_signal(partial(_serve, arguments), end)
+
+
+def _check_together(arguments: Namespace) -> None:
+    """Refuse options that make no sense without, or with, another one."""
+    if arguments.identity is None:
+        for option in ("survive", "replace"):
+            if getattr(arguments, option):
+                raise UsageError(f"--{option} needs --identity NAME, to find the device again")
+    elif arguments.attach == "ioctl":
+        raise UsageError("--identity needs netlink: leave --attach ioctl out")
+    if arguments.workers is not None and arguments.connections != 1:
+        raise UsageError("each worker has one connection: leave --connections out")
 
 
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
@@ -153,17 +196,36 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
 @asynccontextmanager
 async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
     layers = Layers.of(arguments)
+    spec, read_only, block_size = arguments.spec, arguments.read_only, arguments.block_size
     if arguments.workers is not None:
-        yield partial(device_for_worker, arguments.spec, read_only=arguments.read_only)
+        if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
+            async with device_of(spec, read_only=True, block_size=block_size) as device:
+                await _warn_of_other_sectors(device, spec)
+                await device.unmount()
+        yield partial(device_for_worker, spec, read_only=read_only, block_size=block_size)
         return
     async with AsyncExitStack() as stack:
 
         async def make() -> BlockDevice:
-            device = stack_of(arguments.spec, layers, read_only=arguments.read_only)
+            device = stack_of(spec, layers, read_only=read_only, block_size=block_size)
             return await stack.enter_async_context(device)
 
-        # Not before the other server has let go of it: a file is locked.
-        yield make if arguments.replace else await make()
+        if arguments.replace:
+            # Not before the other server has let go of it: a file is locked.
+            yield make
+            return
+        device = await make()
+        await _warn_of_other_sectors(device, spec)
+        yield device
+
+
+async def _warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
+    """Look at the partition table; unmounts the device if that is broken off."""
+    try:
+        await warn_of_other_sectors(device, without_secrets(spec))
+    except BaseException:
+        await device.unmount()
+        raise
 
 
 async def _unmount(mount: Mount, *, force: bool) -> None:

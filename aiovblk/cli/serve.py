@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -16,14 +16,25 @@ from ..device import BlockDevice, Factory
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, Server, serve
 from ..storage.web import without_secrets
 from ..tls import psk_server_context, server_context
+from . import values
 from .layers import Layers, stack_of
-from .options import SPEC_HELP, add_handling, add_number, add_seconds, add_workers
+from .options import (
+    SPEC_HELP,
+    add_block_size,
+    add_handling,
+    add_number,
+    add_seconds,
+    add_workers,
+)
 from .running import in_loop, telling_of_slow_requests, until_signal
 from .spec import device_for_worker
 from .stdio import standard_streams
-from .units import SpecError
+from .units import SpecError, UsageError
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
+
+MOST_INHERITED = 1 << 16
+"""Sockets that a service manager may pass on: more than it may have open (RLIMIT_NOFILE)."""
 
 FIRST_INHERITED = 3
 """The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""
@@ -43,16 +54,28 @@ def configure(parser: ArgumentParser) -> None:
         nargs="+",
         help=f"NAME is what clients ask for; SPEC is {SPEC_HELP}",
     )
-    parser.add_argument("--socket", metavar="PATH", help="listen on a Unix socket")
+    parser.add_argument(
+        "--socket", type=values.text, metavar="PATH", help="listen on a Unix socket"
+    )
     parser.add_argument("--host", metavar="H", help="listen on this address; '' for all there are")
-    parser.add_argument("--port", type=int, metavar="N", help="listen on this port; 0 for any")
+    parser.add_argument(
+        "--port",
+        type=values.count(least=0, most=65535),
+        metavar="N",
+        help="listen on this port; 0 for any",
+    )
     parser.add_argument(
         "--stdio", action="store_true", help="serve the one client at standard input and output"
     )
     parser.add_argument("--description", default="", metavar="TEXT", help="of the exports")
-    parser.add_argument("--tls-certificates", metavar="DIRECTORY", help=CERTIFICATES_HELP)
     parser.add_argument(
-        "--tls-psk-file", metavar="FILE", help="pre-shared keys for TLS, lines of USER:HEXKEY"
+        "--tls-certificates", type=values.text, metavar="DIRECTORY", help=CERTIFICATES_HELP
+    )
+    parser.add_argument(
+        "--tls-psk-file",
+        type=values.text,
+        metavar="FILE",
+        help="pre-shared keys for TLS, lines of USER:HEXKEY",
     )
     parser.add_argument(
         "--tls",
@@ -63,6 +86,7 @@ def configure(parser: ArgumentParser) -> None:
         "--tls-verify-peer", action="store_true", help="let in only who has a certificate"
     )
     add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at once")
+    add_block_size(parser)
     add_handling(parser)
     add_workers(parser)
     add_seconds(
@@ -120,10 +144,17 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
 async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> BlockDevice | Factory:
     layers = Layers.of(arguments)
     if arguments.workers is None:
-        opening = stack_of(spec, layers, read_only=arguments.read_only)
+        opening = stack_of(
+            spec, layers, read_only=arguments.read_only, block_size=arguments.block_size
+        )
         return await stack.enter_async_context(opening)
-    # Blocks of one byte: no two processes then change parts of the same one.
-    factory = partial(device_for_worker, spec, read_only=arguments.read_only, block_size=1)
+    factory = partial(
+        device_for_worker,
+        spec,
+        read_only=arguments.read_only,
+        block_size=arguments.block_size,
+        any_part=True,
+    )
     # Once here, so that what is wrong shows at once, and not when the first client comes.
     device = await factory()
     await device.unmount()
@@ -143,7 +174,7 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
         specs: either one SPEC, whose export has no name, or some of the form NAME=SPEC.
 
     Raises:
-        SpecError: a name is missing, or is there twice.
+        UsageError: a name is missing, or is there twice.
 
     """
     exports: dict[str, str] = {}
@@ -153,7 +184,7 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
             name, spec = "", each
         if name in exports:
             missing = f"{name!r} is there twice" if name else "there is more than one SPEC"
-            raise SpecError(f"{missing}; write NAME=SPEC for each, with names that differ")
+            raise UsageError(f"{missing}; write NAME=SPEC for each, with names that differ")
         exports[name] = spec
     return exports
 
@@ -164,7 +195,7 @@ def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket]
     )
     passed = _passed_by_systemd()
     if bool(passed) + chosen + arguments.stdio > 1:
-        raise SpecError(
+        raise UsageError(
             "--stdio, sockets that are passed on (LISTEN_FDS), and --socket, --host, --port"
             " exclude each other"
         )
@@ -177,7 +208,11 @@ def _passed_by_systemd() -> list[socket.socket]:
     """The sockets that sd_listen_fds(3) tells of; they are not for our children."""
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
         return []
-    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    number = os.environ.pop("LISTEN_FDS", "0")
+    try:
+        count = values.count(least=0, most=MOST_INHERITED)(number)
+    except ArgumentTypeError as exc:
+        raise UsageError(f"LISTEN_FDS {exc}") from None
     os.environ.pop("LISTEN_FDNAMES", None)
     sockets = [socket.socket(fileno=FIRST_INHERITED + number) for number in range(count)]
     for sock in sockets:
@@ -195,13 +230,15 @@ async def _tls(arguments: Namespace) -> ssl.SSLContext | Callable[[], ssl.SSLCon
 
 def _tls_loader(arguments: Namespace) -> Callable[[], ssl.SSLContext] | None:
     if arguments.tls_certificates is not None and arguments.tls_psk_file is not None:
-        raise SpecError("--tls-certificates and --tls-psk-file exclude each other")
+        raise UsageError("--tls-certificates and --tls-psk-file exclude each other")
+    if arguments.tls_verify_peer and arguments.tls_certificates is None:
+        raise UsageError("--tls-verify-peer needs --tls-certificates DIRECTORY, with ca-cert.pem")
     if arguments.tls_certificates is not None:
         return partial(
             server_context, arguments.tls_certificates, verify_peer=arguments.tls_verify_peer
         )
     if arguments.tls_psk_file is not None:
         return partial(psk_server_context, arguments.tls_psk_file)
-    if arguments.tls is not None or arguments.tls_verify_peer:
-        raise SpecError("TLS needs --tls-certificates DIRECTORY or --tls-psk-file FILE")
+    if arguments.tls is not None:
+        raise UsageError("TLS needs --tls-certificates DIRECTORY or --tls-psk-file FILE")
     return None

@@ -5,52 +5,69 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
+from ..arguments import check_block_size
 from ..client import connect
 from ..device import BlockDevice
-from ..protocol.uri import SCHEMES
-from ..storage import FileDevice, HTTPDevice, MemoryDevice
+from ..protocol.uri import SCHEMES, URI
+from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
 from ..storage.web import SCHEMES as WEB_SCHEMES
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
-from .units import SpecError, parse_size
+from .units import SpecError, UsageError, parse_size
 
 
 @asynccontextmanager
-async def device_of(spec: str, *, read_only: bool = False) -> AsyncIterator[BlockDevice]:
+async def device_of(
+    spec: str, *, read_only: bool = False, block_size: int | None = None
+) -> AsyncIterator[BlockDevice]:
     """The device that ``spec`` names, as :func:`load_device`, or the URI of an NBD export.
 
     Whatever else it holds is let go when the block is left; the device is the caller's to unmount.
     """
-    if spec.partition(":")[0].lower() in SCHEMES:
-        async with connect(spec) as remote:
-            yield _read_only(remote) if read_only else remote
-    else:
-        yield await load_device(spec, read_only=read_only)
+    if spec.partition(":")[0].lower() not in SCHEMES:
+        yield await load_device(spec, read_only=read_only, block_size=block_size)
+        return
+    uri, block_size = split_block_size(spec, block_size)
+    try:
+        URI.parse(uri)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from None
+    async with connect(uri) as remote:
+        yield await in_blocks(_read_only(remote) if read_only else remote, block_size)
 
 
 async def device_for_worker(
-    spec: str, *, read_only: bool = False, block_size: int | None = None
+    spec: str,
+    *,
+    read_only: bool = False,
+    block_size: int | None = None,
+    any_part: bool = False,
 ) -> BlockDevice:
     """The device that ``spec`` names, in one of several processes; it lets go of itself.
 
     Args:
         spec: as for :func:`device_of`.
         read_only: whether it must not be changed.
-        block_size: bytes of a block of a file; by default the largest that fits.
+        block_size: bytes; see :func:`load_device`.
+        any_part: whether a file's blocks are bytes where no block size is asked for, so that no two
+            processes change parts of the same one.
 
     """
-    kind, _, rest = spec.partition(":")
-    if kind == "file":
-        path = parse_path(rest)
+    if spec.partition(":")[0] == "file":
+        where, block_size = split_block_size(spec, block_size)
+        path = parse_path(where.removeprefix("file:"))
+        block_size = 1 if any_part and block_size is None else block_size
         return FileDevice(path, block_size=block_size, read_only=read_only, multi_conn=True)
     stack = AsyncExitStack()
-    device = await stack.enter_async_context(device_of(spec, read_only=read_only))
+    opening = device_of(spec, read_only=read_only, block_size=block_size)
+    device = await stack.enter_async_context(opening)
     unmount = device.unmount
 
     async def unmount_and_let_go() -> None:
@@ -61,43 +78,128 @@ async def device_for_worker(
     return device
 
 
-async def load_device(spec: str, *, read_only: bool = False) -> BlockDevice:
+async def load_device(
+    spec: str, *, read_only: bool = False, block_size: int | None = None
+) -> BlockDevice:
     """The device that ``spec`` names.
 
     Args:
         spec: ``memory:SIZE``, ``file:PATH``, ``https://HOST/FILE``, ``s3://BUCKET/FOLDER`` and its
             kin (see :mod:`.diskspec`), ``package.module:attribute`` or
             ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
-            or a function that returns one.
+            or a function that returns one. ``?block_size=BYTES`` may follow.
         read_only: whether it must not be changed.
+        block_size: bytes of a block, if the SPEC does not say it.
 
     Raises:
         SpecError: there is no such thing, or it is no device. What the user's own code raises
             comes out as it is.
+        UsageError: it is no SPEC.
         OSError, ValueError: the file of ``file:PATH`` cannot be used as a disk.
 
     """
-    kind, separator, rest = spec.partition(":")
-    if not separator:
-        raise SpecError(
-            f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
-            " s3://BUCKET/FOLDER, folder:PATH, https://HOST/FILE, package.module:attribute or"
-            " file.py:attribute"
-        )
-    if kind == "file":
-        return FileDevice(parse_path(rest), read_only=read_only)
-    if kind.lower() in WEB_SCHEMES:
-        return await HTTPDevice.open(spec)
+    if ":" not in spec:
+        raise _no_spec(spec)
+    kind = spec.partition(":")[0]
     if kind in DISK_SCHEMES:
-        return await DiskSpec.parse(spec).open(read_only=read_only)
-    device = _memory(parse_size(rest)) if kind == "memory" else await _load_object(spec)
-    return _read_only(device) if read_only else device
+        disk = DiskSpec.parse(spec)
+        block_size = _agreed(spec, disk.block_size, block_size)
+        device = await disk.open(read_only=read_only, block_size=block_size)
+        return await in_blocks(device, block_size)
+    spec, block_size = split_block_size(spec, block_size)
+    rest = spec.partition(":")[2]
+    if kind == "file":
+        return FileDevice(parse_path(rest), block_size=block_size, read_only=read_only)
+    if kind.lower() in WEB_SCHEMES:
+        return await HTTPDevice.open(spec, block_size=block_size)
+    is_memory = kind == "memory"
+    device = _memory(parse_size(rest), block_size) if is_memory else await _load_object(spec)
+    return await in_blocks(_read_only(device) if read_only else device, block_size)
 
 
-def _memory(size: int) -> BlockDevice:
-    # The largest blocks that the size allows.
-    block_size = min(size & -size, 4096)
-    return MemoryDevice(size, block_size=block_size) if block_size >= 512 else MemoryDevice(size)
+def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | None]:
+    """Take ``block_size=`` out of a SPEC's query, of which the rest stays as it is.
+
+    Args:
+        spec: ``file:PATH?block_size=4096``, ``https://HOST/FILE?key=value&block_size=4096``.
+        other: what ``--block-size`` says.
+
+    Returns:
+        The SPEC without it, and the bytes that either says.
+
+    Raises:
+        UsageError: it is no size of a block, or both say something else.
+
+    """
+    is_url = "://" in spec
+    # A path may have question marks.
+    where, mark, query = spec.partition("?") if is_url else spec.rpartition("?")
+    fields = query.split("&") if mark else []
+    mine = [field for field in fields if field.startswith(_BLOCK_SIZE)]
+    if not mine:
+        return spec, other
+    others = [field for field in fields if field not in mine]
+    if len(mine) > 1:
+        raise UsageError(f"{spec!r} has block_size= twice")
+    if others and not is_url:
+        raise UsageError(
+            f"{spec!r} has unknown options ({', '.join(others)}); there is: block_size"
+        )
+    size = parse_size(mine[0].removeprefix(_BLOCK_SIZE))
+    try:
+        check_block_size(size)
+    except ValueError as exc:
+        raise UsageError(f"{spec!r}: {exc}") from None
+    return "?".join([where, "&".join(others)] if others else [where]), _agreed(spec, size, other)
+
+
+_BLOCK_SIZE = "block_size="
+
+
+def _agreed(spec: str, mine: int | None, other: int | None) -> int | None:
+    if None not in (mine, other) and mine != other:
+        raise UsageError(f"{spec!r} says block_size={mine}, and --block-size says {other}")
+    return other if mine is None else mine
+
+
+async def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
+    """The device with blocks of this size, if one is asked for; it is let go of if that fails."""
+    if block_size is None or block_size == device.block_size:
+        return device
+    try:
+        return BlockSize(device, block_size)
+    except BaseException:
+        await device.unmount()
+        raise
+
+
+def _no_spec(spec: str) -> UsageError:
+    if spec.startswith(("/", ".", "~")) or "." in spec or os.path.exists(spec):
+        return UsageError(f"{spec!r} is no SPEC; for a file, write file:{spec}")
+    return UsageError(
+        f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
+        " s3://BUCKET/FOLDER, folder:PATH, https://HOST/FILE, package.module:attribute or"
+        " file.py:attribute"
+    )
+
+
+def _no_module(spec: str) -> UsageError:
+    if os.path.exists(spec):  # a name with a colon
+        return _no_spec(spec)
+    return UsageError(
+        f"{spec!r} names no module; write package.module:attribute or file.py:attribute"
+    )
+
+
+def _memory(size: int, block_size: int | None) -> BlockDevice:
+    if block_size is None:
+        # The largest blocks that the size allows.
+        block_size = min(size & -size, 4096)
+        block_size = block_size if block_size >= 512 else 4096
+    try:
+        return MemoryDevice(size, block_size=block_size)
+    except ValueError as exc:
+        raise UsageError(f"memory:{size}: {exc}") from None
 
 
 def _read_only(device: BlockDevice) -> BlockDevice:
@@ -109,20 +211,18 @@ def parse_path(text: str) -> str:
     """The path of ``file:PATH``.
 
     Raises:
-        SpecError: there is none.
+        UsageError: there is none.
 
     """
     if not text:
-        raise SpecError("'file:' names no file; write file:PATH")
+        raise UsageError("'file:' names no file; write file:PATH")
     return text
 
 
 async def _load_object(spec: str) -> BlockDevice:
     where, _, attribute = spec.rpartition(":")
     if not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
-        raise SpecError(
-            f"{spec!r} names no module; write package.module:attribute or file.py:attribute"
-        )
+        raise _no_module(spec)
     found: object = _load_module(where)
     for name in attribute.split("."):
         try:

@@ -31,11 +31,13 @@ def standard_streams() -> Iterator[socket.socket]:
     to a pipe has arrived there, but not for ever for a client that does not read.
 
     Raises:
-        SpecError: a person sits there, not a client.
+        SpecError: a person sits there, or nobody, not a client.
 
     """
     if sys.stdin.isatty():
         raise SpecError("--stdio is for programs that start their server; they pass a socket on")
+    if any(stat.S_ISCHR(os.fstat(number).st_mode) for number in (0, 1)):
+        raise SpecError("--stdio needs a client at standard input and output; one is /dev/null")
     into, out = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     if os.path.sameopenfile(into, out) and stat.S_ISSOCK(os.fstat(into).st_mode):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..kernel import sysfs
 from ..text import escaped
+from . import values
 from .units import in_units
 
 CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
@@ -58,7 +59,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="print one table, and end")
     parser.add_argument(
         "--interval",
-        type=float,
+        type=values.seconds,
         default=1.0,
         metavar="SECONDS",
         help="from one table to the next (default %(default)s)",
@@ -68,8 +69,6 @@ def configure(parser: ArgumentParser) -> None:
 
 def watch(arguments: Namespace) -> None:
     """Print a table each ``arguments.interval`` seconds until Ctrl-C, or one."""
-    if arguments.interval <= 0:
-        raise ValueError(f"--interval must be positive, not {arguments.interval:g}")
     before = samples()
     try:
         while True:

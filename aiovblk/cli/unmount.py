@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from .. import kernel
+from . import values
 from .options import add_seconds
 
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = "Write back what is cached, disconnect, and wait until the device is free."
-    parser.add_argument("path", metavar="/dev/nbdN")
+    parser.add_argument("path", type=values.text, metavar="/dev/nbdN")
     parser.add_argument(
         "--force",
         action="store_true",

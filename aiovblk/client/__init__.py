@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
+from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..protocol import URI
 from .connection import Connection
 from .dialing import dial, load_context
@@ -70,13 +71,11 @@ def connect(
     parsed = URI.parse(uri)
     if tls is not None and not parsed.tls:
         raise ValueError(f"TLS needs a URI that begins with nbds, not {uri!r}")
-    if connections < 1:
-        raise ValueError(f"connections must be at least 1, not {connections}")
-    seconds = {"timeout": timeout, "request_timeout": request_timeout, "reconnect": reconnect}
-    for name, value in seconds.items():
-        endless = value == math.inf and name != "reconnect"  # which may be tried for ever
-        if value is not None and (endless or not value > 0):
-            raise ValueError(f"{name} must be a positive number of seconds, not {value}")
+    check_count("connections", connections, most=MAX_WORKERS)
+    check_seconds("timeout", timeout)
+    check_seconds("request_timeout", request_timeout)
+    if reconnect != math.inf:  # which is for ever
+        check_seconds("reconnect", reconnect)
 
     async def dial_within(limit: float | None) -> Connection:
         nonlocal tls

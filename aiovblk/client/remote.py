@@ -19,8 +19,8 @@ from ..protocol import (
 )
 from .session import Session
 
-LARGEST_BLOCK = 4096
-"""Bytes of a block where the server does not demand more: what each kernel can mount."""
+SECTOR = 512
+"""Bytes of a block where the server does not demand more: of what nearly every disk is made."""
 
 LONGEST_RANGE = 2**32 - 2**16
 """Bytes that a request without data may span where its length has 32 bits: a multiple of each
@@ -159,13 +159,15 @@ class RemoteDevice(BlockDevice):
 
 def _block_size(info: ExportInfo) -> int:
     """A block that divides the size, so that the device does not end within one."""
-    lowest_bit = info.size & -info.size or LARGEST_BLOCK
-    return max(info.minimum_block, min(lowest_bit, LARGEST_BLOCK))
+    lowest_bit = info.size & -info.size or SECTOR
+    return max(info.minimum_block, min(lowest_bit, SECTOR))
 
 
 def _longest_payload(info: ExportInfo, block_size: int) -> int:
-    """Whole blocks if one fits, else as many as possible of the server's."""
-    unit = block_size if block_size <= info.maximum_payload else info.minimum_block
+    """Whole blocks of those that the server prefers if one fits, else of those that it takes."""
+    preferred = info.preferred_block if info.preferred_block % block_size == 0 else block_size
+    units = preferred, block_size, info.minimum_block
+    unit = next(unit for unit in units if unit <= info.maximum_payload)
     return info.maximum_payload // unit * unit
 
 

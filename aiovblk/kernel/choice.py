@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -33,6 +34,12 @@ logger = logging.getLogger("aiovblk")
 # Seconds for which a device that somebody is just letting go of is tried again: udev probes a
 # device that was detached, and its old configuration lives until the last user closes it.
 PATIENCE = 2.0
+
+_NAME = re.compile(r"nbd([0-9]{1,9})", re.ASCII)
+
+# The driver has minor numbers for so many, with the 16 partitions that it allows each by default
+# (MINORBITS - part_shift in nbd_init).
+_MOST_DEVICES = 1 << 15
 
 Make = Callable[[int, str, int, Terms], Link]
 
@@ -81,6 +88,8 @@ def _twin(index: int, identity: str | None) -> int | None:
 
 
 def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
+    if path is not None and not _NAME.fullmatch(os.path.basename(path)):
+        resolve(path)  # so that no missing driver is blamed for what is no NBD device
     load_driver(path)
     if by_netlink is None:
         by_netlink = prefers_netlink()
@@ -242,16 +251,27 @@ def resolve(path: str) -> int:
     try:
         return sysfs.index_of_node(path)
     except FileNotFoundError:
-        last = max(sysfs.indices(), default=-1)
-        reason = (
-            f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last} "
-            f"(`modprobe -r nbd; modprobe nbd nbds_max={last + 2}` makes more)"
-            if last >= 0
-            else "no such device; the kernel's NBD driver is not loaded (`modprobe nbd` loads it)"
-        )
-        raise NBDUnavailableError(errno.ENOENT, reason, path) from None
+        raise NBDUnavailableError(errno.ENOENT, _why_there_is_none(path), path) from None
     except ValueError as exc:
         raise AttachError(errno.EINVAL, str(exc), path) from None
+
+
+def _why_there_is_none(path: str) -> str:
+    """Why there is no node of this name, and what makes one."""
+    named = _NAME.fullmatch(os.path.basename(path))
+    last = max(sysfs.indices(), default=-1)
+    if named is None:
+        return "no such device; NBD devices are called /dev/nbd0, /dev/nbd1 and so on"
+    if last < 0:
+        return "no such device; the kernel's NBD driver is not loaded (`modprobe nbd` loads it)"
+    wanted = int(named[1])
+    if wanted <= last:
+        return f"no such node; in a container, make it with `mknod {path} b 43 MINOR`"
+    more = f" (`modprobe -r nbd; modprobe nbd nbds_max={wanted + 1}` makes more)"
+    return (
+        f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last}"
+        f"{more if wanted < _MOST_DEVICES else ''}"
+    )
 
 
 def _attach_any(make: Make, terms: Terms) -> Link:

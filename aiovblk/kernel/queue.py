@@ -10,6 +10,7 @@ import errno
 import logging
 from dataclasses import dataclass
 
+from ..arguments import check_count
 from ..errors import AttachError
 from . import sysfs
 
@@ -19,12 +20,16 @@ LARGEST_KB = 32768
 """KiB of the largest request that the driver has ever sent (its max_hw_sectors_kb)."""
 
 
+LARGEST_AHEAD_KB = (1 << 30) - 4
+"""KiB of the longest read-ahead; far more than the kernel ever reads at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestQueue:
     """How the kernel forms the requests of one device. None leaves a value as it is.
 
     Raises:
-        ValueError: a number is out of range.
+        TypeError, ValueError: a number is out of range, or none.
 
     """
 
@@ -40,13 +45,15 @@ class RequestQueue:
 
     def __post_init__(self) -> None:
         """Find out what the kernel would refuse, or would round."""
+        check_count("max_sectors_kb", self.max_sectors_kb, least=4)
+        check_count("read_ahead_kb", self.read_ahead_kb, least=0)
         largest = self.max_sectors_kb
         if largest is not None and not (4 <= largest <= LARGEST_KB and largest % 4 == 0):
             raise ValueError(
                 f"max_sectors_kb must be a multiple of 4 from 4 to {LARGEST_KB}, not {largest}"
             )
         ahead = self.read_ahead_kb
-        if ahead is not None and not (0 <= ahead < 1 << 30 and ahead % 4 == 0):
+        if ahead is not None and not (0 <= ahead <= LARGEST_AHEAD_KB and ahead % 4 == 0):
             raise ValueError(f"read_ahead_kb must be a multiple of 4, 0 or more, not {ahead}")
 
 

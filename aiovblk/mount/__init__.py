@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from .. import kernel
+from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..device import BlockDevice, Factory
 from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..kernel import RequestQueue
@@ -26,9 +27,6 @@ from .unmounting import UNMOUNT_TIMEOUT
 from .waiting import begin
 
 DEFAULT_QUEUE = RequestQueue()
-
-LONGEST_TIMEOUT = 1 << 31
-"""Seconds; with many more the kernel's arithmetic overflows."""
 
 __all__ = ["UNMOUNT_TIMEOUT", "Attach", "Mount", "mount", "mounted"]
 
@@ -141,7 +139,7 @@ async def mounted(
     )
     limits = {"timeout": timeout, "unmount_timeout": unmount_timeout, "survive": survive}
     for name, seconds in limits.items():
-        _check_seconds(name, seconds)
+        check_seconds(name, seconds)
     if attach not in get_args(Attach):
         raise ValueError(f"attach must be one of {', '.join(get_args(Attach))}, not {attach!r}")
     _check_identity(identity, survive, replace, attach)
@@ -231,12 +229,11 @@ def _served(
     replace: bool,
     memory_safe: bool,
 ) -> Served:
-    counts = {"connections": connections, "workers": workers, "concurrency": concurrency}
-    for name, number in counts.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
-    _check_seconds("handler_timeout", handler_timeout)
-    _check_seconds("slow_request", slow_request)
+    check_count("connections", connections, most=MAX_WORKERS)
+    check_count("workers", workers, most=MAX_WORKERS)
+    check_count("concurrency", concurrency)
+    check_seconds("handler_timeout", handler_timeout)
+    check_seconds("slow_request", slow_request)
     if workers is None and replace and callable(device):
         return Late(
             device,
@@ -286,8 +283,3 @@ def _check_identity(
         raise ValueError(
             f"an identity has 1 to 255 printable characters, and no space around them: {identity!r}"
         )
-
-
-def _check_seconds(name: str, seconds: float | None) -> None:
-    if seconds is not None and not 0 < seconds < LONGEST_TIMEOUT:
-        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}")

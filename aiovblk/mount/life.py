@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from .. import kernel
+from ..arguments import check_count
 from ..device import BlockDevice
 from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
@@ -211,6 +212,7 @@ class Mount:
         Cancellation: the device may have either size; resize it again.
 
         """
+        check_count("blocks", blocks)
         new_size = blocks * self.device.block_size
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..device import BlockDevice
 from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
 from ..errors import Error
@@ -123,18 +124,19 @@ async def serve(
     Cancellation: drains, then goes on.
 
     """
-    _check(
-        workers=workers,
-        max_connections=max_connections,
-        handshake_timeout=handshake_timeout,
-        idle_timeout=idle_timeout,
-        drain_timeout=drain_timeout,
-        concurrency=concurrency,
-        handler_timeout=handler_timeout,
-        slow_request=slow_request,
-        connection_memory=connection_memory,
-        memory=memory,
-    )
+    check_count("port", port, least=0, most=65535)
+    check_count("workers", workers, most=MAX_WORKERS)
+    check_count("max_connections", max_connections)
+    check_count("concurrency", concurrency)
+    check_count("connection_memory", connection_memory)
+    check_count("memory", memory)
+    check_seconds("handshake_timeout", handshake_timeout)
+    check_seconds("idle_timeout", idle_timeout)
+    check_seconds("drain_timeout", drain_timeout)
+    check_seconds("handler_timeout", handler_timeout)
+    check_seconds("slow_request", slow_request)
+    if unix is not None and not os.fspath(unix):
+        raise ValueError("unix is empty: it must be the path of a socket")
     known = exports_of(exports)
     make = partial(
         make_settings,
@@ -211,9 +213,3 @@ def _check_exports_for_workers(
             )
     if isinstance(tls, ssl.SSLContext):
         raise TypeError("an SSLContext stays in its process; for workers, give what makes one")
-
-
-def _check(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")

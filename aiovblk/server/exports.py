@@ -8,17 +8,19 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..alignment import AnyAlignment
+from ..arguments import MAX_BLOCK_SIZE
 from ..contract import check_device, check_handlers, owner_of
 from ..device import BlockDevice, Factory, check_instance, device_of, overrides
 from ..dispatch import in_words, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
-from .alignment import AnyAlignment
 
 logger = logging.getLogger("aiovblk")
 
-LARGEST_BLOCK = 64 * 1024
-"""Bytes of the largest block that the network protocol knows ("Block size constraints")."""
+PREFERRED_BLOCK = 4096
+"""Bytes of the block that clients are told to prefer, unless the device's own blocks are larger:
+what file systems and page caches read and write."""
 
 SMALLEST_REQUEST = 512
 """Bytes of the smallest write of the kernel, which does not ask for block sizes."""
@@ -83,7 +85,7 @@ def exports_of(served: Served | Mapping[str, Served]) -> dict[str, Export]:
 
 def check_network_device(device: object) -> BlockDevice:
     """Refuse a device that cannot be served, or whose declarations the protocol does not allow."""
-    return check_device(device, smallest=1, largest=LARGEST_BLOCK)
+    return check_device(device, smallest=1, largest=MAX_BLOCK_SIZE)
 
 
 def _check_string(what: str, text: str) -> None:
@@ -120,16 +122,30 @@ class OpenDevice:
         return ExportInfo(
             device.size,
             self._flags(),
-            minimum_block=device.block_size,
-            preferred_block=max(device.block_size, 4096),
+            minimum_block=self._minimum_block(),
+            preferred_block=max(device.block_size, PREFERRED_BLOCK),
             description=self._export.description,
         )
+
+    def _minimum_block(self) -> int:
+        """Bytes of the smallest request.
+
+        "The minimum block size represents the smallest addressable length and alignment within the
+        export", by read-modify-write where need be; clients refuse to send smaller requests
+        (libnbd). So it is a byte, but where others may change the same block meanwhile of whom this
+        process does not know: by devices of their own, on the same disk.
+        """
+        device = self.device
+        is_changed = not (self._export.read_only or device.read_only)
+        apart = device.multi_conn and not self._shared
+        return device.block_size if apart and is_changed else 1
 
     def _flags(self) -> TransmissionFlag:
         device = self.device
         # One flush() of a shared device covers what came by any connection. Devices of the same
         # factory may promise the same; but what is less than a block is changed by reading and
-        # writing back, which keeps off others on this device only.
+        # writing back, which keeps off others on this device only. Some clients never ask for the
+        # minimum block.
         promised = device.multi_conn and device.block_size <= SMALLEST_REQUEST
         flags = transmission_flags(device, multi_conn=self._shared or promised)
         if self._export.read_only:

@@ -1,6 +1,7 @@
 """Devices that are ready to be mounted, layers for any device, and what is done with both."""
 
 from .around import Around
+from .blocksize import BlockSize
 from .cache import Cache
 from .copying import copy
 from .faults import Fault, Faults
@@ -19,6 +20,7 @@ from .web import HTTPDevice
 
 __all__ = [
     "Around",
+    "BlockSize",
     "Cache",
     "Fault",
     "Faults",

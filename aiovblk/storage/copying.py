@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 
+from ..arguments import check_count
 from ..device import BlockDevice
 
 PIECE = 256 * 1024
@@ -75,8 +76,7 @@ def _done(
 
 
 def _check(source: BlockDevice, target: BlockDevice, requests: int) -> None:
-    if requests < 1:
-        raise ValueError(f"requests must be at least 1, not {requests}")
+    check_count("requests", requests)
     check_source(source)
     if target.size < source.size:
         raise ValueError(f"{source.size} bytes do not fit into the {target.size} of the target")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
+from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
 from .around import Around
 from .stats import COMMANDS
@@ -53,8 +54,9 @@ class Fault:
             raise ValueError("a fault needs an error or a delay")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"a rate is from 0 to 1, not {self.rate}")
-        if min(self.delay, self.begin, self.skip) < 0:
-            raise ValueError("delay, begin and skip must not be negative")
+        check_seconds("delay", self.delay, zero=True)
+        for name in ("begin", "end", "skip", "times"):
+            check_count(name, getattr(self, name), least=0)
 
     def matches(self, command: str, offset: int, length: int) -> bool:
         """Whether it is about such a request."""

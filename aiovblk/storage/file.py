@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import anyio
 
+from ..arguments import check_block_size, check_count
 from ..device import BlockDevice, Extent
 from .fsync import create_file
 from .openfile import PUNCH_HOLE, ZERO_RANGE, OpenFile
@@ -19,6 +20,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS = 16  # per device; a disk's own queue is rarely used deeper
+
+LARGEST = 2**63 - 1
+"""Bytes of the largest file that Linux can address."""
 
 
 class FileDevice(BlockDevice):
@@ -42,9 +46,10 @@ class FileDevice(BlockDevice):
 
     Args:
         path: of the file. It must exist; see :meth:`create`.
-        block_size: bytes. By default the largest that divides the file's size, up to 4096. One
-            below 512 can be served over the network, but not mounted; ``truncate -s %4096 PATH``
-            fills such a file up with zeroes.
+        block_size: bytes, a power of two: for which size of sectors the file's contents are made.
+            By default 512, as nearly every disk image, or that of the block device; less where the
+            file's size is no multiple of it: that can be served over the network, but not mounted,
+            and ``truncate -s %512 PATH`` fills such a file up with zeroes.
         read_only: whether to open it for reading only.
         multi_conn: whether several processes serve the file together, as the workers of one mount
             do. It is then locked against all others only. Not for a block device.
@@ -52,8 +57,8 @@ class FileDevice(BlockDevice):
     Raises:
         BlockingIOError: another process has locked the file.
         OSError: it cannot be opened, or, with EBUSY, is a block device in use.
-        ValueError: it is empty, its size is no multiple of ``block_size``, or it is neither a
-            regular file nor a block device.
+        TypeError, ValueError: it is empty, its size is no multiple of ``block_size``, which must be
+            a power of two, or it is neither a regular file nor a block device.
 
     """
 
@@ -65,14 +70,15 @@ class FileDevice(BlockDevice):
         read_only: bool = False,
         multi_conn: bool = False,
     ) -> None:
+        check_block_size(block_size)
         self.path = os.fspath(path)
         self.read_only = read_only
         self.multi_conn = multi_conn
         self._file = OpenFile(self.path, read_only=read_only, shared=multi_conn)
         size = self._file.size
         if block_size is None:
-            block_size = min(size & -size, 4096)  # the lowest bit that is set
-        if block_size < 1 or size % block_size:
+            block_size = min(size & -size, self._file.sector_size)  # the lowest bit that is set
+        if size % block_size:
             self._file.close()
             raise ValueError(f"{self.path} has {size} bytes, no multiple of {block_size}")
         self.block_size = block_size
@@ -91,9 +97,10 @@ class FileDevice(BlockDevice):
 
         Raises:
             FileExistsError: there is such a file; it is left as it is.
-            OSError, ValueError: as for the class; then no file is left.
+            OSError, TypeError, ValueError: as for the class; then no file is left.
 
         """
+        check_count("size", size, most=LARGEST)
         create_file(path, size)
         try:
             return cls(path, block_size=block_size)

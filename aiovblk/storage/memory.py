@@ -7,6 +7,7 @@ import mmap
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from ..arguments import check_block_size, check_count
 from ..device import BlockDevice, Extent
 
 _PAGE = mmap.PAGESIZE
@@ -31,15 +32,17 @@ class MemoryDevice(BlockDevice):
 
     Args:
         size: bytes, a multiple of ``block_size``.
-        block_size: bytes.
+        block_size: bytes, a power of two.
 
     Raises:
-        ValueError: the size is no multiple of the block size.
+        TypeError, ValueError: a number is impossible, or the size no multiple of the block size.
         OSError: more than this machine's address space (128 TiB on most) was asked for.
 
     """
 
     def __init__(self, size: int, *, block_size: int = 4096) -> None:
+        check_block_size(block_size)
+        check_count("size", size)
         if size < block_size or size % block_size:
             raise ValueError(f"the size must be a multiple of {block_size} bytes, not {size}")
         self.block_size = block_size

@@ -12,6 +12,7 @@ import fcntl
 import io
 import os
 import stat
+import sys
 from collections.abc import Sequence
 
 from ..device import Extent
@@ -25,6 +26,9 @@ ZERO_RANGE = 0x10 | _FALLOC_FL_KEEP_SIZE  # FALLOC_FL_ZERO_RANGE
 # What file systems, block devices and system call filters say to a mode that they do not know;
 # EINVAL is for a part of a block of a block device, too.
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+_SECTOR = 512
+_BLKSSZGET = 0x1268  # include/uapi/linux/fs.h
 
 _MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
 
@@ -44,6 +48,8 @@ class OpenFile:
 
     Attributes:
         size: bytes; later calls take it for granted.
+        sector_size: bytes of a logical block of a block device; 512 for a file, as in nearly every
+            image of a disk.
         is_block_device: whether it is one.
 
     """
@@ -63,6 +69,7 @@ class OpenFile:
         self._where = os.path.realpath(path)
         try:
             self._lock(shared=read_only or shared)
+            self.sector_size = self._sector_size()
             self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() tells none of a block device
             if not self.size:
                 raise ValueError(f"{path} is empty; `truncate -s 1G {path}` gives it a size")
@@ -143,6 +150,12 @@ class OpenFile:
             "r" if read_only else "r+",
             opener=lambda path, flags: os.open(path, flags | claim),
         )
+
+    def _sector_size(self) -> int:
+        if not self.is_block_device:
+            return _SECTOR
+        answer = fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
 
     def _lock(self, *, shared: bool) -> None:
         if self.is_block_device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..arguments import check_count
 from ..device import BlockDevice, Extent
 from .layer import Layer
 
@@ -19,19 +20,18 @@ class Partition(Layer):
         size: bytes, a multiple of its ``block_size``.
 
     Raises:
-        ValueError: these are not whole blocks inside of ``inner``.
+        TypeError, ValueError: these are not whole blocks inside of ``inner``.
 
     """
 
     def __init__(self, inner: BlockDevice, offset: int, size: int) -> None:
         super().__init__(inner)
         for name, value in (("offset", offset), ("size", size)):
+            check_count(name, value, least=0)
             if value % inner.block_size:
                 raise ValueError(
                     f"the {name} must be a multiple of {inner.block_size} bytes, not {value}"
                 )
-        if offset < 0:
-            raise ValueError(f"the offset must not be negative, as {offset} is")
         self.offset = offset
         self.blocks = size // inner.block_size
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 from typing import TypeVar
 
+from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
 from .around import Around
 
@@ -72,7 +73,7 @@ class Retry(Around):
         random: shortens the pauses.
 
     Raises:
-        ValueError: a number makes no sense.
+        TypeError, ValueError: a number makes no sense.
 
     """
 
@@ -87,8 +88,9 @@ class Retry(Around):
         random: Random | None = None,
     ) -> None:
         super().__init__(inner)
-        if attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {attempts}")
+        check_count("attempts", attempts)
+        check_seconds("delay", delay, zero=True)
+        check_seconds("longest_delay", longest_delay, zero=True)
         if not 0 <= delay <= longest_delay:
             raise ValueError(f"delay must be from 0 to {longest_delay}, not {delay}")
         self._attempts = attempts

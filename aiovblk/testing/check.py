@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from random import Random
 
+from ..arguments import check_count, check_seconds
 from ..device import BlockDevice, Factory
 from .disk import Crash, Disk
 from .failure import CheckFailed
@@ -49,6 +50,7 @@ async def check_block_device(
         timeout: seconds that a round, an unmount and the like may take.
 
     Raises:
+        TypeError, ValueError: a number cannot be.
         CheckFailed: it does not. It tells the seed, the round, the request, and what was wrong.
         TypeError: ``open`` is no function that opens the disk.
 
@@ -60,6 +62,9 @@ async def check_block_device(
             "the disk is opened again and again: give a function that makes it (a class, an async"
             f" function, lambda: Disk(...)), not {open!r}"
         )
+    check_count("rounds", rounds)
+    check_count("concurrency", concurrency)
+    check_seconds("timeout", timeout)
     check = _Check(Disk(open, crash, seed, timeout), seed, concurrency, timeout)
     try:
         await check.run(rounds)

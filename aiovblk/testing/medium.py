@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from random import Random
 
+from ..arguments import check_block_size, check_count
 from ..device import BlockDevice, Extent
 
 _MOST_TOLD = 4096  # blocks that one answer of extents is about
@@ -31,11 +32,13 @@ class Medium:
         seed: of all that is left to chance. The same requests give the same outcome.
 
     Raises:
-        ValueError: the size is no multiple of the block size.
+        TypeError, ValueError: a number is impossible, or the size no multiple of the block size.
 
     """
 
     def __init__(self, size: int, block_size: int = 4096, seed: int = 0) -> None:
+        check_block_size(block_size)
+        check_count("size", size)
         if size < block_size or size % block_size:
             raise ValueError(f"the size must be a multiple of {block_size} bytes, not {size}")
         self._block_size = block_size

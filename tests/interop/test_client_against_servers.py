@@ -86,7 +86,7 @@ async def test_nbdkit(options: list[str], mode: ReplyMode) -> None:
         async with connect(uri_of(server)) as remote:
             assert remote._session.agreement.mode is mode
             assert overrides(remote, BlockDevice.extents) == (mode is ReplyMode.STRUCTURED)
-            assert remote.block_size == 4096
+            assert remote.block_size == 512
             await exercise(remote)
             if mode is ReplyMode.STRUCTURED:
                 assert 0 < await check_extents(remote) < SIZE

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
+from aiovblk.alignment import AnyAlignment
 from aiovblk.device import overrides
-from aiovblk.server.alignment import AnyAlignment
 from aiovblk.storage import MemoryDevice
 
 SIZE = 64 * 1024

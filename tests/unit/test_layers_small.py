@@ -72,7 +72,7 @@ async def test_partition_moves_all_requests() -> None:
     [
         (100, BLOCK, "the offset must be a multiple of 4096 bytes, not 100"),
         (0, 100, "the size must be a multiple of 4096 bytes, not 100"),
-        (-BLOCK, BLOCK, "must not be negative"),
+        (-BLOCK, BLOCK, "offset must be at least 0, not -4096"),
         (0, 0, "0 bytes at 0 are no part of a device of 32768 bytes"),
         (4 * BLOCK, 5 * BLOCK, "20480 bytes at 16384 are no part"),
     ],

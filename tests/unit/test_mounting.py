@@ -31,7 +31,7 @@ from aiovblk.storage import MemoryDevice
         ({"identity": " v"}, "no space around them"),
         ({"attach": "usb"}, "attach must be one of auto, ioctl, netlink"),
         ({"timeout": -1}, "timeout must be a positive number of seconds"),
-        ({"connections": 0}, "connections must be at least 1"),
+        ({"connections": 0}, "connections must be from 1 to 1024"),
     ],
 )
 async def test_options_that_cannot_be_are_refused(options: Any, reason: str) -> None:

@@ -29,7 +29,7 @@ def used(path: Path) -> int:
 
 async def test_new_file_takes_next_to_nothing(base: FileDevice, tmp_path: Path) -> None:
     overlay = await Overlay.file(base, tmp_path / "diff")
-    assert (overlay.size, overlay.block_size) == (SIZE, 4096)
+    assert (overlay.size, overlay.block_size) == (SIZE, 512)
     assert os.stat(tmp_path / "diff").st_size == Overlay.diff_size(base) == SIZE + MIB
     await overlay.flush()
     assert used(tmp_path / "diff") <= 64 * 1024

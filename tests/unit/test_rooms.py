@@ -9,6 +9,7 @@ from pathlib import Path
 import aiovblk
 
 EVERY_ROOM = {
+    "alignment",
     "contract",
     "device",
     "events",
@@ -32,11 +33,13 @@ EVERY_ROOM = {
     "workers",
 }
 
-# A room that is not here does not exist. Errors are for every room to raise, and text for people
-# is for every room to quote.
+# A room that is not here does not exist. Errors are for every room to raise, text for people is for
+# every room to quote, and the checks of arguments are for every room to make.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": EVERY_ROOM,
     "__main__": {"cli"},
+    "alignment": {"device"},
+    "arguments": set(),
     "errors": set(),
     "extras": set(),
     "text": set(),
@@ -65,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "server": {
+        "alignment",
         "contract",
         "device",
         "dispatch",
@@ -78,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "client": {"device", "protocol", "stream", "tasks", "tls"},
-    "storage": {"contract", "device", "extras", "latency"},
+    "storage": {"alignment", "contract", "device", "extras", "latency"},
     "socketfile": set(),
     "threads": set(),
     "tls": {"keyfiles"},
@@ -116,7 +120,7 @@ def _allowed(room: str, target: str) -> bool:
         return False
     if not target.startswith("."):
         return target not in NOT_FROM_OUTSIDE.get(room, set())
-    return target[1:] in {room, "errors", "text", *MAY_IMPORT[room]}
+    return target[1:] in {room, "arguments", "errors", "text", *MAY_IMPORT[room]}
 
 
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

@@ -376,7 +376,7 @@ async def test_server_of_one_connected_socket_ends_with_its_client() -> None:
 
 @pytest.mark.parametrize("slow_request", [0, -1])
 async def test_slow_request_must_be_positive(path: Path, slow_request: float) -> None:
-    with pytest.raises(ValueError, match="slow_request must be positive"):
+    with pytest.raises(ValueError, match="slow_request must be a positive number"):
         async with serve(LoggingDevice(), unix=path, slow_request=slow_request):
             pass
 

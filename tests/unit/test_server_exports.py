@@ -252,7 +252,7 @@ def test_description_that_is_too_long_is_refused() -> None:
 )
 async def test_number_that_is_not_positive_is_refused(path: Path, option: str) -> None:
     number: dict[str, Any] = {option: 0}
-    with pytest.raises(ValueError, match=f"{option} must be positive, not 0"):
+    with pytest.raises(ValueError, match=f"{option} must be .*, not 0"):
         async with serve(MemoryDevice(MIB), unix=path, **number):
             pass
 

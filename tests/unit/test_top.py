@@ -117,5 +117,6 @@ def test_tables_are_shown_until_ctrl_c(
 
 
 def test_interval_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["top", "--interval", "0"]) == 1
-    assert "--interval must be positive, not 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["top", "--interval", "0"])
+    assert "--interval: must be a positive number of seconds" in capsys.readouterr().err

@@ -60,9 +60,9 @@ async def test_device_keeps_the_contract(web: Web) -> None:
 
 @pytest.mark.parametrize(
     ("size", "wanted", "block_size"),
-    [(8192, None, 4096), (4096 + 512, None, 512), (3072, None, 1024), (8192, 1024, 1024)],
+    [(8192, None, 512), (4096 + 512, None, 512), (3072, None, 512), (8192, 4096, 4096)],
 )
-async def test_blocks_are_as_large_as_the_size_allows(
+async def test_blocks_have_512_bytes_or_what_is_asked_for(
     web: Web, size: int, wanted: int | None, block_size: int
 ) -> None:
     web.content = CONTENT[:size]

@@ -33,9 +33,9 @@ def layers(*, overlay: Path | None = None, cache: Path | None = None) -> Layers:
     return Layers.of(
         Namespace(
             overlay=None if overlay is None else str(overlay),
-            cache=None if cache is None else "4M",
+            cache=None if cache is None else 4 << 20,
             cache_path=None if cache is None else str(cache),
-            cache_policy="write-through",
+            cache_policy=None,
             workers=None,
         )
     )
@@ -91,7 +91,7 @@ async def test_workers_are_refused_without_telling_secrets(web: Web) -> None:
     spec = web.url("/disk.img?signature=1", user="user:password@")
     arguments = Namespace(
         specs=[spec], workers=2, overlay=None, cache=None, cache_path=None,
-        cache_policy="write-through", read_only=True, socket=None, host=None, port=None,
+        cache_policy=None, block_size=None, read_only=True, socket=None, host=None, port=None,
         stdio=False, description="", tls=None, tls_certificates=None, tls_psk_file=None,
         tls_verify_peer=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
 
+from ...arguments import check_count
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ...errors import STOPS
@@ -95,8 +96,8 @@ class Cache(Layer):
             A store that was left with another identity (size, block size) is emptied.
 
     Raises:
-        ValueError: there is neither a size nor a store, not a single line would fit, the sizes do
-            not fit each other, the store is read-only, or there is no such policy.
+        TypeError, ValueError: there is neither a size nor a store, not a single line would fit, the
+            sizes do not fit each other, the store is read-only, or there is no such policy.
 
     Attributes:
         stats: the counters. Under ``write-back`` with a store, those of the cache in memory; those
@@ -118,7 +119,7 @@ class Cache(Layer):
         dirty_limit: int = 64 << 20,
         identity: str | Callable[[], str] = "",
     ) -> None:
-        _check(inner, store, size, policy, line_size, dirty_limit)
+        _check(inner, store, size, policy, line_size, dirty_limit, read_ahead)
         if store is not None and policy == "write-back":
             inner = Cache(
                 inner,
@@ -331,16 +332,19 @@ def _check(
     policy: str,
     line_size: int,
     dirty_limit: int,
+    read_ahead: int,
 ) -> None:
     check_inner(inner)
     if store is not None:
         check_inner(store, "store")
+    check_count("size", size)
+    check_count("line_size", line_size)
+    check_count("dirty_limit", dirty_limit)
+    check_count("read_ahead", read_ahead, least=0)
     if policy not in get_args(Policy):
         raise ValueError(f"the policy is one of {', '.join(get_args(Policy))}, not {policy!r}")
-    if line_size < 1 or line_size % inner.block_size:
+    if line_size % inner.block_size:
         raise ValueError(f"line_size must be a multiple of {inner.block_size}, not {line_size}")
-    if dirty_limit < 1:
-        raise ValueError(f"dirty_limit must be at least 1, not {dirty_limit}")
     if store is None:
         if size is None:
             raise ValueError("a cache in memory needs a size")

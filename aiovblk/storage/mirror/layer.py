@@ -164,6 +164,7 @@ def _check(devices: Sequence[BlockDevice], stale: Collection[BlockDevice]) -> No
             raise ValueError(
                 f"members of a mirror are of one size: {device.blocks} blocks of"
                 f" {device.block_size} bytes are not {first.blocks} of {first.block_size}"
+                " (block_size=, or the layer BlockSize, gives a device other blocks)"
             )
     if len({id(device) for device in devices}) < len(devices):
         raise ValueError("a device can be a member of a mirror only once")

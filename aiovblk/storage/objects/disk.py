@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Self
 
+from ...arguments import check_block_size, check_count
 from ...errors import StorageError
 from ...text import quoted
 from .description import SEALED_VERSION, Description, Origin
@@ -20,6 +21,8 @@ from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
 from .stored import Source
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
+BLOCK_SIZE = 4096
+"""Bytes of a block of a new disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ async def create(
     path: str = "",
     *,
     size: int,
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     chunk_size: int = 1 << 20,
     compress: bool = False,
     key: bytes | None = None,
@@ -266,16 +269,18 @@ def _there_is_one() -> FileExistsError:
 
 def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
     """Refuse what cannot be a disk."""
-    if not 512 <= block_size <= chunk_size or block_size & (block_size - 1):
-        raise ValueError(f"block_size must be a power of two from 512, not {block_size}")
-    if not _SMALLEST_CHUNK <= chunk_size <= _LARGEST_CHUNK or chunk_size & (chunk_size - 1):
-        raise ValueError(
-            f"chunk_size must be a power of two from {_SMALLEST_CHUNK} to {_LARGEST_CHUNK},"
-            f" not {chunk_size}"
-        )
+    check_count("size", size)
+    check_block_sizes(block_size, chunk_size)
     if size < block_size or size % block_size:
         raise ValueError(f"the size must be a multiple of {block_size} bytes, not {size}")
     if size > MOST_CHUNKS * chunk_size:
         raise ValueError(
             f"a disk has at most {MOST_CHUNKS} chunks: for {size} bytes choose a larger chunk_size"
         )
+
+
+def check_block_sizes(block_size: int, chunk_size: int) -> None:
+    """Refuse blocks, or chunks, of a size that no disk has."""
+    check_block_size(chunk_size, name="chunk_size", least=_SMALLEST_CHUNK, most=_LARGEST_CHUNK)
+    # A block is a part of a chunk, and may be that chunk.
+    check_block_size(block_size, least=512, most=chunk_size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...arguments import check_count
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -18,5 +20,6 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse what would never come to an end."""
-        if self.requests < 1:
-            raise ValueError(f"requests must be at least 1, not {self.requests}")
+        check_count("memory", self.memory, least=0)
+        check_count("unstored", self.unstored, least=0)
+        check_count("requests", self.requests)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from ...arguments import check_seconds
 from ...errors import MissingExtraError
 from ...extras import extra
 from ...text import quoted
@@ -325,6 +326,7 @@ def from_url(
         MissingExtraError: the package obstore is not installed, or boto3 for profiles.
 
     """
+    check_seconds("patience", patience, zero=True)
     root, folder = parts_of(url)
     scheme, _, bucket = root.partition("://")
     if scheme not in {*SCHEMES, "memory", "file"} or (scheme in SCHEMES and not bucket):

@@ -30,6 +30,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Self
 
+from ...arguments import check_count
 from ...device import BlockDevice
 
 PAGE = 4096
@@ -75,10 +76,11 @@ class Header:
         """The header of an overlay over ``base``.
 
         Raises:
-            ValueError: a number of bytes is no multiple of ``block_size``, or ``identity`` does
-                not fit.
+            TypeError, ValueError: a number of bytes is no multiple of ``block_size``, or
+                ``identity`` does not fit.
 
         """
+        check_count("size", size, least=0)
         size = base.size if size is None else size
         shown = min(size, base.size)
         for what, value in (("the overlay", size), ("the base", shown)):

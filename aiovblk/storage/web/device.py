@@ -7,6 +7,7 @@ import hashlib
 from ssl import SSLContext
 from typing import Self
 
+from ...arguments import check_block_size, check_count, check_seconds
 from ...device import BlockDevice
 from ...errors import StorageError
 from ..patience import PATIENCE
@@ -67,7 +68,8 @@ class HTTPDevice(BlockDevice):
         Args:
             url: ``https://HOST/FILE``, or ``http:``. A user and a password in it are sent as Basic
                 authorization; neither they nor the query show up in logs and errors.
-            block_size: bytes. By default the largest that divides the file's size, up to 4096.
+            block_size: bytes, a power of two: for which size of sectors the file is made. By
+                default 512, as nearly every disk image.
             authorization: the header of that name, ``Bearer ...`` say; takes precedence over a
                 password in the URL.
             tls: whom to trust; by default those whom OpenSSL does (``SSL_CERT_FILE`` in the
@@ -84,8 +86,9 @@ class HTTPDevice(BlockDevice):
         Cancellation: safe.
 
         """
-        if requests < 1:
-            raise ValueError(f"requests must be at least 1, not {requests}")
+        check_block_size(block_size)
+        check_count("requests", requests)
+        check_seconds("patience", patience, zero=True)
         file = await WebFile.open(
             url, authorization=authorization, tls=tls, requests=requests, patience=patience
         )
@@ -130,7 +133,7 @@ def _block_size(file: WebFile, wanted: int | None) -> int:
             " unpack it on the server; else `truncate -s %512` it there",
         )
     if wanted is None:
-        return min(size & -size, 4096)  # the lowest bit that is set
-    if wanted < 1 or size % wanted:
+        return 512
+    if size % wanted:
         raise StorageError(errno.EINVAL, f"{found}, no multiple of {wanted}")
     return wanted

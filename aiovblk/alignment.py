@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
-from ..device import BlockDevice, Extent, overrides
+from .device import BlockDevice, Extent, overrides
 
 
 class AnyAlignment(BlockDevice):
