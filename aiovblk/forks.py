@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from weakref import WeakSet
 
 _descriptors: set[int] = set()
@@ -35,6 +36,11 @@ def withhold(descriptor: int) -> int:
     """Keep an open file from children, until :func:`close`; returns it."""
     _descriptors.add(descriptor)
     return descriptor
+
+
+def are_withheld(descriptors: Iterable[int]) -> bool:
+    """Whether all of these open files are kept from children, and so are this package's own."""
+    return _descriptors.issuperset(descriptors)
 
 
 def withhold_socket(sock: socket.socket) -> socket.socket:

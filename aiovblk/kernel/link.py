@@ -25,7 +25,7 @@ from . import netlink, partitions, queue, sysfs
 from .ioctl import Ioctl, ioctl
 from .shrinking import Claims, claim_beyond
 from .terms import Terms
-from .usage import busy, wait_until_free
+from .usage import busy, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
@@ -162,7 +162,8 @@ class Link(ABC):
 
         Raises:
             DeviceBusyError: a file system on it is mounted, or something else holds it or one of
-                its partitions exclusively. Mere readers and writers do not count.
+                its partitions exclusively; or a loop device lies on it, or it is exported, which
+                claims nothing. Mere readers and writers do not count.
 
         """
         try:
@@ -171,6 +172,11 @@ class Link(ABC):
             if exc.errno != errno.EBUSY:
                 raise
             raise busy(self.index, self.path) from None
+        try:
+            refuse_if_unclaimed_users(self.index, self.path)
+        except BaseException:
+            forks.close(claim)
+            raise
         with self._guard:
             if not self._closed:
                 self._claim = claim

@@ -367,9 +367,8 @@ class Mount:
                 await call(self._unmount_timeout, self._link.claim)
             except TimeoutError:
                 # Some program's open() hangs, since a handler does, and ours behind it.
-                points = await call(KERNEL_TIMEOUT, kernel.sysfs.mount_points, self.index)
-                if points:
-                    holders = [f"mounted at {point}" for point in points]
+                holders = await call(KERNEL_TIMEOUT, kernel.users.claims, self.index)
+                if holders:
                     reason = f"the device is in use: {', '.join(holders)}"
                     raise DeviceBusyError(errno.EBUSY, reason, self.path, holders) from None
             except DeviceBusyError:
