@@ -27,6 +27,9 @@ The kernel rounds them up to whole seconds, and logs each request that takes lon
 OPEN_TIMEOUT = 0.2
 """Seconds to wait for the node to open before the device is disconnected without."""
 
+CLOSE_TIMEOUT = 2.0
+"""Seconds for it to open, and be closed, once there is nobody more who could answer."""
+
 DEFAULT_IO_TIMEOUT = "30000"
 """Milliseconds; what it is in a new queue (30 * HZ in blk_mq_init_allocated_queue)."""
 
@@ -182,7 +185,7 @@ class NetlinkLink(Link):
             self.rescue()
         finally:
             opening.add_done_callback(_close)
-            futures.wait([opening], OPEN_TIMEOUT)
+            futures.wait([opening], CLOSE_TIMEOUT)
         self._anchor.release()
         self._end()
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from aiovblk.kernel import NetlinkLink, RequestQueue, Terms, netlink
+from aiovblk.kernel import NetlinkLink, RequestQueue, Terms, netlink, netlink_link
 from aiovblk.kernel.anchor import Anchor
 from aiovblk.kernel.netlink import ClientFlag
 
@@ -184,7 +184,8 @@ def test_a_node_that_does_not_open_keeps_nobody_from_disconnecting(
 ) -> None:
     machine.node.unlink()
     os.mkfifo(machine.node)  # opens when somebody opens its other end
-    monkeypatch.setattr("aiovblk.kernel.netlink_link.OPEN_TIMEOUT", 0.05)
+    for name in ("OPEN_TIMEOUT", "CLOSE_TIMEOUT"):
+        monkeypatch.setattr(netlink_link, name, 0.05)
     machine.link.finish()
     assert [what for what, _ in machine.asked] == ["disconnect"]
     os.close(os.open(machine.node, os.O_RDWR))
