@@ -15,6 +15,7 @@ Only a fork at the very moment between the opening of a file and its noting here
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
@@ -46,6 +47,11 @@ def withhold(descriptor: int) -> int:
     """Keep an open file from children, until :func:`close`; returns it."""
     _descriptors.add(descriptor)
     return descriptor
+
+
+def are_withheld(descriptors: Iterable[int]) -> bool:
+    """Whether all of these open files are kept from children, and so are this package's own."""
+    return _descriptors.issuperset(descriptors)
 
 
 def withhold_socket(sock: S) -> S:

@@ -6,7 +6,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 
-from ..kernel import liveness, locks, sysfs, told
+from ..kernel import liveness, locks, sysfs, told, users
 from ..kernel.liveness import State
 from ..text import escaped
 from .units import in_units
@@ -86,14 +86,14 @@ def _look_at(index: int) -> Attached:
         identity=liveness.identity(index),
         in_flight=sysfs.in_flight(index),
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
-        holders=sysfs.holding_devices(index),
-        used=[user for user in sysfs.holders(index) if user != _as_user(process)],
+        holders=users.holding_devices(index),
+        used=[user for user in users.holders(index) if user != _as_user(process)],
     )
 
 
 def _as_user(process: tuple[int, str] | None) -> str:
     """How a server shows among the users of its own device, which it has open."""
-    return sysfs.opened_by(*process) if process else ""
+    return users.opened_by(*process) if process else ""
 
 
 def as_json(devices: list[Attached]) -> str:

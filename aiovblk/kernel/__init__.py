@@ -1,6 +1,6 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
-from . import locks, memory, sysfs
+from . import locks, memory, sysfs, users
 from .choice import adopt, attach, find, taken_over
 from .link import Link
 from .netlink_link import NetlinkLink
@@ -25,4 +25,5 @@ __all__ = [
     "sysfs",
     "taken_over",
     "unmount",
+    "users",
 ]

@@ -21,13 +21,12 @@ from functools import partial
 from .. import forks
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from ..protocol.constants import TransmissionFlag
-from . import liveness, locks, netlink, sysfs
+from . import liveness, locks, netlink, orphans, sysfs
 from .anchor import Anchor
 from .ioctl_link import IoctlLink
 from .link import Link
 from .netlink_link import NetlinkLink
 from .terms import Terms
-from .usage import busy
 
 logger = logging.getLogger("aiovblk")
 
@@ -52,7 +51,13 @@ def prefers_netlink() -> bool:
     return netlink.is_available()
 
 
-def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) -> Link:
+def attach(
+    path: str | None,
+    terms: Terms,
+    *,
+    by_netlink: bool | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> Link:
     """Attach a free device; blocks, for a few seconds at most.
 
     Requests may come before it returns.
@@ -61,6 +66,7 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) ->
         path: the node, or None for any device that is free.
         terms: what the kernel has to know.
         by_netlink: how, or else by ioctl; None for what :func:`prefers_netlink`.
+        is_wanted: asked before a device is attached; should nobody wait for it any more, none is.
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
@@ -68,7 +74,7 @@ def attach(path: str | None, terms: Terms, *, by_netlink: bool | None = None) ->
         AttachError: ``path`` is no NBD device, or the kernel refused.
 
     """
-    link = _attach(path, terms, by_netlink)
+    link = _attach(path, terms, by_netlink, is_wanted)
     if (other := _twin(link.index, terms.identity)) is not None:
         # Whoever sees the other gives way; should both, neither serves what two must not.
         link.finish()
@@ -87,7 +93,9 @@ def _twin(index: int, identity: str | None) -> int | None:
     return None
 
 
-def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
+def _attach(
+    path: str | None, terms: Terms, by_netlink: bool | None, is_wanted: Callable[[], bool]
+) -> Link:
     if path is not None and not _NAME.fullmatch(os.path.basename(path)):
         resolve(path)  # so that no missing driver is blamed for what is no NBD device
     load_driver(path)
@@ -95,6 +103,7 @@ def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
         by_netlink = prefers_netlink()
         logger.debug("attaching by %s", "netlink" if by_netlink else "ioctl")
     make = _connect if by_netlink else IoctlLink
+    _check_is_wanted(is_wanted)
     if path is None:
         # A container may have been given a few of the nodes only, and the kernel does not know.
         nodes = [f"/dev/nbd{index}" for index in sysfs.indices()]
@@ -107,16 +116,17 @@ def _attach(path: str | None, terms: Terms, by_netlink: bool | None) -> Link:
             return _attach_one(index, path, make, terms)
         except _SoonFreeError:
             if time.monotonic() > deadline:
-                raise _orphaned(index, path) from None
+                break
             time.sleep(sysfs.POLL)
+        _check_is_wanted(is_wanted)
+    if not orphans.free_if_unused(index):
+        raise orphans.told(index, path)
+    return _attach_one(index, path, make, terms)
 
 
-def _orphaned(index: int, path: str) -> DeviceBusyError:
-    if sysfs.server_thread(index) is None:
-        return busy(index, path)
-    holders = sysfs.holders(index)
-    reason = "attached by a program that has ended" + "".join(f", {each}" for each in holders)
-    return DeviceBusyError(errno.EBUSY, f"{reason}; unmount it, or choose another", path, holders)
+def _check_is_wanted(is_wanted: Callable[[], bool]) -> None:
+    if not is_wanted():
+        raise AttachError(errno.ECANCELED, "nobody waits for the device any more")
 
 
 def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
@@ -143,6 +153,8 @@ def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
     lock = _lock_of_lost(index, node)
     try:
         _check_same(index, node, terms)
+        # Not before: the watchdog of its last server takes that for another server's coming.
+        locks.sign(lock)
         return taken_over(index, node, lock, terms)
     except BaseException:
         forks.close(lock)
@@ -300,11 +312,14 @@ def _attach_any(make: Make, terms: Terms) -> Link:
 
 def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
     lock = _lock(index, path)
+    if not sysfs.is_free(index):
+        forks.close(lock)  # before anybody is named: this process does not serve it
+        raise _served(index, path)
     try:
-        if not sysfs.is_free(index):
-            raise _served(index, path)
+        locks.sign(lock)
         return make(index, path, lock, terms)
     except BaseException as exc:
+        locks.unsign(lock)
         forks.close(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
             raise _explained(exc, index, path) from exc
@@ -327,6 +342,7 @@ def _connect_any(terms: Terms) -> Link:
     path = f"/dev/nbd{anchor.index}"
     try:
         lock = _lock(anchor.index, path)
+        locks.sign(lock)
     except AttachError:
         # Held for a moment by somebody who finds out just now that the device is taken.
         lock = forks.open(os.devnull)

@@ -22,7 +22,7 @@ from contextlib import suppress
 
 from ..errors import AttachError, DeviceBusyError
 from ..threads import in_thread
-from . import liveness, netlink, sysfs
+from . import liveness, netlink, sysfs, users
 from .ioctl import Ioctl, ioctl
 from .liveness import State
 from .usage import wait_until_free
@@ -78,7 +78,7 @@ def take_away(index: int, path: str, tell: Tell) -> None:
             else (errno.EBUSY, "the kernel does not let go of it; see its log")
         )
         raise AttachError(number, reason, path)
-    if sysfs.claims(index) or not wait_until_free(index, STEP_TIMEOUT):
+    if users.claims(index) or not wait_until_free(index, STEP_TIMEOUT):
         raise still_taken(index, path)
 
 
@@ -111,13 +111,13 @@ def _is_disconnected(index: int, seconds: float) -> bool:
 
 def still_taken(index: int, path: str) -> DeviceBusyError:
     """Why the index of a device that is disconnected is not free, and what frees it."""
-    holders = sysfs.holders(index)
-    points = sysfs.mount_points(index)
-    openers = [process for process, _ in sysfs.openers(index)]
+    holders = users.holders(index)
+    points = users.mount_points(index)
+    openers = [process for process, _ in users.openers(index)]
     if points:
         point = shlex.quote(points[0])
         until = f"its file system is unmounted (`umount {point}`, or `umount -l {point}`)"
-    elif sysfs.claims(index):
+    elif users.claims(index):
         until = "they let go"
     elif openers:
         until = f"it is closed (`kill {' '.join(map(str, openers))}`)"
@@ -135,7 +135,7 @@ def end_openers(index: int, tell: Tell) -> None:
     Whatever they read or write there fails. Process 1 and this one are left alone.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for process, name in sysfs.openers(index):
+        for process, name in users.openers(index):
             if process not in (1, os.getpid()):
                 tell(f"{number.name} to process {process} ({name}), which has it open")
                 with suppress(OSError):
@@ -148,7 +148,7 @@ def _send(process: int, index: int, number: signal.Signals) -> None:
     descriptor = os.pidfd_open(process)
     try:
         # Still the same process, and not another that has been given its number meanwhile.
-        if process in (each for each, _ in sysfs.openers(index)):
+        if process in (each for each, _ in users.openers(index)):
             signal.pidfd_send_signal(descriptor, number)
     finally:
         os.close(descriptor)

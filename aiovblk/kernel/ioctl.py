@@ -34,6 +34,7 @@ class Ioctl(IntEnum):
     NBD_SET_TIMEOUT = _BASE + 9
     NBD_SET_FLAGS = _BASE + 10
     BLKRRPART = _NO_DIRECTION | 0x125F
+    BLKFLSBUF = _NO_DIRECTION | 0x1261
 
 
 def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from .. import forks
 from ..threads import in_thread
 from .ioctl import Ioctl, ioctl
 from .link import Link
 from .terms import Terms
+from .writeback import sync
 
 
 class IoctlLink(Link):
@@ -31,6 +34,7 @@ class IoctlLink(Link):
 
         """
         super().__init__(index, path, lock, terms)
+        self._fd = -1
         # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
         # make udev probe the device.
         self._fd = forks.open(path)
@@ -66,11 +70,50 @@ class IoctlLink(Link):
         # taken away for a moment. This does nothing but wait for the lock.
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_QUE)
-        forks.close(forks.open(self.path))
+        with self._using_node():
+            forks.close(forks.open(self.path))
+        self._drop_cache()
+
+    def wait_for_partitions(self, seconds: float) -> None:
+        """Wait until each partition can be opened, when the device is live."""
+        super().wait_for_partitions(seconds)
+        self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        """Have the kernel forget what its look for partitions has left in the page cache.
+
+        Of other devices it drops that when their last user closes them. This one always has a
+        user, the thread in NBD_DO_IT; so what is written below the cache (by device mapper, say)
+        would not be what the next program reads that uses the node itself.
+        """
+        with self._control() as fd, suppress(OSError):  # refused without CAP_SYS_ADMIN
+            ioctl(fd, Ioctl.BLKFLSBUF)
+
+    @contextmanager
+    def _control(self) -> Iterator[int]:
+        """A duplicate of the descriptor, so that a close meanwhile cannot give it another file."""
+        with self._guard:
+            if self._fd < 0:
+                raise OSError(errno.ENODEV, "the device is already detached")
+            fd = forks.withhold(os.dup(self._fd))
+        try:
+            yield fd
+        finally:
+            forks.close(fd)
+
+    def _sync_without_node(self) -> None:
+        with self._control() as fd:
+            sync(self.index, fd)
 
     def _resize(self, blocks: int) -> None:
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+
+    def _close_node(self) -> None:
+        with self._guard:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            forks.close(fd)
 
     def finish(self) -> None:
         """NBD_DO_IT returns by itself."""

@@ -18,17 +18,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from .. import forks
 from . import netlink, partitions, queue, sysfs
 from .ioctl import Ioctl, ioctl
 from .shrinking import Claims, claim_beyond
 from .terms import Terms
-from .usage import busy, wait_until_free
+from .usage import busy, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
+
+
+OWN_TIMEOUT = 3.0
+"""Seconds for steps that were given up to close the node, once the device is detached."""
 
 
 class Link(ABC):
@@ -55,9 +59,10 @@ class Link(ABC):
         self._claim: int | None = None
         self._queue_before: dict[str, str] = {}
         self._guard = threading.Lock()
+        self._settled = threading.Condition(self._guard)
+        self._opening = 0
         self._closed = False
         self._server: int | None = None
-        self._fd = -1
 
     @abstractmethod
     def start(self) -> None:
@@ -134,13 +139,16 @@ class Link(ABC):
         """
         deadline = time.monotonic() + seconds
         while sysfs.server_thread(self.index) is None or not sysfs.size(self.index):
+            if self._closed:
+                raise OSError(errno.ECANCELED, "it was detached before it was live")
             if self.ended.done():
                 number = self.ended.result() or errno.EIO
                 raise OSError(number, f"NBD_DO_IT: {os.strerror(number)}")
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(sysfs.POLL)
-        self._server = sysfs.server_thread(self.index)
+        if self._server is None:
+            self._server = sysfs.server_thread(self.index)
         self._open_live()
         queue.change(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
 
@@ -151,7 +159,8 @@ class Link(ABC):
             AttachError, OSError: as :func:`aiovblk.kernel.partitions.wait_for_nodes`.
 
         """
-        partitions.wait_for_nodes(self.index, self.path, seconds)
+        with self._using_node():
+            partitions.wait_for_nodes(self.index, self.path, seconds, lambda: self._closed)
 
     @abstractmethod
     def _open_live(self) -> None:
@@ -162,7 +171,8 @@ class Link(ABC):
 
         Raises:
             DeviceBusyError: a file system on it is mounted, or something else holds it or one of
-                its partitions exclusively. Mere readers and writers do not count.
+                its partitions exclusively; or a loop device lies on it, or it is exported, which
+                claims nothing. Mere readers and writers do not count.
 
         """
         try:
@@ -171,6 +181,11 @@ class Link(ABC):
             if exc.errno != errno.EBUSY:
                 raise
             raise busy(self.index, self.path) from None
+        try:
+            refuse_if_unclaimed_users(self.index, self.path)
+        except BaseException:
+            forks.close(claim)
+            raise
         with self._guard:
             if not self._closed:
                 self._claim = claim
@@ -186,16 +201,20 @@ class Link(ABC):
         """
         # A descriptor of its own: one that was open when a write failed is told so even after the
         # program that wrote has been (the kernel's errseq_t).
-        try:
-            fd = forks.open(self.path)
-        except OSError:  # the node is gone, say
-            with self._control() as old:
-                sync(self.index, old)
-            return
-        try:
-            sync(self.index, fd)
-        finally:
-            forks.close(fd)
+        with self._using_node():
+            try:
+                fd = forks.open(self.path)
+            except OSError:  # the node is gone, say, or the process has given up its privileges
+                self._sync_without_node()
+                return
+            try:
+                sync(self.index, fd)
+            finally:
+                forks.close(fd)
+
+    @abstractmethod
+    def _sync_without_node(self) -> None:
+        """Have everything written although the node cannot be opened."""
 
     def disconnect(self) -> None:
         """Have the kernel send DISC. Nothing else happens before the server closes its socket."""
@@ -221,20 +240,31 @@ class Link(ABC):
 
         Only after :attr:`ended`: before, closing can wait for requests that nobody answers.
         """
-        with self._guard:
-            fd, self._fd = self._fd, -1
-            self._closed = True
-        if fd < 0:
+        if not self._close_claim():
             return
         had_partitions = bool(sysfs.partitions(self.index))
-        for each in (self._claim, fd):
-            if each is not None:
-                forks.close(each)
-        with suppress(OSError):
-            queue.change(self.index, {}, **self._queue_before)
+        self._close_node()
+        if sysfs.server_thread(self.index) in (None, self._server):
+            with suppress(OSError):
+                queue.change(self.index, {}, **self._queue_before)
         if had_partitions:
             with suppress(OSError):
                 partitions.forget(self.index, self.path)
+
+    def _close_claim(self) -> bool:
+        """Begin to close; False where that has been done."""
+        with self._guard:
+            if self._closed:
+                return False
+            self._closed = True
+            claim, self._claim = self._claim, None
+        if claim is not None:
+            forks.close(claim)
+        return True
+
+    @abstractmethod
+    def _close_node(self) -> None:
+        """Close the node, where it is open for as long as the device lives."""
 
     def wait_until_free(self, seconds: float) -> bool:
         """Wait until the index can be attached again, then let others try.
@@ -244,9 +274,26 @@ class Link(ABC):
             server may have attached it meanwhile, since the kernel knows nothing of our locks.)
 
         """
+        with self._guard:
+            self._settled.wait_for(lambda: not self._opening, OWN_TIMEOUT)
         free = wait_until_free(self.index, seconds, self._server)
         self._unlock()
         return free
+
+    @contextmanager
+    def _using_node(self) -> Iterator[None]:
+        """Have :meth:`wait_until_free` wait for what this process itself still has open.
+
+        That is a step that was given up because the server did not answer; it ends now.
+        """
+        with self._guard:
+            self._opening += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._opening -= 1
+                self._settled.notify_all()
 
     def _unlock(self) -> None:
         with self._guard:
@@ -254,14 +301,11 @@ class Link(ABC):
         if lock >= 0:
             forks.close(lock)
 
-    @contextmanager
-    def _control(self) -> Iterator[int]:
-        """A duplicate of the descriptor, so that a close meanwhile cannot give it another file."""
-        with self._guard:
-            if self._fd < 0:
-                raise OSError(errno.ENODEV, "the device is already detached")
-            fd = forks.withhold(os.dup(self._fd))
-        try:
-            yield fd
-        finally:
-            forks.close(fd)
+    @abstractmethod
+    def _control(self) -> AbstractContextManager[int]:
+        """The node, open for ioctls.
+
+        Raises:
+            OSError: the device is already detached.
+
+        """

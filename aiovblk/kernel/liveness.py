@@ -7,7 +7,8 @@ may have ended while the device lives.
 What tells is the kernel's receiving thread. One runs for each connection of a device, from
 attaching until the connection ends, and its name says for which device: ``kworker/u8:1+nbd0-recv``,
 with a minus when it has ended (recv_work in drivers/block/nbd.c, wq_worker_comm in
-kernel/workqueue.c). In a container with process ids of its own the kernel's threads do not show.
+kernel/workqueue.c). Since any process may call itself so, it also has to be one of the kernel's. In
+a container with process ids of its own the kernel's threads do not show.
 """
 
 from __future__ import annotations
@@ -51,20 +52,25 @@ def state(index: int) -> State:
 
 def connections() -> Counter[int]:
     """How many connections each device has that the kernel receives from."""
-    return Counter(int(found[1]) for name in _names() if (found := _RECEIVER.search(name)))
+    return Counter(
+        int(found[1])
+        for thread, name in _names()
+        if (found := _RECEIVER.search(name)) and sysfs.is_kernel_thread(thread)
+    )
 
 
-def _names() -> Iterator[bytes]:
+def _names() -> Iterator[tuple[str, bytes]]:
     # Not by pathlib, which takes five times as long: there may be thousands, and a mount waits.
     for entry in os.listdir(sysfs.PROC):
         if entry.isdigit():
             with suppress(OSError), open(f"{sysfs.PROC}/{entry}/comm", "rb", 0) as file:
-                yield file.read().strip()
+                yield entry, file.read().strip()
 
 
 def sees_kernel_threads() -> bool:
     """Whether the kernel's threads show in this /proc."""
-    return sysfs.read(sysfs.PROC / _KTHREADD / "comm") == "kthreadd"
+    name = sysfs.read(sysfs.PROC / _KTHREADD / "comm")
+    return name == "kthreadd" and sysfs.is_kernel_thread(_KTHREADD)
 
 
 def hears_of_deaths() -> bool:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import forks
+from ..errors import AttachError
 from . import sysfs
 
 LOCKS = Path("/run/aiovblk")
@@ -20,7 +21,10 @@ LOCKS = Path("/run/aiovblk")
 
 
 def take(index: int) -> int:
-    """Take the lock of an index.
+    """Take the lock of an index, which :func:`sign` then tells others of.
+
+    Until then :func:`owner` names nobody: who only finds out that a device is taken is not the one
+    who has it.
 
     Returns:
         A descriptor; closing it gives the lock back (:func:`aiovblk.forks.close`).
@@ -28,13 +32,15 @@ def take(index: int) -> int:
     Raises:
         BlockingIOError: somebody else has it.
         PermissionError: the directory is another user's.
+        AttachError: others may write to it.
 
     """
     try:
         LOCKS.mkdir(mode=0o755, exist_ok=True)
+        _check_is_private()
         lock = os.open(_file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
-        if exc.errno == errno.EACCES:
+        if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
         # No /run (a minimal container): other checks have to do.
         return forks.open(os.devnull)
@@ -44,15 +50,31 @@ def take(index: int) -> int:
     except BaseException:
         forks.close(lock)
         raise
-    sign(lock)
     return lock
+
+
+def _check_is_private() -> None:
+    """Refuse a directory in which others could take a lock, or answer in a server's place."""
+    status = os.stat(LOCKS)
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        reason = (
+            "others than root may write there, and could pass for a device's server;"
+            f" `chown root: {LOCKS}; chmod 755 {LOCKS}`"
+        )
+        raise AttachError(errno.EPERM, reason, str(LOCKS))
 
 
 def sign(lock: int) -> None:
     """Note that this process has a lock, which may have been another one's."""
+    unsign(lock)
+    with suppress(OSError):
+        os.pwrite(lock, f"{os.getpid()}:{secrets.token_hex(8)}\n".encode(), 0)
+
+
+def unsign(lock: int) -> None:
+    """Take back what :func:`sign` noted: this process does not attach the device after all."""
     with suppress(OSError):
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}:{secrets.token_hex(8)}\n".encode(), 0)
 
 
 def signature(lock: int) -> str:

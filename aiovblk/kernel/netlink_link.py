@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from .. import forks
+from ..threads import in_thread
 from . import liveness, locks, netlink, queue, sysfs
 from .anchor import Anchor
 from .link import Link
@@ -20,6 +24,12 @@ REPLAY_AFTER = 2000
 """Milliseconds between looks at a request whether it has to be sent again on another connection.
 The kernel rounds them up to whole seconds, and logs each request that takes longer."""
 
+OPEN_TIMEOUT = 0.2
+"""Seconds to wait for the node to open before the device is disconnected without."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for it to open, and be closed, once there is nobody more who could answer."""
+
 DEFAULT_IO_TIMEOUT = "30000"
 """Milliseconds; what it is in a new queue (30 * HZ in blk_mq_init_allocated_queue)."""
 
@@ -27,10 +37,15 @@ DEFAULT_IO_TIMEOUT = "30000"
 class NetlinkLink(Link):
     """Attached by netlink: no thread waits, and a stop of the process is but a pause.
 
-    The kernel keeps a device whose server has died, and what is in flight hangs. So it is told to
-    disconnect with the last close of the node, which we have open; and for those who have it open
-    beside us, a watchdog disconnects it. A device that is to survive its server waits for another
-    one before, and is not told.
+    The kernel keeps a device whose server has died, and what is in flight hangs. So a watchdog
+    disconnects it. A device that is to survive its server waits for another one before.
+
+    The node is not kept open: the kernel drops what it has cached for a device when the last user
+    closes that, and what was written below the cache (by device mapper, say) would not be what the
+    next program reads. So DISCONNECT_ON_CLOSE is of no use: it would disconnect with the last close
+    of any user. And since nothing keeps the index once somebody else has disconnected the device,
+    whatever is done to that by its index is done only while /sys names the same server, and where
+    it matters with the node open, which keeps others from attaching it meanwhile.
 
     A connection that is lost can be replaced, by this process or by another one after it. What was
     in flight on it is sent again when its timer goes off next: the kernel looks then whether the
@@ -46,6 +61,7 @@ class NetlinkLink(Link):
         """Take over a device that is attached."""
         super().__init__(anchor.index, path, lock, terms)
         self.ended = Future()
+        self._server = sysfs.server_thread(anchor.index)
         self.is_served: Callable[[], bool] = lambda: True
         self._deaths = threading.Semaphore(0)
         self._anchor = anchor
@@ -77,9 +93,11 @@ class NetlinkLink(Link):
         """Offer the kernel a connection in place of one that is dead."""
         deadline = time.monotonic() + seconds
         while True:
+            self._check_is_ours()
             ours, theirs = socket_pair()
             try:
                 if netlink.offer(self.index, self._terms.identity, ours, theirs):
+                    self._check_is_ours()  # another's would find it closed again
                     return ours
             except BaseException:
                 ours.close()
@@ -103,47 +121,78 @@ class NetlinkLink(Link):
 
     def leave(self) -> None:
         """Close the device, and leave it attached: to another server, or to its time's end."""
-        with self._guard:
-            fd, self._fd = self._fd, -1
-            self._closed = True
-        for each in (self._claim, fd):
-            if each is not None and each >= 0:
-                forks.close(each)
+        self._close_claim()
         self._anchor.release(leave=True)
         self._unlock()
         self._end()
 
     def _open_live(self) -> None:
-        fd = forks.open(self.path)
-        with self._guard:
-            if not self._closed:
-                self._fd, fd = fd, -1
-        if fd >= 0:  # opened too late
-            forks.close(fd)
-            return
-        flags = netlink.ClientFlag(0)
-        if not self._terms.survive:
-            # Not before: with this flag anybody's last close would have disconnected it.
-            flags = netlink.ClientFlag.DISCONNECT_ON_CLOSE
-        netlink.reconfigure(
-            self.index,
-            self._terms.identity,
-            client_flags=flags,
-            dead_conn_timeout=self._terms.dead_conn_timeout,  # that of a predecessor may differ
-        )
-        self._shape_queue()
+        with self._control():
+            netlink.reconfigure(
+                self.index,
+                self._terms.identity,
+                # Of a predecessor's these may be others.
+                client_flags=netlink.ClientFlag(0),
+                dead_conn_timeout=self._terms.dead_conn_timeout,
+            )
+            self._shape_queue()
 
     def _resize(self, blocks: int) -> None:
         size = blocks * self._terms.block_size
-        # With the node open nobody else can attach the index while this goes on.
         with self._control():
             netlink.reconfigure(self.index, self._terms.identity, size=size)
 
+    def _close_node(self) -> None:
+        """It is not open."""
+
+    def _sync_without_node(self) -> None:
+        os.sync()
+
+    @contextmanager
+    def _control(self) -> Iterator[int]:
+        """The node, opened for this, and only if the device behind it is still the same.
+
+        While it is open nobody else can attach the index (config_refs in nbd_genl_connect).
+        """
+        with self._guard:
+            if self._closed:
+                raise OSError(errno.ENODEV, "the device is already detached")
+            fd = -1 if self._claim is None else forks.withhold(os.dup(self._claim))
+        with self._using_node():
+            if fd < 0:
+                fd = forks.open(self.path)
+            try:
+                self._check_is_ours()
+                yield fd
+            finally:
+                forks.close(fd)
+
+    def _is_ours(self) -> bool:
+        """Whether the index has not been given to another server since somebody disconnected it."""
+        return self._server is None or sysfs.server_thread(self.index) == self._server
+
+    def _check_is_ours(self) -> None:
+        if not self._is_ours():
+            raise OSError(errno.ENODEV, "somebody else has disconnected the device")
+
     def finish(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""
-        netlink.disconnect(self.index)
+        # With the node open nobody can attach the index between a look and the disconnect. But an
+        # open waits where another program waits in one for an answer, which it does not get now.
+        opening = in_thread(forks.open, self.path)
+        futures.wait([opening], OPEN_TIMEOUT)
+        try:
+            self.rescue()
+        finally:
+            opening.add_done_callback(_close)
+            futures.wait([opening], CLOSE_TIMEOUT)
         self._anchor.release()
         self._end()
+
+    def rescue(self) -> None:
+        """Have the kernel let go, without opening the node."""
+        if self._is_ours():
+            netlink.disconnect(self.index, timeout=5)
 
     def _on_death(self) -> None:
         self._deaths.release()
@@ -153,3 +202,8 @@ class NetlinkLink(Link):
     def _end(self) -> None:
         with suppress(InvalidStateError):
             self.ended.set_result(0)
+
+
+def _close(opening: Future[int]) -> None:
+    if opening.exception() is None:
+        forks.close(opening.result())

@@ -10,11 +10,11 @@ import signal
 
 from .. import interpreter
 from ..errors import AttachError
-from . import netlink, sysfs
+from . import netlink, sysfs, users
 from .choice import resolve
 from .forcing import take_away
 from .ioctl import Ioctl, ioctl
-from .usage import busy, wait_until_free
+from .usage import busy, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
@@ -53,7 +53,7 @@ def _in_order(index: int, path: str, timeout: float) -> None:
         if not wait_until_free(index, timeout):
             raise TimeoutError
     except TimeoutError:
-        holders = ", ".join(sysfs.holders(index))
+        holders = ", ".join(users.holders(index))
         raise AttachError(
             errno.ETIMEDOUT,
             f"not unmounted after {timeout:g} s"
@@ -131,6 +131,7 @@ def disconnect_in_order(path: str) -> None:
     index = resolve(path)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
     try:
+        refuse_if_unclaimed_users(index, path)
         sync(index, fd)
         if _is_served_by_thread(index):
             ioctl(fd, Ioctl.NBD_DISCONNECT)

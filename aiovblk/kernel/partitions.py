@@ -11,15 +11,18 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 
 from ..errors import AttachError, DeviceBusyError
-from . import sysfs
+from . import sysfs, users
 from .ioctl import Ioctl, ioctl
 
 POLL = 0.01  # seconds between tries, and between looks at /dev
 
 
-def wait_for_nodes(index: int, path: str, seconds: float) -> None:
+def wait_for_nodes(
+    index: int, path: str, seconds: float, is_detached: Callable[[], bool] = lambda: False
+) -> None:
     """Wait until each partition of an attached device that has been opened can be opened too.
 
     Blocks. Where the open has found none it has the device scanned again: the driver may have been
@@ -30,6 +33,7 @@ def wait_for_nodes(index: int, path: str, seconds: float) -> None:
         index: N of /dev/nbdN.
         path: the node of the device.
         seconds: for others to let go of the device, and for the nodes to appear.
+        is_detached: whether it is meanwhile, and may be another one by now.
 
     Raises:
         DeviceBusyError: others keep the device from being scanned.
@@ -39,20 +43,27 @@ def wait_for_nodes(index: int, path: str, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while not sysfs.partitions(index):
+        _check(is_detached)
         if _scan(path):
             break
         if time.monotonic() > deadline:
-            users = sysfs.holders(index)
+            holders = users.holders(index)
             reason = "it is in use, so the kernel cannot scan it for partitions"
             raise DeviceBusyError(
-                errno.EBUSY, reason + "".join(f"; {user}" for user in users), path, users
+                errno.EBUSY, reason + "".join(f"; {each}" for each in holders), path, holders
             )
         time.sleep(POLL)
     for name in sysfs.partitions(index):
         while problem := _problem(index, name):
+            _check(is_detached)
             if time.monotonic() > deadline:
                 raise AttachError(errno.ENODEV, _what_to_do(index, name, problem), path)
             time.sleep(POLL)
+
+
+def _check(is_detached: Callable[[], bool]) -> None:
+    if is_detached():
+        raise OSError(errno.ECANCELED, "the device was detached meanwhile")
 
 
 def forget(index: int, path: str) -> None:

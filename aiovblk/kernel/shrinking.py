@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from .. import forks
 from ..errors import DeviceBusyError
-from . import sysfs
+from . import sysfs, users
 
 
 class Claims:
@@ -66,23 +66,25 @@ def claim_beyond(index: int, path: str, size: int, claims: Claims) -> None:
 
     Raises:
         DeviceBusyError: a file system, swap, another device or a program has the whole device, or
-            a partition that ends beyond ``size``, for itself. Mere readers and writers do not
-            count.
+            a partition that ends beyond ``size``, for itself; or a loop device lies on it, or it
+            is exported. Mere readers and writers do not count.
         OSError: a node cannot be opened.
 
     """
+    beyond = _partitions_beyond(index, size)
+    if holders := users.unclaimed(index, [f"nbd{index}", *beyond]):
+        raise _refused(path, size, holders)
     if claims.add(path):
         return
     # The kernel lets somebody have the whole device or others its partitions, not both
     # (bd_may_claim). So if a partition that stays is held, only the partitions matter.
-    beyond = _partitions_beyond(index, size)
     within = [name for name in sysfs.partitions(index) if name not in beyond]
-    holders = sysfs.claims(index, [f"nbd{index}", *beyond])
-    if holders or not sysfs.claims(index, within):
-        raise _refused(path, size, holders or sysfs.holders(index))
+    holders = users.claims(index, [f"nbd{index}", *beyond])
+    if holders or not users.claims(index, within):
+        raise _refused(path, size, holders or users.holders(index))
     for name in beyond:
         if not claims.add(f"/dev/{name}"):
-            raise _refused(path, size, sysfs.holders(index, [name]))
+            raise _refused(path, size, users.holders(index, [name]))
 
 
 def _partitions_beyond(index: int, size: int) -> list[str]:

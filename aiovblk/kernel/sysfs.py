@@ -10,14 +10,12 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
-
-from ..text import escaped
 
 SYS_BLOCK = Path("/sys/block")
 PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
+PF_KTHREAD = 0x00200000
 POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
 
 
@@ -136,84 +134,14 @@ def process_of(thread: int) -> tuple[int, str] | None:
     return int(fields["Tgid"]), fields["Name"]
 
 
-def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Where the file systems of a device and of its partitions are mounted, in any namespace.
+def is_kernel_thread(thread: int | str) -> bool:
+    """Whether a thread is one of the kernel's own, and not one that only has such a name.
 
-    With ``names`` (``nbd0``, ``nbd0p1``) only of these, as in what follows.
+    Any process can give itself any name (PR_SET_NAME). The kernel's own threads are told by a flag
+    that no other has (PF_KTHREAD of include/linux/sched.h; the ninth field of /proc/PID/stat).
     """
-    members = _members(index, names)
-    numbers = {os.fsencode(number) for _, number in members}
-    sources = {os.fsencode(f"/dev/{name}") for name, _ in members}
-    found: dict[str, None] = {}
-    for table in _mount_tables():
-        for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
-            before, _, after = line.partition(b" - ")
-            fields, source = before.split(b" "), after.split(b" ")[1:2]
-            # btrfs shows a device number of its own, but names its source.
-            if fields[2] in numbers or set(source) & sources:
-                found[_unescape(fields[4])] = None
-    return list(found)
-
-
-def holders(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Who uses a device or its partitions, in words that end a sentence about it."""
-    return claims(index, names) or _openers_in_words(index, names)
-
-
-def claims(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Who uses a device or its partitions exclusively, in such words."""
-    found = [f"mounted at {escaped(point)}" for point in mount_points(index, names)]
-    directories = _directories(index, names)
-    nodes = {directory.name for directory in directories}
-    for line in (read(PROC / "swaps") or "").splitlines()[1:]:
-        node = _unescape(os.fsencode(line.split()[0]))
-        if node.removeprefix("/dev/") in nodes:
-            found.append(f"{node} is in use as swap")
-    for directory in directories:
-        for holder in sorted((directory / "holders").glob("*")):
-            label = read(holder / "dm/name")
-            found.append(f"held by {holder.name}" + (f" ({label})" if label else ""))
-    return found
-
-
-def holding_devices(index: int) -> list[str]:
-    """The kernel's names of the devices that are made of this one or its partitions (``dm-0``)."""
-    return sorted(
-        holder.name
-        for directory in _directories(index)
-        for holder in (directory / "holders").glob("*")
-    )
-
-
-def _openers_in_words(index: int, names: Collection[str] | None) -> list[str]:
-    processes = openers(index, names)
-    others = [(process, name) for process, name in processes if process != os.getpid()]
-    if processes and not others:
-        return ["opened by this process"]
-    return [opened_by(process, name) for process, name in others]
-
-
-def opened_by(process: int, name: str) -> str:
-    """How :func:`holders` tells of a process."""
-    return f"opened by process {process} ({escaped(name)})"  # which it has chosen itself
-
-
-def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:
-    """Processes that have a device or one of its partitions open: their ids and names."""
-    nodes = {f"/dev/{name}" for name, _ in _members(index, names)}
-    found = []
-    for process in processes():
-        with suppress(OSError), os.scandir(process / "fd") as entries:
-            if any(_target(entry.path) in nodes for entry in entries):
-                found.append((int(process.name), read(process / "comm") or "?"))
-    return found
-
-
-def _target(link: str) -> str | None:
-    try:
-        return os.readlink(link)
-    except OSError:  # the file was closed meanwhile
-        return None
+    fields = (read(PROC / str(thread) / "stat") or "").rpartition(")")[2].split()
+    return len(fields) > 6 and bool(int(fields[6]) & PF_KTHREAD)
 
 
 def index_of_node(path: str) -> int:
@@ -239,33 +167,13 @@ def _queue(index: int) -> Path:
     return SYS_BLOCK / f"nbd{index}/queue"
 
 
-def _directories(index: int, names: Collection[str] | None = None) -> list[Path]:
+def directories(index: int, names: Collection[str] | None = None) -> list[Path]:
+    """The directories of a device and its partitions; with ``names`` (``nbd0``) only of these."""
     whole = SYS_BLOCK / f"nbd{index}"
     every = [whole, *(whole / name for name in partitions(index))]
     return [path for path in every if names is None or path.name in names]
 
 
-def _members(index: int, names: Collection[str] | None = None) -> list[tuple[str, str]]:
-    """Name and MAJOR:MINOR of a device and of its partitions."""
-    return [(path.name, read(path / "dev") or "") for path in _directories(index, names)]
-
-
 def processes() -> Iterator[Path]:
     """The folders of all processes that can be seen, the kernel's threads included."""
     return (entry for entry in PROC.iterdir() if entry.name.isdigit())
-
-
-def _mount_tables() -> Iterator[bytes]:
-    seen: set[str] = set()
-    for process in (PROC / "self", *processes()):
-        with suppress(OSError):
-            namespace = os.readlink(process / "ns/mnt")
-            if namespace not in seen:
-                yield (process / "mountinfo").read_bytes()
-                seen.add(namespace)
-
-
-def _unescape(field: bytes) -> str:
-    """Undo the octal escapes of /proc/*/mountinfo and /proc/swaps."""
-    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
-    return os.fsdecode(plain)

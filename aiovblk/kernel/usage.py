@@ -6,7 +6,7 @@ import errno
 import time
 
 from ..errors import DeviceBusyError
-from . import sysfs
+from . import sysfs, users
 
 
 def wait_until_free(index: int, seconds: float, server: int | None = None) -> bool:
@@ -30,7 +30,20 @@ def wait_until_free(index: int, seconds: float, server: int | None = None) -> bo
 
 
 def busy(index: int, path: str) -> DeviceBusyError:
-    """The exception that names who uses a device."""
-    holders = sysfs.holders(index)
-    reason = "the device is in use" + (f": {', '.join(holders)}" if holders else "")
+    """The exception that names who uses a device that is claimed."""
+    holders = users.holders(index) or [users.SHOWS_NOWHERE]
+    reason = f"the device is in use: {', '.join(holders)}"
     return DeviceBusyError(errno.EBUSY, reason, path, holders)
+
+
+def refuse_if_unclaimed_users(index: int, path: str) -> None:
+    """Look for those who use a device and claim nothing, once it has been claimed.
+
+    (Whoever begins to while this looks is not found: the kernel lets him, and tells nobody.)
+
+    Raises:
+        DeviceBusyError: there are some.
+
+    """
+    if users.unclaimed(index):
+        raise busy(index, path)

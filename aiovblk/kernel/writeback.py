@@ -6,26 +6,27 @@ import logging
 import os
 
 from .. import forks
-from . import sysfs
+from . import sysfs, users
 from .ioctl import syncfs
 
 logger = logging.getLogger("aiovblk")
 
 
 def sync(index: int, fd: int) -> None:
-    """Write back what is cached for a device: file systems first, then partitions, then itself.
+    """Write back what is cached for a device, from the top down.
 
-    Each partition has a page cache of its own, and a mounted file system keeps what it has not
-    written in neither.
+    File systems on it and on the devices on top of it first, then those devices (a loop device
+    keeps what was written through it), then partitions, then itself. Each of them has a page cache
+    of its own, and a mounted file system keeps what it has not written in none of them.
 
     Raises:
         OSError: the last error, after everything was tried.
 
     """
     failure: OSError | None = None
-    for point in sysfs.mount_points(index):
+    for point in users.stacked_mount_points(index):
         failure = _sync_path(point, file_system=True) or failure
-    for name in sysfs.partitions(index):
+    for name in [*users.stacked_devices(index), *sysfs.partitions(index)]:
         failure = _sync_path(f"/dev/{name}", file_system=False) or failure
     os.fsync(fd)
     if failure is not None:

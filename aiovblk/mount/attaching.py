@@ -7,13 +7,15 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from .. import kernel
+from .. import forks, kernel
 from ..errors import AttachError, DeviceBusyError
 from ..threads import in_thread
 from .door import Geometry, Given, Wanted, ask
@@ -22,7 +24,7 @@ from .lines import REMAKE_TIMEOUT, Line, Lines, close_all
 from .receivers import begun, ended
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import call, within
+from .waiting import StoppedError, call, within, within_or_stopped
 
 logger = logging.getLogger("aiovblk")
 
@@ -107,7 +109,7 @@ class Attaching:
     async def _open(self) -> None:
         if not self._is_open:
             self._is_open = True
-            await self._unless_stopped(self._served.open(self._lines))
+            await self.unless_stopped(self._served.open(self._lines))
 
     async def renew(self, link: kernel.NetlinkLink, old: Line, new: Line) -> socket.socket:
         """Have a line ready in place of another, and a connection for it.
@@ -125,17 +127,54 @@ class Attaching:
         async with self._offering:
             return await _offer(link, lines.in_use)
 
-    async def _unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
-        """Take a step that may take for ever, since a worker or a factory takes it."""
+    async def unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
+        """Take a step that may take for ever, since a worker or a factory takes it.
+
+        Raises:
+            StoppedError: the mount is to end, and the step was cancelled.
+
+        """
         taking = asyncio.create_task(step)
         await asyncio.sleep(0)  # what waits for nobody is done then, and stands
         steps: list[asyncio.Future[Any]] = [taking, self._events.stopping]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         taking.cancel()
-        await asyncio.wait([taking])
-        if taking.cancelled():
-            raise AttachError(errno.ECANCELED, "unmounted before it was mounted")
+        await asyncio.wait([taking], timeout=self._options.unmount_timeout)
+        if not taking.done() or taking.cancelled():
+            raise StoppedError
         return taking.result()
+
+    async def call(
+        self,
+        seconds: float,
+        function: Callable[[], T],
+        *,
+        undo: Callable[[T], object] | None = None,
+        patience: float | None = None,
+    ) -> T:
+        """Call what blocks, in a thread, for ``seconds`` at most.
+
+        Args:
+            seconds: after which it is left to itself.
+            function: what to call.
+            undo: called in a thread with its result, should that come too late.
+            patience: seconds for which it may still take when the mount is to end; None for
+                ``unmount_timeout``.
+
+        Raises:
+            TimeoutError: it has not returned.
+            StoppedError: the mount is to end.
+
+        """
+        if patience is None:
+            patience = self._options.unmount_timeout
+        step = in_thread(function)
+        try:
+            return await within_or_stopped(seconds, step, self._events.stopping, patience)
+        except (TimeoutError, StoppedError):
+            if undo is not None:
+                step.add_done_callback(partial(_undo, undo))
+            raise
 
     def _terms(self, sockets: list[int]) -> kernel.Terms:
         options = self._options
@@ -161,28 +200,40 @@ class Attaching:
         # In this process that takes no time. A device that is connected is attached, and unmounted
         # in order if it is to end already.
         is_here = self._lines.are_movable
-        kernels = await (connecting if is_here else self._unless_stopped(connecting))
+        kernels = await (connecting if is_here else self.unless_stopped(connecting))
         # Serve before they are handed over, since requests come at once.
         self._lines.start()
         try:
-            return await self._obtain_link(path, [sock.fileno() for sock in kernels])
+            return await self._obtain_link(path, kernels)
         except BaseException:
             self._lines.abort()
             raise
-        finally:
-            close_all(kernels)
 
-    async def _obtain_link(self, path: str | None, sockets: list[int]) -> kernel.Link:
+    async def _obtain_link(self, path: str | None, kernels: list[socket.socket]) -> kernel.Link:
+        """Have the kernel take its ends of the connections, which are closed here then."""
         how = self._options.attach
         by_netlink = None if how == "auto" else how == "netlink"
         if self._options.identity is not None:
             by_netlink = True
-        attaching = in_thread(kernel.attach, path, self._terms(sockets), by_netlink=by_netlink)
+        terms = self._terms([sock.fileno() for sock in kernels])
+        given_up = threading.Event()
+
+        def attach() -> kernel.Link:
+            try:
+                wanted = lambda: not given_up.is_set()  # noqa: E731
+                return kernel.attach(path, terms, by_netlink=by_netlink, is_wanted=wanted)
+            finally:
+                # Not before, however long it takes: the numbers would be those of other files.
+                close_all(kernels)
+
         try:
-            return await within(ATTACH_TIMEOUT, attaching)
+            # Should it be attached too late, nobody serves it.
+            return await self.call(ATTACH_TIMEOUT, attach, undo=_detach)
+        except StoppedError:
+            given_up.set()
+            raise
         except TimeoutError as exc:
-            # Should it be opened after all, nobody serves it.
-            attaching.add_done_callback(_close_link)
+            given_up.set()
             reason = (
                 "opening the device hangs: some program waits there for a server that is gone; "
                 "`aiovblk unmount --force` frees it"
@@ -193,7 +244,7 @@ class Attaching:
 
     async def _take_over(self, path: str | None, identity: str) -> kernel.Link | None:
         """Serve a device that is attached already; None if there is none of this identity."""
-        index = await call(ATTACH_TIMEOUT, kernel.find, path, identity)
+        index = await self.call(ATTACH_TIMEOUT, partial(kernel.find, path, identity))
         if index is None:
             return None
         given = await self._ask_for(index, identity) if self._options.replace else None
@@ -202,10 +253,11 @@ class Attaching:
             link = await self._use(given, index)
         else:
             await self._open()
-            link = await call(ATTACH_TIMEOUT, kernel.adopt, path, self._terms([]))
+            adopt = partial(kernel.adopt, path, self._terms([]))
+            link = await self.call(ATTACH_TIMEOUT, adopt, undo=_forsake)
             if link is None:  # it has just been unmounted
                 return None
-            await self._serve(link, await _offer_all(link))
+            await self._serve(link, await self.unless_stopped(_offer_all(link)))
         logger.info("took over %s (%s)", link.path, identity)
         return link
 
@@ -214,7 +266,7 @@ class Attaching:
     ) -> None:
         prepare = partial(self._served.renew, None)
         try:
-            await self._unless_stopped(self._lines.take_over(connections, prepare))
+            await self.unless_stopped(self._lines.take_over(connections, prepare))
         except BaseException:
             await call(KERNEL_TIMEOUT, link.forsake)
             raise
@@ -225,7 +277,30 @@ class Attaching:
         wanted = Wanted(identity, None if served.is_made_late else Geometry.of(served.device))
         # For its handlers to end, its flush() and its unmount(), each of which it limits alike.
         seconds = 4 * self._options.unmount_timeout
-        return await call(2 * seconds, ask, kernel.locks.socket_path(index), wanted, seconds)
+        path = kernel.locks.socket_path(index)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asking = asyncio.create_task(
+            self.call(2 * seconds, partial(ask, path, wanted, seconds, sock), undo=_decline)
+        )
+        steps: list[asyncio.Future[Any]] = [asking, self._events.stopping]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            # Its server sees that nobody waits, and serves on.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        try:
+            given = await asking
+        except AttachError:
+            self._check_not_stopped()
+            raise
+        if given is not None and self._events.stopping.done():
+            _decline(given)
+        self._check_not_stopped()
+        return given
+
+    def _check_not_stopped(self) -> None:
+        if self._events.stopping.done():
+            raise StoppedError
 
     async def _use(self, given: Given, index: int) -> kernel.NetlinkLink:
         """Go on where another server has left off; it is left to a third if that cannot be."""
@@ -286,8 +361,24 @@ def _close_socket(offering: futures.Future[socket.socket | None]) -> None:
         sock.close()
 
 
-def _close_link(attaching: futures.Future[kernel.Link]) -> None:
-    if attaching.exception() is None:
-        link = attaching.result()
-        link.finish()
-        link.close()
+def _undo(undo: Callable[[T], object], step: futures.Future[T]) -> None:
+    if step.exception() is None:
+        in_thread(undo, step.result())  # this may be the loop's
+
+
+def _detach(link: kernel.Link) -> None:
+    link.finish()
+    link.close()
+    link.wait_until_free(0)
+
+
+def _forsake(link: kernel.Link | None) -> None:
+    if link is not None:
+        link.forsake()
+
+
+def _decline(given: Given | None) -> None:
+    """Let go of a device that was handed over, and that waits for another server then."""
+    if given is not None:
+        given.close()
+        forks.close(given.lock)

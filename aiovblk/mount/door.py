@@ -14,6 +14,7 @@ import json
 import os
 import select
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from ..errors import AttachError
 from ..workers.channel import receive
 
 _LARGEST = 4096  # bytes of a message
+_UCRED = struct.Struct("=iii")  # struct ucred of include/linux/socket.h: process, user, group
 _MOST_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
 
 Connections = Sequence[tuple[socket.socket, bytes]]
@@ -185,7 +187,10 @@ class Door:
         self._loop.remove_reader(sock)
         self._asking.discard(sock)
         try:
-            wanted = Wanted.parse(sock.recv(_LARGEST))
+            message = sock.recv(_LARGEST)
+            if not _is_trusted(sock):
+                raise PermissionError(errno.EPERM, "another user's")
+            wanted = Wanted.parse(message)
         except (OSError, LookupError, ValueError, TypeError):
             sock.close()
         else:
@@ -213,30 +218,38 @@ class Given:
             sock.close()
 
 
-def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
+def ask(
+    path: Path, wanted: Wanted, seconds: float, sock: socket.socket | None = None
+) -> Given | None:
     """Ask the server of a device to hand it over; blocks.
 
     Args:
         path: where it listens.
         wanted: what is going to be served.
         seconds: to wait for its answer, which takes as long as its slowest handler.
+        sock: to be used for that, and closed; whoever shuts it down meanwhile ends the wait.
 
     Returns:
         None where nobody listens.
 
     Raises:
-        AttachError: it refuses, or does not answer.
+        AttachError: it refuses, or does not answer, or is another user's.
 
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    with sock or socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(seconds)
         try:
             sock.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         try:
+            if not _is_trusted(sock):
+                reason = f"another user than root answers at {path}; end that program"
+                raise AttachError(errno.EPERM, reason)
             sock.send(json.dumps(asdict(wanted)).encode())
             message, files = receive(sock, _LARGEST, _MOST_FILES)
+        except AttachError:
+            raise
         except OSError as exc:
             reason = f"its server did not hand it over in {seconds:g} s: {exc}"
             raise AttachError(errno.ETIMEDOUT, reason) from exc
@@ -251,6 +264,17 @@ def ask(path: Path, wanted: Wanted, seconds: float) -> Given | None:
     for sock, _ in connections:
         forks.withhold_socket(sock)
     return Given(forks.withhold(lock), connections, Geometry(**answer["geometry"]))
+
+
+def _is_trusted(sock: socket.socket) -> bool:
+    """Whether the other end is root's, or this user's: whoever serves a device may do all to it."""
+    return _user_of(sock) in (0, os.geteuid())
+
+
+def _user_of(sock: socket.socket) -> int:
+    """Who has the other end: as of its listen(), or its connect() (SO_PEERCRED of unix(7))."""
+    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(ucred)[1])
 
 
 def _memory(content: bytes) -> int:

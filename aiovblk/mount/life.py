@@ -31,7 +31,7 @@ from .receivers import see_to_all
 from .resizing import Resizing
 from .served import Served
 from .unmounting import KERNEL_TIMEOUT, Unmounting
-from .waiting import call
+from .waiting import StoppedError, call
 
 logger = logging.getLogger("aiovblk")
 
@@ -317,15 +317,20 @@ class Mount:
             link.is_served = is_served
             self._lines.renew = partial(attaching.renew, link)
         try:
-            await see_to_all(link, self._lines)
-            await call(ATTACH_TIMEOUT, link.wait_until_live, ATTACH_TIMEOUT)
+            await attaching.unless_stopped(see_to_all(link, self._lines))
+            wait = partial(link.wait_until_live, ATTACH_TIMEOUT)
+            await attaching.call(ATTACH_TIMEOUT, wait, patience=0)
+        except StoppedError:
+            # In order all the same: somebody else may have written to it already.
+            await self._give_back(attaching.is_taken_over)
+            raise
         except OSError as exc:
             occur(self._events.forced)
             await self._give_back(attaching.is_taken_over)
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
         if self._options.partitions:
-            await self._await_partitions(attaching.is_taken_over)
+            await self._await_partitions(attaching)
         self._open_door()
 
     async def _give_back(self, is_taken_over: bool) -> None:
@@ -336,12 +341,12 @@ class Mount:
         else:
             await self._unmount()
 
-    async def _await_partitions(self, is_taken_over: bool) -> None:
+    async def _await_partitions(self, attaching: Attaching) -> None:
         try:
-            wait = self._link.wait_for_partitions
-            await call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, PARTITIONS_TIMEOUT)
+            wait = partial(self._link.wait_for_partitions, PARTITIONS_TIMEOUT)
+            await attaching.call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, patience=0)
         except OSError as exc:
-            await self._give_back(is_taken_over)
+            await self._give_back(attaching.is_taken_over)
             if isinstance(exc, AttachError):
                 raise
             reason = f"its partition table cannot be read: {exc.strerror}"
@@ -372,9 +377,8 @@ class Mount:
                 await call(self._unmount_timeout, self._link.claim)
             except TimeoutError:
                 # Some program's open() hangs, since a handler does, and ours behind it.
-                points = await call(KERNEL_TIMEOUT, kernel.sysfs.mount_points, self.index)
-                if points:
-                    holders = [f"mounted at {point}" for point in points]
+                holders = await call(KERNEL_TIMEOUT, kernel.users.claims, self.index)
+                if holders:
                     reason = f"the device is in use: {', '.join(holders)}"
                     raise DeviceBusyError(errno.EBUSY, reason, self.path, holders) from None
             except DeviceBusyError:

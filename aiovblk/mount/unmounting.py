@@ -156,11 +156,11 @@ class Unmounting:
     async def _tell_who_holds_the_index(self) -> None:
         link = self._link
         if not await call(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
-            users = await call(KERNEL_TIMEOUT, kernel.sysfs.holders, link.index)
+            holders = await call(KERNEL_TIMEOUT, kernel.users.holders, link.index)
             logger.warning(
                 "%s is unmounted, but cannot be mounted again while it is in use: %s",
                 link.path,
-                ", ".join(users) or "by a process that cannot be seen",
+                ", ".join(holders) or "by a process that cannot be seen",
             )
 
     async def _call_last(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -8,10 +8,18 @@ from collections.abc import Callable, Coroutine
 from concurrent import futures
 from typing import Any, ParamSpec, TypeVar
 
+from ..errors import AttachError
 from ..threads import in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class StoppedError(AttachError):
+    """A mount is to end that has not been mounted yet."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECANCELED, "unmounted before it was mounted")
 
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -38,6 +46,28 @@ async def within(seconds: float, step: futures.Future[T]) -> T:
     """
     future = _unneeded(asyncio.wrap_future(step))
     await asyncio.wait([future], timeout=seconds)
+    if not future.done():
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
+    return future.result()
+
+
+async def within_or_stopped(
+    seconds: float, step: futures.Future[T], stopping: asyncio.Future[None], patience: float
+) -> T:
+    """Wait for what goes on in a thread, for ``seconds``; or ``patience`` from when it is stopped.
+
+    Raises:
+        TimeoutError: it has not returned.
+        StoppedError: nor has it that soon after the order to stop.
+
+    """
+    future = _unneeded(asyncio.wrap_future(step))
+    steps: list[asyncio.Future[Any]] = [future, stopping]
+    await asyncio.wait(steps, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if not future.done() and stopping.done():
+        await asyncio.wait([future], timeout=patience)
+        if not future.done():
+            raise StoppedError
     if not future.done():
         raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
     return future.result()

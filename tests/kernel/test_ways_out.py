@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -29,6 +31,16 @@ from .support import (
 )
 
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
+
+
+@contextlib.asynccontextmanager
+async def kept_open(path: str) -> AsyncIterator[None]:
+    """The last close of a node would write back what is cached for it, which is to be left."""
+    fd = await asyncio.to_thread(os.open, path, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(os.close, fd)
 
 
 @pytest.mark.core
@@ -175,25 +187,28 @@ async def test_a_handler_that_never_returns_is_given_up(caplog: pytest.LogCaptur
 @pytest.mark.core
 async def test_dirty_pages_of_a_hanging_device_do_not_hang_the_unmount() -> None:
     disk = Disk()
-    with pytest.raises(aiovblk.Error):
-        async with aiovblk.mounted(disk, unmount_timeout=1.0) as mount:
-            await leave_dirty_pages(mount.path)
-            disk.gate.clear()
-    assert disk.events[-2:] == ["flush", "unmount"]
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.raises(aiovblk.Error):
+            async with aiovblk.mounted(disk, unmount_timeout=1.0) as mount:
+                await stack.enter_async_context(kept_open(mount.path))
+                await leave_dirty_pages(mount.path)
+                disk.gate.clear()
+        assert disk.events[-2:] == ["flush", "unmount"]
 
 
 @pytest.mark.core
 async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
     disk = Disk()
     task, mount = await mounted_in_a_task(disk, unmount_timeout=3600)
-    await leave_dirty_pages(mount.path)
-    disk.gate.clear()
-    disk.arrived.clear()
-    unmounting = asyncio.create_task(mount.unmount())
-    await disk.arrived.wait()
-    for attempt in (mount.unmount(force=True), unmounting, task):
-        with pytest.raises(aiovblk.Error, match="forced"):
-            await attempt
+    async with kept_open(mount.path):
+        await leave_dirty_pages(mount.path)
+        disk.gate.clear()
+        disk.arrived.clear()
+        unmounting = asyncio.create_task(mount.unmount())
+        await disk.arrived.wait()
+        for attempt in (mount.unmount(force=True), unmounting, task):
+            with pytest.raises(aiovblk.Error, match="forced"):
+                await attempt
 
 
 @pytest.mark.core
@@ -282,9 +297,11 @@ async def test_write_back_that_fails_is_told() -> None:
         async def write(self, offset: int, data: memoryview) -> None:
             raise OSError(errno.EIO, "no")
 
-    with pytest.raises(aiovblk.Error, match="could not write back"):
-        async with aiovblk.mounted(Failing()) as mount:
-            await leave_dirty_pages(mount.path)
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.raises(aiovblk.Error, match="could not write back"):
+            async with aiovblk.mounted(Failing()) as mount:
+                await stack.enter_async_context(kept_open(mount.path))
+                await leave_dirty_pages(mount.path)
 
 
 async def test_unmount_command_from_outside_stores_dirty_pages(tmp_path: Path) -> None:

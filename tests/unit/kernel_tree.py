@@ -9,6 +9,9 @@ import pytest
 
 from aiovblk.kernel import sysfs
 
+KERNEL_THREAD = 0x208040
+"""The flags of a thread of the kernel, PF_KTHREAD among them."""
+
 
 class KernelTree:
     """What a machine with some NBD devices shows in /sys and /proc."""
@@ -50,7 +53,13 @@ class KernelTree:
         link.symlink_to(os.path.relpath(directory, link.parent))
 
     def process(
-        self, number: int, name: str | bytes, *, opens: tuple[str, ...] = (), namespace: int = 1
+        self,
+        number: int,
+        name: str | bytes,
+        *,
+        opens: tuple[str, ...] = (),
+        namespace: int = 1,
+        flags: int = 0x400040,
     ) -> Path:
         directory = self.proc / str(number)
         comm = name if isinstance(name, bytes) else name.encode()
@@ -58,6 +67,7 @@ class KernelTree:
         self.write(
             directory / "status", b"Name:\t%b\nUmask:\t0022\nTgid:\t%d\nPid:\t1\n" % (comm, number)
         )
+        self.write(directory / "stat", b"%d (%b) S 1 1 1 0 -1 %d 0 0 0 0\n" % (number, comm, flags))
         (directory / "fd").mkdir()
         for fd, path in enumerate(("/dev/null", *opens, "socket:[1]")):
             (directory / "fd" / str(fd)).symlink_to(path)
@@ -79,10 +89,10 @@ class KernelTree:
 
     def kernel_threads(self, *receiving: str) -> None:
         """The kernel's own, among them those that receive for these devices (``nbd0``)."""
-        self.process(2, "kthreadd")
-        self.process(30, "kworker/R-nbd0-recv")
+        self.process(2, "kthreadd", flags=KERNEL_THREAD)
+        self.process(30, "kworker/R-nbd0-recv", flags=KERNEL_THREAD)
         for number, device in enumerate(receiving, 31):
-            self.process(number, f"kworker/u8:{number}+{device}-recv")
+            self.process(number, f"kworker/u8:{number}+{device}-recv", flags=KERNEL_THREAD)
 
     def mount(
         self, process: int, number: str, point: str, source: str, *, kind: str = "ext4"

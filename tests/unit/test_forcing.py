@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, kernel
-from aiovblk.kernel import forcing, netlink, outside, sysfs
+from aiovblk.kernel import forcing, netlink, outside, users
 
 from .kernel_tree import KernelTree
 
@@ -188,8 +188,8 @@ def test_programs_are_ended_first_gently(machine: Machine, monkeypatch: pytest.M
     told: list[str] = []
     monkeypatch.setattr(forcing, "wait_until_free", lambda index, seconds: False)
     with subprocess.Popen(["sleep", "1000"]) as gentle:
-        users = [(1, "init"), (os.getpid(), "pytest"), (gentle.pid, "sleep")]
-        monkeypatch.setattr(sysfs, "openers", lambda index: users)
+        found = [(1, "init"), (os.getpid(), "pytest"), (gentle.pid, "sleep")]
+        monkeypatch.setattr(users, "openers", lambda index: found)
         forcing.end_openers(0, told.append)
         assert gentle.wait(20) == -signal.SIGTERM
     assert told == [
@@ -202,7 +202,7 @@ def test_nobody_is_killed_once_the_device_is_free(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(sysfs, "openers", lambda index: [(99, "sleep")])
+    monkeypatch.setattr(users, "openers", lambda index: [(99, "sleep")])
     monkeypatch.setattr(forcing, "_send", lambda process, index, number: machine.free())
     forcing.end_openers(0, told.append)
     assert told == ["SIGTERM to process 99 (sleep), which has it open"]
@@ -213,7 +213,7 @@ def test_process_that_took_over_a_number_is_let_live(
 ) -> None:
     sent: list[int] = []
     answers = [[(os.getppid(), "fio")], [], [], []]
-    monkeypatch.setattr(sysfs, "openers", lambda index: answers.pop(0))
+    monkeypatch.setattr(users, "openers", lambda index: answers.pop(0))
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *arguments: sent.append(1))
     forcing.end_openers(0, lambda what: None)
     assert not sent

@@ -7,7 +7,7 @@ import pytest
 from aiovblk.kernel import liveness
 from aiovblk.kernel.liveness import State
 
-from .kernel_tree import KernelTree
+from .kernel_tree import KERNEL_THREAD, KernelTree
 
 SERVER = 77
 
@@ -82,4 +82,27 @@ def test_deaths_are_told_to_the_network_namespace_of_the_kernel(
         folder.mkdir(parents=True)
         (folder / "net").symlink_to(namespace)
     tree.write(tree.proc / "2/comm", f"{parent}\n")
+    tree.write(tree.proc / "2/stat", f"2 ({parent}) S 0 0 0 0 -1 {KERNEL_THREAD}\n")
     assert liveness.hears_of_deaths() is hears
+
+
+@pytest.mark.parametrize("name", ["kworker/u8:1+nbd0-recv", "evil) S 2 +nbd0-recv"])
+def test_a_name_that_anybody_can_take_is_no_receiver(tree: KernelTree, name: str) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.kernel_threads()
+    tree.process(666, name)
+    assert liveness.connections() == {}
+    assert liveness.state(0) is State.DEAD
+
+
+def test_a_process_that_calls_itself_the_kernels_first_is_not_believed(tree: KernelTree) -> None:
+    tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
+    tree.process(2, "kthreadd")  # a container's
+    assert not liveness.sees_kernel_threads()
+    assert liveness.state(0) is State.UNKNOWN
+
+
+def test_a_receiver_that_ends_while_it_is_looked_at_is_none(tree: KernelTree) -> None:
+    tree.kernel_threads("nbd0")
+    (tree.proc / "31/stat").unlink()
+    assert liveness.connections() == {}

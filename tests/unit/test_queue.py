@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,10 @@ class Resized(Link):
     def start(self) -> None: ...
     def finish(self) -> None: ...
     def _open_live(self) -> None: ...
+    def _close_node(self) -> None: ...
+    def _sync_without_node(self) -> None: ...
+    def _control(self) -> nullcontext[int]:
+        return nullcontext(-1)
 
 
 def test_a_device_is_resized_although_its_read_ahead_is_refused(

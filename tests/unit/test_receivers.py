@@ -19,7 +19,7 @@ from aiovblk.mount.receivers import begun, ended, see_to_all
 from aiovblk.protocol import Command
 
 from .client import Client, PuppetDevice
-from .kernel_tree import KernelTree
+from .kernel_tree import KERNEL_THREAD, KernelTree
 from .test_leaving import Side, side
 
 LINK = cast(Link, SimpleNamespace(index=7, path="/dev/nbd7"))
@@ -45,7 +45,7 @@ async def test_they_are_waited_for(tree: KernelTree, monkeypatch: pytest.MonkeyP
     def look_too_early() -> Counter[int]:
         seen = look()
         monkeypatch.setattr(liveness, "connections", look)
-        tree.process(50, "nbd7-recv+nbd7-recv")  # the workqueue's rescuer
+        tree.process(50, "nbd7-recv+nbd7-recv", flags=KERNEL_THREAD)  # the workqueue's rescuer
         return seen
 
     monkeypatch.setattr(receivers, "RECEIVER_TIMEOUT", 30.0)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aiovblk.kernel import sysfs
+from aiovblk.kernel import sysfs, users
 
 from .kernel_tree import KernelTree
 
@@ -50,7 +50,7 @@ def test_half_detached_device_is_not_free(
 def test_device_that_is_unknown_is_free_and_has_nothing(tree: KernelTree) -> None:
     assert sysfs.is_free(7)
     assert sysfs.partitions(7) == []
-    assert sysfs.mount_points(7) == []
+    assert users.mount_points(7) == []
 
 
 def test_geometry_is_what_the_kernel_says(tree: KernelTree) -> None:
@@ -84,7 +84,7 @@ def test_process_name_cut_within_a_character_is_shown_all_the_same(tree: KernelT
     process = sysfs.process_of(100)
     assert process is not None
     assert process[1].startswith("ü" * 7)
-    assert [number for number, _ in sysfs.openers(0)] == [100]
+    assert [number for number, _ in users.openers(0)] == [100]
 
 
 def test_mount_points_of_device_and_partitions_are_found(tree: KernelTree) -> None:
@@ -95,14 +95,14 @@ def test_mount_points_of_device_and_partitions_are_found(tree: KernelTree) -> No
     tree.mount(1, "43:0", "/mnt/whole", "/dev/nbd0")
     tree.mount(1, "43:1", "/mnt/part", "/dev/nbd0p1")
     tree.mount(1, "43:10", "/mnt/other", "/dev/nbd0p10")
-    assert sysfs.mount_points(0) == ["/mnt/whole", "/mnt/part"]
+    assert users.mount_points(0) == ["/mnt/whole", "/mnt/part"]
 
 
 def test_mount_is_found_by_its_number_whatever_its_source(tree: KernelTree) -> None:
     tree.device("nbd0", "43:0")
     tree.process(1, "init")
     tree.mount(1, "43:0", "/mnt", "/dev/root")
-    assert sysfs.mount_points(0) == ["/mnt"]
+    assert users.mount_points(0) == ["/mnt"]
 
 
 def test_btrfs_is_found_by_its_source(tree: KernelTree) -> None:
@@ -110,7 +110,7 @@ def test_btrfs_is_found_by_its_source(tree: KernelTree) -> None:
     tree.process(1, "init")
     tree.mount(1, "0:55", "/mnt/btrfs", "/dev/nbd0", kind="btrfs")
     tree.mount(1, "0:56", "/mnt/nfs", "server:/dev/nbd0", kind="nfs")
-    assert sysfs.mount_points(0) == ["/mnt/btrfs"]
+    assert users.mount_points(0) == ["/mnt/btrfs"]
 
 
 def test_source_is_found_behind_any_number_of_optional_fields(tree: KernelTree) -> None:
@@ -121,7 +121,7 @@ def test_source_is_found_behind_any_number_of_optional_fields(tree: KernelTree) 
         "36 25 0:55 / /none rw - btrfs /dev/nbd0 rw\n"
         "37 25 0:55 / /three rw shared:1 master:2 unbindable - btrfs /dev/nbd0 rw\n",
     )
-    assert sysfs.mount_points(0) == ["/none", "/three"]
+    assert users.mount_points(0) == ["/none", "/three"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_mount_points_are_unescaped(tree: KernelTree, escaped: bytes, plain: str
     tree.device("nbd0", "43:0")
     tree.process(1, "init")
     tree.write(tree.proc / "1/mountinfo", b"36 25 43:0 / %b rw - ext4 /dev/nbd0 rw\n" % escaped)
-    assert sysfs.mount_points(0) == [plain]
+    assert users.mount_points(0) == [plain]
 
 
 def test_mounts_of_other_namespaces_are_found_and_each_namespace_is_read_once(
@@ -153,7 +153,7 @@ def test_mounts_of_other_namespaces_are_found_and_each_namespace_is_read_once(
     tree.mount(2, "43:0", "/never/read", "/dev/nbd0")
     tree.mount(3, "43:0", "/in/a/container", "/dev/nbd0")
     (tree.proc / "self").symlink_to("1")
-    assert sysfs.mount_points(0) == ["/mnt", "/in/a/container"]
+    assert users.mount_points(0) == ["/mnt", "/in/a/container"]
 
 
 def test_namespace_of_a_process_that_just_ended_is_read_from_another(tree: KernelTree) -> None:
@@ -163,14 +163,14 @@ def test_namespace_of_a_process_that_just_ended_is_read_from_another(tree: Kerne
     (tree.proc / "self").symlink_to("1")
     (tree.proc / "1/mountinfo").unlink()
     tree.mount(2, "43:0", "/mnt", "/dev/nbd0")
-    assert sysfs.mount_points(0) == ["/mnt"]
+    assert users.mount_points(0) == ["/mnt"]
 
 
 def test_mounts_come_first_among_holders(tree: KernelTree) -> None:
     tree.device("nbd0", "43:0")
     tree.process(77, "fio", opens=("/dev/nbd0",))
     tree.mount(77, "43:0", "/mnt", "/dev/nbd0")
-    assert sysfs.holders(0) == ["mounted at /mnt"]
+    assert users.holders(0) == ["mounted at /mnt"]
 
 
 def test_swap_is_a_holder(tree: KernelTree) -> None:
@@ -183,7 +183,7 @@ def test_swap_is_a_holder(tree: KernelTree) -> None:
         b"/dev/nbd0p2             partition\t1000\t0\t-3\n"
         b"/dev/nbd01              partition\t1000\t0\t-4\n",
     )
-    assert sysfs.holders(0) == ["/dev/nbd0p2 is in use as swap"]
+    assert users.holders(0) == ["/dev/nbd0p2 is in use as swap"]
 
 
 def test_device_mapper_is_a_holder_with_its_name(tree: KernelTree) -> None:
@@ -191,7 +191,7 @@ def test_device_mapper_is_a_holder_with_its_name(tree: KernelTree) -> None:
     partition = tree.partition("nbd0p1", "43:1")
     tree.write(directory / "holders/dm-0/dm/name", "vault\n")
     (partition / "holders/md127").mkdir()
-    assert sysfs.holders(0) == ["held by dm-0 (vault)", "held by md127"]
+    assert users.holders(0) == ["held by dm-0 (vault)", "held by md127"]
 
 
 def test_opener_is_a_holder_when_nothing_else_is(tree: KernelTree) -> None:
@@ -200,7 +200,7 @@ def test_opener_is_a_holder_when_nothing_else_is(tree: KernelTree) -> None:
     tree.process(os.getpid(), "pytest", opens=("/dev/nbd0",))
     tree.process(77, "fio", opens=("/dev/nbd0p1",))
     tree.process(78, "cat", opens=("/dev/nbd1",))
-    assert sysfs.holders(0) == ["opened by process 77 (fio)"]
+    assert users.holders(0) == ["opened by process 77 (fio)"]
 
 
 def test_openers_are_those_of_device_and_partitions(tree: KernelTree) -> None:
@@ -209,7 +209,7 @@ def test_openers_are_those_of_device_and_partitions(tree: KernelTree) -> None:
     tree.process(77, "fio", opens=("/dev/nbd0", "/dev/nbd0"))
     tree.process(78, "dd", opens=("/dev/nbd0p1",))
     tree.process(79, "cat", opens=("/dev/nbd01", "/dev/nbd0p10"))
-    assert sorted(sysfs.openers(0)) == [(77, "fio"), (78, "dd")]
+    assert sorted(users.openers(0)) == [(77, "fio"), (78, "dd")]
 
 
 def test_opener_is_found_though_its_other_files_close_meanwhile(tree: KernelTree) -> None:
@@ -217,14 +217,14 @@ def test_opener_is_found_though_its_other_files_close_meanwhile(tree: KernelTree
     process = tree.process(77, "fio", opens=("/dev/nbd0",))
     for fd in range(10, 30):
         (process / "fd" / str(fd)).mkdir()  # readlink fails, as it does of a file that was closed
-    assert sysfs.openers(0) == [(77, "fio")]
+    assert users.openers(0) == [(77, "fio")]
 
 
 def test_process_that_just_ended_is_passed_over(tree: KernelTree) -> None:
     tree.device("nbd0", "43:0")
     (tree.proc / "76").mkdir()
     tree.process(77, "fio", opens=("/dev/nbd0",))
-    assert sysfs.openers(0) == [(77, "fio")]
+    assert users.openers(0) == [(77, "fio")]
 
 
 def stat_as(monkeypatch: pytest.MonkeyPatch, mode: int, major: int, minor: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiovblk.cli import QuotingFormatter, main
 from aiovblk.cli.doctor.finding import ok
 from aiovblk.cli.listing import Attached, as_table
-from aiovblk.kernel import sysfs
+from aiovblk.kernel import users
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.lease import Holder
 from aiovblk.storage.objects.sealing import damaged
@@ -80,7 +80,7 @@ def test_doctor_finds_in_one_line() -> None:
 
 
 def test_holder_of_a_device_is_named_without_its_escapes() -> None:
-    assert sysfs.opened_by(7, EVIL) == f"opened by process 7 ({SHOWN})"
+    assert users.opened_by(7, EVIL) == f"opened by process 7 ({SHOWN})"
 
 
 def test_holder_of_a_disk_in_a_store_is_named_without_its_escapes() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from ...errors import AttachError, DeviceBusyError
-from ...kernel import forcing, sysfs
+from ...kernel import forcing, sysfs, users
 from .devices import zombies
 from .finding import Finding, fail, info, ok
 
@@ -31,11 +31,11 @@ def clean(*, dry_run: bool) -> Iterator[Finding]:
 def _plan(index: int) -> Iterator[Finding]:
     path = f"/dev/nbd{index}"
     yield info(TOPIC, f"{path}: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT")
-    claims = sysfs.claims(index)
+    claims = users.claims(index)
     if claims:
         yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _letting_go(index))
         return
-    for process, name in sysfs.openers(index):
+    for process, name in users.openers(index):
         text = f"{path}: would end process {process} ({name}), which has it open"
         yield info(TOPIC, f"{text}, with SIGTERM, then SIGKILL")
 
@@ -47,7 +47,7 @@ def _free(index: int) -> Iterator[Finding]:
         try:
             forcing.take_away(index, path, steps.append)
         except DeviceBusyError:
-            if sysfs.claims(index):
+            if users.claims(index):
                 raise
             forcing.end_openers(index, steps.append)
             if not sysfs.is_free(index):
@@ -61,5 +61,5 @@ def _free(index: int) -> Iterator[Finding]:
 
 
 def _letting_go(index: int) -> str | None:
-    points = sysfs.mount_points(index)
+    points = users.mount_points(index)
     return f"umount {points[0]}" if points else None

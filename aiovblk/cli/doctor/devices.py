@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...kernel import liveness, sysfs
+from ...kernel import liveness, sysfs, users
 from ...kernel.liveness import State
 from .finding import Finding, fail, info, ok, warn
 
@@ -33,7 +33,7 @@ def attached() -> Iterator[Finding]:
 
 def _device(index: int) -> Finding:
     path = f"/dev/nbd{index}"
-    used = ", ".join(sysfs.holders(index))
+    used = ", ".join(users.holders(index))
     by = f", {used}" if used else ""
     force = f"aiovblk unmount --force {path}"
     match liveness.state(index):
@@ -61,7 +61,7 @@ def zombies() -> list[int]:
 
 def remedy(index: int) -> str:
     """The command that frees a device without a server."""
-    points = sysfs.mount_points(index)
+    points = users.mount_points(index)
     unmount = "".join(f"umount {point}; " for point in points)
     return f"{unmount}aiovblk doctor --clean"
 
@@ -114,7 +114,7 @@ def _waits_for(task: Path) -> str | None:
 
 def _uses(task: Path, index: int) -> bool:
     nodes = tuple(f"/dev/{name}" for name in (f"nbd{index}", *sysfs.partitions(index)))
-    below = tuple(f"{point.rstrip('/')}/" for point in sysfs.mount_points(index))
+    below = tuple(f"{point.rstrip('/')}/" for point in users.mount_points(index))
     with suppress(OSError):
         for link in (task / "cwd", *(task / "fd").iterdir()):
             with suppress(OSError):

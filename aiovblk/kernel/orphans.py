@@ -1,0 +1,62 @@
+"""Devices that are attached, though no server shows: what is said of one, and when it is freed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from ..errors import DeviceBusyError
+from . import liveness, netlink, sysfs, users
+from .liveness import State
+from .usage import busy, wait_until_free
+
+logger = logging.getLogger("aiovblk")
+
+FREEING_TIMEOUT = 1.0
+"""Seconds for the kernel to let go of a device that nobody serves and nobody uses."""
+
+
+def free_if_unused(index: int) -> bool:
+    """Free a device whose server is gone, if nobody uses it; whether it is free now.
+
+    So ends a device by netlink whose server was killed together with its watchdog, as happens to
+    all processes of a container: the kernel keeps it.
+    """
+    if sysfs.is_free(index):
+        return True
+    if liveness.state(index) is not State.DEAD or users.holders(index):
+        return False
+    try:
+        netlink.disconnect(index)
+    except OSError as exc:
+        logger.debug("/dev/nbd%d has no server, and cannot be freed: %s", index, exc)
+        return False
+    logger.info("freed /dev/nbd%d, whose server was gone", index)
+    return wait_until_free(index, FREEING_TIMEOUT)
+
+
+def told(index: int, path: str) -> DeviceBusyError:
+    """Why a device cannot be attached that is attached, though no server shows."""
+    if sysfs.server_thread(index) is None:
+        return busy(index, path)
+    holders = users.holders(index)
+    used = ", ".join(holders)
+    force = f"`aiovblk unmount --force {path}`"
+    match liveness.state(index):
+        case State.DEAD:
+            reason = "its server is gone" + (f", but it is still in use: {used}" if used else "")
+            remedy = "`aiovblk doctor --clean` frees it"
+        case State.LOST:
+            name = liveness.identity(index)
+            whose = f"another of the identity {name!r}" if name else "that"
+            reason = f"it has lost its server, and waits for {whose} to come back"
+            remedy = f"{force} gives it up"
+        case State.ALIVE:
+            reason = "it has a server that cannot be seen from here, in another container, say"
+            remedy = f"unmount it there; {force} takes it away"
+        case State.UNKNOWN:
+            reason = "it is attached, and its server cannot be seen from here" + (
+                f"; {used}" if used else ""
+            )
+            remedy = f"unmount it where it was mounted; {force} takes it away"
+    return DeviceBusyError(errno.EBUSY, f"{reason}; {remedy}, or choose another", path, holders)

@@ -1,0 +1,270 @@
+"""Who uses a device, as far as /sys and /proc tell: what claims it, what only has it open.
+
+An exclusive open (O_EXCL) tells that somebody claims a device: a mounted file system, swap, device
+mapper, md. It does not tell who; and there are users that claim nothing, and lose what they have
+not written when the device goes: a loop device on it, and what exports it to other machines.
+
+A file system that was unmounted lazily (``umount -l``) shows in no mount table any more, but goes
+on until the last program has let go of its files. Some kinds show in /sys/fs all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from .. import forks
+from ..text import escaped
+from . import locks, sysfs
+
+_DEEPEST = 8  # levels of devices on devices; the kernel allows no circles
+
+# What exports a file or a block device to others, and which of its attributes names that: the
+# kernel's NVMe target (drivers/nvme/target/configfs.c), its SCSI target (target_core_configfs.c),
+# its USB mass storage (f_mass_storage.c). None of them need claim what it exports.
+_EXPORTS = {
+    "an NVMe target": "nvmet/subsystems/*/namespaces/*/device_path",
+    "a SCSI target": "target/core/*/*/udev_path",
+    "a USB gadget": "usb_gadget/*/functions/mass_storage.*/lun.*/file",
+}
+
+# The file systems that have a directory in /sys/fs for each device that they live on.
+_SHOWN_IN_SYS = {"ext4": "{}", "xfs": "{}", "f2fs": "{}", "btrfs": "*/devices/{}"}
+
+SHOWS_NOWHERE = (
+    "held by something that shows nowhere: a file system that was unmounted lazily (umount -l)"
+    " while programs still use it, or that is mounted where this process cannot see it, or a"
+    " program of another container"
+)
+"""How to end a sentence about a device that is claimed, though nobody is found who does."""
+
+
+def holders(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Who uses a device or its partitions, in words that end a sentence about it.
+
+    With ``names`` (``nbd0``, ``nbd0p1``) only of these, as in what follows. Programs that merely
+    have it open are named where nobody else is found; its server is none of them.
+    """
+    return claims(index, names) or _openers_in_words(index, names)
+
+
+def claims(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Who would lose something if a device or its partitions went away, in such words."""
+    directories = sysfs.directories(index, names)
+    points = mount_points(index, names)
+    return [
+        *(f"mounted at {escaped(point)}" for point in points),
+        *([] if points else _not_mounted(directories)),
+        *_swaps(directories),
+        *_held(directories, _DEEPEST),
+        *_exported(directories),
+    ]
+
+
+def unclaimed(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Those of :func:`claims` that no exclusive open finds."""
+    directories = sysfs.directories(index, names)
+    return [*_loops_in_words(directories, _DEEPEST), *_exported(directories)]
+
+
+def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Where the file systems of a device and of its partitions are mounted, in any namespace."""
+    return _mounted(sysfs.directories(index, names))
+
+
+def stacked_mount_points(index: int) -> list[str]:
+    """The same of the devices on top of it as well; those on top come first."""
+    points = [point for above in _above(index) for point in _mounted([above])]
+    return list(dict.fromkeys([*points, *mount_points(index)]))
+
+
+def stacked_devices(index: int) -> list[str]:
+    """The kernel's names of the devices that are made of this one or its partitions, top first."""
+    return [directory.name for directory in _above(index)]
+
+
+def holding_devices(index: int) -> list[str]:
+    """The kernel's names of the devices that are made of this one or its partitions (``dm-0``)."""
+    directories = sysfs.directories(index)
+    names = [holder.name for directory in directories for holder in _holders_of(directory)]
+    return sorted([*names, *(loop.name for loop in _loops(directories))])
+
+
+def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:
+    """Processes that have a device or one of its partitions open: their ids and names."""
+    return [(process, name) for process, name, _ in _openers(index, names)]
+
+
+def opened_by(process: int, name: str) -> str:
+    """How :func:`holders` tells of a process."""
+    return f"opened by process {process} ({escaped(name)})"  # which it has chosen itself
+
+
+def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
+    """Processes, their names, and which of their descriptors are of the device."""
+    nodes = {f"/dev/{directory.name}" for directory in sysfs.directories(index, names)}
+    for process in sysfs.processes():
+        with suppress(OSError), os.scandir(process / "fd") as entries:
+            found = [int(entry.name) for entry in entries if _target(entry.path) in nodes]
+            if found:
+                yield int(process.name), sysfs.read(process / "comm") or "?", found
+
+
+def _openers_in_words(index: int, names: Collection[str] | None) -> list[str]:
+    server = locks.server(index)
+    words = []
+    for process, name, descriptors in _openers(index, names):
+        if process == os.getpid():
+            if not forks.are_withheld(descriptors):
+                words.append("opened by this process")
+        # Attached by ioctl it has its own device open, once.
+        elif (process, name) != server or len(descriptors) > 1:
+            words.append(opened_by(process, name))
+    return words if len(words) < 2 else [each for each in words if each != "opened by this process"]
+
+
+def _target(link: str) -> str | None:
+    try:
+        return os.readlink(link)
+    except OSError:  # the file was closed meanwhile
+        return None
+
+
+def _mounted(directories: Collection[Path]) -> list[str]:
+    numbers = {os.fsencode(sysfs.read(path / "dev") or "?") for path in directories}
+    sources = {os.fsencode(f"/dev/{path.name}") for path in directories}
+    found: dict[str, None] = {}
+    for table in _mount_tables():
+        for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
+            before, _, after = line.partition(b" - ")
+            fields = before.split(b" ")
+            # btrfs shows a device number of its own, but names its source; XFS names where it has
+            # its log and its realtime section (logdev=, rtdev=).
+            words = after.replace(b",", b" ").split(b" ")[1:]
+            if fields[2] in numbers or sources & {word.rpartition(b"=")[2] for word in words}:
+                found[_unescape(fields[4])] = None
+    return list(found)
+
+
+def _not_mounted(directories: Collection[Path]) -> Iterator[str]:
+    """File systems that are in use although no mount table has them."""
+    for directory in directories:
+        for kind, pattern in _SHOWN_IN_SYS.items():
+            if any((sysfs.SYS_BLOCK.parent / "fs" / kind).glob(pattern.format(directory.name))):
+                yield (
+                    f"held by a file system ({kind}) that is mounted nowhere to be seen: it was"
+                    " unmounted lazily (umount -l) while programs still use it, or is mounted"
+                    " in a namespace of its own"
+                )
+
+
+def _swaps(directories: Collection[Path]) -> Iterator[str]:
+    nodes = {directory.name for directory in directories}
+    for line in (sysfs.read(sysfs.PROC / "swaps") or "").splitlines()[1:]:
+        node = _unescape(os.fsencode(line.split()[0]))
+        if node.removeprefix("/dev/") in nodes:
+            yield f"{node} is in use as swap"
+
+
+def _held(directories: Collection[Path], depth: int) -> Iterator[str]:
+    for directory in directories:
+        for holder in _holders_of(directory):
+            name = sysfs.read(holder / "dm/name")
+            yield _with_uses(f"held by {holder.name}", name, holder.name, depth)
+        if (directory / "bcache").exists():
+            yield "held by bcache"
+    yield from _loops_in_words(directories, depth)
+
+
+def _loops_in_words(directories: Collection[Path], depth: int) -> Iterator[str]:
+    for loop in _loops(directories):
+        yield _with_uses(f"held by {loop.name}", None, loop.name, depth)
+
+
+def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
+    """What holds a device, and what that is used for in turn."""
+    uses = [label] if label else []
+    if depth and (directory := sysfs.SYS_BLOCK / device).is_dir():
+        above = [directory, *_partitions_of(directory)]
+        uses += [f"mounted at {escaped(point)}" for point in _mounted(above)]
+        uses += [*_swaps(above), *_held(above, depth - 1)]
+    return f"{holder} ({'; '.join(uses)})" if uses else holder
+
+
+def _above(index: int) -> list[Path]:
+    """The directories of all devices on top of one, those on top first."""
+    found: dict[str, Path] = {}
+    level = sysfs.directories(index)
+    for _ in range(_DEEPEST):
+        names = [holder.name for each in level for holder in _holders_of(each)]
+        names += [loop.name for loop in _loops(level)]
+        level = []
+        for name in names:
+            whole = sysfs.SYS_BLOCK / name
+            level += [whole, *_partitions_of(whole)]
+        for directory in level:
+            found.pop(directory.name, None)  # it is deeper than it was taken for
+            found[directory.name] = directory
+    return list(reversed(found.values()))
+
+
+def _holders_of(directory: Path) -> list[Path]:
+    return sorted((directory / "holders").glob("*"))
+
+
+def _partitions_of(directory: Path) -> list[Path]:
+    return [entry.parent for entry in sorted(directory.glob("*/partition"))]
+
+
+def _loops(directories: Collection[Path]) -> list[Path]:
+    """The loop devices that lie on these devices, which do not show that."""
+    return [
+        file.parent.parent
+        for file in sorted(sysfs.SYS_BLOCK.glob("loop*/loop/backing_file"))
+        if _is_one_of(sysfs.read(file), directories)
+    ]
+
+
+def _exported(directories: Collection[Path]) -> Iterator[str]:
+    root = sysfs.SYS_BLOCK.parent / "kernel/config"
+    for what, pattern in _EXPORTS.items():
+        for file in sorted(root.glob(pattern)):
+            if _is_one_of(sysfs.read(file), directories):
+                yield f"exported by {what} ({file.parent.relative_to(root)})"
+
+
+def _is_one_of(path: str | None, directories: Collection[Path]) -> bool:
+    """Whether a path is that of one of these devices' nodes."""
+    if not path or not path.startswith("/dev/"):
+        return False  # only there: to look at a file may wait for the server of its file system
+    if path.removeprefix("/dev/") in {directory.name for directory in directories}:
+        return True
+    number = _number_of(path)
+    return any(sysfs.read(directory / "dev") == number for directory in directories)
+
+
+def _number_of(node: str) -> str:
+    try:
+        number = os.stat(node).st_rdev
+    except OSError:
+        return ""
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def _mount_tables() -> Iterator[bytes]:
+    seen: set[str] = set()
+    for process in (sysfs.PROC / "self", *sysfs.processes()):
+        with suppress(OSError):
+            namespace = os.readlink(process / "ns/mnt")
+            if namespace not in seen:
+                yield (process / "mountinfo").read_bytes()
+                seen.add(namespace)
+
+
+def _unescape(field: bytes) -> str:
+    """Undo the octal escapes of /proc/*/mountinfo and /proc/swaps."""
+    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+    return os.fsdecode(plain)

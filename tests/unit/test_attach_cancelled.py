@@ -1,0 +1,248 @@
+"""A mount that is cancelled before it is live ends soon, quietly, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiovblk
+from aiovblk import kernel
+from aiovblk.kernel import Terms
+from aiovblk.mount import attaching
+from aiovblk.mount.door import Geometry, Given
+from aiovblk.storage import MemoryDevice
+
+FOREVER = 3600.0
+READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
+
+
+class Link:
+    """An attachment whose steps hang where they are told to, until it is closed."""
+
+    index = 7
+    path = "/dev/nbd7"
+
+    def __init__(self, terms: Terms, hang: str) -> None:
+        self.calls: list[str] = []
+        self.ended: Future[int] = Future()
+        self.kernel = socket.socket(fileno=os.dup(terms.sockets[0]))
+        self._hang = hang
+        self.closed = threading.Event()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def step(*_: object) -> bool:
+            self.calls.append(name)
+            if name == self._hang:
+                assert self.closed.wait(60)
+            return True
+
+        return step
+
+    def disconnect(self) -> None:
+        self.calls.append("disconnect")
+        self.kernel.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 2, 0, 0))
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+        if not self.ended.done():
+            self.ended.set_result(0)
+
+    def close(self) -> None:
+        self.calls.append("close")
+        self.kernel.close()
+        self.closed.set()
+
+
+class Kernel:
+    """Attaches when it may, and keeps what it has attached."""
+
+    def __init__(self) -> None:
+        self.hang = ""
+        self.links: list[Link] = []
+        self.may_attach = threading.Event()
+        self.may_attach.set()
+        self.begun = threading.Event()
+        self.wanted: list[bool] = []
+
+    def attach(
+        self,
+        path: str | None,
+        terms: Terms,
+        *,
+        by_netlink: bool | None,
+        is_wanted: Callable[[], bool],
+    ) -> Link:
+        self.begun.set()
+        assert self.may_attach.wait(60)
+        self.wanted.append(is_wanted())
+        self.links.append(Link(terms, self.hang))
+        return self.links[-1]
+
+
+class Hanging(MemoryDevice):
+    """Never finishes a read."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 20)
+        self.reading = asyncio.Event()
+        self.calls: list[str] = []
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        self.reading.set()
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def flush(self) -> None:
+        self.calls.append("flush")
+
+    async def unmount(self) -> None:
+        self.calls.append("unmount")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    made = Kernel()
+    monkeypatch.setattr(kernel, "attach", made.attach)
+    yield made
+    made.may_attach.set()
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A cancellation is no error, and is not told as one."""
+    caplog.set_level(logging.WARNING)
+    yield
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def happens(event: threading.Event) -> None:
+    await asyncio.to_thread(event.wait, 60)
+
+
+async def becomes(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def mounting(device: Any, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(aiovblk.mount(device, **options))
+    yield task
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_while_the_kernel_attaches_it_is_left_to_itself_then(machine: Kernel) -> None:
+    machine.may_attach.clear()
+    device = Hanging()
+    async with mounting(device, unmount_timeout=0.05):
+        await happens(machine.begun)
+    # It had a device attached after all, with the sockets it was given: they were not closed.
+    machine.may_attach.set()
+    await becomes(lambda: bool(machine.links) and machine.links[0].closed.is_set())
+    assert machine.wanted == [False]
+    await becomes(lambda: "wait_until_free" in machine.links[0].calls)
+    assert machine.links[0].calls == ["finish", "close", "wait_until_free"]
+
+
+async def test_a_device_that_is_attached_soon_is_unmounted_in_order(machine: Kernel) -> None:
+    machine.may_attach.clear()
+    device = Hanging()
+    async with mounting(device, unmount_timeout=FOREVER) as task:
+        await happens(machine.begun)
+        task.cancel()
+        await asyncio.sleep(0)
+        machine.may_attach.set()
+    assert machine.links[0].calls[-1] == "wait_until_free"
+    assert "sync" in machine.links[0].calls
+    assert device.calls == ["flush", "unmount"]
+
+
+@pytest.mark.parametrize("options", [{}, {"partitions": True}])
+async def test_while_the_first_read_hangs_it_is_given_up_after_its_timeout(
+    machine: Kernel, options: dict[str, bool]
+) -> None:
+    machine.hang = "wait_for_partitions" if options else "wait_until_live"
+    device = Hanging()
+    async with mounting(device, unmount_timeout=0.1, **options):
+        await becomes(lambda: bool(machine.links) and machine.hang in machine.links[0].calls)
+        machine.links[0].kernel.sendall(READ)
+        await device.reading.wait()
+        # Nor does write-back end before that, which needs the node.
+        machine.links[0]._hang = "sync"
+    calls = machine.links[0].calls
+    assert calls.index("sync") < calls.index("finish") < calls.index("close")
+    assert device.calls == ["flush", "unmount"]
+
+
+async def test_while_a_predecessor_is_asked_it_serves_on(
+    machine: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "nbd7.socket"
+    monkeypatch.setattr(kernel, "find", lambda *_: 7)
+    monkeypatch.setattr(kernel.locks, "socket_path", lambda index: path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        async with mounting(Hanging(), identity="v", replace=True, unmount_timeout=FOREVER):
+            sock, _ = await asyncio.to_thread(listening.accept)
+            assert b'"v"' in await asyncio.to_thread(sock.recv, 4096)
+        with sock:
+            assert sock.recv(4096) == b""  # nobody waits for the answer
+    assert not machine.links
+
+
+async def test_a_device_that_was_handed_over_too_late_waits_for_another(
+    machine: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = threading.Event()
+    ours, theirs = socket.socketpair()
+    lock = os.open(os.devnull, os.O_RDONLY)
+
+    def ask(path: Path, wanted: object, seconds: float, sock: socket.socket) -> Any:
+        with sock:
+            machine.begun.set()
+            assert given.wait(60)
+        return Given(lock, [(ours, b"")], Geometry(1 << 20, 4096, read_only=False))
+
+    monkeypatch.setattr(kernel, "find", lambda *_: 7)
+    monkeypatch.setattr(attaching, "ask", ask)
+    async with mounting(Hanging(), identity="v", replace=True, unmount_timeout=FOREVER) as task:
+        await happens(machine.begun)
+        task.cancel()
+        await asyncio.sleep(0)
+        given.set()
+    with theirs:
+        assert await asyncio.to_thread(theirs.recv, 1) == b""
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(lock)
+
+
+async def test_a_factory_that_does_not_end_is_left_to_itself() -> None:
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def make() -> MemoryDevice:
+        begun.set()
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                continue
+        return MemoryDevice(4096)
+
+    async with mounting(make, replace=True, identity="v", unmount_timeout=0.05):
+        await begun.wait()
+    end.set()
+    await asyncio.sleep(0)
