@@ -36,7 +36,7 @@ class Disk(aiovblk.BlockDevice):
         print("unmounted", flush=True)
 """
 
-pytestmark = pytest.mark.one_loop  # they choose their own
+pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose their own
 
 
 @asynccontextmanager

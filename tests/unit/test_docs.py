@@ -86,7 +86,7 @@ async def test_remote_export_is_written_and_mounted(monkeypatch: pytest.MonkeyPa
     assert await device.read(0, 4096) == b"x" * 4096
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_a_file_is_served_by_workers(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(8192))
     block = blocks("docs/network.md")[1].replace("/run/", f"{tmp_path}/")
