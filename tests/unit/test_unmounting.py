@@ -15,7 +15,7 @@ import uvloop
 
 import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
-from aiovblk.mount import unmounting
+from aiovblk.mount import life, unmounting
 from aiovblk.protocol import Command
 from aiovblk.threads import in_thread
 
@@ -347,6 +347,18 @@ async def test_disconnect_that_never_comes_is_given_up(
     kernel.sends_disc = False
     with pytest.raises(Error, match=r"nothing was answered for 0\.3 s"):
         async with aiovblk.mounted(disk, attach=how, unmount_timeout=0.3):
+            pass
+    check_given_up(kernel)
+
+
+@ways_to_attach
+async def test_device_that_does_not_come_alive_is_let_go_of(
+    kernel: FakeKernel, disk: Disk, how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "ATTACH_TIMEOUT", 0.3)
+    disk.gate = asyncio.get_running_loop().create_future()
+    with pytest.raises(AttachError, match="did not come alive"):
+        async with aiovblk.mounted(disk, attach=how):
             pass
     check_given_up(kernel)
 
