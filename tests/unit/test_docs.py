@@ -57,7 +57,7 @@ async def test_all_exports_are_served_until_the_end(
     block = blocks("docs/network.md")[0].replace("/run/", f"{tmp_path}/").replace("10809", "0")
     exec(block, {"print": printed.put_nowait})
     serving = asyncio.create_task(mains[0])
-    uris = [await asyncio.wait_for(printed.get(), 20) for _ in range(6)]
+    uris = [await asyncio.wait_for(printed.get(), 60) for _ in range(6)]
     assert uris[0] == f"nbd+unix:///scratch?socket={tmp_path}/disks.sock"
     async with aiovblk.connect(uris[1]) as private, aiovblk.connect(uris[2]) as golden:
         await private.write(0, b"x" * 4096)
