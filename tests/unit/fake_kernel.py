@@ -331,9 +331,9 @@ class FakeKernel:
         self._pass("netlink")
         if self.freed_by_netlink:
             self.free()
+        self._cut = True  # before the server hears of it
         for each in self.connections:
             each.send(Command.DISC, 0, 0, b"")
-        self._cut = True
         self._pass("the end of the connections")
         for each in self.connections:
             each.shut_down()
