@@ -1,17 +1,24 @@
-"""Every asynchronous test has a deadline, and runs on asyncio's loop and on uvloop's."""
+"""What all tests have: both event loops, a deadline each, and a long form where they take long."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import zlib
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
 import uvloop
 
-DEADLINE = 20.0  # seconds; `@pytest.mark.deadline(60)` gives a test another
+from . import deadlines, sizes
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="with the tests that are marked `long`, and others in their long form",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,9 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "newest_python: need not run on the others too, and takes long"
     )
     config.addinivalue_line("markers", "one_loop: run on one loop per Python, for what takes long")
-    config.addinivalue_line(
-        "markers", f"deadline(seconds): how long an asynchronous test may take ({DEADLINE:.0f} s)"
-    )
+    config.addinivalue_line("markers", "either_loop: on one loop, unless --long is given")
+    config.addinivalue_line("markers", "long: only with --long")
+    sizes.is_long = bool(config.getoption("--long"))
+    deadlines.configure(config)
+
+
+def pytest_unconfigure() -> None:
+    deadlines.unconfigure()
 
 
 def pytest_asyncio_loop_factories(
@@ -31,25 +43,44 @@ def pytest_asyncio_loop_factories(
         "asyncio": asyncio.SelectorEventLoop,
         "uvloop": uvloop.new_event_loop,
     }
+    is_newest = sys.version_info >= (3, 13)
     if item.get_closest_marker("one_loop"):
         # Not the whole matrix, but both loops in it.
-        name = "uvloop" if sys.version_info >= (3, 13) else "asyncio"
+        name = "uvloop" if is_newest else "asyncio"
+        return {name: loops[name]}
+    if item.get_closest_marker("either_loop") and not sizes.is_long:
+        # Half of the tests on each, and on the oldest and the newest Python each on both.
+        name = sorted(loops)[(zlib.crc32(item.name.encode()) + is_newest) % 2]
         return {name: loops[name]}
     return loops
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        marker = item.get_closest_marker("deadline")
-        item.obj = _within(marker.args[0] if marker else DEADLINE, item.obj)
+    deadlines.set_deadline(item)
 
 
-def _within(
-    seconds: float, function: Callable[..., Awaitable[None]]
-) -> Callable[..., Awaitable[None]]:
-    @functools.wraps(function)
-    async def within_deadline(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(seconds):
-            await function(*args, **kwargs)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if sizes.is_long:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
-    return within_deadline
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with deadlines.guarded(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    with deadlines.guarded(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    with deadlines.guarded(item):
+        return (yield)

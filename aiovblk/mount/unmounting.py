@@ -167,6 +167,9 @@ class Unmounting:
         self._begin = self._loop.time()
         while True:
             task = self._loop.create_task(handler())
+            # Where force was asked for, nobody waits; but a task that is cancelled before its
+            # first step never calls the handler.
+            await asyncio.sleep(0)
             try:
                 await self._patiently(task)
             except _GivenUpError as exc:

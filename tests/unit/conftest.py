@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from ..sizes import by_size
+from .fake_kernel import kernel
 from .kernel_tree import tree
 
-__all__ = ["tree"]
+__all__ = ["kernel", "tree"]
 
 # The same examples each time: chance has its place in tools/fuzz.
-settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=250)
+settings.register_profile(
+    "suite", derandomize=True, database=None, deadline=None, max_examples=by_size(80, 250)
+)
 settings.load_profile("suite")
 
 

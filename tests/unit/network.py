@@ -27,8 +27,8 @@ from aiovblk.storage import MemoryDevice
 
 from .client import Client, PuppetDevice
 
-# A test that goes wrong must not drain for longer than a test may take.
-serve = functools.partial(aiovblk.serve, drain_timeout=5)
+# Longer than anything takes, and less than a test may take that goes wrong.
+serve = functools.partial(aiovblk.serve, drain_timeout=20, handshake_timeout=40)
 
 MIB = 1024 * 1024
 

@@ -140,6 +140,18 @@ async def test_extents_begin_where_they_are_asked_for(
     assert await AnyAlignment(Striped()).extents(offset, length) == expected
 
 
+async def test_blocks_that_are_named_in_part_are_cached_as_a_whole() -> None:
+    class Caching(MemoryDevice):
+        cached: tuple[int, int] | None = None
+
+        async def cache(self, offset: int, length: int) -> None:
+            self.cached = offset, length
+
+    device = Caching(SIZE, block_size=BLOCK)
+    await AnyAlignment(device).cache(BLOCK - 1, 2)
+    assert device.cached == (0, 2 * BLOCK)
+
+
 async def test_cancelled_writer_keeps_nobody_waiting() -> None:
     inner = Slow(SIZE, block_size=BLOCK)
     device = AnyAlignment(inner)
@@ -149,7 +161,7 @@ async def test_cancelled_writer_keeps_nobody_waiting() -> None:
     second.cancel()
     first.cancel()
     await asyncio.wait([first, second])
-    await asyncio.wait_for(device.write(3, memoryview(b"z")), 5)
+    await asyncio.wait_for(device.write(3, memoryview(b"z")), 60)
     assert await device.read(3, 1) == b"z"
 
 

@@ -15,6 +15,10 @@ from aiovblk.storage import Cache, Layer
 from aiovblk.storage.cache import Policy
 from aiovblk.testing import Medium, check_block_device
 
+from ..sizes import by_size
+
+pytestmark = pytest.mark.either_loop
+
 SIZE = 4 << 20
 LINE = 4 * 4096
 
@@ -79,7 +83,7 @@ class Bench:
 async def test_cache_keeps_the_contract(policy: Policy, where: str, lines: int) -> None:
     store = Medium(12 * 4096 + lines * LINE, seed=2) if where == "store" else None
     bench = Bench(policy, lines, store)
-    await check_block_device(bench.open, crash=bench.crash, seed=lines, rounds=30)
+    await check_block_device(bench.open, crash=bench.crash, seed=lines, rounds=by_size(15, 30))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks do not start eagerly")
@@ -90,10 +94,10 @@ async def test_cache_keeps_the_contract_when_tasks_start_eagerly(policy: Policy)
         pytest.skip("uvloop has no task factory of this kind")
     loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
     bench = Bench(policy, 24, Medium(1 << 20))
-    await check_block_device(bench.open, crash=bench.crash, rounds=30)
+    await check_block_device(bench.open, crash=bench.crash, rounds=by_size(15, 30))
 
 
 @pytest.mark.parametrize("policy", ["read", "write-through", "write-back"])
 async def test_failures_below_leave_no_block_undecided(policy: Policy) -> None:
     bench = Bench(policy, 24, Medium(1 << 20), fails=True)
-    await check_block_device(bench.open, crash=bench.crash, rounds=30)
+    await check_block_device(bench.open, crash=bench.crash, rounds=by_size(15, 30))

@@ -36,7 +36,7 @@ class Disk(aiovblk.BlockDevice):
         print("unmounted", flush=True)
 """
 
-pytestmark = pytest.mark.one_loop  # they choose their own
+pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose their own
 
 
 @asynccontextmanager
@@ -58,12 +58,12 @@ async def running(
 
 async def line(stream: asyncio.StreamReader | None) -> str:
     assert stream is not None  # it is a pipe
-    return (await asyncio.wait_for(stream.readline(), 20)).decode().rstrip()
+    return (await asyncio.wait_for(stream.readline(), 60)).decode().rstrip()
 
 
 async def end(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
     """Exit status, output and errors of what ends by itself."""
-    out, errors = await asyncio.wait_for(process.communicate(), 20)
+    out, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None  # communicate() waits for it
     return process.returncode, (out or b"").decode(), (errors or b"").decode()
 
@@ -186,7 +186,7 @@ async def test_stdio_serves_the_socket_that_it_is_given() -> None:
         async with running("serve", "memory:1M", "--stdio", stdin=theirs, stdout=theirs) as process:
             theirs.close()
             reader, writer = await asyncio.open_unix_connection(sock=ours)
-            assert await asyncio.wait_for(reader.readexactly(18), 20) == GREETING
+            assert await asyncio.wait_for(reader.readexactly(18), 60) == GREETING
             writer.close()
             assert (await end(process))[0] == 0
 
@@ -195,11 +195,11 @@ async def test_stdio_serves_pipes() -> None:
     async with running("serve", "memory:1M", "--stdio", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readexactly(18), 20) == GREETING
+        assert await asyncio.wait_for(process.stdout.readexactly(18), 60) == GREETING
         # Client flags, then ABORT, which is acknowledged.
         process.stdin.write(bytes.fromhex("00000003 49484156454f5054 00000002 00000000"))
         acknowledged = bytes.fromhex("0003e889045565a9 00000002 00000001 00000000")
-        assert await asyncio.wait_for(process.stdout.readexactly(20), 20) == acknowledged
+        assert await asyncio.wait_for(process.stdout.readexactly(20), 60) == acknowledged
         assert await end(process) == (0, "", "")
 
 

@@ -50,7 +50,7 @@ from .workshop import (
     raise_cancelled,
 )
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
 
 def children() -> list[int]:

@@ -57,7 +57,7 @@ async def test_all_exports_are_served_until_the_end(
     block = blocks("docs/network.md")[0].replace("/run/", f"{tmp_path}/").replace("10809", "0")
     exec(block, {"print": printed.put_nowait})
     serving = asyncio.create_task(mains[0])
-    uris = [await asyncio.wait_for(printed.get(), 20) for _ in range(6)]
+    uris = [await asyncio.wait_for(printed.get(), 60) for _ in range(6)]
     assert uris[0] == f"nbd+unix:///scratch?socket={tmp_path}/disks.sock"
     async with aiovblk.connect(uris[1]) as private, aiovblk.connect(uris[2]) as golden:
         await private.write(0, b"x" * 4096)
@@ -86,7 +86,7 @@ async def test_remote_export_is_written_and_mounted(monkeypatch: pytest.MonkeyPa
     assert await device.read(0, 4096) == b"x" * 4096
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_a_file_is_served_by_workers(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(8192))
     block = blocks("docs/network.md")[1].replace("/run/", f"{tmp_path}/")

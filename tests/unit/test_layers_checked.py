@@ -24,6 +24,10 @@ from aiovblk.storage import (
 from aiovblk.storage import Stats as StatsLayer
 from aiovblk.testing import Medium, check_block_device
 
+from ..sizes import by_size
+
+pytestmark = pytest.mark.either_loop
+
 SIZE = 256 * 1024
 
 Upon = Callable[[BlockDevice], BlockDevice]
@@ -55,7 +59,7 @@ async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
         lambda: LAYERS[name](medium.open()),
         crash=lambda device: medium.crash(),
         seed=seed,
-        rounds=80,
+        rounds=by_size(40, 80),
     )
 
 
@@ -98,24 +102,24 @@ class Pair:
             self.stale = self.stale or {self.random.randrange(2)}
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("size", [SIZE, 8 << 20])
 async def test_mirror_keeps_the_contract(size: int, seed: int) -> None:
     pair = Pair(size, seed)
-    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=60)
+    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=by_size(30, 60))
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("size", [SIZE, 8 << 20])
 async def test_mirror_of_failing_members_keeps_the_contract(size: int, seed: int) -> None:
     faults = [Fault("write", error=errno.EIO, rate=0.02), Fault("read", error=errno.EIO, rate=0.02)]
     faults += [Fault("flush", error=errno.EIO, rate=0.02, late=True)]
     pair = Pair(size, seed, *faults)
-    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=60)
+    await check_block_device(pair.open, crash=pair.crash, seed=seed, rounds=by_size(30, 60))
 
 
 async def test_mirror_of_devices_without_a_flush_keeps_the_contract() -> None:
     mirror = Mirror(MemoryDevice(SIZE), MemoryDevice(SIZE), MemoryDevice(SIZE))
-    await check_block_device(lambda: mirror, rounds=60)
+    await check_block_device(lambda: mirror, rounds=by_size(30, 60))

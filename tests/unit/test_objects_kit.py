@@ -15,7 +15,10 @@ from aiovblk import BlockDevice
 from aiovblk.storage.objects import Limits, ObjectStoreDevice, check, create
 from aiovblk.testing import check_block_device
 
+from ..sizes import by_size
 from .objects import Bucket, Client, undisturbed
+
+pytestmark = pytest.mark.either_loop
 
 SIZE = (4 << 20) + 3 * 4096
 KEY = bytes(range(32))
@@ -37,7 +40,7 @@ class Bench:
         key: bytes | None = self.options.get("key")
         return key
 
-    async def check(self, seed: int = 0, rounds: int = 30) -> None:
+    async def check(self, seed: int = 0, rounds: int = by_size(15, 30)) -> None:
         await create(self.bucket.client(), "disk", size=SIZE, **self.options)
         await check_block_device(self.open, crash=self.crash, seed=seed, rounds=rounds)
         assert (await check(self.bucket.client(), "disk", key=self.key)).problems == []

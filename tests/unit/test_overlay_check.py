@@ -14,7 +14,10 @@ from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice, MemoryDevice, Overlay
 from aiovblk.testing import Medium, check_block_device
 
+from ..sizes import by_size
 from .test_testing import Moody
+
+pytestmark = pytest.mark.either_loop
 
 KIB = 1024
 
@@ -53,14 +56,14 @@ async def reopened(bench: Bench) -> Overlay:
     ("size", "larger", "block"),
     [(256 * KIB, 0, 512), (512 * KIB, 64 * KIB, 4096), (16 << 20, 0, 512), (1 << 30, 1 << 20, 512)],
 )
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_overlay_passes_with_crashes(size: int, larger: int, block: int, seed: int) -> None:
     base = await a_base(size, block, seed)
     size = base.size + larger
     medium = Medium(Overlay.diff_size(base, size=size), block, seed)
     await (await Overlay.create(base, medium.open(), size=size)).unmount()
     bench = Bench(reopened, {"diff": medium}, base)
-    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=60)
+    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -84,7 +87,7 @@ async def test_overlay_passes_over_a_diff_that_fails_requests(seed: int) -> None
                 await diff.unmount()
 
     bench = Bench(moody, {"diff": medium}, base)
-    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=60)
+    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))
 
 
 @pytest.mark.parametrize("size", [256 * KIB, 1 << 30])
@@ -99,12 +102,12 @@ async def test_overlay_in_a_file_passes(tmp_path: Path, size: int) -> None:
     async def unmount(device: BlockDevice) -> None:
         await device.unmount()
 
-    await check_block_device(open_files, rounds=40)
-    await check_block_device(open_files, crash=unmount, seed=1, rounds=40)
+    await check_block_device(open_files, rounds=by_size(20, 40))
+    await check_block_device(open_files, crash=unmount, seed=1, rounds=by_size(20, 40))
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_overlay_that_is_committed_in_between_passes_with_crashes(seed: int) -> None:
     random = Random(seed)
 
@@ -121,11 +124,11 @@ async def test_overlay_that_is_committed_in_between_passes_with_crashes(seed: in
     diff = Medium(Overlay.diff_size(device := base.open(), size=256 * KIB), 512, seed + 1)
     await (await Overlay.create(device, diff.open(), size=256 * KIB)).unmount()
     bench = Bench(open_both, {"base": base, "diff": diff}, device)
-    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=60)
+    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_overlay_that_is_rebased_in_between_passes_with_crashes(seed: int) -> None:
     random = Random(seed)
     bases = {f"base {size}": await a_base(size, 512, size) for size in (128 * KIB, 320 * KIB)}
@@ -150,4 +153,4 @@ async def test_overlay_that_is_rebased_in_between_passes_with_crashes(seed: int)
     medium = Medium(Overlay.diff_size(base, size=size), 512, seed)
     await (await Overlay.create(base, medium.open(), size=size, identity=smaller)).unmount()
     bench = Bench(open_over_the_right_one, {"diff": medium}, base)
-    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=60)
+    await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))

@@ -159,7 +159,7 @@ async def worked_upon() -> tuple[Model, Blocks]:
     return model, diff.durable
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_commit_that_was_interrupted_anywhere_can_be_repeated() -> None:
     model, written = await worked_upon()
     size = Overlay.diff_size(a_base(), size=SIZE)
@@ -190,7 +190,7 @@ async def test_commit_that_was_interrupted_anywhere_can_be_repeated() -> None:
 
 
 @pytest.mark.parametrize("new_blocks", [SHOWN - 2, BLOCKS + 4])
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_rebase_that_was_interrupted_anywhere_changes_nothing(new_blocks: int) -> None:
     model, written = await worked_upon()
     contents = {at: pattern(at, at % 3) if at % 4 else bytes(BLOCK) for at in range(BLOCKS + 4)}

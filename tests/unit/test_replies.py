@@ -147,6 +147,13 @@ def test_extent_that_32_bits_do_not_hold_is_cut_and_is_the_last(
     )
 
 
+def test_largest_extent_that_32_bits_hold_is_not_the_last() -> None:
+    status = BlockStatus(1, [(2**32 - 4096, 1), (4096, 0)])
+    assert serialize(STRUCTURED, 0, status) == chunk(
+        STRUCTURED, "0001", "0005", "00000001 fffff000 00000001 00001000 00000000"
+    )
+
+
 # What a client makes of it
 
 

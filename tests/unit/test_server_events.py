@@ -384,7 +384,7 @@ async def test_slow_request_must_be_positive(path: Path, slow_request: float) ->
 # Workers
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_workers_tell_of_their_clients_and_requests(path: Path, image: Path) -> None:
     factory = partial(FileOfAll, image)
     async with serve({"disk": factory}, unix=path, workers=2, slow_request=0.01) as server:
@@ -412,7 +412,7 @@ async def test_workers_tell_of_their_clients_and_requests(path: Path, image: Pat
             ]
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_clients_of_a_lost_worker_are_told_to_have_left(path: Path, image: Path) -> None:
     async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
         events = server.events()

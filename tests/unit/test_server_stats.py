@@ -44,7 +44,7 @@ async def test_what_was_given_up_is_not_in_flight(path: Path) -> None:
     assert call.result.cancelled()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_workers_count_together_and_beyond_their_end(path: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))

@@ -23,7 +23,7 @@ from ..certificates import make_certificates
 from .network import connected, serve, until, until_left, using
 from .workshop import FileOfAll, make_late
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
 
 def pids(server: aiovblk.Server) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aiovblk import DeviceBusyError
+from aiovblk import DeviceBusyError, forks
 from aiovblk.kernel.shrinking import Claims, claim_beyond
 
 from .kernel_tree import KernelTree
@@ -98,3 +99,25 @@ def test_claim_that_comes_after_the_release_is_closed(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before - 1
     with pytest.raises(FileNotFoundError):
         claims.add(str(tmp_path / "missing"))
+
+
+class Contended:
+    """A lock that another thread has just had, which has left something behind."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.meanwhile = meanwhile
+
+    def __enter__(self) -> None:
+        self.meanwhile()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_claim_that_is_made_just_before_all_are_released_is_released_too(tmp_path: Path) -> None:
+    claims = Claims()
+    fd = forks.open(str(tmp_path))
+    claims._guard = Contended(lambda: claims._fds.append(fd))  # type: ignore[assignment]  # see it
+    claims.release()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

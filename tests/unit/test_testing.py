@@ -16,6 +16,10 @@ from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice, Layer, MemoryDevice
 from aiovblk.testing import Medium, check_block_device
 
+from ..sizes import by_size
+
+pytestmark = pytest.mark.either_loop
+
 KIB = 1024
 
 
@@ -23,7 +27,9 @@ KIB = 1024
 @pytest.mark.parametrize(("size", "block"), [(256 * KIB, 512), (64 * KIB, 4096), (1 << 40, 4096)])
 async def test_medium_passes(size: int, block: int, seed: int) -> None:
     medium = Medium(size, block, seed)
-    await check_block_device(medium.open, crash=lambda device: medium.crash(), seed=seed, rounds=80)
+    await check_block_device(
+        medium.open, crash=lambda device: medium.crash(), seed=seed, rounds=by_size(40, 80)
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -32,13 +38,13 @@ async def test_medium_passes(size: int, block: int, seed: int) -> None:
 )
 async def test_memory_passes(size: int, block: int, seed: int) -> None:
     device = MemoryDevice(size, block_size=block)
-    await check_block_device(lambda: device, seed=seed, rounds=60)
+    await check_block_device(lambda: device, seed=seed, rounds=by_size(30, 60))
 
 
 async def test_file_passes_and_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(os.urandom(300 * KIB))
-    await check_block_device(lambda: FileDevice(path), rounds=60)
+    await check_block_device(lambda: FileDevice(path), rounds=by_size(30, 60))
     await FileDevice(path).unmount()  # it would be locked
 
 
@@ -52,7 +58,9 @@ async def test_file_passes_with_all_that_it_was_not_told_to_flush(
         await device.unmount()
 
     await FileDevice.create(tmp_path / "disk", size).unmount()
-    await check_block_device(lambda: FileDevice(tmp_path / "disk"), crash=crash, rounds=60)
+    await check_block_device(
+        lambda: FileDevice(tmp_path / "disk"), crash=crash, rounds=by_size(30, 60)
+    )
 
 
 async def test_read_only_device_is_only_read(tmp_path: Path) -> None:
@@ -62,7 +70,7 @@ async def test_read_only_device_is_only_read(tmp_path: Path) -> None:
     async def open_file() -> BlockDevice:
         return FileDevice(path, read_only=True)
 
-    await check_block_device(open_file, rounds=40)
+    await check_block_device(open_file, rounds=by_size(20, 40))
     assert path.read_bytes() == before
 
 
@@ -79,7 +87,7 @@ class Pattern(BlockDevice):
 
 
 async def test_device_that_has_no_write_is_only_read() -> None:
-    await check_block_device(Pattern, rounds=40)
+    await check_block_device(Pattern, rounds=by_size(20, 40))
 
 
 class Moody(Layer):
@@ -125,7 +133,7 @@ async def test_requests_may_fail(seed: int) -> None:
         lambda: Moody(medium.open(), random),
         crash=lambda device: medium.crash(),
         seed=seed,
-        rounds=80,
+        rounds=by_size(40, 80),
     )
 
 
@@ -152,7 +160,7 @@ class Serial(Layer):
 
 async def test_device_for_one_request_at_a_time_passes_with_one_at_a_time() -> None:
     medium = Medium(256 * KIB)
-    await check_block_device(lambda: Serial(medium.open()), concurrency=1, rounds=60)
+    await check_block_device(lambda: Serial(medium.open()), concurrency=1, rounds=by_size(30, 60))
 
 
 async def requests_of(seed: int) -> list[Any]:

@@ -53,7 +53,7 @@ async def test_so_many_requests_are_in_flight_and_no_more(web: Web) -> None:
     assert web.connections == 4
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_device_keeps_the_contract(web: Web) -> None:
     await check_block_device(lambda: HTTPDevice.open(web.url()), rounds=60)
 

@@ -22,7 +22,7 @@ from aiovblk.workers.channel import Channel, socket_pair
 
 from .workshop import Broken, Exhausted, Services
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
 Events = asyncio.Queue[tuple[str, tuple[Any, ...]]]
 
