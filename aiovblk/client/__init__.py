@@ -49,7 +49,8 @@ def connect(
             goes on sending; else its connection is broken off, like one that is lost: see
             ``reconnect``. By default there is no limit, since a server may have reasons to take its
             time.
-        reconnect: seconds after a loss of the connection during which it is tried to get it back;
+        reconnect: seconds after a loss of the connection during which it is tried to get it back
+            (``math.inf`` for ever);
             an attempt that begins by then has a second at least. Requests wait then. Those in
             flight are made again, except for :meth:`write`, :meth:`trim` and :meth:`write_zeroes`,
             which fail with EIO; the first :meth:`flush` after a loss fails with EIO, if there were

@@ -493,7 +493,8 @@ async def test_workers_start_when_the_other_server_has_let_go(
     log = image.with_suffix(".log")
     geometry = DoorGeometry(1 << 20, 512, read_only=False)
 
-    def hand_over(path: Path, wanted: Wanted, seconds: float) -> Given:
+    def hand_over(path: Path, wanted: Wanted, seconds: float, sock: socket.socket) -> Given:
+        sock.close()
         assert (wanted, log.exists()) == (Wanted("volume", None), False)
         return Given(os.open(tmp_path, os.O_RDONLY), [(ours, b"")], geometry)
 

@@ -192,7 +192,7 @@ async def test_member_of_a_mirror_that_failed_a_flush_stays_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FileDevice.create(tmp_path / "first", SIZE)
-    mirror = Mirror(first, MemoryDevice(SIZE))
+    mirror = Mirror(first, MemoryDevice(SIZE, block_size=512))
     mirror._members._members[1].device.flush = _nothing  # type: ignore[method-assign]
     await mirror.write(0, memoryview(b"a" * 4096))
     with monkeypatch.context() as patch:

@@ -318,7 +318,7 @@ async def test_client_whose_request_takes_long_is_not_idle(path: Path) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1])
 async def test_idle_timeout_must_be_positive(path: Path, timeout: float) -> None:
-    with pytest.raises(ValueError, match="idle_timeout must be positive"):
+    with pytest.raises(ValueError, match="idle_timeout must be a positive number"):
         async with serve(LoggingDevice(), unix=path, idle_timeout=timeout):
             pass
 

@@ -242,7 +242,7 @@ def check(checker: str, folder: Path, *programs: Path) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-@pytest.mark.timeout(600)
+@pytest.mark.deadline(600)
 def test_programs_as_the_docs_have_them_pass(checker: str, tmp_path: Path) -> None:
     paths: list[Path] = []
     for name, text in PROGRAMS.items():
@@ -253,7 +253,7 @@ def test_programs_as_the_docs_have_them_pass(checker: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-@pytest.mark.timeout(600)
+@pytest.mark.deadline(600)
 def test_mistakes_are_still_seen(checker: str, tmp_path: Path) -> None:
     path = tmp_path / "user_mistakes.py"
     path.write_text(MISTAKES)

@@ -100,7 +100,7 @@ def check_stored(kernel: FakeKernel, disk: Disk) -> None:
     ("how", "steps"),
     [
         ("ioctl", ["NBD_DO_IT returns", "clear"]),
-        ("netlink", ["netlink disconnects within 10 s"]),
+        ("netlink", ["netlink disconnects within 5 s"]),
     ],
 )
 async def test_each_step_is_made_while_the_later_ones_still_can_be(
