@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="with the tests that are marked `long`, and others in their long form",
     )
+    parser.addoption(
+        "--loops",
+        choices=["both", "either"],
+        default="both",
+        help="run asynchronous tests on asyncio and uvloop, or each on one of them: half on each, "
+        "and on Python 3.13 and later on the other one than before (default %(default)s)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +55,8 @@ def pytest_asyncio_loop_factories(
         # Not the whole matrix, but both loops in it.
         name = "uvloop" if is_newest else "asyncio"
         return {name: loops[name]}
-    if item.get_closest_marker("either_loop") and not sizes.is_long:
+    is_spared = item.get_closest_marker("either_loop") and not sizes.is_long
+    if is_spared or config.getoption("--loops") == "either":
         # Half of the tests on each, and on the oldest and the newest Python each on both.
         name = sorted(loops)[(zlib.crc32(item.name.encode()) + is_newest) % 2]
         return {name: loops[name]}

@@ -192,10 +192,12 @@ IO_FLUSHER = 0x00080000 | 0x00100000
 
 def flushers(process: int) -> list[bool]:
     """Of each thread of a process, whether PR_SET_IO_FLUSHER is set."""
-    return [
-        int((task / "stat").read_text().rpartition(")")[2].split()[6]) & IO_FLUSHER == IO_FLUSHER
-        for task in Path(f"/proc/{process}/task").iterdir()
-    ]
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # one that has ended meanwhile
+            flags = int((task / "stat").read_text().rpartition(")")[2].split()[6])
+            found.append(flags & IO_FLUSHER == IO_FLUSHER)
+    return found
 
 
 def locked(process: int) -> int:

@@ -62,13 +62,23 @@ def commands(scope: stages.Scope, stage: str, *words: str) -> list[str]:
 
 def test_check_has_one_python_on_all_processors(tree: Path) -> None:
     (command,) = commands("check", "unit")
-    assert f"--tx={os.cpu_count()}*popen" in command
+    assert f"--tx={2 * (os.cpu_count() or 1)}*popen" in command
+    assert "--loops either" in command
     assert "--long" not in command
 
 
 def test_test_has_the_oldest_and_the_newest_python(tree: Path) -> None:
     assert names("test", "unit") == ["unit tests, Python 3.11", "unit tests, Python 3.13"]
+    assert all("--loops either" in command for command in commands("test", "unit"))
     assert names("test", "interop") == ["interop, Python 3.13"]
+
+
+def test_each_test_of_test_runs_on_both_loops_where_there_is_one_python(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONS", "3.13")
+    (command,) = commands("test", "unit")
+    assert "--loops" not in command
 
 
 def test_test_has_the_core_on_both_kernels_at_once_attached_differently(tree: Path) -> None:
@@ -99,6 +109,9 @@ def test_all_has_every_python_and_says_which_is_missing(tree: Path) -> None:
     plan = stages.Plan("all")
     found = [each.name for batch in stages.unit(plan) for each in batch]
     assert found == [f"long unit tests, Python {each}" for each in ("3.11", "3.12", "3.13")]
+    assert all(
+        "--long" in command and "--loops" not in command for command in commands("all", "unit")
+    )
     assert plan.left_out == ["unit tests, Python 3.14: it is not here"]
 
 

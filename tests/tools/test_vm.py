@@ -145,9 +145,14 @@ def test_timeout_ends_the_machine_and_shows_the_kernel_log(
     hangs = 'echo nbd: last words >>"$log"; exec sleep 1000'
     program.write_text(STAND_IN.replace("mkdir", "false").replace("echo output", hangs))
     monkeypatch.setattr(kvm, "accelerator", lambda kernel: "tcg")
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "argv", ["vm", "run", "--timeout", "5", "--", "command"])
-    assert cli.main() == cli.TIMED_OUT == 124
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        assert cli.main() == cli.TIMED_OUT == 124
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
     errors = capfd.readouterr().err
     assert "timeout after 5 s" in errors
     assert "nbd: last words" in errors

@@ -143,8 +143,10 @@ async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> Non
 
 
 async def test_requests_of_one_batch_are_told_apart_by_command(
-    pass_time: Callable[[int], None],
+    pass_time: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher, "SLICE", 1000 * MILLISECOND)  # all are served in one
+
     class Slow(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes | memoryview:
             pass_time(1)  # without waiting: replies leave together
@@ -161,8 +163,7 @@ async def test_requests_of_one_batch_are_told_apart_by_command(
         stats = server.stats
     counts = {name: latency.count for name, latency in stats.latency.items() if latency.count}
     assert counts == {"read": 3, "flush": 2, "unknown": 1}
-    # The slice of two milliseconds ends, and what has been answered leaves.
-    assert stats.latency["read"] == of(*[each * MILLISECOND for each in (2, 2, 3)])
+    assert stats.latency["read"] == of(*[3 * MILLISECOND] * 3)
     assert stats.max_in_flight == 6
     assert stats.errors_by_command == {"unknown": 1}
 

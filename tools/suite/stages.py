@@ -68,13 +68,23 @@ def lint(plan: Plan) -> Iterator[Batch]:
 
 def unit(plan: Plan) -> Iterator[Batch]:
     """Run the tests that need no kernel, on all processors, one Python after the other."""
-    long = ["--long"] if plan.scope == "all" else []
-    # The words may name a single test, which starts sooner without helpers.
-    processes = 0 if plan.words else os.cpu_count() or 1
-    for version in unit_pythons(plan):
-        name = f"{'long ' if long else ''}unit tests, Python {version}"
-        words = [*plan.paths("tests/unit"), *long]
-        yield [Step("unit", name, pytest(version, name, words, parallel=processes))]
+    options, kind, variables = [], "", {}
+    versions = unit_pythons(plan)
+    if plan.scope == "all":
+        options, kind = ["--long"], "long "
+    elif plan.scope == "check" or (plan.scope == "test" and len(versions) > 1):
+        # Over the two Pythons of `test`, each test runs on both loops.
+        options = ["--loops", "either"]
+    if plan.scope in ("check", "test"):
+        # The checks of the debug mode for each block of memory cost a fifth of the time.
+        variables = {"PYTHONMALLOC": "pymalloc"}
+    # The words may name a single test, which starts sooner without helpers. Tests wait, too: for
+    # threads and processes that they start; more of them at a time than there are processors.
+    processes = 0 if plan.words else 2 * (os.cpu_count() or 1)
+    for version in versions:
+        name = f"{kind}unit tests, Python {version}"
+        command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
+        yield [Step("unit", name, command, variables=variables)]
 
 
 def unit_pythons(plan: Plan) -> list[str]:
