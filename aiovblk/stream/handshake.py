@@ -59,6 +59,11 @@ async def converse(
             step = talk.send(answer)
             _send(stream, handshake.outgoing())
             answer = None
+            if isinstance(step, StartTLS):
+                # At once: the peer answers with the first bytes of TLS, which must not be received
+                # as a part of the handshake that nothing protects.
+                await start_tls()
+                continue
             if time_slice.is_over():
                 await time_slice.next()
             while stream.congested:
@@ -66,8 +71,6 @@ async def converse(
                 await decongested.wait()
             if isinstance(step, Receive):
                 answer = await stream.reader.readexactly(step.length)
-            elif isinstance(step, StartTLS):
-                await start_tls()
             elif isinstance(step, OpenExport):
                 assert open_export is not None  # only a server asks for it
                 answer = await open_export(step.name)

@@ -337,6 +337,7 @@ class FakeKernel:
         self._pass("the end of the connections")
         for each in self.connections:
             each.shut_down()
+            each.receiving.result()  # as nbd_disconnect_and_put() flushes recv_workq before that
             each.fail_all()
         self._attached = False
 

@@ -13,6 +13,7 @@ from aiovblk import ProtocolError, connect, tls
 from aiovblk.protocol import Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.storage import MemoryDevice
+from aiovblk.stream import Slice, handshake
 from tests.certificates import make_certificates
 
 from .network import MIB, NetworkClient, PuppetDisk, connected, serve, until_left, using
@@ -215,3 +216,22 @@ async def test_requests_in_flight_are_answered_over_tls_when_the_server_ends(
         server.close()
         call.succeed(b"\1" * MIB)
         assert await reading == b"\1" * MIB
+
+
+async def test_first_bytes_of_tls_are_none_of_the_handshake_though_others_come_first(
+    path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AlwaysOver(Slice):
+        def is_over(self) -> bool:
+            return True
+
+        async def next(self) -> None:
+            for _ in range(100):  # the client goes on meanwhile
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(handshake, "Slice", AlwaysOver)
+    context = tls.server_context(certificates)
+    async with serve(disk(), unix=path, tls=context), connected(path) as client:
+        await client.greet()
+        await start_tls(client, certificates)
+        assert await reply_types(client, Option.GO, GO_DISK) == OptionReply.ACK
