@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Latency, Stats, dispatcher
+from aiovblk.dispatch import Latency, Stats, dispatcher, handlers
 from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
+from aiovblk.stream import slices
 
 from .client import PuppetDevice, served
 
@@ -101,7 +102,8 @@ def test_copy_stays_as_it_is_and_travels() -> None:
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A clock that stands still, but for what is put on it: milliseconds."""
     now = [MILLISECOND]
-    monkeypatch.setattr(dispatcher, "monotonic_ns", lambda: now[0])
+    for module in (dispatcher, handlers, slices):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: now[0])
 
     def pass_time(milliseconds: int) -> None:
         now[0] += milliseconds * MILLISECOND
@@ -145,7 +147,8 @@ async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> Non
 async def test_requests_of_one_batch_are_told_apart_by_command(
     pass_time: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "SLICE", 1000 * MILLISECOND)  # all are served in one
+    for module in (dispatcher, slices):
+        monkeypatch.setattr(module, "SLICE", 1000 * MILLISECOND)  # all are served in one
 
     class Slow(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes | memoryview:
