@@ -271,7 +271,7 @@ async def test_disk_where_others_may_not_be_looked_at_is_made() -> None:
     def before(request: str, path: str) -> None:
         if (request, path) == ("get", "disk.json"):
             asked.append(path)
-            if len(asked) < 3:
+            if len(asked) > 1:  # the first is about the disk itself
                 raise PermissionError(errno.EACCES, path)
 
     asked: list[str] = []

@@ -228,14 +228,6 @@ async def refuse_occupied(root: Objects, path: str) -> None:
             for the new one's; or it is inside the folder of a disk, which is deleted as a whole.
 
     """
-    for parent in PurePosixPath(path).parents if path else ():
-        folder = "" if str(parent) == "." else str(parent)
-        # Credentials may be good for a part of the store only.
-        with suppress(FileNotFoundError, PermissionError):
-            await root.at(folder).get(DESCRIPTION)
-            where = folder or "the root of this store"
-            reason = f"{path} is inside the folder of another disk, {where}; choose one outside"
-            raise FileExistsError(errno.EEXIST, reason)
     objects = root.at(path)
     with suppress(FileNotFoundError):
         await objects.get(DESCRIPTION)
@@ -244,6 +236,20 @@ async def refuse_occupied(root: Objects, path: str) -> None:
     for folder in (LOG, MAP, CHUNKS):
         if any(is_name(found.path) for found in await objects.find(folder)):
             reason = f"there are remains of a deleted disk ({folder}/); delete its whole folder"
+            raise FileExistsError(errno.EEXIST, reason)
+    # At the end, so that what is wrong with the store itself is said of the folder that was named.
+    await _refuse_nested(root, path)
+
+
+async def _refuse_nested(root: Objects, path: str) -> None:
+    """Refuse a folder inside that of a disk, which is deleted as a whole."""
+    for parent in PurePosixPath(path).parents if path else ():
+        folder = "" if str(parent) == "." else str(parent)
+        # Credentials may be good for a part of the store only.
+        with suppress(FileNotFoundError, PermissionError):
+            await root.at(folder).get(DESCRIPTION)
+            where = folder or "the root of this store"
+            reason = f"{path} is inside the folder of another disk, {where}; choose one outside"
             raise FileExistsError(errno.EEXIST, reason)
 
 
