@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -124,6 +125,7 @@ def image(disk: Disk, tmp_path: Path) -> Path:
 async def test_the_command_waits_for_partitions(image: Path) -> None:
     async with command(f"file:{image}", "--partitions") as running:
         assert len(nodes(running.path)) == 2
+        assert await running.end(signal.SIGTERM) == 0
 
 
 async def test_a_node_that_does_not_appear_is_told_with_what_helps(image: Path) -> None:
