@@ -117,7 +117,7 @@ HEAD = (
 
 def as_table(devices: list[Attached]) -> str:
     """A line per device, for people."""
-    # Processes choose their names, and whoever mounts an identity.
+    # A process chooses its own name, and an identity is chosen by the program that mounts.
     rows = [HEAD, *(tuple(map(escaped, _row(device))) for device in devices)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -15,7 +15,7 @@ SECTOR_SIZES = (512, 1024, 2048, 4096)
 """Bytes of the sectors that disks are made of, and that the kernel takes."""
 
 PATIENCE = 5.0
-"""Seconds to read the table in; whoever mounts the device is not to wait longer for a hint."""
+"""Seconds to read the table in; a mount must not take longer for the sake of a warning."""
 
 _GPT_SIGNATURE = b"EFI PART"  # UEFI, "GPT Header": at the beginning of logical block 1
 _MBR_SIGNATURE = b"\x55\xaa"  # UEFI, "Legacy Master Boot Record": the last two bytes of 512

@@ -31,7 +31,7 @@ def standard_streams() -> Iterator[socket.socket]:
     to a pipe has arrived there, but not for ever for a client that does not read.
 
     Raises:
-        SpecError: a person sits there, or nobody, not a client.
+        SpecError: standard input is a terminal or is closed, so no client is connected.
 
     """
     if sys.stdin.isatty():

@@ -248,7 +248,7 @@ class Handlers:
                     error, reason = self._after_cancellation(task, request, exc, runs)
                 except BaseException as exc:  # be it a panic of an extension in Rust
                     if isinstance(exc, GeneratorExit) and not _is_running(task):
-                        raise  # the loop is gone, and with it whoever waits
+                        raise  # the event loop is closed: no client is left to be answered
                     error, reason = self._report(request, exc)
                     interrupt = _interrupt_in(exc)
                 break

@@ -6,8 +6,8 @@ patience. What holds here:
 * A connection that has used up its slice waits until those that used up theirs before it had
   another one: round-robin, one of them for each turn of the event loop.
 * A connection with little to do never waits for that: its requests are served as they arrive, in
-  the same turn of the loop. So many that flood cost it no more than one that does.
-* Nobody has to look at the clock for each request. It takes 50 ns where the kernel's vDSO tells
+  the same turn of the loop. Many flooding connections delay it no more than one does.
+* The clock is not read for each request. Reading it takes 50 ns where the kernel's vDSO tells
   the time, and more than a microsecond where it does not (virtual machines).
 """
 

@@ -17,6 +17,7 @@ import aiovblk
 from aiovblk import Mount
 from aiovblk.kernel import liveness
 
+from ..sizes import by_size
 from .support import (
     MIB,
     PATIENCE,
@@ -63,7 +64,7 @@ async def on_both_processors(path: str, options: str) -> None:
 async def test_each_processor_uses_a_connection_of_its_own() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk, connections=2) as mount:
-        await on_both_processors(mount.path, "--size=1m --fsync=64")
+        await on_both_processors(mount.path, f"--size={by_size(1, 8)}m --fsync=64")
         assert min(reads_and_writes(mount)) > 125
         assert mount.stats.flushes == disk.events.count("flush")
         assert mount.stats.reads + mount.stats.writes == sum(reads_and_writes(mount))
@@ -86,7 +87,7 @@ async def test_handlers_of_all_connections_are_counted_together() -> None:
     for limit in (1, 3):
         disk = Alone()
         async with aiovblk.mounted(disk, connections=2, concurrency=limit) as mount:
-            await on_both_processors(mount.path, "--size=1m")
+            await on_both_processors(mount.path, f"--size={by_size(1, 2)}m")
             assert min(reads_and_writes(mount)) > 150
         assert disk.most == limit
 
@@ -106,7 +107,7 @@ async def test_what_was_in_flight_on_a_lost_connection_is_sent_on_another(
     disk = Gated()
     async with aiovblk.mounted(disk, connections=2, timeout=3) as mount:
         disk.gate.clear()
-        working = asyncio.create_task(on_both_processors(mount.path, "--size=2m"))
+        working = asyncio.create_task(on_both_processors(mount.path, f"--size={by_size(2, 8)}m"))
         await disk.full.wait()
         lines = mount._lines.each()
         assert min(line.stats.in_flight for line in lines) == 32

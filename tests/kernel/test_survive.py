@@ -19,6 +19,7 @@ from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
 from aiovblk.kernel import liveness, locks, sysfs
 
+from ..sizes import by_size
 from .support import (
     DATA,
     DEVICES,
@@ -199,7 +200,8 @@ async def test_a_connection_that_breaks_is_made_again(connections: int) -> None:
         working = asyncio.create_task(
             fio(
                 mount.path,
-                "--rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --size=1M "
+                "--rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio "
+                f"--size={by_size(1, 4)}M "
                 "--verify=crc32c --verify_fatal=1 --loops=3",
             )
         )

@@ -100,6 +100,7 @@ def test_all_has_both_attachments_on_each_kernel_and_each_python(tree: Path) -> 
         assert "3.11/bin/python" in command
         assert "3.13/bin/python" in command
         assert "-m core" not in command
+        assert command.count("--long") == 2
     first, second = commands("all", "kernel")
     assert first.index("ioctl") < first.index("netlink")
     assert second.index("netlink") < second.index("ioctl")

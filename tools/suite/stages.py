@@ -141,9 +141,11 @@ def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
         debug = plan.scope == "all" and version != plan.pythons[-1]
         if plan.scope == "test":
             words += ["-m", "core"]
-        elif plan.scope == "all" and version != plan.pythons[-1]:
-            # What does not depend on the version, and takes long here, runs on the newest alone.
-            words += ["-m", "not newest_python"]
+        elif plan.scope == "all":
+            words += ["--long"]
+            if version != plan.pythons[-1]:
+                # What does not depend on the version, and takes long here, runs on the newest.
+                words += ["-m", "not newest_python"]
         commands.append(
             shlex.join(pytest(version, f"{name} {version} {attach}", words, debug=debug))
         )
