@@ -17,6 +17,8 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .keyfiles import warn_if_shared
 
@@ -47,7 +49,7 @@ def client_context(directory: StrPath | None = None, *, verify_peer: bool = True
     elif directory is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
-        context.load_verify_locations(_file(directory, "ca-cert.pem"))
+        _load_authorities(context, directory)
     if directory is not None and os.path.exists(os.path.join(directory, "client-cert.pem")):
         _load_own(context, directory, "client")
     return context
@@ -68,7 +70,7 @@ def server_context(directory: StrPath, *, verify_peer: bool = False) -> ssl.SSLC
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load_own(context, directory, "server")
     if verify_peer:
-        context.load_verify_locations(_file(directory, "ca-cert.pem"))
+        _load_authorities(context, directory)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -98,12 +100,14 @@ def psk_server_context(file: StrPath) -> ssl.SSLContext:
     """For a server that lets in whoever has one of these pre-shared keys.
 
     Raises:
-        OSError: the file cannot be read, or this Python has no pre-shared keys (they came with
-            3.13).
+        OSError: the file cannot be read, or has no key; or this Python has no pre-shared keys (they
+            came with 3.13).
 
     """
     context = _psk_context(ssl.PROTOCOL_TLS_SERVER)
     keys = _load_keys(file)
+    if not keys:
+        raise OSError(errno.ENOKEY, "there is no key; psktool(1) makes one", os.fspath(file))
     if sys.version_info >= (3, 13):
         # No key for an unknown user ends the handshake.
         context.set_psk_server_callback(lambda user: keys.get(user or "", b""))
@@ -143,7 +147,23 @@ def _load_keys(file: StrPath) -> dict[str, bytes]:
 def _load_own(context: ssl.SSLContext, directory: StrPath, side: str) -> None:
     certificate, key = (_file(directory, f"{side}-{part}.pem") for part in ("cert", "key"))
     warn_if_shared(key)
-    context.load_cert_chain(certificate, key)
+    with _naming(certificate, key):
+        context.load_cert_chain(certificate, key)
+
+
+def _load_authorities(context: ssl.SSLContext, directory: StrPath) -> None:
+    file = _file(directory, "ca-cert.pem")
+    with _naming(file):
+        context.load_verify_locations(file)
+
+
+@contextmanager
+def _naming(*files: str) -> Iterator[None]:
+    """Name the files in the ssl module's own error, which does not."""
+    try:
+        yield
+    except ssl.SSLError as exc:
+        raise ssl.SSLError(exc.errno, f"{' and '.join(files)}: {exc.strerror}") from None
 
 
 def _file(directory: StrPath, name: str) -> str:

@@ -14,7 +14,7 @@ from ..storage.cache import Policy
 from . import values
 from .contents import base_of, contents_of
 from .spec import device_of
-from .units import SpecError, UsageError
+from .units import SpecError, UsageError, in_units
 
 CACHE_POLICY: Policy = "write-through"
 
@@ -73,7 +73,10 @@ class Layers:
             store = FileDevice(self.cache_path)
         try:
             if store.size != size:
-                raise SpecError(f"{self.cache_path} has another size than --cache; delete it")
+                raise SpecError(
+                    f"{self.cache_path} has {in_units(store.size)}, --cache says {in_units(size)}:"
+                    " name another file, or delete this one if it is a cache that is not needed"
+                )
             return Cache(device, store, policy=self.cache_policy, identity=contents)
         except BaseException:
             await store.unmount()

@@ -29,7 +29,7 @@ from .options import (
     add_workers,
 )
 from .running import in_loop, telling_of_slow_requests, until_signal
-from .sectors import warn_of_other_sectors
+from .sectors import check_whole_sectors, warn_of_other_sectors
 from .spec import device_for_worker, device_of
 from .units import UsageError
 from .upgrade import Upgrade
@@ -200,7 +200,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
     if arguments.workers is not None:
         if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
             async with device_of(spec, read_only=True, block_size=block_size) as device:
-                await _warn_of_other_sectors(device, spec)
+                await _check_sectors(device, spec)
                 await device.unmount()
         yield partial(device_for_worker, spec, read_only=read_only, block_size=block_size)
         return
@@ -215,13 +215,14 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
             yield make
             return
         device = await make()
-        await _warn_of_other_sectors(device, spec)
+        await _check_sectors(device, spec)
         yield device
 
 
-async def _warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
-    """Look at the partition table; unmounts the device if that is broken off."""
+async def _check_sectors(device: BlockDevice, spec: str) -> None:
+    """Look at the size and the partition table; unmounts the device if it cannot be mounted."""
     try:
+        check_whole_sectors(device, without_secrets(spec))
         await warn_of_other_sectors(device, without_secrets(spec))
     except BaseException:
         await device.unmount()

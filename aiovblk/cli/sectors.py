@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from ..device import BlockDevice
+from .units import SpecError
 
 logger = logging.getLogger("aiovblk")
 
@@ -22,6 +23,21 @@ _MBR_SIGNATURE = b"\x55\xaa"  # UEFI, "Legacy Master Boot Record": the last two 
 _PARTITION = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, sectors
 _PARTITIONS, _PARTITION_COUNT = 446, 4
 _PROTECTIVE = 0xEE  # there is a GPT besides
+
+
+def check_whole_sectors(device: BlockDevice, spec: str) -> None:
+    """Refuse a disk that ends within a sector, such as a file of any length.
+
+    Raises:
+        SpecError: it does.
+
+    """
+    least = SECTOR_SIZES[0]
+    if device.size % least:
+        raise SpecError(
+            f"{spec} has {device.size} bytes, and the kernel takes multiples of {least} only; a"
+            f" file is made longer by `truncate -s %{least} FILE`"
+        )
 
 
 async def warn_of_other_sectors(device: BlockDevice, spec: str) -> None:

@@ -102,6 +102,7 @@ def configure(parser: ArgumentParser) -> None:
 async def serve_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.specs``; returns once nobody is served any more."""
     named = parse_exports(arguments.specs)
+    _check_files(arguments, named)
     await until_signal(
         partial(_serve, arguments, named), lambda live, force: live.close(force=force)
     )
@@ -187,6 +188,19 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
             raise UsageError(f"{missing}; write NAME=SPEC for each, with names that differ")
         exports[name] = spec
     return exports
+
+
+def _check_files(arguments: Namespace, named: dict[str, str]) -> None:
+    """Refuse one file for the layers of several devices."""
+    for option, path in (
+        ("--overlay", arguments.overlay),
+        ("--cache-path", arguments.cache_path),
+    ):
+        if path is not None and len(named) > 1:
+            raise UsageError(
+                f"{option} names one file, which can be of one SPEC only; serve each by a command"
+                " of its own"
+            )
 
 
 def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:

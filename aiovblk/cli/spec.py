@@ -174,7 +174,9 @@ async def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
 
 
 def _no_spec(spec: str) -> UsageError:
-    if spec.startswith(("/", ".", "~")) or "." in spec or os.path.exists(spec):
+    if "://" not in spec and (
+        spec.startswith(("/", ".", "~")) or "." in spec or os.path.exists(spec)
+    ):
         return UsageError(f"{spec!r} is no SPEC; for a file, write file:{spec}")
     return UsageError(
         f"{spec!r} is no SPEC; write memory:SIZE, file:PATH, nbd://HOST/EXPORT,"
@@ -184,7 +186,7 @@ def _no_spec(spec: str) -> UsageError:
 
 
 def _no_module(spec: str) -> UsageError:
-    if os.path.exists(spec):  # a name with a colon
+    if os.path.exists(spec) or "://" in spec:  # a name with a colon; an unknown scheme
         return _no_spec(spec)
     return UsageError(
         f"{spec!r} names no module; write package.module:attribute or file.py:attribute"
@@ -221,7 +223,8 @@ def parse_path(text: str) -> str:
 
 async def _load_object(spec: str) -> BlockDevice:
     where, _, attribute = spec.rpartition(":")
-    if not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
+    is_uri = "://" in spec and not where.endswith(".py")
+    if is_uri or not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
         raise _no_module(spec)
     found: object = _load_module(where)
     for name in attribute.split("."):

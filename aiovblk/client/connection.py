@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import struct
 from typing import Any
 
 from ..errors import ProtocolError
@@ -133,12 +134,16 @@ class Connection:
         if self._why is not None or self._closing:
             raise LostError(self._why or ConnectionError("it is closed"), sent=False)
         request = Request(flags, command, next(self._cookies), offset, length)
+        try:
+            header = serialize_request(request, self.agreement.mode)
+        except struct.error:  # a number that the protocol has no room for
+            raise ValueError(f"no {command.name} at {offset} of {length} bytes") from None
         awaited = self._expect(request, into)
         self._awaited[request.cookie] = awaited
         if self._request_timeout is not None:
             awaited.deadline = self._loop.time() + self._request_timeout
             self._watch()
-        self._queue(request, data)
+        self._queue(header, data)
         return await awaited.result
 
     async def run(self) -> Exception:
@@ -166,7 +171,8 @@ class Connection:
             self._idle.clear()
             await self._idle.wait()
         if self._why is None:
-            self._queue(Request(0, Command.DISC, 0, 0, 0), None)
+            goodbye = Request(0, Command.DISC, 0, 0, 0)
+            self._queue(serialize_request(goodbye, self.agreement.mode), None)
             self._send()
             self._stream.transport.close()
         await asyncio.wait([self._stream.closed])
@@ -188,8 +194,8 @@ class Connection:
             return AwaitedStatus(request, mode, result, context_id)
         return Awaited(request, mode, result)
 
-    def _queue(self, request: Request, data: memoryview | None) -> None:
-        self._outgoing.append(serialize_request(request, self.agreement.mode))
+    def _queue(self, header: bytes, data: memoryview | None) -> None:
+        self._outgoing.append(header)
         if data is not None:
             self._outgoing.append(data if isinstance(data.obj, bytes) else bytes(data))
             self._queued += len(data)

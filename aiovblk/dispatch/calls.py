@@ -155,8 +155,16 @@ class Calls:
     def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Data:
         """A READ's result in a form that stays as it is while it waits to be sent."""
         if type(data) is not bytes:
-            view = memoryview(data).cast("B")
+            view = _view_of(data)
             data = view if view.readonly else self._copies.copy(view)
         if len(data) != length:
             raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
         return data
+
+
+def _view_of(data: object) -> memoryview:
+    try:
+        return memoryview(data).cast("B")  # type: ignore[arg-type]
+    except TypeError:
+        shown = "None" if data is None else f"a {type(data).__name__}"
+        raise TypeError(f"read returned {shown} where bytes were asked for") from None

@@ -92,14 +92,15 @@ def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
     """
     try:
         error = wire_error(exc.errno) if isinstance(exc, OSError) else errno.EIO
-        return Failure(error, _reason(exc, device, request), _is_bug(exc, device))
+        return Failure(error, _reason(exc, device, request), is_bug(exc, device))
     except Exception:  # its own methods may raise anything
         return Failure(errno.EIO, type(exc).__name__, True)
 
 
-def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
+def is_bug(exc: BaseException, device: BlockDevice) -> bool:
+    """Whether an exception of a handler is a bug, and not an outage: see :data:`OUTAGES`."""
     if isinstance(exc, BaseExceptionGroup):
-        return any(_is_bug(each, device) for each in exc.exceptions)
+        return any(is_bug(each, device) for each in exc.exceptions)
     if isinstance(exc, OSError | KeyboardInterrupt | SystemExit):
         return False
     return not (

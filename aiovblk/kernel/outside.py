@@ -68,8 +68,8 @@ def _in_order(index: int, path: str, timeout: float) -> None:
             raise AttachError(exc.errno, "unmounting takes root", path) from None
         raise AttachError(
             exc.errno or errno.EIO,
-            f"not unmounted, because not all data can be written back ({exc.strerror}); "
-            "use --force, and it is lost",
+            f"not unmounted, because not all data can be written back ({exc.strerror}): "
+            "the server's log tells why; use --force, and it is lost",
             path,
         ) from exc
 

@@ -138,6 +138,11 @@ async def serve(
     if unix is not None and not os.fspath(unix):
         raise ValueError("unix is empty: it must be the path of a socket")
     known = exports_of(exports)
+    if not (tls is None or isinstance(tls, ssl.SSLContext) or callable(tls)):
+        raise TypeError(
+            f"tls must be an ssl.SSLContext (aiovblk.tls makes one) or a function that makes one,"
+            f" not {tls!r}"
+        )
     make = partial(
         make_settings,
         exports=known,

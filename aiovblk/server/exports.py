@@ -12,7 +12,7 @@ from ..alignment import AnyAlignment
 from ..arguments import MAX_BLOCK_SIZE
 from ..contract import check_device, check_handlers, owner_of
 from ..device import BlockDevice, Factory, check_instance, device_of, overrides
-from ..dispatch import in_words, transmission_flags
+from ..dispatch import in_words, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
 
@@ -169,7 +169,9 @@ class OpenDevice:
             error = await _outcome(patience, getattr(self.device, method))
             if error is not None:
                 handler = f"{owner_of(self.device, method)}.{method}()"
-                logger.error("%s: %s failed", self.name, handler, exc_info=error)
+                told = error if is_bug(error, self.device) else None
+                reason = "" if told else f": {in_words(error)}"
+                logger.error("%s: %s failed%s", self.name, handler, reason, exc_info=told)
                 failures.append(f"{self.name}: {handler} failed: {in_words(error)}")
         return failures
 

@@ -169,9 +169,10 @@ class Server:
     def _accept(self, sock: socket.socket) -> None:
         self._accepted += 1
         if self._clients.count() >= self._max_connections:
-            reason = "there are enough clients"
-            logger.warning("a client is turned away: %s", reason)
-            refusal = ClientRefused(self._accepted, address_of_peer(sock), reason)
+            peer = address_of_peer(sock)
+            reason = f"max_connections ({self._max_connections}) reached"
+            logger.warning("%s: refused: %s", peer, reason)
+            refusal = ClientRefused(self._accepted, peer, reason)
             self._clients.feed.publish(refusal)
             sock.close()
         else:

@@ -163,7 +163,9 @@ class OpenFile:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
         except BlockingIOError as exc:
-            raise OSError(exc.errno, f"{self._path} is in use by another process") from None
+            raise OSError(
+                exc.errno, f"{self._path} is in use, by another process or twice by this one"
+            ) from None
 
     def _next_data(self, offset: int) -> tuple[int, int]:
         """Where the first data behind ``offset`` begins and ends."""

@@ -33,6 +33,12 @@ class WorkerLostError(ConnectionError):
     """A worker's process has ended though nobody told it to."""
 
 
+_NOT_STARTED = (
+    "before it could begin: what it says on stderr tells why. A worker imports the main program, so"
+    ' what that starts belongs under `if __name__ == "__main__":`'
+)
+
+
 class Service(Protocol):
     """What a worker does: coroutine methods of any name, which the parent calls."""
 
@@ -99,7 +105,10 @@ class Worker:
                     log_level=logger.getEffectiveLevel(),
                 )
             )
-            await self.call("start", make_service)
+            try:
+                await self.call("start", make_service)
+            except WorkerLostError as exc:
+                raise WorkerLostError(f"{exc} {_NOT_STARTED}") from None
         except BaseException as exc:
             self._let_go(f"worker process {self.pid} did not begin: {exc!r}")
             raise

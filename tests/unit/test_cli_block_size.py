@@ -17,9 +17,9 @@ from aiovblk.cli import main
 from aiovblk.cli import mount as mount_command
 from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.cli.layers import Layers, stack_of
-from aiovblk.cli.sectors import sector_size, warn_of_other_sectors
+from aiovblk.cli.sectors import check_whole_sectors, sector_size, warn_of_other_sectors
 from aiovblk.cli.spec import device_for_worker, device_of, load_device, split_block_size
-from aiovblk.cli.units import UsageError
+from aiovblk.cli.units import SpecError, UsageError
 from aiovblk.storage import BlockSize, Cache, FileDevice, MemoryDevice, ObjectStoreDevice
 from aiovblk.storage.cache.header import Header
 
@@ -313,6 +313,17 @@ async def test_table_of_a_device_that_cannot_be_read_is_no_error(
     caplog.set_level(logging.WARNING)
     await warn_of_other_sectors(Broken(), "x")
     assert not caplog.messages
+
+
+async def test_file_that_ends_within_a_sector_is_refused() -> None:
+    Path("odd.img").write_bytes(bytes(1000))
+    with pytest.raises(SpecError, match=r"odd.img has 1000 bytes, .* `truncate -s %512 FILE`"):
+        async with mount_command._served(arguments(spec="file:odd.img")):
+            pass
+    await FileDevice("odd.img").unmount()  # its lock is free
+    async with device_of("file:disk.img", block_size=1) as device:
+        check_whole_sectors(device, "file:disk.img")  # its blocks are another matter
+        await device.unmount()
 
 
 def arguments(**others: Any) -> Namespace:

@@ -158,6 +158,11 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
         ("mount memory:1M --workers 2 --connections 2", "leave --connections out"),
         ("mount memory:1M --workers 2 --cache 1M", "no --overlay, no --cache"),
         ("serve memory:1M --workers 2 --overlay o", "no --overlay, no --cache"),
+        ("serve a=memory:1M b=memory:1M --overlay o", "--overlay names one file"),
+        (
+            "serve a=memory:1M b=memory:1M --cache 1M --cache-path c",
+            "--cache-path names one file",
+        ),
         ("serve memory:1M --stdio --port 0", "exclude each other"),
         ("serve memory:1M --stdio --socket s", "exclude each other"),
         ("serve memory:1M --tls require", "TLS needs --tls-certificates DIRECTORY"),
@@ -216,6 +221,7 @@ def test_options_that_do_not_go_together_are_refused(usage: Usage, words: str, r
         ("folder:d?compress=lz4", "compress= is yes or no"),
         ("folder:d?sise=1G", r"unknown options \(sise\)"),
         ("nothing", "'nothing' is no SPEC; write memory:SIZE"),
+        ("ftp://host/disk.img", "'ftp://host/disk.img' is no SPEC; write memory:SIZE"),
     ],
 )
 def test_number_or_option_of_a_spec_that_cannot_be_is_refused(

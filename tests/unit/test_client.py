@@ -295,3 +295,18 @@ async def test_server_of_nothing_but_the_baseline() -> None:
             await writing
             assert peer.data[request.cookie] == b"data"
         await peer.disconnected()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-512, 512), (1 << 64, 512)])
+async def test_request_that_the_protocol_has_no_room_for_is_refused_and_forgotten(
+    offset: int, length: int
+) -> None:
+    async with listening() as server:
+        async with connect(server.uri) as remote:
+            peer = await server.peer()
+            with pytest.raises(ValueError, match=f"no READ at {offset} of {length} bytes"):
+                await remote.read(offset, length)
+            reading = asyncio.ensure_future(remote.read(0, 512))
+            peer.succeed(await peer.request(), bytes(512))
+            assert await reading == bytes(512)
+        await peer.disconnected()  # nothing is waited for

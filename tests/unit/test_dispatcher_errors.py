@@ -116,6 +116,15 @@ async def test_wrong_length_is_logged_with_both_lengths(caplog: pytest.LogCaptur
     assert "ValueError: read returned 5 bytes where 512 were asked for" in caplog.text
 
 
+@pytest.mark.parametrize(("result", "shown"), [(None, "None"), ("x" * 512, "a str")])
+async def test_result_that_is_no_bytes_is_named_in_the_log(
+    result: object, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(ReadReturns(result)) as server:
+        assert (await server.client.call(READ, 0, 512)).error == errno.EIO
+    assert f"TypeError: read returned {shown} where bytes were asked for" in caplog.text
+
+
 async def test_handler_that_raises_cancelled_error_is_eio_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

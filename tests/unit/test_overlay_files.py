@@ -124,7 +124,7 @@ async def test_file_without_a_header_that_has_data_is_not_made_anew(
 ) -> None:
     (tmp_path / "diff").write_bytes(bytes(2 * MIB) + b"what is left of a disk")
     os.truncate(tmp_path / "diff", SIZE + MIB)
-    with pytest.raises(ValueError, match="the diff is empty"):
+    with pytest.raises(ValueError, match="begins with zeroes, and is no diff yet"):
         await Overlay.file(base, tmp_path / "diff")
     assert used(tmp_path / "diff")
 

@@ -76,7 +76,12 @@ async def changed(diff: Fragile, position: int, replacement: bytes, *, sum: bool
 @pytest.mark.parametrize(
     ("position", "replacement", "error", "message"),
     [
-        (0, bytes(512), ValueError, r"the diff is empty; Overlay.create\(\) makes it one"),
+        (
+            0,
+            bytes(512),
+            ValueError,
+            "it begins with zeroes, and is no diff yet",
+        ),
         (0, b"\xeb\x63\x90", ValueError, "not the diff of an overlay: it begins with something"),
         (16, b"\2", ValueError, "has format 2; this version of aiovblk knows 1 only"),
         (24, b"\1", OSError, "header of the diff is damaged; it was left as it is"),

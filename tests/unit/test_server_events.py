@@ -263,7 +263,7 @@ async def test_client_too_many_is_told_as_refused(path: Path) -> None:
         events = server.events()
         async with connected(path) as client:
             assert await client.closed() == b""
-        reason = "there are enough clients"
+        reason = "max_connections (1) reached"
         assert await next_words(events) == ("ClientRefused", 2, LOCAL, reason)
 
 

@@ -203,7 +203,25 @@ async def test_failing_flush_of_a_clients_own_device_is_logged_and_nothing_more(
             pass
         await until_left(server)
     assert device.events == ["unmount"]
-    assert "the disk is on fire" in caplog.text
+    (record,) = caplog.records
+    assert record.getMessage().endswith("Failing.flush() failed: OSError: the disk is on fire")
+    assert record.exc_info is None  # an outage is one line
+
+
+async def test_flush_with_a_bug_is_logged_with_its_traceback(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(LoggingDevice):
+        async def flush(self) -> None:
+            raise ValueError("a bug")
+
+    async with serve(lambda: Wrong(), unix=path) as server:
+        async with using(path):
+            pass
+        await until_left(server)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("Wrong.flush() failed")
+    assert record.exc_info is not None
 
 
 # What cannot be
@@ -229,6 +247,14 @@ async def test_export_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(error, match=reason):
         async with serve(exports, unix=path):
+            pass
+    assert not path.exists()
+
+
+async def test_tls_that_is_no_context_is_refused(path: Path) -> None:
+    wrong: Any = True
+    with pytest.raises(TypeError, match=r"tls must be an ssl\.SSLContext .* not True"):
+        async with serve(MemoryDevice(MIB), unix=path, tls=wrong):
             pass
     assert not path.exists()
 

@@ -107,7 +107,7 @@ async def test_read_only_device_opens_for_reading_only(path: Path) -> None:
 @pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, False)])
 async def test_file_is_locked_until_unmount(path: Path, first: bool, second: bool) -> None:
     device = FileDevice(path, read_only=first)
-    with pytest.raises(BlockingIOError, match=f"{path} is in use by another process"):
+    with pytest.raises(BlockingIOError, match=f"{path} is in use, by another process"):
         FileDevice(path, read_only=second)
     await device.unmount()
     await FileDevice(path, read_only=second).unmount()
@@ -121,7 +121,7 @@ async def test_readers_share_a_file(path: Path) -> None:
 
 async def test_those_who_say_so_share_a_file_they_write_to(path: Path) -> None:
     devices = [FileDevice(path, multi_conn=True) for _ in range(2)]
-    with pytest.raises(BlockingIOError, match=f"{path} is in use by another process"):
+    with pytest.raises(BlockingIOError, match=f"{path} is in use, by another process"):
         FileDevice(path)
     await devices[0].write(4096, memoryview(b"z" * 4096))
     assert await devices[1].read(4096, 4096) == b"z" * 4096

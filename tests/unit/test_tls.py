@@ -7,6 +7,7 @@ import errno
 import re
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,30 @@ def test_wrong_line_of_keys_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "keys").write_text(f"bob:00\n{line}\n")
     with pytest.raises(OSError, match="line 2 is not USER:HEXADECIMAL KEY"):
         tls.psk_server_context(tmp_path / "keys")
+
+
+@needs_psk
+def test_file_without_keys_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none yet\n")
+    with pytest.raises(OSError, match="there is no key; psktool") as caught:
+        tls.psk_server_context(tmp_path / "keys")
+    assert caught.value.filename == str(tmp_path / "keys")
+
+
+def test_certificate_and_key_that_do_not_match_are_named(tmp_path: Path, others: Path) -> None:
+    folder = make_certificates(tmp_path)
+    (folder / "server-key.pem").write_bytes((others / "server-key.pem").read_bytes())
+    files = f"{folder}/server-cert.pem and {folder}/server-key.pem: "
+    with pytest.raises(ssl.SSLError, match=re.escape(files)):
+        tls.server_context(folder)
+
+
+def test_authority_that_is_none_is_named(tmp_path: Path) -> None:
+    folder = make_certificates(tmp_path)
+    (folder / "ca-cert.pem").write_text("nothing\n")
+    for make in (partial(tls.server_context, verify_peer=True), tls.client_context):
+        with pytest.raises(ssl.SSLError, match=re.escape(f"{folder}/ca-cert.pem: ")):
+            make(folder)
 
 
 # The client

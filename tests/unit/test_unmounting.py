@@ -306,13 +306,21 @@ async def test_what_cannot_be_written_back_is_told(
 @pytest.mark.parametrize("handler", ["flush", "unmount"])
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_last_handlers_that_fail_or_hang_are_told_of_and_the_next_one_is_called(
-    kernel: FakeKernel, disk: Disk, how: How, handler: str, hangs: bool
+    kernel: FakeKernel,
+    disk: Disk,
+    how: How,
+    handler: str,
+    hangs: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (disk.hanging if hangs else disk.failing).add(handler)
     with pytest.raises(Error, match=rf"its {handler}\(\) failed"):
         async with aiovblk.mounted(disk, attach=how, unmount_timeout=0.3 if hangs else 30):
             pass
     check_end(kernel)
+    if not hangs:
+        assert f"Disk.{handler}() failed: OSError: " in caplog.text
+        assert "Traceback" not in caplog.text  # the fault of a medium, and no bug
 
 
 @ways_to_attach

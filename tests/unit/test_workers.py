@@ -20,7 +20,7 @@ import pytest
 from aiovblk.workers import Worker, WorkerLostError, process
 from aiovblk.workers.channel import Channel, socket_pair
 
-from .workshop import Broken, Exhausted, Services
+from .workshop import Broken, Exhausted, Leaving, Services
 
 pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
@@ -131,6 +131,13 @@ async def test_what_cannot_begin_is_told_and_leaves_nothing(log: Path) -> None:
     with pytest.raises(ChildProcessError):
         while True:
             await asyncio.to_thread(os.waitpid, -1, 0)
+
+
+async def test_process_that_ends_before_it_could_begin_tells_what_may_be_wrong() -> None:
+    worker = Worker(print)
+    with pytest.raises(WorkerLostError, match=r"ended with status 3 before .* __name__ == "):
+        await worker.start(Leaving)
+    await worker.stop()
 
 
 async def test_what_was_never_started_can_be_stopped() -> None:

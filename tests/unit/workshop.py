@@ -103,6 +103,14 @@ class Exhausted:
         pass
 
 
+class Leaving:
+    def __init__(self, tell: Notify) -> None:
+        os._exit(3)
+
+    async def leave(self) -> None:
+        pass
+
+
 class FileOfAll(BlockDevice):
     """A file that each worker opens; what it is and what happened to it is in a log beside it."""
 

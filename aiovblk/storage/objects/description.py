@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from ...errors import StorageError
 from .names import DESCRIPTION
-from .sealing import Sealing, damaged
+from .sealing import KEY_HINT, Sealing, damaged
 from .store import Buffer
 
 FORMAT = "aiovblk-disk"
@@ -88,10 +88,12 @@ class Description:
         """
         if self.key_check is None:
             if key is not None:
-                raise StorageError(errno.EINVAL, "the disk is not encrypted; give no key")
+                raise StorageError(
+                    errno.EINVAL, f"the disk is not encrypted; give no key {KEY_HINT}"
+                )
             return
         if key is None:
-            raise StorageError(errno.EACCES, "the disk is encrypted; give its key")
+            raise StorageError(errno.EACCES, f"the disk is encrypted; give its key {KEY_HINT}")
         sealed = self.version == SEALED_VERSION
         name, expected = (DESCRIPTION, self._authenticated()) if sealed else (_KEY_CHECK, b"")
         try:

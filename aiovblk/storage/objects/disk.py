@@ -51,7 +51,11 @@ class Disk:
         try:
             data = await root.at(path).get(DESCRIPTION)
         except FileNotFoundError:
-            reason = f"there is no disk in {path or 'this store'}; create one first"
+            where = root.where(path) if isinstance(root, ObjectStoreClient) else path
+            reason = (
+                f"there is no disk in {where or 'this store'}; create one first"
+                " (`aiovblk create`, objects.create())"
+            )
             raise FileNotFoundError(errno.ENOENT, reason) from None
         description = Description.decode(data)
         try:

@@ -34,6 +34,8 @@ _TAG = 16
 _LONGEST = 1 << 29  # a record with all chunks of the largest disk has half of that
 KEY_LENGTH = 32
 """Bytes of a key."""
+KEY_HINT = "(key=; the command takes it from the file that AIOVBLK_KEY_FILE names)"
+"""Where a key comes from, for messages."""
 
 
 class TornError(StorageError):
@@ -134,7 +136,7 @@ class Sealing:
         from cryptography.exceptions import InvalidTag
 
         if self._gcm is None:
-            raise StorageError(errno.EINVAL, "the disk is encrypted; give its key")
+            raise StorageError(errno.EINVAL, f"the disk is encrypted; give its key {KEY_HINT}")
         nonce, ciphertext = payload[:_NONCE], payload[_NONCE:]
         try:
             return memoryview(self._gcm.decrypt(nonce, ciphertext, header + self._bound(name)))

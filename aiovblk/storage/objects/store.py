@@ -145,6 +145,13 @@ class ObjectStoreClient:
         found = await self._repeat(folder, partial(self._find, after))
         return await asyncio.to_thread(sorted, found)  # there may be millions
 
+    def where(self, path: str) -> str:
+        """What an object, or a folder, is called in messages."""
+        full = self._full(path)
+        if self._root is None:
+            return self._access.where(full)
+        return os.path.join(self._root, full)
+
     def _full(self, path: str) -> str:
         return f"{self._folder}/{path}".strip("/")
 
@@ -222,12 +229,12 @@ class ObjectStoreClient:
             absent: whether it is about an object that may be missing.
 
         """
-        access, path = self._access, self._full(path)
+        access, where, path = self._access, self.where(path), self._full(path)
         attempt = partial(_attempt, access, request, path)
         if self._root is None:
             explain = partial(explained, access=access, path=path, absent=absent)
         else:
-            explain = partial(explained_in_folder, path=path)
+            explain = partial(explained_in_folder, path=where)
         return await repeat(attempt, explain, patience=self._patience, notices=access.notices)
 
 
@@ -331,7 +338,10 @@ def from_url(
     scheme, _, bucket = root.partition("://")
     if scheme not in {*SCHEMES, "memory", "file"} or (scheme in SCHEMES and not bucket):
         shown = without_secrets(url)
-        raise ValueError(f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://")
+        raise ValueError(
+            f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://, or file:///PATH"
+            " (folder:PATH on the command line) for a folder of this machine"
+        )
     with extra("objectstore", f"{scheme}:" if scheme in SCHEMES else "disks in object stores"):
         from obstore import store as stores
     if scheme == "memory":

@@ -266,5 +266,6 @@ def _check_size(device: BlockDevice, header: Header) -> None:
     if device.block_size > header.block_size:
         raise ValueError(
             f"the diff has blocks of {device.block_size} bytes, the overlay of"
-            f" {header.block_size}: open the diff with block_size={header.block_size}"
+            f" {header.block_size}: open the diff with block_size={header.block_size}, and the base"
+            f" (?block_size={header.block_size} after a SPEC)"
         )

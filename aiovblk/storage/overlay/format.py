@@ -151,7 +151,10 @@ class Header:
         head = bytes(page[: _HEADER.size])
         magic, version, block_size, size, shown, identity = _HEADER.unpack(head)
         if not any(head):
-            raise ValueError("the diff is empty; Overlay.create() makes it one")
+            raise ValueError(
+                "it begins with zeroes, and is no diff yet; Overlay.create() makes it one, and"
+                " Overlay.file() (--overlay) a file that is not there"
+            )
         if magic != _MAGIC:
             raise ValueError("this is not the diff of an overlay: it begins with something else")
         if version != _VERSION:

@@ -191,7 +191,10 @@ class Overlay(Layer):
                 return await cls.create(base, diff, size=size, identity=identity)
             overlay = await cls.open(base, diff, identity=identity)
             if size not in (None, overlay.size):
-                raise ValueError(f"{diff.path} is of an overlay of {overlay.size} bytes")
+                raise ValueError(f"it is of an overlay of {overlay.size} bytes")
+        except ValueError as exc:
+            await diff.unmount()
+            raise ValueError(f"{diff.path}: {exc}") from None
         except BaseException:
             await diff.unmount()
             raise
