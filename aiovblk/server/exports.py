@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..alignment import AnyAlignment
 from ..arguments import MAX_BLOCK_SIZE
@@ -211,21 +212,28 @@ async def open_device(name: str, export: Export) -> OpenDevice:
 
 
 def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
-    """The devices that connections share, by name of their export.
-
-    One that has two names is still one: whoever writes to a part of a block by one of them must
-    keep off whoever does so by the other.
-    """
+    """The devices that connections share, by name of their export."""
     opened: dict[str, OpenDevice] = {}
-    served: dict[int, BlockDevice] = {}
     for name, export in exports.items():
         device = export.device
         if isinstance(device, BlockDevice):
-            same = served.setdefault(id(device), for_any_alignment(device))
-            opened[name] = OpenDevice(name, device, same, export, shared=True)
+            opened[name] = OpenDevice(name, device, for_any_alignment(device), export, shared=True)
     return opened
 
 
+_aligned: WeakValueDictionary[int, AnyAlignment] = WeakValueDictionary()
+
+
 def for_any_alignment(device: BlockDevice) -> BlockDevice:
-    """The device as clients may use it, who need not care for its blocks."""
-    return AnyAlignment(device) if device.block_size > 1 else device
+    """The device as clients may use it, who need not care for its blocks.
+
+    It is one for all servers of this process, and for all clients to whom a function gives the same
+    device: what is less than a block is kept from those only who come by the same way.
+    """
+    if device.block_size == 1:
+        return device
+    # By its id, which is no other's while this lives: a device need not be hashable.
+    aligned = _aligned.get(id(device))
+    if aligned is None:
+        aligned = _aligned[id(device)] = AnyAlignment(device)
+    return aligned

@@ -316,6 +316,23 @@ async def test_client_whose_request_takes_long_is_not_idle(path: Path) -> None:
         assert (await client.reply()).error == 0
 
 
+async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> None:
+    device = PuppetDisk()
+    serving = serve(device, unix=path, idle_timeout=0.01, memory=MIB)
+    async with serving as server, using(path) as first:
+        first.send(WRITE, 0, data=bytes(2 * MIB))
+        call = await device.calls.get()
+        async with using(path) as second:
+            second.send(WRITE, 0, data=bytes(MIB))
+            await until(lambda: clients_of(server)._settings.budget.is_short())
+            for _ in range(5):
+                await asyncio.sleep(0.01)  # as long as idle clients may stay
+            call.succeed()
+            assert (await first.reply()).error == 0
+            (await device.calls.get()).succeed()
+            assert (await second.reply()).error == 0
+
+
 @pytest.mark.parametrize("timeout", [0, -1])
 async def test_idle_timeout_must_be_positive(path: Path, timeout: float) -> None:
     with pytest.raises(ValueError, match="idle_timeout must be a positive number"):
