@@ -363,6 +363,25 @@ async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
     await again.unmount()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "https://user:sesame@host/disk?block_size=3",
+        "https://user:sesame@host/disk?block_size=512&block_size=512",
+        "https://host/disk?X-Amz-Signature=sesame&block_size=512",
+        "nbd://user:sesame@host/disk?block_size=3",
+        "nbd://user:sesame@host/disk",
+    ],
+)
+def test_secret_of_a_url_is_not_repeated_by_an_error_of_usage(
+    spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", spec, "--block-size", "4096", "--socket", "socket"]) == 2
+    told = capsys.readouterr().err
+    assert "host/disk" in told
+    assert "sesame" not in told
+
+
 def test_option_and_spec_that_differ_are_refused() -> None:
     with pytest.raises(UsageError, match="says block_size=512, and --block-size says 4096"):
         split_block_size("file:disk.img?block_size=512", 4096)
