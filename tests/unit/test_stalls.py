@@ -140,6 +140,18 @@ def test_transfer_that_stands_still_is_stalled_soon_where_others_wait_for_memory
         assert transfer.stalled == [PRESSED_TIMEOUT]
 
 
+def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
+    with TimedLoop() as loop:
+        transfer = Transfer()
+        transfer.is_short = True
+        loop.advance(CHECK_INTERVAL)
+        loop.now += 10 * STALL_TIMEOUT  # what the client has sent meanwhile is still to be received
+        loop.advance(PRESSED_TIMEOUT - CHECK_INTERVAL)
+        assert not transfer.stalled
+        loop.advance(2 * CHECK_INTERVAL)
+        assert transfer.stalled == [PRESSED_TIMEOUT]
+
+
 def test_transfer_that_is_done_is_not_looked_at_until_the_next_one() -> None:
     with TimedLoop() as loop:
         transfer = Transfer()
