@@ -29,9 +29,9 @@ from .options import (
     add_workers,
 )
 from .running import in_loop, telling_of_slow_requests, until_signal
-from .sectors import warn_of_other_sectors
+from .sectors import SECTOR_SIZES, warn_of_other_sectors
 from .spec import device_for_worker, device_of
-from .units import UsageError
+from .units import SpecError, UsageError
 from .upgrade import Upgrade
 
 
@@ -200,7 +200,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
     if arguments.workers is not None:
         if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
             async with device_of(spec, read_only=True, block_size=block_size) as device:
-                await _warn_of_other_sectors(device, spec)
+                await _look_at_sectors(device, spec)
                 await device.unmount()
         yield partial(device_for_worker, spec, read_only=read_only, block_size=block_size)
         return
@@ -215,14 +215,26 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
             yield make
             return
         device = await make()
-        await _warn_of_other_sectors(device, spec)
+        await _look_at_sectors(device, spec)
         yield device
 
 
-async def _warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
-    """Look at the partition table; unmounts the device if that is broken off."""
+async def _look_at_sectors(device: BlockDevice, spec: str) -> None:
+    """Look at size and partition table; unmounts the device if it cannot be, or is broken off.
+
+    Raises:
+        SpecError: it ends within a sector. What it is refused for otherwise is its block size, of
+            which its user has said nothing.
+
+    """
+    shown = without_secrets(spec)
     try:
-        await warn_of_other_sectors(device, without_secrets(spec))
+        if device.size % SECTOR_SIZES[0]:
+            raise SpecError(
+                f"{shown} has {device.size} bytes, no multiple of {SECTOR_SIZES[0]}, and cannot be"
+                " mounted; `truncate -s %512 FILE` fills a file up with zeroes"
+            )
+        await warn_of_other_sectors(device, shown)
     except BaseException:
         await device.unmount()
         raise

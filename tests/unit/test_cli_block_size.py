@@ -19,7 +19,7 @@ from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.cli.layers import Layers, stack_of
 from aiovblk.cli.sectors import sector_size, warn_of_other_sectors
 from aiovblk.cli.spec import device_for_worker, device_of, load_device, split_block_size
-from aiovblk.cli.units import UsageError
+from aiovblk.cli.units import SpecError, UsageError
 from aiovblk.storage import BlockSize, Cache, FileDevice, MemoryDevice, ObjectStoreDevice
 from aiovblk.storage.cache.header import Header
 
@@ -347,6 +347,16 @@ async def test_mount_by_workers_warns_too(caplog: pytest.LogCaptureFixture) -> N
         device = FileDevice("disk.img")  # it is in use by nobody
         await device.unmount()
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+async def test_mount_tells_of_a_file_that_ends_within_a_sector(workers: int | None) -> None:
+    Path("disk.img").write_bytes(bytes(MIB + 1))
+    with pytest.raises(SpecError, match=r"disk\.img has 1048577 bytes, .* `truncate -s %512 FILE`"):
+        async with mount_command._served(arguments(workers=workers)):
+            pass
+    again = FileDevice("disk.img")  # its lock is free
+    await again.unmount()
 
 
 async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
