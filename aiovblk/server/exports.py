@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..alignment import AnyAlignment
 from ..arguments import MAX_BLOCK_SIZE
@@ -221,19 +221,22 @@ def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
     return opened
 
 
-_aligned: WeakValueDictionary[int, AnyAlignment] = WeakValueDictionary()
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, AnyAlignment]] = (
+    WeakKeyDictionary()
+)
 
 
 def for_any_alignment(device: BlockDevice) -> BlockDevice:
     """The device as clients may use it, who need not care for its blocks.
 
-    It is one for all servers of this process, and for all clients to whom a function gives the same
-    device: what is less than a block is kept from those only who come by the same way.
+    It is one for all servers of an event loop, and for all clients to whom a function gives the
+    same device: what is less than a block is kept from those only who come by the same way.
     """
     if device.block_size == 1:
         return device
+    known = _of_loops.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     # By its id, which is no other's while this lives: a device need not be hashable.
-    aligned = _aligned.get(id(device))
+    aligned = known.get(id(device))
     if aligned is None:
-        aligned = _aligned[id(device)] = AnyAlignment(device)
+        aligned = known[id(device)] = AnyAlignment(device)
     return aligned
