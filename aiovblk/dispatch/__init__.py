@@ -7,7 +7,7 @@ from ..latency import Latency
 from .budget import Budget, Share
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
-from .failures import Failures, Reporter, in_words
+from .failures import Failures, Reporter, in_words, is_bug
 from .running import SLOW_REQUEST
 from .stats import Stats
 from .turns import MAX_CONCURRENCY, Turns
@@ -24,5 +24,6 @@ __all__ = [
     "Stats",
     "Turns",
     "in_words",
+    "is_bug",
     "transmission_flags",
 ]

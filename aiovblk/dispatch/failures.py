@@ -97,6 +97,14 @@ def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
         return Failure(errno.EIO, type(exc).__name__, True)
 
 
+def is_bug(exc: BaseException, device: BlockDevice) -> bool:
+    """Whether a mistake in a program shows, which a traceback helps to find; never raises."""
+    try:
+        return _is_bug(exc, device)
+    except Exception:  # its own methods may raise anything
+        return True
+
+
 def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return any(_is_bug(each, device) for each in exc.exceptions)

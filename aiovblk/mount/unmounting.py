@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from .. import kernel
 from ..device import BlockDevice
+from ..dispatch import in_words, is_bug
 from .events import Events
 from .lines import Lines
 from .waiting import begin, call, within
@@ -185,7 +186,14 @@ class Unmounting:
             self._failed(handler, error)
 
     def _failed(self, handler: Callable[..., Any], error: BaseException) -> None:
-        logger.error("%s() failed", handler.__qualname__, exc_info=error)
+        shows_bug = not isinstance(error, _GivenUpError) and is_bug(error, self._device)
+        logger.error(
+            "%s: %s() failed: %s",
+            self._link.path,
+            handler.__qualname__,
+            in_words(error),
+            exc_info=error if shows_bug else None,
+        )
         self.failures.append(f"its {handler.__name__}() failed: {error!r}")
 
     async def _patiently(self, *steps: asyncio.Future[Any]) -> None:

@@ -13,7 +13,7 @@ from ..alignment import AnyAlignment
 from ..arguments import MAX_BLOCK_SIZE
 from ..contract import check_device, check_handlers, owner_of
 from ..device import BlockDevice, Factory, check_instance, device_of, overrides
-from ..dispatch import in_words, transmission_flags
+from ..dispatch import in_words, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..tasks import SteadyTask
 
@@ -170,8 +170,9 @@ class OpenDevice:
             error = await _outcome(patience, getattr(self.device, method))
             if error is not None:
                 handler = f"{owner_of(self.device, method)}.{method}()"
-                logger.error("%s: %s failed", self.name, handler, exc_info=error)
-                failures.append(f"{self.name}: {handler} failed: {in_words(error)}")
+                failure = f"{self.name}: {handler} failed: {in_words(error)}"
+                logger.error("%s", failure, exc_info=error if is_bug(error, self.device) else None)
+                failures.append(failure)
         return failures
 
 
