@@ -11,11 +11,11 @@ import ast
 import builtins
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 
-from .device import PAGE_SIZE, BlockDevice, check_geometry, check_instance
+from .device import PAGE_SIZE, BlockDevice, Extent, check_geometry, check_instance
 
 # How each handler is called, and how it is declared.
 _CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
@@ -100,6 +100,21 @@ def owner_of(device: BlockDevice | type[BlockDevice], name: str) -> str:
     if name in getattr(device, "__dict__", {}):
         return kind.__name__
     return next((each.__name__ for each in kind.__mro__ if name in vars(each)), kind.__name__)
+
+
+def check_extents(found: Sequence[Extent]) -> Sequence[Extent]:
+    """Return what a device's ``extents`` told, with which whoever asks on comes to an end.
+
+    Raises:
+        ValueError: it told none, or one without a byte: the next question would be the same.
+
+    """
+    if not found:
+        raise ValueError("extents returned none")
+    for length, _, _ in found:
+        if length < 1:
+            raise ValueError(f"extents returned one of {length} bytes")
+    return found
 
 
 def not_awaitable(device: BlockDevice, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import inspect
 import os
@@ -169,6 +170,8 @@ class BlockDevice:
             piece = min(end - offset, len(_ZEROES))
             await self.write(offset, _ZEROES[:piece])
             offset += piece
+            if offset < end:
+                await asyncio.sleep(0)  # then others have their turn: it may be terabytes
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Tell which parts of these bytes are holes, and which read as zeroes.

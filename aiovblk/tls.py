@@ -131,7 +131,7 @@ def _psk_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
 
 def _load_keys(file: StrPath) -> dict[str, bytes]:
     keys: dict[str, bytes] = {}
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line or line.startswith("#"):
                 continue

@@ -15,6 +15,7 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import __version__
 from ..errors import Error
@@ -57,7 +58,15 @@ class QuotingFormatter(logging.Formatter):
         text = super().formatMessage(record)
         if record.name.partition(".")[0] == "aiovblk":
             return escaped(text)
-        return "\n".join(map(escaped, text.split("\n")))
+        return _escaped_lines(text)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """Return a traceback, which ends in what an exception says."""
+        return _escaped_lines(super().formatException(ei))
+
+
+def _escaped_lines(text: str) -> str:
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def _parser() -> ArgumentParser:

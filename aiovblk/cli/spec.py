@@ -15,9 +15,10 @@ from types import ModuleType
 from ..arguments import check_block_size
 from ..client import connect
 from ..device import BlockDevice
-from ..protocol.uri import SCHEMES, URI
+from ..protocol.uri import SCHEMES, URI, without_password
 from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
 from ..storage.web import SCHEMES as WEB_SCHEMES
+from ..storage.web import without_secrets
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .units import SpecError, UsageError, parse_size
@@ -140,25 +141,29 @@ def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | No
         return spec, other
     others = [field for field in fields if field not in mine]
     if len(mine) > 1:
-        raise UsageError(f"{spec!r} has block_size= twice")
+        raise UsageError(f"{_shown(spec)} has block_size= twice")
     if others and not is_url:
         raise UsageError(
-            f"{spec!r} has unknown options ({', '.join(others)}); there is: block_size"
+            f"{_shown(spec)} has unknown options ({', '.join(others)}); there is: block_size"
         )
     size = parse_size(mine[0].removeprefix(_BLOCK_SIZE))
     try:
         check_block_size(size)
     except ValueError as exc:
-        raise UsageError(f"{spec!r}: {exc}") from None
+        raise UsageError(f"{_shown(spec)}: {exc}") from None
     return "?".join([where, "&".join(others)] if others else [where]), _agreed(spec, size, other)
 
 
 _BLOCK_SIZE = "block_size="
 
 
+def _shown(spec: str) -> str:
+    return repr(without_secrets(without_password(spec)))
+
+
 def _agreed(spec: str, mine: int | None, other: int | None) -> int | None:
     if None not in (mine, other) and mine != other:
-        raise UsageError(f"{spec!r} says block_size={mine}, and --block-size says {other}")
+        raise UsageError(f"{_shown(spec)} says block_size={mine}, and --block-size says {other}")
     return other if mine is None else mine
 
 

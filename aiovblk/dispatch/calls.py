@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable
+from operator import index
 
 from ..device import BlockDevice, overrides
 from ..protocol import (
@@ -111,6 +112,7 @@ class Calls:
         extents: list[tuple[int, int]] = []
         left = length
         for size, hole, zero in await self._device.extents(offset, length):
+            size = index(size)  # a float could not be packed, and nobody would answer then
             if size < 1:
                 raise ValueError(f"extents returned one of {size} bytes")
             state = (_HOLE if hole else 0) | (_ZERO if zero else 0)

@@ -215,8 +215,10 @@ class Dispatcher:
 
     @property
     def idle_since(self) -> float | None:
-        """When (in the loop's time) the last reply left, if nothing is in flight since; or None."""
-        return None if self.stats.in_flight or self._is_unfinished else self.last_reply
+        """When (in the loop's time) the last reply left, if nothing is asked for since; or None."""
+        # What has arrived may wait, for memory or for a slice, or for the rest of it.
+        waits = self._reader.end - self._reader.start >= self._header_size
+        return None if self.stats.in_flight or waits else self.last_reply
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes; those beyond are refused."""
@@ -236,7 +238,9 @@ class Dispatcher:
 
         Where that stays the same, an interrupt (KeyboardInterrupt) has hit whoever was to answer.
         """
-        return 0 if self._handlers.any_running() else self.stats.in_flight
+        handlers = self._handlers
+        is_served = handlers.any_running() or handlers.wait_for_slice()
+        return 0 if is_served else self.stats.in_flight
 
     async def pause(self) -> None:
         """Take no request any more; returns once all that were taken are answered.

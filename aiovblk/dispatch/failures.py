@@ -98,7 +98,14 @@ def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
 
 
 def is_bug(exc: BaseException, device: BlockDevice) -> bool:
-    """Whether an exception of a handler is a bug, and not an outage: see :data:`OUTAGES`."""
+    """Whether a mistake in a program shows, which a traceback helps to find; never raises."""
+    try:
+        return _is_bug(exc, device)
+    except Exception:  # its own methods may raise anything
+        return True
+
+
+def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return any(is_bug(each, device) for each in exc.exceptions)
     if isinstance(exc, OSError | KeyboardInterrupt | SystemExit):

@@ -112,6 +112,10 @@ class Handlers:
         """Whether a handler runs that has had to wait."""
         return any(not task.done() for task in self._running.tasks)
 
+    def wait_for_slice(self) -> bool:
+        """Whether those in line go on when others have had their slices."""
+        return self._paused and self._slice.is_coming(self._resume)
+
     def append(self, request: Request, payload: memoryview | None) -> None:
         """Put a request in line; it waits there for :meth:`go_on`."""
         self._line.append((request, payload))

@@ -186,9 +186,14 @@ class Unmounting:
             self._failed(handler, error)
 
     def _failed(self, handler: Callable[..., Any], error: BaseException) -> None:
-        told = error if is_bug(error, self._device) else None
-        reason = "" if told else f": {in_words(error)}"
-        logger.error("%s() failed%s", handler.__qualname__, reason, exc_info=told)
+        shows_bug = not isinstance(error, _GivenUpError) and is_bug(error, self._device)
+        logger.error(
+            "%s: %s() failed: %s",
+            self._link.path,
+            handler.__qualname__,
+            in_words(error),
+            exc_info=error if shows_bug else None,
+        )
         self.failures.append(f"its {handler.__name__}() failed: {error!r}")
 
     async def _patiently(self, *steps: asyncio.Future[Any]) -> None:

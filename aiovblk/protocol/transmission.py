@@ -65,7 +65,7 @@ def wire_error(number: int | None) -> int:
     What the specification has no value for becomes EIO, as it asks for.
     """
     if number in WIRE_ERRORS:
-        return number or errno.EIO
+        return int(number or 0)  # anybody may raise OSError with a float
     return _AS_WIRE_ERROR.get(number or 0, errno.EIO)
 
 

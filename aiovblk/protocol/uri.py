@@ -9,6 +9,7 @@ What holds here, beyond that text:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -60,7 +61,8 @@ class URI:
         try:
             return _parse(text)
         except ValueError as exc:
-            raise ValueError(f"{text!r} cannot be used as an NBD URI: {exc}") from None
+            shown = without_password(text)
+            raise ValueError(f"{shown!r} cannot be used as an NBD URI: {exc}") from None
 
     def __str__(self) -> str:
         """The URI without what goes without saying; :meth:`parse` makes the same of it."""
@@ -85,6 +87,14 @@ class URI:
             _VERIFY_PEER: None if self.tls_verify_peer else "0",
         }
         return [(name, value) for name, value in query.items() if value is not None]
+
+
+def without_password(text: str) -> str:
+    """Return a URI to be shown: whatever stands where other URIs have a password is left out."""
+    return _PASSWORD.sub(r"\1:...@", text, count=1)
+
+
+_PASSWORD = re.compile(r"(?<=//)([^/?#:]*):[^/?#]*@")
 
 
 def _parse(text: str) -> URI:

@@ -158,6 +158,7 @@ class LocalClients:
         ]
         failures = [failure for each in closing for failure in await each]
         settings.failures.close()
+        settings.complaints.close()
         return failures
 
     def _on_accepted(

@@ -17,6 +17,7 @@ from ..events import ClientConnected, Feed, RequestEvent
 from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
 from ..stream import StreamProtocol, converse
 from ..tasks import RECHECK, occur
+from .complaints import Complaints
 from .exports import Export, OpenDevice, open_device, open_shared
 from .listening import address
 from .stalls import IdleTimer, Progress, StallMonitor
@@ -59,6 +60,8 @@ class Settings:
     """Who tells what happens to clients and their requests."""
     failures: Failures = field(default_factory=Failures)
     """Who tells in the log why requests fail."""
+    complaints: Complaints = field(default_factory=Complaints)
+    """Who tells in the log of clients that go wrong."""
 
 
 def make_settings(
@@ -214,7 +217,7 @@ class Connection:
             self.reason = "it was told to leave before it had chosen an export"
             if not self._stopping.done():
                 self.reason = f"no agreement within {settings.handshake_timeout:g} s"
-                logger.warning("%s: %s", self.peer, self.reason)
+                settings.complaints.warn("%s: %s", self.peer, self.reason)
             negotiating.cancel()
             await asyncio.wait([negotiating], timeout=CLOSE_TIMEOUT)
         return self._outcome(negotiating)
@@ -229,7 +232,8 @@ class Connection:
             logger.debug("%s left during the handshake", self.peer)
         elif isinstance(error, (ProtocolError, OSError)):
             self.reason = in_words(error)
-            logger.warning("%s: the handshake failed: %s", self.peer, self.reason)
+            complain = self._settings.complaints.warn
+            complain("%s: the handshake failed: %s", self.peer, self.reason)
         else:
             self.reason = f"the handshake failed: {type(error).__name__}"
             logger.error("%s: the handshake failed", self.peer, exc_info=error)
@@ -329,7 +333,8 @@ class Connection:
             logger.info("%s left without a word", self.peer)
             return "it left without a word"
         if isinstance(error, (ProtocolError, OSError)):
-            logger.warning("%s: the connection was broken off: %s", self.peer, in_words(error))
+            complain = self._settings.complaints.warn
+            complain("%s: the connection was broken off: %s", self.peer, in_words(error))
             return in_words(error)
         logger.error("%s: the connection was broken off", self.peer, exc_info=error)
         return f"the connection was broken off: {type(error).__name__}"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..alignment import AnyAlignment
 from ..arguments import MAX_BLOCK_SIZE
@@ -169,10 +170,9 @@ class OpenDevice:
             error = await _outcome(patience, getattr(self.device, method))
             if error is not None:
                 handler = f"{owner_of(self.device, method)}.{method}()"
-                told = error if is_bug(error, self.device) else None
-                reason = "" if told else f": {in_words(error)}"
-                logger.error("%s: %s failed%s", self.name, handler, reason, exc_info=told)
-                failures.append(f"{self.name}: {handler} failed: {in_words(error)}")
+                failure = f"{self.name}: {handler} failed: {in_words(error)}"
+                logger.error("%s", failure, exc_info=error if is_bug(error, self.device) else None)
+                failures.append(failure)
         return failures
 
 
@@ -213,21 +213,31 @@ async def open_device(name: str, export: Export) -> OpenDevice:
 
 
 def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
-    """The devices that connections share, by name of their export.
-
-    One that has two names is still one: whoever writes to a part of a block by one of them must
-    keep off whoever does so by the other.
-    """
+    """The devices that connections share, by name of their export."""
     opened: dict[str, OpenDevice] = {}
-    served: dict[int, BlockDevice] = {}
     for name, export in exports.items():
         device = export.device
         if isinstance(device, BlockDevice):
-            same = served.setdefault(id(device), for_any_alignment(device))
-            opened[name] = OpenDevice(name, device, same, export, shared=True)
+            opened[name] = OpenDevice(name, device, for_any_alignment(device), export, shared=True)
     return opened
 
 
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, AnyAlignment]] = (
+    WeakKeyDictionary()
+)
+
+
 def for_any_alignment(device: BlockDevice) -> BlockDevice:
-    """The device as clients may use it, who need not care for its blocks."""
-    return AnyAlignment(device) if device.block_size > 1 else device
+    """The device as clients may use it, who need not care for its blocks.
+
+    It is one for all servers of an event loop, and for all clients to whom a function gives the
+    same device: what is less than a block is kept from those only who come by the same way.
+    """
+    if device.block_size == 1:
+        return device
+    known = _of_loops.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    # By its id, which is no other's while this lives: a device need not be hashable.
+    aligned = known.get(id(device))
+    if aligned is None:
+        aligned = known[id(device)] = AnyAlignment(device)
+    return aligned

@@ -13,6 +13,7 @@ from ..events import ClientRefused, Closed, Closing
 from ..events import Listener as EventListener
 from ..tasks import RECHECK, SteadyTask, occur, outlast
 from .clients import Client, Clients
+from .complaints import Complaints
 from .listening import Listener, SocketFile, address_of_peer, is_listening, tune, uri
 
 logger = logging.getLogger("aiovblk")
@@ -56,6 +57,7 @@ class Server:
         self._drain_timeout = drain_timeout
         self._listeners: list[Listener] = []
         self._clients = make_clients(self._end_if_alone)
+        self._complaints = Complaints()
         self._accepted = 0
         self._starting = True
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -164,6 +166,7 @@ class Server:
             self._clients.recheck()
             self._end_if_alone()
         self._patience.cancel()
+        self._complaints.close()
         return await self._clients.close()
 
     def _accept(self, sock: socket.socket) -> None:
@@ -171,7 +174,7 @@ class Server:
         if self._clients.count() >= self._max_connections:
             peer = address_of_peer(sock)
             reason = f"max_connections ({self._max_connections}) reached"
-            logger.warning("%s: refused: %s", peer, reason)
+            self._complaints.warn("%s: refused: %s", peer, reason)
             refusal = ClientRefused(self._accepted, peer, reason)
             self._clients.feed.publish(refusal)
             sock.close()

@@ -21,6 +21,10 @@ TCP sends again what was lost after a fifth of a second, then after twice as lon
 CHECK_INTERVAL = 1.0
 """Seconds."""
 
+LATE = 2.0
+"""Seconds after which a look comes too late to tell anything: this process has been stopped
+(SIGSTOP, a frozen container), or busy, and has not received what the client has sent meanwhile."""
+
 Progress = tuple[int, int]
 """Which transfer it is, and how many bytes of it have been moved."""
 
@@ -50,12 +54,13 @@ class StallMonitor:
         self._moved_at = 0.0  # anything at all
         self._mark = 0
         self._marked_at = 0.0
+        self._due = 0.0  # when to look next
 
     def start(self) -> None:
         """Look from now on, until there is nothing to be moved. No-op: it does."""
         if self._timer is None and (progress := self._progress()) is not None:
             self._begin(progress)
-            self._timer = self._loop.call_later(CHECK_INTERVAL, self.look)
+            self._look_later()
 
     def stop(self) -> None:
         """Look no more."""
@@ -69,7 +74,7 @@ class StallMonitor:
         if (progress := self._progress()) is None:
             return
         now = self._loop.time()
-        if progress[0] != self._last[0]:
+        if progress[0] != self._last[0] or now > self._due + LATE:
             self._begin(progress)
         elif progress != self._last:
             self._last, self._moved_at = progress, now
@@ -80,7 +85,11 @@ class StallMonitor:
         elif now - self._moved_at >= PRESSED_TIMEOUT and self._is_short():
             self._on_stalled(PRESSED_TIMEOUT)
         else:
-            self._timer = self._loop.call_later(CHECK_INTERVAL, self.look)
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._due = self._loop.time() + CHECK_INTERVAL
+        self._timer = self._loop.call_at(self._due, self.look)
 
     def _begin(self, progress: Progress) -> None:
         self._last, self._mark = progress, progress[1]

@@ -91,6 +91,7 @@ class ClientsService:
             await self._alone.wait()
         patience.cancel()
         self._settings.failures.close()
+        self._settings.complaints.close()
 
     def _on_left(self) -> None:
         self._alone.set()

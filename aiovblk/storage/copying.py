@@ -8,6 +8,7 @@ from contextlib import aclosing
 from functools import partial
 
 from ..arguments import check_count
+from ..contract import check_extents
 from ..device import BlockDevice
 
 PIECE = 256 * 1024
@@ -121,7 +122,7 @@ async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run,
     size = _whole_blocks(source, target)
     begin = position = 0  # of what has not been handed out, and of what has not been asked for
     while position < size:
-        for length, _, zero in await source.extents(position, size - position):
+        for length, _, zero in check_extents(await source.extents(position, size - position)):
             end = min(position + length, size)
             # A block that is zero only in part is data.
             first = min((position + mask) & ~mask, size)

@@ -139,6 +139,9 @@ class OpenFile:
 
     def close(self) -> None:
         """Close the file, which unlocks it. May be called again."""
+        if not self._file.closed and not self.is_block_device:
+            # A forked child has the same lock, which would last as long as that does.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._file.close()
 
     def _open(self, read_only: bool) -> io.FileIO:

@@ -32,6 +32,11 @@ class RoundRobin:
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
+        self._served = 0
+
+    def progress_of(self, resume: Callable[[], object]) -> int | None:
+        """How many slices there have been, while ``resume`` waits for one; None if it does not."""
+        return self._served if resume in self._waiting else None
 
     def enqueue(self, resume: Callable[[], object]) -> None:
         """Call ``resume`` in a later turn of the loop, after those that wait already."""
@@ -40,6 +45,7 @@ class RoundRobin:
         self._waiting.append(resume)
 
     def _next(self) -> None:
+        self._served += 1
         resume = self._waiting.popleft()
         if self._waiting:  # scheduled first: whatever is resumed may raise
             asyncio.get_running_loop().call_soon(self._next)
@@ -67,10 +73,11 @@ class Slice:
 
     """
 
-    __slots__ = ("_others", "end", "left")
+    __slots__ = ("_others", "_seen", "end", "left")
 
     def __init__(self) -> None:
         self._others = _round_robin()
+        self._seen: int | None = None
         self.end = 0
         self.left = 0
 
@@ -92,6 +99,14 @@ class Slice:
     def enqueue(self, resume: Callable[[], object]) -> None:
         """Call ``resume`` when the next slice may begin."""
         self._others.enqueue(resume)
+
+    def is_coming(self, resume: Callable[[], object]) -> bool:
+        """Whether ``resume`` waits for its slice, and others had theirs since this was asked last.
+
+        Otherwise an interrupt (KeyboardInterrupt) may have hit what was to call it.
+        """
+        before, self._seen = self._seen, self._others.progress_of(resume)
+        return self._seen not in (None, before)
 
     async def next(self) -> None:
         """Wait until the next slice may begin, and begin it.  Cancellation: safe."""

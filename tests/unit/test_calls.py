@@ -167,6 +167,14 @@ async def test_extents_that_cannot_be_are_the_devices_bug(
         await call(device, command, 0, SIZE)
 
 
+@pytest.mark.one_loop
+async def test_extents_of_a_division_are_the_devices_bug() -> None:
+    device = PatchworkDevice()
+    device.told = [Extent(SIZE / 2), Extent(SIZE / 2, True)]  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match="float"):
+        await call(device, BLOCK_STATUS, 0, SIZE)
+
+
 # READ around holes
 
 

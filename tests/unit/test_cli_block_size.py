@@ -360,6 +360,16 @@ async def test_mount_by_workers_warns_too(caplog: pytest.LogCaptureFixture) -> N
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+async def test_mount_tells_of_a_file_that_ends_within_a_sector(workers: int | None) -> None:
+    Path("disk.img").write_bytes(bytes(MIB + 1))
+    with pytest.raises(SpecError, match=r"disk\.img has 1048577 bytes, .* `truncate -s %512 FILE`"):
+        async with mount_command._served(arguments(workers=workers)):
+            pass
+    again = FileDevice("disk.img")  # its lock is free
+    await again.unmount()
+
+
 async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -372,6 +382,25 @@ async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
             pass
     again = FileDevice("disk.img")  # its lock is free
     await again.unmount()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "https://user:sesame@host/disk?block_size=3",
+        "https://user:sesame@host/disk?block_size=512&block_size=512",
+        "https://host/disk?X-Amz-Signature=sesame&block_size=512",
+        "nbd://user:sesame@host/disk?block_size=3",
+        "nbd://user:sesame@host/disk",
+    ],
+)
+def test_secret_of_a_url_is_not_repeated_by_an_error_of_usage(
+    spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", spec, "--block-size", "4096", "--socket", "socket"]) == 2
+    told = capsys.readouterr().err
+    assert "host/disk" in told
+    assert "sesame" not in told
 
 
 def test_option_and_spec_that_differ_are_refused() -> None:

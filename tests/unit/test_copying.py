@@ -129,6 +129,18 @@ async def test_first_error_ends_it_and_comes_out_bare() -> None:
     assert target.flushes == 0
 
 
+@pytest.mark.parametrize(("told", "why"), [([], "none"), ([Extent(0)], "one of 0 bytes")])
+async def test_source_that_tells_no_extents_is_refused_and_not_asked_for_ever(
+    told: list[Extent], why: str
+) -> None:
+    class Silent(MemoryDevice):
+        async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+            return told
+
+    with pytest.raises(ValueError, match=why):
+        await copy(Silent(MIB), MemoryDevice(MIB))
+
+
 async def test_read_only_target_is_refused() -> None:
     target = MemoryDevice(MIB)
     target.read_only = True

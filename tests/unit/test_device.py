@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import Any
@@ -160,6 +161,20 @@ async def test_zeroes_of_the_default_write_zeroes_cannot_be_spoilt() -> None:
             assert data.readonly
 
     await Device().write_zeroes(0, 4096, may_trim=False)
+
+
+async def test_default_write_zeroes_leaves_others_their_time_between_two_pieces() -> None:
+    events: list[str] = []
+
+    class Device(BlockDevice):
+        async def write(self, offset: int, data: memoryview) -> None:
+            events.append("write")
+
+    zeroing = asyncio.create_task(Device().write_zeroes(0, 3 << 20, may_trim=True))
+    while not zeroing.done():
+        await asyncio.sleep(0)
+        events.append("other")
+    assert [*dict.fromkeys(enumerate(events[:4]))] == [*enumerate(["write", "other"] * 2)]
 
 
 @pytest.mark.parametrize("block_size", [512, 1024, 2048, PAGE])

@@ -76,6 +76,14 @@ async def test_other_exception_is_eio_and_logged_with_its_traceback(
     assert "in _wait" in caplog.text  # the handler's own line
 
 
+async def test_error_number_that_is_no_int_is_answered_all_the_same() -> None:
+    device = PuppetDevice()
+    async with served(device) as server:
+        server.client.send(READ, 0, 512)
+        (await device.calls.get()).fail(OSError(5.0, "made by a division"))
+        assert (await server.client.reply()).error == errno.EIO
+
+
 @pytest.mark.parametrize("command", [READ, WRITE])
 async def test_default_handler_replies_eperm(command: Command) -> None:
     device = BlockDevice()

@@ -50,6 +50,21 @@ theirs.close()
 assert ours.recv(1) == b""  # though the child lives
 """
 
+LOCK = """
+import asyncio
+from aiovblk.storage import FileDevice
+
+with tempfile.NamedTemporaryFile() as file:
+    file.truncate(4096)
+    device = FileDevice(file.name)
+    child = os.fork()
+    if child == 0:
+        os.read(0, 1)
+        os._exit(0)
+    asyncio.run(device.unmount())
+    asyncio.run(FileDevice(file.name).unmount())  # though the child lives
+"""
+
 GRANDCHILD = """
 mine = forks.withhold(os.open("/proc/self/status", os.O_RDONLY))
 
@@ -152,7 +167,7 @@ def test_a_child_is_left_no_socket_of_a_server_or_a_client(workers: bool, tmp_pa
         assert parent.wait(50) == 0
 
 
-@pytest.mark.parametrize("code", [FILES, SOCKETS, GRANDCHILD, WATCHDOG])
+@pytest.mark.parametrize("code", [FILES, SOCKETS, LOCK, GRANDCHILD, WATCHDOG])
 def test_a_child_is_left_nothing(code: str) -> None:
     with subprocess.Popen([sys.executable, "-c", CHILD + code], stdin=subprocess.PIPE) as parent:
         assert parent.wait(20) == 0

@@ -210,6 +210,12 @@ async def test_clone_of_a_disk_of_format_1_is_sealed(bucket: Bucket) -> None:
     assert await read(bucket, "new") == b"g" * SIZE
 
 
+async def test_description_of_too_many_brackets_is_refused_as_no_disk(bucket: Bucket) -> None:
+    bucket.objects["payroll/disk.json"] = b"[" * 100_000
+    with pytest.raises(StorageError, match="not that of a disk of aiovblk"):
+        await read(bucket, "payroll")
+
+
 async def test_later_format_is_told(bucket: Bucket) -> None:
     put(bucket, "payroll", description(bucket, "payroll") | {"version": 3})
     with pytest.raises(StorageError, match="has format 3, this aiovblk knows 1 and 2 only; upgra"):

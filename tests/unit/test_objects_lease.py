@@ -23,7 +23,7 @@ def test_lease_is_read_as_it_was_written() -> None:
     assert Terms.decode(TERMS.encode()) == TERMS
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"holder": 1}', "\xff", "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"holder": 1}', "\xff", "null", "[" * 100_000])
 def test_what_is_no_lease_is_none(text: str) -> None:
     assert Terms.decode(text.encode("latin1")) is None
 

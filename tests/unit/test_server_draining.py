@@ -106,12 +106,17 @@ async def test_device_that_nobody_used_is_flushed_and_unmounted(path: Path) -> N
     assert device.events == ["flush", "unmount"]
 
 
-async def test_failure_to_flush_is_raised_on_leaving_and_unmount_follows(path: Path) -> None:
+async def test_failure_to_flush_is_raised_on_leaving_and_unmount_follows(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     device, other = FailingDisk(), LoggingDevice()
     with pytest.raises(Error, match=r"FailingDisk.flush\(\) failed: .*the disk is on fire"):
         async with serve({"a": device, "b": other}, unix=path):
             pass
     assert device.events == other.events == ["flush", "unmount"]
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "export 'a' (FailingDisk): FailingDisk.flush() failed: OSError" in record.getMessage()
+    assert record.exc_info is None  # what an outage ends in is no bug
 
 
 async def test_flush_and_unmount_that_hang_are_given_up(path: Path) -> None:

@@ -220,7 +220,7 @@ async def test_flush_with_a_bug_is_logged_with_its_traceback(
             pass
         await until_left(server)
     (record,) = caplog.records
-    assert record.getMessage().endswith("Wrong.flush() failed")
+    assert record.getMessage().endswith("Wrong.flush() failed: ValueError: a bug")
     assert record.exc_info is not None
 
 

@@ -15,8 +15,9 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
+from aiovblk.server import complaints, stalls
 from aiovblk.server import connection as connection_module
-from aiovblk.server import stalls
+from aiovblk.server.complaints import MOST_LINES, Complaints
 from aiovblk.stream.reader import BUFFER_SIZE
 
 from .network import (
@@ -77,6 +78,35 @@ async def test_clients_beyond_the_limit_are_turned_away_and_let_in_later(
         async with using(path) as client:
             assert await client.read(0, 512) == bytes(512)
     assert caplog.text.count("refused: max_connections (1) reached") == 3
+
+
+async def test_clients_that_go_wrong_do_not_fill_the_log(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(LoggingDevice(), unix=path):
+        for _ in range(MOST_LINES + 5):
+            async with connected(path) as client:
+                await client.greet(flags=0xFF)  # what nobody knows
+                await client.closed()
+    assert caplog.text.count("the handshake failed") == MOST_LINES
+    assert "5 more clients were turned away or broken off" in caplog.text
+
+
+async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(complaints, "monotonic", lambda: now[0])
+    told = Complaints()
+    for _ in range(MOST_LINES + 2):
+        told.warn("%s is wrong", "it")
+    assert len(caplog.messages) == MOST_LINES
+    now[0] += complaints.WINDOW
+    told.warn("%s is wrong", "another")
+    more, new = caplog.messages[MOST_LINES:]
+    assert (more, new) == ("2 more clients were turned away or broken off", "another is wrong")
+    told.close()
+    assert len(caplog.messages) == MOST_LINES + 2
 
 
 @pytest.mark.parametrize("stage", ["mute", "after the greeting", "within an option", "one by one"])

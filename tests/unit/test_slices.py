@@ -257,6 +257,27 @@ def test_replies_that_nobody_reads_take_no_more_than_the_share_whatever_their_si
         loop.run_due()
 
 
+def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> None:
+    with StillLoop() as loop:
+        flooding = [Connection(loop, Worker(clock, MS), Budget(1 << 30)) for _ in range(3)]
+        for connection in flooding:
+            connection.transport.deliver(KINDS["trim"] * 100)
+        while flooding[-1].answered < 10:
+            turn(loop)
+        waiting = flooding[-1].dispatcher
+        for _ in range(10):  # as if it were long until its turn comes
+            flooding[0].dispatcher._slice._others._served += 1
+            assert waiting.forgotten() == 0
+        # Nobody has had a slice any more: what was to call the next one was lost.
+        assert waiting.forgotten() == waiting.stats.in_flight > 0
+        assert waiting.forgotten() == waiting.stats.in_flight
+        loop.run_due()
+        for connection in flooding:
+            assert connection.answered == 100
+            connection.transport.lose()
+        loop.run_due()
+
+
 # The handshake
 
 

@@ -140,6 +140,18 @@ def test_transfer_that_stands_still_is_stalled_soon_where_others_wait_for_memory
         assert transfer.stalled == [PRESSED_TIMEOUT]
 
 
+def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
+    with TimedLoop() as loop:
+        transfer = Transfer()
+        transfer.is_short = True
+        loop.advance(CHECK_INTERVAL)
+        loop.now += 10 * STALL_TIMEOUT  # what the client has sent meanwhile is still to be received
+        loop.advance(PRESSED_TIMEOUT - CHECK_INTERVAL)
+        assert not transfer.stalled
+        loop.advance(2 * CHECK_INTERVAL)
+        assert transfer.stalled == [PRESSED_TIMEOUT]
+
+
 def test_transfer_that_is_done_is_not_looked_at_until_the_next_one() -> None:
     with TimedLoop() as loop:
         transfer = Transfer()
@@ -314,6 +326,23 @@ async def test_client_whose_request_takes_long_is_not_idle(path: Path) -> None:
             await asyncio.sleep(0.01)  # as long as idle clients may stay
         call.succeed()
         assert (await client.reply()).error == 0
+
+
+async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> None:
+    device = PuppetDisk()
+    serving = serve(device, unix=path, idle_timeout=0.01, memory=MIB)
+    async with serving as server, using(path) as first:
+        first.send(WRITE, 0, data=bytes(2 * MIB))
+        call = await device.calls.get()
+        async with using(path) as second:
+            second.send(WRITE, 0, data=bytes(MIB))
+            await until(lambda: clients_of(server)._settings.budget.is_short())
+            for _ in range(5):
+                await asyncio.sleep(0.01)  # as long as idle clients may stay
+            call.succeed()
+            assert (await first.reply()).error == 0
+            (await device.calls.get()).succeed()
+            assert (await second.reply()).error == 0
 
 
 @pytest.mark.parametrize("timeout", [0, -1])

@@ -41,15 +41,15 @@ def test_log_of_a_command_is_a_line_each() -> None:
     assert formatter.format(record("asyncio")) == "aiovblk: \\x1b]0;owned\\x07\nforged"
 
 
-def test_traceback_in_a_log_keeps_its_lines() -> None:
+def test_traceback_in_a_log_keeps_its_lines_and_is_escaped() -> None:
     try:
-        raise ValueError("reason")
+        raise ValueError("reason\x1b[2J")
     except ValueError as exc:
         logged = record("aiovblk")
         logged.exc_info = (type(exc), exc, exc.__traceback__)
     lines = QuotingFormatter("%(message)s").format(logged).splitlines()
     assert lines[0] == SHOWN
-    assert lines[-1] == "ValueError: reason"
+    assert lines[-1] == r"ValueError: reason\x1b[2J"
 
 
 def test_list_shows_names_of_processes_and_identities_escaped() -> None:

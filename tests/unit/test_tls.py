@@ -178,9 +178,9 @@ def test_user_without_key_is_named(keys: Path) -> None:
 
 
 @needs_psk
-@pytest.mark.parametrize("line", ["alice", "alice:", ":00", "alice:xyz"])
+@pytest.mark.parametrize("line", ["alice", "alice:", ":00", "alice:xyz", "\xff"])
 def test_wrong_line_of_keys_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "keys").write_text(f"bob:00\n{line}\n")
+    (tmp_path / "keys").write_bytes(f"bob:00\n{line}\n".encode("latin1"))
     with pytest.raises(OSError, match="line 2 is not USER:HEXADECIMAL KEY"):
         tls.psk_server_context(tmp_path / "keys")
 

@@ -135,7 +135,7 @@ class Description:
         try:
             fields = json.loads(bytes(data))
             kind, version = fields.pop("format"), fields.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             kind, version = None, None
         if not any(bytes(data)):
             reason = f"{DESCRIPTION} is empty: the disk was not finished; delete its folder"

@@ -114,7 +114,7 @@ class Terms:
         try:
             fields = json.loads(bytes(data))
             terms = cls(**{**fields, "holder": Holder(**fields["holder"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
         holder = terms.holder
         numbers = (terms.epoch, holder.pids, holder.pid, holder.started)

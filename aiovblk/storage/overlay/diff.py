@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Self
 
+from ...contract import check_extents
 from ...device import BlockDevice, overrides
 from ..grouped import Grouped
 from ..together import drain
@@ -244,7 +245,8 @@ class Diff:
         page = self.header.page
         position, end = page, page + self.header.map_size
         while position < end:
-            for length, _, zero in await self.device.extents(position, end - position):
+            found = check_extents(await self.device.extents(position, end - position))
+            for length, _, zero in found:
                 stop = min(position + length, end)
                 if not zero:
                     # Extents need not keep to blocks.
