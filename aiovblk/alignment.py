@@ -20,7 +20,7 @@ from typing import Any
 from .device import BlockDevice, Extent, overrides
 
 
-class AnyAlignment(BlockDevice):
+class UnalignedAdapter(BlockDevice):
     """A device as if its blocks were bytes. It is not unmounted by this.
 
     Args:
@@ -34,7 +34,7 @@ class AnyAlignment(BlockDevice):
         self._inner = inner
         self._block: int = inner.block_size
         self._mask = self._block - 1
-        self._ranges = _Ranges()
+        self._ranges = _RangeLock()
         if not overrides(inner, BlockDevice.extents):
             # So that nobody takes what is asked of it for knowledge.
             setattr(self, "extents", MethodType(BlockDevice.extents, self))  # noqa: B010 (a method may not be assigned)
@@ -57,11 +57,11 @@ class AnyAlignment(BlockDevice):
             await self._write_parts(offset, data)
             return
         # By far the most: whole blocks, and nobody who asks where.
-        self._ranges.unnamed += 1
+        self._ranges.untracked += 1
         try:
             await self._inner.write(offset, data)
         finally:
-            self._ranges.end_unnamed()
+            self._ranges.release_untracked()
 
     async def flush(self) -> None:
         """As in the base class."""
@@ -71,12 +71,12 @@ class AnyAlignment(BlockDevice):
         """As in the base class; blocks that are named only in part keep what they hold."""
         first, last = self._up(offset), self._down(offset + length)
         if first < last:
-            async with self._holding(first, last - first):
+            async with self._lock_range(first, last - first):
                 await self._inner.trim(first, last - first)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """As in the base class."""
-        async with self._holding(offset, length):
+        async with self._lock_range(offset, length):
             for begin, end in self._parts(offset, length):
                 if self._is_aligned(begin, end - begin):
                     await self._inner.write_zeroes(begin, end - begin, may_trim=may_trim)
@@ -105,7 +105,7 @@ class AnyAlignment(BlockDevice):
         return b"".join(pieces)
 
     async def _write_parts(self, offset: int, data: memoryview) -> None:
-        async with self._holding(offset, len(data)):
+        async with self._lock_range(offset, len(data)):
             for begin, end in self._parts(offset, len(data)):
                 await self._write_part(begin, data[begin - offset : end - offset])
 
@@ -132,10 +132,10 @@ class AnyAlignment(BlockDevice):
         if first <= last < end:
             yield last, end
 
-    def _holding(self, offset: int, length: int) -> _Held:
+    def _lock_range(self, offset: int, length: int) -> _LockedRange:
         """Keep others from these blocks, as far as that is needed."""
         begin, end = self._down(offset), self._up(offset + length)
-        return _Held(self._ranges, begin, end, not self._is_aligned(offset, length))
+        return _LockedRange(self._ranges, begin, end, not self._is_aligned(offset, length))
 
     def _is_aligned(self, offset: int, length: int) -> bool:
         return not (offset | length) & self._mask
@@ -147,39 +147,39 @@ class AnyAlignment(BlockDevice):
         return -(-offset & -self._block)
 
 
-class _Ranges:
+class _RangeLock:
     """Ranges of bytes that are being written.
 
     Attributes:
         held: those of which it is known where they are.
-        unnamed: how many more there are, all of whole blocks. Nearly always nobody asks where a
+        untracked: how many more there are, all of whole blocks. Nearly always nobody asks where a
             write is, and to remember it costs as much as a small write in memory.
         exclusive: how many have, or wait for, a range of their own; then each new one is named.
 
     """
 
     def __init__(self) -> None:
-        self.held: set[_Held] = set()
-        self.unnamed = 0
+        self.held: set[_LockedRange] = set()
+        self.untracked = 0
         self.exclusive = 0
-        self._all_named: asyncio.Future[None] | None = None
+        self._all_tracked: asyncio.Future[None] | None = None
 
-    def end_unnamed(self) -> None:
+    def release_untracked(self) -> None:
         """One has ended of which it was not known where it was."""
-        self.unnamed -= 1
-        if self._all_named is not None and not self.unnamed:
-            self._all_named.set_result(None)
-            self._all_named = None
+        self.untracked -= 1
+        if self._all_tracked is not None and not self.untracked:
+            self._all_tracked.set_result(None)
+            self._all_tracked = None
 
-    async def all_named(self) -> None:
+    async def wait_all_tracked(self) -> None:
         """Wait until there is none of which it is not known where it is."""
-        if self.unnamed:
-            if self._all_named is None:
-                self._all_named = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._all_named])
+        if self.untracked:
+            if self._all_tracked is None:
+                self._all_tracked = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._all_tracked])
 
 
-class _Held:
+class _LockedRange:
     """A range of bytes for the length of an ``async with`` block.
 
     Writers of whole blocks are in nobody's way but of those who write parts.
@@ -187,7 +187,7 @@ class _Held:
 
     __slots__ = ("_begin", "_end", "_exclusive", "_ranges", "_released")
 
-    def __init__(self, ranges: _Ranges, begin: int, end: int, exclusive: bool) -> None:
+    def __init__(self, ranges: _RangeLock, begin: int, end: int, exclusive: bool) -> None:
         self._ranges = ranges
         self._begin = begin
         self._end = end
@@ -199,7 +199,7 @@ class _Held:
         ranges.exclusive += self._exclusive
         try:
             if self._exclusive:
-                await ranges.all_named()
+                await ranges.wait_all_tracked()
             while ranges.exclusive:
                 in_the_way = [each for each in ranges.held if self._minds(each)]
                 if not in_the_way:
@@ -222,7 +222,7 @@ class _Held:
             self._released = asyncio.get_running_loop().create_future()
         return self._released
 
-    def _minds(self, other: _Held) -> bool:
+    def _minds(self, other: _LockedRange) -> bool:
         overlap = self._begin < other._end and other._begin < self._end
         return overlap and (self._exclusive or other._exclusive)
 

@@ -44,7 +44,9 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None
         )
 
 
-def check_count(name: str, value: int | None, *, least: int = 1, most: int | None = None) -> None:
+def check_count(
+    name: str, value: int | None, *, minimum: int = 1, maximum: int | None = None
+) -> None:
     """Refuse what is no whole number in these limits; None is taken.
 
     Raises:
@@ -56,14 +58,14 @@ def check_count(name: str, value: int | None, *, least: int = 1, most: int | Non
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if most is not None and not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+    if maximum is not None and not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be from {minimum} to {maximum}, not {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
 
 
 def check_block_size(
-    value: int | None, *, name: str = "block_size", least: int = 1, most: int = MAX_BLOCK_SIZE
+    value: int | None, *, name: str = "block_size", minimum: int = 1, maximum: int = MAX_BLOCK_SIZE
 ) -> None:
     """Refuse what is no size of a block; None is taken.
 
@@ -76,5 +78,5 @@ def check_block_size(
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number of bytes, not {value!r}")
-    if not least <= value <= most or value & (value - 1):
-        raise ValueError(f"{name} must be a power of two from {least} to {most}, not {value}")
+    if not minimum <= value <= maximum or value & (value - 1):
+        raise ValueError(f"{name} must be a power of two from {minimum} to {maximum}, not {value}")

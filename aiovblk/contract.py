@@ -33,13 +33,15 @@ _NOT_AWAITABLE = {"None", "bytes", "bytearray", "memoryview"}
 """Annotations of what a handler is to return once it was awaited."""
 
 
-def check_device(device: object, *, smallest: int = 512, largest: int = PAGE_SIZE) -> BlockDevice:
+def check_device(
+    device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
+) -> BlockDevice:
     """Refuse what cannot be served: no device, handlers that cannot be called, a wrong size.
 
     Args:
         device: what is to be served.
-        smallest: bytes of the smallest block; see :func:`aiovblk.device.check_geometry`.
-        largest: bytes of the largest.
+        min_block_size: bytes of the smallest block; see :func:`aiovblk.device.check_geometry`.
+        max_block_size: bytes of the largest.
 
     Returns:
         The device.
@@ -52,7 +54,7 @@ def check_device(device: object, *, smallest: int = 512, largest: int = PAGE_SIZ
     """
     found = check_instance(device)
     check_handlers(found)
-    return check_geometry(found, smallest=smallest, largest=largest)
+    return check_geometry(found, min_block_size=min_block_size, max_block_size=max_block_size)
 
 
 def check_inner(device: object, role: str = "inner") -> BlockDevice:
@@ -89,12 +91,12 @@ def check_handlers(device: BlockDevice | type[BlockDevice]) -> None:
             inspect.getattr_static(device, name), FunctionType
         ):
             args = (None, *args)  # self
-        if fault := _fault(handler, args, options):
-            owner = owner_of(device, name)
+        if fault := signature_fault(handler, args, options):
+            owner = defining_class(device, name)
             raise TypeError(f"{owner}.{name} must be async def {name}{form}: {fault}")
 
 
-def owner_of(device: BlockDevice | type[BlockDevice], name: str) -> str:
+def defining_class(device: BlockDevice | type[BlockDevice], name: str) -> str:
     """The name of the class that a handler is defined in."""
     kind = device if isinstance(device, type) else type(device)
     if name in getattr(device, "__dict__", {}):
@@ -117,7 +119,7 @@ def check_extents(found: Sequence[Extent]) -> Sequence[Extent]:
     return found
 
 
-def not_awaitable(device: BlockDevice, name: str) -> str:
+def not_awaitable_reason(device: BlockDevice, name: str) -> str:
     """What to say when a handler has returned what cannot be awaited.
 
     Args:
@@ -132,7 +134,7 @@ def not_awaitable(device: BlockDevice, name: str) -> str:
         device = inner
     form = _CALLS[name][2]
     return (
-        f"{owner_of(device, name)}.{name} must be async def {name}{form}: what it returned cannot"
+        f"{defining_class(device, name)}.{name} must be async def {name}{form}: what it returned cannot"
         " be awaited"
     )
 
@@ -142,7 +144,7 @@ def is_async(handler: object) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(_code_of(handler))
 
 
-def _fault(handler: object, args: tuple[object, ...], options: dict[str, object]) -> str:
+def signature_fault(handler: object, args: tuple[object, ...], options: dict[str, object]) -> str:
     """Why a call of this handler is sure to fail; empty if it is not."""
     if not callable(handler):
         return f"it is {handler!r}, which cannot be called"
@@ -199,7 +201,7 @@ def _returns_no_awaitable(function: FunctionType) -> bool:
         return False
     if not isinstance(tree.body[0], ast.FunctionDef):
         return False
-    returned = [each.value for each in _own(tree.body[0]) if isinstance(each, ast.Return)]
+    returned = [each.value for each in own_nodes(tree.body[0]) if isinstance(each, ast.Return)]
     return all(each is None or _is_plain(each, function) for each in returned)
 
 
@@ -207,13 +209,13 @@ def _name(annotation: object) -> str:
     return "None" if annotation is None else getattr(annotation, "__name__", "")
 
 
-def _own(node: ast.AST) -> Iterator[ast.AST]:
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Everything below a node, but for functions and classes that are defined there."""
     inner = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, inner):
             yield child
-            yield from _own(child)
+            yield from own_nodes(child)
 
 
 def _is_plain(value: ast.expr, function: FunctionType) -> bool:

@@ -196,11 +196,11 @@ class BlockDevice:
         """
 
 
-Factory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
+DeviceFactory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
 """A function, async or not, that makes a device; a class is one as well."""
 
 
-async def device_of(factory: Factory) -> BlockDevice:
+async def make_device(factory: DeviceFactory) -> BlockDevice:
     """Make a device."""
     device = factory()
     return await device if inspect.isawaitable(device) else device
@@ -236,7 +236,9 @@ def check_instance(device: object, role: str = "") -> BlockDevice:
     raise TypeError(f"{where} {device!r}{hint}")
 
 
-def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_SIZE) -> BlockDevice:
+def check_geometry(
+    device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
+) -> BlockDevice:
     """Refuse a device whose declared size its client would refuse, or would misunderstand.
 
     The limits are by default those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
@@ -244,8 +246,8 @@ def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_S
 
     Args:
         device: what is to be served.
-        smallest: bytes of the smallest block.
-        largest: bytes of the largest.
+        min_block_size: bytes of the smallest block.
+        max_block_size: bytes of the largest.
 
     Returns:
         The device.
@@ -259,9 +261,11 @@ def check_geometry(device: object, *, smallest: int = 512, largest: int = PAGE_S
     for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int, not {value!r}")
-    if not smallest <= device.block_size <= largest or device.block_size & (device.block_size - 1):
+    if not min_block_size <= device.block_size <= max_block_size or device.block_size & (
+        device.block_size - 1
+    ):
         raise ValueError(
-            f"block_size must be a power of two from {smallest} to {largest},"
+            f"block_size must be a power of two from {min_block_size} to {max_block_size},"
             f" not {device.block_size}"
         )
     if device.blocks < 1:

@@ -4,7 +4,7 @@
 
   * :exc:`ProtocolError` - the peer broke the NBD protocol; the connection is over.
 
-    * :exc:`RefusedError` - the server refused the export, or an option that is needed.
+    * :exc:`OptionRefusedError` - the server refused the export, or an option that is needed.
 
       * :exc:`TLSRequiredError` - the server talks to nobody without TLS.
       * :exc:`TLSUnavailableError` - the server has no TLS.
@@ -18,7 +18,7 @@
 
     * :exc:`StorageBusyError` - another process writes to it.
 
-:data:`OUTAGES` and :data:`STOPS` sort what the handlers of a device may raise.
+:data:`OUTAGES` and :data:`STOP_EXCEPTIONS` sort what the handlers of a device may raise.
   * :exc:`MissingExtraError` (also :exc:`ImportError`) - a package is not installed that only some
     need; the message says which command installs it.
 """
@@ -54,7 +54,7 @@ a handler: its request fails with EIO, and the log has one line without a traceb
 derives from one of them is one too. OSError, and with it TimeoutError and ConnectionError, always
 is. A device names those of its own in :attr:`aiovblk.BlockDevice.outages`."""
 
-STOPS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+STOP_EXCEPTIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 """What is no failure of what was called, but an order to stop, and is always passed on. All else,
 be it no :exc:`Exception` (a panic of an extension in Rust, ``pytest.fail``), is a failure."""
 
@@ -67,7 +67,7 @@ class ProtocolError(Error):
     """The peer sent bytes that are not NBD. Nothing after them can be trusted."""
 
 
-class RefusedError(ProtocolError):
+class OptionRefusedError(ProtocolError):
     """The server refused the export, or an option that is needed; the message has its reason.
 
     Args:
@@ -80,16 +80,16 @@ class RefusedError(ProtocolError):
         super().__init__(reason)
         self.reply = reply
 
-    def __reduce__(self) -> tuple[type[RefusedError], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[OptionRefusedError], tuple[str, int]]:
         """Pickle both; an exception's own way knows only what its message is made of."""
         return type(self), (str(self), self.reply)
 
 
-class TLSRequiredError(RefusedError):
+class TLSRequiredError(OptionRefusedError):
     """The server talks to nobody without TLS: use ``nbds://``."""
 
 
-class TLSUnavailableError(RefusedError):
+class TLSUnavailableError(OptionRefusedError):
     """The server has no TLS, which was asked for: use ``nbd://``, or give it a certificate."""
 
 

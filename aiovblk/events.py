@@ -1,7 +1,7 @@
 """What happens to a mount or a server: ``async for event in mount.events()``, ``server.events()``.
 
 An event is a small frozen dataclass. Another kind is another subclass of :class:`Event`, and a
-call of :meth:`Feed.publish` where it happens; nothing else needs to know of it.
+call of :meth:`EventBroadcaster.publish` where it happens; nothing else needs to know of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from time import time as now
 
-MOST_UNHEARD = 1024
+MAX_QUEUED_EVENTS = 1024
 """Events that wait for one listener; of more, the oldest are dropped."""
 
 
@@ -132,7 +132,7 @@ class ClientConnected(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ClientLeft(Event):
+class ClientDisconnected(Event):
     """A client that was connected is gone: all it asked for is answered or given up."""
 
     client: int
@@ -157,80 +157,80 @@ class ClientRefused(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Closing(Event):
+class ServerClosing(Event):
     """A server begins to drain: it takes no more clients, and no more requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Closed(Event):
+class ServerClosed(Event):
     """A server serves nobody any more, as :meth:`Server.wait` tells. The last event."""
 
 
 @dataclass(frozen=True, slots=True)
-class Missed(Event):
+class EventsDropped(Event):
     """Events were dropped here, since their listener was too slow."""
 
     count: int
     """How many."""
 
 
-class Listener(AsyncIterator[Event]):
+class EventStream(AsyncIterator[Event]):
     """One who hears what happens from now on, until the end.
 
     Concurrency: one task at a time. Cancellation: safe; nothing is lost.
     """
 
-    def __init__(self, heard: Iterable[Event] = (), *, limit: int = MOST_UNHEARD) -> None:
+    def __init__(self, first: Iterable[Event] = (), *, limit: int = MAX_QUEUED_EVENTS) -> None:
         """Hear these events first; at most ``limit`` may wait."""
-        self._unheard = deque(heard)
+        self._queue = deque(first)
         self._limit = limit
-        self._missed = 0
+        self._dropped = 0
         self._ended = False
-        self._news = asyncio.Event()
+        self._ready = asyncio.Event()
 
     async def __anext__(self) -> Event:
         """Wait for the next event."""
-        while not self._unheard:
+        while not self._queue:
             if self._ended:
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._ready.clear()
+            await self._ready.wait()
         return self._next()
 
-    def take(self) -> list[Event]:
+    def drain(self) -> list[Event]:
         """What has not been heard yet."""
-        return [self._next() for _ in range(len(self._unheard) + bool(self._missed))]
+        return [self._next() for _ in range(len(self._queue) + bool(self._dropped))]
 
     def _next(self) -> Event:
-        if self._missed:
-            missed, self._missed = Missed(self._missed), 0
+        if self._dropped:
+            missed, self._dropped = EventsDropped(self._dropped), 0
             return missed
-        return self._unheard.popleft()
+        return self._queue.popleft()
 
-    def hear(self, event: Event) -> None:
+    def put(self, event: Event) -> None:
         """Be told of one; called by the feed."""
-        if len(self._unheard) == self._limit:
-            lost = self._unheard.popleft()
-            self._missed += lost.count if isinstance(lost, Missed) else 1
-        self._unheard.append(event)
-        self._news.set()
+        if len(self._queue) == self._limit:
+            lost = self._queue.popleft()
+            self._dropped += lost.count if isinstance(lost, EventsDropped) else 1
+        self._queue.append(event)
+        self._ready.set()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Be told that there will be no more; called by the feed."""
         self._ended = True
-        self._news.set()
+        self._ready.set()
 
 
-class Feed:
+class EventBroadcaster:
     """Tells everybody who listens; nobody is waited for, and who is gone is forgotten."""
 
     def __init__(self) -> None:
-        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._first: Event | None = None
         self._ended = False
 
     @property
-    def is_heard(self) -> bool:
+    def has_listeners(self) -> bool:
         """Whether anybody listens, for whom it would be worth to put an event together."""
         return bool(self._listeners)
 
@@ -245,21 +245,21 @@ class Feed:
         if first:
             self._first = event
         for listener in self._listeners:
-            listener.hear(event)
+            listener.put(event)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Tell that nothing more will happen."""
         self._ended = True
         for listener in self._listeners:
-            listener.end()
+            listener.close()
         self._listeners.clear()  # a handler that was given up may fail later still
 
-    def listen(self) -> Listener:
+    def subscribe(self) -> EventStream:
         """Begin to listen, now. After the end, that is over at once."""
         if self._ended:
-            listener = Listener()
-            listener.end()
+            listener = EventStream()
+            listener.close()
             return listener
-        listener = Listener([] if self._first is None else [self._first])
+        listener = EventStream([] if self._first is None else [self._first])
         self._listeners.add(listener)
         return listener

@@ -33,28 +33,28 @@ _descriptors: set[int] = set()
 _sockets: WeakSet[Socket] = WeakSet()
 
 
-def open(path: str, flags: int = 0) -> int:
-    """Open a file to read, or to call ioctls of, and keep it from children until :func:`close`.
+def open_protected(path: str, flags: int = 0) -> int:
+    """Open a file to read, or to call ioctls of, and keep it from children until :func:`close_protected`.
 
     Raises:
         OSError: it cannot be opened.
 
     """
-    return withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+    return protect_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
 
 
-def withhold(descriptor: int) -> int:
-    """Keep an open file from children, until :func:`close`; returns it."""
+def protect_fd(descriptor: int) -> int:
+    """Keep an open file from children, until :func:`close_protected`; returns it."""
     _descriptors.add(descriptor)
     return descriptor
 
 
-def are_withheld(descriptors: Iterable[int]) -> bool:
+def are_protected(descriptors: Iterable[int]) -> bool:
     """Whether all of these open files are kept from children, and so are this package's own."""
     return _descriptors.issuperset(descriptors)
 
 
-def withhold_socket(sock: S) -> S:
+def protect_socket(sock: S) -> S:
     """Keep a socket from children, until it is closed by whomever; returns it.
 
     It is forgotten with the object, which has to live as long as the socket is open.
@@ -63,13 +63,13 @@ def withhold_socket(sock: S) -> S:
     return sock
 
 
-def close(descriptor: int) -> None:
+def close_protected(descriptor: int) -> None:
     """Close a file that was withheld."""
     _descriptors.discard(descriptor)  # before: the number may be another file's right after
     os.close(descriptor)
 
 
-def _let_go() -> None:
+def _replace_in_child() -> None:
     withheld = {*_descriptors, *(sock.fileno() for sock in _sockets)} - {-1}
     _descriptors.clear()
     _sockets.clear()
@@ -81,4 +81,4 @@ def _let_go() -> None:
     os.close(nothing)
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_replace_in_child)

@@ -15,7 +15,7 @@ NANOSECONDS = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Latency:
+class LatencyHistogram:
     """How long each of many took.
 
     Of a dispatcher: from the arrival of a request until its reply was handed to the socket.
@@ -37,10 +37,10 @@ class Latency:
             self.buckets += [0] * (bucket - len(self.buckets)) + [count]
         self.total += nanoseconds * count
 
-    def __add__(self, other: Latency) -> Latency:
+    def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
         """Both together."""
         pairs = zip_longest(self.buckets, other.buckets, fillvalue=0)
-        return Latency([mine + theirs for mine, theirs in pairs], self.total + other.total)
+        return LatencyHistogram([mine + theirs for mine, theirs in pairs], self.total + other.total)
 
     @property
     def count(self) -> int:
@@ -75,7 +75,7 @@ class Latency:
                 return upper_bound(bucket) / NANOSECONDS
         return 0.0
 
-    def below(self, nanoseconds: int) -> int:
+    def count_below(self, nanoseconds: int) -> int:
         """How many took less than a power of two of nanoseconds."""
         ends = enumerate(self.buckets)
         return sum(count for bucket, count in ends if upper_bound(bucket) <= nanoseconds)

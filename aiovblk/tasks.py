@@ -10,7 +10,7 @@ import anyio
 
 T = TypeVar("T")
 
-RECHECK = 1.0
+RECHECK_INTERVAL = 1.0
 """Seconds after which whoever waits for the end of something looks by himself whether it has come.
 
 ``asyncio.Runner`` raises KeyboardInterrupt at the second Ctrl-C, wherever the main thread happens
@@ -19,36 +19,34 @@ the loop has to come to an end.
 """
 
 
-class SteadyTask(asyncio.Task[T]):
+class GracefulTask(asyncio.Task[T]):
     """A task that takes its cancellation for the order to stop in due form.
 
     The end of an event loop cancels every task there is. The tasks that serve must go on until
     their client has let go, or it would wait for answers that nobody gives.
     """
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, T], instead_of_cancel: Callable[[], None]
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], on_cancel: Callable[[], None]) -> None:
         """Start ``coroutine`` on the running loop."""
-        self._instead_of_cancel = instead_of_cancel  # first: from then on it may be cancelled
+        self._on_cancel = on_cancel  # first: from then on it may be cancelled
         super().__init__(coroutine, loop=asyncio.get_running_loop())
 
     def cancel(self, msg: Any = None) -> bool:
         """Do not cancel."""
-        self._instead_of_cancel()
+        self._on_cancel()
         return False
 
-    def give_up(self) -> None:
+    def force_cancel(self) -> None:
         """Cancel after all."""
         super().cancel()
 
 
-async def outlast(task: asyncio.Task[Any], *, recheck: float | None = None) -> bool:
+async def wait_uncancelled(task: asyncio.Task[Any], *, recheck: float | None = None) -> bool:
     """Wait until ``task`` is done, whatever happens meanwhile.
 
     Args:
         task: what is waited for.
-        recheck: seconds after which to look for oneself; see :data:`RECHECK`. None for never.
+        recheck: seconds after which to look for oneself; see :data:`RECHECK_INTERVAL`. None for never.
 
     Returns:
         Whether the caller was cancelled meanwhile; it has to raise that when it can.
@@ -64,7 +62,7 @@ async def outlast(task: asyncio.Task[Any], *, recheck: float | None = None) -> b
     return cancelled
 
 
-def occur(event: asyncio.Future[None]) -> None:
+def set_once(event: asyncio.Future[None]) -> None:
     """Set an event, if it is not set.
 
     The events here are futures, so that no cancellation reaches whoever waits for them.

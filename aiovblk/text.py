@@ -7,11 +7,11 @@ rewrite what stands on a screen. So they are escaped wherever such text is taken
 
 from __future__ import annotations
 
-LONGEST = 300
+MAX_QUOTED = 300
 """Characters of what a peer says that are shown."""
 
 
-def quoted(text: str, longest: int = LONGEST) -> str:
+def quote(text: str, max_length: int = MAX_QUOTED) -> str:
     r"""Escape everything in a peer's text that is not printable, and cut it.
 
     Quotation marks are not added. Letters of every language stay as they are; control characters,
@@ -20,20 +20,20 @@ def quoted(text: str, longest: int = LONGEST) -> str:
 
     Args:
         text: what the peer says.
-        longest: characters after which it is cut; the escapes are not counted.
+        max_length: characters after which it is cut; the escapes are not counted.
 
     """
-    cut = text[: longest + 1]
-    shown = escaped(cut[:longest])
-    return f"{shown}..." if len(cut) > longest else shown
+    cut = text[: max_length + 1]
+    shown = escape(cut[:max_length])
+    return f"{shown}..." if len(cut) > max_length else shown
 
 
-def escaped(text: str) -> str:
-    """Escape everything that is not printable; the same as :func:`quoted`, but whole."""
-    return text if text.isprintable() else "".join(map(_escaped, text))
+def escape(text: str) -> str:
+    """Escape everything that is not printable; the same as :func:`quote`, but whole."""
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
-def _escaped(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character.isprintable():
         return character
     return character.encode("unicode_escape").decode("ascii")

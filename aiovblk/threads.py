@@ -12,7 +12,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+def run_in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """Start ``function`` in a thread of its own.
 
     Not in a pool: a pool has a limit, and the call that would free all others could wait behind
@@ -32,6 +32,6 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Fu
         else:
             future.set_result(result)
 
-    name = getattr(function, "__qualname__", "call")
+    name = getattr(function, "__qualname__", "run_in_thread")
     threading.Thread(target=run, name=f"aiovblk {name}", daemon=True).start()
     return future

@@ -17,8 +17,8 @@ from statistics import median
 import uvloop
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import SLOW_REQUEST, Dispatcher, Stats
-from aiovblk.events import Feed
+from aiovblk.dispatch import DEFAULT_SLOW_REQUEST, Dispatcher, Stats
+from aiovblk.events import EventBroadcaster
 from aiovblk.protocol import Request
 
 from .dispatch import CASES, microseconds
@@ -58,7 +58,7 @@ class Uncounted(Stats):
 
     __slots__ = ()
 
-    def answered(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
+    def record_replies(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
         """Take note that they are in flight no more."""
         self.in_flight -= len(succeeded) + len(failed)
 
@@ -89,8 +89,8 @@ def _cost(name: str, pairs: int) -> Cost:
 
 def _run(name: str, *, is_on: bool) -> float:
     count, depth, length, command = SMALL[name]
-    feed = Feed()
-    listener = feed.listen()  # held, since the feed forgets who is gone
+    feed = EventBroadcaster()
+    listener = feed.subscribe()  # held, since the feed forgets who is gone
 
     def make(device: BlockDevice) -> Dispatcher:
         if not is_on:
@@ -98,12 +98,12 @@ def _run(name: str, *, is_on: bool) -> float:
         return Dispatcher(
             device,
             Stats(),
-            slow_request=SLOW_REQUEST,
+            slow_request=DEFAULT_SLOW_REQUEST,
             on_event=feed.publish,
             on_disconnect=lambda: None,
         )
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         used = runner.run(microseconds(count // PAIRS, depth, length, command, make=make))
-    assert not listener.take()  # a request that failed would have been told
+    assert not listener.drain()  # a request that failed would have been told
     return used

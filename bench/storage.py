@@ -28,7 +28,7 @@ from obstore.store import MemoryStore
 from aiovblk import BlockDevice
 from aiovblk.protocol import Command, Request, serialize_request
 from aiovblk.storage import Cache, MemoryDevice, ObjectStoreDevice
-from aiovblk.storage.objects import Found, ObjectStoreClient, create
+from aiovblk.storage.objects import ObjectInfo, ObjectStoreClient, create
 
 from .dispatch import plain
 
@@ -44,9 +44,9 @@ class Slow:
     def __init__(self, inner: ObjectStoreClient) -> None:
         self._inner = inner
 
-    def at(self, path: str) -> Slow:
-        """See :class:`aiovblk.storage.objects.Objects`; so for the others."""
-        return Slow(self._inner.at(path))
+    def subfolder(self, path: str) -> Slow:
+        """See :class:`aiovblk.storage.objects.ObjectStore`; so for the others."""
+        return Slow(self._inner.subfolder(path))
 
     async def get(self, path: str) -> memoryview:
         """Get."""
@@ -68,10 +68,10 @@ class Slow:
         await asyncio.sleep(LATENCY)
         await self._inner.delete(paths)
 
-    async def find(self, folder: str, *, after: str = "") -> list[Found]:
+    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
         """Find."""
         await asyncio.sleep(LATENCY)
-        return await self._inner.find(folder, after=after)
+        return await self._inner.list_objects(folder, after=after)
 
 
 async def warm_read(device: BlockDevice, count: int = 100_000, depth: int = 64) -> float:
@@ -148,7 +148,7 @@ async def sequential(store: MemoryStore, *, through_disk: bool) -> float:
     """MB/s of one or the other."""
     client = Slow(ObjectStoreClient(store))
     if not through_disk:
-        names = [found.path for found in await client.find("disk/chunks")]
+        names = [found.path for found in await client.list_objects("disk/chunks")]
         seconds = await in_flight(16, (lambda name=name: client.get(name) for name in names))  # type: ignore[misc]  # a default argument
         return DISK / seconds / 1e6
     disk = await ObjectStoreDevice.open(client, "disk", read_only=True)

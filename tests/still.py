@@ -116,7 +116,7 @@ class MemoryTransport(asyncio.Transport):
     def read(self) -> None:
         """Read all that was sent."""
         self._unread = 0
-        if self._stream.congested:
+        if self._stream.write_paused:
             self._stream.resume_writing()
 
     def lose(self) -> None:
@@ -135,7 +135,7 @@ class MemoryTransport(asyncio.Transport):
         for data in list_of_data:
             self.sent += data
             self._unread += len(data) if self._stalled else 0
-        if self._unread > self._high and not self._stream.congested:
+        if self._unread > self._high and not self._stream.write_paused:
             self._stream.pause_writing()
 
     def get_write_buffer_size(self) -> int:

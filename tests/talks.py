@@ -8,9 +8,9 @@ from typing import Any
 
 from aiovblk import ProtocolError
 from aiovblk.protocol import (
-    Agreement,
     ClientHandshake,
     ExportInfo,
+    NegotiationResult,
     OpenExport,
     Pause,
     Receive,
@@ -32,7 +32,7 @@ class Held:
     """What it did not receive."""
     ended: bool = False
     """Whether it came to an end; otherwise it waits for more bytes."""
-    agreement: Agreement | None = None
+    agreement: NegotiationResult | None = None
     error: ProtocolError | None = None
     opened: list[str] = field(default_factory=list)
     """The exports that it asked for."""
@@ -56,12 +56,12 @@ def hold(
 
     """
     held = Held(left=incoming)
-    talk: Generator[Any, Any, Agreement | None] = handshake.talk()
+    talk: Generator[Any, Any, NegotiationResult | None] = handshake.run()
     answer: object = None
     try:
         while True:
             step = talk.send(answer)
-            held.sent += handshake.outgoing()
+            held.sent += handshake.data_to_send()
             if isinstance(step, Receive):
                 assert 0 < step.length <= LONGEST_RECEIVE
                 if len(held.left) < step.length:
@@ -81,7 +81,7 @@ def hold(
         held.agreement = end.value
     except ProtocolError as exc:
         held.error = exc
-    held.sent += handshake.outgoing()
+    held.sent += handshake.data_to_send()
     held.ended = True
     return held
 
@@ -92,8 +92,8 @@ class Together:
 
     from_client: bytes
     from_server: bytes
-    client: Agreement | None = None
-    server: Agreement | None = None
+    client: NegotiationResult | None = None
+    server: NegotiationResult | None = None
     error: ProtocolError | None = None
     """Why the client gave up."""
     secured: bool = False

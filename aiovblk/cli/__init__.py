@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import Error
-from ..text import escaped
+from ..text import escape
 from . import copy, disks, doctor, listing, mount, serve, top, unmount
 from .descriptors import open_standard_descriptors
 from .parser import CommandParser
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(parsed) or 0
     except (Error, OSError, ValueError, TypeError) as exc:
         logging.getLogger("aiovblk").debug("traceback of the error:", exc_info=True)
-        print(f"aiovblk: {escaped(_in_words(exc))}", file=sys.stderr)
+        print(f"aiovblk: {escape(_format_error(exc))}", file=sys.stderr)
         return 2 if isinstance(exc, UsageError) else 1
     except KeyboardInterrupt:
         return 130
@@ -57,7 +57,7 @@ class QuotingFormatter(logging.Formatter):
         """Return the line, without the traceback that may follow it."""
         text = super().formatMessage(record)
         if record.name.partition(".")[0] == "aiovblk":
-            return escaped(text)
+            return escape(text)
         return _escaped_lines(text)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
@@ -66,7 +66,7 @@ class QuotingFormatter(logging.Formatter):
 
 
 def _escaped_lines(text: str) -> str:
-    return "\n".join(map(escaped, text.split("\n")))
+    return "\n".join(map(escape, text.split("\n")))
 
 
 def _parser() -> ArgumentParser:
@@ -91,7 +91,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _in_words(exc: Exception) -> str:
+def _format_error(exc: Exception) -> str:
     """An exception's message, without the number that OSError puts before it."""
     if isinstance(exc, OSError) and not isinstance(exc, Error) and exc.strerror:
         return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror

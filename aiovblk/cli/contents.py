@@ -19,7 +19,7 @@ from ..client import RemoteDevice
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES, URI
 from ..storage import FileDevice, HTTPDevice, ObjectStoreDevice
-from ..storage.together import drain
+from ..storage.together import run_bounded
 
 # Of the parameters of signed URLs: Amazon's, Google's, CloudFront's, Azure's, and in general.
 _SIGNATURE = re.compile(
@@ -107,7 +107,7 @@ async def sample(device: BlockDevice, size: int) -> str:
         begin = number * unit
         found[number] = bytes(await device.read(begin, min(unit, size - begin)))
 
-    await drain(partial(read, number) for number in units)
+    await run_bounded(partial(read, number) for number in units)
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     for number in units:
         digest.update(found[number])

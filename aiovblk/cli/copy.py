@@ -13,8 +13,8 @@ from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .options import SPEC_HELP, add_loop, add_number, add_progress
 from .progress import progress
-from .running import in_loop
-from .spec import device_of, parse_path
+from .running import async_command
+from .spec import open_spec, parse_path
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -28,13 +28,13 @@ def configure(parser: ArgumentParser) -> None:
     add_number(parser, "--requests", REQUESTS, "requests in flight")
     add_progress(parser)
     add_loop(parser)
-    parser.set_defaults(command=in_loop(copy_device))
+    parser.set_defaults(command=async_command(copy_device))
 
 
 async def copy_device(arguments: Namespace) -> None:
     """Copy ``arguments.source`` to ``arguments.target``, whose flush ends it."""
     async with (
-        device_of(arguments.source, read_only=True) as source,
+        open_spec(arguments.source, read_only=True) as source,
         _unmounted(source),
         _checked(source),
         _target(arguments.target, source) as target,
@@ -57,7 +57,7 @@ async def _target(spec: str, source: BlockDevice) -> AsyncIterator[BlockDevice]:
     if created is not None:
         yield created
         return
-    async with device_of(spec) as target:
+    async with open_spec(spec) as target:
         yield target
 
 

@@ -7,13 +7,13 @@ import time
 from argparse import ArgumentParser, Namespace
 
 from ..storage import objects
-from ..storage.objects.store import parts_of
-from ..text import escaped
+from ..storage.objects.store import split_url
+from ..text import escape
 from .diskspec import DiskSpec, read_key
 from .options import add_loop, add_progress
 from .progress import progress
-from .running import in_loop
-from .units import SpecError, UsageError, in_units
+from .running import async_command
+from .units import SpecError, UsageError, format_size
 
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
 credentials come from the environment, and the key of one that is encrypted from the file that
@@ -29,7 +29,7 @@ def configure_create(parser: ArgumentParser) -> None:
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
     add_loop(parser)
-    parser.set_defaults(command=in_loop(create))
+    parser.set_defaults(command=async_command(create))
 
 
 async def create(arguments: Namespace) -> None:
@@ -47,7 +47,7 @@ def configure_snapshot(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?")
     parser.add_argument("--drop", action="store_true", help="give the snapshot up")
     add_loop(parser)
-    parser.set_defaults(command=in_loop(snapshot))
+    parser.set_defaults(command=async_command(snapshot))
 
 
 async def snapshot(arguments: Namespace) -> None:
@@ -59,7 +59,7 @@ async def snapshot(arguments: Namespace) -> None:
         for name, found in (await objects.snapshots(url, key=key)).items():
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
             clones = "".join(f", cloned to {clone.path}" for clone in found.clones.values())
-            print(f"{escaped(name)}\t{when}\t{in_units(found.size)}{escaped(clones)}")
+            print(f"{escape(name)}\t{when}\t{format_size(found.size)}{escape(clones)}")
     elif arguments.drop:
         await objects.drop_snapshot(url, name=arguments.name, key=key)
     else:
@@ -75,16 +75,16 @@ def configure_clone(parser: ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC?snapshot=NAME", help=DISK_HELP)
     parser.add_argument("target", metavar="SPEC", help="the new disk, in the same bucket")
     add_loop(parser)
-    parser.set_defaults(command=in_loop(clone))
+    parser.set_defaults(command=async_command(clone))
 
 
 async def clone(arguments: Namespace) -> None:
     """``aiovblk clone``: make a disk of a snapshot."""
     source = DiskSpec.parse(arguments.spec)
-    root, folder = parts_of(DiskSpec.parse(arguments.target).url)
+    root, folder = split_url(DiskSpec.parse(arguments.target).url)
     if source.snapshot is None:
         raise UsageError(f"of which snapshot? Write {source.text}?snapshot=NAME")
-    if root != parts_of(source.url)[0]:
+    if root != split_url(source.url)[0]:
         raise UsageError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
     await objects.clone(source.url, name=source.snapshot, target=folder, key=read_key())
 
@@ -98,7 +98,7 @@ def configure_gc(parser: ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
     parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
     add_loop(parser)
-    parser.set_defaults(command=in_loop(collect_garbage))
+    parser.set_defaults(command=async_command(collect_garbage))
 
 
 async def collect_garbage(arguments: Namespace) -> None:
@@ -106,7 +106,7 @@ async def collect_garbage(arguments: Namespace) -> None:
     url = DiskSpec.parse(arguments.spec).url
     found = await objects.collect_garbage(url, key=read_key(), delete=not arguments.dry_run)
     done = "would delete" if arguments.dry_run else "deleted"
-    print(f"{done} {found.objects} objects, {in_units(found.size)}")
+    print(f"{done} {found.objects} objects, {format_size(found.size)}")
 
 
 def configure_check(parser: ArgumentParser) -> None:
@@ -124,7 +124,7 @@ def configure_check(parser: ArgumentParser) -> None:
     )
     add_progress(parser)
     add_loop(parser)
-    parser.set_defaults(command=in_loop(check))
+    parser.set_defaults(command=async_command(check))
 
 
 async def check(arguments: Namespace) -> None:
@@ -136,7 +136,9 @@ async def check(arguments: Namespace) -> None:
     with progress(0, "chunk", shown=arguments.progress) as advance:
         report = await objects.check(url, key=read_key(), contents=contents, advance=advance)
     for problem in report.problems:
-        print(escaped(problem))
+        print(escape(problem))
     if report.problems:
         raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were looked at")
-    print(f"{report.chunks} chunks, {in_units(report.size)} stored: all is well", file=sys.stdout)
+    print(
+        f"{report.chunks} chunks, {format_size(report.size)} stored: all is well", file=sys.stdout
+    )

@@ -12,7 +12,7 @@ from ..keyfiles import warn_if_shared
 from ..storage import objects
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
 from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
-from .units import SpecError, UsageError, in_units, parse_size
+from .units import SpecError, UsageError, format_size, parse_size
 
 SCHEMES = REMOTE_SCHEMES | {"folder"}
 
@@ -128,7 +128,7 @@ class DiskSpec:
         if self.size not in (None, device.size):
             await device.unmount()
             raise SpecError(
-                f"the disk has {in_units(device.size)}, not what size= says; leave it out"
+                f"the disk has {format_size(device.size)}, not what size= says; leave it out"
             )
         return device
 

@@ -13,8 +13,8 @@ from ..storage import BlockSize, Cache, FileDevice, Overlay
 from ..storage.cache import Policy
 from . import values
 from .contents import base_of, contents_of
-from .spec import device_of
-from .units import SpecError, UsageError, in_units
+from .spec import open_spec
+from .units import SpecError, UsageError, format_size
 
 CACHE_POLICY: Policy = "write-through"
 
@@ -48,7 +48,7 @@ class Layers:
             raise UsageError("each worker would have layers of its own: no --overlay, no --cache")
         return layers
 
-    async def put_on(self, device: BlockDevice, spec: str) -> BlockDevice:
+    async def apply(self, device: BlockDevice, spec: str) -> BlockDevice:
         """Put them on a device, which is let go of if that fails."""
         below = device
         try:
@@ -74,7 +74,7 @@ class Layers:
         try:
             if store.size != size:
                 raise SpecError(
-                    f"{self.cache_path} has {in_units(store.size)}, --cache says {in_units(size)}:"
+                    f"{self.cache_path} has {format_size(store.size)}, --cache says {format_size(size)}:"
                     " name another file, or delete this one if it is a cache that is not needed"
                 )
             return Cache(device, store, policy=self.cache_policy, identity=contents)
@@ -89,13 +89,13 @@ def _source_of(device: BlockDevice) -> BlockDevice:
 
 
 @asynccontextmanager
-async def stack_of(
+async def open_stack(
     spec: str, layers: Layers, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
-    """The device that ``spec`` names, with layers on it; see :func:`.spec.device_of`."""
+    """The device that ``spec`` names, with layers on it; see :func:`.spec.open_spec`."""
     below = read_only or layers.overlay is not None
-    async with device_of(spec, read_only=below, block_size=block_size) as device:
-        stack = await layers.put_on(device, spec)
+    async with open_spec(spec, read_only=below, block_size=block_size) as device:
+        stack = await layers.apply(device, spec)
         if read_only:
             stack.read_only = True
         yield stack

@@ -7,13 +7,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 
 from ..kernel import liveness, locks, sysfs, told, users
-from ..kernel.liveness import State
-from ..text import escaped
-from .units import in_units
+from ..kernel.liveness import DeviceState
+from ..text import escape
+from .units import format_size
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class AttachedDevice:
     """One attached NBD device, as /sys and /proc show it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Attached:
     flags: list[str]
     server_pid: int | None
     server_name: str | None
-    state: State
+    state: DeviceState
     identity: str | None
     in_flight: int
     partitions: list[str]
@@ -64,22 +64,22 @@ def show(arguments: Namespace) -> None:
     print(as_json(devices) if arguments.json else as_table(devices))
 
 
-def attached() -> list[Attached]:
+def attached() -> list[AttachedDevice]:
     """Every NBD device that is attached."""
-    return [_look_at(index) for index in sysfs.indices() if not sysfs.is_free(index)]
+    return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
 
 
-def _look_at(index: int) -> Attached:
+def _inspect(index: int) -> AttachedDevice:
     process = locks.server(index)
     server_pid, server_name = process or (None, None)
-    return Attached(
+    return AttachedDevice(
         index=index,
         path=f"/dev/nbd{index}",
         size=sysfs.size(index),
         block_size=sysfs.block_size(index),
         read_only=sysfs.is_read_only(index),
         rotational=told.is_rotational(index),
-        flags=[flag.name or hex(flag) for flag in told.flags(index)],
+        flags=[flag.name or hex(flag) for flag in told.transmission_flags(index)],
         server_pid=server_pid,
         server_name=server_name,
         state=liveness.state(index),
@@ -87,7 +87,7 @@ def _look_at(index: int) -> Attached:
         in_flight=sysfs.in_flight(index),
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
         holders=users.holding_devices(index),
-        used=[user for user in users.holders(index) if user != _as_user(process)],
+        used=[user for user in users.users(index) if user != _as_user(process)],
     )
 
 
@@ -96,12 +96,12 @@ def _as_user(process: tuple[int, str] | None) -> str:
     return users.opened_by(*process) if process else ""
 
 
-def as_json(devices: list[Attached]) -> str:
-    """A JSON array of objects with the fields of :class:`Attached`."""
+def as_json(devices: list[AttachedDevice]) -> str:
+    """A JSON array of objects with the fields of :class:`AttachedDevice`."""
     return json.dumps([asdict(device) for device in devices], indent=2)
 
 
-HEAD = (
+COLUMNS = (
     "DEVICE",
     "SIZE",
     "BLOCK",
@@ -115,20 +115,20 @@ HEAD = (
 )
 
 
-def as_table(devices: list[Attached]) -> str:
+def as_table(devices: list[AttachedDevice]) -> str:
     """A line per device, for people."""
     # A process chooses its own name, and an identity is chosen by the program that mounts.
-    rows = [HEAD, *(tuple(map(escaped, _row(device))) for device in devices)]
+    rows = [COLUMNS, *(tuple(map(escape, _row(device))) for device in devices)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _row(device: Attached) -> tuple[str, ...]:
+def _row(device: AttachedDevice) -> tuple[str, ...]:
     # Whether it is read-only has a column of its own, and all have flags.
     flags = [flag for flag in device.flags if flag not in ("HAS_FLAGS", "READ_ONLY")]
     return (
         device.path,
-        in_units(device.size),
+        format_size(device.size),
         str(device.block_size),
         "ro" if device.read_only else "rw",
         f"{device.server_pid} ({device.server_name})" if device.server_pid else "gone",

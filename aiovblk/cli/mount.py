@@ -11,14 +11,14 @@ from functools import partial
 from typing import get_args
 
 from ..arguments import MAX_WORKERS
-from ..device import PAGE_SIZE, BlockDevice, Factory
+from ..device import PAGE_SIZE, BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
-from ..kernel.queue import LARGEST_AHEAD_KB, LARGEST_KB
+from ..kernel.queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
 from ..mount import UNMOUNT_TIMEOUT, Attach, Mount, mounted
-from ..storage.web import without_secrets
+from ..storage.web import redact_url
 from . import values
-from .layers import Layers, stack_of
+from .layers import Layers, open_stack
 from .notify import Notifier
 from .options import (
     SPEC_HELP,
@@ -28,9 +28,9 @@ from .options import (
     add_seconds,
     add_workers,
 )
-from .running import in_loop, telling_of_slow_requests, until_signal
+from .running import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
-from .spec import device_for_worker, device_of
+from .spec import device_for_worker, open_spec
 from .units import UsageError
 from .upgrade import Upgrade
 
@@ -79,7 +79,7 @@ def configure(parser: ArgumentParser) -> None:
         help="serve although memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
     )
     add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
-    parser.set_defaults(command=in_loop(mount_until_signal))
+    parser.set_defaults(command=async_command(mount_until_signal))
 
 
 def _add_surviving(parser: ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def _add_queue(parser: ArgumentParser) -> None:
         "the kernel's largest request",
         metavar="KIB",
         least=4,
-        most=LARGEST_KB,
+        most=MAX_REQUEST_KB,
         step=4,
     )
     add_number(
@@ -123,7 +123,7 @@ def _add_queue(parser: ArgumentParser) -> None:
         "what the kernel reads before it is asked for",
         metavar="KIB",
         least=0,
-        most=LARGEST_AHEAD_KB,
+        most=MAX_READ_AHEAD_KB,
         step=4,
     )
     parser.add_argument(
@@ -144,7 +144,7 @@ async def mount_until_signal(arguments: Namespace) -> None:
         # Not awaited, so that the next signal is heard.
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
-    await until_signal(partial(_serve, arguments), end)
+    await run_until_signal(partial(_serve, arguments), end)
 
 
 def _check_together(arguments: Namespace) -> None:
@@ -188,18 +188,18 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         live.set_result(mount)
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
-        with telling_of_slow_requests(mount.events()):
+        with warning_of_slow_requests(mount.events()):
             await mount.wait()
         upgrade.end()
 
 
 @asynccontextmanager
-async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
+async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFactory]:
     layers = Layers.of(arguments)
     spec, read_only, block_size = arguments.spec, arguments.read_only, arguments.block_size
     if arguments.workers is not None:
         if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
-            async with device_of(spec, read_only=True, block_size=block_size) as device:
+            async with open_spec(spec, read_only=True, block_size=block_size) as device:
                 await _check_sectors(device, spec)
                 await device.unmount()
         yield partial(device_for_worker, spec, read_only=read_only, block_size=block_size)
@@ -207,7 +207,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
     async with AsyncExitStack() as stack:
 
         async def make() -> BlockDevice:
-            device = stack_of(spec, layers, read_only=read_only, block_size=block_size)
+            device = open_stack(spec, layers, read_only=read_only, block_size=block_size)
             return await stack.enter_async_context(device)
 
         if arguments.replace:
@@ -222,8 +222,8 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | Factory]:
 async def _check_sectors(device: BlockDevice, spec: str) -> None:
     """Look at the size and the partition table; unmounts the device if it cannot be mounted."""
     try:
-        check_whole_sectors(device, without_secrets(spec))
-        await warn_of_other_sectors(device, without_secrets(spec))
+        check_whole_sectors(device, redact_url(spec))
+        await warn_of_other_sectors(device, redact_url(spec))
     except BaseException:
         await device.unmount()
         raise

@@ -27,13 +27,13 @@ class Notifier:
             status: what `systemctl status` is to show.
 
         """
-        self._tell(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
+        self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
 
     def replaced(self, process: int) -> None:
         """Another process is the service from now on, where that may not say so itself."""
-        self._tell(f"MAINPID={process}")
+        self._send(f"MAINPID={process}")
 
-    def _tell(self, message: str) -> None:
+    def _send(self, message: str) -> None:
         if not self._address:
             return
         address = self._address

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 from ..arguments import MAX_BLOCK_SIZE, MAX_WORKERS
-from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
+from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
 from . import values
 from .layers import add_layers
 
@@ -26,7 +26,7 @@ def add_handling(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--slow-request",
         type=values.seconds,
-        default=SLOW_REQUEST,
+        default=DEFAULT_SLOW_REQUEST,
         metavar="SECONDS",
         help="how long a handler may run before it is told of on stderr (default %(default)s)",
     )
@@ -54,7 +54,7 @@ def add_block_size(parser: ArgumentParser, *, least: int = 1, most: int = MAX_BL
 
 
 def add_loop(parser: ArgumentParser) -> None:
-    """Add which event loop runs the command; see :func:`.running.in_loop`."""
+    """Add which event loop runs the command; see :func:`.running.async_command`."""
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
 
 

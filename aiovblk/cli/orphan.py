@@ -21,7 +21,7 @@ os.write(int(sys.argv[1]), b"%d" % process)
 """
 
 
-def spawn_orphan(command: list[str], environment: Mapping[str, str]) -> int:
+def spawn_reparented(command: list[str], environment: Mapping[str, str]) -> int:
     """Start a program; blocks for as long as it takes to start Python.
 
     Returns:

@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 import anyio
 import uvloop
 
-from ..events import Listener, SlowRequest
+from ..events import EventStream, SlowRequest
 
 logger = logging.getLogger("aiovblk")
 
 T = TypeVar("T")
 
-Command = Callable[[Namespace], None]
+AsyncCommand = Callable[[Namespace], None]
 
 
-def in_loop(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> Command:
+def async_command(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> AsyncCommand:
     """Make a command of a coroutine function."""
 
     def command(arguments: Namespace) -> None:
@@ -33,7 +33,7 @@ def in_loop(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> Command:
     return command
 
 
-async def until_signal(
+async def run_until_signal(
     serve: Callable[[asyncio.Future[T]], Coroutine[Any, Any, None]], end: Callable[[T, bool], None]
 ) -> None:
     """Serve until a signal, or until it ends by itself.
@@ -47,7 +47,7 @@ async def until_signal(
     with anyio.open_signal_receiver(*_ending_signals()) as signals:
         live: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(live))
-        hearing = asyncio.create_task(_hear(signals, serving, live, end))
+        hearing = asyncio.create_task(_wait_for_signal(signals, serving, live, end))
         try:
             await asyncio.wait([serving])
         finally:
@@ -57,7 +57,7 @@ async def until_signal(
         serving.result()
 
 
-async def _hear(
+async def _wait_for_signal(
     signals: AsyncIterator[signal.Signals],
     serving: asyncio.Task[None],
     live: asyncio.Future[T],
@@ -73,16 +73,16 @@ async def _hear(
 
 
 @contextmanager
-def telling_of_slow_requests(events: Listener) -> Iterator[None]:
+def warning_of_slow_requests(events: EventStream) -> Iterator[None]:
     """Log each of them for the length of the block."""
-    telling = asyncio.create_task(_tell_of_slow_requests(events))
+    telling = asyncio.create_task(_warn_of_slow_requests(events))
     try:
         yield
     finally:
         telling.cancel()
 
 
-async def _tell_of_slow_requests(events: Listener) -> None:
+async def _warn_of_slow_requests(events: EventStream) -> None:
     async for event in events:
         if isinstance(event, SlowRequest):
             logger.warning(

@@ -15,7 +15,7 @@ logger = logging.getLogger("aiovblk")
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 """Bytes of the sectors that disks are made of, and that the kernel takes."""
 
-PATIENCE = 5.0
+READ_TIMEOUT = 5.0
 """Seconds to read the table in; a mount must not take longer for the sake of a warning."""
 
 _GPT_SIGNATURE = b"EFI PART"  # UEFI, "GPT Header": at the beginning of logical block 1
@@ -52,7 +52,7 @@ async def warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
     """
     length = min(2 * SECTOR_SIZES[-1], device.size // device.block_size * device.block_size)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(READ_TIMEOUT):
             head = bytes(await device.read(0, length))
     except Exception as exc:
         logger.debug("the partition table of %s cannot be looked at: %r", spec, exc)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
-from ..device import BlockDevice, Factory
+from ..device import BlockDevice, DeviceFactory
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, Server, serve
-from ..storage.web import without_secrets
+from ..storage.web import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
-from .layers import Layers, stack_of
+from .layers import Layers, open_stack
 from .options import (
     SPEC_HELP,
     add_block_size,
@@ -26,17 +26,17 @@ from .options import (
     add_seconds,
     add_workers,
 )
-from .running import in_loop, telling_of_slow_requests, until_signal
+from .running import async_command, run_until_signal, warning_of_slow_requests
 from .spec import device_for_worker
 from .stdio import standard_streams
 from .units import SpecError, UsageError
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 
-MOST_INHERITED = 1 << 16
+MAX_INHERITED = 1 << 16
 """Sockets that a service manager may pass on: more than it may have open (RLIMIT_NOFILE)."""
 
-FIRST_INHERITED = 3
+SD_LISTEN_FDS_START = 3
 """The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""
 
 
@@ -96,14 +96,14 @@ def configure(parser: ArgumentParser) -> None:
         parser, "--idle-timeout", None, "until a client that asks for nothing is disconnected"
     )
     add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at the end")
-    parser.set_defaults(command=in_loop(serve_until_signal))
+    parser.set_defaults(command=async_command(serve_until_signal))
 
 
 async def serve_until_signal(arguments: Namespace) -> None:
     """Serve ``arguments.specs``; returns once nobody is served any more."""
     named = parse_exports(arguments.specs)
     _check_files(arguments, named)
-    await until_signal(
+    await run_until_signal(
         partial(_serve, arguments, named), lambda live, force: live.close(force=force)
     )
 
@@ -134,7 +134,7 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 slow_request=arguments.slow_request,
             )
         )
-        stack.enter_context(telling_of_slow_requests(server.events()))
+        stack.enter_context(warning_of_slow_requests(server.events()))
         live.set_result(server)
         # What is passed on is often read by a program that also reads the standard output.
         for uri in server.uris:
@@ -142,10 +142,12 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
         await server.wait()
 
 
-async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> BlockDevice | Factory:
+async def _served(
+    arguments: Namespace, spec: str, stack: AsyncExitStack
+) -> BlockDevice | DeviceFactory:
     layers = Layers.of(arguments)
     if arguments.workers is None:
-        opening = stack_of(
+        opening = open_stack(
             spec, layers, read_only=arguments.read_only, block_size=arguments.block_size
         )
         return await stack.enter_async_context(opening)
@@ -161,7 +163,7 @@ async def _served(arguments: Namespace, spec: str, stack: AsyncExitStack) -> Blo
     await device.unmount()
     if not device.multi_conn:
         raise SpecError(
-            f"{without_secrets(spec)} cannot have workers, in which each client has a device of its"
+            f"{redact_url(spec)} cannot have workers, in which each client has a device of its"
             " own: nothing says that they are one disk; a device for which that is so declares"
             " multi_conn = True"
         )
@@ -224,11 +226,11 @@ def _passed_by_systemd() -> list[socket.socket]:
         return []
     number = os.environ.pop("LISTEN_FDS", "0")
     try:
-        count = values.count(least=0, most=MOST_INHERITED)(number)
+        count = values.count(least=0, most=MAX_INHERITED)(number)
     except ArgumentTypeError as exc:
         raise UsageError(f"LISTEN_FDS {exc}") from None
     os.environ.pop("LISTEN_FDNAMES", None)
-    sockets = [socket.socket(fileno=FIRST_INHERITED + number) for number in range(count)]
+    sockets = [socket.socket(fileno=SD_LISTEN_FDS_START + number) for number in range(count)]
     for sock in sockets:
         sock.set_inheritable(False)
     return sockets

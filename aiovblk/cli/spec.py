@@ -18,14 +18,14 @@ from ..device import BlockDevice
 from ..protocol.uri import SCHEMES, URI, without_password
 from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
 from ..storage.web import SCHEMES as WEB_SCHEMES
-from ..storage.web import without_secrets
+from ..storage.web import redact_url
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .units import SpecError, UsageError, parse_size
 
 
 @asynccontextmanager
-async def device_of(
+async def open_spec(
     spec: str, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
     """The device that ``spec`` names, as :func:`load_device`, or the URI of an NBD export.
@@ -54,7 +54,7 @@ async def device_for_worker(
     """The device that ``spec`` names, in one of several processes; it lets go of itself.
 
     Args:
-        spec: as for :func:`device_of`.
+        spec: as for :func:`open_spec`.
         read_only: whether it must not be changed.
         block_size: bytes; see :func:`load_device`.
         any_part: whether a file's blocks are bytes where no block size is asked for, so that no two
@@ -67,7 +67,7 @@ async def device_for_worker(
         block_size = 1 if any_part and block_size is None else block_size
         return FileDevice(path, block_size=block_size, read_only=read_only, multi_conn=True)
     stack = AsyncExitStack()
-    opening = device_of(spec, read_only=read_only, block_size=block_size)
+    opening = open_spec(spec, read_only=read_only, block_size=block_size)
     device = await stack.enter_async_context(opening)
     unmount = device.unmount
 
@@ -158,7 +158,7 @@ _BLOCK_SIZE = "block_size="
 
 
 def _shown(spec: str) -> str:
-    return repr(without_secrets(without_password(spec)))
+    return repr(redact_url(without_password(spec)))
 
 
 def _agreed(spec: str, mine: int | None, other: int | None) -> int | None:

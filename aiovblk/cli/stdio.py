@@ -19,7 +19,7 @@ from .units import SpecError
 PIECE = 1024 * 1024
 """Bytes to copy at once."""
 
-LEAVE_TIMEOUT = 5.0
+SHUTDOWN_TIMEOUT = 5.0
 """Seconds for a client to take what was sent to its pipe."""
 
 
@@ -50,7 +50,7 @@ def standard_streams() -> Iterator[socket.socket]:
     threading.Thread(target=_copy_in, args=(into, ours), daemon=True).start()
     sending.start()
     yield servers
-    sending.join(LEAVE_TIMEOUT)  # in the loop's thread, when nobody is served any more
+    sending.join(SHUTDOWN_TIMEOUT)  # in the loop's thread, when nobody is served any more
 
 
 def _copy_in(pipe: int, ours: socket.socket) -> None:

@@ -8,9 +8,9 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..kernel import sysfs
-from ..text import escaped
+from ..text import escape
 from . import values
-from .units import in_units
+from .units import format_size
 
 CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
 
@@ -121,16 +121,16 @@ def table(before: dict[int, Sample], now: dict[int, Sample]) -> str:
         earlier = before.get(index)
         if earlier is None or earlier.thread != sample.thread:
             earlier = None
-        numbers = ["-"] * 5 if earlier is None else _in_words(rates(earlier, sample))
+        numbers = ["-"] * 5 if earlier is None else _format_rates(rates(earlier, sample))
         *counts, latency = numbers
         flight = str(sysfs.in_flight(index))
-        size = in_units(sysfs.size(index))
+        size = format_size(sysfs.size(index))
         rows.append((f"/dev/nbd{index}", size, *counts, flight, latency, _server(sample.thread)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_line(row, widths) for row in rows)
 
 
-def _in_words(rate: Rates) -> list[str]:
+def _format_rates(rate: Rates) -> list[str]:
     return [
         f"{rate.reads:.0f}",
         f"{rate.writes:.0f}",
@@ -142,7 +142,7 @@ def _in_words(rate: Rates) -> list[str]:
 
 def _server(thread: int | None) -> str:
     process = sysfs.process_of(thread) if thread is not None else None
-    return f"{process[0]} ({escaped(process[1])})" if process else "gone"
+    return f"{process[0]} ({escape(process[1])})" if process else "gone"
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -18,10 +18,10 @@ class UsageError(SpecError):
     """The command was called in a way that cannot be; its exit status is 2, as argparse's is."""
 
 
-LARGEST_SIZE = 2**63 - 1
+MAX_SIZE = 2**63 - 1
 """Bytes: what a signed 64-bit number holds, as files, disks and the NBD specification have them."""
 
-_LONGEST_TEXT = 40
+_MAX_TEXT = 40
 """Characters of a size; int() refuses thousands of digits by a text of its own."""
 
 
@@ -34,18 +34,18 @@ def parse_size(text: str) -> int:
     """
     pattern = r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB|B)?"
     match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
-    if match is None or len(text) > _LONGEST_TEXT:
-        shown = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    if match is None or len(text) > _MAX_TEXT:
+        shown = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
         raise UsageError(f"{shown!r} is no size; write a number of bytes, or one like 64M, 1G, 5T")
     size = Fraction(match[1]) * _UNITS[match[2].upper()]
     if size.denominator != 1:
         raise UsageError(f"{text!r} is no whole number of bytes")
-    if size > LARGEST_SIZE:
-        raise UsageError(f"{text!r} is more than a disk can have, {LARGEST_SIZE} bytes")
+    if size > MAX_SIZE:
+        raise UsageError(f"{text!r} is more than a disk can have, {MAX_SIZE} bytes")
     return int(size)
 
 
-def in_units(size: float) -> str:
+def format_size(size: float) -> str:
     """Bytes for people."""
     units = iter("BKMGTPE")
     unit = next(units)

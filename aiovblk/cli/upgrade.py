@@ -8,9 +8,9 @@ import sys
 
 from .. import interpreter
 from ..mount import Mount
-from ..mount.waiting import begin
+from ..mount.waiting import start_thread
 from .notify import Notifier
-from .orphan import is_running, spawn_orphan
+from .orphan import is_running, spawn_reparented
 
 _COMMAND = "from aiovblk.cli import main; sys.exit(main())"
 
@@ -51,7 +51,7 @@ class Upgrade:
         replace = [] if "--replace" in self._words else ["--replace"]
         command = interpreter.command(_COMMAND, *self._words, *replace)
         # In a thread: requests go on being served meanwhile.
-        self._starting = begin(spawn_orphan, command, self._notifier.environment)
+        self._starting = start_thread(spawn_reparented, command, self._notifier.environment)
 
     def _successor(self) -> int | None:
         """The process that was started last, if it could be."""

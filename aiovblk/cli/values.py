@@ -54,7 +54,7 @@ def block_size(*, least: int = 1, most: int = MAX_BLOCK_SIZE) -> Callable[[str],
     def parse(text: str) -> int:
         number = size(text)
         try:
-            check_block_size(number, name="it", least=least, most=most)
+            check_block_size(number, name="it", minimum=least, maximum=most)
         except ValueError:
             reason = f"must be a power of two from {least} to {most}, not {text!r}"
             raise ArgumentTypeError(reason) from None

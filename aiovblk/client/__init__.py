@@ -11,7 +11,7 @@ from functools import partial
 
 from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..protocol import URI
-from .connection import Connection
+from .connection import ClientConnection
 from .dialing import dial, load_context
 from .remote import RemoteDevice
 from .session import Session
@@ -72,13 +72,13 @@ def connect(
     parsed = URI.parse(uri)
     if tls is not None and not parsed.tls:
         raise ValueError(f"TLS needs a URI that begins with nbds, not {uri!r}")
-    check_count("connections", connections, most=MAX_WORKERS)
+    check_count("connections", connections, maximum=MAX_WORKERS)
     check_seconds("timeout", timeout)
     check_seconds("request_timeout", request_timeout)
     if reconnect != math.inf:  # which is for ever
         check_seconds("reconnect", reconnect)
 
-    async def dial_within(limit: float | None) -> Connection:
+    async def dial_within(limit: float | None) -> ClientConnection:
         nonlocal tls
         if parsed.tls and tls is None:
             tls = await load_context(parsed)

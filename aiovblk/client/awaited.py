@@ -21,10 +21,10 @@ from ..errors import ProtocolError
 from ..protocol import (
     WIRE_ERRORS,
     BlockStatus,
-    Chunk,
     Command,
     ReplyHeader,
     ReplyMode,
+    ReplyType,
     Request,
     parse_block_status,
     parse_error,
@@ -38,24 +38,24 @@ from ..protocol.replies import (
     HOLE,
     OFFSET,
 )
-from ..text import quoted
+from ..text import quote
 
-KEEP_IN_PLACE = 256 * 1024
+MIN_ZERO_COPY = 256 * 1024
 """Bytes from which on a READ's result is a view of the receive buffer of 1 MiB. For as long as
 somebody keeps a smaller one, it would hold on to many times its size."""
 
-MAX_PARTS = 4096
+MAX_READ_FRAGMENTS = 4096
 """Parts with gaps between them in which a READ may be told. No server needs as many, and the
 search among any number of them would take any time."""
 
 _NONE, _OFFSET_DATA, _OFFSET_HOLE = (
-    int(Chunk.NONE),
-    int(Chunk.OFFSET_DATA),
-    int(Chunk.OFFSET_HOLE),
+    int(ReplyType.NONE),
+    int(ReplyType.OFFSET_DATA),
+    int(ReplyType.OFFSET_HOLE),
 )
 
 
-class Awaited:
+class PendingRequest:
     """A request whose reply has not come to its end, and which returns nothing.
 
     Args:
@@ -77,46 +77,46 @@ class Awaited:
         self._mode = mode
         self._error: OSError | None = None
 
-    def measure(self, header: ReplyHeader) -> int:
+    def payload_size(self, header: ReplyHeader) -> int:
         """How many bytes follow this header.
 
         Raises:
             ProtocolError: this cannot be a reply, or a part of one, to the request.
 
         """
-        chunk = header.chunk
+        chunk = header.type
         if chunk is None:
-            return 0 if header.error else self._measure_simple()
+            return 0 if header.error else self._simple_payload_size()
         if chunk & CHUNK_ERROR:
             return header.length
         if chunk != _NONE:
-            return self._measure_content(chunk, header.length)
+            return self._content_payload_size(chunk, header.length)
         # "NBD_REPLY_TYPE_NONE: MUST always be used with NBD_REPLY_FLAG_DONE"
         if not header.done:
             raise ProtocolError("an empty chunk that is not the last one of its reply")
         return 0
 
-    def take(self, header: ReplyHeader, payload: memoryview) -> None:
+    def feed(self, header: ReplyHeader, payload: memoryview) -> None:
         """Take in what follows this header, and end the request if it is the last.
 
         Raises:
             ProtocolError: this cannot be a part of a reply to the request.
 
         """
-        chunk = header.chunk
+        chunk = header.type
         if chunk is None:
             if header.error:
                 self._error = _error(header.error)
             else:
-                self._take_simple(payload)
+                self._feed_simple(payload)
         elif chunk & CHUNK_ERROR:
             self._error = self._error or _error(*parse_error(payload))
         elif chunk != _NONE:
-            self._take_content(chunk, payload)
+            self._feed_content(chunk, payload)
         if header.done:
-            self._end()
+            self._finish()
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         outcome = None if self._error else self._outcome()
         if self.result.done():  # whoever waited was cancelled
             return
@@ -127,27 +127,27 @@ class Awaited:
 
     # What the reply may hold, by the command
 
-    def _measure_simple(self) -> int:
+    def _simple_payload_size(self) -> int:
         return 0
 
-    def _measure_content(self, chunk: int, length: int) -> int:
-        raise self._misfit(f"a chunk of type {chunk}")
+    def _content_payload_size(self, chunk: int, length: int) -> int:
+        raise self._mismatch(f"a chunk of type {chunk}")
 
-    def _take_simple(self, payload: memoryview) -> None:
+    def _feed_simple(self, payload: memoryview) -> None:
         pass
 
-    def _take_content(self, chunk: int, payload: memoryview) -> None:
+    def _feed_content(self, chunk: int, payload: memoryview) -> None:
         raise NotImplementedError  # it would have been measured before
 
     def _outcome(self) -> object:
         return None
 
-    def _misfit(self, what: str) -> ProtocolError:
+    def _mismatch(self, what: str) -> ProtocolError:
         command = Command(self.request.type).name
         return ProtocolError(f"the server sent {what} in reply to a {command}")
 
 
-class AwaitedRead(Awaited):
+class PendingRead(PendingRequest):
     """A READ; its result is a read-only view.
 
     Args:
@@ -165,37 +165,37 @@ class AwaitedRead(Awaited):
         super().__init__(request, mode, result)
         self._into = into
         self._whole: memoryview | None = None
-        self._told = Coverage(request.offset, request.offset + request.length)
+        self._received_any = Coverage(request.offset, request.offset + request.length)
 
-    def _measure_simple(self) -> int:
+    def _simple_payload_size(self) -> int:
         if self._mode is not ReplyMode.SIMPLE:
-            raise self._misfit("a simple reply instead of a structured one")
+            raise self._mismatch("a simple reply instead of a structured one")
         return self.request.length
 
-    def _measure_content(self, chunk: int, length: int) -> int:
+    def _content_payload_size(self, chunk: int, length: int) -> int:
         if chunk == _OFFSET_DATA:
             if not OFFSET.size < length <= OFFSET.size + self.request.length:
-                raise self._misfit(f"{length - OFFSET.size} bytes")
+                raise self._mismatch(f"{length - OFFSET.size} bytes")
         elif chunk != _OFFSET_HOLE or length != HOLE.size:
-            raise self._misfit(f"a chunk of type {chunk} and {length} bytes")
+            raise self._mismatch(f"a chunk of type {chunk} and {length} bytes")
         return length
 
-    def _take_simple(self, payload: memoryview) -> None:
-        self._take_data(self.request.offset, payload)
+    def _feed_simple(self, payload: memoryview) -> None:
+        self._feed_data(self.request.offset, payload)
 
-    def _take_content(self, chunk: int, payload: memoryview) -> None:
+    def _feed_content(self, chunk: int, payload: memoryview) -> None:
         if chunk == _OFFSET_DATA:
-            self._take_data(OFFSET.unpack_from(payload)[0], payload[OFFSET.size :])
+            self._feed_data(OFFSET.unpack_from(payload)[0], payload[OFFSET.size :])
         else:
             # Nothing to store: where it goes there are zeroes.
             offset, length = HOLE.unpack(payload)
-            self._told.add(offset, offset + length)
+            self._received_any.add(offset, offset + length)
 
-    def _take_data(self, offset: int, data: memoryview) -> None:
-        self._told.add(offset, offset + len(data))
+    def _feed_data(self, offset: int, data: memoryview) -> None:
+        self._received_any.add(offset, offset + len(data))
         if len(data) == self.request.length and self._into is None:
             self._whole = (
-                data.toreadonly() if len(data) >= KEEP_IN_PLACE else memoryview(bytes(data))
+                data.toreadonly() if len(data) >= MIN_ZERO_COPY else memoryview(bytes(data))
             )
             return
         if self._into is None:
@@ -204,8 +204,8 @@ class AwaitedRead(Awaited):
         self._into[start : start + len(data)] = data
 
     def _outcome(self) -> memoryview:
-        if not self._told.complete:
-            raise self._misfit("only a part of the data")
+        if not self._received_any.complete:
+            raise self._mismatch("only a part of the data")
         if self._whole is not None:
             return self._whole
         if self._into is None:
@@ -213,7 +213,7 @@ class AwaitedRead(Awaited):
         return self._into.toreadonly()
 
 
-class AwaitedStatus(Awaited):
+class PendingBlockStatus(PendingRequest):
     """A BLOCK_STATUS; its result is a :class:`BlockStatus`.
 
     Args:
@@ -232,28 +232,28 @@ class AwaitedStatus(Awaited):
         self._context_id = context_id
         self._status: BlockStatus | None = None
 
-    def _measure_simple(self) -> int:
-        raise self._misfit("a simple reply without extents")
+    def _simple_payload_size(self) -> int:
+        raise self._mismatch("a simple reply without extents")
 
-    def _measure_content(self, chunk: int, length: int) -> int:
-        expected, head, entry = Chunk.BLOCK_STATUS, CONTEXT_ID.size, EXTENT.size
+    def _content_payload_size(self, chunk: int, length: int) -> int:
+        expected, head, entry = ReplyType.BLOCK_STATUS, CONTEXT_ID.size, EXTENT.size
         if self._mode is ReplyMode.EXTENDED:
-            expected, head = Chunk.BLOCK_STATUS_EXT, CONTEXT_ID_AND_COUNT.size
+            expected, head = ReplyType.BLOCK_STATUS_EXT, CONTEXT_ID_AND_COUNT.size
             entry = EXTENDED_EXTENT.size
         # There is no more than one extent for each byte.
         if chunk != expected or length > head + entry * self.request.length:
-            raise self._misfit(f"a chunk of type {chunk} and {length} bytes")
+            raise self._mismatch(f"a chunk of type {chunk} and {length} bytes")
         return length
 
-    def _take_content(self, chunk: int, payload: memoryview) -> None:
+    def _feed_content(self, chunk: int, payload: memoryview) -> None:
         status = parse_block_status(chunk, payload)
         if status.context_id != self._context_id or self._status is not None:
-            raise self._misfit("a context that was not agreed upon, or one twice")
+            raise self._mismatch("a context that was not agreed upon, or one twice")
         self._status = status
 
     def _outcome(self) -> BlockStatus:
         if self._status is None:
-            raise self._misfit("no extents")
+            raise self._mismatch("no extents")
         return self._status
 
 
@@ -298,11 +298,13 @@ class Coverage:
             ends.insert(at, end)
         if at > 0 and ends[at - 1] == start:
             del starts[at], ends[at - 1]
-        if len(starts) > MAX_PARTS:
-            raise ProtocolError(f"the server sent data in more than {MAX_PARTS} scattered parts")
+        if len(starts) > MAX_READ_FRAGMENTS:
+            raise ProtocolError(
+                f"the server sent data in more than {MAX_READ_FRAGMENTS} scattered parts"
+            )
 
 
 def _error(number: int, message: str = "") -> OSError:
     # "Clients SHOULD treat an unknown error value as EINVAL."
     known = number if number in WIRE_ERRORS else errno.EINVAL
-    return OSError(known, quoted(message) or os.strerror(known))
+    return OSError(known, quote(message) or os.strerror(known))

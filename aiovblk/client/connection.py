@@ -25,21 +25,21 @@ from typing import Any
 from ..errors import ProtocolError
 from ..protocol import (
     SIMPLE_REPLY,
-    Agreement,
     Command,
+    NegotiationResult,
     Request,
     parse_reply_header,
     reply_header_size,
     serialize_request,
 )
 from ..stream import StreamProtocol
-from .awaited import Awaited, AwaitedRead, AwaitedStatus
+from .awaited import PendingBlockStatus, PendingRead, PendingRequest
 
 SEND_BUFFER = 1024 * 1024
 """Bytes that may wait to be sent before requests wait: some of a usual size."""
 
 
-class LostError(Exception):
+class ConnectionLostError(Exception):
     """The connection ended before the request was answered.
 
     Attributes:
@@ -52,50 +52,50 @@ class LostError(Exception):
         self.sent = sent
 
 
-class Connection:
+class ClientConnection:
     """Carries requests to a server, any number of them at once, and their replies back.
 
     :meth:`run` must run all the time: it receives.
 
     Args:
         stream: what connects it with a server, the handshake done.
-        agreement: what the handshake led to.
+        negotiated: what the handshake led to.
         request_timeout: seconds in which each request must be answered; None for no limit.
 
     Attributes:
-        agreement: the same.
+        negotiated: the same.
 
     """
 
     def __init__(
         self,
         stream: StreamProtocol,
-        agreement: Agreement,
+        negotiated: NegotiationResult,
         *,
         request_timeout: float | None = None,
     ) -> None:
-        self.agreement = agreement
+        self.negotiated = negotiated
         self._request_timeout = request_timeout
         self._timer: asyncio.TimerHandle | None = None
         self._overdue: Exception | None = None
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._cookies = itertools.count(1)
-        self._awaited: dict[int, Awaited] = {}
-        self._outgoing: list[bytes | memoryview] = []
+        self._pending: dict[int, PendingRequest] = {}
+        self._send_queue: list[bytes | memoryview] = []
         self._queued = 0
         self._send_is_due = False
-        self._decongested = asyncio.Event()
+        self._write_resumed = asyncio.Event()
         self._idle = asyncio.Event()
         self._why: Exception | None = None
         self._closing = False
-        stream.on_decongested = self._decongested.set
+        stream.on_write_resumed = self._write_resumed.set
         stream.transport.set_write_buffer_limits(SEND_BUFFER)
 
     @property
     def in_flight(self) -> int:
         """How many requests have no answer yet."""
-        return len(self._awaited)
+        return len(self._pending)
 
     async def call(
         self,
@@ -128,18 +128,18 @@ class Connection:
         Cancellation: the request is not taken back.
 
         """
-        while self._stream.congested and self._why is None:
-            self._decongested.clear()
-            await self._decongested.wait()
+        while self._stream.write_paused and self._why is None:
+            self._write_resumed.clear()
+            await self._write_resumed.wait()
         if self._why is not None or self._closing:
-            raise LostError(self._why or ConnectionError("it is closed"), sent=False)
+            raise ConnectionLostError(self._why or ConnectionError("it is closed"), sent=False)
         request = Request(flags, command, next(self._cookies), offset, length)
         try:
-            header = serialize_request(request, self.agreement.mode)
+            header = serialize_request(request, self.negotiated.mode)
         except struct.error:  # a number that the protocol has no room for
             raise ValueError(f"no {command.name} at {offset} of {length} bytes") from None
         awaited = self._expect(request, into)
-        self._awaited[request.cookie] = awaited
+        self._pending[request.cookie] = awaited
         if self._request_timeout is not None:
             awaited.deadline = self._loop.time() + self._request_timeout
             self._watch()
@@ -157,7 +157,7 @@ class Connection:
         try:
             why = await self._receive()
         finally:
-            self._end(why)
+            self._fail(why)
         return self._overdue or why
 
     async def close(self) -> None:
@@ -167,12 +167,12 @@ class Connection:
 
         """
         self._closing = True
-        while self._awaited:
+        while self._pending:
             self._idle.clear()
             await self._idle.wait()
         if self._why is None:
             goodbye = Request(0, Command.DISC, 0, 0, 0)
-            self._queue(serialize_request(goodbye, self.agreement.mode), None)
+            self._queue(serialize_request(goodbye, self.negotiated.mode), None)
             self._send()
             self._stream.transport.close()
         await asyncio.wait([self._stream.closed])
@@ -184,20 +184,20 @@ class Connection:
 
     # Sending
 
-    def _expect(self, request: Request, into: memoryview | None) -> Awaited:
-        mode, result = self.agreement.mode, self._loop.create_future()
+    def _expect(self, request: Request, into: memoryview | None) -> PendingRequest:
+        mode, result = self.negotiated.mode, self._loop.create_future()
         if request.type == Command.READ:
-            return AwaitedRead(request, mode, result, into)
+            return PendingRead(request, mode, result, into)
         if request.type == Command.BLOCK_STATUS:
-            context_id = self.agreement.allocation
+            context_id = self.negotiated.allocation_context_id
             assert context_id is not None  # else nobody asks
-            return AwaitedStatus(request, mode, result, context_id)
-        return Awaited(request, mode, result)
+            return PendingBlockStatus(request, mode, result, context_id)
+        return PendingRequest(request, mode, result)
 
     def _queue(self, header: bytes, data: memoryview | None) -> None:
-        self._outgoing.append(header)
+        self._send_queue.append(header)
         if data is not None:
-            self._outgoing.append(data if isinstance(data.obj, bytes) else bytes(data))
+            self._send_queue.append(data if isinstance(data.obj, bytes) else bytes(data))
             self._queued += len(data)
         if self._queued > SEND_BUFFER:
             self._send()  # so that the next one finds out whether it must wait
@@ -207,7 +207,7 @@ class Connection:
 
     def _send(self) -> None:
         self._send_is_due = False
-        outgoing, self._outgoing, self._queued = self._outgoing, [], 0
+        outgoing, self._send_queue, self._queued = self._send_queue, [], 0
         self._stream.send(outgoing)
 
     # Receiving
@@ -216,7 +216,7 @@ class Connection:
         reader = self._stream.reader
         wanted = SIMPLE_REPLY.size
         try:
-            while await reader.fill(wanted):
+            while await reader.wait_for(wanted):
                 wanted = self._take_batch()
         except EOFError:
             return ConnectionResetError("the server closed it within a reply")
@@ -226,13 +226,13 @@ class Connection:
 
     def _watch(self) -> None:
         """See to it that the oldest request, the first in order, is answered in time."""
-        if self._timer is None and self._awaited:
-            oldest = next(iter(self._awaited.values()))
+        if self._timer is None and self._pending:
+            oldest = next(iter(self._pending.values()))
             self._timer = self._loop.call_at(oldest.deadline, self._check_oldest)
 
     def _check_oldest(self) -> None:
         self._timer = None
-        oldest = next(iter(self._awaited.values()), None)
+        oldest = next(iter(self._pending.values()), None)
         if oldest is None or oldest.deadline > self._loop.time():
             self._watch()
             return
@@ -243,18 +243,18 @@ class Connection:
         )
         self._stream.transport.abort()  # so that `run` ends
 
-    def _end(self, why: Exception) -> None:
+    def _fail(self, why: Exception) -> None:
         why = self._overdue or why
         self._why = why
         if self._timer is not None:
             self._timer.cancel()
         self._stream.transport.abort()
-        awaited, self._awaited = self._awaited, {}
+        awaited, self._pending = self._pending, {}
         for each in awaited.values():
             if not each.result.done():
-                each.result.set_exception(LostError(why, sent=True))
+                each.result.set_exception(ConnectionLostError(why, sent=True))
         self._idle.set()
-        self._decongested.set()
+        self._write_resumed.set()
 
     def _take_batch(self) -> int:
         """Take in every chunk that has arrived whole.
@@ -263,7 +263,7 @@ class Connection:
             How many bytes the next one needs.
 
         """
-        reader, mode = self._stream.reader, self.agreement.mode
+        reader, mode = self._stream.reader, self.negotiated.mode
         buffer, end = reader.buffer, reader.end
         # The simple reply is the shortest header there is.
         while end - (start := reader.start) >= SIMPLE_REPLY.size:
@@ -271,19 +271,19 @@ class Connection:
             if end - start < size:
                 return size
             header = parse_reply_header(mode, buffer, start)
-            awaited = self._awaited.get(header.cookie)
+            awaited = self._pending.get(header.cookie)
             if awaited is None:
                 raise ProtocolError(f"a reply to nothing that was asked (cookie {header.cookie})")
-            length = size + awaited.measure(header)
+            length = size + awaited.payload_size(header)
             if end - start < length:
                 return length
             reader.start = start + length
-            awaited.take(header, memoryview(buffer)[start + size : start + length])
+            awaited.feed(header, memoryview(buffer)[start + size : start + length])
             if header.done:
-                self._forget(header.cookie)
+                self._discard(header.cookie)
         return SIMPLE_REPLY.size
 
-    def _forget(self, cookie: int) -> None:
-        del self._awaited[cookie]
-        if not self._awaited:
+    def _discard(self, cookie: int) -> None:
+        del self._pending[cookie]
+        if not self._pending:
             self._idle.set()

@@ -9,10 +9,10 @@ import socket
 import ssl
 
 from .. import tls
-from ..protocol import URI, Agreement, ClientHandshake
-from ..stream import StreamProtocol, converse
-from ..text import quoted
-from .connection import Connection
+from ..protocol import URI, ClientHandshake, NegotiationResult
+from ..stream import StreamProtocol, run_handshake
+from ..text import quote
+from .connection import ClientConnection
 
 
 async def dial(
@@ -20,7 +20,7 @@ async def dial(
     context: ssl.SSLContext | None,
     timeout: float,
     request_timeout: float | None = None,
-) -> Connection:
+) -> ClientConnection:
     """Connect to a server, and negotiate.
 
     Args:
@@ -43,13 +43,13 @@ async def dial(
             stream = await _open(uri)
             try:
                 agreement = await _negotiate(handshake, stream, uri, context)
-                return Connection(stream, agreement, request_timeout=request_timeout)
+                return ClientConnection(stream, agreement, request_timeout=request_timeout)
             except BaseException:
                 stream.transport.abort()
                 raise
     except TimeoutError as exc:
         reason = f"{uri} did not answer within {timeout:g} s"
-        if handshake.waits_for == "greeting":
+        if handshake.expected_reply == "greeting":
             reason += ": it takes connections, but does not greet; is this an NBD server?"
         raise TimeoutError(errno.ETIMEDOUT, reason) from exc
 
@@ -101,7 +101,7 @@ async def _connect_to_abstract(name: str) -> socket.socket:
 
 async def _negotiate(
     handshake: ClientHandshake, stream: StreamProtocol, uri: URI, context: ssl.SSLContext | None
-) -> Agreement:
+) -> NegotiationResult:
     async def start_tls() -> None:
         assert context is not None  # nothing else asks for TLS than a URI that has one
         # The certificate of a server on this machine's sockets is for localhost.
@@ -109,13 +109,13 @@ async def _negotiate(
         await stream.start_tls(context, server_side=False, hostname=hostname)
 
     try:
-        return await converse(handshake, stream, start_tls=start_tls)
+        return await run_handshake(handshake, stream, start_tls=start_tls)
     except ssl.SSLError as exc:
-        raise _explained(exc, uri) from exc
+        raise _explain(exc, uri) from exc
     except (EOFError, ConnectionError) as exc:
         how = "broke off" if isinstance(exc, OSError) else "closed"
         reason = f"{uri}: the server {how} the connection during the handshake"
-        if handshake.waits_for == "tls":  # where TLS 1.3 tells, if at all
+        if handshake.expected_reply == "tls":  # where TLS 1.3 tells, if at all
             reason += "; it may want a certificate of ours: tls-certificates=FOLDER in the URI"
         raise ConnectionResetError(errno.ECONNRESET, reason) from None
 
@@ -131,10 +131,10 @@ _ADVICE = {
 }
 
 
-def _explained(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
+def _explain(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
     """The same kind of error, with the server's name, and what helps where that is known."""
     if isinstance(failure, ssl.SSLCertVerificationError):
-        reason = f"{uri}: the server's certificate is refused: {quoted(failure.verify_message)}"
+        reason = f"{uri}: the server's certificate is refused: {quote(failure.verify_message)}"
         if failure.verify_code in _NAMES:
             reason += "; tls-hostname=NAME in the URI tells which name it has"
         elif failure.verify_code in _AUTHORITIES:
@@ -145,7 +145,7 @@ def _explained(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
         return explained
     cause = failure.reason or str(failure)
     advice = next((text for part, text in _ADVICE.items() if cause.endswith(part)), "")
-    reason = f"{uri}: TLS with the server failed: {quoted(cause)}{advice and f': {advice}'}"
+    reason = f"{uri}: TLS with the server failed: {quote(cause)}{advice and f': {advice}'}"
     return ssl.SSLError(failure.errno, reason)
 
 

@@ -14,7 +14,7 @@ from ..protocol import (
     CommandFlag,
     ExportInfo,
     ReplyMode,
-    State,
+    StatusFlag,
     TransmissionFlag,
 )
 from .session import Session
@@ -22,7 +22,7 @@ from .session import Session
 SECTOR = 512
 """Bytes of a block where the server does not demand more: of what nearly every disk is made."""
 
-LONGEST_RANGE = 2**32 - 2**16
+MAX_RANGE = 2**32 - 2**16
 """Bytes that a request without data may span where its length has 32 bits: a multiple of each
 block size."""
 
@@ -65,16 +65,16 @@ class RemoteDevice(BlockDevice):
 
     def __init__(self, uri: str, session: Session) -> None:
         self.uri = uri
-        self.info: ExportInfo = session.agreement.info
+        self.info: ExportInfo = session.negotiated.info
         self.block_size = _block_size(self.info)
         self.blocks = self.info.size // self.block_size
         self.left_out = self.info.size - self.size
         self.rotational = bool(self.info.flags & TransmissionFlag.ROTATIONAL)
         self.multi_conn = bool(self.info.flags & TransmissionFlag.CAN_MULTI_CONN)
         self._session = session
-        self._longest_payload = _longest_payload(self.info, self.block_size)
-        is_extended = session.agreement.mode is ReplyMode.EXTENDED
-        self._longest_range = 2**63 if is_extended else LONGEST_RANGE
+        self._max_payload = _max_payload(self.info, self.block_size)
+        is_extended = session.negotiated.mode is ReplyMode.EXTENDED
+        self._max_range = 2**63 if is_extended else MAX_RANGE
         for name in self._missing():
             setattr(self, name, types.MethodType(getattr(BlockDevice, name), self))
 
@@ -94,25 +94,25 @@ class RemoteDevice(BlockDevice):
 
     async def read(self, offset: int, length: int) -> memoryview:
         """As in the base class. The view keeps up to 1 MiB alive; copy what is to be kept long."""
-        if 0 < length <= self._longest_payload:
+        if 0 < length <= self._max_payload:
             view: memoryview = await self._session.request(Command.READ, offset, length)
             return view
         data = memoryview(bytearray(length))
         await _together(
             self._session.request(Command.READ, start, size, into=data[start - offset :][:size])
-            for start, size in _pieces(offset, length, self._longest_payload)
+            for start, size in _pieces(offset, length, self._max_payload)
         )
         return data.toreadonly()
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """As in the base class. Bytes are sent as they are, other memory is copied."""
         view = memoryview(data).cast("B")
-        if 0 < len(view) <= self._longest_payload:
+        if 0 < len(view) <= self._max_payload:
             await self._session.request(Command.WRITE, offset, len(view), data=view)
             return
         await _together(
             self._session.request(Command.WRITE, start, size, data=view[start - offset :][:size])
-            for start, size in _pieces(offset, len(view), self._longest_payload)
+            for start, size in _pieces(offset, len(view), self._max_payload)
         )
 
     async def flush(self) -> None:
@@ -121,27 +121,27 @@ class RemoteDevice(BlockDevice):
 
     async def trim(self, offset: int, length: int) -> None:
         """As in the base class."""
-        for piece in _pieces(offset, length, self._longest_range):
+        for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.TRIM, *piece)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """As in the base class."""
         flags = 0 if may_trim else CommandFlag.NO_HOLE
-        for piece in _pieces(offset, length, self._longest_range):
+        for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.WRITE_ZEROES, *piece, flags=flags)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """As in the base class; at most 4 GiB at once where the server has no more."""
-        span = min(length, self._longest_range)
+        span = min(length, self._max_range)
         status: BlockStatus = await self._session.request(Command.BLOCK_STATUS, offset, span)
         return [
-            Extent(size, bool(state & State.HOLE), bool(state & State.ZERO))
+            Extent(size, bool(state & StatusFlag.HOLE), bool(state & StatusFlag.ZERO))
             for size, state in status.extents
         ]
 
     async def cache(self, offset: int, length: int) -> None:
         """As in the base class."""
-        for piece in _pieces(offset, length, self._longest_range):
+        for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.CACHE, *piece)
 
     async def unmount(self) -> None:
@@ -152,7 +152,7 @@ class RemoteDevice(BlockDevice):
         flags = self.info.flags
         if flags & TransmissionFlag.READ_ONLY:
             yield from ("write", "trim", "write_zeroes")
-        if self._session.agreement.allocation is None:
+        if self._session.negotiated.allocation_context_id is None:
             yield "extents"
         yield from (name for name, needed in _NEEDED_FLAGS.items() if not flags & needed)
 
@@ -163,7 +163,7 @@ def _block_size(info: ExportInfo) -> int:
     return max(info.minimum_block, min(lowest_bit, SECTOR))
 
 
-def _longest_payload(info: ExportInfo, block_size: int) -> int:
+def _max_payload(info: ExportInfo, block_size: int) -> int:
     """Whole blocks of those that the server prefers if one fits, else of those that it takes."""
     preferred = info.preferred_block if info.preferred_block % block_size == 0 else block_size
     units = preferred, block_size, info.minimum_block

@@ -23,24 +23,24 @@ from typing import Any
 import anyio
 
 from ..errors import Error, ProtocolError
-from ..protocol import Agreement, Command, TransmissionFlag
-from .connection import Connection, LostError
+from ..protocol import Command, NegotiationResult, TransmissionFlag
+from .connection import ClientConnection, ConnectionLostError
 
 logger = logging.getLogger("aiovblk")
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for requests in flight to be answered, and for the connections to close after that."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+MIN_PAUSE, MAX_PAUSE = 0.1, 5.0
 """Seconds between attempts to reconnect; each pause is twice the one before."""
 
-SHORTEST_ATTEMPT = 1.0
+MIN_ATTEMPT_TIMEOUT = 1.0
 """Seconds for each attempt at least, however little is left, so that the last one tells why."""
 
 MAX_ATTEMPTS = 5
 """How often one request is made. Where the request itself breaks the server, more does not help."""
 
-Dial = Callable[[float | None], Awaitable[Connection]]
+Dial = Callable[[float | None], Awaitable[ClientConnection]]
 """Makes a connection, within that many seconds if they are fewer than its own limit."""
 
 _REPEATABLE = {Command.READ, Command.BLOCK_STATUS, Command.CACHE, Command.FLUSH}
@@ -64,11 +64,11 @@ class Session:
         replay_writes: whether WRITE, TRIM and WRITE_ZEROES may be made again.
 
     Attributes:
-        agreement: what the first handshake led to; those that follow led to no less.
+        negotiated: what the first handshake led to; those that follow led to no less.
 
     """
 
-    agreement: Agreement
+    negotiated: NegotiationResult
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Session:
         self._reconnect = reconnect
         self._repeatable = {*Command} if replay_writes else _REPEATABLE
         self._loop = asyncio.get_running_loop()
-        self._live: list[Connection] = []
+        self._live: list[ClientConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._ended: str | None = None
@@ -112,14 +112,14 @@ class Session:
 
         """
         first = await self._dial(None)
-        self.agreement = first.agreement
+        self.negotiated = first.negotiated
         self._join(first)
-        if self.agreement.info.flags & TransmissionFlag.CAN_MULTI_CONN:
+        if self.negotiated.info.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(self._connections - 1):
                 self._spawn(self._add())
 
     async def request(self, command: Command, *where: int, **options: Any) -> Any:
-        """Make a request; the arguments are those of :meth:`Connection.call`.
+        """Make a request; the arguments are those of :meth:`ClientConnection.call`.
 
         Raises:
             OSError: the server could not; or there is no connection any more.
@@ -131,7 +131,7 @@ class Session:
             connection = await self._least_busy()
             try:
                 result = await connection.call(command, *where, **options)
-            except LostError as exc:
+            except ConnectionLostError as exc:
                 lost = exc
                 if lost.sent:
                     self._check_repeatable(command)
@@ -148,7 +148,7 @@ class Session:
             OSError: the server could not; or it may have lost some, which is told once.
 
         """
-        self._tell_uncertain()
+        self._raise_if_writes_lost()
         stored = self._stored
         await self.request(Command.FLUSH)
         self._durable = max(self._durable, stored)
@@ -173,7 +173,7 @@ class Session:
 
     # Requests
 
-    async def _least_busy(self) -> Connection:
+    async def _least_busy(self) -> ClientConnection:
         while not self._live or self._ended is not None:
             if self._ended is not None:
                 raise OSError(errno.ENOTCONN, self._ended)
@@ -185,18 +185,18 @@ class Session:
         if self._ended is not None:
             raise OSError(errno.ENOTCONN, self._ended)
         if command is Command.FLUSH:
-            self._tell_uncertain()
+            self._raise_if_writes_lost()
         if command not in self._repeatable:
             reason = "the connection broke; it is not known whether this was stored"
             raise OSError(errno.EIO, f"{self._name}: {reason}")
 
-    def _note_stored(self, connection: Connection) -> None:
+    def _note_stored(self, connection: ClientConnection) -> None:
         if connection in self._live:
             self._stored += 1
         elif self._has_cache:  # it broke right after its answer
             self._uncertain += 1
 
-    def _tell_uncertain(self) -> None:
+    def _raise_if_writes_lost(self) -> None:
         if self._uncertain:
             count, self._uncertain = self._uncertain, 0
             reason = f"it is not known whether {count} writes from before the connection broke"
@@ -204,7 +204,7 @@ class Session:
 
     @property
     def _has_cache(self) -> bool:
-        return bool(self.agreement.info.flags & TransmissionFlag.SEND_FLUSH)
+        return bool(self.negotiated.info.flags & TransmissionFlag.SEND_FLUSH)
 
     # Connections
 
@@ -219,14 +219,14 @@ class Session:
         if error is not None and self._ended is None:
             logger.error("%s: a bug in aiovblk", self._name, exc_info=error)
             if not self._live:  # nobody else is about to make a connection, for which all wait
-                self._give_up(error)
+                self._fail_permanently(error)
 
-    def _join(self, connection: Connection) -> None:
+    def _join(self, connection: ClientConnection) -> None:
         self._live.append(connection)
         self._changed.set()
-        self._spawn(self._keep(connection))
+        self._spawn(self._run_connection(connection))
 
-    async def _keep(self, connection: Connection) -> None:
+    async def _run_connection(self, connection: ClientConnection) -> None:
         try:
             why = await connection.run()
         finally:
@@ -237,7 +237,7 @@ class Session:
             self._uncertain += self._stored - self._durable
         self._durable = self._stored
         if self._reconnect is None or isinstance(why, ProtocolError):
-            self._give_up(why)
+            self._fail_permanently(why)
         else:
             await self._replace(why, self._reconnect)
 
@@ -253,19 +253,19 @@ class Session:
         """Make a connection in place of one that was lost."""
         logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(why))
         lost = self._loop.time()
-        pause = min(FIRST_PAUSE, seconds / 2)
+        pause = min(MIN_PAUSE, seconds / 2)
         left = seconds
         while left > 0:
             await asyncio.sleep(min(pause, left))
             try:
-                connection = await self._dial_same(max(left, SHORTEST_ATTEMPT))
+                connection = await self._dial_same(max(left, MIN_ATTEMPT_TIMEOUT))
             except (OSError, ProtocolError) as exc:
                 logger.debug("no connection to %s yet: %s", self._name, _text(exc))
                 why = exc
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE)
                 left = lost + seconds - self._loop.time()
             except Error as exc:
-                self._give_up(exc)
+                self._fail_permanently(exc)
                 return
             else:
                 self._join(connection)
@@ -275,9 +275,9 @@ class Session:
         if self._live:
             logger.warning("%s does without one connection: %s", self._name, _text(why))
         else:
-            self._give_up(why)
+            self._fail_permanently(why)
 
-    async def _dial_same(self, timeout: float | None) -> Connection:
+    async def _dial_same(self, timeout: float | None) -> ClientConnection:
         """Make another connection to what the first one led to.
 
         Raises:
@@ -285,13 +285,13 @@ class Session:
 
         """
         connection = await self._dial(timeout)
-        difference = _difference(self.agreement, connection.agreement)
+        difference = _difference(self.negotiated, connection.negotiated)
         if difference is None and self._ended is None:
             return connection
         connection.abort()
         raise Error(f"the server now {difference}" if difference else "it is not needed any more")
 
-    def _give_up(self, why: BaseException) -> None:
+    def _fail_permanently(self, why: BaseException) -> None:
         if self._ended is None:
             self._end(f"the connection to {self._name} was lost: {_text(why)}")
             logger.warning("%s", self._ended)
@@ -311,7 +311,7 @@ class Session:
             await asyncio.wait(self._tasks)
 
 
-def _in_flight(connection: Connection) -> int:
+def _in_flight(connection: ClientConnection) -> int:
     return connection.in_flight
 
 
@@ -319,7 +319,7 @@ def _text(exc: BaseException) -> str:
     return (isinstance(exc, OSError) and exc.strerror) or str(exc) or type(exc).__name__
 
 
-def _difference(first: Agreement, other: Agreement) -> str | None:
+def _difference(first: NegotiationResult, other: NegotiationResult) -> str | None:
     """What ``other`` has less than ``first``, in words."""
     info, now = first.info, other.info
     if now.size != info.size:
@@ -330,6 +330,8 @@ def _difference(first: Agreement, other: Agreement) -> str | None:
         return "is read-only"
     if now.minimum_block > info.minimum_block or now.maximum_payload < info.maximum_payload:
         return "has other block sizes"
-    if other.mode < first.mode or (first.allocation is not None and other.allocation is None):
+    if other.mode < first.mode or (
+        first.allocation_context_id is not None and other.allocation_context_id is None
+    ):
         return "speaks less of the protocol"
     return None

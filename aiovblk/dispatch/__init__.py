@@ -3,27 +3,27 @@
 Knows neither the kernel nor the network; both hand it a connected stream socket.
 """
 
-from ..latency import Latency
-from .budget import Budget, Share
+from ..latency import LatencyHistogram
+from .budget import ConnectionQuota, MemoryBudget
 from .checks import transmission_flags
 from .dispatcher import Dispatcher
-from .failures import Failures, Reporter, in_words, is_bug
-from .running import SLOW_REQUEST
+from .failures import FailureLog, Reporter, format_exception, is_bug
+from .running import DEFAULT_SLOW_REQUEST
 from .stats import Stats
-from .turns import MAX_CONCURRENCY, Turns
+from .turns import MAX_CONCURRENCY, ConcurrencyLimiter
 
 __all__ = [
+    "DEFAULT_SLOW_REQUEST",
     "MAX_CONCURRENCY",
-    "SLOW_REQUEST",
-    "Budget",
+    "ConcurrencyLimiter",
+    "ConnectionQuota",
     "Dispatcher",
-    "Failures",
-    "Latency",
+    "FailureLog",
+    "LatencyHistogram",
+    "MemoryBudget",
     "Reporter",
-    "Share",
     "Stats",
-    "Turns",
-    "in_words",
+    "format_exception",
     "is_bug",
     "transmission_flags",
 ]

@@ -25,7 +25,7 @@ EXTENT_COST = 128
 """Bytes that an extent takes while the reply to a BLOCK_STATUS is made: as a tuple, with its
 number, and packed. (On the wire there are 8 of them, or 16.)"""
 
-SMALLEST_EXTENT = 512
+MIN_EXTENT = 512
 """Bytes of an extent, for the estimate of how many there will be."""
 
 ALWAYS_ALLOWED = 256 * 1024 + REQUEST_COST
@@ -35,17 +35,17 @@ _WITH_PAYLOAD = int(Command.READ), int(Command.WRITE)
 _BLOCK_STATUS = int(Command.BLOCK_STATUS)
 
 
-def cost(request: Request) -> int:
+def request_cost(request: Request) -> int:
     """Bytes that a request may take from its arrival until its reply is sent."""
     if request.type in _WITH_PAYLOAD:
         return REQUEST_COST + min(request.length, MAX_PAYLOAD)
     if request.type == _BLOCK_STATUS:
-        extents = min(request.length // SMALLEST_EXTENT + 1, MAX_EXTENTS)
+        extents = min(request.length // MIN_EXTENT + 1, MAX_EXTENTS)
         return REQUEST_COST + extents * EXTENT_COST
     return REQUEST_COST
 
 
-class Budget:
+class MemoryBudget:
     """Bytes that the requests in flight on several connections may take together.
 
     Args:
@@ -60,9 +60,9 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self.waiting: dict[Share, None] = {}
+        self.waiting: dict[ConnectionQuota, None] = {}
 
-    def is_short(self) -> bool:
+    def is_low(self) -> bool:
         """Whether a connection waits for what others have taken."""
         return bool(self.waiting)
 
@@ -74,7 +74,7 @@ class Budget:
             share.grant()
 
 
-class Share:
+class ConnectionQuota:
     """What one connection takes of a budget.
 
     Args:
@@ -86,7 +86,7 @@ class Share:
 
     """
 
-    def __init__(self, budget: Budget, limit: int) -> None:
+    def __init__(self, budget: MemoryBudget, limit: int) -> None:
         self._budget = budget
         self._limit = limit
         self._used = 0
@@ -94,16 +94,16 @@ class Share:
         self._granted: asyncio.Future[None] | None = None
         self.reserved = 0
 
-    def left(self) -> int:
+    def available(self) -> int:
         """Bytes that may still be taken; the last request may pass it. 0 or less: none."""
         budget = self._budget
         if budget.waiting:  # those come first
             return 0
         return min(self._limit - self._used, budget.limit - budget.used)
 
-    def may_take(self, count: int) -> bool:
+    def may_charge(self, count: int) -> bool:
         """Whether a request that costs so many bytes need not wait."""
-        return self.left() > 0 or (not self._used and count <= ALWAYS_ALLOWED)
+        return self.available() > 0 or (not self._used and count <= ALWAYS_ALLOWED)
 
     async def reserve(self, count: int) -> None:
         """Wait until the next request may be taken, which costs so many bytes, and take them.
@@ -112,7 +112,7 @@ class Share:
         Cancellation: nothing is reserved.
 
         """
-        if self.may_take(count):
+        if self.may_charge(count):
             self._reserve(count)
             return
         self._wanted = count
@@ -123,7 +123,7 @@ class Share:
         except asyncio.CancelledError:
             self._budget.waiting.pop(self, None)
             if self.reserved:
-                self.give_back(self.reserved)
+                self.refund(self.reserved)
                 self.reserved = 0
             raise
         finally:
@@ -135,7 +135,7 @@ class Share:
             return
         if self._used >= self._limit:
             return  # it asks again when it gives back something itself
-        if self._budget.used < self._budget.limit or self.may_take(self._wanted):
+        if self._budget.used < self._budget.limit or self.may_charge(self._wanted):
             self._budget.waiting.pop(self, None)
             self._reserve(self._wanted)
             self._granted.set_result(None)
@@ -150,7 +150,7 @@ class Share:
             Whoever adds the costs of requests to that has to tell :meth:`end_batch` of the sum.
 
         """
-        room = self.left()
+        room = self.available()
         return (max(room, 1 - self.reserved), -self.reserved) if self.reserved else (room, 0)
 
     def end_batch(self, taken: int) -> None:
@@ -160,20 +160,20 @@ class Share:
                 return  # not used yet
             self.reserved = 0
         if taken >= 0:
-            self.take(taken)
+            self.charge(taken)
         else:
-            self.give_back(-taken)
+            self.refund(-taken)
 
     def _reserve(self, count: int) -> None:
         self.reserved = count
-        self.take(count)
+        self.charge(count)
 
-    def take(self, count: int) -> None:
+    def charge(self, count: int) -> None:
         """Count what is in flight from now on."""
         self._used += count
         self._budget.used += count
 
-    def give_back(self, count: int) -> None:
+    def refund(self, count: int) -> None:
         """Count what is no longer in flight."""
         # Nothing is left after the end of the connection, whose last replies may leave, or be
         # lost, later.
@@ -185,4 +185,4 @@ class Share:
 
     def close(self) -> None:
         """Give all back, with the connection."""
-        self.give_back(self._used)
+        self.refund(self._used)

@@ -9,21 +9,21 @@ from operator import index
 
 from ..device import BlockDevice, overrides
 from ..protocol import (
-    Agreement,
     BlockStatus,
     Command,
     CommandFlag,
-    Content,
-    Data,
+    NegotiationResult,
+    Payload,
+    ReplyContent,
     ReplyMode,
     Request,
     SparseData,
-    State,
+    StatusFlag,
 )
-from .copies import Copies
+from .copies import ReplyCopyBuffer
 from .failures import HandlerTimeoutError
 
-SMALLEST_HOLE = 32 * 1024
+MIN_HOLE_SIZE = 32 * 1024
 """Bytes of zeroes that are worth a piece of their own in the reply to a READ."""
 
 MAX_EXTENTS = 1 << 16
@@ -35,12 +35,12 @@ _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
 _CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
 _DF, _REQ_ONE = int(CommandFlag.DF), int(CommandFlag.REQ_ONE)
-_HOLE, _ZERO = int(State.HOLE), int(State.ZERO)
+_HOLE, _ZERO = int(StatusFlag.HOLE), int(StatusFlag.ZERO)
 
-Handler = Callable[[Request, memoryview | None], Awaitable[Content]]
+Handler = Callable[[Request, memoryview | None], Awaitable[ReplyContent]]
 
 
-class Calls:
+class HandlerAdapter:
     """The calls of one device's handlers, as one connection's agreement wants them.
 
     Args:
@@ -49,26 +49,28 @@ class Calls:
         timeout: seconds that one call may take; None for no limit.
 
     Attributes:
-        handle: takes a request that :class:`Rules` let pass, and its payload; returns the content
+        handle: takes a request that :class:`RequestValidator` let pass, and its payload; returns the content
             of the reply, or raises what the handler raises.
 
     """
 
-    def __init__(self, device: BlockDevice, agreement: Agreement, timeout: float | None) -> None:
+    def __init__(
+        self, device: BlockDevice, agreement: NegotiationResult, timeout: float | None
+    ) -> None:
         self._device = device
         self._timeout = timeout
-        self._copies = Copies()
-        self._allocation = agreement.allocation
-        self._leaves_holes_out = agreement.mode >= ReplyMode.STRUCTURED and overrides(
+        self._copy_buffer = ReplyCopyBuffer()
+        self._allocation = agreement.allocation_context_id
+        self._sends_holes = agreement.mode >= ReplyMode.STRUCTURED and overrides(
             device, BlockDevice.extents
         )
         self.handle: Handler = self._call if timeout is None else self._call_in_time
 
-    async def _call(self, request: Request, payload: memoryview | None) -> Content:
+    async def _call(self, request: Request, payload: memoryview | None) -> ReplyContent:
         device, command = self._device, request.type
         offset, length = request.offset, request.length
         if command == _READ:
-            if self._leaves_holes_out and length > SMALLEST_HOLE and not request.flags & _DF:
+            if self._sends_holes and length > MIN_HOLE_SIZE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
             data = await device.read(offset, length)
             if type(data) is bytes and len(data) == length:  # by far the most
@@ -90,7 +92,7 @@ class Calls:
             await device.flush()
         return b""
 
-    async def _call_in_time(self, request: Request, payload: memoryview | None) -> Content:
+    async def _call_in_time(self, request: Request, payload: memoryview | None) -> ReplyContent:
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
@@ -130,17 +132,17 @@ class Calls:
             raise ValueError("extents returned none")
         return extents
 
-    async def _read_around_holes(self, offset: int, length: int) -> Content:
+    async def _read_around_holes(self, offset: int, length: int) -> ReplyContent:
         extents = await self._extents(offset, length)
         if len(extents) == 1 and not extents[0][1] & _ZERO:
             return await self._read(offset, length)
         mask = self._device.block_size - 1
-        pieces: list[Data | int] = []
+        pieces: list[Payload | int] = []
         begin = position = offset
         for size, state in extents:
             hole, position = (position + mask) & ~mask, position + size
             hole_end = position & ~mask
-            if state & _ZERO and hole_end - hole >= SMALLEST_HOLE:
+            if state & _ZERO and hole_end - hole >= MIN_HOLE_SIZE:
                 if begin < hole:
                     pieces.append(await self._read(begin, hole - begin))
                 pieces.append(hole_end - hole)
@@ -151,14 +153,14 @@ class Calls:
             pieces.append(await self._read(begin, offset + length - begin))
         return SparseData(pieces)
 
-    async def _read(self, offset: int, length: int) -> Data:
+    async def _read(self, offset: int, length: int) -> Payload:
         return self._payload(await self._device.read(offset, length), length)
 
-    def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Data:
+    def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Payload:
         """A READ's result in a form that stays as it is while it waits to be sent."""
         if type(data) is not bytes:
             view = _view_of(data)
-            data = view if view.readonly else self._copies.copy(view)
+            data = view if view.readonly else self._copy_buffer.copy(view)
         if len(data) != length:
             raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
         return data

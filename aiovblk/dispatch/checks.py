@@ -7,10 +7,10 @@ import errno
 from ..device import BlockDevice, overrides
 from ..protocol import (
     MAX_PAYLOAD,
-    Agreement,
     Command,
     CommandFlag,
     ExportInfo,
+    NegotiationResult,
     ReplyMode,
     Request,
     TransmissionFlag,
@@ -64,12 +64,12 @@ def transmission_flags(device: BlockDevice, *, multi_conn: bool = False) -> Tran
     return flags
 
 
-def kernel_agreement(device: BlockDevice) -> Agreement:
+def kernel_negotiation(device: BlockDevice) -> NegotiationResult:
     """What the kernel is served by: nothing is negotiated with it."""
-    return Agreement("", ExportInfo(device.size, transmission_flags(device)))
+    return NegotiationResult("", ExportInfo(device.size, transmission_flags(device)))
 
 
-class Rules:
+class RequestValidator:
     """Which requests may reach the handlers of a device on one connection.
 
     What was told to the client is what it may ask for, and no more. Only WRITE_ZEROES is always
@@ -80,7 +80,7 @@ class Rules:
 
     """
 
-    def __init__(self, device: BlockDevice, agreement: Agreement) -> None:
+    def __init__(self, device: BlockDevice, agreement: NegotiationResult) -> None:
         self.size = device.size
         self._block_mask = device.block_size - 1
         self._read_only = TransmissionFlag.READ_ONLY in agreement.info.flags
@@ -93,10 +93,10 @@ class Rules:
             self._allowed[_WRITE_ZEROES] |= _FAST_ZERO
         if TransmissionFlag.SEND_CACHE in agreement.info.flags:
             self._allowed[_CACHE] = _FUA
-        if agreement.allocation is not None:
+        if agreement.allocation_context_id is not None:
             self._allowed[_BLOCK_STATUS] = _FUA | _REQ_ONE
 
-    def refusal(self, request: Request) -> int:
+    def error_for(self, request: Request) -> int:
         """Why a request may not reach a handler, as an error value; 0 if it may."""
         command, offset, length = request.type, request.offset, request.length
         allowed = self._allowed.get(command)

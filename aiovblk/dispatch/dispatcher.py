@@ -10,7 +10,7 @@ What holds here:
 * What is in flight is what the client has in flight: a request counts until its reply is read,
   so neither buffered requests nor unsent replies outgrow the client's own limit (in the kernel,
   128 requests per connection: set->queue_depth in drivers/block/nbd.c). A client that need not
-  limit itself is left waiting in its socket once it has taken its :class:`Share`.
+  limit itself is left waiting in its socket once it has taken its :class:`ConnectionQuota`.
 * No connection keeps the event loop for longer than a slice: what has arrived is taken in batches,
   between which others have their turn.
 * Replies that are ready together leave together.
@@ -36,23 +36,23 @@ from ..protocol import (
     EXTENDED_REQUEST,
     REQUEST,
     SERIALIZERS,
-    Agreement,
     Command,
-    Content,
-    Data,
+    NegotiationResult,
+    Payload,
+    ReplyContent,
     ReplyMode,
     Request,
     parse_extended_request,
     parse_request,
 )
 from ..stream import CHECK_INTERVAL, SLICE, Slice, StreamProtocol
-from .budget import Share, cost
-from .calls import Calls
-from .checks import Rules, kernel_agreement
-from .failures import Failures, Reporter
-from .handlers import Handlers
+from .budget import ConnectionQuota, request_cost
+from .calls import HandlerAdapter
+from .checks import RequestValidator, kernel_negotiation
+from .failures import FailureLog, Reporter
+from .handlers import HandlerScheduler
 from .stats import Stats, command_name
-from .turns import Turns
+from .turns import ConcurrencyLimiter
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
@@ -80,10 +80,10 @@ class Dispatcher:
     Args:
         device: what is served. Its size is read once, here.
         stats: the counters; in flight are the requests of this connection alone.
-        agreement: what was negotiated; by default what the kernel takes for granted.
-        share: what requests may take of the server's memory; those beyond it are left in the
+        negotiated: what was negotiated; by default what the kernel takes for granted.
+        quota: what requests may take of the server's memory; those beyond it are left in the
             socket. None for the kernel, which must never be kept waiting.
-        turns: how many handlers may run at once; what all connections to one device share, whose
+        limiter: how many handlers may run at once; what all connections to one device share, whose
             handlers are counted together. By default its own.
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
@@ -104,9 +104,9 @@ class Dispatcher:
         device: BlockDevice,
         stats: Stats,
         *,
-        agreement: Agreement | None = None,
-        share: Share | None = None,
-        turns: Turns | None = None,
+        negotiated: NegotiationResult | None = None,
+        quota: ConnectionQuota | None = None,
+        limiter: ConcurrencyLimiter | None = None,
         handler_timeout: float | None = None,
         slow_request: float | None = None,
         reporter: Reporter | None = None,
@@ -114,42 +114,42 @@ class Dispatcher:
         on_disconnect: Callable[[], None],
         on_unfinished: Callable[[], None] = lambda: None,
     ) -> None:
-        agreement = agreement or kernel_agreement(device)
+        negotiated = negotiated or kernel_negotiation(device)
         self._on_event = on_event
         self._on_disconnect = on_disconnect
         self._on_unfinished = on_unfinished
         self.stats = stats
-        self._share = share
-        self._price = 0  # of the next request, where it is known and has to be reserved
+        self._quota = quota
+        self._request_cost = 0  # of the next request, where it is known and has to be reserved
         self._batches = 0
         self._is_unfinished = False
         self._slice = Slice()
-        self._rules = Rules(device, agreement)
-        self._own_failures: Failures | None = None
+        self._validator = RequestValidator(device, negotiated)
+        self._own_failure_log: FailureLog | None = None
         if reporter is None:
-            self._own_failures = Failures()
-            reporter = Reporter(self._own_failures, device)
-        self._handlers = Handlers(
-            Calls(device, agreement, handler_timeout).handle,
+            self._own_failure_log = FailureLog()
+            reporter = Reporter(self._own_failure_log, device)
+        self._scheduler = HandlerScheduler(
+            HandlerAdapter(device, negotiated, handler_timeout).handle,
             self._reply,
             reporter,
-            turns or Turns(),
+            limiter or ConcurrencyLimiter(),
             self._slice,
             slow_request=slow_request,
-            on_slow=self._tell_of_slow,
+            on_slow=self._publish_slow_request,
         )
-        self._serialize = SERIALIZERS[agreement.mode]
-        self._extended = agreement.mode is ReplyMode.EXTENDED
+        self._serialize = SERIALIZERS[negotiated.mode]
+        self._extended = negotiated.mode is ReplyMode.EXTENDED
         self._parse = parse_extended_request if self._extended else parse_request
         self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
         self._loop = asyncio.get_running_loop()
-        self._replies: list[Data] = []
+        self._replies: list[Payload] = []
         self._succeeded: list[Request] = []
         self._failed: list[Request] = []
         self._unsent = 0
         self._send_is_due = False
         self.last_reply = self._loop.time()
-        self._when_idle: list[asyncio.Future[None]] = []
+        self._idle_waiters: list[asyncio.Future[None]] = []
 
     async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
         """Take over a connected Unix stream socket; :meth:`run` then serves it.
@@ -162,14 +162,14 @@ class Dispatcher:
         stream = StreamProtocol()
         stream.reader.feed_data(received)
         await self._loop.create_unix_connection(lambda: stream, sock=sock)
-        self.use(stream)
+        self.attach_stream(stream)
 
-    def use(self, stream: StreamProtocol) -> None:
+    def attach_stream(self, stream: StreamProtocol) -> None:
         """Take over a connection on which the transmission phase begins."""
         self._stream = stream
         self._reader = stream.reader
-        if self._share is not None:
-            stream.on_decongested = self._settle
+        if self._quota is not None:
+            stream.on_write_resumed = self._refund_sent
 
     async def run(self) -> None:
         """Serve until the connection ends.
@@ -183,23 +183,23 @@ class Dispatcher:
 
         """
         wanted, reader = self._header_size, self._reader
-        while await reader.fill(wanted):
+        while await reader.wait_for(wanted):
             self._send_is_due = True
             try:
                 wanted = self._accept_batch()
             finally:
                 self._send()
-            if self._share is not None:
-                await self._before_the_next(self._share, wanted)
+            if self._quota is not None:
+                await self._before_the_next(self._quota, wanted)
             if reader.end - reader.start >= wanted:  # there is more than a batch
                 await self._slice.next()
 
-    async def _before_the_next(self, share: Share, wanted: int) -> None:
+    async def _before_the_next(self, share: ConnectionQuota, wanted: int) -> None:
         """Reserve what the next request takes, before the rest of it is received."""
         self._batches += 1
         self._is_unfinished = False
-        if self._price:
-            await share.reserve(self._price)
+        if self._request_cost:
+            await share.reserve(self._request_cost)
         if wanted > self._header_size and self._reader.end - self._reader.start < wanted:
             self._is_unfinished = True
             self._on_unfinished()
@@ -222,23 +222,23 @@ class Dispatcher:
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes; those beyond are refused."""
-        self._rules.size = size
+        self._validator.size = size
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
         idle: asyncio.Future[None] = self._loop.create_future()
         if self.stats.in_flight:
-            self._when_idle.append(idle)
+            self._idle_waiters.append(idle)
         else:
             idle.set_result(None)
         return idle
 
-    def forgotten(self) -> int:
+    def abandoned(self) -> int:
         """How many requests are in flight of which no handler is at work, and waits for something.
 
         Where that stays the same, an interrupt (KeyboardInterrupt) has hit whoever was to answer.
         """
-        handlers = self._handlers
+        handlers = self._scheduler
         is_served = handlers.any_running() or handlers.wait_for_slice()
         return 0 if is_served else self.stats.in_flight
 
@@ -249,7 +249,7 @@ class Dispatcher:
         """
         self._stream.transport.pause_reading()
         await self.drained()
-        await self._stream.written()
+        await self._stream.drain()
 
     def resume(self) -> None:
         """Take requests again: :meth:`run` may go on."""
@@ -262,11 +262,11 @@ class Dispatcher:
             The socket, and what was received of requests that were not taken.
 
         """
-        self._stop_watching()
+        self._stop_monitoring()
         descriptor, received = self._stream.detach()
         return socket.socket(fileno=descriptor), received
 
-    def retire(self) -> None:
+    def stop_receiving(self) -> None:
         """Let the client send no more; :meth:`run` takes what it has sent, and returns."""
         transport = self._stream.transport
         if not transport.is_closing():
@@ -277,34 +277,34 @@ class Dispatcher:
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send what is queued, then close the connection; the result is done once it is closed."""
-        self._stop_watching()
+        self._stop_monitoring()
         self._send()
         self._stream.transport.close()
         return self._stream.closed
 
-    def give_up(self, since: float = math.inf) -> None:
+    def fail_running(self, since: float = math.inf) -> None:
         """Fail with EIO what has been running since ``since`` (in the loop's time), and live on.
 
         Without ``since`` also what waits for its turn. Handlers are cancelled; one that takes no
         notice of that is waited for as before.
         """
-        self._handlers.give_up(since)
+        self._scheduler.fail_running(since)
 
     def abort(self) -> None:
         """Give up: close the connection at once and cancel the handlers that still run."""
-        self._stop_watching()
+        self._stop_monitoring()
         self._stream.transport.abort()
-        self._handlers.abandon()
+        self._scheduler.cancel_all()
 
-    def _stop_watching(self) -> None:
-        self._handlers.stop_watching()
-        if self._own_failures is not None:
-            self._own_failures.close()
+    def _stop_monitoring(self) -> None:
+        self._scheduler.stop_monitoring()
+        if self._own_failure_log is not None:
+            self._own_failure_log.close()
 
     @property
     def oldest_start(self) -> float | None:
         """When (in the loop's time) the handler began that has run longest; None if none runs."""
-        return self._handlers.oldest_start
+        return self._scheduler.oldest_start
 
     # Requests
 
@@ -315,15 +315,15 @@ class Dispatcher:
             How many bytes the next one needs.
 
         """
-        reader, share, header = self._reader, self._share, self._header_size
+        reader, share, header = self._reader, self._quota, self._header_size
         time_slice = self._slice
-        parse, refusal, append = self._parse, self._rules.refusal, self._handlers.append
+        parse, refusal, append = self._parse, self._validator.error_for, self._scheduler.enqueue
         buffer, end, now = memoryview(reader.buffer), reader.end, monotonic_ns()
         time_slice.end, time_slice.left = now + SLICE, CHECK_INTERVAL
         room = taken = 0
         if share is not None:
             room, taken = share.begin_batch()
-        self._price = count = 0
+        self._request_cost = count = 0
         try:
             while end - (start := reader.start) >= header and count < BATCH:
                 request = parse(buffer, start, now)
@@ -332,14 +332,14 @@ class Dispatcher:
                     length += request.payload_length(extended=self._extended)
                     if end - start < length:
                         if share is not None and length > UNCOUNTED and (count or not taken):
-                            self._price = max(cost(request), length)
+                            self._request_cost = max(request_cost(request), length)
                         return length
                     if request.type == _WRITE:
                         payload = buffer[start + header : start + length]
                 if share is not None:
-                    price = cost(request)
-                    if taken >= room and (taken or not share.may_take(price)):
-                        self._price = max(price, length)
+                    price = request_cost(request)
+                    if taken >= room and (taken or not share.may_charge(price)):
+                        self._request_cost = max(price, length)
                         return length
                     taken += price
                 reader.start = start + length
@@ -356,18 +356,18 @@ class Dispatcher:
             self.stats.in_flight += count
             if share is not None:
                 share.end_batch(taken)
-            self._handlers.go_on()
+            self._scheduler.start_ready()
 
     # Replies
 
     def _reply(
-        self, request: Request, error: int, content: Content = b"", reason: str = ""
+        self, request: Request, error: int, content: ReplyContent = b"", reason: str = ""
     ) -> None:
         self._replies += self._serialize(request, error, content)
         if error:
             self._failed.append(request)
             reason = reason or REFUSALS.get(error, REFUSALS[errno.EINVAL])
-            self._on_event(RequestFailed(*_named(request), error, reason=reason))
+            self._on_event(RequestFailed(*_request_fields(request), error, reason=reason))
         else:
             self._succeeded.append(request)
         if not self._send_is_due:
@@ -378,26 +378,28 @@ class Dispatcher:
         self._send_is_due = False
         self.last_reply = self._loop.time()
         self._stream.send(self._replies)
-        self.stats.answered(self._succeeded, self._failed, monotonic_ns())
-        if self._share is not None:
-            self._unsent += sum(map(cost, self._succeeded)) + sum(map(cost, self._failed))
-            if not self._stream.congested:
-                self._settle()
+        self.stats.record_replies(self._succeeded, self._failed, monotonic_ns())
+        if self._quota is not None:
+            self._unsent += sum(map(request_cost, self._succeeded)) + sum(
+                map(request_cost, self._failed)
+            )
+            if not self._stream.write_paused:
+                self._refund_sent()
         self._replies, self._succeeded, self._failed = [], [], []
-        while self._when_idle and not self.stats.in_flight:
-            idle = self._when_idle.pop()
+        while self._idle_waiters and not self.stats.in_flight:
+            idle = self._idle_waiters.pop()
             if not idle.done():  # whoever waited may have been cancelled
                 idle.set_result(None)
 
-    def _tell_of_slow(self, request: Request, seconds: float) -> None:
-        self._on_event(SlowRequest(*_named(request), seconds))
+    def _publish_slow_request(self, request: Request, seconds: float) -> None:
+        self._on_event(SlowRequest(*_request_fields(request), seconds))
 
-    def _settle(self) -> None:
+    def _refund_sent(self) -> None:
         """Give back what replies took that have left, but for a bufferful."""
-        assert self._share is not None  # only called where there is one
-        self._share.give_back(self._unsent)
+        assert self._quota is not None  # only called where there is one
+        self._quota.refund(self._unsent)
         self._unsent = 0
 
 
-def _named(request: Request) -> tuple[str, int, int]:
+def _request_fields(request: Request) -> tuple[str, int, int]:
     return command_name(request.type), request.offset, request.length

@@ -23,26 +23,26 @@ from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
-from ..contract import not_awaitable
+from ..contract import not_awaitable_reason
 from ..device import BlockDevice
 from ..errors import OUTAGES
-from ..protocol import Command, Request, wire_error
+from ..protocol import Command, Request, errno_to_wire
 
 logger = logging.getLogger("aiovblk")
 
-FIRST_PAUSE = 10.0
+MIN_PAUSE = 10.0
 """Seconds after which it is told how often a cause came again; each time it is twice as long."""
 
-LONGEST_PAUSE = 600.0
+MAX_PAUSE = 600.0
 """Seconds of the longest of these pauses."""
 
-MOST_CAUSES = 64
+MAX_CAUSES = 64
 """Causes that are remembered at once; of more, the one that came last is forgotten first."""
 
-MOST_LINES = 16
-"""Lines about new causes within six times FIRST_PAUSE; more are only counted."""
+MAX_LINES = 16
+"""Lines about new causes within six times MIN_PAUSE; more are only counted."""
 
-LONGEST_REASON = 300
+MAX_REASON = 300
 """Characters of a reason."""
 
 _HANDLERS = {
@@ -70,7 +70,7 @@ class ContractError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class HandlerFailure:
     """What the exception of a handler comes to."""
 
     error: int
@@ -81,7 +81,7 @@ class Failure:
     """Whether it is a mistake in a program, which a traceback helps to find."""
 
 
-def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
+def classify(exc: BaseException, device: BlockDevice, request: Request) -> HandlerFailure:
     """What a handler's exception comes to; never raises.
 
     Args:
@@ -91,10 +91,10 @@ def judge(exc: BaseException, device: BlockDevice, request: Request) -> Failure:
 
     """
     try:
-        error = wire_error(exc.errno) if isinstance(exc, OSError) else errno.EIO
-        return Failure(error, _reason(exc, device, request), is_bug(exc, device))
+        error = errno_to_wire(exc.errno) if isinstance(exc, OSError) else errno.EIO
+        return HandlerFailure(error, _reason(exc, device, request), is_bug(exc, device))
     except Exception:  # its own methods may raise anything
-        return Failure(errno.EIO, type(exc).__name__, True)
+        return HandlerFailure(errno.EIO, type(exc).__name__, True)
 
 
 def is_bug(exc: BaseException, device: BlockDevice) -> bool:
@@ -111,12 +111,12 @@ def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
     if isinstance(exc, OSError | KeyboardInterrupt | SystemExit):
         return False
     return not (
-        any(isinstance(exc, each.outages) for each in _stack(device))
+        any(isinstance(exc, each.outages) for each in _layer_names(device))
         or any(_full_name(kind) in OUTAGES for kind in type(exc).__mro__)
     )
 
 
-def _stack(device: BlockDevice) -> Iterator[BlockDevice]:
+def _layer_names(device: BlockDevice) -> Iterator[BlockDevice]:
     """A device, and those that it lies on, as far as it tells."""
     below: object = device
     while isinstance(below, BlockDevice):
@@ -131,27 +131,27 @@ def _full_name(kind: type) -> str:
 
 def _reason(exc: BaseException, device: BlockDevice, request: Request) -> str:
     if isinstance(exc, HandlerTimeoutError | ContractError):
-        return in_one_line(str(exc.args[-1]))
+        return join_lines(str(exc.args[-1]))
     if isinstance(exc, TypeError) and "await" in str(exc) and _is_own(exc.__traceback__):
-        return in_one_line(not_awaitable(device, _HANDLERS[request.type]))
-    return in_words(exc)
+        return join_lines(not_awaitable_reason(device, _HANDLERS[request.type]))
+    return format_exception(exc)
 
 
-def in_words(exc: BaseException) -> str:
+def format_exception(exc: BaseException) -> str:
     """Class and text of an exception, in one line; never raises."""
     try:
         text = f"{type(exc).__name__}: {exc}".removesuffix(": ")
     except Exception:  # what its own methods raise
         return type(exc).__name__
     if isinstance(exc, BaseExceptionGroup):
-        text += f": {in_words(exc.exceptions[0])}"
-    return in_one_line(text)
+        text += f": {format_exception(exc.exceptions[0])}"
+    return join_lines(text)
 
 
-def in_one_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """A text, which may come from anywhere, as it may be shown in a terminal."""
     shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    return shown if len(shown) <= LONGEST_REASON else shown[: LONGEST_REASON - 3] + "..."
+    return shown if len(shown) <= MAX_REASON else shown[: MAX_REASON - 3] + "..."
 
 
 def _last(traceback: TracebackType | None) -> TracebackType | None:
@@ -167,7 +167,7 @@ def _is_own(traceback: TracebackType | None) -> bool:
     return last is not None and last.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE)
 
 
-def describe(request: Request) -> str:
+def format_request(request: Request) -> str:
     """A request in words."""
     try:
         name = Command(request.type).name
@@ -182,25 +182,25 @@ class _Cause:
 
     name: str
     reason: str
-    told: float
+    reported_at: float
     """When, in seconds of :func:`time.monotonic`."""
     pause: float
-    again: int = 0
+    repeats: int = 0
     """Requests that failed since."""
-    last: str = ""
+    last_at: str = ""
     """The last of them."""
 
     @property
     def due(self) -> float:
         """When it is told how many those were."""
-        return self.told + self.pause
+        return self.reported_at + self.pause
 
-    def has_passed(self, now: float) -> bool:
+    def is_over(self, now: float) -> bool:
         """Whether it has not come again for so long that it is new once more."""
-        return not self.again and now - self.told > 2 * LONGEST_PAUSE
+        return not self.repeats and now - self.reported_at > 2 * MAX_PAUSE
 
 
-class Failures:
+class FailureLog:
     """What is known of failures, and what was told.
 
     Args:
@@ -208,7 +208,7 @@ class Failures:
 
     """
 
-    def __init__(self, *, pause: float = FIRST_PAUSE) -> None:
+    def __init__(self, *, pause: float = MIN_PAUSE) -> None:
         self._pause = pause
         self._window = 6 * pause
         self._causes: OrderedDict[object, _Cause] = OrderedDict()
@@ -219,45 +219,53 @@ class Failures:
         self._due = math.inf  # when the timer goes off
         self._closed = False
 
-    def tell(
-        self, name: str, what: str, failure: Failure, exc: BaseException, *, of: object = None
+    def report(
+        self,
+        name: str,
+        what: str,
+        failure: HandlerFailure,
+        exc: BaseException,
+        *,
+        of: object = None,
     ) -> None:
         """Tell of a failure, or count it; never raises.
 
         Args:
             name: of the device or the export, in words.
             what: has failed, in words.
-            failure: what :func:`judge` has made of the exception.
+            failure: what :func:`classify` has made of the exception.
             exc: the exception, which is not kept.
             of: which device or export it is, where the name may change; hashable.
 
         """
         try:
-            self._tell(name, what, failure, exc, name if of is None else of)
+            self._report(name, what, failure, exc, name if of is None else of)
         except Exception:  # a handler of the log, say
             logger.debug("a failure could not be told", exc_info=True)
 
-    def tell_bug(self, name: str, what: str, exc: BaseException) -> None:
+    def report_bug(self, name: str, what: str, exc: BaseException) -> None:
         """Tell, with a traceback, or count, that something failed that is no request."""
-        self.tell(name, what, Failure(errno.EIO, in_words(exc), True), exc)
+        self.report(name, what, HandlerFailure(errno.EIO, format_exception(exc), True), exc)
 
     def close(self) -> None:
         """Tell what was counted and not told; from now on nothing is told later."""
         self._closed = True
         self._stop_timer()
-        self._tell_again(monotonic(), all_of_them=True)
+        self._report_repeated(monotonic(), all_of_them=True)
 
-    def _tell(self, name: str, what: str, failure: Failure, exc: BaseException, of: object) -> None:
+    def _report(
+        self, name: str, what: str, failure: HandlerFailure, exc: BaseException, of: object
+    ) -> None:
         key = _key(of, failure.reason, exc)
         cause = self._causes.get(key)
         now = monotonic()
-        if cause is not None and not cause.has_passed(now):
-            cause.again += 1
-            cause.name, cause.last = name, what
+        if cause is not None and not cause.is_over(now):
+            cause.repeats += 1
+            cause.name, cause.last_at = name, what
             self._causes.move_to_end(key)
-            self._look_at(cause.due, now)
-        elif self._may_tell(now):
-            self._remember(key, _Cause(name, failure.reason, now, self._pause))
+            self._schedule(cause.due, now)
+        elif self._may_log(now):
+            self._remember_cause(key, _Cause(name, failure.reason, now, self._pause))
             text, place = "%s: %s failed: %s", (name, what, failure.reason)
             if failure.is_bug:
                 logger.error(text, *place, exc_info=exc)
@@ -265,55 +273,55 @@ class Failures:
                 logger.warning(text, *place)
         else:
             self._others += 1
-            self._look_at(self._window_began + self._window, now)
+            self._schedule(self._window_began + self._window, now)
 
-    def _remember(self, key: object, cause: _Cause) -> None:
+    def _remember_cause(self, key: object, cause: _Cause) -> None:
         self._causes[key] = cause
-        if len(self._causes) > MOST_CAUSES:
+        if len(self._causes) > MAX_CAUSES:
             _, forgotten = self._causes.popitem(last=False)
-            self._others += forgotten.again
+            self._others += forgotten.repeats
 
-    def _may_tell(self, now: float) -> bool:
+    def _may_log(self, now: float) -> bool:
         if now - self._window_began >= self._window:
             self._window_began, self._lines = now, 0
         self._lines += 1
-        return self._lines <= MOST_LINES
+        return self._lines <= MAX_LINES
 
-    def _look_at(self, due: float, now: float) -> None:
+    def _schedule(self, due: float, now: float) -> None:
         if due < self._due and not self._closed:
             self._stop_timer()
             self._due = due
-            self._timer = asyncio.get_running_loop().call_later(max(due - now, 0), self._look)
+            self._timer = asyncio.get_running_loop().call_later(max(due - now, 0), self._on_timer)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._due = None, math.inf
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         self._stop_timer()
         now = monotonic()
-        self._tell_again(now)
-        left = [each.due for each in self._causes.values() if each.again]
+        self._report_repeated(now)
+        left = [each.due for each in self._causes.values() if each.repeats]
         if self._others:
             left.append(self._window_began + self._window)
         if left:
-            self._look_at(min(left), now)
+            self._schedule(min(left), now)
 
-    def _tell_again(self, now: float, *, all_of_them: bool = False) -> None:
+    def _report_repeated(self, now: float, *, all_of_them: bool = False) -> None:
         for cause in self._causes.values():
-            if cause.again and (all_of_them or now >= cause.due):
-                seconds = now - cause.told
+            if cause.repeats and (all_of_them or now >= cause.due):
+                seconds = now - cause.reported_at
                 logger.warning(
                     "%s: %d more failed in %.3g s, the last %s: %s",
                     cause.name,
-                    cause.again,
+                    cause.repeats,
                     seconds,
-                    cause.last.removesuffix(","),
+                    cause.last_at.removesuffix(","),
                     cause.reason,
                 )
-                cause.told, cause.again = now, 0
-                cause.pause = min(2 * cause.pause, LONGEST_PAUSE)
+                cause.reported_at, cause.repeats = now, 0
+                cause.pause = min(2 * cause.pause, MAX_PAUSE)
         if self._others and (all_of_them or now >= self._window_began + self._window):
             logger.warning("%d more requests failed, for other causes", self._others)
             self._others = 0
@@ -341,7 +349,7 @@ class Reporter:
 
     __slots__ = ("_device", "_failures", "_first", "where")  # each client has one
 
-    def __init__(self, failures: Failures, device: BlockDevice, where: str = "") -> None:
+    def __init__(self, failures: FailureLog, device: BlockDevice, where: str = "") -> None:
         self.where = self._first = where
         self._failures = failures
         self._device = device
@@ -352,8 +360,8 @@ class Reporter:
         kind = type(self._device).__name__
         return f"{self.where} ({kind})" if self.where else kind
 
-    def report(self, request: Request, exc: BaseException) -> Failure:
+    def report(self, request: Request, exc: BaseException) -> HandlerFailure:
         """Judge what a handler has raised, and tell of it; never raises."""
-        failure = judge(exc, self._device, request)
-        self._failures.tell(self.name, describe(request), failure, exc, of=self._first)
+        failure = classify(exc, self._device, request)
+        self._failures.report(self.name, format_request(request), failure, exc, of=self._first)
         return failure

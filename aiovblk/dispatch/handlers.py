@@ -25,39 +25,39 @@ from contextvars import Context, copy_context
 from time import monotonic_ns
 from typing import Protocol
 
-from ..protocol import Command, Content, Request
+from ..protocol import Command, ReplyContent, Request
 from ..stream import Slice
 from .calls import Handler
 from .failures import ContractError, Reporter
-from .running import Running
-from .turns import Turns
+from .running import SlowRequestMonitor
+from .turns import ConcurrencyLimiter
 
 _EAGER = sys.version_info >= (3, 12)
 
-_NOTHING: Content = b""
+_NOTHING: ReplyContent = b""
 
 _WRITE = int(Command.WRITE)
 
 _LARGE = 16
 """Binary logarithm of the bytes of a read or write that takes as long as one more small one."""
 
-GIVEN_UP = "given up"
+CANCELLED_BY_SERVER = "given up"
 """Why a request fails whose handler was cancelled by force."""
 
-MOST_RUNS = 10
+MAX_RUNS = 10
 """How often a handler is run that is cancelled each time. The end of an event loop cancels it once
 or twice; one that cancels its own task would be run without end."""
 
 
-class Answer(Protocol):
+class ReplyCallback(Protocol):
     """Takes a request, its error value, what else its reply says, and why it has failed."""
 
     def __call__(
-        self, request: Request, error: int, content: Content, reason: str = "", /
+        self, request: Request, error: int, content: ReplyContent, reason: str = "", /
     ) -> None: ...
 
 
-class Handlers:
+class HandlerScheduler:
     """Requests in line, and the tasks that serve them.
 
     The first in line is served by a task that leads: it goes on with the next when that is done.
@@ -65,10 +65,10 @@ class Handlers:
 
     Args:
         handle: calls the handler of a request, with its payload.
-        answer: called once for each request.
+        reply: called once for each request.
         reporter: judges what a handler has raised.
-        turns: how many handlers may run at once.
-        time_slice: how long they may follow each other; begun by whoever calls :meth:`go_on`.
+        limiter: how many handlers may run at once.
+        time_slice: how long they may follow each other; begun by whoever calls :meth:`start_ready`.
         slow_request: seconds after which a handler that still runs is told of; None for never.
         on_slow: called with each such request, and for how many seconds it has run.
 
@@ -77,28 +77,28 @@ class Handlers:
     def __init__(
         self,
         handle: Handler,
-        answer: Answer,
+        reply: ReplyCallback,
         reporter: Reporter,
-        turns: Turns,
+        limiter: ConcurrencyLimiter,
         time_slice: Slice,
         *,
         slow_request: float | None,
         on_slow: Callable[[Request, float], None],
     ) -> None:
         self._handle = handle
-        self._answer = answer
+        self._reply = reply
         self._reporter = reporter
-        self._turns = turns
+        self._limiter = limiter
         self._slice = time_slice
         self._paused = False  # until the next slice
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
-        self._line: deque[tuple[Request, memoryview | None]] = deque()
-        self._leader: asyncio.Task[None] | None = None
-        self._taken: Request  # what the leader has taken last
-        self._running = Running(slow_request, on_slow)
-        self._abandoned = False
-        self._given_up: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+        self._queue: deque[tuple[Request, memoryview | None]] = deque()
+        self._queue_task: asyncio.Task[None] | None = None
+        self._current: Request  # what the leader has taken last
+        self._running = SlowRequestMonitor(slow_request, on_slow)
+        self._cancelled = False
+        self._failed: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         # Before Python 3.12: tasks whose first step is still to come, and what those before were.
         self._starting = 0
         self._slow = False
@@ -116,94 +116,94 @@ class Handlers:
         """Whether those in line go on when others have had their slices."""
         return self._paused and self._slice.is_coming(self._resume)
 
-    def append(self, request: Request, payload: memoryview | None) -> None:
-        """Put a request in line; it waits there for :meth:`go_on`."""
-        self._line.append((request, payload))
+    def enqueue(self, request: Request, payload: memoryview | None) -> None:
+        """Put a request in line; it waits there for :meth:`start_ready`."""
+        self._queue.append((request, payload))
 
-    def stop_watching(self) -> None:
+    def stop_monitoring(self) -> None:
         """Tell nobody of slow handlers any more."""
-        self._running.stop_watching()
+        self._running.stop_monitoring()
 
-    def give_up(self, since: float = math.inf) -> None:
+    def fail_running(self, since: float = math.inf) -> None:
         """Fail with EIO what has been running since ``since`` (in the loop's time), and live on.
 
         Without ``since`` also what waits in line. Handlers are cancelled; one that takes no notice
         of that is waited for as before.
         """
         if since == math.inf:
-            self._fail_line()
+            self._fail_queue()
         for task, (start, _) in list(self._running.tasks.items()):
             if start <= since:
-                self._given_up.add(task)
+                self._failed.add(task)
                 task.cancel()
 
-    def abandon(self) -> None:
+    def cancel_all(self) -> None:
         """Cancel the handlers that still run, and start none any more."""
-        self._abandoned = True
-        self._running.stop_watching()
-        self._fail_line()
+        self._cancelled = True
+        self._running.stop_monitoring()
+        self._fail_queue()
         for task in list(self._running.tasks):
             task.cancel()
 
-    def _fail_line(self) -> None:
-        self._turns.withdraw(self)
-        while self._line:
-            request, payload = self._line.popleft()
+    def _fail_queue(self) -> None:
+        self._limiter.cancel_wait(self)
+        while self._queue:
+            request, payload = self._queue.popleft()
             _release(payload)
-            self._answer(request, errno.EIO, _NOTHING, GIVEN_UP)
+            self._reply(request, errno.EIO, _NOTHING, CANCELLED_BY_SERVER)
 
     if sys.version_info >= (3, 12):
 
-        def go_on(self) -> None:
+        def start_ready(self) -> None:
             """Serve those in line for as long as there are turns, and the slice lasts."""
             time_slice = self._slice
             while (
-                self._line
+                self._queue
                 and not self._paused
                 and (time_slice.left > 0 or not self._is_paused())
-                and self._turns.take(self)
+                and self._limiter.acquire(self)
             ):
                 try:
                     # Eager: where no handler has to wait, all are done when this returns, at no
                     # turn of the loop.
                     task = asyncio.Task(
-                        self._lead(),
+                        self._run_queue(),
                         loop=self._loop,
                         context=self._context.copy(),
                         eager_start=True,
                     )
                 except BaseException:  # a handler was interrupted; the others are not to wait
-                    self._loop.call_soon(self.go_on)
+                    self._loop.call_soon(self.start_ready)
                     raise
                 if not task.done():
-                    self._let_wait(task)
+                    self._move_to_own_task(task)
 
     else:
 
-        def go_on(self) -> None:
+        def start_ready(self) -> None:
             """Serve those in line for as long as there are turns, and the slice lasts."""
             # A task begins at the next turn of the loop only, so nobody knows yet whether it will
             # have to wait. Where the last one had to, each in line is given a task; else one leads.
             while (
-                len(self._line) > self._starting
+                len(self._queue) > self._starting
                 and (self._slow or not self._starting)
                 and not self._is_paused()
-                and self._turns.take(self)
+                and self._limiter.acquire(self)
             ):
                 self._starting += 1
-                task = self._loop.create_task(self._lead(), context=self._context.copy())
+                task = self._loop.create_task(self._run_queue(), context=self._context.copy())
                 self._loop.call_soon(self._has_begun, task)
 
         def _has_begun(self, task: asyncio.Task[None]) -> None:
             """Called by the loop right after the first step of a task."""
             self._starting -= 1
-            if self._leader is not task:  # it was cancelled before, and has taken no request
-                self._turns.end()
+            if self._queue_task is not task:  # it was cancelled before, and has taken no request
+                self._limiter.release()
             else:
                 self._slow = not task.done()
                 if self._slow:
-                    self._let_wait(task)
-            self.go_on()
+                    self._move_to_own_task(task)
+            self.start_ready()
 
     def _is_paused(self) -> bool:
         """Whether those in line wait for the next slice."""
@@ -215,26 +215,26 @@ class Handlers:
     def _resume(self) -> None:
         self._paused = False
         self._slice.begin(monotonic_ns())
-        self.go_on()
+        self.start_ready()
 
-    def _let_wait(self, task: asyncio.Task[None]) -> None:
+    def _move_to_own_task(self, task: asyncio.Task[None]) -> None:
         """Its handler has to wait: somebody else may lead."""
-        self._running.add(task, self._taken)
-        self._leader = None
+        self._running.add(task, self._current)
+        self._queue_task = None
 
-    async def _lead(self) -> None:
+    async def _run_queue(self) -> None:
         """Serve those in line, one after another, until a handler has had to wait.
 
         It has a turn when it begins.
         """
         task = _current_task()
-        self._leader = task
-        line, turns, handle, time_slice = self._line, self._turns, self._handle, self._slice
+        self._queue_task = task
+        line, turns, handle, time_slice = self._queue, self._limiter, self._handle, self._slice
         if not _EAGER and self._starting <= 1:
             time_slice.begin(monotonic_ns())  # in a turn of the loop of its own
         while line:
             request, payload = line.popleft()
-            self._taken = request
+            self._current = request
             # How long anything but a read or a write takes says nothing of the next one.
             if request.type <= _WRITE:
                 time_slice.left -= 1 + (request.length >> _LARGE)
@@ -256,30 +256,30 @@ class Handlers:
                     error, reason = self._report(request, exc)
                     interrupt = _interrupt_in(exc)
                 break
-            waited = self._leader is not task
+            waited = self._queue_task is not task
             if waited:
                 self._running.tasks.pop(task, None)
             if payload is not None:
                 _release(payload)
             if error:
-                self._answer(request, error, _NOTHING, reason)
+                self._reply(request, error, _NOTHING, reason)
             else:
-                self._answer(request, 0, content)
+                self._reply(request, 0, content)
             if interrupt is not None:
-                turns.end()
+                turns.release()
                 raise interrupt
             if (
                 waited
                 or not line
-                or not _is_as_it_was(self._context)
+                or not _is_unchanged(self._context)
                 or (time_slice.left <= 0 and self._is_paused())
             ):
                 break
             if turns.waiting:  # others come first
-                turns.end()
-                if not turns.take(self):
+                turns.release()
+                if not turns.acquire(self):
                     return
-        turns.end()
+        turns.release()
 
     def _is_to_run_again(self, task: asyncio.Task[None], runs: int) -> bool:
         """Whether this task, not its handler, was cancelled while the client still waits.
@@ -287,14 +287,14 @@ class Handlers:
         The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
         take the failure of a write for the loss of its data.
         """
-        if not task.cancelling() or self._is_given_up(task):
+        if not task.cancelling() or self._has_failed(task):
             return False
         while task.uncancel():
             pass
-        return runs < MOST_RUNS
+        return runs < MAX_RUNS
 
-    def _is_given_up(self, task: asyncio.Task[None]) -> bool:
-        return self._abandoned or task in self._given_up
+    def _has_failed(self, task: asyncio.Task[None]) -> bool:
+        return self._cancelled or task in self._failed
 
     def _after_cancellation(
         self,
@@ -304,10 +304,10 @@ class Handlers:
         runs: int,
     ) -> tuple[int, str]:
         """Error value and reason of a request whose handler is not run again."""
-        if self._is_given_up(task) and task.cancelling():
-            return errno.EIO, GIVEN_UP
+        if self._has_failed(task) and task.cancelling():
+            return errno.EIO, CANCELLED_BY_SERVER
         reason = "its handler raised CancelledError though nobody cancelled it"
-        if runs >= MOST_RUNS:
+        if runs >= MAX_RUNS:
             reason = f"its handler was cancelled {runs} times over, as if it cancelled its own task"
         return self._report(request, ContractError(reason).with_traceback(exc.__traceback__))
 
@@ -339,7 +339,7 @@ def _interrupt_in(exc: BaseException) -> BaseException | None:
     return None
 
 
-def _is_as_it_was(context: Context) -> bool:
+def _is_unchanged(context: Context) -> bool:
     """Whether no handler has set a context variable: the next one is not to see it."""
     try:
         return copy_context() == context

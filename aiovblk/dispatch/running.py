@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from ..protocol import Request
 
-SLOW_REQUEST = 30.0
+DEFAULT_SLOW_REQUEST = 30.0
 """Seconds after which a handler that still runs is told of, unless somebody chooses otherwise."""
 
 
-class Running:
+class SlowRequestMonitor:
     """The handlers of one connection that did not end at once, oldest first.
 
     Args:
@@ -31,7 +31,7 @@ class Running:
         self.tasks: dict[asyncio.Task[None], tuple[float, Request]] = {}
         # One timer for all of them: requests come and go far more often than one is slow.
         self._timer: asyncio.TimerHandle | None = None
-        self._told_until = 0.0  # those that began until then have been told of
+        self._reported_until = 0.0  # those that began until then have been told of
 
     @property
     def oldest_start(self) -> float | None:
@@ -42,20 +42,20 @@ class Running:
         """One has begun."""
         self.tasks[task] = self._loop.time(), request
         if self._timer is None and self._limit is not None:
-            self._timer = self._loop.call_later(self._limit, self._look, self._limit)
+            self._timer = self._loop.call_later(self._limit, self._check, self._limit)
 
-    def stop_watching(self) -> None:
+    def stop_monitoring(self) -> None:
         """Tell nobody any more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self, limit: float) -> None:
+    def _check(self, limit: float) -> None:
         now = self._loop.time()
         self._timer = None
-        untold = [each for each in self.tasks.values() if each[0] > self._told_until]
+        untold = [each for each in self.tasks.values() if each[0] > self._reported_until]
         for start, request in untold:
             if start + limit > now:
-                self._timer = self._loop.call_at(start + limit, self._look, limit)
+                self._timer = self._loop.call_at(start + limit, self._check, limit)
                 break
-            self._told_until = start
+            self._reported_until = start
             self._on_slow(request, now - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
-from ..latency import Latency
+from ..latency import LatencyHistogram
 from ..protocol import Command, Request
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
@@ -46,8 +46,8 @@ class Stats:
     """Requests that have arrived and are not answered yet."""
     max_in_flight: int = 0
     """The most that were in flight at once, on any one connection, each until its reply left."""
-    latency: dict[str, Latency] = field(
-        default_factory=lambda: {name: Latency() for name in (*_NAMES.values(), _UNKNOWN)}
+    latency: dict[str, LatencyHistogram] = field(
+        default_factory=lambda: {name: LatencyHistogram() for name in (*_NAMES.values(), _UNKNOWN)}
     )
     """How long requests took, those included that failed, by the name of the command."""
 
@@ -56,7 +56,7 @@ class Stats:
         """Requests that were answered with an error, for whatever reason."""
         return sum(self.errors_by_command.values())
 
-    def answered(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
+    def record_replies(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
         """Count requests whose replies have left together.
 
         Args:

@@ -8,14 +8,14 @@ MAX_CONCURRENCY = 128
 """Handlers at once: as many requests as the kernel has in flight on one connection."""
 
 
-class Starter(Protocol):
+class Waiter(Protocol):
     """Who starts handlers: those of one connection."""
 
-    def go_on(self) -> None:
+    def start_ready(self) -> None:
         """Start handlers."""
 
 
-class Turns:
+class ConcurrencyLimiter:
     """Handlers that run, and requests that wait for one of them to end.
 
     Args:
@@ -30,36 +30,36 @@ class Turns:
     def __init__(self, limit: int = MAX_CONCURRENCY) -> None:
         self.running = 0
         self._limit = limit
-        self.waiting: dict[Starter, None] = {}
-        self._called: Starter | None = None  # whose turn it is
-        self._calling = False
+        self.waiting: dict[Waiter, None] = {}
+        self._notified: Waiter | None = None  # whose turn it is
+        self._notifying = False
 
-    def take(self, starter: Starter) -> bool:
+    def acquire(self, waiter: Waiter) -> bool:
         """Take a turn; without one, the starter goes on when there is one for it."""
-        if self.running < self._limit and (not self.waiting or starter is self._called):
-            self._called = None  # for another turn it waits like the others
+        if self.running < self._limit and (not self.waiting or waiter is self._notified):
+            self._notified = None  # for another turn it waits like the others
             self.running += 1
             return True
-        self.waiting[starter] = None
+        self.waiting[waiter] = None
         return False
 
-    def end(self) -> None:
+    def release(self) -> None:
         """A handler has ended: it is the turn of whoever has waited longest for one."""
         self.running -= 1
         # Not re-entered: a handler that is done at once comes here again.
-        if self.waiting and not self._calling:
-            self._call()
+        if self.waiting and not self._notifying:
+            self._start_next()
 
-    def withdraw(self, starter: Starter) -> None:
+    def cancel_wait(self, waiter: Waiter) -> None:
         """One does not wait any more."""
-        self.waiting.pop(starter, None)
+        self.waiting.pop(waiter, None)
 
-    def _call(self) -> None:
-        self._calling = True
+    def _start_next(self) -> None:
+        self._notifying = True
         try:
             while self.waiting and self.running < self._limit:
-                self._called = next(iter(self.waiting))
-                del self.waiting[self._called]
-                self._called.go_on()
+                self._notified = next(iter(self.waiting))
+                del self.waiting[self._notified]
+                self._notified.start_ready()
         finally:
-            self._calling, self._called = False, None
+            self._notifying, self._notified = False, None

@@ -1,29 +1,29 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
 from . import locks, memory, sysfs, users
-from .choice import adopt, attach, find, taken_over
-from .link import Link
-from .netlink_link import NetlinkLink
+from .choice import attach, attachment_for_existing, find_by_identity, take_over_orphan
+from .link import Attachment
+from .netlink_link import NetlinkAttachment
 from .outside import unmount
 from .pairs import socket_pair
 from .queue import RequestQueue
-from .shrinking import Claims
-from .terms import Terms
+from .shrinking import ExclusiveClaims
+from .terms import AttachConfig
 
 __all__ = [
-    "Claims",
-    "Link",
-    "NetlinkLink",
+    "AttachConfig",
+    "Attachment",
+    "ExclusiveClaims",
+    "NetlinkAttachment",
     "RequestQueue",
-    "Terms",
-    "adopt",
     "attach",
-    "find",
+    "attachment_for_existing",
+    "find_by_identity",
     "locks",
     "memory",
     "socket_pair",
     "sysfs",
-    "taken_over",
+    "take_over_orphan",
     "unmount",
     "users",
 ]

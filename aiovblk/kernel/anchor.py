@@ -13,12 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 from . import netlink
 from .watchdog import watchdog
 
 
-class Anchor:
+class NetlinkMonitorThread:
     """One attachment by netlink, watched over from before it is made.
 
     Args:
@@ -30,20 +30,20 @@ class Anchor:
 
     Attributes:
         index: N of /dev/nbdN.
-        on_death: called in the anchor's thread when a connection has died, and nobody has asked for
+        on_link_dead: called in the anchor's thread when a connection has died, and nobody has asked for
             it.
 
     """
 
     def __init__(self, attach: Callable[[], int], survive: float) -> None:
-        self.on_death: Callable[[], None] = lambda: None
+        self.on_link_dead: Callable[[], None] = lambda: None
         self._survive = survive
         self._ended = threading.Event()
         self._released = os.eventfd(0, os.EFD_CLOEXEC)
         self._guard = threading.Lock()
         self._thread = 0
         attached: Future[int] = Future()
-        in_thread(self._stay, attach, attached)
+        run_in_daemon_thread(self._run, attach, attached)
         try:
             self.index = attached.result()
         except BaseException:
@@ -62,22 +62,22 @@ class Anchor:
 
         """
         if leave:
-            watchdog.leave(self._thread)
+            watchdog.release_to_successor(self._thread)
         with self._guard:
             if self._released >= 0:
                 os.eventfd_write(self._released, 1)
         if threading.get_native_id() != self._thread:
             self._ended.wait()
 
-    def _stay(self, attach: Callable[[], int], attached: Future[int]) -> None:
+    def _run(self, attach: Callable[[], int], attached: Future[int]) -> None:
         self._thread = threading.get_native_id()
         try:
-            watchdog.expect(self._thread)
-            with closing(netlink.Deaths()) as deaths:
+            watchdog.watch_pending(self._thread)
+            with closing(netlink.LinkDeadListener()) as deaths:
                 index = attach()
                 watchdog.watch(self._thread, index, self._survive)
                 attached.set_result(index)
-                self._hear(deaths, index)
+                self._read_link_dead(deaths, index)
         except BaseException as exc:
             if attached.done():
                 raise
@@ -89,11 +89,11 @@ class Anchor:
                 self._released = -1
             self._ended.set()
 
-    def _hear(self, deaths: netlink.Deaths, index: int) -> None:
+    def _read_link_dead(self, deaths: netlink.LinkDeadListener, index: int) -> None:
         poll = select.poll()
         poll.register(deaths, select.POLLIN)
         poll.register(self._released, select.POLLIN)
         while all(fd != self._released for fd, _ in poll.poll()):
             with suppress(OSError):  # ENOBUFS: too many at once; those of others, most likely
                 if index in deaths.read():
-                    self.on_death()
+                    self.on_link_dead()

@@ -22,25 +22,25 @@ from .. import forks
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from ..protocol.constants import TransmissionFlag
 from . import liveness, locks, netlink, orphans, sysfs
-from .anchor import Anchor
-from .ioctl_link import IoctlLink
-from .link import Link
-from .netlink_link import NetlinkLink
-from .terms import Terms
+from .anchor import NetlinkMonitorThread
+from .ioctl_link import IoctlAttachment
+from .link import Attachment
+from .netlink_link import NetlinkAttachment
+from .terms import AttachConfig
 
 logger = logging.getLogger("aiovblk")
 
 # Seconds for which a device that somebody is just letting go of is tried again: udev probes a
 # device that was detached, and its old configuration lives until the last user closes it.
-PATIENCE = 2.0
+BUSY_RETRY_TIMEOUT = 2.0
 
 _NAME = re.compile(r"nbd([0-9]{1,9})", re.ASCII)
 
 # The driver has minor numbers for so many, with the 16 partitions that it allows each by default
 # (MINORBITS - part_shift in nbd_init).
-_MOST_DEVICES = 1 << 15
+_MAX_DEVICES = 1 << 15
 
-Make = Callable[[int, str, int, Terms], Link]
+Make = Callable[[int, str, int, AttachConfig], Attachment]
 
 
 def prefers_netlink() -> bool:
@@ -53,11 +53,11 @@ def prefers_netlink() -> bool:
 
 def attach(
     path: str | None,
-    terms: Terms,
+    terms: AttachConfig,
     *,
     by_netlink: bool | None = None,
-    is_wanted: Callable[[], bool] = lambda: True,
-) -> Link:
+    should_continue: Callable[[], bool] = lambda: True,
+) -> Attachment:
     """Attach a free device; blocks, for a few seconds at most.
 
     Requests may come before it returns.
@@ -66,7 +66,7 @@ def attach(
         path: the node, or None for any device that is free.
         terms: what the kernel has to know.
         by_netlink: how, or else by ioctl; None for what :func:`prefers_netlink`.
-        is_wanted: asked before a device is attached; should nobody wait for it any more, none is.
+        should_continue: asked before a device is attached; should nobody wait for it any more, none is.
 
     Raises:
         NBDUnavailableError: no driver, no such device, or none that is free.
@@ -74,10 +74,10 @@ def attach(
         AttachError: ``path`` is no NBD device, or the kernel refused.
 
     """
-    link = _attach(path, terms, by_netlink, is_wanted)
-    if (other := _twin(link.index, terms.identity)) is not None:
+    link = _attach(path, terms, by_netlink, should_continue)
+    if (other := _find_duplicate_identity(link.index, terms.identity)) is not None:
         # Whoever sees the other gives way; should both, neither serves what two must not.
-        link.finish()
+        link.disconnect_kernel()
         link.close()
         link.wait_until_free(0)
         holder = f"{terms.identity!r} has just been attached at /dev/nbd{other}"
@@ -85,7 +85,7 @@ def attach(
     return link
 
 
-def _twin(index: int, identity: str | None) -> int | None:
+def _find_duplicate_identity(index: int, identity: str | None) -> int | None:
     """Another device of the same identity than this one."""
     for other in sysfs.indices():
         if identity is not None and other != index and liveness.identity(other) == identity:
@@ -94,45 +94,48 @@ def _twin(index: int, identity: str | None) -> int | None:
 
 
 def _attach(
-    path: str | None, terms: Terms, by_netlink: bool | None, is_wanted: Callable[[], bool]
-) -> Link:
+    path: str | None,
+    terms: AttachConfig,
+    by_netlink: bool | None,
+    should_continue: Callable[[], bool],
+) -> Attachment:
     if path is not None and not _NAME.fullmatch(os.path.basename(path)):
         resolve(path)  # so that no missing driver is blamed for what is no NBD device
     load_driver(path)
     if by_netlink is None:
         by_netlink = prefers_netlink()
         logger.debug("attaching by %s", "netlink" if by_netlink else "ioctl")
-    make = _connect if by_netlink else IoctlLink
-    _check_is_wanted(is_wanted)
+    make = _connect if by_netlink else IoctlAttachment
+    _check_should_continue(should_continue)
     if path is None:
         # A container may have been given a few of the nodes only, and the kernel does not know.
         nodes = [f"/dev/nbd{index}" for index in sysfs.indices()]
         free_choice = by_netlink and all(map(os.path.exists, nodes))
         return _connect_any(terms) if free_choice else _attach_any(make, terms)
     index = resolve(path)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + BUSY_RETRY_TIMEOUT
     while True:
         try:
             return _attach_one(index, path, make, terms)
-        except _SoonFreeError:
+        except _DetachingError:
             if time.monotonic() > deadline:
                 break
             time.sleep(sysfs.POLL)
-        _check_is_wanted(is_wanted)
+        _check_should_continue(should_continue)
     if not orphans.free_if_unused(index):
-        raise orphans.told(index, path)
+        raise orphans.orphan_error(index, path)
     return _attach_one(index, path, make, terms)
 
 
-def _check_is_wanted(is_wanted: Callable[[], bool]) -> None:
-    if not is_wanted():
+def _check_should_continue(should_continue: Callable[[], bool]) -> None:
+    if not should_continue():
         raise AttachError(errno.ECANCELED, "nobody waits for the device any more")
 
 
-def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
+def take_over_orphan(path: str | None, terms: AttachConfig) -> NetlinkAttachment | None:
     """Take over the device of an identity whose server is gone; blocks, for seconds at most.
 
-    No request comes before :meth:`~aiovblk.kernel.link.Link.offer` has been called.
+    No request comes before :meth:`~aiovblk.kernel.link.Attachment.offer` has been called.
 
     Args:
         path: where it has to be, or None.
@@ -146,7 +149,7 @@ def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
         AttachError: it differs from what it is to be served with.
 
     """
-    index = find(path, terms.identity)
+    index = find_by_identity(path, terms.identity)
     if index is None:
         return None
     node = f"/dev/nbd{index}"
@@ -154,14 +157,14 @@ def adopt(path: str | None, terms: Terms) -> NetlinkLink | None:
     try:
         _check_same(index, node, terms)
         # Not before: the watchdog of its last server takes that for another server's coming.
-        locks.sign(lock)
-        return taken_over(index, node, lock, terms)
+        locks.write_owner(lock)
+        return attachment_for_existing(index, node, lock, terms)
     except BaseException:
-        forks.close(lock)
+        forks.close_protected(lock)
         raise
 
 
-def find(path: str | None, identity: str | None) -> int | None:
+def find_by_identity(path: str | None, identity: str | None) -> int | None:
     """The device that was attached with an identity, if there is one.
 
     Raises:
@@ -177,14 +180,16 @@ def find(path: str | None, identity: str | None) -> int | None:
     return None
 
 
-def taken_over(index: int, path: str, lock: int, terms: Terms) -> NetlinkLink:
+def attachment_for_existing(
+    index: int, path: str, lock: int, terms: AttachConfig
+) -> NetlinkAttachment:
     """A link to a device that is attached already; its lock is ours."""
-    return NetlinkLink(Anchor(lambda: index, terms.survive), path, lock, terms)
+    return NetlinkAttachment(NetlinkMonitorThread(lambda: index, terms.survive), path, lock, terms)
 
 
 def _lock_of_lost(index: int, path: str) -> int:
     """The lock of a device, once its server is gone, which may just be on its way out."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + BUSY_RETRY_TIMEOUT
     while True:
         try:
             lock = _lock(index, path)
@@ -192,16 +197,16 @@ def _lock_of_lost(index: int, path: str) -> int:
             if time.monotonic() > deadline:
                 raise
         else:
-            if not liveness.connections()[index]:
+            if not liveness.count_receivers()[index]:
                 return lock
-            forks.close(lock)
+            forks.close_protected(lock)
             if time.monotonic() > deadline:
                 reason = "it still has a server, which does not use this library or this /run"
                 raise DeviceBusyError(errno.EBUSY, reason, path, [reason])
         time.sleep(sysfs.POLL)
 
 
-def _check_same(index: int, path: str, terms: Terms) -> None:
+def _check_same(index: int, path: str, terms: AttachConfig) -> None:
     wanted = {
         "bytes": terms.block_size * terms.blocks,
         "bytes in a block": terms.block_size,
@@ -220,7 +225,7 @@ def _check_same(index: int, path: str, terms: Terms) -> None:
         raise AttachError(errno.EROFS, reason, path)
 
 
-class _SoonFreeError(DeviceBusyError):
+class _DetachingError(DeviceBusyError):
     """Nobody serves the device, but somebody has not let go of it yet."""
 
 
@@ -263,12 +268,12 @@ def resolve(path: str) -> int:
     try:
         return sysfs.index_of_node(path)
     except FileNotFoundError:
-        raise NBDUnavailableError(errno.ENOENT, _why_there_is_none(path), path) from None
+        raise NBDUnavailableError(errno.ENOENT, _missing_reason(path), path) from None
     except ValueError as exc:
         raise AttachError(errno.EINVAL, str(exc), path) from None
 
 
-def _why_there_is_none(path: str) -> str:
+def _missing_reason(path: str) -> str:
     """Why there is no node of this name, and what makes one."""
     named = _NAME.fullmatch(os.path.basename(path))
     last = max(sysfs.indices(), default=-1)
@@ -282,11 +287,11 @@ def _why_there_is_none(path: str) -> str:
     more = f" (`modprobe -r nbd; modprobe nbd nbds_max={wanted + 1}` makes more)"
     return (
         f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last}"
-        f"{more if wanted < _MOST_DEVICES else ''}"
+        f"{more if wanted < _MAX_DEVICES else ''}"
     )
 
 
-def _attach_any(make: Make, terms: Terms) -> Link:
+def _attach_any(make: Make, terms: AttachConfig) -> Attachment:
     indices = sysfs.indices()
     missing = []
     for index in indices:
@@ -310,48 +315,48 @@ def _attach_any(make: Make, terms: Terms) -> Link:
     )
 
 
-def _attach_one(index: int, path: str, make: Make, terms: Terms) -> Link:
+def _attach_one(index: int, path: str, make: Make, terms: AttachConfig) -> Attachment:
     lock = _lock(index, path)
     if not sysfs.is_free(index):
-        forks.close(lock)  # before anybody is named: this process does not serve it
-        raise _served(index, path)
+        forks.close_protected(lock)  # before anybody is named: this process does not serve it
+        raise _busy_error(index, path)
     try:
-        locks.sign(lock)
+        locks.write_owner(lock)
         return make(index, path, lock, terms)
     except BaseException as exc:
-        locks.unsign(lock)
-        forks.close(lock)
+        locks.clear_owner(lock)
+        forks.close_protected(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
-            raise _explained(exc, index, path) from exc
+            raise _as_attach_error(exc, index, path) from exc
         raise
 
 
-def _connect(index: int, path: str, lock: int, terms: Terms) -> Link:
+def _connect(index: int, path: str, lock: int, terms: AttachConfig) -> Attachment:
     if not os.path.exists(path):  # it would be attached, and could not be opened
         raise FileNotFoundError(errno.ENOENT, "no such device node", path)
-    return NetlinkLink(_anchor(index, terms), path, lock, terms)
+    return NetlinkAttachment(_start_monitor(index, terms), path, lock, terms)
 
 
-def _connect_any(terms: Terms) -> Link:
+def _connect_any(terms: AttachConfig) -> Attachment:
     try:
-        anchor = _anchor(None, terms)
+        anchor = _start_monitor(None, terms)
     except OSError as exc:
         if isinstance(exc, AttachError):
             raise
-        raise _explained(exc, -1, None) from exc
+        raise _as_attach_error(exc, -1, None) from exc
     path = f"/dev/nbd{anchor.index}"
     try:
         lock = _lock(anchor.index, path)
-        locks.sign(lock)
+        locks.write_owner(lock)
     except AttachError:
         # Held for a moment by somebody who finds out just now that the device is taken.
-        lock = forks.open(os.devnull)
-    return NetlinkLink(anchor, path, lock, terms)
+        lock = forks.open_protected(os.devnull)
+    return NetlinkAttachment(anchor, path, lock, terms)
 
 
-def _anchor(index: int | None, terms: Terms) -> Anchor:
+def _start_monitor(index: int | None, terms: AttachConfig) -> NetlinkMonitorThread:
     try:
-        return Anchor(partial(_connect_now, index, terms), terms.survive)
+        return NetlinkMonitorThread(partial(_connect_now, index, terms), terms.survive)
     except FileNotFoundError as exc:
         raise AttachError(
             errno.ENOENT,
@@ -360,7 +365,7 @@ def _anchor(index: int | None, terms: Terms) -> Anchor:
         ) from exc
 
 
-def _connect_now(index: int | None, terms: Terms) -> int:
+def _connect_now(index: int | None, terms: AttachConfig) -> int:
     return netlink.connect(
         index,
         terms.sockets,
@@ -375,28 +380,28 @@ def _connect_now(index: int | None, terms: Terms) -> int:
 
 def _lock(index: int, path: str) -> int:
     try:
-        return locks.take(index)
+        return locks.acquire(index)
     except BlockingIOError:
-        raise _served(index, path) from None
+        raise _busy_error(index, path) from None
     except PermissionError as exc:
-        raise _explained(exc, index, path) from exc
+        raise _as_attach_error(exc, index, path) from exc
 
 
-def _served(index: int, path: str) -> DeviceBusyError:
+def _busy_error(index: int, path: str) -> DeviceBusyError:
     """Why a device cannot be attached."""
     process = locks.server(index)
     if process is None:
-        return _SoonFreeError(errno.EBUSY, "the device is just being attached or detached", path)
+        return _DetachingError(errno.EBUSY, "the device is just being attached or detached", path)
     holder = f"served by process {process[0]} ({process[1]})"
     return DeviceBusyError(
         errno.EBUSY, f"already attached, {holder}; choose another or unmount it", path, [holder]
     )
 
 
-def _explained(exc: OSError, index: int, path: str | None) -> AttachError:
+def _as_attach_error(exc: OSError, index: int, path: str | None) -> AttachError:
     """The same error, with what its user can do about it."""
     if exc.errno == errno.EBUSY and path is not None:
-        return _served(index, path)
+        return _busy_error(index, path)
     if exc.errno in (errno.EPERM, errno.EACCES):
         return AttachError(
             exc.errno,

@@ -21,10 +21,10 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
 from ..errors import AttachError, DeviceBusyError
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 from . import liveness, netlink, sysfs, users
 from .ioctl import Ioctl, ioctl
-from .liveness import State
+from .liveness import DeviceState
 from .usage import wait_until_free
 from .writeback import sync
 
@@ -34,15 +34,15 @@ STEP_TIMEOUT = 3.0
 SETTLE_TIMEOUT = 0.2
 """Seconds for a server to close the node of a device that is disconnected."""
 
-ENDING_TIMEOUT = 2.0
+KILL_TIMEOUT = 2.0
 """Seconds for processes to end that were told to."""
 
 POLL = 0.02  # seconds between looks at all processes
 
-Tell = Callable[[str], object]
+Report = Callable[[str], object]
 
 
-def take_away(index: int, path: str, tell: Tell) -> None:
+def force_disconnect(index: int, path: str, report: Report) -> None:
     """Disconnect a device, whoever serves and uses it, and wait until it is free.
 
     Blocks; for seconds where something hangs.
@@ -50,7 +50,7 @@ def take_away(index: int, path: str, tell: Tell) -> None:
     Args:
         index: N of /dev/nbdN.
         path: the device node.
-        tell: called with each step, in words, before it is tried.
+        report: called with each step, in words, before it is tried.
 
     Raises:
         DeviceBusyError: it is disconnected, but its index stays taken; the message says by whom.
@@ -60,12 +60,12 @@ def take_away(index: int, path: str, tell: Tell) -> None:
     refused = False
     for name, step in _steps(index, path):
         try:
-            tell(name)
-            in_thread(step).result(STEP_TIMEOUT)
+            report(name)
+            run_in_daemon_thread(step).result(STEP_TIMEOUT)
         except FutureTimeoutError:
-            tell(f"{name}: no answer in {STEP_TIMEOUT:g} s")
+            report(f"{name}: no answer in {STEP_TIMEOUT:g} s")
         except OSError as exc:
-            tell(f"{name}: {exc.strerror}")
+            report(f"{name}: {exc.strerror}")
             if exc.errno in (errno.EPERM, errno.EACCES):
                 refused = True
                 continue
@@ -78,14 +78,16 @@ def take_away(index: int, path: str, tell: Tell) -> None:
             else (errno.EBUSY, "the kernel does not let go of it; see its log")
         )
         raise AttachError(number, reason, path)
-    if users.claims(index) or not wait_until_free(index, STEP_TIMEOUT):
-        raise still_taken(index, path)
+    if users.exclusive_users(index) or not wait_until_free(index, STEP_TIMEOUT):
+        raise still_held_error(index, path)
 
 
 def _steps(index: int, path: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    if liveness.state(index) in (State.ALIVE, State.UNKNOWN):
+    if liveness.state(index) in (DeviceState.ALIVE, DeviceState.UNKNOWN):
         with suppress(OSError, FutureTimeoutError):
-            in_thread(lambda: _on_node(path, lambda fd: sync(index, fd))).result(STEP_TIMEOUT)
+            run_in_daemon_thread(lambda: _on_node(path, lambda fd: sync(index, fd))).result(
+                STEP_TIMEOUT
+            )
         yield "NBD_DISCONNECT", lambda: _on_node(path, lambda fd: ioctl(fd, Ioctl.NBD_DISCONNECT))
     yield "NBD_CLEAR_SOCK", lambda: _on_node(path, lambda fd: ioctl(fd, Ioctl.NBD_CLEAR_SOCK))
     yield "NBD_CMD_DISCONNECT", lambda: netlink.disconnect(index, STEP_TIMEOUT)
@@ -102,22 +104,22 @@ def _on_node(path: str, step: Callable[[int], None]) -> None:
 def _is_disconnected(index: int, seconds: float) -> bool:
     """Whether the kernel has no server for a device any more, or not ``seconds`` later."""
     deadline = time.monotonic() + seconds
-    while not sysfs.is_free(index) and liveness.state(index) is State.ALIVE:
+    while not sysfs.is_free(index) and liveness.state(index) is DeviceState.ALIVE:
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL)
     return True
 
 
-def still_taken(index: int, path: str) -> DeviceBusyError:
+def still_held_error(index: int, path: str) -> DeviceBusyError:
     """Why the index of a device that is disconnected is not free, and what frees it."""
-    holders = users.holders(index)
+    holders = users.users(index)
     points = users.mount_points(index)
     openers = [process for process, _ in users.openers(index)]
     if points:
         point = shlex.quote(points[0])
         until = f"its file system is unmounted (`umount {point}`, or `umount -l {point}`)"
-    elif users.claims(index):
+    elif users.exclusive_users(index):
         until = "they let go"
     elif openers:
         until = f"it is closed (`kill {' '.join(map(str, openers))}`)"
@@ -129,7 +131,7 @@ def still_taken(index: int, path: str) -> DeviceBusyError:
     )
 
 
-def end_openers(index: int, tell: Tell) -> None:
+def kill_openers(index: int, report: Report) -> None:
     """End the processes that have a dead device open, with SIGTERM, those that stay with SIGKILL.
 
     Whatever they read or write there fails. Process 1 and this one are left alone.
@@ -137,10 +139,10 @@ def end_openers(index: int, tell: Tell) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process, name in users.openers(index):
             if process not in (1, os.getpid()):
-                tell(f"{number.name} to process {process} ({name}), which has it open")
+                report(f"{number.name} to process {process} ({name}), which has it open")
                 with suppress(OSError):
                     _send(process, index, number)
-        if wait_until_free(index, ENDING_TIMEOUT):
+        if wait_until_free(index, KILL_TIMEOUT):
             return
 
 

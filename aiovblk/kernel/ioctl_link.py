@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .. import forks
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 from .ioctl import Ioctl, ioctl
-from .link import Link
-from .terms import Terms
+from .link import Attachment
+from .terms import AttachConfig
 from .writeback import sync
 
 
-class IoctlLink(Link):
+class IoctlAttachment(Attachment):
     """Attached by ioctl, with a thread that stays in NBD_DO_IT.
 
     When the process dies, however, the kernel fails what is in flight and lets go at once. But any
     stop of that thread ends the device too: Ctrl-Z, a debugger, a frozen container, a suspend.
     """
 
-    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
+    def __init__(self, index: int, path: str, lock: int, terms: AttachConfig) -> None:
         """Hand the kernel its ends of the socket pairs, then all it has to know.
 
         SET_SOCK goes first: it is what decides between two who want the same device. Only the
@@ -37,7 +37,7 @@ class IoctlLink(Link):
         self._fd = -1
         # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
         # make udev probe the device.
-        self._fd = forks.open(path)
+        self._fd = forks.open_protected(path)
         try:
             ioctl(self._fd, Ioctl.NBD_SET_SOCK, terms.sockets[0])
             self._configure(terms)
@@ -45,7 +45,7 @@ class IoctlLink(Link):
             self.close()
             raise
 
-    def _configure(self, terms: Terms) -> None:
+    def _configure(self, terms: AttachConfig) -> None:
         try:
             for sock in terms.sockets[1:]:
                 ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
@@ -54,7 +54,7 @@ class IoctlLink(Link):
             ioctl(self._fd, Ioctl.NBD_SET_FLAGS, terms.flags)
             # Always: what was set before survives in the queue's own timeout.
             ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, terms.timeout)
-            self._shape_queue()  # now, while nothing can be in flight
+            self._apply_queue_settings()  # now, while nothing can be in flight
         except OSError:
             # Only now is the device known to be ours to clear.
             ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
@@ -62,7 +62,7 @@ class IoctlLink(Link):
 
     def start(self) -> None:
         """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
-        self.ended = in_thread(self._do_it)
+        self.ended = run_in_daemon_thread(self._do_it)
 
     def _open_live(self) -> None:
         # Once more NBD_DO_IT asks for a scan after the device can be read, but before it releases
@@ -71,7 +71,7 @@ class IoctlLink(Link):
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_QUE)
         with self._using_node():
-            forks.close(forks.open(self.path))
+            forks.close_protected(forks.open_protected(self.path))
         self._drop_cache()
 
     def wait_for_partitions(self, seconds: float) -> None:
@@ -95,11 +95,11 @@ class IoctlLink(Link):
         with self._guard:
             if self._fd < 0:
                 raise OSError(errno.ENODEV, "the device is already detached")
-            fd = forks.withhold(os.dup(self._fd))
+            fd = forks.protect_fd(os.dup(self._fd))
         try:
             yield fd
         finally:
-            forks.close(fd)
+            forks.close_protected(fd)
 
     def _sync_without_node(self) -> None:
         with self._control() as fd:
@@ -113,9 +113,9 @@ class IoctlLink(Link):
         with self._guard:
             fd, self._fd = self._fd, -1
         if fd >= 0:
-            forks.close(fd)
+            forks.close_protected(fd)
 
-    def finish(self) -> None:
+    def disconnect_kernel(self) -> None:
         """NBD_DO_IT returns by itself."""
 
     def _do_it(self) -> int:

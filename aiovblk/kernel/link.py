@@ -23,19 +23,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from .. import forks
 from . import netlink, partitions, queue, sysfs
 from .ioctl import Ioctl, ioctl
-from .shrinking import Claims, claim_beyond
-from .terms import Terms
-from .usage import busy, refuse_if_unclaimed_users, wait_until_free
+from .shrinking import ExclusiveClaims, claim_beyond
+from .terms import AttachConfig
+from .usage import busy_error, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
 
 
-OWN_TIMEOUT = 3.0
+NODE_TIMEOUT = 3.0
 """Seconds for steps that were given up to close the node, once the device is detached."""
 
 
-class Link(ABC):
+class Attachment(ABC):
     """A device that is being attached, is attached, or is being detached.
 
     Concurrency: any method may be called from any thread, except where it says otherwise.
@@ -50,7 +50,7 @@ class Link(ABC):
 
     ended: Future[int]
 
-    def __init__(self, index: int, path: str, lock: int, terms: Terms) -> None:
+    def __init__(self, index: int, path: str, lock: int, terms: AttachConfig) -> None:
         """Take over a lock; see :func:`~aiovblk.kernel.choice.attach`, which makes these."""
         self.index = index
         self.path = path
@@ -62,7 +62,7 @@ class Link(ABC):
         self._settled = threading.Condition(self._guard)
         self._opening = 0
         self._closed = False
-        self._server: int | None = None
+        self._server_thread: int | None = None
 
     @abstractmethod
     def start(self) -> None:
@@ -73,12 +73,12 @@ class Link(ABC):
         self._resize(blocks)
         # A change of the size sets it back since then (blk_apply_bdi_limits).
         try:
-            queue.change(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
+            queue.apply(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
         except OSError as exc:
             # It has the new size all the same, and whoever asked for that has to know it.
             logger.warning("the read-ahead is not what it was before the resize: %s", exc)
 
-    def claim_beyond(self, size: int, claims: Claims) -> None:
+    def claim_beyond(self, size: int, claims: ExclusiveClaims) -> None:
         """Claim what reaches beyond a smaller size, in bytes.
 
         Raises:
@@ -92,10 +92,10 @@ class Link(ABC):
         """Change the size."""
 
     @abstractmethod
-    def finish(self) -> None:
+    def disconnect_kernel(self) -> None:
         """Have :attr:`ended` come, our ends of the sockets being closed."""
 
-    def offer(self, seconds: float) -> socket.socket | None:
+    def replace_dead_connection(self, seconds: float) -> socket.socket | None:
         """Offer the kernel a connection in place of one that is dead.
 
         Args:
@@ -110,15 +110,15 @@ class Link(ABC):
         """
         raise OSError(errno.EOPNOTSUPP, "a device that was attached by ioctl ends with it")
 
-    def forsake(self) -> None:
+    def abandon(self) -> None:
         """Let go of a device that this process will not serve any more, nor unmount."""
-        self.finish()
+        self.disconnect_kernel()
         self.close()
         self.wait_until_free(0)
 
-    def _shape_queue(self) -> None:
+    def _apply_queue_settings(self) -> None:
         """Set what requests look like; waits until none is in flight."""
-        queue.change(
+        queue.apply(
             self.index,
             self._queue_before,
             scheduler=self._terms.queue.scheduler,
@@ -147,10 +147,10 @@ class Link(ABC):
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(sysfs.POLL)
-        if self._server is None:
-            self._server = sysfs.server_thread(self.index)
+        if self._server_thread is None:
+            self._server_thread = sysfs.server_thread(self.index)
         self._open_live()
-        queue.change(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
+        queue.apply(self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb)
 
     def wait_for_partitions(self, seconds: float) -> None:
         """Wait until each partition can be opened, when the device is live.
@@ -166,7 +166,7 @@ class Link(ABC):
     def _open_live(self) -> None:
         """Open the node of the device, which can be read by now."""
 
-    def claim(self) -> None:
+    def claim_exclusively(self) -> None:
         """Make sure that nobody uses the device, and that nobody begins to.
 
         Raises:
@@ -176,21 +176,21 @@ class Link(ABC):
 
         """
         try:
-            claim = forks.open(self.path, os.O_EXCL)
+            claim = forks.open_protected(self.path, os.O_EXCL)
         except OSError as exc:
             if exc.errno != errno.EBUSY:
                 raise
-            raise busy(self.index, self.path) from None
+            raise busy_error(self.index, self.path) from None
         try:
             refuse_if_unclaimed_users(self.index, self.path)
         except BaseException:
-            forks.close(claim)
+            forks.close_protected(claim)
             raise
         with self._guard:
             if not self._closed:
                 self._claim = claim
                 return
-        forks.close(claim)  # opened too late: the device has been detached meanwhile
+        forks.close_protected(claim)  # opened too late: the device has been detached meanwhile
 
     def sync(self) -> None:
         """Have everything written that the kernel still caches for the device.
@@ -203,14 +203,14 @@ class Link(ABC):
         # program that wrote has been (the kernel's errseq_t).
         with self._using_node():
             try:
-                fd = forks.open(self.path)
+                fd = forks.open_protected(self.path)
             except OSError:  # the node is gone, say, or the process has given up its privileges
                 self._sync_without_node()
                 return
             try:
                 sync(self.index, fd)
             finally:
-                forks.close(fd)
+                forks.close_protected(fd)
 
     @abstractmethod
     def _sync_without_node(self) -> None:
@@ -226,7 +226,7 @@ class Link(ABC):
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_SOCK)
 
-    def rescue(self) -> None:
+    def force_disconnect(self) -> None:
         """Free a device that :meth:`clear_socket` could not free, without opening its node.
 
         Raises:
@@ -244,12 +244,12 @@ class Link(ABC):
             return
         had_partitions = bool(sysfs.partitions(self.index))
         self._close_node()
-        if sysfs.server_thread(self.index) in (None, self._server):
+        if sysfs.server_thread(self.index) in (None, self._server_thread):
             with suppress(OSError):
-                queue.change(self.index, {}, **self._queue_before)
+                queue.apply(self.index, {}, **self._queue_before)
         if had_partitions:
             with suppress(OSError):
-                partitions.forget(self.index, self.path)
+                partitions.drop_partitions(self.index, self.path)
 
     def _close_claim(self) -> bool:
         """Begin to close; False where that has been done."""
@@ -259,7 +259,7 @@ class Link(ABC):
             self._closed = True
             claim, self._claim = self._claim, None
         if claim is not None:
-            forks.close(claim)
+            forks.close_protected(claim)
         return True
 
     @abstractmethod
@@ -275,8 +275,8 @@ class Link(ABC):
 
         """
         with self._guard:
-            self._settled.wait_for(lambda: not self._opening, OWN_TIMEOUT)
-        free = wait_until_free(self.index, seconds, self._server)
+            self._settled.wait_for(lambda: not self._opening, NODE_TIMEOUT)
+        free = wait_until_free(self.index, seconds, self._server_thread)
         self._unlock()
         return free
 
@@ -299,7 +299,7 @@ class Link(ABC):
         with self._guard:
             lock, self._lock = self._lock, -1
         if lock >= 0:
-            forks.close(lock)
+            forks.close_protected(lock)
 
     @abstractmethod
     def _control(self) -> AbstractContextManager[int]:

@@ -26,7 +26,7 @@ _RECEIVER = re.compile(rb"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
 _KTHREADD = "2"  # the process id of the parent of all threads of the kernel
 
 
-class State(StrEnum):
+class DeviceState(StrEnum):
     """What has become of an attached device."""
 
     ALIVE = "alive"
@@ -40,26 +40,26 @@ class State(StrEnum):
     """The thread that attached it is not to be seen, and neither are the kernel's."""
 
 
-def state(index: int) -> State:
+def state(index: int) -> DeviceState:
     """What has become of a device that is attached."""
-    if connections()[index]:
-        return State.ALIVE
+    if count_receivers()[index]:
+        return DeviceState.ALIVE
     is_there = locks.server(index) is not None
     if not sees_kernel_threads():
-        return State.ALIVE if is_there else State.UNKNOWN
-    return State.LOST if is_there or identity(index) is not None else State.DEAD
+        return DeviceState.ALIVE if is_there else DeviceState.UNKNOWN
+    return DeviceState.LOST if is_there or identity(index) is not None else DeviceState.DEAD
 
 
-def connections() -> Counter[int]:
+def count_receivers() -> Counter[int]:
     """How many connections each device has that the kernel receives from."""
     return Counter(
         int(found[1])
-        for thread, name in _names()
+        for thread, name in _thread_names()
         if (found := _RECEIVER.search(name)) and sysfs.is_kernel_thread(thread)
     )
 
 
-def _names() -> Iterator[tuple[str, bytes]]:
+def _thread_names() -> Iterator[tuple[str, bytes]]:
     # Not by pathlib, which takes five times as long: there may be thousands, and a mount waits.
     for entry in os.listdir(sysfs.PROC):
         if entry.isdigit():
@@ -73,7 +73,7 @@ def sees_kernel_threads() -> bool:
     return name == "kthreadd" and sysfs.is_kernel_thread(_KTHREADD)
 
 
-def hears_of_deaths() -> bool:
+def receives_link_dead_events() -> bool:
     """Whether the kernel tells this process when connections die, as far as can be seen.
 
     It tells the first network namespace only, in which its own threads are.

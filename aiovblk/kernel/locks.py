@@ -20,10 +20,10 @@ LOCKS = Path("/run/aiovblk")
 """A directory that only root can write to: in /run/lock anybody could take all locks."""
 
 
-def take(index: int) -> int:
-    """Take the lock of an index, which :func:`sign` then tells others of.
+def acquire(index: int) -> int:
+    """Take the lock of an index, which :func:`write_owner` then tells others of.
 
-    Until then :func:`owner` names nobody: who only finds out that a device is taken is not the one
+    Until then :func:`holder` names nobody: who only finds out that a device is taken is not the one
     who has it.
 
     Returns:
@@ -43,12 +43,12 @@ def take(index: int) -> int:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
         # No /run (a minimal container): other checks have to do.
-        return forks.open(os.devnull)
-    forks.withhold(lock)
+        return forks.open_protected(os.devnull)
+    forks.protect_fd(lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
-        forks.close(lock)
+        forks.close_protected(lock)
         raise
     return lock
 
@@ -64,25 +64,25 @@ def _check_is_private() -> None:
         raise AttachError(errno.EPERM, reason, str(LOCKS))
 
 
-def sign(lock: int) -> None:
+def write_owner(lock: int) -> None:
     """Note that this process has a lock, which may have been another one's."""
-    unsign(lock)
+    clear_owner(lock)
     with suppress(OSError):
         os.pwrite(lock, f"{os.getpid()}:{secrets.token_hex(8)}\n".encode(), 0)
 
 
-def unsign(lock: int) -> None:
-    """Take back what :func:`sign` noted: this process does not attach the device after all."""
+def clear_owner(lock: int) -> None:
+    """Take back what :func:`write_owner` noted: this process does not attach the device after all."""
     with suppress(OSError):
         os.ftruncate(lock, 0)
 
 
-def signature(lock: int) -> str:
+def owner_token(lock: int) -> str:
     """What a lock was signed with, a word like no other; nothing where there are no locks."""
     return os.pread(lock, 64, 0).decode(errors="replace").strip()
 
 
-def owner(index: int) -> tuple[int, str] | None:
+def holder(index: int) -> tuple[int, str] | None:
     """The process that has the lock of an index, and its name; None if nobody has it."""
     try:
         lock = os.open(_file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -91,7 +91,7 @@ def owner(index: int) -> tuple[int, str] | None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        process = signature(lock).partition(":")[0]
+        process = owner_token(lock).partition(":")[0]
         return sysfs.process_of(int(process)) if process.isdigit() else None
     finally:
         os.close(lock)
@@ -106,7 +106,7 @@ def server(index: int) -> tuple[int, str] | None:
     thread = sysfs.server_thread(index)
     if thread is None:
         return None
-    return sysfs.process_of(thread) or owner(index)
+    return sysfs.process_of(thread) or holder(index)
 
 
 def socket_path(index: int) -> Path:

@@ -21,7 +21,7 @@ import resource
 from collections.abc import Callable
 
 from . import sysfs
-from .rights import Capability, has
+from .rights import Capability, has_capability
 
 logger = logging.getLogger("aiovblk")
 
@@ -40,7 +40,7 @@ def protect_thread(*, level: int = logging.WARNING) -> None:
 
     What is refused is logged at ``level``.
     """
-    _try(_set_io_flusher, "PR_SET_IO_FLUSHER", Capability.CAP_SYS_RESOURCE, level)
+    _attempt(_set_io_flusher, "PR_SET_IO_FLUSHER", Capability.CAP_SYS_RESOURCE, level)
 
 
 def protect_process(*, level: int = logging.WARNING) -> None:
@@ -48,15 +48,15 @@ def protect_process(*, level: int = logging.WARNING) -> None:
 
     Blocks until all of it is in memory. What is refused is logged at ``level``.
     """
-    _try(_lock_memory, "mlockall", Capability.CAP_IPC_LOCK, level)
-    _try(_spare, "oom_score_adj", Capability.CAP_SYS_RESOURCE, level)
+    _attempt(_lock_memory, "mlockall", Capability.CAP_IPC_LOCK, level)
+    _attempt(_disable_oom_kill, "oom_score_adj", Capability.CAP_SYS_RESOURCE, level)
 
 
-def _try(step: Callable[[], None], name: str, capability: Capability, level: int) -> None:
+def _attempt(step: Callable[[], None], name: str, capability: Capability, level: int) -> None:
     try:
         step()
     except OSError as exc:
-        missing = "" if has(capability) else f"; {capability.name} is missing"
+        missing = "" if has_capability(capability) else f"; {capability.name} is missing"
         logger.log(level, "memory_safe without %s: %s%s", name, exc.strerror, missing)
 
 
@@ -67,14 +67,14 @@ def _set_io_flusher() -> None:
 
 def _lock_memory() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if limit != resource.RLIM_INFINITY and not has(Capability.CAP_IPC_LOCK):
+    if limit != resource.RLIM_INFINITY and not has_capability(Capability.CAP_IPC_LOCK):
         # It might succeed; and then fail every allocation beyond the limit.
         raise OSError(errno.EPERM, f"RLIMIT_MEMLOCK is {limit} bytes")
     if _libc.mlockall(MCL_CURRENT | MCL_FUTURE) < 0:
         raise _error()
 
 
-def _spare() -> None:
+def _disable_oom_kill() -> None:
     (sysfs.PROC / "self/oom_score_adj").write_text(str(OOM_SCORE_ADJ_MIN))
 
 

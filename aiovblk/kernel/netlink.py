@@ -44,7 +44,7 @@ TIMEOUT = 10.0
 """Seconds for the kernel to answer. One other program's command that waits holds up all."""
 
 
-class Command(IntEnum):
+class NetlinkCommand(IntEnum):
     """What the family can be asked (enum nbd_cmd)."""
 
     CONNECT = 1
@@ -129,7 +129,7 @@ def connect(
         attributes.append(_number(Attribute.DEAD_CONN_TIMEOUT, dead_conn_timeout, 8))
     if index is not None:
         attributes.append(_number(Attribute.INDEX, index, 4))
-    answer = _command(Command.CONNECT, *attributes)
+    answer = _command(NetlinkCommand.CONNECT, *attributes)
     return int(_NUMBER[4].unpack(dict(_attributes(answer))[Attribute.INDEX])[0])
 
 
@@ -167,10 +167,12 @@ def reconfigure(
         attributes.append(_number(Attribute.DEAD_CONN_TIMEOUT, dead_conn_timeout, 8))
     if sockets:
         attributes.append(_sockets(sockets))
-    _command(Command.RECONFIGURE, *attributes)
+    _command(NetlinkCommand.RECONFIGURE, *attributes)
 
 
-def offer(index: int, identity: str | None, ours: socket.socket, theirs: socket.socket) -> bool:
+def offer_connection(
+    index: int, identity: str | None, ours: socket.socket, theirs: socket.socket
+) -> bool:
     """Offer a device a connection in place of one that is dead.
 
     Args:
@@ -206,7 +208,7 @@ def disconnect(index: int, timeout: float = TIMEOUT) -> None:
             network namespace has no NBD family, a time-out otherwise.
 
     """
-    _command(Command.DISCONNECT, _number(Attribute.INDEX, index, 4), timeout=timeout)
+    _command(NetlinkCommand.DISCONNECT, _number(Attribute.INDEX, index, 4), timeout=timeout)
 
 
 def is_available() -> bool:
@@ -219,7 +221,7 @@ def is_available() -> bool:
     return True
 
 
-class Deaths:
+class LinkDeadListener:
     """Tells of each connection that dies, from now on.
 
     In another network namespace than the first there are no events (nbd_mcast_index).
@@ -250,7 +252,7 @@ class Deaths:
         return [
             int(_NUMBER[4].unpack(dict(_attributes(body[_GENERIC.size :]))[Attribute.INDEX])[0])
             for kind, _, body in _messages(self._sock.recv(65536))
-            if kind == self._family and body[0] == Command.LINK_DEAD
+            if kind == self._family and body[0] == NetlinkCommand.LINK_DEAD
         ]
 
     def close(self) -> None:
@@ -258,7 +260,7 @@ class Deaths:
         self._sock.close()
 
 
-def _command(command: Command, *attributes: bytes, timeout: float = TIMEOUT) -> bytes:
+def _command(command: NetlinkCommand, *attributes: bytes, timeout: float = TIMEOUT) -> bytes:
     # A socket of its own: two users of one socket would take each other's answers.
     with _open(timeout) as sock:
         return _call(sock, _look_up(sock)[0], command, b"".join(attributes))

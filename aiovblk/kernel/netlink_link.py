@@ -13,14 +13,14 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 
 from .. import forks
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 from . import liveness, locks, netlink, queue, sysfs
-from .anchor import Anchor
-from .link import Link
+from .anchor import NetlinkMonitorThread
+from .link import Attachment
 from .pairs import socket_pair
-from .terms import Terms
+from .terms import AttachConfig
 
-REPLAY_AFTER = 2000
+RESEND_CHECK_INTERVAL_MS = 2000
 """Milliseconds between looks at a request whether it has to be sent again on another connection.
 The kernel rounds them up to whole seconds, and logs each request that takes longer."""
 
@@ -34,7 +34,7 @@ DEFAULT_IO_TIMEOUT = "30000"
 """Milliseconds; what it is in a new queue (30 * HZ in blk_mq_init_allocated_queue)."""
 
 
-class NetlinkLink(Link):
+class NetlinkAttachment(Attachment):
     """Attached by netlink: no thread waits, and a stop of the process is but a pause.
 
     The kernel keeps a device whose server has died, and what is in flight hangs. So a watchdog
@@ -57,21 +57,23 @@ class NetlinkLink(Link):
 
     """
 
-    def __init__(self, anchor: Anchor, path: str, lock: int, terms: Terms) -> None:
+    def __init__(
+        self, monitor: NetlinkMonitorThread, path: str, lock: int, terms: AttachConfig
+    ) -> None:
         """Take over a device that is attached."""
-        super().__init__(anchor.index, path, lock, terms)
+        super().__init__(monitor.index, path, lock, terms)
         self.ended = Future()
-        self._server = sysfs.server_thread(anchor.index)
+        self._server_thread = sysfs.server_thread(monitor.index)
         self.is_served: Callable[[], bool] = lambda: True
-        self._deaths = threading.Semaphore(0)
-        self._anchor = anchor
-        anchor.on_death = self._on_death
-        anchor.watch(locks.signature(lock))
+        self._link_dead_listener = threading.Semaphore(0)
+        self._monitor = monitor
+        monitor.on_link_dead = self._on_link_dead
+        monitor.watch(locks.owner_token(lock))
         if terms.survive:
             # Whatever it was before (a predecessor may have set it): the kernel's default.
             self._queue_before["io_timeout"] = DEFAULT_IO_TIMEOUT
             if len(terms.sockets) == 1 and not terms.timeout:
-                queue.change(self.index, self._queue_before, io_timeout=REPLAY_AFTER)
+                queue.apply(self.index, self._queue_before, io_timeout=RESEND_CHECK_INTERVAL_MS)
 
     def start(self) -> None:
         """It has begun."""
@@ -87,16 +89,18 @@ class NetlinkLink(Link):
             seconds: for which to wait until it does.
 
         """
-        return not liveness.hears_of_deaths() or self._deaths.acquire(timeout=seconds)
+        return not liveness.receives_link_dead_events() or self._link_dead_listener.acquire(
+            timeout=seconds
+        )
 
-    def offer(self, seconds: float) -> socket.socket | None:
+    def replace_dead_connection(self, seconds: float) -> socket.socket | None:
         """Offer the kernel a connection in place of one that is dead."""
         deadline = time.monotonic() + seconds
         while True:
             self._check_is_ours()
             ours, theirs = socket_pair()
             try:
-                if netlink.offer(self.index, self._terms.identity, ours, theirs):
+                if netlink.offer_connection(self.index, self._terms.identity, ours, theirs):
                     self._check_is_ours()  # another's would find it closed again
                     return ours
             except BaseException:
@@ -107,22 +111,22 @@ class NetlinkLink(Link):
                 return None
             time.sleep(sysfs.POLL)  # it may not know yet that one has died
 
-    def forsake(self) -> None:
+    def abandon(self) -> None:
         """Let go; a device that is to survive waits for another server from now on."""
         if self._terms.survive:
-            self.leave()
+            self.detach()
         else:
-            super().forsake()
+            super().abandon()
 
     @property
     def lock(self) -> int:
         """The descriptor of the lock of its index, to be handed on."""
         return self._lock
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Close the device, and leave it attached: to another server, or to its time's end."""
         self._close_claim()
-        self._anchor.release(leave=True)
+        self._monitor.release(leave=True)
         self._unlock()
         self._end()
 
@@ -135,7 +139,7 @@ class NetlinkLink(Link):
                 client_flags=netlink.ClientFlag(0),
                 dead_conn_timeout=self._terms.dead_conn_timeout,
             )
-            self._shape_queue()
+            self._apply_queue_settings()
 
     def _resize(self, blocks: int) -> None:
         size = blocks * self._terms.block_size
@@ -157,45 +161,45 @@ class NetlinkLink(Link):
         with self._guard:
             if self._closed:
                 raise OSError(errno.ENODEV, "the device is already detached")
-            fd = -1 if self._claim is None else forks.withhold(os.dup(self._claim))
+            fd = -1 if self._claim is None else forks.protect_fd(os.dup(self._claim))
         with self._using_node():
             if fd < 0:
-                fd = forks.open(self.path)
+                fd = forks.open_protected(self.path)
             try:
                 self._check_is_ours()
                 yield fd
             finally:
-                forks.close(fd)
+                forks.close_protected(fd)
 
     def _is_ours(self) -> bool:
         """Whether the index has not been given to another server since somebody disconnected it."""
-        return self._server is None or sysfs.server_thread(self.index) == self._server
+        return self._server_thread is None or sysfs.server_thread(self.index) == self._server_thread
 
     def _check_is_ours(self) -> None:
         if not self._is_ours():
             raise OSError(errno.ENODEV, "somebody else has disconnected the device")
 
-    def finish(self) -> None:
+    def disconnect_kernel(self) -> None:
         """Have the kernel let go: it would wait for other sockets."""
         # With the node open nobody can attach the index between a look and the disconnect. But an
         # open waits where another program waits in one for an answer, which it does not get now.
-        opening = in_thread(forks.open, self.path)
+        opening = run_in_daemon_thread(forks.open_protected, self.path)
         futures.wait([opening], OPEN_TIMEOUT)
         try:
-            self.rescue()
+            self.force_disconnect()
         finally:
             opening.add_done_callback(_close)
             futures.wait([opening], CLOSE_TIMEOUT)
-        self._anchor.release()
+        self._monitor.release()
         self._end()
 
-    def rescue(self) -> None:
+    def force_disconnect(self) -> None:
         """Have the kernel let go, without opening the node."""
         if self._is_ours():
             netlink.disconnect(self.index, timeout=5)
 
-    def _on_death(self) -> None:
-        self._deaths.release()
+    def _on_link_dead(self) -> None:
+        self._link_dead_listener.release()
         if not self.is_served():
             self._end()
 
@@ -206,4 +210,4 @@ class NetlinkLink(Link):
 
 def _close(opening: Future[int]) -> None:
     if opening.exception() is None:
-        forks.close(opening.result())
+        forks.close_protected(opening.result())

@@ -7,8 +7,8 @@ import logging
 
 from ..errors import DeviceBusyError
 from . import liveness, netlink, sysfs, users
-from .liveness import State
-from .usage import busy, wait_until_free
+from .liveness import DeviceState
+from .usage import busy_error, wait_until_free
 
 logger = logging.getLogger("aiovblk")
 
@@ -24,7 +24,7 @@ def free_if_unused(index: int) -> bool:
     """
     if sysfs.is_free(index):
         return True
-    if liveness.state(index) is not State.DEAD or users.holders(index):
+    if liveness.state(index) is not DeviceState.DEAD or users.users(index):
         return False
     try:
         netlink.disconnect(index)
@@ -35,26 +35,26 @@ def free_if_unused(index: int) -> bool:
     return wait_until_free(index, FREEING_TIMEOUT)
 
 
-def told(index: int, path: str) -> DeviceBusyError:
+def orphan_error(index: int, path: str) -> DeviceBusyError:
     """Why a device cannot be attached that is attached, though no server shows."""
     if sysfs.server_thread(index) is None:
-        return busy(index, path)
-    holders = users.holders(index)
+        return busy_error(index, path)
+    holders = users.users(index)
     used = ", ".join(holders)
     force = f"`aiovblk unmount --force {path}`"
     match liveness.state(index):
-        case State.DEAD:
+        case DeviceState.DEAD:
             reason = "its server is gone" + (f", but it is still in use: {used}" if used else "")
             remedy = "`aiovblk doctor --clean` frees it"
-        case State.LOST:
+        case DeviceState.LOST:
             name = liveness.identity(index)
             whose = f"another of the identity {name!r}" if name else "that"
             reason = f"it has lost its server, and waits for {whose} to come back"
             remedy = f"{force} gives it up"
-        case State.ALIVE:
+        case DeviceState.ALIVE:
             reason = "it has a server that cannot be seen from here, in another container, say"
             remedy = f"unmount it there; {force} takes it away"
-        case State.UNKNOWN:
+        case DeviceState.UNKNOWN:
             reason = "it is attached, and its server cannot be seen from here" + (
                 f"; {used}" if used else ""
             )

@@ -12,9 +12,9 @@ from .. import interpreter
 from ..errors import AttachError
 from . import netlink, sysfs, users
 from .choice import resolve
-from .forcing import take_away
+from .forcing import force_disconnect
 from .ioctl import Ioctl, ioctl
-from .usage import busy, refuse_if_unclaimed_users, wait_until_free
+from .usage import busy_error, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
@@ -42,18 +42,18 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
     if sysfs.is_free(index):
         raise AttachError(errno.ENODEV, "not mounted", path)
     if force:
-        take_away(index, path, lambda what: logger.debug("%s: %s", path, what))
+        force_disconnect(index, path, lambda what: logger.debug("%s: %s", path, what))
     else:
-        _in_order(index, path, timeout)
+        _unmount_in_order(index, path, timeout)
 
 
-def _in_order(index: int, path: str, timeout: float) -> None:
+def _unmount_in_order(index: int, path: str, timeout: float) -> None:
     try:
-        _in_child(path, timeout)
+        _unmount_in_child(path, timeout)
         if not wait_until_free(index, timeout):
             raise TimeoutError
     except TimeoutError:
-        holders = ", ".join(users.holders(index))
+        holders = ", ".join(users.users(index))
         raise AttachError(
             errno.ETIMEDOUT,
             f"not unmounted after {timeout:g} s"
@@ -63,7 +63,7 @@ def _in_order(index: int, path: str, timeout: float) -> None:
         ) from None
     except OSError as exc:
         if exc.errno == errno.EBUSY:
-            raise busy(index, path) from None
+            raise busy_error(index, path) from None
         if exc.errno in (errno.EPERM, errno.EACCES):
             raise AttachError(exc.errno, "unmounting takes root", path) from None
         raise AttachError(
@@ -74,7 +74,7 @@ def _in_order(index: int, path: str, timeout: float) -> None:
         ) from exc
 
 
-def _in_child(path: str, timeout: float) -> None:
+def _unmount_in_child(path: str, timeout: float) -> None:
     """Run :func:`disconnect_in_order` in a process that can be left behind.
 
     A sync that nobody answers cannot be killed, nor can the process whose thread waits in it: it

@@ -16,7 +16,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """The server's end of a connection, and the kernel's."""
     ends = socket.socketpair()
     for end in ends:
-        forks.withhold_socket(end)
+        forks.protect_socket(end)
         try:
             # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)

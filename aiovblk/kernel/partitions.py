@@ -47,7 +47,7 @@ def wait_for_nodes(
         if _scan(path):
             break
         if time.monotonic() > deadline:
-            holders = users.holders(index)
+            holders = users.users(index)
             reason = "it is in use, so the kernel cannot scan it for partitions"
             raise DeviceBusyError(
                 errno.EBUSY, reason + "".join(f"; {each}" for each in holders), path, holders
@@ -57,7 +57,7 @@ def wait_for_nodes(
         while problem := _problem(index, name):
             _check(is_detached)
             if time.monotonic() > deadline:
-                raise AttachError(errno.ENODEV, _what_to_do(index, name, problem), path)
+                raise AttachError(errno.ENODEV, _advice(index, name, problem), path)
             time.sleep(POLL)
 
 
@@ -66,7 +66,7 @@ def _check(is_detached: Callable[[], bool]) -> None:
         raise OSError(errno.ECANCELED, "the device was detached meanwhile")
 
 
-def forget(index: int, path: str) -> None:
+def drop_partitions(index: int, path: str) -> None:
     """Have the kernel drop the partitions of a detached device; they would stay until its next.
 
     Raises:
@@ -123,7 +123,7 @@ def _problem(index: int, name: str) -> str | None:
     return None
 
 
-def _what_to_do(index: int, name: str, problem: str) -> str:
+def _advice(index: int, name: str, problem: str) -> str:
     number = (sysfs.partition_attribute(index, name, "dev") or "MAJOR:MINOR").replace(":", " ")
     return (
         f"the device has a partition {name}, but /dev/{name} {problem}; in a container nodes do not"

@@ -16,11 +16,11 @@ from . import sysfs
 
 logger = logging.getLogger("aiovblk")
 
-LARGEST_KB = 32768
+MAX_REQUEST_KB = 32768
 """KiB of the largest request that the driver has ever sent (its max_hw_sectors_kb)."""
 
 
-LARGEST_AHEAD_KB = (1 << 30) - 4
+MAX_READ_AHEAD_KB = (1 << 30) - 4
 """KiB of the longest read-ahead; far more than the kernel ever reads at once."""
 
 
@@ -45,19 +45,19 @@ class RequestQueue:
 
     def __post_init__(self) -> None:
         """Find out what the kernel would refuse, or would round."""
-        check_count("max_sectors_kb", self.max_sectors_kb, least=4)
-        check_count("read_ahead_kb", self.read_ahead_kb, least=0)
+        check_count("max_sectors_kb", self.max_sectors_kb, minimum=4)
+        check_count("read_ahead_kb", self.read_ahead_kb, minimum=0)
         largest = self.max_sectors_kb
-        if largest is not None and not (4 <= largest <= LARGEST_KB and largest % 4 == 0):
+        if largest is not None and not (4 <= largest <= MAX_REQUEST_KB and largest % 4 == 0):
             raise ValueError(
-                f"max_sectors_kb must be a multiple of 4 from 4 to {LARGEST_KB}, not {largest}"
+                f"max_sectors_kb must be a multiple of 4 from 4 to {MAX_REQUEST_KB}, not {largest}"
             )
         ahead = self.read_ahead_kb
-        if ahead is not None and not (0 <= ahead <= LARGEST_AHEAD_KB and ahead % 4 == 0):
+        if ahead is not None and not (0 <= ahead <= MAX_READ_AHEAD_KB and ahead % 4 == 0):
             raise ValueError(f"read_ahead_kb must be a multiple of 4, 0 or more, not {ahead}")
 
 
-def change(index: int, before: dict[str, str], **values: int | str | None) -> None:
+def apply(index: int, before: dict[str, str], **values: int | str | None) -> None:
     """Set attributes of a device's queue, in this order; None leaves one as it is.
 
     Where /sys cannot be written to (in a container, say) they stay as they are; a warning tells.
@@ -79,13 +79,13 @@ def change(index: int, before: dict[str, str], **values: int | str | None) -> No
             sysfs.set_queue_attribute(index, name, str(value))
         except OSError as exc:
             if exc.errno == errno.EINVAL:
-                raise _refused(index, name, value) from exc
+                raise _refused_error(index, name, value) from exc
             logger.warning("%s of /dev/nbd%d stays %s: %s", name, index, old, exc.strerror)
         else:
             before.setdefault(name, old)
 
 
-def _refused(index: int, name: str, value: int | str) -> AttachError:
+def _refused_error(index: int, name: str, value: int | str) -> AttachError:
     known = ", ".join(sysfs.queue_choices(index, name))
     reason = f"the kernel refuses {name}={value}" + (f"; it knows {known}" if known else "")
     return AttachError(errno.EINVAL, reason, f"/dev/nbd{index}")

@@ -22,7 +22,7 @@ class Capability(IntEnum):
 _INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 
-def has(capability: Capability) -> bool:
+def has_capability(capability: Capability) -> bool:
     """Whether this process has a capability where it counts: in the initial user namespace."""
     return is_initial("user") is not False and bool(_effective() >> capability & 1)
 

@@ -15,7 +15,7 @@ from ..errors import DeviceBusyError
 from . import sysfs, users
 
 
-class Claims:
+class ExclusiveClaims:
     """Exclusive opens, which keep others from mounting or holding what is about to go.
 
     Concurrency: one thread adds; any may release, before, meanwhile or after.
@@ -34,7 +34,7 @@ class Claims:
 
         """
         try:
-            fd = forks.open(path, os.O_EXCL)
+            fd = forks.open_protected(path, os.O_EXCL)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
                 return False
@@ -43,7 +43,7 @@ class Claims:
             if not self._released:
                 self._fds.append(fd)
                 return True
-        forks.close(fd)  # opened too late
+        forks.close_protected(fd)  # opened too late
         return True
 
     def release(self) -> None:
@@ -52,10 +52,10 @@ class Claims:
             self._released = True
             fds, self._fds = self._fds, []
         for fd in fds:
-            forks.close(fd)
+            forks.close_protected(fd)
 
 
-def claim_beyond(index: int, path: str, size: int, claims: Claims) -> None:
+def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> None:
     """Claim what reaches beyond a smaller size of a device.
 
     Args:
@@ -72,19 +72,19 @@ def claim_beyond(index: int, path: str, size: int, claims: Claims) -> None:
 
     """
     beyond = _partitions_beyond(index, size)
-    if holders := users.unclaimed(index, [f"nbd{index}", *beyond]):
-        raise _refused(path, size, holders)
+    if holders := users.shared_users(index, [f"nbd{index}", *beyond]):
+        raise _in_use_error(path, size, holders)
     if claims.add(path):
         return
     # The kernel lets somebody have the whole device or others its partitions, not both
     # (bd_may_claim). So if a partition that stays is held, only the partitions matter.
     within = [name for name in sysfs.partitions(index) if name not in beyond]
-    holders = users.claims(index, [f"nbd{index}", *beyond])
-    if holders or not users.claims(index, within):
-        raise _refused(path, size, holders or users.holders(index))
+    holders = users.exclusive_users(index, [f"nbd{index}", *beyond])
+    if holders or not users.exclusive_users(index, within):
+        raise _in_use_error(path, size, holders or users.users(index))
     for name in beyond:
         if not claims.add(f"/dev/{name}"):
-            raise _refused(path, size, users.holders(index, [name]))
+            raise _in_use_error(path, size, users.users(index, [name]))
 
 
 def _partitions_beyond(index: int, size: int) -> list[str]:
@@ -101,7 +101,7 @@ def _ends(index: int) -> Iterator[tuple[str, int]]:
         yield name, begin + length
 
 
-def _refused(path: str, size: int, holders: list[str]) -> DeviceBusyError:
+def _in_use_error(path: str, size: int, holders: list[str]) -> DeviceBusyError:
     reason = f"it cannot shrink to {size} bytes while what lies beyond is in use"
     words = f": {', '.join(holders)}" if holders else ""
     return DeviceBusyError(errno.EBUSY, reason + words, path, holders)

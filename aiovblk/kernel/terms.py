@@ -9,7 +9,7 @@ from .queue import RequestQueue
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AttachConfig:
     """What the kernel has to know of a device.
 
     Args:

@@ -8,7 +8,7 @@ from ..protocol.constants import TransmissionFlag
 from . import sysfs
 
 
-def flags(index: int) -> TransmissionFlag:
+def transmission_flags(index: int) -> TransmissionFlag:
     """The transmission flags: from debugfs, which only root may read, or from what they led to.
 
     Since Linux 6.12 some of the latter outlive a detach: ROTATIONAL and SEND_WRITE_ZEROES may have
@@ -17,10 +17,10 @@ def flags(index: int) -> TransmissionFlag:
     directory = sysfs.SYS_BLOCK.parent / f"kernel/debug/nbd/nbd{index}"
     if told := re.match(r"Hex: 0x([0-9a-f]+)", sysfs.read(directory / "flags") or ""):
         return TransmissionFlag(int(told[1], 16))
-    return _as_seen(index)
+    return _flags_from_sysfs(index)
 
 
-def _as_seen(index: int) -> TransmissionFlag:
+def _flags_from_sysfs(index: int) -> TransmissionFlag:
     queue = sysfs.queue_attribute
     seen = {
         TransmissionFlag.READ_ONLY: sysfs.is_read_only(index),

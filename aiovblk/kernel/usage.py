@@ -29,9 +29,9 @@ def wait_until_free(index: int, seconds: float, server: int | None = None) -> bo
     return True
 
 
-def busy(index: int, path: str) -> DeviceBusyError:
+def busy_error(index: int, path: str) -> DeviceBusyError:
     """The exception that names who uses a device that is claimed."""
-    holders = users.holders(index) or [users.SHOWS_NOWHERE]
+    holders = users.users(index) or [users.UNKNOWN_USER]
     reason = f"the device is in use: {', '.join(holders)}"
     return DeviceBusyError(errno.EBUSY, reason, path, holders)
 
@@ -45,5 +45,5 @@ def refuse_if_unclaimed_users(index: int, path: str) -> None:
         DeviceBusyError: there are some.
 
     """
-    if users.unclaimed(index):
-        raise busy(index, path)
+    if users.shared_users(index):
+        raise busy_error(index, path)

@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import forks
-from ..text import escaped
+from ..text import escape
 from . import locks, sysfs
 
-_DEEPEST = 8  # levels of devices on devices; the kernel allows no circles
+_MAX_DEPTH = 8  # levels of devices on devices; the kernel allows no circles
 
 # What exports a file or a block device to others, and which of its attributes names that: the
 # kernel's NVMe target (drivers/nvme/target/configfs.c), its SCSI target (target_core_configfs.c),
@@ -34,7 +34,7 @@ _EXPORTS = {
 # The file systems that have a directory in /sys/fs for each device that they live on.
 _SHOWN_IN_SYS = {"ext4": "{}", "xfs": "{}", "f2fs": "{}", "btrfs": "*/devices/{}"}
 
-SHOWS_NOWHERE = (
+UNKNOWN_USER = (
     "held by something that shows nowhere: a file system that was unmounted lazily (umount -l)"
     " while programs still use it, or that is mounted where this process cannot see it, or a"
     " program of another container"
@@ -42,32 +42,32 @@ SHOWS_NOWHERE = (
 """How to end a sentence about a device that is claimed, though nobody is found who does."""
 
 
-def holders(index: int, names: Collection[str] | None = None) -> list[str]:
+def users(index: int, names: Collection[str] | None = None) -> list[str]:
     """Who uses a device or its partitions, in words that end a sentence about it.
 
     With ``names`` (``nbd0``, ``nbd0p1``) only of these, as in what follows. Programs that merely
     have it open are named where nobody else is found; its server is none of them.
     """
-    return claims(index, names) or _openers_in_words(index, names)
+    return exclusive_users(index, names) or _describe_openers(index, names)
 
 
-def claims(index: int, names: Collection[str] | None = None) -> list[str]:
+def exclusive_users(index: int, names: Collection[str] | None = None) -> list[str]:
     """Who would lose something if a device or its partitions went away, in such words."""
     directories = sysfs.directories(index, names)
     points = mount_points(index, names)
     return [
-        *(f"mounted at {escaped(point)}" for point in points),
+        *(f"mounted at {escape(point)}" for point in points),
         *([] if points else _not_mounted(directories)),
         *_swaps(directories),
-        *_held(directories, _DEEPEST),
+        *_held(directories, _MAX_DEPTH),
         *_exported(directories),
     ]
 
 
-def unclaimed(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Those of :func:`claims` that no exclusive open finds."""
+def shared_users(index: int, names: Collection[str] | None = None) -> list[str]:
+    """Those of :func:`exclusive_users` that no exclusive open finds."""
     directories = sysfs.directories(index, names)
-    return [*_loops_in_words(directories, _DEEPEST), *_exported(directories)]
+    return [*_describe_loops(directories, _MAX_DEPTH), *_exported(directories)]
 
 
 def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
@@ -99,8 +99,8 @@ def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int,
 
 
 def opened_by(process: int, name: str) -> str:
-    """How :func:`holders` tells of a process."""
-    return f"opened by process {process} ({escaped(name)})"  # which it has chosen itself
+    """How :func:`users` tells of a process."""
+    return f"opened by process {process} ({escape(name)})"  # which it has chosen itself
 
 
 def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
@@ -113,12 +113,12 @@ def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, s
                 yield int(process.name), sysfs.read(process / "comm") or "?", found
 
 
-def _openers_in_words(index: int, names: Collection[str] | None) -> list[str]:
+def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
     server = locks.server(index)
     words = []
     for process, name, descriptors in _openers(index, names):
         if process == os.getpid():
-            if not forks.are_withheld(descriptors):
+            if not forks.are_protected(descriptors):
                 words.append("opened by this process")
         # Attached by ioctl it has its own device open, once.
         elif (process, name) != server or len(descriptors) > 1:
@@ -176,10 +176,10 @@ def _held(directories: Collection[Path], depth: int) -> Iterator[str]:
             yield _with_uses(f"held by {holder.name}", name, holder.name, depth)
         if (directory / "bcache").exists():
             yield "held by bcache"
-    yield from _loops_in_words(directories, depth)
+    yield from _describe_loops(directories, depth)
 
 
-def _loops_in_words(directories: Collection[Path], depth: int) -> Iterator[str]:
+def _describe_loops(directories: Collection[Path], depth: int) -> Iterator[str]:
     for loop in _loops(directories):
         yield _with_uses(f"held by {loop.name}", None, loop.name, depth)
 
@@ -189,7 +189,7 @@ def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
     uses = [label] if label else []
     if depth and (directory := sysfs.SYS_BLOCK / device).is_dir():
         above = [directory, *_partitions_of(directory)]
-        uses += [f"mounted at {escaped(point)}" for point in _mounted(above)]
+        uses += [f"mounted at {escape(point)}" for point in _mounted(above)]
         uses += [*_swaps(above), *_held(above, depth - 1)]
     return f"{holder} ({'; '.join(uses)})" if uses else holder
 
@@ -198,7 +198,7 @@ def _above(index: int) -> list[Path]:
     """The directories of all devices on top of one, those on top first."""
     found: dict[str, Path] = {}
     level = sysfs.directories(index)
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         names = [holder.name for each in level for holder in _holders_of(each)]
         names += [loop.name for loop in _loops(level)]
         level = []

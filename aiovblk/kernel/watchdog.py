@@ -32,11 +32,11 @@ class Watchdog:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: dict[int, str] = {}
-        self._may_stay = False
-        self._staying: list[subprocess.Popen[bytes]] = []
+        self._may_outlive = False
+        self._outliving: list[subprocess.Popen[bytes]] = []
         atexit.register(self._outlive)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Know of nothing, in a child that a fork has made: what was watched is its parent's."""
         if self._process is not None:
             assert self._process.stdin is not None  # it was made with a pipe
@@ -45,9 +45,9 @@ class Watchdog:
         self._lock = threading.Lock()  # another thread may have had it
         self._process = None
         self._watched = {}
-        self._may_stay = False
+        self._may_outlive = False
 
-    def expect(self, thread: int) -> None:
+    def watch_pending(self, thread: int) -> None:
         """Watch over the device that a thread is about to attach, whichever it will be."""
         self._set(thread, f"+{thread}")
 
@@ -69,7 +69,7 @@ class Watchdog:
         """Watch no longer over what a thread has attached; the last one ends the watchdog."""
         self._end(f"-{thread}", thread)
 
-    def leave(self, thread: int) -> None:
+    def release_to_successor(self, thread: int) -> None:
         """Act as if this process had ended now, as to what a thread has attached."""
         self._end(f"={thread}", thread)
 
@@ -77,13 +77,13 @@ class Watchdog:
         with self._lock:
             if self._watched.pop(thread, None) is None or self._process is None:
                 return
-            self._tell(line)
-            self._may_stay = self._may_stay or line.startswith("=")
+            self._send(line)
+            self._may_outlive = self._may_outlive or line.startswith("=")
             if self._watched:
                 return
             process, self._process = self._process, None
             assert process.stdin is not None  # it was made with a pipe
-            if self._may_stay:
+            if self._may_outlive:
                 # Said, since some child may keep the pipe open that was forked when it was made.
                 with suppress(BrokenPipeError):
                     process.stdin.write(b".\n")
@@ -92,28 +92,28 @@ class Watchdog:
                 # seconds where many start at once, and an unmount waits for this.
                 process.kill()
             process.stdin.close()
-            if self._may_stay:
-                self._staying.append(process)
+            if self._may_outlive:
+                self._outliving.append(process)
             else:
                 process.wait()
-            self._may_stay = False
+            self._may_outlive = False
 
     def _outlive(self) -> None:
-        for process in self._staying:
+        for process in self._outliving:
             process.returncode = 0  # it was not forgotten, as Popen would complain
 
     def _set(self, thread: int, line: str) -> None:
         with self._lock:
-            self._staying = [each for each in self._staying if each.poll() is None]
+            self._outliving = [each for each in self._outliving if each.poll() is None]
             self._watched[thread] = line
             if self._process is not None and self._process.poll() is None:
-                self._tell(line)
+                self._send(line)
                 return
             self._process = _start()
             for each in self._watched.values():
-                self._tell(each)
+                self._send(each)
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process is not None  # whoever calls this has looked
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # somebody has killed it; the next mount starts another
@@ -142,4 +142,4 @@ def _start() -> subprocess.Popen[bytes]:
 watchdog = Watchdog()
 """That of this process."""
 
-os.register_at_fork(after_in_child=watchdog.begin_anew)
+os.register_at_fork(after_in_child=watchdog.reset_after_fork)

@@ -29,11 +29,11 @@ import netlink  # type: ignore[import-not-found]  # it is the one beside this fi
 SYS_BLOCK = Path("/sys/block")
 LOCKS = Path("/run/aiovblk")
 
-HAND_OVER_TIMEOUT = 10.0
+HANDOVER_TIMEOUT = 10.0
 """Seconds for a server to begin that was handed a device."""
 
 
-class Left(NamedTuple):
+class OrphanedDevice(NamedTuple):
     """A device that nobody serves, perhaps."""
 
     until: float
@@ -46,7 +46,7 @@ class Left(NamedTuple):
 def main(parent: int) -> None:
     """Watch until the parent is gone, or has nothing more to be watched, and nothing is left."""
     watched: dict[str, list[str]] = {}
-    left: list[Left] = []
+    left: list[OrphanedDevice] = []
     poll = select.poll()
     poll.register(0, select.POLLIN)
     # The end of the pipe is not enough: a child of the parent's may have inherited it.
@@ -61,17 +61,17 @@ def main(parent: int) -> None:
         data = os.read(0, 4096) if 0 in ready else b""
         *lines, pending = (pending + data).split(b"\n")
         for line in filter(b".".__ne__, lines):
-            note(line.decode(), watched, left)
+            handle_line(line.decode(), watched, left)
         free_what_is_due(left)
         if b"." in lines or ((ready or patience == 0) and not data):
             break
-    left += [leave(thread, device) for thread, device in watched.items()]
+    left += [release_to_successor(thread, device) for thread, device in watched.items()]
     while left:
         time.sleep(max(0, min(left).until - time.monotonic()))
         free_what_is_due(left)
 
 
-def note(line: str, watched: dict[str, list[str]], left: list[Left]) -> None:
+def handle_line(line: str, watched: dict[str, list[str]], left: list[OrphanedDevice]) -> None:
     """Take note of what is to be watched."""
     thread, *device = line[1:].split()
     if line.startswith("+"):
@@ -79,17 +79,17 @@ def note(line: str, watched: dict[str, list[str]], left: list[Left]) -> None:
         return
     device = watched.pop(thread, [])
     if line.startswith("=") and device:
-        left.append(leave(thread, device, at_least=HAND_OVER_TIMEOUT))
+        left.append(release_to_successor(thread, device, at_least=HANDOVER_TIMEOUT))
 
 
-def leave(thread: str, device: list[str], at_least: float = 0) -> Left:
+def release_to_successor(thread: str, device: list[str], at_least: float = 0) -> OrphanedDevice:
     """Begin to count for a device that is left."""
     number, pid, survive, *signature = device or ["*", thread, "0"]
     seconds = max(float(survive), at_least)
-    return Left(time.monotonic() + seconds, number, pid, seconds > 0, "".join(signature))
+    return OrphanedDevice(time.monotonic() + seconds, number, pid, seconds > 0, "".join(signature))
 
 
-def free_what_is_due(left: list[Left]) -> None:
+def free_what_is_due(left: list[OrphanedDevice]) -> None:
     """Disconnect those whose time is up."""
     now = time.monotonic()
     for device in sorted(left):
@@ -98,7 +98,7 @@ def free_what_is_due(left: list[Left]) -> None:
             free(device)
 
 
-def free(device: Left) -> None:
+def free(device: OrphanedDevice) -> None:
     """Disconnect the device of an index, or any, that is said to be attached by ``pid``."""
     for file in SYS_BLOCK.glob(f"nbd{device.number}/pid"):
         index = int(file.parent.name.removeprefix("nbd"))
@@ -109,7 +109,8 @@ def free(device: Left) -> None:
             # then signed the lock; where it has another /run, only the kernel knows: it takes a
             # connection where one is dead.
             if device.survives and (
-                is_anothers(device) or not offered(file.with_name("backend"), index)
+                has_new_owner(device)
+                or not is_connection_accepted(file.with_name("backend"), index)
             ):
                 continue
             netlink.disconnect(index)
@@ -118,7 +119,7 @@ def free(device: Left) -> None:
             syslog.syslog(f"aiovblk: {file.parent.name} cannot be disconnected: {exc}")
 
 
-def is_anothers(device: Left) -> bool:
+def has_new_owner(device: OrphanedDevice) -> bool:
     """Whether a lock was signed by somebody else since, who may be gone as well by now."""
     if not device.signature:
         return False
@@ -128,14 +129,14 @@ def is_anothers(device: Left) -> bool:
         return False
 
 
-def offered(backend: Path, index: int) -> bool:
+def is_connection_accepted(backend: Path, index: int) -> bool:
     """Whether a device lacks a connection; if so it has one now, on which nobody answers."""
     ours, theirs = socket.socketpair()
-    taken: bool = netlink.offer(index, backend.read_text().strip(), ours, theirs)
+    taken: bool = netlink.offer_connection(index, backend.read_text().strip(), ours, theirs)
     return taken
 
 
-def _soonest(left: list[Left], patience: float | None) -> float | None:
+def _soonest(left: list[OrphanedDevice], patience: float | None) -> float | None:
     """Milliseconds until the first is due, if any is."""
     if not left:
         return patience

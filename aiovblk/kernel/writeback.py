@@ -35,7 +35,7 @@ def sync(index: int, fd: int) -> None:
 
 def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     try:
-        fd = forks.open(path)
+        fd = forks.open_protected(path)
     except OSError as exc:
         # A partition without a node in this container, a mount of another namespace.
         logger.debug("cannot sync %s: %s", path, exc)
@@ -48,5 +48,5 @@ def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     except OSError as exc:
         return exc
     finally:
-        forks.close(fd)
+        forks.close_protected(fd)
     return None

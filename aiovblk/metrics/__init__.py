@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..extras import extra
-from .measures import Source
+from .measures import StatsSource
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
     from .prometheus import Collector
 
-__all__ = ["Source", "observe", "prometheus_collector"]
+__all__ = ["StatsSource", "prometheus_collector", "register_otel"]
 
 
-def prometheus_collector(sources: Mapping[str, Source]) -> Collector:
+def prometheus_collector(sources: Mapping[str, StatsSource]) -> Collector:
     """What yields the counters to a registry of prometheus-client, which has to be told of it.
 
     Args:
@@ -37,7 +37,7 @@ def prometheus_collector(sources: Mapping[str, Source]) -> Collector:
     return Collector(sources)
 
 
-def observe(sources: Mapping[str, Source], meter: Meter | None = None) -> None:
+def register_otel(sources: Mapping[str, StatsSource], meter: Meter | None = None) -> None:
     """Make observable instruments of OpenTelemetry for the counters.
 
     Args:

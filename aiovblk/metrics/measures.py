@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from ..dispatch import Latency, Stats
+from ..dispatch import LatencyHistogram, Stats
 
 
-class Source(Protocol):
+class StatsSource(Protocol):
     """What has counters: a :class:`~aiovblk.Mount`, a :class:`~aiovblk.Server`, its clients."""
 
     @property
@@ -24,7 +24,7 @@ class Measure(NamedTuple):
     text: str
     unit: str
     """``bytes``, or nothing where requests are counted."""
-    grows: bool
+    monotonic: bool
     """Whether it only ever grows."""
     label: str
     """What the values are told apart by; empty if there is one."""
@@ -39,7 +39,9 @@ MEASURES = (
         "",
         True,
         "command",
-        lambda stats: [(name, stats.errors_by_command.get(name, 0)) for name, _ in used(stats)],
+        lambda stats: [
+            (name, stats.errors_by_command.get(name, 0)) for name, _ in used_commands(stats)
+        ],
     ),
     Measure(
         "payload",
@@ -70,6 +72,6 @@ MEASURES = (
 DURATION = "Time from the arrival of a request until its reply was handed to the socket"
 
 
-def used(stats: Stats) -> list[tuple[str, Latency]]:
+def used_commands(stats: Stats) -> list[tuple[str, LatencyHistogram]]:
     """The commands that were used at least once, and how long they took."""
     return [(name, latency) for name, latency in stats.latency.items() if latency.buckets]

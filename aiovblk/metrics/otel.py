@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 
 from ..dispatch import Stats
-from .measures import DURATION, MEASURES, Measure, Source, used
+from .measures import DURATION, MEASURES, Measure, StatsSource, used_commands
 
 QUANTILES = (0.5, 0.99, 0.999)
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 
-def make_instruments(sources: Mapping[str, Source], meter: Meter | None) -> None:
+def make_instruments(sources: Mapping[str, StatsSource], meter: Meter | None) -> None:
     """Make one for each measure; the readers of the meter's provider call them."""
     meter = meter or get_meter("aiovblk")
     for measure in MEASURES:
         make = (
             meter.create_observable_counter
-            if measure.grows
+            if measure.monotonic
             else meter.create_observable_up_down_counter
         )
         make(
@@ -54,7 +54,7 @@ def make_instruments(sources: Mapping[str, Source], meter: Meter | None) -> None
 Found = Iterable[tuple[float, dict[str, str]]]
 
 
-def _observe_each(sources: Mapping[str, Source], find: Callable[[Stats], Found]) -> Observe:
+def _observe_each(sources: Mapping[str, StatsSource], find: Callable[[Stats], Found]) -> Observe:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         for name, source in sources.items():
             for value, attributes in find(source.stats):
@@ -63,7 +63,7 @@ def _observe_each(sources: Mapping[str, Source], find: Callable[[Stats], Found])
     return observe
 
 
-def _observing(sources: Mapping[str, Source], measure: Measure) -> Observe:
+def _observing(sources: Mapping[str, StatsSource], measure: Measure) -> Observe:
     def find(stats: Stats) -> Found:
         for label, value in measure.values(stats):
             yield value, {measure.label: label} if measure.label else {}
@@ -72,14 +72,16 @@ def _observing(sources: Mapping[str, Source], measure: Measure) -> Observe:
 
 
 def _requests(stats: Stats) -> Found:
-    return [(latency.count, {"command": command}) for command, latency in used(stats)]
+    return [(latency.count, {"command": command}) for command, latency in used_commands(stats)]
 
 
 def _time(stats: Stats) -> Found:
-    return [(latency.total / 1e9, {"command": command}) for command, latency in used(stats)]
+    return [
+        (latency.total / 1e9, {"command": command}) for command, latency in used_commands(stats)
+    ]
 
 
 def _quantiles(stats: Stats) -> Found:
-    for command, latency in used(stats):
+    for command, latency in used_commands(stats):
         for share in QUANTILES:
             yield latency.quantile(share), {"command": command, "quantile": str(share)}

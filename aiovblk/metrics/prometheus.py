@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import core, registry
 
-from ..dispatch import Latency
-from .measures import DURATION, MEASURES, Measure, Source, used
+from ..dispatch import LatencyHistogram
+from .measures import DURATION, MEASURES, Measure, StatsSource, used_commands
 
 BOUNDS = [1 << power for power in range(12, 37)]
 """Nanoseconds: 4 us to 69 s. The powers of two are where the counters' own buckets meet."""
@@ -21,7 +21,7 @@ class Collector(registry.Collector):
 
     """
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(self, sources: Mapping[str, StatsSource]) -> None:
         self._sources = sources
 
     def describe(self) -> Iterable[core.Metric]:
@@ -40,7 +40,7 @@ class Collector(registry.Collector):
             yield family
         durations = _durations()
         for name, each in stats.items():
-            for command, latency in used(each):
+            for command, latency in used_commands(each):
                 seconds = latency.total / 1e9
                 durations.add_metric([name, command], _cumulative(latency), seconds)
         yield durations
@@ -49,7 +49,7 @@ class Collector(registry.Collector):
 def _family(measure: Measure) -> core.CounterMetricFamily | core.GaugeMetricFamily:
     name = "_".join(filter(None, ("aiovblk", measure.name, measure.unit)))
     labels = ["device", measure.label] if measure.label else ["device"]
-    kind = core.CounterMetricFamily if measure.grows else core.GaugeMetricFamily
+    kind = core.CounterMetricFamily if measure.monotonic else core.GaugeMetricFamily
     return kind(name, measure.text, labels=labels)
 
 
@@ -58,6 +58,6 @@ def _durations() -> core.HistogramMetricFamily:
     return core.HistogramMetricFamily(name, DURATION, labels=["device", "command"])
 
 
-def _cumulative(latency: Latency) -> list[tuple[str, float]]:
-    below = [(str(bound / 1e9), float(latency.below(bound))) for bound in BOUNDS]
+def _cumulative(latency: LatencyHistogram) -> list[tuple[str, float]]:
+    below = [(str(bound / 1e9), float(latency.count_below(bound))) for bound in BOUNDS]
     return [*below, ("+Inf", latency.count)]

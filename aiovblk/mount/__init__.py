@@ -16,15 +16,15 @@ from anyio.abc import TaskStatus
 
 from .. import kernel
 from ..arguments import MAX_WORKERS, check_count, check_seconds
-from ..device import BlockDevice, Factory
-from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
+from ..device import BlockDevice, DeviceFactory
+from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
 from ..kernel import RequestQueue
-from .attaching import Attach, Options
-from .crew import Crew
+from .attaching import Attach, MountOptions
+from .crew import WorkerBackend
 from .life import Mount
-from .served import Late, Local, Served
+from .served import Backend, DeferredBackend, LocalBackend
 from .unmounting import UNMOUNT_TIMEOUT
-from .waiting import begin
+from .waiting import start_thread
 
 DEFAULT_QUEUE = RequestQueue()
 
@@ -33,7 +33,7 @@ __all__ = ["UNMOUNT_TIMEOUT", "Attach", "Mount", "mount", "mounted"]
 
 @asynccontextmanager
 async def mounted(
-    device: BlockDevice | Factory,
+    device: BlockDevice | DeviceFactory,
     path: str | os.PathLike[str] | None = None,
     *,
     attach: Attach = "auto",
@@ -41,7 +41,7 @@ async def mounted(
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
-    slow_request: float | None = SLOW_REQUEST,
+    slow_request: float | None = DEFAULT_SLOW_REQUEST,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -143,7 +143,7 @@ async def mounted(
     if attach not in get_args(Attach):
         raise ValueError(f"attach must be one of {', '.join(get_args(Attach))}, not {attach!r}")
     _check_identity(identity, survive, replace, attach)
-    options = Options(
+    options = MountOptions(
         attach=attach,
         timeout=timeout,
         unmount_timeout=unmount_timeout,
@@ -157,18 +157,18 @@ async def mounted(
     if memory_safe:
         # Before anything is started, which then inherits it.
         kernel.memory.protect_thread()
-        await begin(kernel.memory.protect_process)
+        await start_thread(kernel.memory.protect_process)
     await mount.start(path)
     try:
         yield mount
         await mount.unmount()
     except BaseException:
-        await mount.leave()
+        await mount.unmount_after_error()
         raise
 
 
 async def mount(
-    device: BlockDevice | Factory,
+    device: BlockDevice | DeviceFactory,
     path: str | os.PathLike[str] | None = None,
     *,
     attach: Attach = "auto",
@@ -176,7 +176,7 @@ async def mount(
     workers: int | None = None,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
-    slow_request: float | None = SLOW_REQUEST,
+    slow_request: float | None = DEFAULT_SLOW_REQUEST,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -220,7 +220,7 @@ async def mount(
 
 
 def _served(
-    device: BlockDevice | Factory,
+    device: BlockDevice | DeviceFactory,
     connections: int,
     workers: int | None,
     concurrency: int,
@@ -228,14 +228,14 @@ def _served(
     slow_request: float | None,
     replace: bool,
     memory_safe: bool,
-) -> Served:
-    check_count("connections", connections, most=MAX_WORKERS)
-    check_count("workers", workers, most=MAX_WORKERS)
+) -> Backend:
+    check_count("connections", connections, maximum=MAX_WORKERS)
+    check_count("workers", workers, maximum=MAX_WORKERS)
     check_count("concurrency", concurrency)
     check_seconds("handler_timeout", handler_timeout)
     check_seconds("slow_request", slow_request)
     if workers is None and replace and callable(device):
-        return Late(
+        return DeferredBackend(
             device,
             connections=connections,
             concurrency=concurrency,
@@ -243,7 +243,7 @@ def _served(
             slow_request=slow_request,
         )
     if workers is None:
-        return Local(
+        return LocalBackend(
             device,
             connections=connections,
             concurrency=concurrency,
@@ -257,14 +257,14 @@ def _served(
         )
     if connections != 1:
         raise ValueError("each worker has one connection: leave connections out")
-    return Crew(
+    return WorkerBackend(
         device,
         workers=workers,
         concurrency=concurrency,
         handler_timeout=handler_timeout,
         slow_request=slow_request,
         memory_safe=memory_safe,
-        is_made_late=replace,
+        opens_after_handover=replace,
     )
 
 

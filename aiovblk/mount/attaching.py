@@ -17,14 +17,14 @@ from typing import Any, Literal, TypeVar
 
 from .. import forks, kernel
 from ..errors import AttachError, DeviceBusyError
-from ..threads import in_thread
-from .door import Geometry, Given, Wanted, ask
-from .events import Events
-from .lines import REMAKE_TIMEOUT, Line, Lines, close_all
-from .receivers import begun, ended
-from .served import Served
+from ..threads import run_in_daemon_thread
+from .door import HandoverGeometry, HandoverRequest, HandoverResult, request_handover
+from .events import MountState
+from .lines import RECONNECT_TIMEOUT, ConnectionGroup, KernelConnection, close_all
+from .receivers import wait_started, wait_stopped
+from .served import Backend
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import StoppedError, call, within, within_or_stopped
+from .waiting import StoppedError, run_in_thread, wait_or_stopped, wait_thread
 
 logger = logging.getLogger("aiovblk")
 
@@ -41,7 +41,7 @@ REQUEST_TIMEOUT = 120.0
 
 With several it must have a limit: only then are the requests of one that is lost sent again."""
 
-DEATH_TIMEOUT = 2.0
+DEAD_CONNECTION_TIMEOUT = 2.0
 """Seconds for the kernel to tell that a connection has died, which takes it milliseconds. Where it
 does not, somebody has taken it away; and who that is waits for us to let go (STEP_TIMEOUT)."""
 
@@ -51,7 +51,7 @@ when another server has come long before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class MountOptions:
     """How a device is to be mounted; :func:`aiovblk.mounted` explains each."""
 
     attach: Attach
@@ -64,7 +64,7 @@ class Options:
     partitions: bool
 
 
-class Attaching:
+class AttachSequence:
     """One attachment, from nothing until requests are served.
 
     Args:
@@ -78,16 +78,18 @@ class Attaching:
 
     """
 
-    def __init__(self, served: Served, lines: Lines, events: Events, options: Options) -> None:
+    def __init__(
+        self, served: Backend, lines: ConnectionGroup, events: MountState, options: MountOptions
+    ) -> None:
         self.is_taken_over = False
         self._is_open = False
-        self._served = served
-        self._lines = lines
-        self._events = events
+        self._backend = served
+        self._connections = lines
+        self._state = events
         self._options = options
         self._offering = asyncio.Lock()
 
-    async def run(self, path: str | None) -> kernel.Link:
+    async def run(self, path: str | None) -> kernel.Attachment:
         """Attach a device, or take it over; requests are served when this returns.
 
         Raises:
@@ -96,7 +98,7 @@ class Attaching:
 
         """
         link = None
-        if not self._served.is_made_late:
+        if not self._backend.opens_after_handover:
             await self._open()
         if self._options.identity is not None:
             link = await self._take_over(path, self._options.identity)
@@ -109,23 +111,25 @@ class Attaching:
     async def _open(self) -> None:
         if not self._is_open:
             self._is_open = True
-            await self.unless_stopped(self._served.open(self._lines))
+            await self.unless_stopped(self._backend.open(self._connections))
 
-    async def renew(self, link: kernel.NetlinkLink, old: Line, new: Line) -> socket.socket:
+    async def open_replacement(
+        self, link: kernel.NetlinkAttachment, old: KernelConnection, new: KernelConnection
+    ) -> socket.socket:
         """Have a line ready in place of another, and a connection for it.
 
         Raises:
             ConnectionError: somebody took the other's away.
 
         """
-        lines = self._lines
+        lines = self._connections
         # Else its receiver, which may not even have begun, would take from the new one.
-        await ended(link.index, lambda: lines.in_use, REMAKE_TIMEOUT)
-        if not await call(KERNEL_TIMEOUT, link.has_died, DEATH_TIMEOUT):
+        await wait_stopped(link.index, lambda: lines.live_count, RECONNECT_TIMEOUT)
+        if not await run_in_thread(KERNEL_TIMEOUT, link.has_died, DEAD_CONNECTION_TIMEOUT):
             raise ConnectionError("somebody took its socket away")
-        await self._served.renew(old, new)
+        await self._backend.open_replacement(old, new)
         async with self._offering:
-            return await _offer(link, lines.in_use)
+            return await _offer_connection(link, lines.live_count)
 
     async def unless_stopped(self, step: Coroutine[Any, Any, T]) -> T:
         """Take a step that may take for ever, since a worker or a factory takes it.
@@ -136,7 +140,7 @@ class Attaching:
         """
         taking = asyncio.create_task(step)
         await asyncio.sleep(0)  # what waits for nobody is done then, and stands
-        steps: list[asyncio.Future[Any]] = [taking, self._events.stopping]
+        steps: list[asyncio.Future[Any]] = [taking, self._state.stopping]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         taking.cancel()
         await asyncio.wait([taking], timeout=self._options.unmount_timeout)
@@ -168,48 +172,50 @@ class Attaching:
         """
         if patience is None:
             patience = self._options.unmount_timeout
-        step = in_thread(function)
+        step = run_in_daemon_thread(function)
         try:
-            return await within_or_stopped(seconds, step, self._events.stopping, patience)
+            return await wait_or_stopped(seconds, step, self._state.stopping, patience)
         except (TimeoutError, StoppedError):
             if undo is not None:
                 step.add_done_callback(partial(_undo, undo))
             raise
 
-    def _terms(self, sockets: list[int]) -> kernel.Terms:
+    def _terms(self, sockets: list[int]) -> kernel.AttachConfig:
         options = self._options
         timeout = options.timeout or 0
         if len(sockets) > 1 and not timeout:
             timeout = SURVIVING_REQUEST_TIMEOUT if options.survive else REQUEST_TIMEOUT
-        return kernel.Terms(
+        return kernel.AttachConfig(
             sockets,
-            block_size=self._served.device.block_size,
-            blocks=self._served.device.blocks,
-            flags=self._served.flags,
+            block_size=self._backend.device.block_size,
+            blocks=self._backend.device.blocks,
+            flags=self._backend.flags,
             timeout=math.ceil(timeout),
             queue=options.queue,
-            dead_conn_timeout=math.ceil(max(options.survive, REMAKE_TIMEOUT)),
+            dead_conn_timeout=math.ceil(max(options.survive, RECONNECT_TIMEOUT)),
             survive=options.survive,
             identity=options.identity,
         )
 
     # Anew
 
-    async def _attach(self, path: str | None) -> kernel.Link:
-        connecting = self._lines.connect()
+    async def _attach(self, path: str | None) -> kernel.Attachment:
+        connecting = self._connections.connect()
         # In this process that takes no time. A device that is connected is attached, and unmounted
         # in order if it is to end already.
-        is_here = self._lines.are_movable
+        is_here = self._connections.can_hand_over
         kernels = await (connecting if is_here else self.unless_stopped(connecting))
         # Serve before they are handed over, since requests come at once.
-        self._lines.start()
+        self._connections.start()
         try:
-            return await self._obtain_link(path, kernels)
+            return await self._obtain_attachment(path, kernels)
         except BaseException:
-            self._lines.abort()
+            self._connections.abort()
             raise
 
-    async def _obtain_link(self, path: str | None, kernels: list[socket.socket]) -> kernel.Link:
+    async def _obtain_attachment(
+        self, path: str | None, kernels: list[socket.socket]
+    ) -> kernel.Attachment:
         """Have the kernel take its ends of the connections, which are closed here then."""
         how = self._options.attach
         by_netlink = None if how == "auto" else how == "netlink"
@@ -218,10 +224,10 @@ class Attaching:
         terms = self._terms([sock.fileno() for sock in kernels])
         given_up = threading.Event()
 
-        def attach() -> kernel.Link:
+        def attach() -> kernel.Attachment:
             try:
                 wanted = lambda: not given_up.is_set()  # noqa: E731
-                return kernel.attach(path, terms, by_netlink=by_netlink, is_wanted=wanted)
+                return kernel.attach(path, terms, by_netlink=by_netlink, should_continue=wanted)
             finally:
                 # Not before, however long it takes: the numbers would be those of other files.
                 close_all(kernels)
@@ -242,19 +248,19 @@ class Attaching:
 
     # From another server
 
-    async def _take_over(self, path: str | None, identity: str) -> kernel.Link | None:
+    async def _take_over(self, path: str | None, identity: str) -> kernel.Attachment | None:
         """Serve a device that is attached already; None if there is none of this identity."""
-        index = await self.call(ATTACH_TIMEOUT, partial(kernel.find, path, identity))
+        index = await self.call(ATTACH_TIMEOUT, partial(kernel.find_by_identity, path, identity))
         if index is None:
             return None
-        given = await self._ask_for(index, identity) if self._options.replace else None
-        link: kernel.NetlinkLink | None
+        given = await self._request_from_server(index, identity) if self._options.replace else None
+        link: kernel.NetlinkAttachment | None
         if given is not None:
-            link = await self._use(given, index)
+            link = await self._adopt_connections(given, index)
         else:
             await self._open()
-            adopt = partial(kernel.adopt, path, self._terms([]))
-            link = await self.call(ATTACH_TIMEOUT, adopt, undo=_forsake)
+            adopt = partial(kernel.take_over_orphan, path, self._terms([]))
+            link = await self.call(ATTACH_TIMEOUT, adopt, undo=_abandon)
             if link is None:  # it has just been unmounted
                 return None
             await self._serve(link, await self.unless_stopped(_offer_all(link)))
@@ -262,27 +268,33 @@ class Attaching:
         return link
 
     async def _serve(
-        self, link: kernel.NetlinkLink, connections: list[tuple[socket.socket, bytes]]
+        self, link: kernel.NetlinkAttachment, connections: list[tuple[socket.socket, bytes]]
     ) -> None:
-        prepare = partial(self._served.renew, None)
+        prepare = partial(self._backend.open_replacement, None)
         try:
-            await self.unless_stopped(self._lines.take_over(connections, prepare))
+            await self.unless_stopped(self._connections.take_over(connections, prepare))
         except BaseException:
-            await call(KERNEL_TIMEOUT, link.forsake)
+            await run_in_thread(KERNEL_TIMEOUT, link.abandon)
             raise
-        self._lines.start()
+        self._connections.start()
 
-    async def _ask_for(self, index: int, identity: str) -> Given | None:
-        served = self._served
-        wanted = Wanted(identity, None if served.is_made_late else Geometry.of(served.device))
+    async def _request_from_server(self, index: int, identity: str) -> HandoverResult | None:
+        served = self._backend
+        wanted = HandoverRequest(
+            identity, None if served.opens_after_handover else HandoverGeometry.of(served.device)
+        )
         # For its handlers to end, its flush() and its unmount(), each of which it limits alike.
         seconds = 4 * self._options.unmount_timeout
         path = kernel.locks.socket_path(index)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         asking = asyncio.create_task(
-            self.call(2 * seconds, partial(ask, path, wanted, seconds, sock), undo=_decline)
+            self.call(
+                2 * seconds,
+                partial(request_handover, path, wanted, seconds, sock),
+                undo=_release_unused,
+            )
         )
-        steps: list[asyncio.Future[Any]] = [asking, self._events.stopping]
+        steps: list[asyncio.Future[Any]] = [asking, self._state.stopping]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
             # Its server sees that nobody waits, and serves on.
@@ -293,63 +305,69 @@ class Attaching:
         except AttachError:
             self._check_not_stopped()
             raise
-        if given is not None and self._events.stopping.done():
-            _decline(given)
+        if given is not None and self._state.stopping.done():
+            _release_unused(given)
         self._check_not_stopped()
         return given
 
     def _check_not_stopped(self) -> None:
-        if self._events.stopping.done():
+        if self._state.stopping.done():
             raise StoppedError
 
-    async def _use(self, given: Given, index: int) -> kernel.NetlinkLink:
+    async def _adopt_connections(
+        self, given: HandoverResult, index: int
+    ) -> kernel.NetlinkAttachment:
         """Go on where another server has left off; it is left to a third if that cannot be."""
-        kernel.locks.sign(given.lock)
+        kernel.locks.write_owner(given.lock)
         path, geometry = f"/dev/nbd{index}", given.geometry
         blocks = geometry.size // geometry.block_size
         terms = replace(self._terms([]), block_size=geometry.block_size, blocks=blocks)
-        link = await call(ATTACH_TIMEOUT, kernel.taken_over, index, path, given.lock, terms)
+        link = await run_in_thread(
+            ATTACH_TIMEOUT, kernel.attachment_for_existing, index, path, given.lock, terms
+        )
         try:
             await self._open()
-            made = Geometry.of(self._served.device)
+            made = HandoverGeometry.of(self._backend.device)
             if made != geometry:
                 reason = f"{geometry} was handed over, and {made} was made; serve the same"
                 raise AttachError(errno.EINVAL, reason, path)
         except BaseException:
             given.close()
-            await call(KERNEL_TIMEOUT, link.forsake)
+            await run_in_thread(KERNEL_TIMEOUT, link.abandon)
             raise
         await self._serve(link, list(given.connections))
         return link
 
 
-async def _offer_all(link: kernel.Link) -> list[tuple[socket.socket, bytes]]:
+async def _offer_all(link: kernel.Attachment) -> list[tuple[socket.socket, bytes]]:
     """A connection in place of each that the last server had."""
     connections: list[tuple[socket.socket, bytes]] = []
     try:
-        connections.append((await _offer(link, 0), b""))
-        while (sock := await call(KERNEL_TIMEOUT, link.offer, 0)) is not None:
+        connections.append((await _offer_connection(link, 0), b""))
+        while (
+            sock := await run_in_thread(KERNEL_TIMEOUT, link.replace_dead_connection, 0)
+        ) is not None:
             connections.append((sock, b""))
-            await begun(link.index, len(connections))
+            await wait_started(link.index, len(connections))
     except BaseException:
         close_all([sock for sock, _ in connections])
-        await call(KERNEL_TIMEOUT, link.forsake)
+        await run_in_thread(KERNEL_TIMEOUT, link.abandon)
         raise
     return connections
 
 
-async def _offer(link: kernel.Link, others: int) -> socket.socket:
+async def _offer_connection(link: kernel.Attachment, others: int) -> socket.socket:
     """A connection in place of one that has died, beside others."""
-    offering = in_thread(link.offer, KERNEL_TIMEOUT)
+    offering = run_in_daemon_thread(link.replace_dead_connection, KERNEL_TIMEOUT)
     try:
-        sock = await within(2 * KERNEL_TIMEOUT, offering)
+        sock = await wait_thread(2 * KERNEL_TIMEOUT, offering)
     except BaseException:
         offering.add_done_callback(_close_socket)
         raise
     if sock is None:
         raise DeviceBusyError(errno.EBUSY, "it still has a server", link.path)
     try:
-        await begun(link.index, others + 1)
+        await wait_started(link.index, others + 1)
     except BaseException:
         sock.close()
         raise
@@ -363,22 +381,22 @@ def _close_socket(offering: futures.Future[socket.socket | None]) -> None:
 
 def _undo(undo: Callable[[T], object], step: futures.Future[T]) -> None:
     if step.exception() is None:
-        in_thread(undo, step.result())  # this may be the loop's
+        run_in_daemon_thread(undo, step.result())  # this may be the loop's
 
 
-def _detach(link: kernel.Link) -> None:
-    link.finish()
+def _detach(link: kernel.Attachment) -> None:
+    link.disconnect_kernel()
     link.close()
     link.wait_until_free(0)
 
 
-def _forsake(link: kernel.Link | None) -> None:
+def _abandon(link: kernel.Attachment | None) -> None:
     if link is not None:
-        link.forsake()
+        link.abandon()
 
 
-def _decline(given: Given | None) -> None:
+def _release_unused(given: HandoverResult | None) -> None:
     """Let go of a device that was handed over, and that waits for another server then."""
     if given is not None:
         given.close()
-        forks.close(given.lock)
+        forks.close_protected(given.lock)

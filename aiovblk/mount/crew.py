@@ -9,16 +9,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from ..device import BlockDevice, Factory
+from ..device import BlockDevice, DeviceFactory
 from ..dispatch import Stats
 from ..events import Event
-from ..tasks import SteadyTask
+from ..tasks import GracefulTask
 from ..workers import Worker, WorkerLostError
-from .lines import Line, Lines
-from .worker import MOST_RECEIVED, Geometry, LineService
+from .lines import ConnectionGroup, KernelConnection
+from .worker import MAX_RECEIVED, ConnectionService, DeviceInfo
 
 
-class Crew:
+class WorkerBackend:
     """As many processes as the device is to have connections, each with a device of its own.
 
     Args:
@@ -28,23 +28,23 @@ class Crew:
         handler_timeout: seconds for one.
         slow_request: seconds after which one is told of.
         memory_safe: whether each is to serve although memory is short.
-        is_made_late: whether the devices are made only when another server has let go of its own.
+        opens_after_handover: whether the devices are made only when another server has let go of its own.
 
     """
 
     def __init__(
         self,
-        factory: Factory,
+        factory: DeviceFactory,
         *,
         workers: int,
         concurrency: int,
         handler_timeout: float | None,
         slow_request: float | None,
         memory_safe: bool,
-        is_made_late: bool = False,
+        opens_after_handover: bool = False,
     ) -> None:
         self._make_service = partial(
-            LineService,
+            ConnectionService,
             factory,
             concurrency,
             handler_timeout,
@@ -52,19 +52,19 @@ class Crew:
             workers > 1,
             memory_safe,
         )
-        self.is_made_late = is_made_late
+        self.opens_after_handover = opens_after_handover
         self._count = workers
-        self._lines: list[WorkerLine] = []
+        self._connections: list[WorkerConnection] = []
         self._path = ""
-        self._geometry: Geometry
-        self.device: BlockDevice = Workers(self)
+        self._device_info: DeviceInfo
+        self.device: BlockDevice = WorkersDevice(self)
 
     @property
     def flags(self) -> int:
         """What the kernel is told; of one that was attached by another server it knows already."""
-        return self._geometry.flags if self.device.blocks else 0
+        return self._device_info.flags if self.device.blocks else 0
 
-    async def open(self, lines: Lines) -> None:
+    async def open(self, lines: ConnectionGroup) -> None:
         """Start the processes, and have them make their devices.
 
         Raises:
@@ -75,8 +75,10 @@ class Crew:
 
         """
         for _ in range(self._count):
-            lines.add(partial(self._add, lines.tell))
-        opening = [asyncio.ensure_future(line.open(self._make_service)) for line in self._lines]
+            lines.add(partial(self._add, lines.publish))
+        opening = [
+            asyncio.ensure_future(line.open(self._make_service)) for line in self._connections
+        ]
         try:
             geometries = await asyncio.gather(*opening)
         finally:
@@ -85,15 +87,17 @@ class Crew:
             await asyncio.wait(opening)
         if len(set(geometries)) > 1:
             raise ValueError(f"the workers' devices differ: {', '.join(map(str, geometries))}")
-        self._geometry = geometry = geometries[0]
+        self._device_info = geometry = geometries[0]
         self.device.block_size, self.device.blocks = geometry.block_size, geometry.blocks
         self.device.read_only, self.device.rotational = geometry.read_only, geometry.rotational
 
-    def _add(self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]) -> WorkerLine:
-        self._lines.append(WorkerLine(tell, on_disconnect))
-        return self._lines[-1]
+    def _add(
+        self, tell: Callable[[Event], None], on_disconnect: Callable[[], None]
+    ) -> WorkerConnection:
+        self._connections.append(WorkerConnection(tell, on_disconnect))
+        return self._connections[-1]
 
-    async def renew(self, old: Line | None, new: Line) -> None:
+    async def open_replacement(self, old: KernelConnection | None, new: KernelConnection) -> None:
         """Start a process, in place of another one, or for one connection more.
 
         Raises:
@@ -102,32 +106,34 @@ class Crew:
 
         """
         if old is None:
-            self._geometry.check_sharing()
+            self._device_info.check_sharing()
         else:
-            assert isinstance(old, WorkerLine)  # all are the crew's own
-            self._lines.remove(old)
+            assert isinstance(old, WorkerConnection)  # all are the crew's own
+            self._connections.remove(old)
             await old.stop()
-        assert isinstance(new, WorkerLine)
+        assert isinstance(new, WorkerConnection)
         geometry = await new.open(self._make_service)
         if self._path:
-            new.worker.call("is_at", self._path)
-        if geometry != self._geometry._replace(blocks=self.device.blocks):
-            raise ValueError(f"the workers' devices differ: {self._geometry}, {geometry}")
+            new.worker.call("set_path", self._path)
+        if geometry != self._device_info._replace(blocks=self.device.blocks):
+            raise ValueError(f"the workers' devices differ: {self._device_info}, {geometry}")
 
-    def is_at(self, path: str) -> None:
+    def set_path(self, path: str) -> None:
         """Tell the workers which node the device has."""
         self._path = path
-        for line in self._lines:
-            line.worker.call("is_at", path)
+        for line in self._connections:
+            line.worker.call("set_path", path)
 
     async def close(self) -> None:
         """End the processes."""
         # Not left off at the end of the loop, which cancels all tasks.
-        await asyncio.gather(*(SteadyTask(line.stop(), lambda: None) for line in self._lines))
+        await asyncio.gather(
+            *(GracefulTask(line.stop(), lambda: None) for line in self._connections)
+        )
 
     def describe(self) -> str:
         """How many there are, and what they have."""
-        name = self._geometry.name if self.device.blocks else "a device that is not there yet"
+        name = self._device_info.name if self.device.blocks else "a device that is not there yet"
         return f"{self._count} with {name}"
 
     async def call_all(self, name: str) -> None:
@@ -138,7 +144,7 @@ class Crew:
             Exception: what the first raises that fails.
 
         """
-        calls = [line.worker.call(name) for line in self._lines]
+        calls = [line.worker.call(name) for line in self._connections]
         await asyncio.wait(calls)
         errors = [call.exception() for call in calls]
         left = [error for error in errors if not isinstance(error, WorkerLostError)]
@@ -147,26 +153,26 @@ class Crew:
                 raise error
 
 
-class Workers(BlockDevice):
+class WorkersDevice(BlockDevice):
     """What stands for the workers' devices in their parent."""
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
+    def __init__(self, crew: WorkerBackend) -> None:
+        self._backend = crew
 
     def __repr__(self) -> str:
         """How many there are, and what they have."""
-        return f"<Workers: {self._crew.describe()}>"
+        return f"<Workers: {self._backend.describe()}>"
 
     async def flush(self) -> None:
         """Make durable what any of them was given."""
-        await self._crew.call_all("flush")
+        await self._backend.call_all("flush")
 
     async def unmount(self) -> None:
         """Let each let go."""
-        await self._crew.call_all("unmount")
+        await self._backend.call_all("unmount")
 
 
-class WorkerLine:
+class WorkerConnection:
     """A connection that is served by a worker.
 
     Attributes:
@@ -180,14 +186,14 @@ class WorkerLine:
         self.stats = Stats()
         self.last_reply = asyncio.get_running_loop().time()
         self.oldest_start: float | None = None
-        self._tell = tell
+        self._publish = tell
         self._on_disconnect = on_disconnect
         self._sock: socket.socket | None = None
 
-    async def open(self, make_service: Callable[..., LineService]) -> Geometry:
+    async def open(self, make_service: Callable[..., ConnectionService]) -> DeviceInfo:
         """Start the process, and have it make its device."""
         await self.worker.start(make_service)
-        geometry: Geometry = await self.worker.call("open")
+        geometry: DeviceInfo = await self.worker.call("open")
         return geometry
 
     async def stop(self) -> None:
@@ -200,8 +206,8 @@ class WorkerLine:
         # It is kept here as well: shutting it down works even when the worker hangs. So the kernel
         # is not told by itself when the worker ends, but by `run`.
         self._sock = sock
-        for first in range(0, len(received), MOST_RECEIVED):
-            await self.worker.call("receive", received[first : first + MOST_RECEIVED])
+        for first in range(0, len(received), MAX_RECEIVED):
+            await self.worker.call("receive", received[first : first + MAX_RECEIVED])
         await self.worker.call("connect", sockets=(sock,))
 
     async def run(self) -> None:
@@ -219,15 +225,15 @@ class WorkerLine:
         with suppress(WorkerLostError):
             await self.worker.call("resize", size)
 
-    def give_up(self, since: float) -> None:
+    def fail_running(self, since: float) -> None:
         """Have what has been running since then failed."""
-        self.worker.call("give_up", since)
+        self.worker.call("fail_running", since)
 
     def drained(self) -> asyncio.Future[Any]:
         """Done as soon as every request that has arrived is answered."""
         return self._call("drained")
 
-    def retire(self) -> None:
+    def stop_receiving(self) -> None:
         """Let the kernel send no more; :meth:`run` takes what it has sent, and returns."""
         if self._sock is not None:
             with suppress(OSError):
@@ -266,6 +272,6 @@ class WorkerLine:
             self._on_disconnect()
         elif name == "events":
             for event in arguments[0]:
-                self._tell(event)
+                self._publish(event)
         else:
             self.stats, self.last_reply, self.oldest_start = arguments

@@ -26,16 +26,16 @@ from ..device import BlockDevice
 from ..errors import AttachError
 from ..workers.channel import receive
 
-_LARGEST = 4096  # bytes of a message
+_MAX_MESSAGE = 4096  # bytes of a message
 _UCRED = struct.Struct("=iii")  # struct ucred of include/linux/socket.h: process, user, group
-_MOST_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
+_MAX_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
 
 Connections = Sequence[tuple[socket.socket, bytes]]
 """The server's end of each, and what was received on it but not taken."""
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class HandoverGeometry:
     """What a device is like.
 
     Attributes:
@@ -50,13 +50,13 @@ class Geometry:
     read_only: bool
 
     @classmethod
-    def of(cls, device: BlockDevice) -> Geometry:
+    def of(cls, device: BlockDevice) -> HandoverGeometry:
         """That of a device."""
         return cls(device.size, device.block_size, bool(device.read_only))
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class HandoverRequest:
     """What a successor is going to serve.
 
     Attributes:
@@ -66,34 +66,34 @@ class Wanted:
     """
 
     identity: str
-    geometry: Geometry | None
+    geometry: HandoverGeometry | None
 
     @classmethod
-    def parse(cls, message: bytes) -> Wanted:
-        """Read what :func:`ask` has written.
+    def parse(cls, message: bytes) -> HandoverRequest:
+        """Read what :func:`request_handover` has written.
 
         Raises:
             ValueError, TypeError: it is something else.
 
         """
         words = json.loads(message)
-        geometry = words["geometry"] and Geometry(**words["geometry"])
+        geometry = words["geometry"] and HandoverGeometry(**words["geometry"])
         return cls(words["identity"], geometry)
 
 
-class Successor:
+class HandoverRequester:
     """One who asks for the device, and waits.
 
     Attributes:
-        wanted: what it is going to serve.
+        request: what it is going to serve.
 
     """
 
-    def __init__(self, sock: socket.socket, wanted: Wanted) -> None:
+    def __init__(self, sock: socket.socket, wanted: HandoverRequest) -> None:
         self._sock = sock
-        self.wanted = wanted
+        self.request = wanted
 
-    def is_there(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether it still waits."""
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
@@ -103,7 +103,7 @@ class Successor:
         """Say why it cannot have the device."""
         self._answer({"refused": reason}, [])
 
-    def give(self, lock: int, connections: Connections, geometry: Geometry) -> bool:
+    def send(self, lock: int, connections: Connections, geometry: HandoverGeometry) -> bool:
         """Hand over the device.
 
         Args:
@@ -116,7 +116,7 @@ class Successor:
 
         """
         files = [lock]
-        memory = [_memory(received) for _, received in connections]
+        memory = [_memory_file(received) for _, received in connections]
         for (sock, _), file in zip(connections, memory, strict=True):
             files += [sock.fileno(), file]
         try:
@@ -134,7 +134,7 @@ class Successor:
         return True
 
 
-class Door:
+class HandoverListener:
     """Listens for successors, on the running loop.
 
     Args:
@@ -146,13 +146,13 @@ class Door:
 
     """
 
-    def __init__(self, path: Path, on_successor: Callable[[Successor], None]) -> None:
+    def __init__(self, path: Path, on_successor: Callable[[HandoverRequester], None]) -> None:
         self._path = path
-        self._on_successor = on_successor
+        self._on_request = on_successor
         self._loop = asyncio.get_running_loop()
-        self._asking: set[socket.socket] = set()
+        self._requests: set[socket.socket] = set()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        forks.withhold_socket(self._sock)  # or successors would ask a child
+        forks.protect_socket(self._sock)  # or successors would ask a child
         try:
             with socketfile.locked(str(path)):
                 path.unlink(missing_ok=True)
@@ -172,33 +172,33 @@ class Door:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
         self._sock.close()
-        for sock in self._asking:
+        for sock in self._requests:
             self._loop.remove_reader(sock)
             sock.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
             sock, _ = self._sock.accept()
-            forks.withhold_socket(sock).setblocking(False)
-            self._asking.add(sock)
-            self._loop.add_reader(sock, self._hear, sock)
+            forks.protect_socket(sock).setblocking(False)
+            self._requests.add(sock)
+            self._loop.add_reader(sock, self._receive, sock)
 
-    def _hear(self, sock: socket.socket) -> None:
+    def _receive(self, sock: socket.socket) -> None:
         self._loop.remove_reader(sock)
-        self._asking.discard(sock)
+        self._requests.discard(sock)
         try:
-            message = sock.recv(_LARGEST)
+            message = sock.recv(_MAX_MESSAGE)
             if not _is_trusted(sock):
                 raise PermissionError(errno.EPERM, "another user's")
-            wanted = Wanted.parse(message)
+            wanted = HandoverRequest.parse(message)
         except (OSError, LookupError, ValueError, TypeError):
             sock.close()
         else:
-            self._on_successor(Successor(sock, wanted))
+            self._on_request(HandoverRequester(sock, wanted))
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class HandoverResult:
     """What a successor was given.
 
     Attributes:
@@ -210,7 +210,7 @@ class Given:
 
     lock: int
     connections: Connections
-    geometry: Geometry
+    geometry: HandoverGeometry
 
     def close(self) -> None:
         """Let go of the connections, which the kernel then finds dead."""
@@ -218,14 +218,14 @@ class Given:
             sock.close()
 
 
-def ask(
-    path: Path, wanted: Wanted, seconds: float, sock: socket.socket | None = None
-) -> Given | None:
+def request_handover(
+    path: Path, request: HandoverRequest, seconds: float, sock: socket.socket | None = None
+) -> HandoverResult | None:
     """Ask the server of a device to hand it over; blocks.
 
     Args:
         path: where it listens.
-        wanted: what is going to be served.
+        request: what is going to be served.
         seconds: to wait for its answer, which takes as long as its slowest handler.
         sock: to be used for that, and closed; whoever shuts it down meanwhile ends the wait.
 
@@ -246,8 +246,8 @@ def ask(
             if not _is_trusted(sock):
                 reason = f"another user than root answers at {path}; end that program"
                 raise AttachError(errno.EPERM, reason)
-            sock.send(json.dumps(asdict(wanted)).encode())
-            message, files = receive(sock, _LARGEST, _MOST_FILES)
+            sock.send(json.dumps(asdict(request)).encode())
+            message, files = receive(sock, _MAX_MESSAGE, _MAX_FILES)
         except AttachError:
             raise
         except OSError as exc:
@@ -262,8 +262,10 @@ def ask(
     pairs = zip(rest[::2], rest[1::2], strict=True)
     connections = [(socket.socket(fileno=fd), _contents(file)) for fd, file in pairs]
     for sock, _ in connections:
-        forks.withhold_socket(sock)
-    return Given(forks.withhold(lock), connections, Geometry(**answer["geometry"]))
+        forks.protect_socket(sock)
+    return HandoverResult(
+        forks.protect_fd(lock), connections, HandoverGeometry(**answer["geometry"])
+    )
 
 
 def _is_trusted(sock: socket.socket) -> bool:
@@ -277,7 +279,7 @@ def _user_of(sock: socket.socket) -> int:
     return int(_UCRED.unpack(ucred)[1])
 
 
-def _memory(content: bytes) -> int:
+def _memory_file(content: bytes) -> int:
     file = os.memfd_create("aiovblk")
     with open(os.dup(file), "wb") as writer:
         writer.write(content)

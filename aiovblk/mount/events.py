@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from ..events import Feed
+from ..events import EventBroadcaster
 
 
-class Events:
+class MountState:
     """What happens to a mount. Each is a future that is done from then on.
 
     Attributes:
-        feed: who tells it to those who listen.
+        broadcaster: who tells it to those who listen.
 
     """
 
@@ -27,8 +27,8 @@ class Events:
         """The kernel has sent DISC."""
         self.stream_ended: asyncio.Future[None] = new()
         """No request comes any more."""
-        self.link_ended: asyncio.Future[None] = new()
+        self.attachment_ended: asyncio.Future[None] = new()
         """NBD_DO_IT has returned."""
         self.leaving: asyncio.Future[None] = new()
         """The device is to be left attached, for another server."""
-        self.feed = Feed()
+        self.broadcaster = EventBroadcaster()

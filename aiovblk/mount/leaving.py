@@ -14,15 +14,15 @@ from typing import Any
 from .. import kernel
 from ..device import BlockDevice
 from ..errors import Error
-from .door import Geometry, Successor
-from .lines import Lines, close_all
+from .door import HandoverGeometry, HandoverRequester
+from .lines import ConnectionGroup, close_all
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import call, limited
+from .waiting import run_in_thread, wait_for_task
 
 logger = logging.getLogger("aiovblk")
 
 
-class Leaving:
+class HandoverRelease:
     """One server's leave.
 
     Args:
@@ -34,14 +34,18 @@ class Leaving:
     """
 
     def __init__(
-        self, device: BlockDevice, lines: Lines, link: kernel.NetlinkLink, patience: float
+        self,
+        device: BlockDevice,
+        lines: ConnectionGroup,
+        link: kernel.NetlinkAttachment,
+        patience: float,
     ) -> None:
         self._device = device
         self._lines = lines
         self._link = link
         self._patience = patience
 
-    async def run(self, successor: Successor | None) -> None:
+    async def run(self, successor: HandoverRequester | None) -> None:
         """Leave, and hand everything to a successor, if there is one already.
 
         Raises:
@@ -49,33 +53,33 @@ class Leaving:
 
         """
         try:
-            await self._settle()
-            if successor is not None and not successor.is_there():
+            await self._quiesce()
+            if successor is not None and not successor.is_connected():
                 raise Error("who asked for it has not waited")
         except BaseException:
             self._lines.resume()
             raise
         # From here on there is no way back: the device may let go of what it has.
-        await self._part()
+        await self._close_device()
         connections = self._lines.detach()
-        geometry = Geometry.of(self._device)
-        if successor is not None and not successor.give(self._link.lock, connections, geometry):
+        geometry = HandoverGeometry.of(self._device)
+        if successor is not None and not successor.send(self._link.lock, connections, geometry):
             logger.warning("%s: who asked for it is gone; it waits for another", self._link.path)
         # Without a successor the kernel finds the connections dead, and lets requests wait.
         close_all([sock for sock, _ in connections])
-        await call(KERNEL_TIMEOUT, self._link.leave)
+        await run_in_thread(KERNEL_TIMEOUT, self._link.detach)
 
-    async def _settle(self) -> None:
+    async def _quiesce(self) -> None:
         """Have nothing in flight, and all that was written stored."""
         try:
-            await limited(self._patience, self._lines.pause())
+            await wait_for_task(self._patience, self._lines.pause())
         except TimeoutError:
             raise Error(f"its handlers did not end within {self._patience:g} s") from None
         error = await self._call(self._device.flush)
         if error is not None:
             raise Error(f"its flush() failed: {error!r}") from error
 
-    async def _part(self) -> None:
+    async def _close_device(self) -> None:
         error = await self._call(self._device.unmount)
         if error is not None:
             # All is stored; whoever takes over may not find what this one did not let go of.
@@ -88,7 +92,7 @@ class Leaving:
         The task that serves must not end by it: the device would be left with nobody.
         """
         try:
-            await limited(self._patience, handler())
+            await wait_for_task(self._patience, handler())
         except GeneratorExit:
             raise  # the loop is gone
         except BaseException as exc:

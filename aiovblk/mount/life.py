@@ -19,23 +19,23 @@ from ..arguments import check_count
 from ..device import BlockDevice
 from ..dispatch import Stats
 from ..errors import AttachError, DeviceBusyError, Error
-from ..events import Attached, Detached, Listener, Resized, Unmounted
+from ..events import Attached, Detached, EventStream, Resized, Unmounted
 from ..events import Unmounting as UnmountingEvent
-from ..tasks import SteadyTask, occur, outlast
-from .attaching import ATTACH_TIMEOUT, Attaching, Options
-from .door import Door, Geometry, Successor, Wanted
-from .events import Events
-from .leaving import Leaving
-from .lines import Lines
-from .receivers import see_to_all
-from .resizing import Resizing
-from .served import Served
-from .unmounting import KERNEL_TIMEOUT, Unmounting
-from .waiting import StoppedError, call
+from ..tasks import GracefulTask, set_once, wait_uncancelled
+from .attaching import ATTACH_TIMEOUT, AttachSequence, MountOptions
+from .door import HandoverGeometry, HandoverListener, HandoverRequest, HandoverRequester
+from .events import MountState
+from .leaving import HandoverRelease
+from .lines import ConnectionGroup
+from .receivers import ensure_receiving
+from .resizing import ResizeSequence
+from .served import Backend
+from .unmounting import KERNEL_TIMEOUT, UnmountSequence
+from .waiting import StoppedError, run_in_thread
 
 logger = logging.getLogger("aiovblk")
 
-NOT_MOVABLE = "its connections are in workers; end it, and mount the device again"
+HANDOVER_UNSUPPORTED = "its connections are in workers; end it, and mount the device again"
 """Why a device with workers has to be left by ending its server: only a process that serves the
 connections itself knows what of them it has taken and answered."""
 
@@ -56,21 +56,21 @@ class Mount:
     path: str
     index: int
 
-    def __init__(self, served: Served, options: Options) -> None:
+    def __init__(self, served: Backend, options: MountOptions) -> None:
         self.identity = options.identity
-        self._served = served
+        self._backend = served
         self._options = options
         self._unmount_timeout = options.unmount_timeout
-        self._door: Door | None = None
-        self._successor: Successor | None = None
-        self._events = Events()
+        self._handover_listener: HandoverListener | None = None
+        self._handover_requester: HandoverRequester | None = None
+        self._state = MountState()
         self._claiming = asyncio.Lock()
-        self._lines = Lines(self._events, self._stop)
+        self._connections = ConnectionGroup(self._state, self._stop)
         if not options.survive:
-            self._lines.timeout = options.timeout or 0.0
+            self._connections.timeout = options.timeout or 0.0
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._link: kernel.Link
-        self._life: asyncio.Task[None]
+        self._attachment: kernel.Attachment
+        self._task: asyncio.Task[None]
 
     def __repr__(self) -> str:
         """Name the device and its node."""
@@ -79,22 +79,22 @@ class Mount:
     @property
     def device(self) -> BlockDevice:
         """What is served; with workers, what stands for it in this process."""
-        return self._served.device
+        return self._backend.device
 
     @property
     def stats(self) -> Stats:
         """The counters, as they are now."""
-        return self._lines.stats
+        return self._connections.stats
 
-    def events(self) -> Listener:
+    def events(self) -> EventStream:
         """What happens from now on, for ``async for``; see :mod:`aiovblk.events`.
 
         It begins with :class:`~aiovblk.events.Attached`, whenever that was, and ends when the
         mount has ended. Any number may listen. Nobody waits for a listener: of what it has not
         heard yet the oldest events are dropped when there are too many, and
-        :class:`~aiovblk.events.Missed` tells how many those were.
+        :class:`~aiovblk.events.EventsDropped` tells how many those were.
         """
-        return self._events.feed.listen()
+        return self._state.broadcaster.subscribe()
 
     async def unmount(self, *, force: bool = False) -> None:
         """Unmount in order and wait until it is done; nothing that was written is lost.
@@ -116,15 +116,15 @@ class Mount:
         Cancellation: the unmount goes on.
 
         """
-        if self._events.leaving.done():
-            await self._left_or_refused()
-        if self._life.done():
+        if self._state.leaving.done():
+            await self._wait_handed_over()
+        if self._task.done():
             pass  # it may be somebody else's by now
-        elif force and self._events.stopping.done():
-            occur(self._events.forced)
+        elif force and self._state.stopping.done():
+            set_once(self._state.forced)
         elif not force:
-            await self._claim()
-        occur(self._events.stopping)
+            await self._ensure_unused()
+        set_once(self._state.stopping)
         await self.wait()
 
     async def detach(self) -> None:
@@ -147,17 +147,17 @@ class Mount:
         """
         if not self._options.survive:
             raise Error("a device that is to outlive its server has to be mounted with survive=")
-        if not self._lines.are_movable:
-            raise Error(NOT_MOVABLE)
-        occur(self._events.leaving)
-        if reason := await self._left_or_refused():
+        if not self._connections.can_hand_over:
+            raise Error(HANDOVER_UNSUPPORTED)
+        set_once(self._state.leaving)
+        if reason := await self._wait_handed_over():
             raise Error(reason)
-        self._life.result()
+        self._task.result()
 
-    async def _left_or_refused(self) -> str | None:
+    async def _wait_handed_over(self) -> str | None:
         """Wait until the device is left; a reason if it is not."""
         refused = self._refused
-        steps: list[asyncio.Future[Any]] = [self._life, refused]
+        steps: list[asyncio.Future[Any]] = [self._task, refused]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         return refused.result() if refused.done() else None
 
@@ -171,8 +171,8 @@ class Mount:
         Cancellation: the device stays mounted.
 
         """
-        await asyncio.wait([self._life])
-        self._life.result()
+        await asyncio.wait([self._task])
+        self._task.result()
 
     async def resize(self, blocks: int, *, force: bool = False) -> None:
         """Give the live device another size, and set its ``blocks``.
@@ -217,11 +217,13 @@ class Mount:
         if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
             raise ValueError(f"a device cannot have {blocks} blocks")
         async with self._claiming:
-            if self._events.stopping.done() or self._events.leaving.done():
+            if self._state.stopping.done() or self._state.leaving.done():
                 raise AttachError(errno.ENODEV, "the device is unmounted", self.path)
-            resizing = Resizing(self.device, self._lines, self._link, self._unmount_timeout)
+            resizing = ResizeSequence(
+                self.device, self._connections, self._attachment, self._unmount_timeout
+            )
             await resizing.run(blocks, force=force)
-            self._events.feed.publish(Resized(new_size))
+            self._state.broadcaster.publish(Resized(new_size))
 
     # What follows is for `mounted`. One task leads the life of a mount. Nobody can cancel it; who
     # tries asks it to unmount.
@@ -229,30 +231,30 @@ class Mount:
     async def start(self, path: str | os.PathLike[str] | None) -> None:
         """Attach; returns when the device is live."""
         name = None if path is None else os.fspath(path)
-        self._life = SteadyTask(self._lead_life(name), self._stop)
-        self._life.add_done_callback(self._tell_of_end)
+        self._task = GracefulTask(self._run(name), self._stop)
+        self._task.add_done_callback(self._publish_end)
         try:
-            await asyncio.shield(self._events.live)
+            await asyncio.shield(self._state.live)
         except BaseException:
-            await self.leave()  # the workers, say, have to be ended
+            await self.unmount_after_error()  # the workers, say, have to be ended
             raise
 
-    async def leave(self) -> None:
+    async def unmount_after_error(self) -> None:
         """Unmount, used or not, while another exception is on its way out.
 
         Returns when it is done, and only then raises a cancellation of the meantime. What else
         goes wrong is logged.
         """
         self._stop()
-        cancelled = await outlast(self._life)
-        failure = self._life.exception()
+        cancelled = await wait_uncancelled(self._task)
+        failure = self._task.exception()
         if failure is not None and failure is not sys.exception():
             logger.error("%s", failure)
         if cancelled:
             raise asyncio.CancelledError
 
-    async def _lead_life(self, path: str | None) -> None:
-        events = self._events
+    async def _run(self, path: str | None) -> None:
+        events = self._state
         try:
             try:
                 await self._attach(path)
@@ -260,21 +262,21 @@ class Mount:
                 events.live.set_exception(exc)
                 events.live.exception()  # where nobody waits any more, nobody need be told
                 return
-            events.feed.publish(Attached(self.path), first=True)
-            occur(events.live)
+            events.broadcaster.publish(Attached(self.path), first=True)
+            set_once(events.live)
             logger.info("mounted %r at %s", self.device, self.path)
-            if await self._is_left():
-                events.feed.publish(Detached())
+            if await self._serve_until_done():
+                events.broadcaster.publish(Detached())
                 logger.info("left %s", self.path)
                 return
-            events.feed.publish(UnmountingEvent())
+            events.broadcaster.publish(UnmountingEvent())
             unmounting = await self._unmount()
         finally:
-            if self._door is not None:
-                self._door.close()
-            if self._successor is not None:
-                self._successor.refuse("it is unmounted")
-            await self._served.close()
+            if self._handover_listener is not None:
+                self._handover_listener.close()
+            if self._handover_requester is not None:
+                self._handover_requester.refuse("it is unmounted")
+            await self._backend.close()
         logger.info("unmounted %s", self.path)
         if unmounting.lost:
             reason = "; ".join([self._reason_of_loss(), *unmounting.failures])
@@ -282,16 +284,18 @@ class Mount:
         if unmounting.failures:
             raise Error(f"{self.path} is unmounted, but " + "; ".join(unmounting.failures))
 
-    async def _is_left(self) -> bool:
+    async def _serve_until_done(self) -> bool:
         """Serve; whether the device is left to another server then, and not to be unmounted."""
-        events = self._events
+        events = self._state
         while True:
             await asyncio.wait([events.stopping, events.leaving], return_when="FIRST_COMPLETED")
             if events.stopping.done():
                 return False
-            assert isinstance(self._link, kernel.NetlinkLink)  # others cannot be left
-            leaving = Leaving(self.device, self._lines, self._link, self._unmount_timeout)
-            successor, self._successor = self._successor, None
+            assert isinstance(self._attachment, kernel.NetlinkAttachment)  # others cannot be left
+            leaving = HandoverRelease(
+                self.device, self._connections, self._attachment, self._unmount_timeout
+            )
+            successor, self._handover_requester = self._handover_requester, None
             try:
                 await leaving.run(successor)
                 return True
@@ -305,79 +309,83 @@ class Mount:
 
     async def _attach(self, path: str | None) -> None:
         if path is not None:
-            self._served.is_at(path)  # the kernel reads, and that may fail, before it is live
-        attaching = Attaching(self._served, self._lines, self._events, self._options)
-        link = self._link = await attaching.run(path)
+            self._backend.set_path(path)  # the kernel reads, and that may fail, before it is live
+        attaching = AttachSequence(self._backend, self._connections, self._state, self._options)
+        link = self._attachment = await attaching.run(path)
         self.path, self.index = link.path, link.index
-        self._served.is_at(link.path)
+        self._backend.set_path(link.path)
         link.start()
-        when_it_ends, is_served = _when_link_ends(self, link)
+        when_it_ends, is_served = _watch_attachment(self, link)
         link.ended.add_done_callback(when_it_ends)
-        if isinstance(link, kernel.NetlinkLink):
+        if isinstance(link, kernel.NetlinkAttachment):
             link.is_served = is_served
-            self._lines.renew = partial(attaching.renew, link)
+            self._connections.open_replacement = partial(attaching.open_replacement, link)
         try:
-            await attaching.unless_stopped(see_to_all(link, self._lines))
+            await attaching.unless_stopped(ensure_receiving(link, self._connections))
             wait = partial(link.wait_until_live, ATTACH_TIMEOUT)
             await attaching.call(ATTACH_TIMEOUT, wait, patience=0)
         except StoppedError:
             # In order all the same: somebody else may have written to it already.
-            await self._give_back(attaching.is_taken_over)
+            await self._abort_attach(attaching.is_taken_over)
             raise
         except OSError as exc:
-            occur(self._events.forced)
-            await self._give_back(attaching.is_taken_over)
+            set_once(self._state.forced)
+            await self._abort_attach(attaching.is_taken_over)
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
         if self._options.partitions:
             await self._await_partitions(attaching)
-        self._open_door()
+        self._listen_for_handover()
 
-    async def _give_back(self, is_taken_over: bool) -> None:
+    async def _abort_attach(self, is_taken_over: bool) -> None:
         """Let go of a device that was not mounted after all; one that was there before lives on."""
         if is_taken_over:
-            self._lines.abort()
-            await call(KERNEL_TIMEOUT, self._link.forsake)
+            self._connections.abort()
+            await run_in_thread(KERNEL_TIMEOUT, self._attachment.abandon)
         else:
             await self._unmount()
 
-    async def _await_partitions(self, attaching: Attaching) -> None:
+    async def _await_partitions(self, attaching: AttachSequence) -> None:
         try:
-            wait = partial(self._link.wait_for_partitions, PARTITIONS_TIMEOUT)
+            wait = partial(self._attachment.wait_for_partitions, PARTITIONS_TIMEOUT)
             await attaching.call(ATTACH_TIMEOUT + PARTITIONS_TIMEOUT, wait, patience=0)
         except OSError as exc:
-            await self._give_back(attaching.is_taken_over)
+            await self._abort_attach(attaching.is_taken_over)
             if isinstance(exc, AttachError):
                 raise
             reason = f"its partition table cannot be read: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
 
-    def _open_door(self) -> None:
+    def _listen_for_handover(self) -> None:
         """Let a successor ask for the device, be it only to be told why it cannot have it."""
         if self.identity is None:
             return
         try:
-            self._door = Door(kernel.locks.socket_path(self.index), self._on_successor)
+            self._handover_listener = HandoverListener(
+                kernel.locks.socket_path(self.index), self._on_handover_request
+            )
         except OSError as exc:
             logger.warning("%s cannot be handed over while it is served: %s", self.path, exc)
 
-    async def _unmount(self) -> Unmounting:
-        unmounting = Unmounting(
-            self.device, self._lines, self._link, self._events, self._unmount_timeout
+    async def _unmount(self) -> UnmountSequence:
+        unmounting = UnmountSequence(
+            self.device, self._connections, self._attachment, self._state, self._unmount_timeout
         )
         await unmounting.run()
         return unmounting
 
-    async def _claim(self) -> None:
+    async def _ensure_unused(self) -> None:
         """Make sure that nobody uses the device; nobody can begin to after that."""
         async with self._claiming:
-            if self._events.stopping.done():
+            if self._state.stopping.done():
                 return
             try:
-                await call(self._unmount_timeout, self._link.claim)
+                await run_in_thread(self._unmount_timeout, self._attachment.claim_exclusively)
             except TimeoutError:
                 # Some program's open() hangs, since a handler does, and ours behind it.
-                holders = await call(KERNEL_TIMEOUT, kernel.users.claims, self.index)
+                holders = await run_in_thread(
+                    KERNEL_TIMEOUT, kernel.users.exclusive_users, self.index
+                )
                 if holders:
                     reason = f"the device is in use: {', '.join(holders)}"
                     raise DeviceBusyError(errno.EBUSY, reason, self.path, holders) from None
@@ -390,31 +398,34 @@ class Mount:
     # Called by others, in the loop's thread
 
     def _stop(self) -> None:
-        occur(self._events.stopping)
+        set_once(self._state.stopping)
 
-    def _on_successor(self, successor: Successor) -> None:
-        wanted, mine = successor.wanted, Wanted(self.identity or "", Geometry.of(self.device))
+    def _on_handover_request(self, successor: HandoverRequester) -> None:
+        wanted, mine = (
+            successor.request,
+            HandoverRequest(self.identity or "", HandoverGeometry.of(self.device)),
+        )
         if wanted not in (mine, replace(mine, geometry=None)):
             successor.refuse(f"it serves {mine}, which is not {wanted}")
-        elif not self._lines.are_movable:
-            successor.refuse(NOT_MOVABLE)
-        elif self._successor is not None or self._events.stopping.done():
+        elif not self._connections.can_hand_over:
+            successor.refuse(HANDOVER_UNSUPPORTED)
+        elif self._handover_requester is not None or self._state.stopping.done():
             successor.refuse("it is being handed over or unmounted")
         else:
-            self._successor = successor
-            occur(self._events.leaving)
+            self._handover_requester = successor
+            set_once(self._state.leaving)
 
-    def _tell_of_end(self, life: asyncio.Task[None]) -> None:
-        self._events.feed.publish(Unmounted(life.exception()))
-        self._events.feed.end()
+    def _publish_end(self, life: asyncio.Task[None]) -> None:
+        self._state.broadcaster.publish(Unmounted(life.exception()))
+        self._state.broadcaster.close()
 
-    def _on_link_end(self) -> None:
-        occur(self._events.link_ended)
+    def _on_attachment_end(self) -> None:
+        set_once(self._state.attachment_ended)
         self._stop()
 
     def _reason_of_loss(self) -> str:
-        broken = self._lines.error
-        number = self._link.ended.result() if self._link.ended.done() else 0
+        broken = self._connections.error
+        number = self._attachment.ended.result() if self._attachment.ended.done() else 0
         if broken is not None:
             why = f"the connection broke: {broken}"
         elif number in (errno.EBUSY, errno.EINTR):
@@ -424,8 +435,8 @@ class Mount:
         return f"the kernel's connection was lost, and what it had not written: {why}"
 
 
-def _when_link_ends(
-    mount: Mount, link: kernel.Link
+def _watch_attachment(
+    mount: Mount, link: kernel.Attachment
 ) -> tuple[Callable[[futures.Future[int]], None], Callable[[], bool]]:
     """What the thread does that comes back from NBD_DO_IT, or hears that connections have died.
 
@@ -442,11 +453,11 @@ def _when_link_ends(
         live, running = reference(), loop()
         if live is not None and running is not None:
             try:
-                running.call_soon_threadsafe(live._on_link_end)
+                running.call_soon_threadsafe(live._on_attachment_end)
                 return
             except RuntimeError:  # the loop is closed
                 pass
-        link.forsake()
+        link.abandon()
 
     def is_served() -> bool:
         running = loop()

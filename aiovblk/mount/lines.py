@@ -20,18 +20,18 @@ from .. import forks
 from ..dispatch import Dispatcher, Stats
 from ..events import ConnectionLost, ConnectionRestored
 from ..kernel import socket_pair
-from ..tasks import SteadyTask, occur
-from .events import Events
-from .waiting import limited
+from ..tasks import GracefulTask, set_once
+from .events import MountState
+from .waiting import wait_for_task
 
 logger = logging.getLogger("aiovblk")
 
-REMAKE_TIMEOUT = 30.0
+RECONNECT_TIMEOUT = 30.0
 """Seconds for a connection that was lost to be made again, by a new process if need be. The kernel
 lets requests wait for it."""
 
 
-class Line(Protocol):
+class KernelConnection(Protocol):
     """One connection and who serves it: a :class:`~aiovblk.dispatch.Dispatcher` or its like."""
 
     stats: Stats
@@ -50,13 +50,13 @@ class Line(Protocol):
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes."""
 
-    def give_up(self, since: float) -> None:
+    def fail_running(self, since: float) -> None:
         """Fail what has been running since then, in the loop's time; if infinite, all there is."""
 
     def drained(self) -> asyncio.Future[None]:
         """Done as soon as every request that has arrived is answered."""
 
-    def retire(self) -> None:
+    def stop_receiving(self) -> None:
         """Let the kernel send no more; :meth:`run` takes what it has sent, and returns."""
 
     def close(self) -> asyncio.Future[Any]:
@@ -66,21 +66,21 @@ class Line(Protocol):
         """Close at once, and cancel the handlers."""
 
 
-Make = Callable[[Callable[[], None]], Line]
+MakeConnection = Callable[[Callable[[], None]], KernelConnection]
 """Makes a line; is given what that has to call when the kernel sends DISC."""
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
+class _Slot:
     """A line, or one in its place after it was lost."""
 
     number: int
-    make: Make
-    line: Line
+    make_connection: MakeConnection
+    connection: KernelConnection
     is_connected: bool = False
-    serving: SteadyTask[None] | None = None
-    remaking: SteadyTask[None] | None = None
-    given_up: float = -math.inf
+    serving: GracefulTask[None] | None = None
+    reconnecting: GracefulTask[None] | None = None
+    failed_since: float = -math.inf
     """When the kernel last gave a line here up, because a handler took too long."""
     disconnected: bool = False
     retired: str = ""
@@ -90,7 +90,7 @@ class _Place:
     ended: bool = False
 
 
-class Lines:
+class ConnectionGroup:
     """All lines of one mount, as one.
 
     Args:
@@ -98,8 +98,8 @@ class Lines:
         stop: called when the device has to be unmounted for that reason.
 
     Attributes:
-        tell: called with what happens to requests.
-        renew: called when a line has ended though nobody wanted it to, with that one and with
+        publish: called with what happens to requests.
+        open_replacement: called when a line has ended though nobody wanted it to, with that one and with
             another that is to serve in its place; returns the server's end of a connection for it.
             None where there cannot be one.
         timeout: seconds after which the kernel is to give a line up whose handler does not end;
@@ -107,28 +107,30 @@ class Lines:
 
     """
 
-    def __init__(self, events: Events, stop: Callable[[], None]) -> None:
-        self.tell = events.feed.publish
-        self.renew: Callable[[Line, Line], Awaitable[socket.socket]] | None = None
+    def __init__(self, events: MountState, stop: Callable[[], None]) -> None:
+        self.publish = events.broadcaster.publish
+        self.open_replacement: (
+            Callable[[KernelConnection, KernelConnection], Awaitable[socket.socket]] | None
+        ) = None
         self.timeout = 0.0
         self._events = events
         self._stop = stop
-        self._places: list[_Place] = []
+        self._slots: list[_Slot] = []
         self._past: list[Stats] = []
         self._error: BaseException | None = None
         self._aborted = False
         self._closed = False
         self._paused = False
 
-    def add(self, make: Make) -> Line:
+    def add(self, make: MakeConnection) -> KernelConnection:
         """Add a line."""
-        place = _Place(len(self._places), make, make(lambda: self._on_disconnect(place)))
-        self._places.append(place)
-        return place.line
+        place = _Slot(len(self._slots), make, make(lambda: self._on_disconnect(place)))
+        self._slots.append(place)
+        return place.connection
 
-    def each(self) -> list[Line]:
+    def all(self) -> list[KernelConnection]:
         """All of them, whatever has become of them."""
-        return [place.line for place in self._places]
+        return [place.connection for place in self._slots]
 
     async def connect(self) -> list[socket.socket]:
         """Make a socket pair for each line.
@@ -139,7 +141,7 @@ class Lines:
         """
         kernels: list[socket.socket] = []
         try:
-            for place in self._places:
+            for place in self._slots:
                 ours, theirs = socket_pair()
                 kernels.append(theirs)
                 await self._connect(place, ours)
@@ -152,7 +154,7 @@ class Lines:
     async def take_over(
         self,
         connections: Sequence[tuple[socket.socket, bytes]],
-        prepare: Callable[[Line], Awaitable[None]],
+        prepare: Callable[[KernelConnection], Awaitable[None]],
     ) -> None:
         """Have the lines serve connections that the kernel has already, as many as there are.
 
@@ -162,72 +164,72 @@ class Lines:
 
         """
         try:
-            while len(self._places) < len(connections):
-                await prepare(self.add(self._places[0].make))
-            del self._places[len(connections) :]
-            for place, (sock, received) in zip(self._places, connections, strict=True):
+            while len(self._slots) < len(connections):
+                await prepare(self.add(self._slots[0].make_connection))
+            del self._slots[len(connections) :]
+            for place, (sock, received) in zip(self._slots, connections, strict=True):
                 await self._connect(place, sock, received)
         except BaseException:
             self.abort()
             close_all([sock for sock, _ in connections])
             raise
 
-    async def _connect(self, place: _Place, sock: socket.socket, received: bytes = b"") -> None:
-        await place.line.connect(sock, received)
+    async def _connect(self, place: _Slot, sock: socket.socket, received: bytes = b"") -> None:
+        await place.connection.connect(sock, received)
         place.is_connected = True
 
     def start(self) -> None:
         """Serve, until each line ends."""
-        for place in self._places:
+        for place in self._slots:
             self._serve(place)
 
-    def _serve(self, place: _Place) -> None:
-        place.serving = SteadyTask(place.line.run(), self._stop)
-        place.serving.add_done_callback(partial(self._on_end, place))
+    def _serve(self, place: _Slot) -> None:
+        place.serving = GracefulTask(place.connection.run(), self._stop)
+        place.serving.add_done_callback(partial(self._on_serving_ended, place))
 
     @property
     def stats(self) -> Stats:
         """The counters of all lines, added up as they are now."""
-        return Stats.sum([*self._past, *(line.stats for line in self.each())])
+        return Stats.sum([*self._past, *(line.stats for line in self.all())])
 
     async def resize(self, size: int) -> None:
         """Take requests up to this many bytes; those beyond are refused."""
-        for line in self.each():
+        for line in self.all():
             await line.resize(size)
 
     @property
-    def in_use(self) -> int:
+    def live_count(self) -> int:
         """How many connections the kernel has: those that were not lost, or are made again."""
-        return sum(not (place.lost or place.ended) for place in self._places)
+        return sum(not (place.lost or place.ended) for place in self._slots)
 
-    def retire(self, lines: Sequence[Line], reason: str) -> None:
+    def stop_receiving(self, lines: Sequence[KernelConnection], reason: str) -> None:
         """Have lines made again that serve; what has arrived on them is answered before.
 
-        They are lost where :attr:`renew` is None.
+        They are lost where :attr:`open_replacement` is None.
         """
-        for place in self._places:
-            if place.line in lines:
+        for place in self._slots:
+            if place.connection in lines:
                 place.retired = reason
-                place.line.retire()
+                place.connection.stop_receiving()
 
-    def stop_remaking(self) -> None:
+    def stop_reconnecting(self) -> None:
         """Have no line made again any more.
 
         Of one that the kernel takes when it has begun to disconnect it does not let go.
         """
-        self.renew = None
-        for place in self._places:
-            if place.remaking is not None:
-                place.remaking.give_up()
+        self.open_replacement = None
+        for place in self._slots:
+            if place.reconnecting is not None:
+                place.reconnecting.force_cancel()
 
-    def give_up(self, since: float = math.inf) -> None:
+    def fail_running(self, since: float = math.inf) -> None:
         """Fail with EIO the requests whose handlers have been running since then, and live on.
 
         Without ``since`` also those that wait for their turn.
         """
-        for place in self._places:
+        for place in self._slots:
             if place.is_connected:
-                place.line.give_up(since)
+                place.connection.fail_running(since)
 
     @property
     def error(self) -> BaseException | None:
@@ -236,25 +238,25 @@ class Lines:
 
     def drained(self) -> asyncio.Future[Any]:
         """Done as soon as every request that has arrived is answered."""
-        return asyncio.gather(*(line.drained() for line in self.each()))
+        return asyncio.gather(*(line.drained() for line in self.all()))
 
     @property
-    def are_movable(self) -> bool:
+    def can_hand_over(self) -> bool:
         """Whether another process can be given the connections: they are in this one."""
-        return all(isinstance(line, Dispatcher) for line in self.each())
+        return all(isinstance(line, Dispatcher) for line in self.all())
 
     async def pause(self) -> None:
         """Take no request any more; returns once all that have been taken are answered."""
         self._paused = True
-        for place, _ in self._living():
+        for place, _ in self._live():
             assert place.serving is not None  # they have been started
-            place.serving.give_up()
-        await asyncio.gather(*(line.pause() for _, line in self._living()))
+            place.serving.force_cancel()
+        await asyncio.gather(*(line.pause() for _, line in self._live()))
 
     def resume(self) -> None:
         """Take requests again."""
         self._paused = False
-        for place, line in self._living():
+        for place, line in self._live():
             line.resume()
             self._serve(place)
 
@@ -265,154 +267,160 @@ class Lines:
             Of each the server's end, and what was received of requests that were not taken.
 
         """
-        connections = [line.detach() for _, line in self._living()]
+        connections = [line.detach() for _, line in self._live()]
         for sock, _ in connections:
-            forks.withhold_socket(sock)
+            forks.protect_socket(sock)
         return connections
 
-    def _living(self) -> list[tuple[_Place, Dispatcher]]:
+    def _live(self) -> list[tuple[_Slot, Dispatcher]]:
         return [
-            (place, place.line)
-            for place in self._places
-            if not place.ended and place.remaking is None and isinstance(place.line, Dispatcher)
+            (place, place.connection)
+            for place in self._slots
+            if not place.ended
+            and place.reconnecting is None
+            and isinstance(place.connection, Dispatcher)
         ]
 
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close; the result is done once all is closed."""
         self._closed = True
-        self.stop_remaking()
-        return asyncio.gather(*(line.close() for line in self.each()))
+        self.stop_reconnecting()
+        return asyncio.gather(*(line.close() for line in self.all()))
 
     def abort(self) -> None:
         """Give up: close at once, and cancel the handlers that still run."""
         self._aborted = True
-        self.stop_remaking()
-        for place in self._places:
+        self.stop_reconnecting()
+        for place in self._slots:
             if place.is_connected:
-                place.line.abort()
+                place.connection.abort()
 
-    def waited_since(self) -> float:
+    def unanswered_since(self) -> float:
         """Since when (in the loop's time) the kernel has been waiting for a sign of life.
 
         That is when the handler that has run longest began; or when the last reply was sent, if
         none is running.
         """
-        begun = [line.oldest_start for line in self.each() if line.oldest_start is not None]
-        return min(begun) if begun else max(line.last_reply for line in self.each())
+        begun = [line.oldest_start for line in self.all() if line.oldest_start is not None]
+        return min(begun) if begun else max(line.last_reply for line in self.all())
 
-    def _on_disconnect(self, place: _Place) -> None:
+    def _on_disconnect(self, place: _Slot) -> None:
         place.disconnected = True
-        self.stop_remaking()
-        self._look()
+        self.stop_reconnecting()
+        self._check_ended()
 
-    def _on_end(self, place: _Place, serving: asyncio.Task[None]) -> None:
+    def _on_serving_ended(self, place: _Slot, serving: asyncio.Task[None]) -> None:
         if serving.cancelled():
             return  # it is paused
         error = serving.exception()
         if self._aborted or self._closed or place.disconnected:
-            self._end(place, error)
+            self._mark_ended(place, error)
             return
         if error is not None:
             place.retired = ""  # it broke before
         place.lost = place.retired or str(error or "it was closed")
-        self.tell(ConnectionLost(place.number + 1, len(self._places), place.lost))
+        self.publish(ConnectionLost(place.number + 1, len(self._slots), place.lost))
         if not place.retired:
-            if self.renew is None or self._paused or self._took_too_long_again(place):
-                self._lose(place, error, place.lost)
+            if self.open_replacement is None or self._paused or self._failed_again_at_once(place):
+                self._mark_lost(place, error, place.lost)
                 return
-            _abandon(place)
-        remaking = limited(REMAKE_TIMEOUT, self._remake(place, self.renew))
-        place.remaking = SteadyTask(remaking, self._stop)
-        place.remaking.add_done_callback(partial(self._on_remade, place, error, place.lost))
+            _release_slot(place)
+        remaking = wait_for_task(RECONNECT_TIMEOUT, self._reconnect(place, self.open_replacement))
+        place.reconnecting = GracefulTask(remaking, self._stop)
+        place.reconnecting.add_done_callback(
+            partial(self._on_reconnected, place, error, place.lost)
+        )
 
-    def _took_too_long_again(self, place: _Place) -> bool:
+    def _failed_again_at_once(self, place: _Slot) -> bool:
         """Whether the kernel has given a line up, and had given up the one before it as well.
 
         What took too long may have been an outage, so it is tried once more; then it is the end, as
         without another connection, or whoever waits for the request would wait for ever.
         """
-        begun = place.line.oldest_start
+        begun = place.connection.oldest_start
         now = asyncio.get_running_loop().time()
         # The kernel counts from before the handler began, and a worker reports now and then.
         if not self.timeout or begun is None or now - begun < self.timeout / 2:
             return False
-        before, place.given_up = place.given_up, now
+        before, place.failed_since = place.failed_since, now
         return now - before < 4 * self.timeout
 
-    async def _remake(
-        self, place: _Place, renew: Callable[[Line, Line], Awaitable[socket.socket]] | None
+    async def _reconnect(
+        self,
+        place: _Slot,
+        renew: Callable[[KernelConnection, KernelConnection], Awaitable[socket.socket]] | None,
     ) -> None:
-        await place.line.drained()
+        await place.connection.drained()
         if place.retired:
-            await place.line.close()
+            await place.connection.close()
         if renew is None:
             raise ConnectionError("the kernel takes no other")
-        line = place.make(lambda: self._on_disconnect(place))
-        sock = await renew(place.line, line)
+        line = place.make_connection(lambda: self._on_disconnect(place))
+        sock = await renew(place.connection, line)
         place.lost = place.retired = ""
         try:
             await line.connect(sock)
         except BaseException:
             sock.close()
             raise
-        self._past.append(place.line.stats)
-        place.line = line
+        self._past.append(place.connection.stats)
+        place.connection = line
 
-    def _on_remade(
-        self, place: _Place, error: BaseException | None, why: str, remaking: asyncio.Task[None]
+    def _on_reconnected(
+        self, place: _Slot, error: BaseException | None, why: str, remaking: asyncio.Task[None]
     ) -> None:
-        place.remaking = None
+        place.reconnecting = None
         if remaking.cancelled():
-            self._end(place, error)
+            self._mark_ended(place, error)
         elif failure := remaking.exception():
             failed = f"it could not be made again: {failure or 'it took too long'}"
-            self._lose(place, error, f"{why}; {failed}")
+            self._mark_lost(place, error, f"{why}; {failed}")
         else:
             logger.warning(
                 "connection %d of %d was lost (%s) and is made again; what was in flight on it is"
                 " sent again",
                 place.number + 1,
-                len(self._places),
+                len(self._slots),
                 why,
             )
-            self.tell(ConnectionRestored(place.number + 1, len(self._places)))
+            self.publish(ConnectionRestored(place.number + 1, len(self._slots)))
             self._serve(place)
 
-    def _lose(self, place: _Place, error: BaseException | None, why: str) -> None:
-        if any(not other.ended for other in self._places if other is not place):
-            _abandon(place)
+    def _mark_lost(self, place: _Slot, error: BaseException | None, why: str) -> None:
+        if any(not other.ended for other in self._slots if other is not place):
+            _release_slot(place)
             logger.error(
                 "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
                 " others",
                 place.number + 1,
-                len(self._places),
+                len(self._slots),
                 why,
             )
-        self._end(place, error)
+        self._mark_ended(place, error)
 
-    def _end(self, place: _Place, error: BaseException | None) -> None:
+    def _mark_ended(self, place: _Slot, error: BaseException | None) -> None:
         self._error = self._error or error
         place.ended = True
-        self._look()
+        self._check_ended()
 
-    def _look(self) -> None:
-        places = self._places
+    def _check_ended(self) -> None:
+        places = self._slots
         if any(place.disconnected for place in places) and all(
             place.disconnected or place.ended for place in places
         ):
-            occur(self._events.disconnected)
+            set_once(self._events.disconnected)
             self._stop()
         if all(place.ended for place in places):
-            occur(self._events.stream_ended)
+            set_once(self._events.stream_ended)
             self._stop()
 
 
-def _abandon(place: _Place) -> None:
+def _release_slot(place: _Slot) -> None:
     """Have the handlers of a line end whose requests are sent again.
 
     What they store late could undo what is stored then.
     """
-    place.line.abort()
+    place.connection.abort()
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:

@@ -21,10 +21,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ..kernel import Link, liveness
-from .lines import Lines
+from ..kernel import Attachment, liveness
+from .lines import ConnectionGroup
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import call
+from .waiting import run_in_thread
 
 logger = logging.getLogger("aiovblk")
 
@@ -35,36 +35,36 @@ POLL = 0.01
 """Seconds between looks at the kernel's threads."""
 
 
-async def see_to_all(link: Link, lines: Lines) -> None:
+async def ensure_receiving(link: Attachment, lines: ConnectionGroup) -> None:
     """Have the kernel receive by each connection of a device, where it is not going to.
 
     By netlink all are made again, one by one. By ioctl none can be: it has to do with fewer.
     """
-    each = lines.each()
-    if len(each) == 1 or await begun(link.index, len(each)):
+    each = lines.all()
+    if len(each) == 1 or await wait_started(link.index, len(each)):
         return
     count = await _count(link.index)
     reason = f"the kernel receives by {count} of {len(each)} connections"
-    if lines.renew is not None:
+    if lines.open_replacement is not None:
         logger.warning("%s of %s; all are made again, one by one", reason, link.path)
-        lines.retire(each, reason)
+        lines.stop_receiving(each, reason)
     else:
         logger.warning("%s of %s; it has to do with fewer", reason, link.path)
         # The one that began last keeps the next from beginning, and so does each of those.
-        lines.retire(each[max(count - 1, 0) : -1], reason)
+        lines.stop_receiving(each[max(count - 1, 0) : -1], reason)
 
 
-async def begun(index: int, count: int) -> bool:
+async def wait_started(index: int, count: int) -> bool:
     """Wait until the kernel receives by so many connections of a device; False if it does not."""
-    return await _fits(index, lambda now: now >= count, RECEIVER_TIMEOUT)
+    return await _wait_until(index, lambda now: now >= count, RECEIVER_TIMEOUT)
 
 
-async def ended(index: int, others: Callable[[], int], seconds: float) -> bool:
+async def wait_stopped(index: int, others: Callable[[], int], seconds: float) -> bool:
     """Wait until it receives by none but the others; False if it still does after some seconds."""
-    return await _fits(index, lambda now: now <= others(), seconds)
+    return await _wait_until(index, lambda now: now <= others(), seconds)
 
 
-async def _fits(index: int, fits: Callable[[int], bool], seconds: float) -> bool:
+async def _wait_until(index: int, fits: Callable[[int], bool], seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while liveness.sees_kernel_threads() and not fits(await _count(index)):
@@ -75,4 +75,4 @@ async def _fits(index: int, fits: Callable[[int], bool], seconds: float) -> bool
 
 
 async def _count(index: int) -> int:
-    return (await call(KERNEL_TIMEOUT, liveness.connections))[index]
+    return (await run_in_thread(KERNEL_TIMEOUT, liveness.count_receivers))[index]

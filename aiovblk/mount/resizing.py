@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 from .. import kernel
 from ..device import BlockDevice
-from ..threads import in_thread
-from .lines import Lines
+from ..threads import run_in_daemon_thread
+from .lines import ConnectionGroup
 from .unmounting import KERNEL_TIMEOUT
-from .waiting import begin, call, within
+from .waiting import run_in_thread, start_thread, wait_thread
 
 logger = logging.getLogger("aiovblk")
 
 
-class Resizing:
+class ResizeSequence:
     """One change of size.
 
     Args:
@@ -33,7 +33,7 @@ class Resizing:
     """
 
     def __init__(
-        self, device: BlockDevice, lines: Lines, link: kernel.Link, patience: float
+        self, device: BlockDevice, lines: ConnectionGroup, link: kernel.Attachment, patience: float
     ) -> None:
         self._device = device
         self._lines = lines
@@ -43,21 +43,21 @@ class Resizing:
     async def run(self, blocks: int, *, force: bool) -> None:
         """Resize, and set the device's ``blocks``; raises what :meth:`Mount.resize` does."""
         size = blocks * self._device.block_size
-        claims = kernel.Claims()
+        claims = kernel.ExclusiveClaims()
         try:
             if size < self._device.size and not force:
-                await call(self._patience, self._link.claim_beyond, size, claims)
+                await run_in_thread(self._patience, self._link.claim_beyond, size, claims)
             if size > self._device.size:
                 # The kernel may use what is new before its call returns.
                 await self._resize_lines(size)
             else:
-                await call(self._patience, self._link.sync)
+                await run_in_thread(self._patience, self._link.sync)
             await self._call_answered(self._link.resize, blocks)
             self._device.blocks = blocks  # it is so, whatever goes wrong from here on
             await self._resize_lines(size)
         finally:
             # Before anybody is told, so that whoever mounts it next finds it free.
-            await asyncio.wait([begin(claims.release)], timeout=KERNEL_TIMEOUT)
+            await asyncio.wait([start_thread(claims.release)], timeout=KERNEL_TIMEOUT)
 
     async def _resize_lines(self, size: int) -> None:
         try:
@@ -75,10 +75,10 @@ class Resizing:
 
         """
         since = asyncio.get_running_loop().time()
-        calling = in_thread(step, blocks)
+        calling = run_in_daemon_thread(step, blocks)
         try:
-            await within(self._patience, calling)
+            await wait_thread(self._patience, calling)
         except TimeoutError:
             logger.warning("%s: handlers that the kernel waits for are given up", self._link.path)
-            self._lines.give_up(since)
-            await within(self._patience, calling)
+            self._lines.fail_running(since)
+            await wait_thread(self._patience, calling)

@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..contract import check_device
-from ..device import BlockDevice, Factory, device_of
-from ..dispatch import Dispatcher, Failures, Reporter, Stats, Turns, transmission_flags
-from .lines import Line, Lines
+from ..device import BlockDevice, DeviceFactory, make_device
+from ..dispatch import (
+    ConcurrencyLimiter,
+    Dispatcher,
+    FailureLog,
+    Reporter,
+    Stats,
+    transmission_flags,
+)
+from .lines import ConnectionGroup, KernelConnection
 
 
-class Served(Protocol):
+class Backend(Protocol):
     """A device, and the lines that lead to its handlers.
 
     Attributes:
@@ -21,17 +28,17 @@ class Served(Protocol):
     device: BlockDevice
 
     @property
-    def is_made_late(self) -> bool:
+    def opens_after_handover(self) -> bool:
         """Whether :meth:`open` is not to be called before another server has let go."""
 
     @property
     def flags(self) -> int:
         """What the kernel is told: the specification's transmission flags."""
 
-    async def open(self, lines: Lines) -> None:
+    async def open(self, lines: ConnectionGroup) -> None:
         """Add a line for each connection."""
 
-    async def renew(self, old: Line | None, new: Line) -> None:
+    async def open_replacement(self, old: KernelConnection | None, new: KernelConnection) -> None:
         """Have a line ready that was added after :meth:`open`.
 
         Args:
@@ -40,14 +47,14 @@ class Served(Protocol):
 
         """
 
-    def is_at(self, path: str) -> None:
+    def set_path(self, path: str) -> None:
         """Be told which node the device has, for the log."""
 
     async def close(self) -> None:
         """Let go of what :meth:`open` has taken."""
 
 
-class Local:
+class LocalBackend:
     """A device of this process, by one connection or several."""
 
     def __init__(
@@ -60,12 +67,12 @@ class Local:
         slow_request: float | None,
     ) -> None:
         self.device = check_device(device)
-        self.is_made_late = False
+        self.opens_after_handover = False
         self._connections = connections
-        self._turns = Turns(concurrency)
+        self._limiter = ConcurrencyLimiter(concurrency)
         self._handler_timeout = handler_timeout
         self._slow_request = slow_request
-        self._failures = Failures()
+        self._failures = FailureLog()
         self._path = ""
         self._reporter = Reporter(self._failures, self.device)
 
@@ -74,7 +81,7 @@ class Local:
         """What the kernel is told."""
         return transmission_flags(self.device, multi_conn=self._connections > 1)
 
-    async def open(self, lines: Lines) -> None:
+    async def open(self, lines: ConnectionGroup) -> None:
         """Add a dispatcher for each connection; they count their handlers together."""
         self._reporter = Reporter(self._failures, self.device, self._path)
         for _ in range(self._connections):
@@ -82,19 +89,19 @@ class Local:
                 lambda on_disconnect: Dispatcher(
                     self.device,
                     Stats(),
-                    turns=self._turns,
+                    limiter=self._limiter,
                     handler_timeout=self._handler_timeout,
                     slow_request=self._slow_request,
                     reporter=self._reporter,
-                    on_event=lines.tell,
+                    on_event=lines.publish,
                     on_disconnect=on_disconnect,
                 )
             )
 
-    async def renew(self, old: Line | None, new: Line) -> None:
+    async def open_replacement(self, old: KernelConnection | None, new: KernelConnection) -> None:
         """It is."""
 
-    def is_at(self, path: str) -> None:
+    def set_path(self, path: str) -> None:
         """Be told which node the device has, for the log."""
         self._path = path
         self._reporter.where = path
@@ -104,7 +111,7 @@ class Local:
         self._failures.close()
 
 
-class Late(Local):
+class DeferredBackend(LocalBackend):
     """A device of this process that is made when another server has let go of it.
 
     Args:
@@ -114,7 +121,7 @@ class Late(Local):
 
     def __init__(
         self,
-        factory: Factory,
+        factory: DeviceFactory,
         *,
         connections: int,
         concurrency: int,
@@ -122,22 +129,22 @@ class Late(Local):
         slow_request: float | None,
     ) -> None:
         super().__init__(
-            _Unmade(),
+            _Placeholder(),
             connections=connections,
             concurrency=concurrency,
             handler_timeout=handler_timeout,
             slow_request=slow_request,
         )
-        self.is_made_late = True
+        self.opens_after_handover = True
         self._factory = factory
 
-    async def open(self, lines: Lines) -> None:
+    async def open(self, lines: ConnectionGroup) -> None:
         """Make the device, and add a dispatcher for each connection."""
-        self.device = check_device(await device_of(self._factory))
+        self.device = check_device(await make_device(self._factory))
         await super().open(lines)
 
 
-class _Unmade(BlockDevice):
+class _Placeholder(BlockDevice):
     """Stands for a device until that is made."""
 
     blocks = 1

@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 
 from .. import kernel
 from ..device import BlockDevice
-from ..dispatch import in_words, is_bug
-from .events import Events
-from .lines import Lines
-from .waiting import begin, call, within
+from ..dispatch import format_exception, is_bug
+from .events import MountState
+from .lines import ConnectionGroup
+from .waiting import run_in_thread, start_thread, wait_thread
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ RELEASE_TIMEOUT = 0.5
 """Seconds to wait for others to close a device that is detached."""
 
 
-class Unmounting:
+class UnmountSequence:
     """One unmount, step by step.
 
     Attributes:
@@ -57,9 +57,9 @@ class Unmounting:
     def __init__(
         self,
         device: BlockDevice,
-        lines: Lines,
-        link: kernel.Link,
-        events: Events,
+        lines: ConnectionGroup,
+        link: kernel.Attachment,
+        events: MountState,
         patience: float,
     ) -> None:
         """Take what is to part; ``patience`` is in seconds."""
@@ -75,28 +75,28 @@ class Unmounting:
 
     async def run(self) -> None:
         """Part, in order while that goes, by force when it does not; never raises."""
-        await self._or_abort(self._in_order())
-        await self._let_go()
+        await self._run_or_abort(self._unmount_in_order())
+        await self._release_device()
         # None is left when all went in order. The kernel has what it needs; these may still store.
-        await self._or_abort(self._patiently(self._lines.drained()))
+        await self._run_or_abort(self._wait_answering(self._lines.drained()))
         for handler in (self._device.flush, self._device.unmount):
-            await self._call_last(handler)
+            await self._call_final_handler(handler)
 
-    async def _or_abort(self, steps: Coroutine[Any, Any, None]) -> None:
+    async def _run_or_abort(self, steps: Coroutine[Any, Any, None]) -> None:
         try:
             await steps
-        except _GivenUpError as exc:
+        except _AbortedError as exc:
             if str(exc) not in self.failures:
                 self.failures.append(str(exc))
             # A resize that waits in the kernel for an answer (it freezes the queue) keeps
             # NBD_CLEAR_SOCK and netlink waiting too, and closing is no answer.
-            self._lines.give_up()
+            self._lines.fail_running()
             await asyncio.wait([self._lines.drained()], timeout=RELEASE_TIMEOUT)
             self._lines.abort()
 
-    async def _in_order(self) -> None:
+    async def _unmount_in_order(self) -> None:
         # Each wait also ends when NBD_DO_IT does, since nothing here can be done after that.
-        events, ended, patiently = self._events, self._events.link_ended, self._patiently
+        events, ended, patiently = self._events, self._events.attachment_ended, self._wait_answering
         if ended.done():
             # The stream may hold a DISC that has not been read yet.
             await patiently(events.stream_ended)
@@ -104,8 +104,8 @@ class Unmounting:
         if not events.stream_ended.done():
             await self._write_back()
         if not events.stream_ended.done() and not events.disconnected.done():
-            self._lines.stop_remaking()
-            disconnecting = begin(self._link.disconnect)
+            self._lines.stop_reconnecting()
+            disconnecting = start_thread(self._link.disconnect)
             await patiently(disconnecting, ended)
             # Refused if the process has given up its privileges: then closing has to do.
             if not disconnecting.done() or disconnecting.exception() is None:
@@ -119,12 +119,12 @@ class Unmounting:
         """Have the kernel send what it caches, while it still can."""
         events = self._events
         from_outside = events.disconnected.done()
-        syncing = begin(self._link.sync)
-        await self._patiently(syncing, events.link_ended)
+        syncing = start_thread(self._link.sync)
+        await self._wait_answering(syncing, events.attachment_ended)
         error = syncing.exception() if syncing.done() else None
         if syncing.done() and error is None:
             return
-        if from_outside or events.link_ended.done():
+        if from_outside or events.attachment_ended.done():
             # A disconnect by ioctl leaves the connection open; one by netlink shuts it after DISC,
             # and then a sync fails whether there was anything to write or not.
             await asyncio.wait([events.stream_ended], timeout=RELEASE_TIMEOUT)
@@ -135,16 +135,16 @@ class Unmounting:
         else:
             self.failures.append(f"the kernel could not write back all data ({error})")
 
-    async def _let_go(self) -> None:
+    async def _release_device(self) -> None:
         """Wait until the kernel has let go, our end of the socket being closed."""
         link = self._link
-        for step in (link.finish, link.clear_socket, link.rescue):
+        for step in (link.disconnect_kernel, link.clear_socket, link.force_disconnect):
             try:
-                if step != link.finish:
+                if step != link.disconnect_kernel:
                     logger.warning("%s: the kernel does not let go; %s", link.path, step)
-                await call(KERNEL_TIMEOUT, step)
-                await within(KERNEL_TIMEOUT, link.ended)
-                await call(KERNEL_TIMEOUT, link.close)
+                await run_in_thread(KERNEL_TIMEOUT, step)
+                await wait_thread(KERNEL_TIMEOUT, link.ended)
+                await run_in_thread(KERNEL_TIMEOUT, link.close)
                 break
             except OSError as exc:
                 logger.debug("%s: %s", link.path, exc)
@@ -152,19 +152,19 @@ class Unmounting:
             self.failures.append("the kernel does not let go of it; see its log")
             return
         with suppress(TimeoutError):
-            await self._tell_who_holds_the_index()
+            await self._warn_who_holds_the_index()
 
-    async def _tell_who_holds_the_index(self) -> None:
+    async def _warn_who_holds_the_index(self) -> None:
         link = self._link
-        if not await call(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
-            holders = await call(KERNEL_TIMEOUT, kernel.users.holders, link.index)
+        if not await run_in_thread(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
+            holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, link.index)
             logger.warning(
                 "%s is unmounted, but cannot be mounted again while it is in use: %s",
                 link.path,
                 ", ".join(holders) or "by a process that cannot be seen",
             )
 
-    async def _call_last(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _call_final_handler(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._begin = self._loop.time()
         while True:
             task = self._loop.create_task(handler())
@@ -172,31 +172,31 @@ class Unmounting:
             # first step never calls the handler.
             await asyncio.sleep(0)
             try:
-                await self._patiently(task)
-            except _GivenUpError as exc:
+                await self._wait_answering(task)
+            except _AbortedError as exc:
                 task.cancel()
                 await asyncio.wait([task], timeout=KERNEL_TIMEOUT)
-                self._failed(handler, exc)
+                self._record_failure(handler, exc)
                 return
             if not (task.cancelled() and task.cancelling()):
                 break
             # The end of the event loop cancels all tasks; this one must be done all the same.
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            self._failed(handler, error)
+            self._record_failure(handler, error)
 
-    def _failed(self, handler: Callable[..., Any], error: BaseException) -> None:
-        shows_bug = not isinstance(error, _GivenUpError) and is_bug(error, self._device)
+    def _record_failure(self, handler: Callable[..., Any], error: BaseException) -> None:
+        shows_bug = not isinstance(error, _AbortedError) and is_bug(error, self._device)
         logger.error(
             "%s: %s() failed: %s",
             self._link.path,
             handler.__qualname__,
-            in_words(error),
+            format_exception(error),
             exc_info=error if shows_bug else None,
         )
         self.failures.append(f"its {handler.__name__}() failed: {error!r}")
 
-    async def _patiently(self, *steps: asyncio.Future[Any]) -> None:
+    async def _wait_answering(self, *steps: asyncio.Future[Any]) -> None:
         """Wait until one of these is done, for as long as the kernel gets its answers.
 
         Raises:
@@ -204,12 +204,12 @@ class Unmounting:
 
         """
         while not any(step.done() for step in steps):
-            since = max(self._begin, self._lines.waited_since())
+            since = max(self._begin, self._lines.unanswered_since())
             seconds = since + self._patience - self._loop.time()
             if self._events.forced.done():
-                raise _GivenUpError("it was forced; what was not written yet is lost")
+                raise _AbortedError("it was forced; what was not written yet is lost")
             if seconds <= 0:
-                raise _GivenUpError(f"nothing was answered for {self._patience:g} s")
+                raise _AbortedError(f"nothing was answered for {self._patience:g} s")
             await asyncio.wait(
                 [*steps, self._events.forced],
                 timeout=seconds,
@@ -217,5 +217,5 @@ class Unmounting:
             )
 
 
-class _GivenUpError(Exception):
+class _AbortedError(Exception):
     """A wait has been ended by its deadline, or by force."""

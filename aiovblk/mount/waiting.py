@@ -9,7 +9,7 @@ from concurrent import futures
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import AttachError
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,36 +22,38 @@ class StoppedError(AttachError):
         super().__init__(errno.ECANCELED, "unmounted before it was mounted")
 
 
-def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+def start_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
     """Start a blocking function in a thread; a future of its result, which nobody need await."""
-    return _unneeded(asyncio.wrap_future(in_thread(function, *args, **kwargs)))
+    return _consume_exception(asyncio.wrap_future(run_in_daemon_thread(function, *args, **kwargs)))
 
 
-async def call(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread(
+    seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
     """Call a blocking function in a thread; after ``seconds`` it is left to itself.
 
     Raises:
         TimeoutError: it has not returned.
 
     """
-    return await within(seconds, in_thread(function, *args, **kwargs))
+    return await wait_thread(seconds, run_in_daemon_thread(function, *args, **kwargs))
 
 
-async def within(seconds: float, step: futures.Future[T]) -> T:
+async def wait_thread(seconds: float, step: futures.Future[T]) -> T:
     """Wait for what goes on in a thread, for ``seconds`` at most.
 
     Raises:
         TimeoutError: it has not returned.
 
     """
-    future = _unneeded(asyncio.wrap_future(step))
+    future = _consume_exception(asyncio.wrap_future(step))
     await asyncio.wait([future], timeout=seconds)
     if not future.done():
         raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
     return future.result()
 
 
-async def within_or_stopped(
+async def wait_or_stopped(
     seconds: float, step: futures.Future[T], stopping: asyncio.Future[None], patience: float
 ) -> T:
     """Wait for what goes on in a thread, for ``seconds``; or ``patience`` from when it is stopped.
@@ -61,7 +63,7 @@ async def within_or_stopped(
         StoppedError: nor has it that soon after the order to stop.
 
     """
-    future = _unneeded(asyncio.wrap_future(step))
+    future = _consume_exception(asyncio.wrap_future(step))
     steps: list[asyncio.Future[Any]] = [future, stopping]
     await asyncio.wait(steps, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if not future.done() and stopping.done():
@@ -73,10 +75,10 @@ async def within_or_stopped(
     return future.result()
 
 
-async def limited(seconds: float, step: Coroutine[Any, Any, T]) -> T:
+async def wait_for_task(seconds: float, step: Coroutine[Any, Any, T]) -> T:
     """Take a step within ``seconds``, or cancel it.
 
-    For a :class:`~aiovblk.tasks.SteadyTask`: asyncio.timeout would cancel that, which it refuses.
+    For a :class:`~aiovblk.tasks.GracefulTask`: asyncio.timeout would cancel that, which it refuses.
 
     Raises:
         TimeoutError: it was not done in time.
@@ -95,7 +97,7 @@ async def limited(seconds: float, step: Coroutine[Any, Any, T]) -> T:
     return taking.result()
 
 
-def _unneeded(future: asyncio.Future[T]) -> asyncio.Future[T]:
+def _consume_exception(future: asyncio.Future[T]) -> asyncio.Future[T]:
     """Keep asyncio from complaining that nobody asked for an exception."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future

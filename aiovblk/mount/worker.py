@@ -10,9 +10,16 @@ from typing import NamedTuple
 
 from .. import forks, kernel
 from ..contract import check_device
-from ..device import BlockDevice, Factory, device_of
-from ..dispatch import Dispatcher, Failures, Reporter, Stats, Turns, transmission_flags
-from ..events import Listener
+from ..device import BlockDevice, DeviceFactory, make_device
+from ..dispatch import (
+    ConcurrencyLimiter,
+    Dispatcher,
+    FailureLog,
+    Reporter,
+    Stats,
+    transmission_flags,
+)
+from ..events import EventStream
 from ..workers import Notify
 
 logger = logging.getLogger("aiovblk")
@@ -20,17 +27,17 @@ logger = logging.getLogger("aiovblk")
 REPORT_INTERVAL = 0.2
 """Seconds between reports of the counters and events, while there is something to tell."""
 
-MOST_RECEIVED = 256 * 1024
+MAX_RECEIVED = 256 * 1024
 """Bytes of requests in one message to a worker, whose size has a limit."""
 
-MOST_EVENTS = 256
+MAX_EVENTS = 256
 """In one message, likewise: one may take little more than 1 KiB, with the reason of a failure."""
 
-LEAVING_TIMEOUT = 30.0
+SHUTDOWN_TIMEOUT = 30.0
 """Seconds for a device to store what it has, and again to let go, when the parent is gone."""
 
 
-class Geometry(NamedTuple):
+class DeviceInfo(NamedTuple):
     """What the kernel is told of a device; the same for all workers."""
 
     name: str
@@ -55,7 +62,7 @@ class Geometry(NamedTuple):
             )
 
 
-class LineService:
+class ConnectionService:
     """One connection and one device, in a worker.
 
     Args:
@@ -71,7 +78,7 @@ class LineService:
 
     def __init__(
         self,
-        factory: Factory,
+        factory: DeviceFactory,
         concurrency: int,
         handler_timeout: float | None,
         slow_request: float | None,
@@ -88,22 +95,22 @@ class LineService:
         self._handler_timeout = handler_timeout
         self._slow_request = slow_request
         self._is_one_of_several = is_one_of_several
-        self._tell = tell
+        self._notify = tell
         self._device: BlockDevice | None = None
         self._dispatcher: Dispatcher | None = None
-        self._failures = Failures()
+        self._failures = FailureLog()
         self._reporter: Reporter
         self._received = b""
         self._reported = Stats()
         # The parent hears of as many at a time as one message can hold.
-        self._events = Listener()
+        self._events = EventStream()
 
-    async def open(self) -> Geometry:
+    async def open(self) -> DeviceInfo:
         """Make the device."""
-        device = check_device(await device_of(self._factory))
+        device = check_device(await make_device(self._factory))
         self._device = device
         self._reporter = Reporter(self._failures, device, f"worker {os.getpid()}")
-        geometry = Geometry(
+        geometry = DeviceInfo(
             type(device).__name__,
             device.block_size,
             device.blocks,
@@ -116,7 +123,7 @@ class LineService:
             geometry.check_sharing()
         return geometry
 
-    async def is_at(self, path: str) -> None:
+    async def set_path(self, path: str) -> None:
         """Be told which node the device has, for the log."""
         self._reporter.where = f"{path}, worker {os.getpid()}"
 
@@ -130,15 +137,15 @@ class LineService:
         dispatcher = Dispatcher(
             device,
             Stats(),
-            turns=Turns(self._concurrency),
+            limiter=ConcurrencyLimiter(self._concurrency),
             handler_timeout=self._handler_timeout,
             slow_request=self._slow_request,
             reporter=self._reporter,
-            on_event=self._events.hear,
-            on_disconnect=lambda: self._tell("disconnected"),
+            on_event=self._events.put,
+            on_disconnect=lambda: self._notify("disconnected"),
         )
         received, self._received = self._received, b""
-        await dispatcher.connect(forks.withhold_socket(sock), received)
+        await dispatcher.connect(forks.protect_socket(sock), received)
         self._dispatcher = dispatcher  # not before: it could not be aborted
 
     async def run(self) -> None:
@@ -156,9 +163,9 @@ class LineService:
         device.blocks = size // device.block_size
         await self._connected().resize(size)
 
-    async def give_up(self, since: float) -> None:
+    async def fail_running(self, since: float) -> None:
         """Fail what has been running since then, in the loop's time, which all processes share."""
-        self._connected().give_up(since)
+        self._connected().fail_running(since)
 
     async def drained(self) -> None:
         """Wait until every request that has arrived is answered."""
@@ -184,7 +191,7 @@ class LineService:
         device, self._device = self._opened(), None
         await device.unmount()
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         """Let go of a device that nobody has unmounted."""
         if self._dispatcher is not None:
             self._dispatcher.abort()
@@ -193,7 +200,7 @@ class LineService:
             return
         for handler in (self._device.flush, self._device.unmount):
             try:
-                async with asyncio.timeout(LEAVING_TIMEOUT):
+                async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                     await handler()
             except BaseException:  # the parent is gone: there is nobody else to tell
                 logger.exception("%s: %s() failed", self._reporter.name, handler.__qualname__)
@@ -215,7 +222,7 @@ class LineService:
         dispatcher = self._connected()
         if dispatcher.stats != self._reported:
             self._reported = dispatcher.stats.copy()
-            self._tell("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)
-        events = self._events.take()
-        for first in range(0, len(events), MOST_EVENTS):
-            self._tell("events", events[first : first + MOST_EVENTS])
+            self._notify("report", self._reported, dispatcher.last_reply, dispatcher.oldest_start)
+        events = self._events.drain()
+        for first in range(0, len(events), MAX_EVENTS):
+            self._notify("events", events[first : first + MAX_EVENTS])

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, TLSRequiredError, TLSUnavailableError
-from ..text import quoted
+from ..errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
+from ..text import quote
 from .constants import (
     BASE_ALLOCATION,
     MAX_PAYLOAD,
@@ -23,21 +23,21 @@ from .constants import (
 )
 from .options import (
     CLIENT_FLAGS,
-    COUNT,
     EXPORT_NAME_REPLY,
     GREETING,
     IHAVEOPT,
     INFO_BLOCK_SIZE,
     INFO_EXPORT,
-    INFO_TYPE,
     NBD_MAGIC,
     OLDSTYLE_MAGIC,
     OPTION_REPLY,
     OPTION_REPLY_MAGIC,
     PADDING,
-    Agreement,
+    U16,
+    U32,
     ExportInfo,
-    Fields,
+    NegotiationResult,
+    OptionReader,
     decode,
     serialize_context_request,
     serialize_info_request,
@@ -54,7 +54,7 @@ MAX_OPTION_REPLIES = 10_000
 MAX_OPTION_REPLIES_SIZE = 16 * 1024 * 1024
 """Bytes of all replies to one option, at most: they are kept until the last has come."""
 
-Talk = Generator[Receive | StartTLS, Any, Agreement]
+HandshakeSteps = Generator[Receive | StartTLS, Any, NegotiationResult]
 Replies = Generator[Receive | StartTLS, Any, list[tuple[int, bytes]]]
 
 
@@ -64,19 +64,19 @@ _USE_TLS = "it talks only over TLS: use nbds:// in place of nbd://, nbds+unix: o
 _NO_TLS = "it has no TLS: nbd:// in place of nbds:// goes without, unprotected"
 
 
-def _refused(option: Option, reply: int, payload: bytes) -> RefusedError:
+def _refused(option: Option, reply: int, payload: bytes) -> OptionRefusedError:
     """What an error reply to an option means."""
     try:
         name = OptionReply(reply).name
     except ValueError:
         name = f"error {reply:#x}"
-    told = quoted(payload[:MAX_STRING].decode(errors="replace")) or name
+    told = quote(payload[:MAX_STRING].decode(errors="replace")) or name
     refused = f"the server refused {option.name}: {told}"
     if reply == OptionReply.ERR_TLS_REQD and option != Option.STARTTLS:
         return TLSRequiredError(f"{refused}; {_USE_TLS}", reply)
     if option == Option.STARTTLS:
         return TLSUnavailableError(f"{refused}; {_NO_TLS}", reply)
-    return RefusedError(refused, reply)
+    return OptionRefusedError(refused, reply)
 
 
 class ClientHandshake:
@@ -100,20 +100,20 @@ class ClientHandshake:
     ) -> None:
         self._name = name
         self._tls = tls
-        self._most = mode
+        self._max_mode = mode
         self._allocation = allocation
         self._mode = ReplyMode.SIMPLE
-        self._outgoing = bytearray()
-        self.waits_for = ""
+        self._data_to_send = bytearray()
+        self.expected_reply = ""
         """What the server owes us: ``greeting``, ``tls`` for its first words over that; or less."""
 
-    def outgoing(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """What is to be sent now; it is not returned twice."""
-        taken = bytes(self._outgoing)
-        self._outgoing.clear()
+        taken = bytes(self._data_to_send)
+        self._data_to_send.clear()
         return taken
 
-    def talk(self) -> Talk:
+    def run(self) -> HandshakeSteps:
         """Carry the handshake, up to the transmission phase.
 
         Raises:
@@ -123,29 +123,29 @@ class ClientHandshake:
             TLSUnavailableError: it has no TLS, which is wanted.
 
         """
-        no_zeroes = yield from self._greet()
+        no_zeroes = yield from self._exchange_greetings()
         if self._tls:
-            yield from self._ask(Option.STARTTLS)
+            yield from self._send_option(Option.STARTTLS)
             yield StartTLS()
-            self.waits_for = "tls"
-        yield from self._agree_on_mode()
-        allocation = yield from self._agree_on_allocation()
+            self.expected_reply = "tls"
+        yield from self._negotiate_mode()
+        allocation = yield from self._negotiate_allocation()
         try:
             info = yield from self._go()
-        except RefusedError as exc:
+        except OptionRefusedError as exc:
             # "Once extended headers are requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
             if exc.reply != OptionReply.ERR_UNSUP or self._mode is ReplyMode.EXTENDED:
                 raise
             info = yield from self._export_name(no_zeroes)
-        return Agreement(self._name, info, self._mode, allocation)
+        return NegotiationResult(self._name, info, self._mode, allocation)
 
-    def _greet(self) -> Generator[Receive | StartTLS, Any, bool]:
+    def _exchange_greetings(self) -> Generator[Receive | StartTLS, Any, bool]:
         # Others greet with less than a whole greeting, and wait for an answer then.
-        self.waits_for = "greeting"
+        self.expected_reply = "greeting"
         begin: bytes = yield Receive(len(_MAGIC))
-        self.waits_for = ""
+        self.expected_reply = ""
         if begin != _MAGIC:
-            shown = quoted(begin.decode(errors="replace"))
+            shown = quote(begin.decode(errors="replace"))
             raise ProtocolError(f'this is no NBD server: it greets with "{shown}"')
         rest: bytes = yield Receive(GREETING.size - len(_MAGIC))
         _, style, offered = GREETING.unpack(begin + rest)
@@ -154,69 +154,69 @@ class ClientHandshake:
         if style != IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
             raise ProtocolError("the server does not speak fixed newstyle NBD")
         flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
-        self._outgoing += CLIENT_FLAGS.pack(flags)
+        self._data_to_send += CLIENT_FLAGS.pack(flags)
         return bool(flags & HandshakeFlag.NO_ZEROES)
 
-    def _agree_on_mode(self) -> Generator[Receive | StartTLS, Any, None]:
+    def _negotiate_mode(self) -> Generator[Receive | StartTLS, Any, None]:
         for option, mode in (
             (Option.EXTENDED_HEADERS, ReplyMode.EXTENDED),
             (Option.STRUCTURED_REPLY, ReplyMode.STRUCTURED),
         ):
-            if self._most < mode:
+            if self._max_mode < mode:
                 continue
             try:
-                yield from self._ask(option)
+                yield from self._send_option(option)
             except TLSRequiredError:
                 raise
-            except RefusedError:
+            except OptionRefusedError:
                 continue  # it does without
             self._mode = mode
             return
 
-    def _agree_on_allocation(self) -> Generator[Receive | StartTLS, Any, int | None]:
+    def _negotiate_allocation(self) -> Generator[Receive | StartTLS, Any, int | None]:
         if self._mode is ReplyMode.SIMPLE or not self._allocation:
             return None
         data = serialize_context_request(self._name, [BASE_ALLOCATION])
         try:
-            replies = yield from self._ask(Option.SET_META_CONTEXT, data)
+            replies = yield from self._send_option(Option.SET_META_CONTEXT, data)
         except TLSRequiredError:
             raise
-        except RefusedError:
+        except OptionRefusedError:
             return None
         for reply, context in replies:
-            fields = Fields(context)
+            fields = OptionReader(context)
             if reply == OptionReply.META_CONTEXT:
-                (number,) = fields.unpack(COUNT)
+                (number,) = fields.unpack(U32)
                 if fields.rest() == BASE_ALLOCATION.encode():
                     return number
         return None
 
     def _go(self) -> Generator[Receive | StartTLS, Any, ExportInfo]:
         data = serialize_info_request(self._name, [Info.BLOCK_SIZE, Info.DESCRIPTION])
-        replies = yield from self._ask(Option.GO, data)
+        replies = yield from self._send_option(Option.GO, data)
         return _export_info(data for reply, data in replies if reply == OptionReply.INFO)
 
     def _export_name(self, no_zeroes: bool) -> Generator[Receive | StartTLS, Any, ExportInfo]:
-        self._outgoing += serialize_option(Option.EXPORT_NAME, self._name.encode())
+        self._data_to_send += serialize_option(Option.EXPORT_NAME, self._name.encode())
         data: bytes = yield Receive(EXPORT_NAME_REPLY.size)
         if not no_zeroes:
             yield Receive(PADDING)
         size, flags = EXPORT_NAME_REPLY.unpack(data)
-        return ExportInfo(_checked_size(size), TransmissionFlag(flags))
+        return ExportInfo(_check_size(size), TransmissionFlag(flags))
 
-    def _ask(self, option: Option, data: bytes = b"") -> Replies:
+    def _send_option(self, option: Option, data: bytes = b"") -> Replies:
         """Send an option, and receive its replies up to the final ACK.
 
         Raises:
             RefusedError: the server refused it.
 
         """
-        self._outgoing += serialize_option(option, data)
+        self._data_to_send += serialize_option(option, data)
         replies: list[tuple[int, bytes]] = []
         size = 0
         while len(replies) < MAX_OPTION_REPLIES and size <= MAX_OPTION_REPLIES_SIZE:
             magic, about, reply, length = OPTION_REPLY.unpack((yield Receive(OPTION_REPLY.size)))
-            self.waits_for = ""
+            self.expected_reply = ""
             if magic != OPTION_REPLY_MAGIC or about != option:
                 raise ProtocolError("the server sent something else than a reply to our option")
             if length > MAX_OPTION_REPLY:
@@ -236,30 +236,30 @@ def _export_info(replies: Iterator[bytes]) -> ExportInfo:
     blocks = 1, 4096, MAX_PAYLOAD
     description = ""
     for data in replies:
-        fields = Fields(data)
-        (kind,) = Fields(data).unpack(INFO_TYPE)
+        fields = OptionReader(data)
+        (kind,) = OptionReader(data).unpack(U16)
         if kind == Info.EXPORT:
             _, size, flags = fields.unpack(INFO_EXPORT)
             found = size, flags
         elif kind == Info.BLOCK_SIZE:
             _, *sizes = fields.unpack(INFO_BLOCK_SIZE)
-            blocks = _checked_blocks(*sizes)
+            blocks = _check_block_sizes(*sizes)
         elif kind == Info.DESCRIPTION:
-            fields.unpack(INFO_TYPE)
+            fields.unpack(U16)
             description = decode(fields.rest())
     if found is None:
         raise ProtocolError("the server agreed to an export, but did not tell its size")
     size, flags = found
-    return ExportInfo(_checked_size(size), TransmissionFlag(flags), *blocks, description)
+    return ExportInfo(_check_size(size), TransmissionFlag(flags), *blocks, description)
 
 
-def _checked_size(size: int) -> int:
+def _check_size(size: int) -> int:
     if size >= 1 << 63:
         raise ProtocolError(f"the server tells a size of {size} bytes")
     return size
 
 
-def _checked_blocks(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
+def _check_block_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
     """Block sizes, if they can be ("Block size constraints")."""
     sane = (
         0 < minimum <= 65536

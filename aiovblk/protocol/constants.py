@@ -72,7 +72,7 @@ class ReplyMode(IntEnum):
     EXTENDED = 2
 
 
-class Chunk(IntEnum):
+class ReplyType(IntEnum):
     """Reply types of structured replies; bit 15 marks an error."""
 
     NONE = 0
@@ -91,7 +91,7 @@ CHUNK_ERROR = 1 << 15
 """The bit that all error chunks have in their type, known or not."""
 
 
-class State(IntFlag):
+class StatusFlag(IntFlag):
     """Status flags of ``base:allocation``."""
 
     HOLE = 1 << 0

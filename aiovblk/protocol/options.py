@@ -42,8 +42,8 @@ MAX_QUERIES = 1024
 
 INFO_EXPORT = struct.Struct(">HQH")
 INFO_BLOCK_SIZE = struct.Struct(">HIII")
-INFO_TYPE = struct.Struct(">H")
-COUNT = struct.Struct(">I")
+U16 = struct.Struct(">H")
+U32 = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,18 @@ class ExportInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class NegotiationResult:
     """What a handshake led to."""
 
     name: str
     """Of the export."""
     info: ExportInfo
     mode: ReplyMode = ReplyMode.SIMPLE
-    allocation: int | None = None
+    allocation_context_id: int | None = None
     """The id of ``base:allocation`` in block status replies; None where it was not agreed upon."""
 
 
-class Fields:
+class OptionReader:
     """Reads the data of an option, or of an option reply, field by field.
 
     Raises:
@@ -84,20 +84,20 @@ class Fields:
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         """The next fixed fields."""
-        return layout.unpack(self.take(layout.size))
+        return layout.unpack(self.read_bytes(layout.size))
 
     def string(self) -> str:
         """The next string with its length before it."""
-        (length,) = self.unpack(COUNT)
+        (length,) = self.unpack(U32)
         if length > MAX_STRING:
             raise ProtocolError(f"a string of {length} bytes; at most {MAX_STRING} are allowed")
-        return decode(self.take(length))
+        return decode(self.read_bytes(length))
 
     def rest(self) -> bytes:
         """All that is left."""
-        return self.take(len(self._data) - self._position)
+        return self.read_bytes(len(self._data) - self._position)
 
-    def take(self, count: int) -> bytes:
+    def read_bytes(self, count: int) -> bytes:
         """The next ``count`` bytes."""
         taken = self._data[self._position : self._position + count]
         if len(taken) < count:
@@ -105,7 +105,7 @@ class Fields:
         self._position += count
         return taken
 
-    def end(self) -> None:
+    def expect_end(self) -> None:
         """Make sure that nothing is left."""
         if self._position != len(self._data):
             raise ProtocolError("the data of an option is longer than its contents")
@@ -129,7 +129,7 @@ def decode(data: bytes) -> str:
 def serialize_string(text: str) -> bytes:
     """A string with its length before it."""
     data = text.encode()
-    return COUNT.pack(len(data)) + data
+    return U32.pack(len(data)) + data
 
 
 def serialize_option(option: int, data: bytes = b"") -> bytes:
@@ -144,8 +144,8 @@ def serialize_option_reply(option: int, reply: int, data: bytes = b"") -> bytes:
 
 def serialize_info_request(name: str, wanted: Sequence[Info]) -> bytes:
     """The data of INFO and GO."""
-    types = b"".join(map(INFO_TYPE.pack, wanted))
-    return serialize_string(name) + INFO_TYPE.pack(len(wanted)) + types
+    types = b"".join(map(U16.pack, wanted))
+    return serialize_string(name) + U16.pack(len(wanted)) + types
 
 
 def parse_info_request(data: bytes) -> tuple[str, list[int]]:
@@ -155,19 +155,19 @@ def parse_info_request(data: bytes) -> tuple[str, list[int]]:
         ProtocolError: the data cannot be.
 
     """
-    fields = Fields(data)
+    fields = OptionReader(data)
     name = fields.string()
-    (count,) = fields.unpack(INFO_TYPE)
+    (count,) = fields.unpack(U16)
     # At once: there may be 32,000 of them, and a server has other clients.
-    wanted = [each for (each,) in INFO_TYPE.iter_unpack(fields.take(count * INFO_TYPE.size))]
-    fields.end()
+    wanted = [each for (each,) in U16.iter_unpack(fields.read_bytes(count * U16.size))]
+    fields.expect_end()
     return name, wanted
 
 
 def serialize_context_request(name: str, queries: Sequence[str]) -> bytes:
     """The data of LIST_META_CONTEXT and SET_META_CONTEXT."""
     return b"".join(
-        [serialize_string(name), COUNT.pack(len(queries)), *map(serialize_string, queries)]
+        [serialize_string(name), U32.pack(len(queries)), *map(serialize_string, queries)]
     )
 
 
@@ -178,11 +178,11 @@ def parse_context_request(data: bytes) -> tuple[str, list[str]]:
         ProtocolError: the data cannot be.
 
     """
-    fields = Fields(data)
+    fields = OptionReader(data)
     name = fields.string()
-    (count,) = fields.unpack(COUNT)
+    (count,) = fields.unpack(U32)
     if count > MAX_QUERIES:
         raise ProtocolError(f"{count} queries; at most {MAX_QUERIES} are looked at")
     queries = [fields.string() for _ in range(count)]
-    fields.end()
+    fields.expect_end()
     return name, queries

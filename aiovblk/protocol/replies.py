@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..errors import ProtocolError
-from .constants import CHUNK_DONE, CHUNK_ERROR, MAX_PAYLOAD, MAX_STRING, Chunk, ReplyMode
+from .constants import CHUNK_DONE, CHUNK_ERROR, MAX_PAYLOAD, MAX_STRING, ReplyMode, ReplyType
 from .transmission import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
 
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
@@ -49,16 +49,16 @@ MAX_EXTENTS = 1 << 20
 MAX_EXTENT = (1 << 32) - 4096
 """Bytes of one extent where it has 32 bits; a multiple of each usual block size."""
 
-_DONE, _NONE, _ERROR = CHUNK_DONE, int(Chunk.NONE), int(Chunk.ERROR)
-_OFFSET_DATA, _OFFSET_HOLE = int(Chunk.OFFSET_DATA), int(Chunk.OFFSET_HOLE)
+_DONE, _NONE, _ERROR = CHUNK_DONE, int(ReplyType.NONE), int(ReplyType.ERROR)
+_OFFSET_DATA, _OFFSET_HOLE = int(ReplyType.OFFSET_DATA), int(ReplyType.OFFSET_HOLE)
 
-Data = bytes | memoryview
+Payload = bytes | memoryview
 
 
 class SparseData(NamedTuple):
     """The result of a READ, in pieces that cover its range in order."""
 
-    pieces: Sequence[Data | int]
+    pieces: Sequence[Payload | int]
     """Bytes, or the length of a hole."""
 
 
@@ -67,24 +67,24 @@ class BlockStatus(NamedTuple):
 
     context_id: int
     extents: Sequence[tuple[int, int]]
-    """Length in bytes and :class:`State` of each, in order from the request's offset on."""
+    """Length in bytes and :class:`StatusFlag` of each, in order from the request's offset on."""
 
 
-Content = Data | SparseData | BlockStatus
+ReplyContent = Payload | SparseData | BlockStatus
 """What a handler has to say beyond its success; ``b""`` for nothing."""
 
-Serializer = Callable[[Request, int, Content], list[Data]]
+Serializer = Callable[[Request, int, ReplyContent], list[Payload]]
 """Request, error value and content to the buffers of its reply; an error has no content."""
 
 
-def simple_reply(request: Request, error: int, content: Content) -> list[Data]:
+def simple_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
     """The whole reply to a request, as simple reply."""
     assert not isinstance(content, tuple)  # nothing else has been negotiated
     head = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, request.cookie)
     return [head, content] if content else [head]
 
 
-def structured_reply(request: Request, error: int, content: Content) -> list[Data]:
+def structured_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
     """The whole reply to a request, as structured reply."""
     if type(content) is bytes and content and not error:  # by far the most: packed at once
         length = OFFSET.size + len(content)
@@ -95,7 +95,7 @@ def structured_reply(request: Request, error: int, content: Content) -> list[Dat
     return _reply_in_chunks(_structured_header, request, error, content)
 
 
-def extended_reply(request: Request, error: int, content: Content) -> list[Data]:
+def extended_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
     """The whole reply to a request, as structured reply with extended headers."""
     return _reply_in_chunks(_extended_header, request, error, content)
 
@@ -121,8 +121,8 @@ def _reply_in_chunks(
     header: Callable[[Request, int, int, int], bytes],
     request: Request,
     error: int,
-    content: Content,
-) -> list[Data]:
+    content: ReplyContent,
+) -> list[Payload]:
     if error:
         return [header(request, _DONE, _ERROR, ERROR.size) + ERROR.pack(error, 0)]
     if not content:
@@ -138,8 +138,8 @@ def _reply_in_chunks(
 
 def _sparse_chunks(
     header: Callable[[Request, int, int, int], bytes], request: Request, content: SparseData
-) -> list[Data]:
-    buffers: list[Data] = []
+) -> list[Payload]:
+    buffers: list[Payload] = []
     offset, end = request.offset, request.offset + request.length
     for piece in content.pieces:
         length = piece if isinstance(piece, int) else len(piece)
@@ -158,11 +158,13 @@ def _status_payload(content: BlockStatus, *, extended: bool) -> tuple[int, bytes
     extents = content.extents
     if extended:
         head = CONTEXT_ID_AND_COUNT.pack(content.context_id, len(extents))
-        return Chunk.BLOCK_STATUS_EXT, head + b"".join(EXTENDED_EXTENT.pack(*e) for e in extents)
+        return ReplyType.BLOCK_STATUS_EXT, head + b"".join(
+            EXTENDED_EXTENT.pack(*e) for e in extents
+        )
     short = [EXTENT.pack(min(length, MAX_EXTENT), state) for length, state in extents]
     # What follows an extent that had to be cut is for the client to ask again.
     cut = next((i + 1 for i, (length, _) in enumerate(extents) if length > MAX_EXTENT), len(short))
-    return Chunk.BLOCK_STATUS, CONTEXT_ID.pack(content.context_id) + b"".join(short[:cut])
+    return ReplyType.BLOCK_STATUS, CONTEXT_ID.pack(content.context_id) + b"".join(short[:cut])
 
 
 # The client's side
@@ -172,7 +174,7 @@ class ReplyHeader(NamedTuple):
     """A simple reply, or the header of one chunk."""
 
     cookie: int
-    chunk: int | None
+    type: int | None
     """Type of the chunk; None for a simple reply."""
     done: bool
     """Whether the reply ends with this."""
@@ -218,19 +220,19 @@ def parse_reply_header(
         magic, flags, chunk, cookie, _, length = EXTENDED_REPLY.unpack_from(buffer, position)
         if magic != EXTENDED_REPLY_MAGIC:
             raise ProtocolError(f"expected an extended reply, found magic number {magic:#010x}")
-    if length > _longest_payload(chunk):
+    if length > _max_payload(chunk):
         raise ProtocolError(f"a chunk of type {chunk} cannot have {length} bytes")
     return ReplyHeader(cookie, chunk, bool(flags & CHUNK_DONE), length, 0)
 
 
-def _longest_payload(chunk: int) -> int:
-    if chunk == Chunk.OFFSET_DATA:
+def _max_payload(chunk: int) -> int:
+    if chunk == ReplyType.OFFSET_DATA:
         return OFFSET.size + MAX_PAYLOAD
-    if chunk == Chunk.OFFSET_HOLE:
+    if chunk == ReplyType.OFFSET_HOLE:
         return HOLE.size
-    if chunk == Chunk.BLOCK_STATUS:
+    if chunk == ReplyType.BLOCK_STATUS:
         return CONTEXT_ID.size + MAX_EXTENTS * EXTENT.size
-    if chunk == Chunk.BLOCK_STATUS_EXT:
+    if chunk == ReplyType.BLOCK_STATUS_EXT:
         return CONTEXT_ID_AND_COUNT.size + MAX_EXTENTS * EXTENDED_EXTENT.size
     if chunk & CHUNK_ERROR:
         return ERROR.size + MAX_STRING + OFFSET.size
@@ -261,7 +263,7 @@ def parse_block_status(chunk: int, payload: memoryview) -> BlockStatus:
 
     """
     head, entry = CONTEXT_ID, EXTENT
-    if chunk == Chunk.BLOCK_STATUS_EXT:
+    if chunk == ReplyType.BLOCK_STATUS_EXT:
         head, entry = CONTEXT_ID_AND_COUNT, EXTENDED_EXTENT
     if len(payload) <= head.size or (len(payload) - head.size) % entry.size:
         raise ProtocolError("a block status without extents, or cut short")

@@ -1,13 +1,13 @@
 """The server's side of the handshake phase, as a talk that does no I/O.
 
-:meth:`ServerHandshake.talk` is a generator. It yields what it needs next, and gets it by ``send``:
+:meth:`ServerHandshake.run` is a generator. It yields what it needs next, and gets it by ``send``:
 
 * :class:`Receive`: that many bytes of the client.
 * :class:`OpenExport`: what there is to tell about an export, or None where it cannot be had.
 * :class:`Pause`: nothing; what is outgoing is to be sent before there is more of it.
 * :class:`StartTLS`: nothing, after TLS has begun. Bytes of before must not be read after it.
 
-Before each of these, and at the end, whoever drives it sends what :meth:`ServerHandshake.outgoing`
+Before each of these, and at the end, whoever drives it sends what :meth:`ServerHandshake.data_to_send`
 returns.
 
 What holds here:
@@ -36,18 +36,18 @@ from .constants import (
 )
 from .options import (
     CLIENT_FLAGS,
-    COUNT,
     EXPORT_NAME_REPLY,
     GREETING,
     IHAVEOPT,
     INFO_BLOCK_SIZE,
     INFO_EXPORT,
-    INFO_TYPE,
     NBD_MAGIC,
     OPTION,
     PADDING,
-    Agreement,
+    U16,
+    U32,
     ExportInfo,
+    NegotiationResult,
     decode,
     parse_context_request,
     parse_info_request,
@@ -58,7 +58,7 @@ from .options import (
 MAX_OPTION = 64 * 1024
 """Bytes of an option's data that are looked at; a longer one is skipped and answered by TOO_BIG."""
 
-MOST_OUTGOING = 64 * 1024
+MAX_UNSENT_REPLIES = 64 * 1024
 """Bytes of the reply to LIST after which they are sent, before the rest of it is made."""
 
 ALLOCATION_ID = 1
@@ -86,10 +86,10 @@ class Pause(NamedTuple):
 
 
 Step = Receive | OpenExport | Pause | StartTLS
-Talk = Generator[Step, Any, Agreement | None]
+HandshakeSteps = Generator[Step, Any, NegotiationResult | None]
 
 
-class TLS(Enum):
+class TLSMode(Enum):
     """Whether a server has TLS."""
 
     OFF = "off"
@@ -109,35 +109,35 @@ class ServerHandshake:
 
     """
 
-    def __init__(self, exports: Mapping[str, str], *, tls: TLS = TLS.OFF) -> None:
+    def __init__(self, exports: Mapping[str, str], *, tls: TLSMode = TLSMode.OFF) -> None:
         self._exports = exports
         self._tls = tls
         self.refusal: str | None = None
         self._secure = False
-        self._outgoing = bytearray()
+        self._data_to_send = bytearray()
         self._no_zeroes = False
         self._mode = ReplyMode.SIMPLE
         self._allocation_of: str | None = None
-        self._talks: dict[int, Callable[[bytes], Talk]] = {
+        self._in_progress: dict[int, Callable[[bytes], HandshakeSteps]] = {
             Option.LIST: self._list,
             Option.STARTTLS: self._start_tls,
             Option.INFO: self._info,
             Option.GO: self._go,
         }
-        self._answers: dict[int, Callable[[bytes], None]] = {
+        self._option_replies: dict[int, Callable[[bytes], None]] = {
             Option.STRUCTURED_REPLY: self._structured_reply,
             Option.EXTENDED_HEADERS: self._extended_headers,
             Option.LIST_META_CONTEXT: self._list_meta_context,
             Option.SET_META_CONTEXT: self._set_meta_context,
         }
 
-    def outgoing(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """What is to be sent now; it is not returned twice."""
-        taken = bytes(self._outgoing)
-        self._outgoing.clear()
+        taken = bytes(self._data_to_send)
+        self._data_to_send.clear()
         return taken
 
-    def talk(self) -> Talk:
+    def run(self) -> HandshakeSteps:
         """Carry the handshake; see the module's text.
 
         Returns:
@@ -149,7 +149,7 @@ class ServerHandshake:
 
         """
         offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-        self._outgoing += GREETING.pack(NBD_MAGIC, IHAVEOPT, offered)
+        self._data_to_send += GREETING.pack(NBD_MAGIC, IHAVEOPT, offered)
         (flags,) = CLIENT_FLAGS.unpack((yield Receive(CLIENT_FLAGS.size)))
         if flags & ~int(offered):  # an IntFlag's complement lacks the bits that have no name
             raise ProtocolError(f"the client sent unknown flags {flags:#x}")
@@ -164,7 +164,7 @@ class ServerHandshake:
                 return None
             if option == Option.EXPORT_NAME:
                 return (yield from self._export_name(data))
-            agreement = yield from self._answer(option, data)
+            agreement = yield from self._handle_option(option, data)
             if agreement is not None:
                 return agreement
 
@@ -178,8 +178,8 @@ class ServerHandshake:
             length -= piece
         return None
 
-    def _answer(self, option: int, data: bytes | None) -> Talk:
-        if self._tls is TLS.REQUIRED and not self._secure and option != Option.STARTTLS:
+    def _handle_option(self, option: int, data: bytes | None) -> HandshakeSteps:
+        if self._tls is TLSMode.REQUIRED and not self._secure and option != Option.STARTTLS:
             self.refusal = "the client did not ask for TLS, which is required"
             self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
             return None
@@ -190,10 +190,10 @@ class ServerHandshake:
             self._reply(option, OptionReply.ERR_TOO_BIG, b"that is too long for an option")
             return None
         try:
-            if option in self._talks:
-                return (yield from self._talks[option](data))
-            if option in self._answers:
-                self._answers[option](data)
+            if option in self._in_progress:
+                return (yield from self._in_progress[option](data))
+            if option in self._option_replies:
+                self._option_replies[option](data)
             else:
                 self._reply(option, OptionReply.ERR_UNSUP, b"this server has no such option")
         except ProtocolError as exc:
@@ -202,8 +202,8 @@ class ServerHandshake:
 
     # Options
 
-    def _export_name(self, data: bytes | None) -> Talk:
-        if self._tls is TLS.REQUIRED and not self._secure:
+    def _export_name(self, data: bytes | None) -> HandshakeSteps:
+        if self._tls is TLSMode.REQUIRED and not self._secure:
             raise ProtocolError("the client asked for an export without TLS, which is required")
         if self._mode is ReplyMode.EXTENDED:
             # "Once extended headers are requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
@@ -212,24 +212,24 @@ class ServerHandshake:
         info = None if name is None else (yield OpenExport(name))
         if name is None or info is None:
             raise ProtocolError("the client asked for an export that is not there")
-        self._outgoing += EXPORT_NAME_REPLY.pack(info.size, self._flags(info))
+        self._data_to_send += EXPORT_NAME_REPLY.pack(info.size, self._flags(info))
         if not self._no_zeroes:
-            self._outgoing += bytes(PADDING)
-        return self._agreement(name, info)
+            self._data_to_send += bytes(PADDING)
+        return self._result(name, info)
 
-    def _list(self, data: bytes) -> Talk:
+    def _list(self, data: bytes) -> HandshakeSteps:
         _refuse_data(data)
         for name, description in self._exports.items():
             entry = serialize_string(name) + description.encode()
             self._reply(Option.LIST, OptionReply.SERVER, entry)
-            if len(self._outgoing) >= MOST_OUTGOING:
+            if len(self._data_to_send) >= MAX_UNSENT_REPLIES:
                 yield Pause()
         self._reply(Option.LIST, OptionReply.ACK)
         return None
 
-    def _start_tls(self, data: bytes) -> Talk:
+    def _start_tls(self, data: bytes) -> HandshakeSteps:
         _refuse_data(data)
-        if self._tls is TLS.OFF:
+        if self._tls is TLSMode.OFF:
             self._reply(Option.STARTTLS, OptionReply.ERR_UNSUP, b"this server has no TLS")
             return None
         if self._secure:
@@ -240,14 +240,14 @@ class ServerHandshake:
         self._mode, self._allocation_of = ReplyMode.SIMPLE, None
         return None
 
-    def _info(self, data: bytes) -> Talk:
-        yield from self._tell(Option.INFO, data)
+    def _info(self, data: bytes) -> HandshakeSteps:
+        yield from self._reply_info(Option.INFO, data)
         return None
 
-    def _go(self, data: bytes) -> Talk:
-        return (yield from self._tell(Option.GO, data))
+    def _go(self, data: bytes) -> HandshakeSteps:
+        return (yield from self._reply_info(Option.GO, data))
 
-    def _tell(self, option: Option, data: bytes) -> Talk:
+    def _reply_info(self, option: Option, data: bytes) -> HandshakeSteps:
         asked, wanted = parse_info_request(data)
         name = self._resolve(asked)
         info: ExportInfo | None = None if name is None else (yield OpenExport(name))
@@ -261,13 +261,13 @@ class ServerHandshake:
             sizes = info.minimum_block, info.preferred_block, info.maximum_payload
             tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
         if Info.NAME in wanted:
-            tell.append(INFO_TYPE.pack(Info.NAME) + name.encode())
+            tell.append(U16.pack(Info.NAME) + name.encode())
         if Info.DESCRIPTION in wanted and info.description:
-            tell.append(INFO_TYPE.pack(Info.DESCRIPTION) + info.description.encode())
+            tell.append(U16.pack(Info.DESCRIPTION) + info.description.encode())
         for each in tell:
             self._reply(option, OptionReply.INFO, each)
         self._reply(option, OptionReply.ACK)
-        return self._agreement(name, info)
+        return self._result(name, info)
 
     def _structured_reply(self, data: bytes) -> None:
         _refuse_data(data)
@@ -313,7 +313,7 @@ class ServerHandshake:
         return True
 
     def _reply_context(self, option: Option, number: int) -> None:
-        data = COUNT.pack(number) + BASE_ALLOCATION.encode()
+        data = U32.pack(number) + BASE_ALLOCATION.encode()
         self._reply(option, OptionReply.META_CONTEXT, data)
 
     def _resolve(self, asked: str) -> str | None:
@@ -328,13 +328,13 @@ class ServerHandshake:
             return info.flags & ~TransmissionFlag.SEND_DF
         return info.flags | TransmissionFlag.SEND_DF
 
-    def _agreement(self, name: str, info: ExportInfo) -> Agreement:
+    def _result(self, name: str, info: ExportInfo) -> NegotiationResult:
         self.refusal = None
         allocation = ALLOCATION_ID if self._allocation_of == name else None
-        return Agreement(name, info, self._mode, allocation)
+        return NegotiationResult(name, info, self._mode, allocation)
 
     def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
-        self._outgoing += serialize_option_reply(option, reply, data)
+        self._data_to_send += serialize_option_reply(option, reply, data)
 
 
 def _refuse_data(data: bytes) -> None:

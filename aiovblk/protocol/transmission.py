@@ -51,7 +51,7 @@ WIRE_ERRORS = frozenset(
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _PAYLOAD_LEN = int(Command.WRITE), int(CommandFlag.PAYLOAD_LEN)
 
-_AS_WIRE_ERROR = {
+_ERRNO_TO_WIRE = {
     errno.EACCES: errno.EPERM,
     errno.EROFS: errno.EPERM,
     errno.EDQUOT: errno.ENOSPC,
@@ -59,14 +59,14 @@ _AS_WIRE_ERROR = {
 }
 
 
-def wire_error(number: int | None) -> int:
+def errno_to_wire(number: int | None) -> int:
     """The error value that stands for a system error number on the wire.
 
     What the specification has no value for becomes EIO, as it asks for.
     """
     if number in WIRE_ERRORS:
         return int(number or 0)  # anybody may raise OSError with a float
-    return _AS_WIRE_ERROR.get(number or 0, errno.EIO)
+    return _ERRNO_TO_WIRE.get(number or 0, errno.EIO)
 
 
 @dataclass(slots=True)

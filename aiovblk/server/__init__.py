@@ -15,22 +15,22 @@ from functools import partial
 
 from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..device import BlockDevice
-from ..dispatch import MAX_CONCURRENCY, SLOW_REQUEST
+from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
 from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .clients import Client, Clients, LocalClients
 from .connection import make_settings
-from .crew import Crew
-from .exports import Export, Served, exports_of
+from .crew import WorkerPool
+from .exports import Export, ExportSource, exports_of
 from .listening import SocketFile, close_all, listen_tcp, listen_unix
 from .serving import Server
 
 __all__ = [
-    "CONNECTION_MEMORY",
     "DRAIN_TIMEOUT",
     "HANDSHAKE_TIMEOUT",
     "MAX_CONNECTIONS",
-    "MEMORY",
+    "MAX_CONNECTION_MEMORY",
+    "MAX_MEMORY",
     "Client",
     "Export",
     "Server",
@@ -46,16 +46,16 @@ HANDSHAKE_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 30.0
 """Seconds for requests in flight when the server ends."""
 
-CONNECTION_MEMORY = 64 * 1024 * 1024
+MAX_CONNECTION_MEMORY = 64 * 1024 * 1024
 """Bytes that one client's requests in flight may take before it has to wait."""
 
-MEMORY = 512 * 1024 * 1024
+MAX_MEMORY = 512 * 1024 * 1024
 """Bytes that the requests in flight of all clients may take together."""
 
 
 @asynccontextmanager
 async def serve(
-    exports: Served | Mapping[str, Served],
+    exports: ExportSource | Mapping[str, ExportSource],
     *,
     unix: str | os.PathLike[str] | None = None,
     host: str | None = None,
@@ -70,9 +70,9 @@ async def serve(
     drain_timeout: float = DRAIN_TIMEOUT,
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
-    slow_request: float | None = SLOW_REQUEST,
-    connection_memory: int = CONNECTION_MEMORY,
-    memory: int = MEMORY,
+    slow_request: float | None = DEFAULT_SLOW_REQUEST,
+    connection_memory: int = MAX_CONNECTION_MEMORY,
+    memory: int = MAX_MEMORY,
 ) -> AsyncIterator[Server]:
     """Serve devices to NBD clients for the length of an ``async with`` block.
 
@@ -124,8 +124,8 @@ async def serve(
     Cancellation: drains, then goes on.
 
     """
-    check_count("port", port, least=0, most=65535)
-    check_count("workers", workers, most=MAX_WORKERS)
+    check_count("port", port, minimum=0, maximum=65535)
+    check_count("workers", workers, maximum=MAX_WORKERS)
     check_count("max_connections", max_connections)
     check_count("concurrency", concurrency)
     check_count("connection_memory", connection_memory)
@@ -163,7 +163,7 @@ async def serve(
         make_clients = partial(LocalClients, make())
     else:
         _check_exports_for_workers(known, tls)
-        make_clients = partial(Crew, workers, make, drain_timeout)
+        make_clients = partial(WorkerPool, workers, make, drain_timeout)
     if unix is None and host is None and port is None and sockets is None:
         host = "localhost"
     server = Server(
@@ -187,7 +187,7 @@ async def serve(
             await server.start([*own, *sockets])
             yield server
         finally:
-            failures = await server.leave()
+            failures = await server.close_after_error()
     finally:
         if server.file is not None:
             server.file.remove()

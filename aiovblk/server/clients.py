@@ -11,9 +11,9 @@ from typing import Protocol
 
 from .. import forks
 from ..dispatch import Stats
-from ..events import ClientLeft, ClientRefused, Feed, Listener
-from ..tasks import SteadyTask, occur
-from .connection import Connection, ServerProtocol, Settings, in_words
+from ..events import ClientDisconnected, ClientRefused, EventBroadcaster, EventStream
+from ..tasks import GracefulTask, set_once
+from .connection import ConnectionSettings, ServerConnection, ServerProtocol, format_error
 from .listening import address_of_peer
 
 logger = logging.getLogger("aiovblk")
@@ -43,11 +43,11 @@ class Clients(Protocol):
     """All clients of one server, wherever they are served.
 
     Attributes:
-        feed: who tells what happens to them.
+        broadcaster: who tells what happens to them.
 
     """
 
-    feed: Feed
+    broadcaster: EventBroadcaster
 
     async def open(self) -> None:
         """Get ready to accept some."""
@@ -56,7 +56,7 @@ class Clients(Protocol):
         """How many there are, those included that are just being accepted."""
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK`."""
+        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK_INTERVAL`."""
 
     def connected(self) -> Sequence[Client]:
         """Who is connected now."""
@@ -64,7 +64,7 @@ class Clients(Protocol):
     def stats(self) -> Stats:
         """The counters of all there are and were, added up as they are now."""
 
-    def listen(self) -> Listener:
+    def listen(self) -> EventStream:
         """Hear what happens from now on."""
 
     def accept(self, sock: socket.socket, number: int) -> None:
@@ -73,7 +73,7 @@ class Clients(Protocol):
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
 
-    def give_up(self) -> None:
+    def cancel_handlers(self) -> None:
         """Give up what is in flight."""
 
     async def close(self) -> list[str]:
@@ -89,12 +89,12 @@ class LocalClients:
 
     """
 
-    def __init__(self, settings: Settings, on_left: Callable[[], None]) -> None:
-        self.feed = settings.feed
+    def __init__(self, settings: ConnectionSettings, on_left: Callable[[], None]) -> None:
+        self.broadcaster = settings.feed
         self._settings = settings
         self._on_left = on_left
         self._accepting: dict[socket.socket, asyncio.Task[object]] = {}
-        self._serving: dict[asyncio.Task[None], Connection] = {}
+        self._serving: dict[asyncio.Task[None], ServerConnection] = {}
         self._stopped = False
         self._left = Stats()  # the counters of those who have left
 
@@ -106,11 +106,11 @@ class LocalClients:
         return len(self._accepting) + len(self._serving)
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK`."""
+        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK_INTERVAL`."""
         for serving in [each for each in self._serving if each.done()]:
             self._on_end(serving)
 
-    def connected(self) -> list[Connection]:
+    def connected(self) -> list[ServerConnection]:
         """Who is connected now."""
         return list(self._serving.values())
 
@@ -118,20 +118,20 @@ class LocalClients:
         """The counters of all there are and were."""
         return Stats.sum([self._left, *(each.stats for each in self.connected())])
 
-    def listen(self) -> Listener:
+    def listen(self) -> EventStream:
         """Hear what happens from now on."""
-        return self.feed.listen()
+        return self.broadcaster.subscribe()
 
     def accept(self, sock: socket.socket, number: int) -> None:
         """Serve whoever is at the other end."""
-        forks.withhold_socket(sock)
+        forks.protect_socket(sock)
         loop = asyncio.get_running_loop()
         make = partial(
             ServerProtocol,
             partial(self._on_connected, sock, number),
-            self._settings.budget.is_short,
+            self._settings.budget.is_low,
         )
-        accepting: asyncio.Task[object] = SteadyTask(
+        accepting: asyncio.Task[object] = GracefulTask(
             loop.connect_accepted_socket(make, sock), lambda: None
         )
         self._accepting[sock] = accepting
@@ -143,9 +143,9 @@ class LocalClients:
         for connection in self._serving.values():
             connection.stop()
 
-    def give_up(self) -> None:
+    def cancel_handlers(self) -> None:
         """Give up what is in flight."""
-        occur(self._settings.expired)
+        set_once(self._settings.expired)
 
     async def close(self) -> list[str]:
         """Flush and unmount the devices that connections share."""
@@ -153,7 +153,7 @@ class LocalClients:
         # A device that has two names is closed once.
         devices = {id(each.device): each for each in settings.shared.values()}
         closing = [
-            SteadyTask(each.close(settings.drain_timeout), lambda: None)
+            GracefulTask(each.close(settings.drain_timeout), lambda: None)
             for each in devices.values()
         ]
         failures = [failure for each in closing for failure in await each]
@@ -167,17 +167,19 @@ class LocalClients:
         error = accepting.exception()
         if error is not None:
             logger.warning("a client was lost at once: %s", error)
-            self.feed.publish(ClientRefused(number, address_of_peer(sock), in_words(error)))
+            self.broadcaster.publish(
+                ClientRefused(number, address_of_peer(sock), format_error(error))
+            )
             sock.close()
             self._accepting.pop(sock, None)
             self._on_left()
 
     def _on_connected(self, sock: socket.socket, number: int, stream: ServerProtocol) -> None:
         del self._accepting[sock]
-        connection = Connection(self._settings, stream, number)
+        connection = ServerConnection(self._settings, stream, number)
         if self._stopped:
             connection.stop()
-        serving = SteadyTask(connection.run(), connection.stop)
+        serving = GracefulTask(connection.run(), connection.stop)
         self._serving[serving] = connection
         serving.add_done_callback(self._on_end)
 
@@ -190,13 +192,13 @@ class LocalClients:
         if serving.exception() is not None:
             connection.reason = "a bug in aiovblk"
             logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
-        tell_of_end(self.feed, connection, connection.reason)
+        publish_disconnect(self.broadcaster, connection, connection.reason)
         self._on_left()
 
 
-def tell_of_end(feed: Feed, client: Client, reason: str | None) -> None:
+def publish_disconnect(feed: EventBroadcaster, client: Client, reason: str | None) -> None:
     """Tell that a client has left, or was turned away before it had an export."""
     if client.export is not None:
-        feed.publish(ClientLeft(client.number, client.peer, client.export, reason))
+        feed.publish(ClientDisconnected(client.number, client.peer, client.export, reason))
     elif reason is not None:
         feed.publish(ClientRefused(client.number, client.peer, reason))

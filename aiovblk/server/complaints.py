@@ -16,11 +16,11 @@ logger = logging.getLogger("aiovblk")
 WINDOW = 60.0
 """Seconds."""
 
-MOST_LINES = 16
+MAX_LINES = 16
 """Warnings within them; the others are only counted."""
 
 
-class Complaints:
+class WarningLimiter:
     """What the log is told of clients that are turned away, or broken off."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Complaints:
             self.close()
             self._began, self._lines = now, 0
         self._lines += 1
-        if self._lines <= MOST_LINES:
+        if self._lines <= MAX_LINES:
             logger.warning(text, *arguments)
             return
         self._others += 1

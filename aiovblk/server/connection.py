@@ -11,13 +11,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..dispatch import Budget, Dispatcher, Failures, Reporter, Share, Stats, Turns
-from ..errors import STOPS, ProtocolError
-from ..events import ClientConnected, Feed, RequestEvent
-from ..protocol import TLS, Agreement, ExportInfo, ServerHandshake
-from ..stream import StreamProtocol, converse
-from ..tasks import RECHECK, occur
-from .complaints import Complaints
+from ..dispatch import (
+    ConcurrencyLimiter,
+    ConnectionQuota,
+    Dispatcher,
+    FailureLog,
+    MemoryBudget,
+    Reporter,
+    Stats,
+)
+from ..errors import STOP_EXCEPTIONS, ProtocolError
+from ..events import ClientConnected, EventBroadcaster, RequestEvent
+from ..protocol import ExportInfo, NegotiationResult, ServerHandshake, TLSMode
+from ..stream import StreamProtocol, run_handshake
+from ..tasks import RECHECK_INTERVAL, set_once
+from .complaints import WarningLimiter
 from .exports import Export, OpenDevice, open_device, open_shared
 from .listening import address
 from .stalls import IdleTimer, Progress, StallMonitor
@@ -37,7 +45,7 @@ CLOSE_TIMEOUT = 5.0
 
 
 @dataclass(slots=True)
-class Settings:
+class ConnectionSettings:
     """What all connections of a server have in common."""
 
     exports: Mapping[str, Export]
@@ -50,17 +58,17 @@ class Settings:
     handler_timeout: float | None
     slow_request: float | None
     connection_memory: int
-    budget: Budget
+    budget: MemoryBudget
     idle_timeout: float | None = None
     expired: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Done when requests in flight have been waited for long enough."""
-    feed: Feed = field(default_factory=Feed)
+    feed: EventBroadcaster = field(default_factory=EventBroadcaster)
     """Who tells what happens to clients and their requests."""
-    failures: Failures = field(default_factory=Failures)
+    failures: FailureLog = field(default_factory=FailureLog)
     """Who tells in the log why requests fail."""
-    complaints: Complaints = field(default_factory=Complaints)
+    complaints: WarningLimiter = field(default_factory=WarningLimiter)
     """Who tells in the log of clients that go wrong."""
 
 
@@ -70,21 +78,21 @@ def make_settings(
     tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
     memory: int,
     **others: Any,
-) -> Settings:
+) -> ConnectionSettings:
     """What the connections of this process have in common.
 
     Args:
         exports: by name.
         tls: the certificates, or what loads them.
         memory: bytes for the requests in flight of all.
-        others: as in :class:`Settings`.
+        others: as in :class:`ConnectionSettings`.
 
     """
-    return Settings(
+    return ConnectionSettings(
         exports=exports,
         shared=open_shared(exports),
         tls=tls() if callable(tls) else tls,
-        budget=Budget(memory),
+        budget=MemoryBudget(memory),
         **others,
     )
 
@@ -109,7 +117,7 @@ class ServerProtocol(StreamProtocol):
         self.is_short = is_short
         self._on_connected: Callable[[ServerProtocol], None] | None = on_connected
         self._monitor = StallMonitor(
-            self._progress, is_short, partial(self.give_up, "it has read too little")
+            self._progress, is_short, partial(self.abort_stalled, "it has read too little")
         )
         self._congestions = 0
 
@@ -128,7 +136,7 @@ class ServerProtocol(StreamProtocol):
         self._congestions += 1
         self._monitor.start()
 
-    def give_up(self, how: str, seconds: float) -> None:
+    def abort_stalled(self, how: str, seconds: float) -> None:
         """Close the connection at once.
 
         Args:
@@ -145,12 +153,12 @@ class ServerProtocol(StreamProtocol):
         return address(self.transport.get_extra_info("peername"))
 
     def _progress(self) -> Progress | None:
-        if not self.congested or self.transport.is_closing():
+        if not self.write_paused or self.transport.is_closing():
             return None
         return self._congestions, self.queued - self.transport.get_write_buffer_size()
 
 
-class Connection:
+class ServerConnection:
     """A client that is connected.
 
     Attributes:
@@ -162,7 +170,7 @@ class Connection:
 
     """
 
-    def __init__(self, settings: Settings, stream: ServerProtocol, number: int) -> None:
+    def __init__(self, settings: ConnectionSettings, stream: ServerProtocol, number: int) -> None:
         self.number = number
         self.peer = stream.peer()
         self.export: str | None = None
@@ -181,7 +189,7 @@ class Connection:
 
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
-        occur(self._stopping)
+        set_once(self._stopping)
 
     async def run(self) -> None:
         """Serve the client until it leaves, or is told to; never raises."""
@@ -196,13 +204,13 @@ class Connection:
 
     # Handshake
 
-    async def _negotiate(self) -> Agreement | None:
+    async def _negotiate(self) -> NegotiationResult | None:
         settings = self._settings
-        tls = TLS.REQUIRED if settings.require_tls else TLS.OFFERED
+        tls = TLSMode.REQUIRED if settings.require_tls else TLSMode.OFFERED
         listed = {name: export.description for name, export in settings.exports.items()}
-        handshake = ServerHandshake(listed, tls=tls if settings.tls is not None else TLS.OFF)
+        handshake = ServerHandshake(listed, tls=tls if settings.tls is not None else TLSMode.OFF)
         negotiating = asyncio.create_task(
-            converse(
+            run_handshake(
                 handshake, self._stream, start_tls=self._start_tls, open_export=self._open_export
             )
         )
@@ -222,7 +230,9 @@ class Connection:
             await asyncio.wait([negotiating], timeout=CLOSE_TIMEOUT)
         return self._outcome(negotiating)
 
-    def _outcome(self, negotiating: asyncio.Task[Agreement | None]) -> Agreement | None:
+    def _outcome(
+        self, negotiating: asyncio.Task[NegotiationResult | None]
+    ) -> NegotiationResult | None:
         if not negotiating.done() or negotiating.cancelled():
             return None
         error = negotiating.exception()
@@ -231,7 +241,7 @@ class Connection:
         if isinstance(error, (EOFError, ConnectionError)):
             logger.debug("%s left during the handshake", self.peer)
         elif isinstance(error, (ProtocolError, OSError)):
-            self.reason = in_words(error)
+            self.reason = format_error(error)
             complain = self._settings.complaints.warn
             complain("%s: the handshake failed: %s", self.peer, self.reason)
         else:
@@ -249,18 +259,18 @@ class Connection:
         if opened is None:
             try:
                 opened = await open_device(name, self._settings.exports[name])
-            except STOPS:
+            except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:  # a factory may raise anything
                 # Again and again, since clients come again.
-                self._settings.failures.tell_bug(f"export {name!r}", "opening it", exc)
+                self._settings.failures.report_bug(f"export {name!r}", "opening it", exc)
                 return None
             self._opened[name] = opened
         return opened.info
 
     # Transmission phase
 
-    async def _transmit(self, agreement: Agreement) -> None:
+    async def _transmit(self, agreement: NegotiationResult) -> None:
         settings, stream = self._settings, self._stream
         opened = settings.shared.get(agreement.name) or self._opened[agreement.name]
         self.export = agreement.name
@@ -268,34 +278,34 @@ class Connection:
         settings.feed.publish(
             ClientConnected(self.number, self.peer, agreement.name, self._over_tls)
         )
-        share = Share(settings.budget, settings.connection_memory)
+        share = ConnectionQuota(settings.budget, settings.connection_memory)
         dispatcher = Dispatcher(
-            opened.served,
+            opened.adapter,
             self.stats,
-            agreement=agreement,
-            share=share,
-            turns=Turns(settings.concurrency),
+            negotiated=agreement,
+            quota=share,
+            limiter=ConcurrencyLimiter(settings.concurrency),
             handler_timeout=settings.handler_timeout,
             slow_request=settings.slow_request,
             reporter=Reporter(settings.failures, opened.device, f"export {agreement.name!r}"),
-            on_event=self._tell,
+            on_event=self._publish,
             on_disconnect=self.stop,
             on_unfinished=lambda: monitor.start(),
         )
-        dispatcher.use(stream)
+        dispatcher.attach_stream(stream)
         monitor = StallMonitor(
             dispatcher.unfinished,
             stream.is_short,
-            partial(stream.give_up, "it has sent too little of a request"),
+            partial(stream.abort_stalled, "it has sent too little of a request"),
         )
-        idling = IdleTimer(settings.idle_timeout, lambda: dispatcher.idle_since, self._send_away)
+        idling = IdleTimer(settings.idle_timeout, lambda: dispatcher.idle_since, self._reject)
         serving = asyncio.create_task(dispatcher.run())
         await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
         monitor.stop()
         idling.stop()
         serving.cancel()
         await asyncio.wait([serving])
-        self.reason = self._why_it_ended(serving)
+        self.reason = self._end_reason(serving)
         await self._finish(dispatcher)
         dispatcher.close()
         await self._close()
@@ -308,9 +318,9 @@ class Connection:
         forgotten: int | None = None
         while not drained.done() and not expired.done():
             await asyncio.wait(
-                [drained, expired], timeout=RECHECK, return_when=asyncio.FIRST_COMPLETED
+                [drained, expired], timeout=RECHECK_INTERVAL, return_when=asyncio.FIRST_COMPLETED
             )
-            before, forgotten = forgotten, dispatcher.forgotten()
+            before, forgotten = forgotten, dispatcher.abandoned()
             if forgotten and forgotten == before:
                 self.reason = "requests in flight were interrupted; they are given up"
                 logger.warning("%s: %s", self.peer, self.reason)
@@ -322,7 +332,7 @@ class Connection:
             dispatcher.abort()
             await asyncio.wait([drained], timeout=CLOSE_TIMEOUT)
 
-    def _why_it_ended(self, serving: asyncio.Task[None]) -> str | None:
+    def _end_reason(self, serving: asyncio.Task[None]) -> str | None:
         """The reason, in words; None if it was in order."""
         error = None if serving.cancelled() else serving.exception()
         if self._stream.stalled is not None:
@@ -334,18 +344,18 @@ class Connection:
             return "it left without a word"
         if isinstance(error, (ProtocolError, OSError)):
             complain = self._settings.complaints.warn
-            complain("%s: the connection was broken off: %s", self.peer, in_words(error))
-            return in_words(error)
+            complain("%s: the connection was broken off: %s", self.peer, format_error(error))
+            return format_error(error)
         logger.error("%s: the connection was broken off", self.peer, exc_info=error)
         return f"the connection was broken off: {type(error).__name__}"
 
-    def _send_away(self) -> None:
+    def _reject(self) -> None:
         self.reason = f"it has been idle for {self._settings.idle_timeout:g} s"
         logger.info("%s: %s", self.peer, self.reason)
         self.stop()
 
-    def _tell(self, event: RequestEvent) -> None:
-        if self._settings.feed.is_heard:
+    def _publish(self, event: RequestEvent) -> None:
+        if self._settings.feed.has_listeners:
             self._settings.feed.publish(
                 replace(event, client=self.number, peer=self.peer, export=self.export)
             )
@@ -357,7 +367,7 @@ class Connection:
             await asyncio.wait([stream.closed], timeout=CLOSE_TIMEOUT)
             if not stream.closed.done():
                 stream.transport.abort()
-                await asyncio.wait([stream.closed], timeout=RECHECK)
+                await asyncio.wait([stream.closed], timeout=RECHECK_INTERVAL)
             self._closed = True
             stream.reader.release()
 
@@ -367,6 +377,6 @@ def _enlarge_buffer(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
-def in_words(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What went wrong, for people."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -10,17 +10,17 @@ from functools import partial
 from typing import Any
 
 from ..dispatch import Stats
-from ..events import ClientRefused, Feed, Listener
-from ..tasks import SteadyTask
+from ..events import ClientRefused, EventBroadcaster, EventStream
+from ..tasks import GracefulTask
 from ..workers import Worker, WorkerLostError
-from .clients import tell_of_end
-from .connection import Settings, in_words
+from .clients import publish_disconnect
+from .connection import ConnectionSettings, format_error
 from .listening import address_of_peer
-from .worker import ClientsService, Report
+from .worker import ClientReport, ClientService
 
 logger = logging.getLogger("aiovblk")
 
-HANGING_TIMEOUT = 5.0
+WORKER_HANG_TIMEOUT = 5.0
 """Seconds, beyond those that a flush may take, in which a worker has to answer its parent at the
 end; then it hangs. And seconds until it is asked again."""
 
@@ -28,7 +28,7 @@ end; then it hangs. And seconds until it is asked again."""
 class RemoteClient:
     """Somebody who is served by a worker; what is known of it is some tenths of a second old."""
 
-    def __init__(self, worker: Worker, report: Report) -> None:
+    def __init__(self, worker: Worker, report: ClientReport) -> None:
         self.number = report.number
         self.peer = report.peer
         self.export = report.export
@@ -44,7 +44,7 @@ class RemoteClient:
         self._worker.call("stop_client", self.number)
 
 
-class Crew:
+class WorkerPool:
     """Processes that serve clients, each of which belongs to one of them.
 
     The parent accepts them all and gives each to the process that has the fewest. A process that
@@ -57,21 +57,22 @@ class Crew:
         on_left: called when clients have left.
 
     Attributes:
-        feed: who tells what happens to clients.
+        broadcaster: who tells what happens to clients.
 
     """
 
     def __init__(
         self,
         workers: int,
-        make_settings: Callable[[], Settings],
+        make_settings: Callable[[], ConnectionSettings],
         drain_timeout: float,
         on_left: Callable[[], None],
     ) -> None:
-        patience = drain_timeout + HANGING_TIMEOUT
-        self.feed = Feed()
-        self._members = [
-            _Member(make_settings, patience, self._on_change, self.feed) for _ in range(workers)
+        patience = drain_timeout + WORKER_HANG_TIMEOUT
+        self.broadcaster = EventBroadcaster()
+        self._slots = [
+            _WorkerSlot(make_settings, patience, self._on_change, self.broadcaster)
+            for _ in range(workers)
         ]
         self._on_left = on_left
         self._stopped = False
@@ -84,7 +85,7 @@ class Crew:
             WorkerLostError: one ended at once.
 
         """
-        starting = [asyncio.ensure_future(member.start()) for member in self._members]
+        starting = [asyncio.ensure_future(member.start()) for member in self._slots]
         try:
             await asyncio.gather(*starting)
         finally:
@@ -94,94 +95,94 @@ class Crew:
 
     def count(self) -> int:
         """How many clients there are."""
-        return sum(member.count for member in self._members)
+        return sum(member.count for member in self._slots)
 
     def recheck(self) -> None:
-        """Ask the processes how many clients they have; see :data:`aiovblk.tasks.RECHECK`."""
-        for member in self._members:
+        """Ask the processes how many clients they have; see :data:`aiovblk.tasks.RECHECK_INTERVAL`."""
+        for member in self._slots:
             member.recheck()
 
     def connected(self) -> list[RemoteClient]:
         """Who is connected now."""
-        return [client for member in self._members for client in member.clients.values()]
+        return [client for member in self._slots for client in member.clients.values()]
 
     def stats(self) -> Stats:
         """The counters of all there are and were, as far as they were reported."""
-        return Stats.sum(stats for member in self._members for stats in (member.past, member.stats))
+        return Stats.sum(stats for member in self._slots for stats in (member.past, member.stats))
 
-    def listen(self) -> Listener:
+    def listen(self) -> EventStream:
         """Hear what happens from now on; in the workers, from when they are told."""
-        for member in self._members:
+        for member in self._slots:
             member.listen()
-        return self.feed.listen()
+        return self.broadcaster.subscribe()
 
     def accept(self, sock: socket.socket, number: int) -> None:
         """Give whoever is at the other end to a worker."""
         with sock:
-            alive = [member for member in self._members if member.is_alive()]
+            alive = [member for member in self._slots if member.is_alive()]
             if alive:
                 min(alive, key=lambda member: member.count).accept(sock, number)
             else:
                 reason = "no worker is left to serve it"
                 logger.warning("a client is turned away: %s", reason)
-                self.feed.publish(ClientRefused(number, address_of_peer(sock), reason))
+                self.broadcaster.publish(ClientRefused(number, address_of_peer(sock), reason))
 
     def stop(self) -> None:
         """Take no more requests; what is in flight is answered."""
         self._stopped = True
-        for member in self._members:
+        for member in self._slots:
             member.stop()
 
-    def give_up(self) -> None:
+    def cancel_handlers(self) -> None:
         """Give up what is in flight, and a worker that hangs."""
-        for member in self._members:
-            member.give_up()
+        for member in self._slots:
+            member.cancel_handlers()
 
     async def close(self) -> list[str]:
         """End the processes; nothing is shared that would have to be closed."""
         # Not left off at the end of the loop, which cancels all tasks.
-        closing = [SteadyTask(member.close(), lambda: None) for member in self._members]
+        closing = [GracefulTask(member.close(), lambda: None) for member in self._slots]
         for each in closing:
             await each
         return []
 
-    def _on_change(self, member: _Member) -> None:
+    def _on_change(self, member: _WorkerSlot) -> None:
         if not member.is_alive() and not self._stopped:
             member.replace()
         self._on_left()
 
 
-class _Member:
+class _WorkerSlot:
     """One place in a crew, and the process that has it at the time.
 
     Args:
         make_settings: makes, in the process, what its clients have in common.
         patience: seconds for the process to answer when it is to give up.
         on_change: called when clients have left.
-        feed: who tells what happens to clients.
+        broadcaster: who tells what happens to clients.
 
     """
 
     def __init__(
         self,
-        make_settings: Callable[[], Settings],
+        make_settings: Callable[[], ConnectionSettings],
         patience: float,
-        on_change: Callable[[_Member], None],
-        feed: Feed,
+        on_change: Callable[[_WorkerSlot], None],
+        feed: EventBroadcaster,
     ) -> None:
         self.count = 0
         self.clients: dict[int, RemoteClient] = {}
         self.stats = Stats()
         self.past = Stats()  # of the processes that had its place before
         self.worker = Worker(self._on_event)
-        self._make_service = partial(ClientsService, make_settings)
+        self._make_service = partial(ClientService, make_settings)
         self._patience = patience
         self._on_change = on_change
         self._feed = feed
-        self._is_heard = False
+        self._has_listeners = False
         self._started = False
         self._replacing: asyncio.Task[None] | None = None
-        self._giving_up: SteadyTask[None] | None = None
+        self._cancelling: GracefulTask[None] | None = None
         self._counting: asyncio.Future[int] | None = None
 
     def is_alive(self) -> bool:
@@ -193,14 +194,14 @@ class _Member:
         await self.worker.start(self._make_service)
         self._started = True
         self.worker.lost.add_done_callback(self._on_lost)
-        if self._is_heard:
+        if self._has_listeners:
             self.worker.call("listen")
 
     def listen(self) -> None:
         """Have the process tell what happens, and whichever takes its place."""
-        if self._started and not self._is_heard:
+        if self._started and not self._has_listeners:
             self.worker.call("listen")
-        self._is_heard = True
+        self._has_listeners = True
 
     def replace(self) -> None:
         """Start another process in place of one that was lost."""
@@ -226,7 +227,7 @@ class _Member:
 
     def _lose_client(self, refusal: Callable[[str], ClientRefused], error: BaseException) -> None:
         logger.error("a client is lost: %s", error)
-        self._feed.publish(refusal(in_words(error)))
+        self._feed.publish(refusal(format_error(error)))
 
     def _on_accepted(
         self, refusal: Callable[[str], ClientRefused], accepting: asyncio.Future[None]
@@ -256,27 +257,27 @@ class _Member:
             self.count = counting.result()
             self._on_change(self)
 
-    def give_up(self) -> None:
+    def cancel_handlers(self) -> None:
         """Give up what is in flight; and the process, should it hang."""
-        if self._started and self._giving_up is None:
+        if self._started and self._cancelling is None:
             # The end of the loop cannot cancel it, since the server's end waits for this one.
-            self._giving_up = SteadyTask(self._give_up(), lambda: None)
+            self._cancelling = GracefulTask(self._cancel_handlers(), lambda: None)
 
-    async def _give_up(self) -> None:
+    async def _cancel_handlers(self) -> None:
         # It has deadlines of its own for what it does at the end, which hold while it can answer.
         while self.count:
-            answer = self.worker.call("give_up")
+            answer = self.worker.call("cancel_handlers")
             await asyncio.wait([answer], timeout=self._patience)
             if not answer.done():
                 logger.error("worker process %d hangs; it is killed", self.worker.pid)
                 self.worker.kill()
                 return
-            await asyncio.sleep(HANGING_TIMEOUT)
+            await asyncio.sleep(WORKER_HANG_TIMEOUT)
 
     async def close(self) -> None:
         """End the process, or its replacement in the midst of its start."""
-        if self._giving_up is not None:
-            self._giving_up.give_up()
+        if self._cancelling is not None:
+            self._cancelling.force_cancel()
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait([self._replacing])
@@ -304,7 +305,7 @@ class _Member:
             return
         logger.error("%s, and with it %d connections are lost", lost.result(), self.count)
         for client in self.clients.values():
-            tell_of_end(self._feed, client, lost.result())
+            publish_disconnect(self._feed, client, lost.result())
         self._started, self.count, self.clients = False, 0, {}
         self.past = Stats.sum([self.past, self.stats])
         self.past.in_flight = 0

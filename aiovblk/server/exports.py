@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..alignment import AnyAlignment
+from ..alignment import UnalignedAdapter
 from ..arguments import MAX_BLOCK_SIZE
-from ..contract import check_device, check_handlers, owner_of
-from ..device import BlockDevice, Factory, check_instance, device_of, overrides
-from ..dispatch import in_words, is_bug, transmission_flags
+from ..contract import check_device, check_handlers, defining_class
+from ..device import BlockDevice, DeviceFactory, check_instance, make_device, overrides
+from ..dispatch import format_exception, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
-from ..tasks import SteadyTask
+from ..tasks import GracefulTask
 
 logger = logging.getLogger("aiovblk")
 
@@ -23,10 +23,10 @@ PREFERRED_BLOCK = 4096
 """Bytes of the block that clients are told to prefer, unless the device's own blocks are larger:
 what file systems and page caches read and write."""
 
-SMALLEST_REQUEST = 512
+MIN_REQUEST = 512
 """Bytes of the smallest write of the kernel, which does not ask for block sizes."""
 
-GIVE_UP_TIMEOUT = 5.0
+CLOSE_DEVICE_TIMEOUT = 5.0
 """Seconds for a handler to end that is cancelled."""
 
 
@@ -46,7 +46,7 @@ class Export:
 
     """
 
-    device: BlockDevice | Factory
+    device: BlockDevice | DeviceFactory
     description: str = ""
     read_only: bool = False
 
@@ -61,10 +61,10 @@ class Export:
         _check_string("description", self.description)
 
 
-Served = BlockDevice | Factory | Export
+ExportSource = BlockDevice | DeviceFactory | Export
 
 
-def exports_of(served: Served | Mapping[str, Served]) -> dict[str, Export]:
+def exports_of(served: ExportSource | Mapping[str, ExportSource]) -> dict[str, Export]:
     """What :func:`aiovblk.serve` is given, as exports by name.
 
     Raises:
@@ -86,7 +86,7 @@ def exports_of(served: Served | Mapping[str, Served]) -> dict[str, Export]:
 
 def check_network_device(device: object) -> BlockDevice:
     """Refuse a device that cannot be served, or whose declarations the protocol does not allow."""
-    return check_device(device, smallest=1, largest=MAX_BLOCK_SIZE)
+    return check_device(device, min_block_size=1, max_block_size=MAX_BLOCK_SIZE)
 
 
 def _check_string(what: str, text: str) -> None:
@@ -99,7 +99,7 @@ class OpenDevice:
 
     Args:
         name: of the export.
-        served: the device, for requests of any alignment; see :func:`for_any_alignment`.
+        adapter: the device, for requests of any alignment; see :func:`accept_unaligned`.
 
     Attributes:
         name: what it is called in the log.
@@ -112,7 +112,7 @@ class OpenDevice:
     ) -> None:
         self.name = f"export {name!r} ({type(device).__name__})"
         self.device = device
-        self.served = served
+        self.adapter = served
         self._shared = shared
         self._export = export
 
@@ -147,7 +147,7 @@ class OpenDevice:
         # factory may promise the same; but what is less than a block is changed by reading and
         # writing back, which keeps off others on this device only. Some clients never ask for the
         # minimum block.
-        promised = device.multi_conn and device.block_size <= SMALLEST_REQUEST
+        promised = device.multi_conn and device.block_size <= MIN_REQUEST
         flags = transmission_flags(device, multi_conn=self._shared or promised)
         if self._export.read_only:
             flags |= TransmissionFlag.READ_ONLY
@@ -167,16 +167,16 @@ class OpenDevice:
         """
         failures: list[str] = []
         for method in ("flush", "unmount"):
-            error = await _outcome(patience, getattr(self.device, method))
+            error = await _wait_outcome(patience, getattr(self.device, method))
             if error is not None:
-                handler = f"{owner_of(self.device, method)}.{method}()"
-                failure = f"{self.name}: {handler} failed: {in_words(error)}"
+                handler = f"{defining_class(self.device, method)}.{method}()"
+                failure = f"{self.name}: {handler} failed: {format_exception(error)}"
                 logger.error("%s", failure, exc_info=error if is_bug(error, self.device) else None)
                 failures.append(failure)
         return failures
 
 
-async def _outcome(
+async def _wait_outcome(
     patience: float, handler: Callable[[], Coroutine[Any, Any, None]]
 ) -> BaseException | None:
     """Call a handler; what it has raised, be it no :exc:`Exception`."""
@@ -186,12 +186,12 @@ async def _outcome(
 
     # Neither asyncio.timeout() nor the end of the loop may have a part in it: the one cannot cancel
     # a task that serves, the other must not cancel what stores a device's data.
-    task = SteadyTask(call(), lambda: None)
+    task = GracefulTask(call(), lambda: None)
     await asyncio.wait([task], timeout=patience)
     late = not task.done()
     if late:
-        task.give_up()
-        await asyncio.wait([task], timeout=GIVE_UP_TIMEOUT)
+        task.force_cancel()
+        await asyncio.wait([task], timeout=CLOSE_DEVICE_TIMEOUT)
     if late and (not task.done() or task.cancelled()):
         return TimeoutError(f"it was not done within {patience:g} s")
     if task.cancelled():
@@ -208,8 +208,8 @@ async def open_device(name: str, export: Export) -> OpenDevice:
 
     """
     assert not isinstance(export.device, BlockDevice)  # shared ones are open already
-    device = check_network_device(await device_of(export.device))
-    return OpenDevice(name, device, for_any_alignment(device), export, shared=False)
+    device = check_network_device(await make_device(export.device))
+    return OpenDevice(name, device, accept_unaligned(device), export, shared=False)
 
 
 def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
@@ -218,16 +218,16 @@ def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
     for name, export in exports.items():
         device = export.device
         if isinstance(device, BlockDevice):
-            opened[name] = OpenDevice(name, device, for_any_alignment(device), export, shared=True)
+            opened[name] = OpenDevice(name, device, accept_unaligned(device), export, shared=True)
     return opened
 
 
-_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, AnyAlignment]] = (
-    WeakKeyDictionary()
-)
+_of_loops: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, WeakValueDictionary[int, UnalignedAdapter]
+] = WeakKeyDictionary()
 
 
-def for_any_alignment(device: BlockDevice) -> BlockDevice:
+def accept_unaligned(device: BlockDevice) -> BlockDevice:
     """The device as clients may use it, who need not care for its blocks.
 
     It is one for all servers of an event loop, and for all clients to whom a function gives the
@@ -239,5 +239,5 @@ def for_any_alignment(device: BlockDevice) -> BlockDevice:
     # By its id, which is no other's while this lives: a device need not be hashable.
     aligned = known.get(id(device))
     if aligned is None:
-        aligned = known[id(device)] = AnyAlignment(device)
+        aligned = known[id(device)] = UnalignedAdapter(device)
     return aligned

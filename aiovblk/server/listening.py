@@ -38,15 +38,15 @@ class SocketFile:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._identity = self._look()
+        self._identity = self._inode()
 
     def remove(self) -> None:
         """Take the file away, unless it is somebody else's by now."""
-        if self._identity is not None and self._look() == self._identity:
+        if self._identity is not None and self._inode() == self._identity:
             os.unlink(self._name)
         self._identity = None
 
-    def _look(self) -> tuple[int, int] | None:
+    def _inode(self) -> tuple[int, int] | None:
         try:
             status = os.lstat(self._name)
         except (OSError, ValueError):  # there is none, or cannot be one
@@ -54,7 +54,7 @@ class SocketFile:
         return status.st_dev, status.st_ino
 
 
-class Listener:
+class SocketAcceptor:
     """Accepts clients on one socket, on the running loop.
 
     Args:
@@ -125,7 +125,7 @@ def listen_unix(name: str) -> socket.socket:
             sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        raise _cannot_listen(exc, name) from exc
+        raise _listen_error(exc, name) from exc
     except BaseException:
         sock.close()
         raise
@@ -136,13 +136,13 @@ def _bind(sock: socket.socket, name: str) -> None:
     try:
         sock.bind(name)
     except OSError as exc:
-        if exc.errno != errno.EADDRINUSE or not _is_left_over(name):
+        if exc.errno != errno.EADDRINUSE or not _is_stale(name):
             raise
         os.unlink(name)
         sock.bind(name)
 
 
-def _is_left_over(name: str) -> bool:
+def _is_stale(name: str) -> bool:
     """Whether a name is that of a socket on which nobody listens."""
     if name.startswith("\0") or not stat.S_ISSOCK(os.lstat(name).st_mode):
         return False
@@ -205,11 +205,11 @@ def _listen(family: int, address: tuple[str | int, ...]) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        raise _cannot_listen(exc, f"{address[0]} port {address[1]}") from exc
+        raise _listen_error(exc, f"{address[0]} port {address[1]}") from exc
     return sock
 
 
-def _cannot_listen(exc: OSError, where: str) -> OSError:
+def _listen_error(exc: OSError, where: str) -> OSError:
     # Of a path that is too long Python, not the system, finds out: it has no number.
     reason = f"cannot listen there: {exc.strerror or exc}"
     return OSError(exc.errno or errno.EINVAL, reason, where)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .. import forks
 from ..dispatch import Stats
-from ..events import ClientRefused, Closed, Closing
-from ..events import Listener as EventListener
-from ..tasks import RECHECK, SteadyTask, occur, outlast
+from ..events import ClientRefused, ServerClosed, ServerClosing
+from ..events import EventStream as EventListener
+from ..tasks import RECHECK_INTERVAL, GracefulTask, set_once, wait_uncancelled
 from .clients import Client, Clients
-from .complaints import Complaints
-from .listening import Listener, SocketFile, address_of_peer, is_listening, tune, uri
+from .complaints import WarningLimiter
+from .listening import SocketAcceptor, SocketFile, address_of_peer, is_listening, tune, uri
 
 logger = logging.getLogger("aiovblk")
 
@@ -55,9 +55,9 @@ class Server:
         self._tls = tls
         self._max_connections = max_connections
         self._drain_timeout = drain_timeout
-        self._listeners: list[Listener] = []
-        self._clients = make_clients(self._end_if_alone)
-        self._complaints = Complaints()
+        self._listeners: list[SocketAcceptor] = []
+        self._clients = make_clients(self._finish_if_idle)
+        self._complaints = WarningLimiter()
         self._accepted = 0
         self._starting = True
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,10 +77,10 @@ class Server:
         """What happens from now on, for ``async for``; see :mod:`aiovblk.events`.
 
         Clients come and go, requests fail or are slow. It ends with
-        :class:`~aiovblk.events.Closed`, when nobody is served any more; what goes wrong after that
+        :class:`~aiovblk.events.ServerClosed`, when nobody is served any more; what goes wrong after that
         is raised on leaving the block. Any number may listen. Nobody waits for a listener: of what
         it has not heard yet the oldest events are dropped when there are too many, and
-        :class:`~aiovblk.events.Missed` tells how many those were.
+        :class:`~aiovblk.events.EventsDropped` tells how many those were.
 
         With workers it is the same, some tenths of a second late. What a worker that is lost had
         not told yet by then is lost with it; of its clients that it had told of, it is told here
@@ -96,12 +96,12 @@ class Server:
 
         """
         if force:
-            self._clients.give_up()
+            self._clients.cancel_handlers()
         if self._stopping.done():
             return
-        occur(self._stopping)
+        set_once(self._stopping)
         logger.info("ending, with %d connections", self._clients.count())
-        self._clients.feed.publish(Closing())
+        self._clients.broadcaster.publish(ServerClosing())
         if self.file is not None:
             # While somebody listens there, so that nobody takes the name for one that is left over.
             self.file.remove()
@@ -110,9 +110,9 @@ class Server:
         self._listeners.clear()
         self._clients.stop()
         self._patience = asyncio.get_running_loop().call_later(
-            self._drain_timeout, self._clients.give_up
+            self._drain_timeout, self._clients.cancel_handlers
         )
-        self._end_if_alone()
+        self._finish_if_idle()
 
     async def wait(self) -> None:
         """Wait until nobody is served any more.
@@ -140,31 +140,31 @@ class Server:
                 self._start_on(sock)
         finally:
             self._starting = False
-            self._end_if_alone()
+            self._finish_if_idle()
 
     def _start_on(self, sock: socket.socket) -> None:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"NBD needs stream sockets, which {sock!r} is not")
-        forks.withhold_socket(sock)
+        forks.protect_socket(sock)
         if is_listening(sock):
-            self._listeners.append(Listener(sock, self._accept))
+            self._listeners.append(SocketAcceptor(sock, self._accept))
             self.uris += [uri(sock, name, tls=self._tls) for name in self._names]
         else:
             self._accept(socket.socket(fileno=sock.detach()))
 
-    async def leave(self) -> list[str]:
+    async def close_after_error(self) -> list[str]:
         """Drain, close, and let go of the shared devices; what went wrong, in words."""
         self.close()
-        ending = SteadyTask(self._end(), lambda: None)
-        if await outlast(ending, recheck=RECHECK):
+        ending = GracefulTask(self._shut_down(), lambda: None)
+        if await wait_uncancelled(ending, recheck=RECHECK_INTERVAL):
             raise asyncio.CancelledError
         return ending.result()
 
-    async def _end(self) -> list[str]:
+    async def _shut_down(self) -> list[str]:
         while not self._ended.done():
-            await asyncio.wait([self._ended], timeout=RECHECK)
+            await asyncio.wait([self._ended], timeout=RECHECK_INTERVAL)
             self._clients.recheck()
-            self._end_if_alone()
+            self._finish_if_idle()
         self._patience.cancel()
         self._complaints.close()
         return await self._clients.close()
@@ -176,16 +176,16 @@ class Server:
             reason = f"max_connections ({self._max_connections}) reached"
             self._complaints.warn("%s: refused: %s", peer, reason)
             refusal = ClientRefused(self._accepted, peer, reason)
-            self._clients.feed.publish(refusal)
+            self._clients.broadcaster.publish(refusal)
             sock.close()
         else:
             tune(sock)
             self._clients.accept(sock, self._accepted)
 
-    def _end_if_alone(self) -> None:
+    def _finish_if_idle(self) -> None:
         if self._ended.done():
             return
         if not self._starting and not self._listeners and not self._clients.count():
-            occur(self._ended)
-            self._clients.feed.publish(Closed())
-            self._clients.feed.end()
+            set_once(self._ended)
+            self._clients.broadcaster.publish(ServerClosed())
+            self._clients.broadcaster.close()

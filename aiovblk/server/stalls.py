@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable
 
 STALL_TIMEOUT = 60.0
-"""Seconds in which a client has to move :data:`ENOUGH`, or all that there is."""
+"""Seconds in which a client has to move :data:`MIN_PROGRESS`, or all that there is."""
 
-ENOUGH = 512 * 1024
+MIN_PROGRESS = 512 * 1024
 """Bytes: 70 kbit/s."""
 
-PRESSED_TIMEOUT = 5.0
+LOW_MEMORY_TIMEOUT = 5.0
 """Seconds in which it has to move anything at all, while others wait for the memory that it holds.
 TCP sends again what was lost after a fifth of a second, then after twice as long each time."""
 
@@ -68,7 +68,7 @@ class StallMonitor:
             self._timer.cancel()
             self._timer = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Look, and again in a while."""
         self.stop()
         if (progress := self._progress()) is None:
@@ -78,18 +78,18 @@ class StallMonitor:
             self._begin(progress)
         elif progress != self._last:
             self._last, self._moved_at = progress, now
-            if progress[1] - self._mark >= ENOUGH:
+            if progress[1] - self._mark >= MIN_PROGRESS:
                 self._mark, self._marked_at = progress[1], now
         if now - self._marked_at >= STALL_TIMEOUT:
             self._on_stalled(STALL_TIMEOUT)
-        elif now - self._moved_at >= PRESSED_TIMEOUT and self._is_short():
-            self._on_stalled(PRESSED_TIMEOUT)
+        elif now - self._moved_at >= LOW_MEMORY_TIMEOUT and self._is_short():
+            self._on_stalled(LOW_MEMORY_TIMEOUT)
         else:
             self._look_later()
 
     def _look_later(self) -> None:
         self._due = self._loop.time() + CHECK_INTERVAL
-        self._timer = self._loop.call_at(self._due, self.look)
+        self._timer = self._loop.call_at(self._due, self.check)
 
     def _begin(self, progress: Progress) -> None:
         self._last, self._mark = progress, progress[1]
@@ -118,18 +118,18 @@ class IdleTimer:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         if timeout is not None:
-            self._timer = self._loop.call_later(timeout, self._look, timeout)
+            self._timer = self._loop.call_later(timeout, self._check, timeout)
 
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self, timeout: float) -> None:
+    def _check(self, timeout: float) -> None:
         now = self._loop.time()
         since = self._idle_since()
         due = (now if since is None else since) + timeout
         if due <= now:
             self._on_idle()
         else:
-            self._timer = self._loop.call_at(due, self._look, timeout)
+            self._timer = self._loop.call_at(due, self._check, timeout)

@@ -8,24 +8,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..dispatch import Stats
-from ..events import Listener
+from ..events import EventStream
 from ..workers import Notify
 from .clients import LocalClients
-from .connection import Connection, Settings
+from .connection import ConnectionSettings, ServerConnection
 
 REPORT_INTERVAL = 0.2
 """Seconds between reports of who is connected, and what happens, while there is some."""
 
-MOST_REPORTS = 16
+MAX_REPORTS = 16
 """In one message, whose size has a limit: one may take 16 KiB, with a long name, and requests of
 each kind that took times of each magnitude."""
 
 
-MOST_EVENTS = 32
+MAX_EVENTS = 32
 """In one message, likewise: one may take little more than 5 KiB, with a long name."""
 
 
-class Report(NamedTuple):
+class ClientReport(NamedTuple):
     """What the parent is told of a client."""
 
     number: int
@@ -34,7 +34,7 @@ class Report(NamedTuple):
     stats: Stats
 
 
-class ClientsService:
+class ClientService:
     """Some of a server's clients.
 
     Args:
@@ -43,12 +43,12 @@ class ClientsService:
 
     """
 
-    def __init__(self, make_settings: Callable[[], Settings], tell: Notify) -> None:
+    def __init__(self, make_settings: Callable[[], ConnectionSettings], tell: Notify) -> None:
         self._settings = make_settings()
         self._clients = LocalClients(self._settings, self._on_left)
-        self._tell = tell
-        self._reported: dict[int, Report] = {}
-        self._events: Listener | None = None
+        self._notify = tell
+        self._reported: dict[int, ClientReport] = {}
+        self._events: EventStream | None = None
         self._alone = asyncio.Event()
         self._reporting = asyncio.create_task(self._report_regularly())
 
@@ -75,16 +75,16 @@ class ClientsService:
         """How many there are; who has left was told of before."""
         return self._clients.count()
 
-    async def give_up(self) -> None:
+    async def cancel_handlers(self) -> None:
         """Give up what is in flight."""
-        self._clients.give_up()
+        self._clients.cancel_handlers()
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         """Let those who are left drain, as they would if the parent were there."""
         self._reporting.cancel()
         self._clients.stop()
         patience = asyncio.get_running_loop().call_later(
-            self._settings.drain_timeout, self._clients.give_up
+            self._settings.drain_timeout, self._clients.cancel_handlers
         )
         while self._clients.count():
             self._alone.clear()
@@ -99,7 +99,7 @@ class ClientsService:
             self._report()
         finally:
             # Whatever becomes of the report: the parent waits for as many as it has handed over.
-            self._tell("left")
+            self._notify("left")
 
     async def _report_regularly(self) -> None:
         while True:
@@ -110,23 +110,23 @@ class ClientsService:
         connected = {each.number: each for each in self._clients.connected()}
         gone = self._reported.keys() - connected.keys()
         changed = [
-            Report(number, each.peer, each.export, each.stats.copy())
+            ClientReport(number, each.peer, each.export, each.stats.copy())
             for number, each in connected.items()
-            if not _is_told(self._reported.get(number), each)
+            if not _is_reported(self._reported.get(number), each)
         ]
         for number in gone:
             del self._reported[number]
-            self._tell("gone", number)
-        for first in range(0, len(changed), MOST_REPORTS):
-            self._tell("clients", changed[first : first + MOST_REPORTS])
+            self._notify("gone", number)
+        for first in range(0, len(changed), MAX_REPORTS):
+            self._notify("clients", changed[first : first + MAX_REPORTS])
         self._reported |= {report.number: report for report in changed}
         if gone or changed:
-            self._tell("stats", self._clients.stats())
-        events = [] if self._events is None else self._events.take()
-        for first in range(0, len(events), MOST_EVENTS):
-            self._tell("events", events[first : first + MOST_EVENTS])
+            self._notify("stats", self._clients.stats())
+        events = [] if self._events is None else self._events.drain()
+        for first in range(0, len(events), MAX_EVENTS):
+            self._notify("events", events[first : first + MAX_EVENTS])
 
 
-def _is_told(report: Report | None, client: Connection) -> bool:
+def _is_reported(report: ClientReport | None, client: ServerConnection) -> bool:
     """Whether nothing has changed since."""
     return report is not None and report[1:] == (client.peer, client.export, client.stats)

@@ -1,6 +1,6 @@
 """Devices that are ready to be mounted, layers for any device, and what is done with both."""
 
-from .around import Around
+from .around import Intercept
 from .blocksize import BlockSize
 from .cache import Cache
 from .copying import copy
@@ -15,19 +15,20 @@ from .partition import Partition
 from .readonly import ReadOnly
 from .retry import Retry
 from .shared import Shared
-from .stats import Stats
+from .stats import Metered
 from .web import HTTPDevice
 
 __all__ = [
-    "Around",
     "BlockSize",
     "Cache",
     "Fault",
     "Faults",
     "FileDevice",
     "HTTPDevice",
+    "Intercept",
     "Layer",
     "MemoryDevice",
+    "Metered",
     "Mirror",
     "ObjectStoreDevice",
     "Overlay",
@@ -35,6 +36,5 @@ __all__ = [
     "ReadOnly",
     "Retry",
     "Shared",
-    "Stats",
     "copy",
 ]

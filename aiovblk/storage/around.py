@@ -11,13 +11,13 @@ from .layer import Layer
 T = TypeVar("T")
 
 
-class Around(Layer):
-    """A layer whose requests all go through :meth:`around`, which a subclass overrides.
+class Intercept(Layer):
+    """A layer whose requests all go through :meth:`intercept`, which a subclass overrides.
 
     :meth:`unmount` does not.
     """
 
-    async def around(
+    async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
         """Make one request.
@@ -35,24 +35,24 @@ class Around(Layer):
         return await call()
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
-        """Read, by way of :meth:`around`."""
-        return await self.around("read", offset, length, lambda: self.inner.read(offset, length))
+        """Read, by way of :meth:`intercept`."""
+        return await self.intercept("read", offset, length, lambda: self.inner.read(offset, length))
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write, by way of :meth:`around`."""
-        await self.around("write", offset, len(data), lambda: self.inner.write(offset, data))
+        """Write, by way of :meth:`intercept`."""
+        await self.intercept("write", offset, len(data), lambda: self.inner.write(offset, data))
 
     async def flush(self) -> None:
-        """Flush, by way of :meth:`around`."""
-        await self.around("flush", 0, 0, self.inner.flush)
+        """Flush, by way of :meth:`intercept`."""
+        await self.intercept("flush", 0, 0, self.inner.flush)
 
     async def trim(self, offset: int, length: int) -> None:
-        """Trim, by way of :meth:`around`."""
-        await self.around("trim", offset, length, lambda: self.inner.trim(offset, length))
+        """Trim, by way of :meth:`intercept`."""
+        await self.intercept("trim", offset, length, lambda: self.inner.trim(offset, length))
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes, by way of :meth:`around`."""
-        await self.around(
+        """Write zeroes, by way of :meth:`intercept`."""
+        await self.intercept(
             "write_zeroes",
             offset,
             length,
@@ -60,11 +60,11 @@ class Around(Layer):
         )
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell extents, by way of :meth:`around`."""
-        return await self.around(
+        """Tell extents, by way of :meth:`intercept`."""
+        return await self.intercept(
             "extents", offset, length, lambda: self.inner.extents(offset, length)
         )
 
     async def cache(self, offset: int, length: int) -> None:
-        """Pass the hint on, by way of :meth:`around`."""
-        await self.around("cache", offset, length, lambda: self.inner.cache(offset, length))
+        """Pass the hint on, by way of :meth:`intercept`."""
+        await self.intercept("cache", offset, length, lambda: self.inner.cache(offset, length))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..alignment import AnyAlignment
+from ..alignment import UnalignedAdapter
 from ..arguments import check_block_size
 from ..device import BlockDevice, Extent, overrides
 from .layer import Layer
@@ -42,7 +42,7 @@ class BlockSize(Layer):
         self.block_size = block_size
         self._parts: BlockDevice = inner
         if block_size < inner.block_size:
-            self._parts = AnyAlignment(inner)
+            self._parts = UnalignedAdapter(inner)
             self.multi_conn = inner.multi_conn and inner.read_only
         else:
             self._pass_by()

@@ -17,7 +17,7 @@ PIECE = 256 * 1024
 REQUESTS = 32
 """Requests in flight."""
 
-LONGEST_RUN = 1 << 30
+MAX_RUN = 1 << 30
 """Bytes of zeroes to write at once; more would leave the progress standing still."""
 
 _ZEROES = bytes(PIECE)
@@ -131,7 +131,7 @@ async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run,
                 yield *piece, False
             begin = max(begin, first if zero else last)
             if zero:
-                for piece in _pieces(begin, last, LONGEST_RUN):
+                for piece in _pieces(begin, last, MAX_RUN):
                     yield *piece, True
                 begin = max(begin, last)
             position = end

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
-from .around import Around
+from .around import Intercept
 from .stats import COMMANDS
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Fault:
             raise ValueError(f"a rate is from 0 to 1, not {self.rate}")
         check_seconds("delay", self.delay, zero=True)
         for name in ("begin", "end", "skip", "times"):
-            check_count(name, getattr(self, name), least=0)
+            check_count(name, getattr(self, name), minimum=0)
 
     def matches(self, command: str, offset: int, length: int) -> bool:
         """Whether it is about such a request."""
@@ -75,7 +75,7 @@ class _Armed:
         self._to_skip = fault.skip
         self._left = fault.times
 
-    def strikes(self, random: Random, command: str, offset: int, length: int) -> bool:
+    def matches(self, random: Random, command: str, offset: int, length: int) -> bool:
         if self._left == 0 or not self.fault.matches(command, offset, length):
             return False
         if self._to_skip:
@@ -88,7 +88,7 @@ class _Armed:
         return True
 
 
-class Faults(Around):
+class Faults(Intercept):
     """Fails and delays requests, to see how what lies above bears it.
 
     ::
@@ -105,13 +105,13 @@ class Faults(Around):
         seed: of chance. The same requests in the same order have the same faults.
 
     Attributes:
-        struck: how many requests a fault has happened to.
+        injected: how many requests a fault has happened to.
 
     """
 
     def __init__(self, inner: BlockDevice, *faults: Fault, seed: int = 0) -> None:
         super().__init__(inner)
-        self.struck = 0
+        self.injected = 0
         self._random = Random(seed)
         self._armed = [_Armed(fault) for fault in faults]
 
@@ -123,18 +123,18 @@ class Faults(Around):
         """From now on nothing happens; requests that wait go on waiting."""
         self._armed.clear()
 
-    async def around(
+    async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
         """Let the faults happen to one."""
         faults = [
             armed.fault
             for armed in self._armed
-            if armed.strikes(self._random, command, offset, length)
+            if armed.matches(self._random, command, offset, length)
         ]
         if not faults:
             return await call()
-        self.struck += 1
+        self.injected += 1
         if delay := sum(fault.delay for fault in faults):
             await sleep(delay)
         fault = next((fault for fault in faults if fault.error), None)

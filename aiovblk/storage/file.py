@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _THREADS = 16  # per device; a disk's own queue is rarely used deeper
 
-LARGEST = 2**63 - 1
+MAX_REQUEST = 2**63 - 1
 """Bytes of the largest file that Linux can address."""
 
 
@@ -87,7 +87,7 @@ class FileDevice(BlockDevice):
         # for whatever else the application runs there.
         name = f"aiovblk {os.path.basename(self.path)}"
         self._threads = ThreadPoolExecutor(_THREADS, name, initializer=_block_signals)
-        self._left_behind: set[Future[Any]] = set()
+        self._unfinished: set[Future[Any]] = set()
 
     @classmethod
     def create(
@@ -100,7 +100,7 @@ class FileDevice(BlockDevice):
             OSError, TypeError, ValueError: as for the class; then no file is left.
 
         """
-        check_count("size", size, most=LARGEST)
+        check_count("size", size, maximum=MAX_REQUEST)
         create_file(path, size)
         try:
             return cls(path, block_size=block_size)
@@ -156,16 +156,16 @@ class FileDevice(BlockDevice):
 
         A write that comes late would overwrite what was written since.
         """
-        while self._left_behind:
-            others = [asyncio.wrap_future(job) for job in list(self._left_behind)]
+        while self._unfinished:
+            others = [asyncio.wrap_future(job) for job in list(self._unfinished)]
             await asyncio.gather(*others, return_exceptions=True)
         job = self._threads.submit(change, *args, **kwargs)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             if not job.cancel():  # it has begun
-                self._left_behind.add(job)
-                job.add_done_callback(self._left_behind.discard)
+                self._unfinished.add(job)
+                job.add_done_callback(self._unfinished.discard)
             raise
 
     def _close(self) -> None:

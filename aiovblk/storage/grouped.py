@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-class Grouped:
+class CoalescedCall:
     """An operation that is run once for many callers, and never beside itself.
 
     A caller is served by a run that begins after it has called: the next one, if one is under way.
@@ -24,7 +24,7 @@ class Grouped:
         self._operation = operation
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        self._untold: BaseException | None = None
+        self._unreported: BaseException | None = None
 
     async def __call__(self) -> None:
         """Run it, or join others.
@@ -41,16 +41,16 @@ class Grouped:
         except asyncio.CancelledError:
             raise  # of the caller
         except BaseException:
-            self._untold = None
+            self._unreported = None
             raise
 
     @property
-    def is_settled(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether no run is under way, and no error is left to be told."""
         runs = (self._running, self._next)
-        return self._untold is None and all(run is None or run.done() for run in runs)
+        return self._unreported is None and all(run is None or run.done() for run in runs)
 
-    async def end(self) -> None:
+    async def close(self) -> None:
         """Cancel what is under way, and wait until it has ended."""
         runs = [run for run in (self._running, self._next) if run is not None]
         for run in runs:
@@ -62,7 +62,7 @@ class Grouped:
         if before and not before.done():
             await asyncio.wait([before])  # its callers are told its error before this goes on
         self._running, self._next = self._next, None
-        untold, self._untold = self._untold, None
+        untold, self._unreported = self._unreported, None
         try:
             if untold:
                 raise untold
@@ -70,7 +70,7 @@ class Grouped:
         except asyncio.CancelledError:
             raise
         except BaseException as exc:  # be it no Exception: its callers are told, or the next one
-            self._untold = exc
+            self._unreported = exc
             raise
 
 

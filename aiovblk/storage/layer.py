@@ -29,7 +29,7 @@ class Layer(BlockDevice):
     whatever has failed.
 
     What ``inner`` cannot do the layer cannot do either, whether the subclass overrides it or not,
-    so that nothing is promised to the kernel that ends in an error; :attr:`adds` tells what a layer
+    so that nothing is promised to the kernel that ends in an error; :attr:`provides` tells what a layer
     can do by itself.
 
     Durability: that of ``inner``. Concurrency: that of ``inner``.
@@ -43,7 +43,7 @@ class Layer(BlockDevice):
 
     """
 
-    adds: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
     """The names of the handlers that this layer has even if ``inner`` does not."""
 
     def __init__(self, inner: BlockDevice) -> None:
@@ -53,7 +53,7 @@ class Layer(BlockDevice):
         self.multi_conn = inner.multi_conn
         self.outages = inner.outages
         for method in _OPTIONAL:
-            if method.__name__ not in self.adds and not overrides(inner, method):
+            if method.__name__ not in self.provides and not overrides(inner, method):
                 setattr(self, method.__name__, MethodType(method, self))
 
     if not TYPE_CHECKING:  # what a subclass may put in their place, see BlockDevice

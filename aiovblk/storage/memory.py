@@ -15,12 +15,12 @@ _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python names 
 
 # What was written is remembered in units of this size: a multiple of every page and block size.
 # Coarse, so that the list of what was written stays short: inserting takes time in proportion.
-_GRAIN = 256 * 1024
+_GRANULARITY = 256 * 1024
 
 # Bytes from which on a copy costs more than a view and what the transport does to keep it.
 _VIEWED = 32 * 1024
 
-_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
 
 
 class MemoryDevice(BlockDevice):
@@ -76,7 +76,7 @@ class MemoryDevice(BlockDevice):
         end = offset + len(data)
         at = bisect_right(self._edges, offset)
         if not _is_data(at) or self._edges[at] < end:
-            self._mark(_round_down(offset, _GRAIN), _round_up(end, _GRAIN), data=True)
+            self._mark(_round_down(offset, _GRANULARITY), _round_up(end, _GRANULARITY), data=True)
         self._memory[offset:end] = data
 
     async def trim(self, offset: int, length: int) -> None:
@@ -107,18 +107,18 @@ class MemoryDevice(BlockDevice):
             return [Extent(length, hole, hole)]
         data = _is_data(at)
         found = []
-        for edge in [*edges[at : bisect_left(edges, end)], end][:_MOST_EXTENTS]:
+        for edge in [*edges[at : bisect_left(edges, end)], end][:_MAX_EXTENTS]:
             found.append(Extent(edge - offset, hole=not data, zero=not data))
             offset, data = edge, not data
         return found
 
     def _mark_zeroes(self, begin: int, end: int) -> None:
         """Take note of zeroes. A grain that has other bytes too stays data."""
-        begin = _round_up(begin, _GRAIN)
+        begin = _round_up(begin, _GRANULARITY)
         if end < self.size:  # nothing lies behind the end that could differ
-            end = _round_down(end, _GRAIN)
+            end = _round_down(end, _GRANULARITY)
         if begin < end:
-            self._mark(begin, _round_up(end, _GRAIN), data=False)
+            self._mark(begin, _round_up(end, _GRANULARITY), data=False)
 
     def _mark(self, begin: int, end: int, *, data: bool) -> None:
         first, last = bisect_left(self._edges, begin), bisect_right(self._edges, end)

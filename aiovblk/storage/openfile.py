@@ -30,7 +30,7 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _SECTOR = 512
 _BLKSSZGET = 0x1268  # include/uapi/linux/fs.h
 
-_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
 
 
 class OpenFile:
@@ -124,7 +124,7 @@ class OpenFile:
         """What is a hole, and what is not; a block that is both is data."""
         end = offset + length
         found: list[Extent] = []
-        while offset < end and len(found) < _MOST_EXTENTS:
+        while offset < end and len(found) < _MAX_EXTENTS:
             data, hole = self._next_data(offset)
             data = min(data // block_size * block_size, end)
             hole = min(-(-hole // block_size) * block_size, end)
@@ -135,7 +135,7 @@ class OpenFile:
             offset = hole
         if os.fstat(self._fd).st_size < self.size:
             raise self._cut_off()  # what is missing was taken for a hole
-        return found[:_MOST_EXTENTS]
+        return found[:_MAX_EXTENTS]
 
     def close(self) -> None:
         """Close the file, which unlocks it. May be called again."""

@@ -27,7 +27,7 @@ class Partition(Layer):
     def __init__(self, inner: BlockDevice, offset: int, size: int) -> None:
         super().__init__(inner)
         for name, value in (("offset", offset), ("size", size)):
-            check_count(name, value, least=0)
+            check_count(name, value, minimum=0)
             if value % inner.block_size:
                 raise ValueError(
                     f"the {name} must be a multiple of {inner.block_size} bytes, not {value}"

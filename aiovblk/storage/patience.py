@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger("aiovblk")
 
-PATIENCE = 60.0
+RETRY_TIMEOUT = 60.0
 """Seconds for which a request is repeated that nobody answers, or that cannot be served now."""
 
-NOTICE = 3.0
+NOTICE_DELAY = 3.0
 """Seconds for which a request has been failing when the log says so."""
 
-QUIET = 30.0
+NOTICE_INTERVAL = 30.0
 """Seconds between two such lines at least: in an outage all requests fail, for the same reason."""
 
 _PAUSES = (0.1, 5.0)  # seconds before the first repetition, and at most before a later one
@@ -26,7 +26,7 @@ _PAUSES = (0.1, 5.0)  # seconds before the first repetition, and at most before 
 _random = Random()
 
 
-class Notices:
+class RetryLog:
     """Tells the log that requests are being repeated: which, why, and for how long yet.
 
     One for all requests to one server, so that an outage is one line and not one per request.
@@ -47,7 +47,7 @@ class Notices:
             Whether it was logged; it is not, where another one was a short time ago.
 
         """
-        if self._last is not None and now - self._last < QUIET:
+        if self._last is not None and now - self._last < NOTICE_INTERVAL:
             return False
         self._last = now
         left = max(deadline - now, 0)
@@ -60,38 +60,38 @@ class Notices:
         logger.warning("succeeded after %.1f s: %s", seconds, failure.strerror or failure)
 
 
-async def repeat(
+async def retry(
     request: Callable[[], Awaitable[T]],
-    explain: Callable[[Exception], tuple[OSError, bool]],
+    classify: Callable[[Exception], tuple[OSError, bool]],
     *,
-    patience: float = PATIENCE,
-    notices: Notices | None = None,
+    timeout: float = RETRY_TIMEOUT,
+    notices: RetryLog | None = None,
 ) -> T:
     """Make a request until it succeeds, fails for good, or patience has run out.
 
-    One that has been failing for :data:`NOTICE` seconds is told of in the log.
+    One that has been failing for :data:`NOTICE_DELAY` seconds is told of in the log.
 
     Args:
         request: makes it.
-        explain: tells what an exception means, and whether that may pass by itself.
-        patience: seconds after which it is not made again.
+        classify: tells what an exception means, and whether that may pass by itself.
+        timeout: seconds after which it is not made again.
         notices: what is shared by all requests to the same server.
 
     Raises:
-        OSError: what ``explain`` has made of the last failure; not chained to it, since what
+        OSError: what ``classify`` has made of the last failure; not chained to it, since what
             libraries say fills a page, and may hold secrets.
 
     Cancellation: safe, as far as ``request`` is.
 
     """
-    attempts = _Attempts(notices or Notices(), patience)
+    attempts = _Attempts(notices or RetryLog(), timeout)
     pause, longest = _PAUSES
     try:
         while True:
             try:
                 result = await request()
             except Exception as exc:
-                failure, passes = explain(exc)
+                failure, passes = classify(exc)
                 if not passes or attempts.is_last(pause):
                     raise failure from None
                 attempts.failed(failure)
@@ -102,7 +102,7 @@ async def repeat(
             await asyncio.sleep(pause * _random.uniform(0.5, 1))
             pause = min(2 * pause, longest)
     finally:
-        attempts.end()
+        attempts.stop()
 
 
 class _Attempts:
@@ -111,14 +111,14 @@ class _Attempts:
     A timer tells, and not the next failure: the pause before that may be long.
     """
 
-    def __init__(self, notices: Notices, patience: float) -> None:
+    def __init__(self, notices: RetryLog, patience: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._notices = notices
         self._began = self._loop.time()
         self._deadline = self._began + patience
         self._timer: asyncio.TimerHandle | None = None
         self._failure: OSError | None = None
-        self._told = False
+        self._reported = False
 
     def is_last(self, pause: float) -> bool:
         return self._loop.time() + pause > self._deadline
@@ -126,17 +126,17 @@ class _Attempts:
     def failed(self, failure: OSError) -> None:
         self._failure = failure
         if self._timer is None:
-            self._timer = self._loop.call_at(self._began + NOTICE, self._tell)
+            self._timer = self._loop.call_at(self._began + NOTICE_DELAY, self._report)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         assert self._failure is not None  # it set the timer
         told = self._notices.retrying(self._failure, self._loop.time(), self._deadline)
-        self._told = self._told or told
+        self._reported = self._reported or told
 
     def succeeded(self) -> None:
-        if self._told and self._failure is not None:
+        if self._reported and self._failure is not None:
             self._notices.succeeded(self._failure, self._loop.time() - self._began)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

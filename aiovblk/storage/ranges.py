@@ -8,23 +8,23 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 
-class _Held(NamedTuple):
+class _LockedRange(NamedTuple):
     begin: int
     end: int
     released: asyncio.Future[None]
 
 
-class Ranges:
+class RangeLock:
     """Lets those who work on overlapping ranges in one after the other, in the order they came."""
 
     def __init__(self) -> None:
-        self._held: list[_Held] = []
+        self._held: list[_LockedRange] = []
 
     @asynccontextmanager
     async def hold(self, begin: int, end: int) -> AsyncIterator[None]:
         """Have these bytes for the length of an ``async with`` block."""
         before = [each.released for each in self._held if begin < each.end and each.begin < end]
-        mine = _Held(begin, end, asyncio.get_running_loop().create_future())
+        mine = _LockedRange(begin, end, asyncio.get_running_loop().create_future())
         self._held.append(mine)
         try:
             if before:

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
-from .around import Around
+from .around import Intercept
 
 T = TypeVar("T")
 
 logger = logging.getLogger("aiovblk")
 
-LASTING = frozenset(
+PERMANENT_ERRNOS = frozenset(
     {
         errno.EPERM,
         errno.EACCES,
@@ -41,10 +41,10 @@ LASTING = frozenset(
 
 def is_transient(error: OSError) -> bool:
     """Whether it may be gone the next time; so it is with all that is not known to last."""
-    return error.errno not in LASTING
+    return error.errno not in PERMANENT_ERRNOS
 
 
-class Retry(Around):
+class Retry(Intercept):
     """Makes requests again that have failed, after a while.
 
     A flush is never made again. Who fails one may have lost what it should have made durable; a
@@ -69,7 +69,7 @@ class Retry(Around):
         delay: seconds before it is made again.
         longest_delay: seconds that a pause may grow to.
         is_transient: tells which errors to try again after; by default all but those in
-            :data:`LASTING`. What is no OSError never is one of them.
+            :data:`PERMANENT_ERRNOS`. What is no OSError never is one of them.
         random: shortens the pauses.
 
     Raises:
@@ -99,7 +99,7 @@ class Retry(Around):
         self._is_transient = is_transient
         self._random = random or Random()
 
-    async def around(
+    async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
         """Make one, until it succeeds or that is enough."""

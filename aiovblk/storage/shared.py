@@ -37,7 +37,7 @@ class Shared:
         self._handles += 1
         return _Handle(self._device, self)
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         self._handles -= 1
         if not self._handles:
             self._is_closed = True
@@ -62,7 +62,7 @@ class _Handle(Layer):
     async def unmount(self) -> None:
         shared, self._shared = self._shared, None
         if shared:
-            await shared._let_go()
+            await shared._release()
 
 
 def _refusal() -> PermissionError:

@@ -8,8 +8,8 @@ from time import monotonic_ns
 from typing import TypeVar
 
 from ..device import BlockDevice
-from ..latency import Latency
-from .around import Around
+from ..latency import LatencyHistogram
+from .around import Intercept
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ COMMANDS = ("read", "write", "flush", "trim", "write_zeroes", "extents", "cache"
 
 
 @dataclass(slots=True)
-class Counts:
+class CommandStats:
     """Counters of one command."""
 
     requests: int = 0
@@ -28,11 +28,11 @@ class Counts:
     """What those covered that succeeded."""
     in_flight: int = 0
     """How many have begun and not ended."""
-    latency: Latency = field(default_factory=Latency)
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     """How long they took, those included that failed."""
 
 
-class Stats(Around):
+class Metered(Intercept):
     """Counts the requests that go through it.
 
     Above a cache it counts what is asked of that, below what the cache asks for. What the whole
@@ -50,9 +50,9 @@ class Stats(Around):
 
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner)
-        self.counts = {command: Counts() for command in COMMANDS}
+        self.counts = {command: CommandStats() for command in COMMANDS}
 
-    async def around(
+    async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
         """Count one."""

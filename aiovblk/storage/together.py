@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def together(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Wait for all of them, whatever becomes of some, then raise the first of their errors.
 
     Returns:
@@ -26,13 +26,15 @@ async def together(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return results  # type: ignore[return-value]  # none is an exception
 
 
-async def drain(requests: Iterator[Callable[[], Awaitable[object]]], *, most: int = 32) -> None:
-    """Make each of these requests, at most ``most`` at a time; none after the first that fails.
+async def run_bounded(
+    requests: Iterator[Callable[[], Awaitable[object]]], *, limit: int = 32
+) -> None:
+    """Make each of these requests, at most ``limit`` at a time; none after the first that fails.
 
     Raises:
         BaseException: what the first of them raised, when those in flight have ended.
 
-    Cancellation: as for :func:`together`.
+    Cancellation: as for :func:`gather_all`.
 
     """
     failed = False
@@ -47,8 +49,8 @@ async def drain(requests: Iterator[Callable[[], Awaitable[object]]], *, most: in
             failed = True
             raise
 
-    first = list(islice(requests, most))
+    first = list(islice(requests, limit))
     if len(first) == 1:
         await first[0]()  # needs no task
     else:
-        await together(work(request) for request in first)
+        await gather_all(work(request) for request in first)

@@ -1,17 +1,17 @@
 """A connected stream: bytes received in place, and the handshake that may come before."""
 
 from .connection import StreamProtocol
-from .handshake import converse
+from .handshake import run_handshake
 from .reader import InPlaceStreamReader
 from .slices import CHECK_INTERVAL, SLICE, Slice
-from .spares import Spares
+from .spares import BufferPool
 
 __all__ = [
     "CHECK_INTERVAL",
     "SLICE",
+    "BufferPool",
     "InPlaceStreamReader",
     "Slice",
-    "Spares",
     "StreamProtocol",
-    "converse",
+    "run_handshake",
 ]

@@ -15,7 +15,7 @@ from .reader import InPlaceStreamReader
 TLS_SHUTDOWN_TIMEOUT = 5.0
 """Seconds for a peer to confirm the end of TLS."""
 
-SMALL = 16 * 1024
+JOIN_LIMIT = 16 * 1024
 """Bytes up to which one reply is joined with its header: what asyncio's own ``writelines`` does for
 each call costs more. (In uvloop they cost the same.)"""
 
@@ -27,9 +27,9 @@ class StreamProtocol(asyncio.BufferedProtocol):
         reader: what is received.
         transport: what to send by; another one since TLS has begun.
         closed: done once the transport has closed; its result is the error that closed it, if any.
-        congested: whether the peer does not read as fast as is sent to it.
+        write_paused: whether the peer does not read as fast as is sent to it.
         queued: bytes that were sent while it was congested.
-        on_decongested: called when that is over.
+        on_write_resumed: called when that is over.
 
     """
 
@@ -38,9 +38,9 @@ class StreamProtocol(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.reader = InPlaceStreamReader()
         self.closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        self.congested = False
+        self.write_paused = False
         self.queued = 0
-        self.on_decongested: Callable[[], None] | None = None
+        self.on_write_resumed: Callable[[], None] | None = None
         self._over_tls = False
 
     async def start_tls(
@@ -85,26 +85,26 @@ class StreamProtocol(asyncio.BufferedProtocol):
         transport = self.transport
         if not buffers or transport.is_closing():
             return
-        if self.congested:
+        if self.write_paused:
             self.queued += sum(map(len, buffers))
-        if len(buffers) <= 2 and len(buffers[-1]) <= SMALL:
+        if len(buffers) <= 2 and len(buffers[-1]) <= JOIN_LIMIT:
             transport.write(b"".join(buffers))
             return
         transport.writelines(buffers)
         low, high = transport.get_write_buffer_limits()
-        if not self.congested and transport.get_write_buffer_size() > high:
+        if not self.write_paused and transport.get_write_buffer_size() > high:
             # writelines of asyncio in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses
             # (CVE-2024-12254). This looks at the limit once more.
             transport.set_write_buffer_limits(high, low)
 
-    async def written(self) -> None:
+    async def drain(self) -> None:
         """Wait until all that was sent has left, or the connection is gone."""
         self.transport.set_write_buffer_limits(0)  # so that any byte left is congestion
         decongested = asyncio.Event()
-        self.on_decongested = decongested.set
-        if self.congested:
+        self.on_write_resumed = decongested.set
+        if self.write_paused:
             await decongested.wait()
-        self.on_decongested = None
+        self.on_write_resumed = None
         self.transport.set_write_buffer_limits()
 
     def detach(self) -> tuple[int, bytes]:
@@ -123,7 +123,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         """Called by the transport when it is ready."""
         # A stream's transport reads and writes; uvloop's only does not say so by its class.
         self.transport = cast(asyncio.Transport, transport)
-        forks.withhold_socket(self)
+        forks.protect_socket(self)
         self.reader.set_transport(transport)
 
     def fileno(self) -> int:
@@ -148,13 +148,13 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Called by the transport when it holds more than it should."""
-        self.congested = True
+        self.write_paused = True
 
     def resume_writing(self) -> None:
         """Called by the transport when it has sent most of that."""
-        self.congested = False
-        if self.on_decongested is not None:
-            self.on_decongested()
+        self.write_paused = False
+        if self.on_write_resumed is not None:
+            self.on_write_resumed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport when it is closed, by either side."""
@@ -163,5 +163,5 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.reader.feed_eof()
         if not self.closed.done():
             self.closed.set_result(exc)
-        if self.congested:
+        if self.write_paused:
             self.resume_writing()

@@ -17,14 +17,14 @@ T = TypeVar("T", covariant=True)
 class Handshake(Protocol[T]):
     """Either side of the handshake phase."""
 
-    def outgoing(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """What is to be sent now."""
 
-    def talk(self) -> Generator[Any, Any, T]:
+    def run(self) -> Generator[Any, Any, T]:
         """What the handshake needs, step by step."""
 
 
-async def converse(
+async def run_handshake(
     handshake: Handshake[T],
     stream: StreamProtocol,
     *,
@@ -48,16 +48,16 @@ async def converse(
         OSError: it broke, or TLS failed.
 
     """
-    talk = handshake.talk()
+    talk = handshake.run()
     answer: Any = None
     time_slice = Slice()
     time_slice.begin(monotonic_ns())
     decongested = asyncio.Event()
-    stream.on_decongested = decongested.set
+    stream.on_write_resumed = decongested.set
     try:
         while True:
             step = talk.send(answer)
-            _send(stream, handshake.outgoing())
+            _send(stream, handshake.data_to_send())
             answer = None
             if isinstance(step, StartTLS):
                 # At once: the peer answers with the first bytes of TLS, which must not be received
@@ -66,7 +66,7 @@ async def converse(
                 continue
             if time_slice.is_over():
                 await time_slice.next()
-            while stream.congested:
+            while stream.write_paused:
                 decongested.clear()
                 await decongested.wait()
             if isinstance(step, Receive):
@@ -78,7 +78,7 @@ async def converse(
         result: T = end.value
         return result
     finally:
-        _send(stream, handshake.outgoing())
+        _send(stream, handshake.data_to_send())
 
 
 def _send(stream: StreamProtocol, data: bytes) -> None:

@@ -5,7 +5,7 @@ What holds here:
 * The transport receives into ``buffer[end:]``; ``buffer[start:end]`` has not been consumed.
 * A consumer may take a memoryview of what it consumed and hand it on. A buffer is never moved,
   refilled or resized while such a view is alive: reception goes on in another buffer, to which
-  only the bytes not yet consumed are copied. :class:`Spares` knows whether views are out.
+  only the bytes not yet consumed are copied. :class:`BufferPool` knows whether views are out.
 * Bytes that have arrived are never waited for.
 * Memory follows what arrives, not what a peer says will arrive: a connection on which little
   happens has a small buffer, and one for a large payload grows as that comes in.
@@ -19,17 +19,17 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, SupportsIndex, cast
 
-from .spares import Spares
+from .spares import BufferPool
 
 BUFFER_SIZE = 1024 * 1024
 """Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the
 unfinished one to the next buffer is rare, and small enough to stay in a processor's cache."""
 
-FIRST_BUFFER_SIZE = 8 * 1024
+INITIAL_BUFFER_SIZE = 8 * 1024
 """Bytes of the buffer until more arrives at once than fits into it. A handshake fits, and so do
 the requests of a client that makes few; there may be a thousand of those."""
 
-SMALLEST_RECEIVE = 64 * 1024
+MIN_RECEIVE_ROOM = 64 * 1024
 """With less room than this, reception goes on in a new buffer: a system call for a few bytes
 costs as much as one for many."""
 
@@ -37,13 +37,13 @@ costs as much as one for many."""
 class InPlaceStreamReader(asyncio.StreamReader):
     """An :class:`asyncio.StreamReader` that an :class:`asyncio.BufferedProtocol` fills in place.
 
-    The plain class copies each payload three times. This one adds :meth:`fill` and three
+    The plain class copies each payload three times. This one adds :meth:`wait_for` and three
     attributes, with which a parser works on the received bytes themselves, one await per batch.
 
     Concurrency: one consumer at a time.
 
     Attributes:
-        buffer: where the bytes lie; another object after each :meth:`fill`.
+        buffer: where the bytes lie; another object after each :meth:`wait_for`.
         start: index of the first byte that is not consumed; the consumer moves it on.
         end: index behind the last byte received.
 
@@ -51,11 +51,11 @@ class InPlaceStreamReader(asyncio.StreamReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self.buffer = bytearray(FIRST_BUFFER_SIZE)
+        self.buffer = bytearray(INITIAL_BUFFER_SIZE)
         self.start = 0
         self.end = 0
-        self._usual_size = FIRST_BUFFER_SIZE
-        self._spares = Spares()
+        self._usual_size = INITIAL_BUFFER_SIZE
+        self._pool = BufferPool()
         self._wanted = 1
         self._paused = False
         self._transport: asyncio.ReadTransport | None = None
@@ -65,8 +65,8 @@ class InPlaceStreamReader(asyncio.StreamReader):
 
     # The consumer's side
 
-    async def fill(self, wanted: int) -> bool:
-        """Wait until ``wanted`` bytes lie between :attr:`start` and :attr:`end`.
+    async def wait_for(self, nbytes: int) -> bool:
+        """Wait until ``nbytes`` bytes lie between :attr:`start` and :attr:`end`.
 
         Returns:
             False when the stream ended, and nothing was left over.
@@ -78,14 +78,14 @@ class InPlaceStreamReader(asyncio.StreamReader):
         Cancellation: safe; no byte is lost.
 
         """
-        self._wanted = wanted
-        while self.end - self.start < wanted:
+        self._wanted = nbytes
+        while self.end - self.start < nbytes:
             if self._error is not None:
                 raise self._error
             if self._ended:
                 if self.end == self.start:
                     return False
-                raise asyncio.IncompleteReadError(self._take(self.end - self.start), wanted)
+                raise asyncio.IncompleteReadError(self._take(self.end - self.start), nbytes)
             self._arrival = asyncio.get_running_loop().create_future()
             if self._transport is not None and self._paused:
                 self._paused = False
@@ -100,7 +100,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         """As in the base class."""
         if n < 0:
             raise ValueError("readexactly size can not be less than zero")
-        if n and not await self.fill(n):
+        if n and not await self.wait_for(n):
             raise asyncio.IncompleteReadError(b"", n)
         return self._take(n)
 
@@ -111,7 +111,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
             while piece := await self.read(BUFFER_SIZE):
                 pieces.append(piece)
             return b"".join(pieces)
-        if n == 0 or not await self.fill(1):
+        if n == 0 or not await self.wait_for(1):
             return b""
         return self._take(min(n, self.end - self.start))
 
@@ -123,7 +123,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         wanted = 1
         while True:
             try:
-                some = await self.fill(wanted)
+                some = await self.wait_for(wanted)
             except asyncio.IncompleteReadError as exc:
                 raise asyncio.IncompleteReadError(exc.partial, None) from None
             if not some:
@@ -157,7 +157,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         buffer, end = self.buffer, self.end
         unconsumed, room = end - self.start, len(buffer) - end
         if room < self._wanted - unconsumed or (
-            room < SMALLEST_RECEIVE and room < len(buffer) // 2
+            room < MIN_RECEIVE_ROOM and room < len(buffer) // 2
         ):
             self._make_room(unconsumed, room)
             buffer, end = self.buffer, self.end
@@ -170,7 +170,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         if not room:
             self._usual_size = BUFFER_SIZE
         # A small buffer is never full: the next one is larger.
-        full = room < SMALLEST_RECEIVE and len(self.buffer) >= BUFFER_SIZE
+        full = room < MIN_RECEIVE_ROOM and len(self.buffer) >= BUFFER_SIZE
         if self._wake() and full and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -208,14 +208,14 @@ class InPlaceStreamReader(asyncio.StreamReader):
         """
         self.buffer = bytearray()
         self.start = self.end = 0
-        self._spares = Spares()
+        self._pool = BufferPool()
         self._ended = True
 
     def _make_room(self, unconsumed: int, room: int) -> None:
         size = self._next_size(unconsumed)
-        if room >= SMALLEST_RECEIVE and self.start == 0 and len(self.buffer) >= size:
+        if room >= MIN_RECEIVE_ROOM and self.start == 0 and len(self.buffer) >= size:
             return  # a part of a large payload; the rest gets its room as this one fills up
-        old, self.buffer = self.buffer, self._spares.exchange(self.buffer, size)
+        old, self.buffer = self.buffer, self._pool.swap(self.buffer, size)
         # Views of the same bytes may overlap here: it is the buffer itself that was not in use.
         memoryview(self.buffer)[:unconsumed] = memoryview(old)[self.start : self.end]
         self.start, self.end = 0, unconsumed
@@ -228,7 +228,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
             # With room behind what is wanted, or its last bytes would make it all move once more.
             # But a header of 28 bytes can announce 32 MiB that never come.
             believed = max(2 * BUFFER_SIZE, 4 * unconsumed)
-            size = max(size, min(self._wanted + SMALLEST_RECEIVE, believed))
+            size = max(size, min(self._wanted + MIN_RECEIVE_ROOM, believed))
         if unconsumed >= self._wanted:
             size = max(size, 2 * unconsumed)
         return size

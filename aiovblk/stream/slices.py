@@ -111,11 +111,11 @@ class Slice:
     async def next(self) -> None:
         """Wait until the next slice may begin, and begin it.  Cancellation: safe."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._others.enqueue(partial(_occur, turn))
+        self._others.enqueue(partial(_set_once, turn))
         await turn
         self.begin(monotonic_ns())
 
 
-def _occur(event: asyncio.Future[None]) -> None:
+def _set_once(event: asyncio.Future[None]) -> None:
     if not event.done():  # whoever waited may have been cancelled
         event.set_result(None)

@@ -6,11 +6,11 @@ to copy as much.
 
 from __future__ import annotations
 
-SPARE_BUFFERS = 2
+MAX_POOLED_BUFFERS = 2
 """How many buffers that are still in use are remembered, to be used again."""
 
 
-class Spares:
+class BufferPool:
     """Buffers of one size, for one user.
 
     The interpreter itself knows whether views of one are out, since a bytearray refuses to be
@@ -18,20 +18,20 @@ class Spares:
     """
 
     def __init__(self) -> None:
-        self._spares: list[bytearray] = []
+        self._buffers: list[bytearray] = []
 
-    def exchange(self, used: bytearray, size: int) -> bytearray:
+    def swap(self, used: bytearray, size: int) -> bytearray:
         """Take note of a buffer that may still be in use; return one that is not.
 
         It may be the same. What lies in it is of no meaning.
         """
         # Those that are in use stay alive through their views. Only as many are kept for later as
         # a device needs whose handlers are quick, and none of a size that was for one payload.
-        fitting = [each for each in (*self._spares, used) if len(each) == size]
-        self._spares = fitting[-SPARE_BUFFERS:]
-        for at, buffer in enumerate(self._spares):
+        fitting = [each for each in (*self._buffers, used) if len(each) == size]
+        self._buffers = fitting[-MAX_POOLED_BUFFERS:]
+        for at, buffer in enumerate(self._buffers):
             if not _is_viewed(buffer):
-                return self._spares.pop(at)
+                return self._buffers.pop(at)
         return bytearray(size)
 
 

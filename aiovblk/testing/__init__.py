@@ -2,6 +2,6 @@
 
 from .check import check_block_device
 from .failure import CheckFailed
-from .medium import Medium
+from .medium import CrashableDisk
 
-__all__ = ["CheckFailed", "Medium", "check_block_device"]
+__all__ = ["CheckFailed", "CrashableDisk", "check_block_device"]

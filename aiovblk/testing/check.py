@@ -7,13 +7,13 @@ import contextlib
 from random import Random
 
 from ..arguments import check_count, check_seconds
-from ..device import BlockDevice, Factory
-from .disk import Crash, Disk
+from ..device import BlockDevice, DeviceFactory
+from .disk import CheckedDisk, Crash
 from .failure import CheckFailed
-from .plan import Planner, Request
-from .player import Player, Tally, turns
+from .plan import GeneratedRequest, RequestGenerator
+from .player import OutcomeCounts, RequestRunner, loop_turns
 
-ENOUGH = 20
+MIN_SAMPLES = 20
 """Requests of one kind of which one should have succeeded."""
 
 # How often a round ends in which way.
@@ -21,7 +21,7 @@ _ENDS = {"crash": 4, "reopen": 2, "look": 5, "nothing": 9}
 
 
 async def check_block_device(
-    open: Factory,
+    open: DeviceFactory,
     *,
     crash: Crash | None = None,
     seed: int = 0,
@@ -65,84 +65,86 @@ async def check_block_device(
     check_count("rounds", rounds)
     check_count("concurrency", concurrency)
     check_seconds("timeout", timeout)
-    check = _Check(Disk(open, crash, seed, timeout), seed, concurrency, timeout)
+    check = _Check(CheckedDisk(open, crash, seed, timeout), seed, concurrency, timeout)
     try:
         await check.run(rounds)
     except CheckFailed as exc:
         exc.seed, exc.round = seed, check.round
         raise
     finally:
-        await check.leave()
+        await check.cancel()
 
 
 class _Check:
     """One check of one disk."""
 
-    def __init__(self, disk: Disk, seed: int, concurrency: int, timeout: float) -> None:
+    def __init__(self, disk: CheckedDisk, seed: int, concurrency: int, timeout: float) -> None:
         self.round: int | None = None
         self._disk = disk
         self._seed = seed
         self._concurrency = concurrency
         self._timeout = timeout
-        self._tally = Tally()
-        self._player: Player | None = None
-        self._playing: list[asyncio.Task[None]] = []
+        self._outcomes = OutcomeCounts()
+        self._runner: RequestRunner | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     async def run(self, rounds: int) -> None:
         """Play all rounds."""
         disk = self._disk
         await disk.open_first()
-        planner = Planner(
-            disk.places,
+        planner = RequestGenerator(
+            disk.regions,
             disk.block_size,
             read_only=disk.read_only,
             concurrency=self._concurrency,
         )
         for self.round in range(rounds):
             random = Random(f"{self._seed} {self.round}")
-            await self._play_round(random, planner.round(random))
-        await self._end("reopen")
-        self._look_at_tally()
+            await self._run_round(random, planner.round(random))
+        await self._finish_round("reopen")
+        self._check_outcomes()
 
-    async def leave(self) -> None:
+    async def cancel(self) -> None:
         """Let go of the device, whatever state it is in."""
-        for task in self._playing:
+        for task in self._running:
             task.cancel()
-        if self._player is not None:
+        if self._runner is not None:
             with contextlib.suppress(CheckFailed):
-                await self._player.stop(self._timeout)
-        await asyncio.gather(*self._playing, return_exceptions=True)
-        await self._disk.leave()
+                await self._runner.stop(self._timeout)
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._disk.cancel()
 
-    async def _play_round(self, random: Random, chains: list[list[Request]]) -> None:
+    async def _run_round(self, random: Random, chains: list[list[GeneratedRequest]]) -> None:
         end = random.choices(list(_ENDS), list(_ENDS.values()))[0]
         finished, pause = random.randint(0, sum(map(len, chains))), random.randint(0, 3)
-        player = Player(self._disk.device, self._disk.model, self._tally, f"round {self.round}")
-        playing = [player.play(chain) for chain in chains]
+        player = RequestRunner(
+            self._disk.device, self._disk.model, self._outcomes, f"round {self.round}"
+        )
+        playing = [player.run_chain(chain) for chain in chains]
         if end == "crash" and self._disk.can_crash:
             playing.append(self._crash(player, finished, pause))
-        self._player, self._playing = player, [asyncio.ensure_future(each) for each in playing]
-        await self._play_to_the_end(player)
-        await self._end(end)
+        self._runner, self._running = player, [asyncio.ensure_future(each) for each in playing]
+        await self._run_to_the_end(player)
+        await self._finish_round(end)
 
-    async def _play_to_the_end(self, player: Player) -> None:
+    async def _run_to_the_end(self, player: RequestRunner) -> None:
         done, late = await asyncio.wait(
-            self._playing, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION
+            self._running, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION
         )
         for each in done:
             each.result()
         if late:
             raise CheckFailed(f"after {self._timeout} s this still runs: {player.unfinished}")
 
-    async def _crash(self, player: Player, finished: int, pause: int) -> None:
+    async def _crash(self, player: RequestRunner, finished: int, pause: int) -> None:
         """Crash when so many requests are done with, and a few turns of the loop later."""
         await player.reached(finished)
-        await turns(pause)
+        await loop_turns(pause)
         player.over = True
         await self._disk.crash()
         await player.stop(self._timeout)
 
-    async def _end(self, how: str) -> None:
+    async def _finish_round(self, how: str) -> None:
         disk = self._disk
         if how == "crash" and disk.can_crash:
             await disk.open_again("after a crash")
@@ -150,13 +152,13 @@ class _Check:
             await disk.close()
             await disk.open_again("after flush and unmount")
         elif how == "look":
-            await disk.look("with nothing in flight")
-        disk.model.rest()
+            await disk.verify("with nothing in flight")
+        disk.model.forget_hidden()
 
-    def _look_at_tally(self) -> None:
-        for command, error in self._tally.errors.items():
-            failed = self._tally.failed[command]
-            if failed >= ENOUGH and not self._tally.succeeded[command]:
+    def _check_outcomes(self) -> None:
+        for command, error in self._outcomes.errors.items():
+            failed = self._outcomes.failed[command]
+            if failed >= MIN_SAMPLES and not self._outcomes.succeeded[command]:
                 raise CheckFailed(
                     f"all {failed} calls of {command} have failed, the last with {error!r}"
                 ) from error

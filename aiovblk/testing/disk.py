@@ -10,16 +10,16 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from ..contract import check_device
-from ..device import BlockDevice, Factory, device_of, overrides
-from ..errors import STOPS
+from ..device import BlockDevice, DeviceFactory, make_device, overrides
+from ..errors import STOP_EXCEPTIONS
 from .answers import checked_extents, checked_view
 from .failure import CheckFailed
 from .model import Model
-from .places import Places
-from .plan import Request
+from .places import Regions
+from .plan import GeneratedRequest
 from .player import UNASKED
 
-LARGEST_BLOCK = 64 * 1024
+MAX_BLOCK = 64 * 1024
 """Bytes; the largest that the network takes."""
 
 ATTEMPTS = 50
@@ -28,7 +28,7 @@ ATTEMPTS = 50
 Crash = Callable[[BlockDevice], Awaitable[object] | object]
 
 
-class Disk:
+class CheckedDisk:
     """What outlives a device: the factory that opens it, and what it should hold.
 
     Nothing may be in flight when it is opened, closed or looked at.
@@ -42,19 +42,21 @@ class Disk:
     Attributes:
         device: it, while it is open.
         model: what it should hold.
-        places: the blocks that are used.
+        regions: the blocks that are used.
         block_size: bytes.
         read_only: whether nothing in it may be changed.
 
     """
 
     model: Model
-    places: Places
+    regions: Regions
     block_size: int
     read_only: bool
     _geometry: str
 
-    def __init__(self, factory: Factory, crash: Crash | None, seed: int, timeout: float) -> None:
+    def __init__(
+        self, factory: DeviceFactory, crash: Crash | None, seed: int, timeout: float
+    ) -> None:
         self._factory = factory
         self._crash = crash
         self._seed = seed
@@ -81,13 +83,13 @@ class Disk:
         # One that has no write but is not read-only lets writes come through, and fail.
         self.read_only = device.read_only or not overrides(device, BlockDevice.write)
         self._geometry = _geometry(device)
-        self.places = Places(device.block_size, device.blocks, Random(self._seed))
+        self.regions = Regions(device.block_size, device.blocks, Random(self._seed))
         self.model = Model(
             device.block_size, write_through=not overrides(device, BlockDevice.flush)
         )
-        for window in self.places.windows:
-            self.model.learn(window.start, await self._read(window))
-        await self.look("when it is opened")
+        for window in self.regions.windows:
+            self.model.load(window.start, await self._read(window))
+        await self.verify("when it is opened")
 
     async def open_again(self, when: str) -> None:
         """Open it after a crash or an unmount, and look at it."""
@@ -95,7 +97,7 @@ class Disk:
         device = await self._open()
         if _geometry(device) != self._geometry:
             raise CheckFailed(f"opened again it has {_geometry(device)}, not {self._geometry}")
-        await self.look(when)
+        await self.verify(when)
 
     async def close(self) -> None:
         """Flush, then unmount it."""
@@ -118,14 +120,14 @@ class Disk:
             if inspect.isawaitable(crashed):
                 await crashed
 
-    async def leave(self) -> None:
+    async def cancel(self) -> None:
         """Unmount it, if it is open, whatever state it is in."""
         if self._device is not None:
             with contextlib.suppress(CheckFailed):
                 async with self._step("unmount"):
                     await self._device.unmount()
 
-    async def look(self, when: str) -> None:
+    async def verify(self, when: str) -> None:
         """Compare all blocks in use with what they should hold.
 
         Args:
@@ -133,28 +135,28 @@ class Disk:
 
         """
         try:
-            for window in self.places.windows:
+            for window in self.regions.windows:
                 began = self.model.now()
                 data = await self._read(window)
-                async with self._step(str(Request("read", window, self.block_size))):
-                    self.model.see(began, window.start, data)
-                await self._look_at_extents(window, data)
+                async with self._step(str(GeneratedRequest("read", window, self.block_size))):
+                    self.model.check_read(began, window.start, data)
+                await self._verify_extents(window, data)
         except CheckFailed as exc:
             exc.request = f"{exc.request} {when}"
             raise
 
     async def _open(self) -> BlockDevice:
         async with self._step("opening it"):
-            device = await device_of(self._factory)
+            device = await make_device(self._factory)
         try:
-            self._device = check_device(device, smallest=1, largest=LARGEST_BLOCK)
+            self._device = check_device(device, min_block_size=1, max_block_size=MAX_BLOCK)
         except (TypeError, ValueError) as exc:
             raise CheckFailed(str(exc)) from exc
         return self._device
 
     async def _read(self, blocks: range) -> bytes:
         """Read, and read again if that fails."""
-        request = Request("read", blocks, self.block_size)
+        request = GeneratedRequest("read", blocks, self.block_size)
         error: OSError | None = None
         for _ in range(ATTEMPTS):
             async with self._step(str(request)):
@@ -166,11 +168,11 @@ class Disk:
         reason = f"has failed {ATTEMPTS} times, in the end with {error!r}"
         raise CheckFailed(reason, str(request)) from error
 
-    async def _look_at_extents(self, blocks: range, data: bytes) -> None:
+    async def _verify_extents(self, blocks: range, data: bytes) -> None:
         """Compare what is said to be zero with what was read, be it trimmed."""
         size, left = self.block_size, blocks
         while left:
-            request = Request("extents", left, size)
+            request = GeneratedRequest("extents", left, size)
             async with self._step(str(request)):
                 try:
                     found = await self.device.extents(request.offset, request.length)
@@ -200,7 +202,7 @@ class Disk:
             if task is None or task.cancelling():
                 raise
             raise CheckFailed(UNASKED, what) from None
-        except STOPS:
+        except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
             late = limit.expired()

@@ -11,13 +11,13 @@ from random import Random
 from ..arguments import check_block_size, check_count
 from ..device import BlockDevice, Extent
 
-_MOST_TOLD = 4096  # blocks that one answer of extents is about
+_MAX_EXTENTS = 4096  # blocks that one answer of extents is about
 
 Held = bytes | None
 """What a block holds; None for zeroes, which take no memory."""
 
 
-class Medium:
+class CrashableDisk:
     """A disk with a volatile write cache, all zeroes at first.
 
     Its contents outlive the devices that :meth:`open` makes, one at a time. What was written since
@@ -45,7 +45,7 @@ class Medium:
         self._blocks = size // block_size
         self._random = Random(seed)
         self._contents = _Contents()
-        self._device: _MediumDevice | None = None
+        self._device: _CrashableDevice | None = None
 
     def open(self) -> BlockDevice:
         """Make a device of it.
@@ -56,7 +56,7 @@ class Medium:
         """
         if self._device is not None and self._device.is_open:
             raise RuntimeError("the medium has an open device: unmount that, or let it crash")
-        self._device = _MediumDevice(
+        self._device = _CrashableDevice(
             self._contents, self._random, block_size=self._block_size, blocks=self._blocks
         )
         return self._device
@@ -66,7 +66,7 @@ class Medium:
 
         The open device is dead: all its requests, those in flight too, fail with EIO.
         """
-        self._contents.lose(self._random)
+        self._contents.crash(self._random)
         if self._device is not None:
             self._device.is_open = False
 
@@ -90,7 +90,7 @@ class _Contents:
             self._store(block, versions[-1])
         self._unflushed.clear()
 
-    def lose(self, random: Random) -> None:
+    def crash(self, random: Random) -> None:
         for block, versions in self._unflushed.items():
             self._store(block, random.choice([self._durable.get(block), *versions]))
         self._unflushed.clear()
@@ -102,7 +102,7 @@ class _Contents:
             self._durable[block] = held
 
 
-class _MediumDevice(BlockDevice):
+class _CrashableDevice(BlockDevice):
     """One life of a medium."""
 
     def __init__(
@@ -156,7 +156,7 @@ class _MediumDevice(BlockDevice):
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Tell what was never written, or is zeroes."""
         await self._wait()
-        return list(self._extents(offset, min(length, _MOST_TOLD * self.block_size)))
+        return list(self._extents(offset, min(length, _MAX_EXTENTS * self.block_size)))
 
     async def unmount(self) -> None:
         """Let the medium be opened again; what is cached stays so."""

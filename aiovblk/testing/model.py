@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import inf
 
 from .failure import CheckFailed
-from .stamps import SCRIBBLE, stamps_in
+from .stamps import SCRIBBLE_BYTE, stamps_in
 
 Content = Callable[[int], bytes | None]
 """What a block holds, by its number; None for anything."""
@@ -46,7 +46,7 @@ class Change:
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
+class _BlockVersion:
     """A change in one block."""
 
     change: Change
@@ -69,7 +69,7 @@ class Model:
         self._block_size = block_size
         self._write_through = write_through
         self._zeroes = bytes(block_size)
-        self._blocks: dict[int, list[_Held]] = {}
+        self._blocks: dict[int, list[_BlockVersion]] = {}
         self._changes: dict[int, Change] = {}
         self._readings: list[Change] = []
         self._clock = 0
@@ -79,7 +79,7 @@ class Model:
         self._clock += 1
         return self._clock
 
-    def learn(self, first: int, data: bytes) -> None:
+    def load(self, first: int, data: bytes) -> None:
         """Take what was found, from this block on, for what they hold."""
         blocks = range(first, first + len(data) // self._block_size)
 
@@ -96,7 +96,7 @@ class Model:
         change = Change(self.next_number, blocks, content, what, self.now())
         self._changes[change.number] = change
         for block in blocks:
-            self._blocks.setdefault(block, []).append(_Held(change))
+            self._blocks.setdefault(block, []).append(_BlockVersion(change))
         return change
 
     @property
@@ -122,14 +122,14 @@ class Model:
                 if held.hidden < began:
                     held.erased = True
 
-    def rest(self) -> None:
+    def forget_hidden(self) -> None:
         """Nothing is in flight: forget what can be seen no more."""
         for block, several in self._blocks.items():
             self._blocks[block] = [held for held in several if not self._is_gone(held)]
 
     def restart(self) -> None:
         """The device was opened again: after a crash, or after an unmount with its flush."""
-        self.rest()
+        self.forget_hidden()
         now = self.now()
         for several in self._blocks.values():
             for held in several:
@@ -137,10 +137,10 @@ class Model:
                 held.change.settled = True
                 held.change.returned = min(held.change.returned, now)
 
-    def _is_gone(self, held: _Held) -> bool:
+    def _is_gone(self, held: _BlockVersion) -> bool:
         return held.erased or (self._write_through and held.hidden < inf)
 
-    def see(self, began: float, first: int, data: bytes) -> None:
+    def check_read(self, began: float, first: int, data: bytes) -> None:
         """Take note of what a read returned, from this block on.
 
         Raises:
@@ -150,15 +150,15 @@ class Model:
         now, size = self.now(), self._block_size
         for block in range(first, first + len(data) // size):
             begin = (block - first) * size
-            self._see(began, now, block, data[begin : begin + size])
+            self._check_block(began, now, block, data[begin : begin + size])
 
-    def see_zeroes(self, began: float, blocks: range) -> None:
-        """Take note that these were said to read as zeroes; as :meth:`see`."""
+    def check_zeroes(self, began: float, blocks: range) -> None:
+        """Take note that these were said to read as zeroes; as :meth:`check_read`."""
         now = self.now()
         for block in blocks:
-            self._see(began, now, block, self._zeroes)
+            self._check_block(began, now, block, self._zeroes)
 
-    def _see(self, began: float, now: float, block: int, found: bytes) -> None:
+    def _check_block(self, began: float, now: float, block: int, found: bytes) -> None:
         allowed = [held for held in self._blocks[block] if held.hidden > began]
         contents = [held.change.content(block) for held in allowed]
         if len(allowed) == 1 and contents[0] == found:  # by far the most
@@ -175,7 +175,7 @@ class Model:
 
     # In words
 
-    def _deviation(self, block: int, found: bytes, allowed: list[_Held]) -> str:
+    def _deviation(self, block: int, found: bytes, allowed: list[_BlockVersion]) -> str:
         expected = " or ".join(str(held.change) for held in allowed)
         return (
             f"block {block} (offset {block * self._block_size}) holds {self._describe(found)},"
@@ -185,7 +185,7 @@ class Model:
     def _describe(self, found: bytes) -> str:
         if found == self._zeroes:
             return "zeroes"
-        if found == bytes([SCRIBBLE]) * len(found):
+        if found == bytes([SCRIBBLE_BYTE]) * len(found):
             return "what `data` was overwritten with after write had returned"
         stamps = list(dict.fromkeys(self._describe_stamps(found)))
         if any(stamp != "zeroes" for stamp in stamps):
@@ -205,21 +205,23 @@ class Model:
                 yield f"block {block} of {change}"
 
 
-def _split(allowed: list[_Held], block: int, found: bytes) -> tuple[list[_Held], list[_Held]]:
+def _split(
+    allowed: list[_BlockVersion], block: int, found: bytes
+) -> tuple[list[_BlockVersion], list[_BlockVersion]]:
     """Those that may be what was found, and those that are not."""
-    shown: list[_Held] = []
-    others: list[_Held] = []
+    shown: list[_BlockVersion] = []
+    others: list[_BlockVersion] = []
     for held in allowed:
         (shown if held.change.content(block) in (None, found) else others).append(held)
     return shown, others
 
 
-def _is_past(held: _Held, began: float) -> bool:
+def _is_past(held: _BlockVersion, began: float) -> bool:
     return held.change.settled and held.change.returned < began
 
 
 def _is_mixture(
-    found: bytes, contents: list[bytes | None], allowed: list[_Held], began: float
+    found: bytes, contents: list[bytes | None], allowed: list[_BlockVersion], began: float
 ) -> bool:
     """Whether a read beside a write found a part of each, as with a copy under way."""
     if all(_is_past(held, began) for held in allowed):

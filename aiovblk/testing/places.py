@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from random import Random
 
-MOST_BLOCKS = 2048
-MOST_BYTES = 4 * 1024 * 1024
+MAX_BLOCKS = 2048
+MAX_BYTES = 4 * 1024 * 1024
 """What a device may have at most for all of it to be used."""
 
 _WIDE = 256  # blocks of the largest window of a larger device
@@ -15,7 +15,7 @@ _NARROW_BYTES = 256 * 1024
 _MIDDLES = 4  # windows that are neither at the beginning nor at the end
 
 
-class Places:
+class Regions:
     """The blocks of a device that a check uses.
 
     All of a small device; of a large one its first and last blocks and some between: around
@@ -33,7 +33,7 @@ class Places:
 
     def __init__(self, block_size: int, blocks: int, random: Random) -> None:
         self.windows = [range(blocks)]
-        if blocks > min(MOST_BLOCKS, MOST_BYTES // block_size):
+        if blocks > min(MAX_BLOCKS, MAX_BYTES // block_size):
             narrow = max(min(_NARROW, _NARROW_BYTES // block_size), 4)
             wide = narrow * _WIDE // _NARROW
             middles = [_around(_a_border(blocks, random), narrow) for _ in range(_MIDDLES)]

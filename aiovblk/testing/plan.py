@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from .places import Places
+from .places import Regions
 
 # How often each is made, in proportion.
 _READS = {"read": 12, "extents": 4, "cache": 1, "flush": 1}
 _CHANGES = {"write": 14, "write_zeroes": 4, "trim": 3, "flush": 3}
 
-_MOST_CHAINS = 10
-_MOST_REQUESTS = 4  # of one chain
+_MAX_CHAINS = 10
+_MAX_REQUESTS = 4  # of one chain
 _CANCELLED = 0.1  # of all requests
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GeneratedRequest:
     """A call of a handler, and what becomes of it. Its times are turns of the event loop."""
 
     command: str
@@ -52,7 +52,7 @@ class Request:
         return f"{self.command}({arguments}){cancelled}"
 
 
-class Planner:
+class RequestGenerator:
     """Chooses requests.
 
     Args:
@@ -64,27 +64,27 @@ class Planner:
     """
 
     def __init__(
-        self, places: Places, block_size: int, *, read_only: bool, concurrency: int
+        self, places: Regions, block_size: int, *, read_only: bool, concurrency: int
     ) -> None:
         self._places = places
         self._block_size = block_size
         self._weights = _READS if read_only else _READS | _CHANGES
-        self._most_chains = min(_MOST_CHAINS, concurrency)
+        self._most_chains = min(_MAX_CHAINS, concurrency)
 
-    def round(self, random: Random) -> list[list[Request]]:
+    def round(self, random: Random) -> list[list[GeneratedRequest]]:
         """Chains of requests: within a chain one comes after the other, chains begin together."""
         taken: list[range] = []
         chains = []
         for _ in range(random.randint(1, self._most_chains)):
-            length = random.randint(1, _MOST_REQUESTS)
+            length = random.randint(1, _MAX_REQUESTS)
             commands = random.choices(list(self._weights), list(self._weights.values()), k=length)
             chains.append([self._request(random, command, taken) for command in commands])
         return chains
 
-    def _request(self, random: Random, command: str, taken: list[range]) -> Request:
+    def _request(self, random: Random, command: str, taken: list[range]) -> GeneratedRequest:
         blocks = self._places.pick(random, taken)
         taken.append(blocks)
-        return Request(
+        return GeneratedRequest(
             command,
             blocks,
             self._block_size,
@@ -96,6 +96,6 @@ class Planner:
         )
 
 
-def count(chains: Sequence[Sequence[Request]]) -> int:
+def count(chains: Sequence[Sequence[GeneratedRequest]]) -> int:
     """How many requests these are."""
     return sum(map(len, chains))

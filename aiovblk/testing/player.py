@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ..device import BlockDevice
-from ..errors import STOPS
+from ..errors import STOP_EXCEPTIONS
 from .answers import checked_extents, checked_view
 from .failure import CheckFailed
 from .model import Content, Model
-from .plan import Request
-from .stamps import SCRIBBLE, stamped
+from .plan import GeneratedRequest
+from .stamps import SCRIBBLE_BYTE, stamped
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class _Over(Exception):  # noqa: N818 (nor does this)
     """Nobody wants to know what became of the request."""
 
 
-class Tally:
+class OutcomeCounts:
     """How often requests succeeded and failed, by command; over all times the device is opened."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Tally:
         """The last of each command."""
 
 
-class Player:
+class RequestRunner:
     """Makes requests of a device, and compares what it answers with a model.
 
     Args:
@@ -58,16 +58,16 @@ class Player:
 
     """
 
-    def __init__(self, device: BlockDevice, model: Model, tally: Tally, name: str) -> None:
+    def __init__(self, device: BlockDevice, model: Model, tally: OutcomeCounts, name: str) -> None:
         self._device = device
         self._model = model
-        self._tally = tally
+        self._outcomes = tally
         self._name = name
-        self._running: dict[asyncio.Task[Check | None], Request] = {}
+        self._running: dict[asyncio.Task[Check | None], GeneratedRequest] = {}
         self.over = False
         self.finished = 0
         self._when_finished: dict[int, asyncio.Future[None]] = {}
-        self._handlers: dict[str, Callable[[Request], Awaitable[Check | None]]] = {
+        self._handlers: dict[str, Callable[[GeneratedRequest], Awaitable[Check | None]]] = {
             "read": self._read,
             "write": self._write,
             "write_zeroes": self._write_zeroes,
@@ -77,7 +77,7 @@ class Player:
             "cache": self._cache,
         }
 
-    async def play(self, chain: Sequence[Request]) -> None:
+    async def run_chain(self, chain: Sequence[GeneratedRequest]) -> None:
         """Make these requests, one after the other.
 
         Raises:
@@ -85,7 +85,7 @@ class Player:
 
         """
         for request in chain:
-            await turns(request.pause)
+            await loop_turns(request.pause)
             if self.over:
                 return
             try:
@@ -131,18 +131,18 @@ class Player:
         if reached is not None and not reached.done():
             reached.set_result(None)
 
-    async def _make(self, request: Request) -> None:
+    async def _make(self, request: GeneratedRequest) -> None:
         task = _start(self._serve(request))
         self._running[task] = request
         task.add_done_callback(self._forget)
         if request.cancel is not None:
-            await turns(request.cancel)
+            await loop_turns(request.cancel)
             task.cancel()
         await asyncio.wait([task])
         # A task that is cancelled before its first step never makes its request.
         check = None if task.cancelled() else task.result()
         if check is not None:
-            await turns(request.hold)
+            await loop_turns(request.hold)
             if not self.over:
                 check()
 
@@ -151,7 +151,7 @@ class Player:
         if not task.cancelled():
             task.exception()  # looked at even if whoever waited for it was cancelled
 
-    async def _serve(self, request: Request) -> Check | None:
+    async def _serve(self, request: GeneratedRequest) -> Check | None:
         try:
             return await self._handlers[request.command](request)
         except _Over:
@@ -159,18 +159,20 @@ class Player:
 
     # The commands
 
-    async def _read(self, request: Request) -> Check | None:
+    async def _read(self, request: GeneratedRequest) -> Check | None:
         began, length = self._model.now(), request.length
         try:
-            data = await self._answer(request, lambda: self._device.read(request.offset, length))
+            data = await self._check_outcome(
+                request, lambda: self._device.read(request.offset, length)
+            )
         except _Failed:
             return None
         view = checked_view(data, length)
         if not view.readonly:  # it is copied at once
             view = memoryview(bytes(view))
-        return lambda: self._model.see(began, request.blocks.start, bytes(view))
+        return lambda: self._model.check_read(began, request.blocks.start, bytes(view))
 
-    async def _write(self, request: Request) -> None:
+    async def _write(self, request: GeneratedRequest) -> None:
         number, size = self._model.next_number, request.block_size
 
         def content(block: int) -> bytes:
@@ -186,7 +188,7 @@ class Player:
         finally:
             _take_back(buffer, data, keep_exported=not succeeded)
 
-    async def _write_zeroes(self, request: Request) -> None:
+    async def _write_zeroes(self, request: GeneratedRequest) -> None:
         zeroes = bytes(request.block_size)
         await self._change(
             request,
@@ -196,23 +198,23 @@ class Player:
             ),
         )
 
-    async def _trim(self, request: Request) -> None:
+    async def _trim(self, request: GeneratedRequest) -> None:
         await self._change(
             request,
             lambda block: None,
             lambda: self._device.trim(request.offset, request.length),
         )
 
-    async def _flush(self, request: Request) -> None:
+    async def _flush(self, request: GeneratedRequest) -> None:
         began = self._model.now()
         with contextlib.suppress(_Failed):
-            await self._answer(request, self._device.flush)
+            await self._check_outcome(request, self._device.flush)
             self._model.flush(began)
 
-    async def _extents(self, request: Request) -> None:
+    async def _extents(self, request: GeneratedRequest) -> None:
         began, block = self._model.now(), request.blocks.start
         try:
-            found = await self._answer(
+            found = await self._check_outcome(
                 request, lambda: self._device.extents(request.offset, request.length)
             )
         except _Failed:
@@ -220,30 +222,34 @@ class Player:
         for extent in checked_extents(found, request.block_size):
             end = min(block + extent.length // request.block_size, request.blocks.stop)
             if extent.zero:
-                self._model.see_zeroes(began, range(block, end))
+                self._model.check_zeroes(began, range(block, end))
             block = end
 
-    async def _cache(self, request: Request) -> None:
+    async def _cache(self, request: GeneratedRequest) -> None:
         with contextlib.suppress(_Failed):
-            await self._answer(request, lambda: self._device.cache(request.offset, request.length))
+            await self._check_outcome(
+                request, lambda: self._device.cache(request.offset, request.length)
+            )
 
     # What they have in common
 
     async def _change(
-        self, request: Request, content: Content, call: Callable[[], Awaitable[object]]
+        self, request: GeneratedRequest, content: Content, call: Callable[[], Awaitable[object]]
     ) -> bool:
         """Call a handler that changes blocks; returns whether it succeeded."""
         what = f"{self._name}'s {request}"
         change = self._model.begin(request.blocks, content, what)
         try:
-            await self._answer(request, call)
+            await self._check_outcome(request, call)
             succeeded = True
         except _Failed:
             succeeded = False
         self._model.end(change, succeeded=succeeded)
         return succeeded
 
-    async def _answer(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
+    async def _check_outcome(
+        self, request: GeneratedRequest, call: Callable[[], Awaitable[T]]
+    ) -> T:
         """Call a handler, once or until nobody cancels it any more."""
         while True:
             try:
@@ -252,20 +258,20 @@ class Player:
                 self._take_cancellation(request)
             except OSError as exc:
                 self._unless_over()
-                self._tally.failed[request.command] += 1
-                self._tally.errors[request.command] = exc
+                self._outcomes.failed[request.command] += 1
+                self._outcomes.errors[request.command] = exc
                 raise _Failed from exc
-            except STOPS:
+            except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:
                 self._unless_over()
                 raise CheckFailed(f"raised {exc!r}, which is no OSError") from exc
             else:
                 self._unless_over()
-                self._tally.succeeded[request.command] += 1
+                self._outcomes.succeeded[request.command] += 1
                 return result
 
-    def _take_cancellation(self, request: Request) -> None:
+    def _take_cancellation(self, request: GeneratedRequest) -> None:
         self._unless_over()
         task = asyncio.current_task()
         assert task is not None  # each request has a task of its own
@@ -295,7 +301,7 @@ def _take_back(buffer: bytearray, data: memoryview, *, keep_exported: bool) -> N
         data.release()
     if keep_exported and _is_exported(buffer):
         return
-    buffer[:] = bytes([SCRIBBLE]) * len(buffer)
+    buffer[:] = bytes([SCRIBBLE_BYTE]) * len(buffer)
 
 
 def _is_exported(buffer: bytearray) -> bool:
@@ -318,7 +324,7 @@ else:
         return asyncio.get_running_loop().create_task(serving)
 
 
-async def turns(count: int) -> None:
+async def loop_turns(count: int) -> None:
     """Let the event loop turn so often."""
     for _ in range(count):
         await asyncio.sleep(0)

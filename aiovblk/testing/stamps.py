@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 _STAMP = struct.Struct(">QQ")
 
-SCRIBBLE = 0xDB
+SCRIBBLE_BYTE = 0xDB
 """The byte that ``data`` is overwritten with once :meth:`write` has returned."""
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from .. import forks
 
-LARGEST_MESSAGE = 1024 * 1024
+MAX_MESSAGE = 1024 * 1024
 """Bytes. A message is small: a call, a result, a record of the log."""
 
-MOST_SOCKETS = 4
+MAX_SOCKETS = 4
 """Open sockets in one message."""
 
 Receive = Callable[[Any, list[socket.socket]], None]
@@ -27,7 +27,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that keep messages apart."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
     return ends
 
 
@@ -46,7 +46,7 @@ class Channel:
     def __init__(
         self, sock: socket.socket, on_message: Receive, on_end: Callable[[], None]
     ) -> None:
-        self._sock = forks.withhold_socket(sock)  # a child would hide that this end is gone
+        self._sock = forks.protect_socket(sock)  # a child would hide that this end is gone
         self._on_message = on_message
         self._on_end = on_end
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -65,12 +65,12 @@ class Channel:
 
         """
         data = pickle.dumps(message)
-        if len(data) > LARGEST_MESSAGE // 2:
+        if len(data) > MAX_MESSAGE // 2:
             raise ValueError(f"a message of {len(data)} bytes is too large")
         if self._sock.fileno() < 0:
             return
         # Of their own, since the caller may close his while the message waits.
-        self._unsent.append((data, [forks.withhold(os.dup(sock.fileno())) for sock in sockets]))
+        self._unsent.append((data, [forks.protect_fd(os.dup(sock.fileno())) for sock in sockets]))
         self._send()
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Channel:
     def _receive(self) -> None:
         while self._sock.fileno() >= 0:
             try:
-                data, descriptors = receive(self._sock, LARGEST_MESSAGE, MOST_SOCKETS)
+                data, descriptors = receive(self._sock, MAX_MESSAGE, MAX_SOCKETS)
             except BlockingIOError:
                 return
             except OSError:
@@ -118,7 +118,7 @@ def receive_first(sock: socket.socket) -> Any:
         EOFError: the other end is gone.
 
     """
-    data, _ = receive(sock, LARGEST_MESSAGE, MOST_SOCKETS)
+    data, _ = receive(sock, MAX_MESSAGE, MAX_SOCKETS)
     if not data:
         raise EOFError("the other end of the channel is closed")
     return pickle.loads(data)
@@ -149,4 +149,4 @@ def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
-            forks.close(descriptor)
+            forks.close_protected(descriptor)

@@ -19,11 +19,11 @@ from typing import Any
 
 import uvloop
 
-from .channel import LARGEST_MESSAGE, Channel, receive_first
-from .messages import Call, Event, Outcome, Preparation
+from .channel import MAX_MESSAGE, Channel, receive_first
+from .messages import Call, Notification, Result, StartupMessage
 from .process import MakeService, Service
 
-LONGEST_WORDS = 4096
+MAX_ERROR_REPR = 4096
 """Characters that an exception is told in."""
 
 
@@ -38,7 +38,7 @@ def main(descriptor: int) -> None:
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     try:
-        preparation: Preparation = receive_first(sock)
+        preparation: StartupMessage = receive_first(sock)
     except EOFError:
         return
     spawn.prepare(preparation.data)
@@ -50,7 +50,7 @@ def main(descriptor: int) -> None:
 class _Child:
     """The service, and who calls it."""
 
-    def __init__(self, preparation: Preparation) -> None:
+    def __init__(self, preparation: StartupMessage) -> None:
         self._service: Service | None = None
         self._log_level = preparation.log_level
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +63,7 @@ class _Child:
         logging.getLogger().setLevel(self._log_level)
         await ended.wait()
         if self._service is not None:
-            await self._service.leave()
+            await self._service.shutdown()
 
     def _on_message(self, call: Call, sockets: list[socket.socket]) -> None:
         task = asyncio.create_task(self._answer(call, sockets))
@@ -77,20 +77,20 @@ class _Child:
             arguments = pickle.loads(call.arguments)
             if call.name == "start":
                 make_service: MakeService = arguments[0]
-                self._service = make_service(self._tell)
+                self._service = make_service(self._notify)
                 result = None
             else:
                 result = await getattr(self._service, call.name)(*arguments, *sockets)
-            self._channel.send(Outcome(call.number, pickle.dumps(result)))
+            self._channel.send(Result(call.number, pickle.dumps(result)))
         except BaseException as exc:  # whatever it is, the parent waits for an answer
             exc.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
-            self._channel.send(Outcome(call.number, _pickled(exc), _in_words(exc)))
+            self._channel.send(Result(call.number, _pickled(exc), _format_error(exc)))
             # Nobody cancels these tasks; but a factory may have been, or a future that it awaits.
             if isinstance(exc, GeneratorExit | KeyboardInterrupt | SystemExit):
                 raise
 
-    def _tell(self, name: str, *arguments: Any) -> None:
-        self._channel.send(Event(name, arguments))
+    def _notify(self, name: str, *arguments: Any) -> None:
+        self._channel.send(Notification(name, arguments))
 
 
 def _pickled(exc: BaseException) -> bytes:
@@ -98,12 +98,12 @@ def _pickled(exc: BaseException) -> bytes:
         content = pickle.dumps(exc)
     except Exception:
         return b""  # the parent makes do with its words
-    return content if len(content) <= LARGEST_MESSAGE // 4 else b""
+    return content if len(content) <= MAX_MESSAGE // 4 else b""
 
 
-def _in_words(exc: BaseException) -> str:
+def _format_error(exc: BaseException) -> str:
     try:
-        return repr(exc)[:LONGEST_WORDS]
+        return repr(exc)[:MAX_ERROR_REPR]
     except Exception:
         return type(exc).__name__
 

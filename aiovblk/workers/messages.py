@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class Preparation(NamedTuple):
+class StartupMessage(NamedTuple):
     """The first message: what the worker needs to find the parent's modules."""
 
     data: dict[str, Any]
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     """How many come with it. Fewer arrive where the worker has no descriptor left for them."""
 
 
-class Outcome(NamedTuple):
+class Result(NamedTuple):
     """What became of a call."""
 
     number: int
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     """The exception in words; empty for none."""
 
 
-class Event(NamedTuple):
+class Notification(NamedTuple):
     """The service tells something of its own accord."""
 
     name: str

@@ -16,13 +16,13 @@ from multiprocessing import spawn
 from typing import Any, Protocol
 
 from .. import interpreter
-from ..threads import in_thread
+from ..threads import run_in_daemon_thread
 from .channel import Channel, socket_pair
-from .messages import Call, Event, Outcome, Preparation
+from .messages import Call, Notification, Result, StartupMessage
 
 logger = logging.getLogger("aiovblk")
 
-ENDING_TIMEOUT = 5.0
+EXIT_TIMEOUT = 5.0
 """Seconds for a worker to end that has nothing more to do; and again once it is killed, which the
 kernel puts off while the worker waits for a disk."""
 
@@ -42,7 +42,7 @@ _NOT_STARTED = (
 class Service(Protocol):
     """What a worker does: coroutine methods of any name, which the parent calls."""
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         """Let go of everything: the parent is gone, or needs it no longer."""
 
 
@@ -90,16 +90,16 @@ class Worker:
         ours, theirs = socket_pair()
         with ours:
             # In a thread: from a large process it takes a while.
-            self._spawning = in_thread(_spawn, theirs)
+            self._spawning = run_in_daemon_thread(_spawn, theirs)
             try:
                 await asyncio.shield(asyncio.wrap_future(self._spawning))
             except BaseException as exc:
-                self._let_go(f"a worker process did not begin: {exc!r}")
+                self._release(f"a worker process did not begin: {exc!r}")
                 raise
             self._channel = Channel(ours.dup(), self._on_message, self._on_end)
         try:
             self._channel.send(
-                Preparation(
+                StartupMessage(
                     _preparation_data(make_service),
                     is_uvloop=type(loop).__module__.partition(".")[0] == "uvloop",
                     log_level=logger.getEffectiveLevel(),
@@ -110,7 +110,7 @@ class Worker:
             except WorkerLostError as exc:
                 raise WorkerLostError(f"{exc} {_NOT_STARTED}") from None
         except BaseException as exc:
-            self._let_go(f"worker process {self.pid} did not begin: {exc!r}")
+            self._release(f"worker process {self.pid} did not begin: {exc!r}")
             raise
 
     @property
@@ -155,26 +155,28 @@ class Worker:
         One that was never started, or could not be, need not be stopped, but may.
         """
         self.lost.cancel()
-        reaping = self._let_go("the worker process was stopped")
+        reaping = self._release("the worker process was stopped")
         if reaping is not None:
             await asyncio.wrap_future(reaping)
 
-    def _let_go(self, reason: str) -> Future[str] | None:
+    def _release(self, reason: str) -> Future[str] | None:
         """Have the process end, if there is one or will be; what waits for it in a thread."""
         self._fail_calls(reason)
         if self._channel is not None:
             self._channel.close()
-        return None if self._spawning is None else in_thread(_how_it_ended, self._spawning)
+        return (
+            None if self._spawning is None else run_in_daemon_thread(_exit_reason, self._spawning)
+        )
 
     def _on_message(self, message: Any, sockets: list[socket.socket]) -> None:
         match message:
-            case Event(name, arguments):
+            case Notification(name, arguments):
                 self._on_event(name, arguments)
             case logging.LogRecord():
                 receiver = logging.getLogger(message.name)
                 if receiver.isEnabledFor(message.levelno):
                     receiver.handle(message)
-            case Outcome(number, content, error):
+            case Result(number, content, error):
                 self._complete(self._calls.pop(number), content, error)
 
     def _complete(self, call: asyncio.Future[Any], content: bytes, error: str) -> None:
@@ -190,7 +192,7 @@ class Worker:
 
     def _on_end(self) -> None:
         assert self._spawning is not None  # there was somebody at the other end
-        how = asyncio.wrap_future(in_thread(_how_it_ended, self._spawning))
+        how = asyncio.wrap_future(run_in_daemon_thread(_exit_reason, self._spawning))
         how.add_done_callback(self._on_lost)
 
     def _on_lost(self, how: asyncio.Future[str]) -> None:
@@ -241,7 +243,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
         )
 
 
-def _how_it_ended(spawning: Future[subprocess.Popen[bytes]]) -> str:
+def _exit_reason(spawning: Future[subprocess.Popen[bytes]]) -> str:
     """Wait for a process that ought to end, or that need not begin any more; how it did."""
     if spawning.exception() is not None:
         return "did not begin"
@@ -255,10 +257,10 @@ def _how_it_ended(spawning: Future[subprocess.Popen[bytes]]) -> str:
 
 def _reap(process: subprocess.Popen[bytes]) -> int | None:
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(ENDING_TIMEOUT)
+        return process.wait(EXIT_TIMEOUT)
     process.kill()
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(ENDING_TIMEOUT)
+        return process.wait(EXIT_TIMEOUT)
     return None
 
 

@@ -8,19 +8,19 @@ from functools import partial
 from aiovblk.protocol import (
     BASE_ALLOCATION,
     SERIALIZERS,
-    TLS,
     BlockStatus,
     ClientHandshake,
     Command,
     CommandFlag,
-    Content,
     Info,
     Option,
     OptionReply,
+    ReplyContent,
     ReplyMode,
     Request,
     ServerHandshake,
     SparseData,
+    TLSMode,
     serialize_request,
     serialize_simple_reply,
 )
@@ -76,7 +76,9 @@ def client_handshake() -> Iterator[bytes]:
     """What servers say to each kind of client; and replies that real servers do not give."""
     for setting, (tls, mode, allocation) in enumerate(CLIENT_SETTINGS):
         client = partial(ClientHandshake, "disk", tls=tls, mode=mode, allocation=allocation)
-        server = partial(ServerHandshake, {"disk": "a disk"}, tls=TLS.REQUIRED if tls else TLS.OFF)
+        server = partial(
+            ServerHandshake, {"disk": "a disk"}, tls=TLSMode.REQUIRED if tls else TLSMode.OFF
+        )
         yield bytes([setting]) + talk_together(client, server, EXPORTS).from_server
     greeting = b"NBDMAGICIHAVEOPT\0\1"
     go = Option.GO
@@ -137,7 +139,7 @@ def replies() -> Iterator[bytes]:
 
 def _reply(mode: ReplyMode, cookie: int, command: Command, offset: int, length: int) -> bytes:
     request = Request(0, command, cookie, offset, length)
-    content: Content = b""
+    content: ReplyContent = b""
     if command is Command.READ:
         content = b"\x5a" * length
         if mode and length > 64:

@@ -10,18 +10,25 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from aiovblk import ProtocolError
-from aiovblk.client.connection import Connection, LostError
-from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, Turns, transmission_flags
+from aiovblk.client.connection import ClientConnection, ConnectionLostError
+from aiovblk.dispatch import (
+    ConcurrencyLimiter,
+    ConnectionQuota,
+    Dispatcher,
+    MemoryBudget,
+    Stats,
+    transmission_flags,
+)
 from aiovblk.protocol import (
     MAX_PAYLOAD,
-    TLS,
-    Agreement,
     BlockStatus,
     ClientHandshake,
     Command,
     ExportInfo,
+    NegotiationResult,
     ReplyMode,
     ServerHandshake,
+    TLSMode,
     TransmissionFlag,
     parse_reply_header,
     reply_header_size,
@@ -45,7 +52,7 @@ EXPORTS = {
 }
 
 SERVER_SETTINGS = [
-    (tls, names) for tls in TLS for names in (["", "disk", "gone"], ["disk"], ["gone"])
+    (tls, names) for tls in TLSMode for names in (["", "disk", "gone"], ["disk"], ["gone"])
 ]
 CLIENT_SETTINGS = [
     (tls, mode, allocation)
@@ -68,9 +75,9 @@ def server_handshake(data: bytes) -> None:
     if agreement is not None:
         assert agreement.name in names
         assert EXPORTS[agreement.name] is agreement.info
-        assert agreement.allocation is None or agreement.mode is not ReplyMode.SIMPLE
-        assert tls is not TLS.REQUIRED or held.secured_after
-    if tls is TLS.REQUIRED and not held.secured_after:
+        assert agreement.allocation_context_id is None or agreement.mode is not ReplyMode.SIMPLE
+        assert tls is not TLSMode.REQUIRED or held.secured_after
+    if tls is TLSMode.REQUIRED and not held.secured_after:
         assert not held.opened  # "a client learns nothing but that"
 
 
@@ -88,7 +95,7 @@ def client_handshake(data: bytes) -> None:
         assert bool(held.secured_after) is tls
         assert 0 <= agreement.info.size < 1 << 63
         assert 0 < agreement.info.minimum_block <= agreement.info.maximum_payload <= MAX_PAYLOAD
-        assert agreement.allocation is None or (allocation and agreement.mode)
+        assert agreement.allocation_context_id is None or (allocation and agreement.mode)
 
 
 def requests(data: bytes) -> None:
@@ -103,22 +110,22 @@ def requests(data: bytes) -> None:
     if data[0] & 0x80:
         flags |= TransmissionFlag.READ_ONLY
     allocation = 1 if mode and data[0] & 0x20 else None
-    agreement = Agreement("", ExportInfo(SIZE, flags), mode, allocation)
+    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, allocation)
     stats = Stats()
-    budget = Budget(256 * 1024)
+    budget = MemoryBudget(256 * 1024)
     with StillLoop() as loop:
-        share = Share(budget, 128 * 1024)
+        share = ConnectionQuota(budget, 128 * 1024)
         stream = StreamProtocol()
         transport = MemoryTransport(stream)
         dispatcher = Dispatcher(
             device,
             stats,
-            agreement=agreement,
-            share=share,
-            turns=Turns(4),
+            negotiated=agreement,
+            quota=share,
+            limiter=ConcurrencyLimiter(4),
             on_disconnect=lambda: None,
         )
-        dispatcher.use(stream)
+        dispatcher.attach_stream(stream)
         serving = loop.start(dispatcher.run())
         converse_in_memory(loop, transport, serving, pieces(data[2:], data[1]))
         assert serving.done(), "the dispatcher waits for what nobody will send"
@@ -152,7 +159,7 @@ def check_replies(mode: ReplyMode, sent: bytes, stats: Stats) -> None:
     position = replies = 0
     while position < len(sent):
         header = parse_reply_header(mode, sent, position)
-        assert header.chunk is not None
+        assert header.type is not None
         position += reply_header_size(mode, sent, position) + header.length
         replies += header.done
     assert (position, replies) == (len(sent), answered)
@@ -177,12 +184,14 @@ def replies(data: bytes) -> None:
         return
     mode = ReplyMode(data[0] % 3)
     allocation = 1 if mode else None
-    agreement = Agreement("", ExportInfo(1 << 62, TransmissionFlag(0xFFF)), mode, allocation)
+    agreement = NegotiationResult(
+        "", ExportInfo(1 << 62, TransmissionFlag(0xFFF)), mode, allocation
+    )
     asked = CALLS if mode else CALLS[:6]
     with StillLoop() as loop:
         stream = StreamProtocol()
         transport = MemoryTransport(stream)
-        connection = Connection(stream, agreement)
+        connection = ClientConnection(stream, agreement)
         calls = [
             loop.start(
                 connection.call(
@@ -199,7 +208,7 @@ def replies(data: bytes) -> None:
         assert receiving.done(), "the client waits for what nobody will send"
         error = receiving.result()
         assert isinstance(error, (ProtocolError, OSError)), error
-        assert not isinstance(error, LostError)
+        assert not isinstance(error, ConnectionLostError)
         for (command, _, length), call in zip(asked, calls, strict=True):
             check_outcome(command, length, call)
     assert transport.largest_buffer <= LARGEST_BUFFER
@@ -210,7 +219,7 @@ def check_outcome(command: Command, length: int, call: asyncio.Task[object]) -> 
     assert call.done(), f"a {command.name} waits although the connection is gone"
     error = call.exception()
     if error is not None:
-        assert isinstance(error, (OSError, LostError)), error
+        assert isinstance(error, (OSError, ConnectionLostError)), error
         return
     result = call.result()
     if command is Command.READ:

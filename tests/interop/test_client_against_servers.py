@@ -84,7 +84,7 @@ async def check_extents(remote: RemoteDevice) -> int:
 async def test_nbdkit(options: list[str], mode: ReplyMode) -> None:
     with serving("nbdkit", "-f", *options, "memory", str(SIZE)) as server:
         async with connect(uri_of(server)) as remote:
-            assert remote._session.agreement.mode is mode
+            assert remote._session.negotiated.mode is mode
             assert overrides(remote, BlockDevice.extents) == (mode is ReplyMode.STRUCTURED)
             assert remote.block_size == 512
             await exercise(remote)

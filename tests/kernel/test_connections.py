@@ -49,7 +49,7 @@ VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c 
 
 def reads_and_writes(mount: Mount) -> list[int]:
     """How many requests each connection has served."""
-    return [line.stats.reads + line.stats.writes for line in mount._lines.each()]
+    return [line.stats.reads + line.stats.writes for line in mount._connections.all()]
 
 
 async def on_both_processors(path: str, options: str) -> None:
@@ -109,7 +109,7 @@ async def test_what_was_in_flight_on_a_lost_connection_is_sent_on_another(
         disk.gate.clear()
         working = asyncio.create_task(on_both_processors(mount.path, f"--size={by_size(2, 8)}m"))
         await disk.full.wait()
-        lines = mount._lines.each()
+        lines = mount._connections.all()
         assert min(line.stats.in_flight for line in lines) == 32
         lines[0].abort()
         disk.gate.set()
@@ -192,7 +192,7 @@ async def test_every_connection_is_received_by_where_threads_start_late(
         async with kernel_that_starts_threads_slowly():
             mount = await stack.enter_async_context(aiovblk.mounted(disk, connections=4))
             if attach == "netlink":
-                await becomes_true(lambda: liveness.connections()[mount.index] == 4)
+                await becomes_true(lambda: liveness.count_receivers()[mount.index] == 4)
         for processor in range(os.cpu_count() or 1):
             await asyncio.to_thread(read_on, processor, mount.path)
         await leave_dirty_pages(mount.path)
@@ -204,7 +204,7 @@ async def test_the_loss_of_all_connections_is_told() -> None:
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):
         # By netlink they are made again.
         async with aiovblk.mounted(Disk(), connections=2, attach="ioctl") as mount:
-            for line in mount._lines.each():
+            for line in mount._connections.all():
                 line.abort()
             await mount.wait()
 

@@ -18,7 +18,7 @@ from aiovblk.cli import doctor, listing
 from aiovblk.cli.doctor.cleaning import clean
 from aiovblk.cli.doctor.finding import Finding
 from aiovblk.kernel import liveness, sysfs
-from aiovblk.kernel.liveness import State
+from aiovblk.kernel.liveness import DeviceState
 
 from .support import (
     DEVICES,
@@ -116,10 +116,10 @@ async def assert_in_order(running: Program) -> None:
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
     async with command("memory:1M", "--connections", "2") as running:
         index = index_of(running)
-        assert liveness.connections()[index] == 2
+        assert liveness.count_receivers()[index] == 2
         async with opened(running.path) as holder:
             await running.end(signal.SIGKILL)
-            await becomes(lambda: liveness.state(index) is State.DEAD)
+            await becomes(lambda: liveness.state(index) is DeviceState.DEAD)
             by = f"opened by process {holder.pid} (sleep)"
             zombie = f"{running.path} is a zombie: its server is gone, {by}"
             assert of("devices", await diagnosed()) == [("fail", zombie)]
@@ -144,9 +144,9 @@ async def test_zombie_with_a_mounted_file_system_is_freed_by_unmounting_it(
         file_system(running.path, tmp_path) as point,
     ):
         await running.end(signal.SIGKILL)
-        await becomes(lambda: liveness.state(index_of(running)) is State.DEAD)
+        await becomes(lambda: liveness.state(index_of(running)) is DeviceState.DEAD)
         *_, last = await cleaned()
-        assert (last.level, last.remedy) == ("fail", f"umount {point}")
+        assert (last.level, last.fix) == ("fail", f"umount {point}")
     assert await becomes_free(running.path)
 
 

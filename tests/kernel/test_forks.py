@@ -148,6 +148,6 @@ async def test_a_child_that_mounts_and_dies_leaves_its_parent_alone(image: Path)
         path = (await forked.line()).removeprefix("mounted ")
         assert path != forked.path
         assert await becomes_free(path)
-        assert liveness.connections()[int(forked.path.removeprefix("/dev/nbd"))] == 1
+        assert liveness.count_receivers()[int(forked.path.removeprefix("/dev/nbd"))] == 1
         await leave_dirty_pages(forked.path)
         assert await forked.end(signal.SIGTERM) == -signal.SIGTERM

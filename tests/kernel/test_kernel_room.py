@@ -14,7 +14,7 @@ import pytest
 
 import aiovblk
 from aiovblk.kernel import ioctl_link, link, netlink
-from aiovblk.kernel.ioctl_link import IoctlLink
+from aiovblk.kernel.ioctl_link import IoctlAttachment
 
 from .support import Disk, pattern, pread, pwrite
 
@@ -82,19 +82,19 @@ async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.Monk
     # As if NBD_DO_IT did not return before netlink was asked; the steps before it get a second.
     monkeypatch.setattr(sys.modules["aiovblk.mount.unmounting"], "KERNEL_TIMEOUT", 1.0)
     asked = threading.Event()
-    do_it, rescue = IoctlLink._do_it, IoctlLink.rescue
+    do_it, rescue = IoctlAttachment._do_it, IoctlAttachment.force_disconnect
 
-    def do_it_and_stay(link: IoctlLink) -> int:
+    def do_it_and_stay(link: IoctlAttachment) -> int:
         result = do_it(link)
         asked.wait()
         return result
 
-    def ask(link: IoctlLink) -> None:
+    def ask(link: IoctlAttachment) -> None:
         rescue(link)
         asked.set()
 
-    monkeypatch.setattr(IoctlLink, "_do_it", do_it_and_stay)
-    monkeypatch.setattr(IoctlLink, "rescue", ask)
+    monkeypatch.setattr(IoctlAttachment, "_do_it", do_it_and_stay)
+    monkeypatch.setattr(IoctlAttachment, "force_disconnect", ask)
     async with aiovblk.mounted(Disk(), attach="ioctl"):
         assert not asked.is_set()
     assert asked.is_set()

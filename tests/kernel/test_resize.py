@@ -234,8 +234,8 @@ async def test_a_handler_that_hangs_does_not_hang_a_resize(mebibytes: int) -> No
         assert await size_of(mount.path) == disk.size == mebibytes * MIB
         disk.hangs = False
         if not freezes():
-            for line in mount._lines.each():
-                line.give_up(asyncio.get_running_loop().time())
+            for line in mount._connections.all():
+                line.fail_running(asyncio.get_running_loop().time())
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await reading
         assert await asyncio.to_thread(pread, mount.path, MIB, 4096) == bytes(4096)

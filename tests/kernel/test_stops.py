@@ -50,7 +50,7 @@ import aiovblk
 from aiovblk import Mount
 from aiovblk.dispatch import Dispatcher
 from aiovblk.kernel import netlink, sysfs
-from aiovblk.kernel.ioctl_link import IoctlLink
+from aiovblk.kernel.ioctl_link import IoctlAttachment
 
 from .support import (
     DATA,
@@ -270,7 +270,7 @@ async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
 
 def servers_end(mount: Mount) -> socket.socket:
     """A duplicate of it."""
-    (line,) = mount._lines.each()
+    (line,) = mount._connections.all()
     assert isinstance(line, Dispatcher)
     return socket.socket(fileno=os.dup(line._stream.transport.get_extra_info("socket").fileno()))
 
@@ -351,7 +351,7 @@ async def test_what_comes_after_a_disconnect_is_answered() -> None:
         await becomes_true(lambda: disk.held == 1)
         for _ in range(2):
             await nbd_ioctl(mount.path, 0xAB08)  # NBD_DISCONNECT
-        await mount._events.disconnected
+        await mount._state.disconnected
         second = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
         await becomes_true(lambda: disk.held == 2)
         disk.gate.set()
@@ -402,8 +402,8 @@ async def test_a_node_that_is_closed_behind_our_back(attach: str) -> None:
     async with aiovblk.mounted(disk) as mount:
         nothing = os.open(os.devnull, os.O_RDONLY)
         # Not just closed: the number would be that of the next file.
-        assert isinstance(mount._link, IoctlLink)
-        await asyncio.to_thread(os.dup2, nothing, mount._link._fd, inheritable=False)
+        assert isinstance(mount._attachment, IoctlAttachment)
+        await asyncio.to_thread(os.dup2, nothing, mount._attachment._fd, inheritable=False)
         os.close(nothing)
         assert await reading(mount.path) == bytes(4096)
         await leave_dirty_pages(mount.path)

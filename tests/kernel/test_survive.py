@@ -14,7 +14,7 @@ import pytest
 
 import aiovblk
 from aiovblk import AttachError, DeviceBusyError, Error, Mount
-from aiovblk.device import Factory
+from aiovblk.device import DeviceFactory
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
 from aiovblk.kernel import liveness, locks, sysfs
@@ -158,7 +158,7 @@ async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> N
             assert await second.line() == f"mounted {path}"
             assert await second.end() == 0
             await working
-            holder = locks.owner(int(path.removeprefix("/dev/nbd")))
+            holder = locks.holder(int(path.removeprefix("/dev/nbd")))
             assert holder is not None
             os.kill(holder[0], signal.SIGTERM)
             assert await second.rest() == ""
@@ -186,7 +186,7 @@ async def test_what_no_server_comes_for_fails_in_the_end(image: Path) -> None:
 
 
 @asynccontextmanager
-async def surviving(disk: Disk | Factory, **options: object) -> AsyncIterator[Mount]:
+async def surviving(disk: Disk | DeviceFactory, **options: object) -> AsyncIterator[Mount]:
     options = {"identity": "disk", "survive": 30, "attach": "netlink"} | options
     async with aiovblk.mounted(disk, **options) as mount:  # type: ignore[arg-type]  # any of them
         yield mount
@@ -206,7 +206,7 @@ async def test_a_connection_that_breaks_is_made_again(connections: int) -> None:
             )
         )
         await becomes_true(lambda: mount.stats.writes >= 50)
-        line = mount._lines.each()[-1]
+        line = mount._connections.all()[-1]
         assert isinstance(line, Dispatcher)
         line._stream.transport.abort()
         async for event in heard:
@@ -240,9 +240,9 @@ async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
         await mount.detach()
         await mount.wait()
         await mount.unmount()  # nothing is left to do
-        assert [type(event) for event in heard.take()][-2:-1] == [Detached]
+        assert [type(event) for event in heard.drain()][-2:-1] == [Detached]
     assert disk.events == ["flush", "unmount"]
-    assert liveness.state(int(path.removeprefix("/dev/nbd"))) is liveness.State.LOST
+    assert liveness.state(int(path.removeprefix("/dev/nbd"))) is liveness.DeviceState.LOST
     reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
     with pytest.raises(AttachError, match="is attached with 67108864 bytes, and this device has"):
         async with surviving(Disk(MIB)):
@@ -255,7 +255,7 @@ async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
             pass
     async with surviving(disk) as again:
         assert again.path == path
-        assert len(again._lines.each()) == 2
+        assert len(again._connections.all()) == 2
         assert await reading == DATA
         with pytest.raises(DeviceBusyError, match="already attached, served by process"):
             async with surviving(disk):
@@ -282,7 +282,7 @@ async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
             await first.wait()
             assert second.path == first.path
             assert await reading == bytes(MIB)
-            assert liveness.state(second.index) is liveness.State.ALIVE
+            assert liveness.state(second.index) is liveness.DeviceState.ALIVE
             await asyncio.to_thread(pwrite, second.path, 0, DATA)
     assert disk.contents(0, MIB) == DATA
     assert disk.events[:2] == disk.events[-2:] == ["flush", "unmount"]

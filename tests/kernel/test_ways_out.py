@@ -259,7 +259,7 @@ async def test_without_privileges_the_socket_is_closed(monkeypatch: pytest.Monke
     disk = Disk()
     async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:
         await leave_dirty_pages(mount.path)
-        monkeypatch.setattr(aiovblk.kernel.Link, "disconnect", refused)
+        monkeypatch.setattr(aiovblk.kernel.Attachment, "disconnect", refused)
     assert_stored_and_said_goodbye(disk)
 
 

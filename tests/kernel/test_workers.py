@@ -66,7 +66,7 @@ async def workers_of(running: Program) -> list[str]:
 
 
 def pids(mount: Mount) -> list[int]:
-    return [line.worker.pid for line in mount._served._lines]  # type: ignore[attr-defined]  # a Crew
+    return [line.worker.pid for line in mount._backend._lines]  # type: ignore[attr-defined]  # a Crew
 
 
 async def on_both_processors(mount: Mount, options: str) -> None:
@@ -105,7 +105,7 @@ async def test_two_workers_serve_one_disk(image: Path) -> None:
     assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
     assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
     assert mount.stats.writes > by_size(500, 2000)
-    for line in mount._lines.each():
+    for line in mount._connections.all():
         assert line.stats.writes > by_size(125, 500)
         assert line.stats.in_flight == 0
 

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterable
 from random import Random
 from typing import Any, TypeVar
 
-from aiovblk.storage.objects import Found, ObjectStoreClient
+from aiovblk.storage.objects import ObjectInfo, ObjectStoreClient
 from aiovblk.storage.objects.store import Buffer
 
 from ..unit.objects import DeadError
@@ -79,14 +79,14 @@ async def _held(request: Coroutine[Any, Any, T], random: Random) -> T:
 
 
 class Mortal:
-    """See :class:`aiovblk.storage.objects.Objects`."""
+    """See :class:`aiovblk.storage.objects.ObjectStore`."""
 
     def __init__(self, store: ObjectStoreClient, life: Life) -> None:
         self.life = life
         self._store = store
 
-    def at(self, path: str) -> Mortal:
-        return Mortal(self._store.at(path), self.life)
+    def subfolder(self, path: str) -> Mortal:
+        return Mortal(self._store.subfolder(path), self.life)
 
     async def get(self, path: str) -> memoryview:
         return await self.life.ask(self._store.get(path))
@@ -103,5 +103,5 @@ class Mortal:
         self.life.change()
         await self.life.ask(self._store.delete(paths))
 
-    async def find(self, folder: str, *, after: str = "") -> list[Found]:
-        return await self.life.ask(self._store.find(folder, after=after))
+    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
+        return await self.life.ask(self._store.list_objects(folder, after=after))

@@ -85,8 +85,8 @@ class Disk:
         await device.unmount()
         await collect_garbage(self._client, "disk")
         report = await check(self._client, "disk")
-        assert len(await self._client.find("disk/chunks")) == report.chunks
-        assert len(await self._client.find("disk/map")) == 1
+        assert len(await self._client.list_objects("disk/chunks")) == report.chunks
+        assert len(await self._client.list_objects("disk/map")) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -153,7 +153,7 @@ async def test_late_flush_of_a_fenced_writer_fails_and_changes_nothing(
     await verify(client, b"a", b"c")
     await collect_garbage(client, "disk")
     assert (await check(client, "disk")).problems == []
-    assert len(await client.find("disk/chunks")) == 2
+    assert len(await client.list_objects("disk/chunks")) == 2
 
 
 # Snapshots and upkeep
@@ -190,11 +190,11 @@ async def test_what_a_dropped_snapshot_kept_is_collected(client: ObjectStoreClie
         await write(device, 0, letter)
         await device.unmount()
         await snapshot(client, "disk", name=letter.decode())
-    assert len(await client.find("disk/chunks")) == 2
+    assert len(await client.list_objects("disk/chunks")) == 2
     await drop_snapshot(client, "disk", name="a")
     await (await ObjectStoreDevice.open(client, "disk")).unmount()
     await collect_garbage(client, "disk")
-    assert len(await client.find("disk/chunks")) == 1
+    assert len(await client.list_objects("disk/chunks")) == 1
     assert set(await snapshots(client, "disk")) == {"b"}
     assert (await check(client, "disk")).problems == []
     await verify(client, b"b", b"\0")
@@ -205,7 +205,7 @@ async def test_check_finds_what_is_missing(client: ObjectStoreClient) -> None:
     device = await ObjectStoreDevice.open(client, "disk")
     await write(device, 0, b"a")
     await device.unmount()
-    [chunk] = await client.find("disk/chunks")
+    [chunk] = await client.list_objects("disk/chunks")
     await client.delete([chunk.path])
     assert (await check(client, "disk")).problems == [
         f"{chunk.path.removeprefix('disk/')} is missing"

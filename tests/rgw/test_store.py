@@ -91,12 +91,12 @@ async def test_long_folder_is_listed_in_order_and_deleted_in_few_requests(
     for first in range(0, len(names), 50):
         await asyncio.gather(*(client.put(name, b"x") for name in names[first : first + 50]))
     await client.put("ab/1", b"")
-    assert [each.path for each in await client.find("a")] == names
-    found = await client.find("a", after="a/1097")
+    assert [each.path for each in await client.list_objects("a")] == names
+    found = await client.list_objects("a", after="a/1097")
     assert [(each.path, each.size) for each in found] == [("a/1098", 1), ("a/1099", 1)]
     await client.delete(names)
-    assert await client.find("a") == []
-    assert [each.path for each in await client.find("ab")] == ["ab/1"]
+    assert await client.list_objects("a") == []
+    assert [each.path for each in await client.list_objects("ab")] == ["ab/1"]
 
 
 async def test_list_has_at_once_what_was_put_through_another_gateway(
@@ -106,10 +106,10 @@ async def test_list_has_at_once_what_was_put_through_another_gateway(
     other = at(another.port, folder)
     for number in range(50):
         await client.create(f"a/{number:02}", b"x")
-        assert (await other.find("a"))[-1].path == f"a/{number:02}"
+        assert (await other.list_objects("a"))[-1].path == f"a/{number:02}"
         if number % 2:
             await other.delete([f"a/{number:02}"])
-            assert (await client.find("a"))[-1].path == f"a/{number - 1:02}"
+            assert (await client.list_objects("a"))[-1].path == f"a/{number - 1:02}"
 
 
 async def test_list_has_what_a_killed_gateway_has_put_and_nothing_else(
@@ -129,7 +129,7 @@ async def test_list_has_what_a_killed_gateway_has_put_and_nothing_else(
         await asyncio.to_thread(another.start)
         there = {each async for each in existing(client, changed)}
         for one in (client, at(another.port, folder)):
-            assert {found.path for found in await one.find(str(number))} == there
+            assert {found.path for found in await one.list_objects(str(number))} == there
         were_there += len(there)
     assert 0 < were_there < 5 * 32
 
@@ -157,5 +157,5 @@ async def test_url_and_environment_are_all_it_takes(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     client, path = from_url(f"s3://bucket/{folder}")
-    await client.at(path).put("a", b"data")
+    await client.subfolder(path).put("a", b"data")
     assert bytes(await at(port, folder).get("a")) == b"data"

@@ -74,16 +74,16 @@ async def test_disk_is_not_created_in_a_bucket_with_versioning(bucket: Bucket) -
     await enable(bucket)
     with pytest.raises(StorageError, match="If-None-Match"):
         await create(bucket.client, "disk", size=SIZE)
-    assert await bucket.client.find("disk") == []
+    assert await bucket.client.list_objects("disk") == []
 
 
 async def test_disk_that_is_there_is_not_replaced(bucket: Bucket) -> None:
     await create(bucket.client, "disk", size=SIZE)
-    [before] = await bucket.client.find("disk")
+    [before] = await bucket.client.list_objects("disk")
     await enable(bucket)
     with pytest.raises(FileExistsError):
         await create(bucket.client, "disk", size=2 * SIZE)
-    assert await bucket.client.find("disk") == [before]
+    assert await bucket.client.list_objects("disk") == [before]
 
 
 async def test_disk_is_only_read_when_its_bucket_gets_versioning(bucket: Bucket) -> None:

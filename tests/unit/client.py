@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import MAX_CONCURRENCY, Dispatcher, Stats, Turns
+from aiovblk.dispatch import MAX_CONCURRENCY, ConcurrencyLimiter, Dispatcher, Stats
 from aiovblk.protocol import (
     SIMPLE_REPLY,
     Command,
@@ -136,7 +136,7 @@ async def served(
     device: BlockDevice,
     *,
     concurrency: int = MAX_CONCURRENCY,
-    turns: Turns | None = None,
+    limiter: ConcurrencyLimiter | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """Serve ``device`` to a client; leaving checks that it got no byte that it did not read."""
@@ -145,7 +145,7 @@ async def served(
     dispatcher = Dispatcher(
         device,
         stats,
-        turns=turns or Turns(concurrency),
+        limiter=limiter or ConcurrencyLimiter(concurrency),
         on_disconnect=lambda: server.has_disconnected(),
         **options,
     )

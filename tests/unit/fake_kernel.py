@@ -39,7 +39,7 @@ from aiovblk.protocol import (
     parse_simple_reply,
     serialize_request,
 )
-from aiovblk.threads import in_thread
+from aiovblk.threads import run_in_daemon_thread
 
 from .kernel_tree import KernelTree
 
@@ -55,7 +55,7 @@ class Connection:
         self.has_given_up = False
         self._cookies = itertools.count(1)
         self._sending = threading.Lock()
-        self.receiving = in_thread(self._receive)
+        self.receiving = run_in_daemon_thread(self._receive)
 
     def send(self, command: Command, offset: int, length: int, data: bytes) -> Future[bytes]:
         answer: Future[bytes] = Future()
@@ -194,7 +194,7 @@ class FakeKernel:
 
     def open(self, path: str, flags: int = 0) -> int:
         if path != "/dev/nbd0":
-            return forks.withhold(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+            return forks.protect_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
         if flags & os.O_EXCL:
             if self.holder:
                 raise OSError(errno.EBUSY, "Device or resource busy", path)
@@ -203,7 +203,7 @@ class FakeKernel:
             self._scanned = True
             with suppress(OSError):  # looks for partitions
                 self.request(Command.READ, 0, PAGE)
-        return forks.withhold(os.open(self._node, os.O_RDONLY | os.O_CLOEXEC))
+        return forks.protect_fd(os.open(self._node, os.O_RDONLY | os.O_CLOEXEC))
 
     def close(self, fd: int) -> None:
         forks._descriptors.discard(fd)
@@ -361,7 +361,7 @@ class NoDeaths:
 class NoWatchdog:
     """Does without the process that outlives this one."""
 
-    def expect(self, thread: int) -> None:
+    def watch_pending(self, thread: int) -> None:
         pass
 
     def watch(self, thread: int, index: int, survive: float, signature: str = "") -> None:
@@ -376,8 +376,8 @@ class NoWatchdog:
 def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Put the stand-in where the package makes its system calls."""
     exists: Callable[[str], bool] = os.path.exists
-    patch.setattr(forks, "open", kernel.open)
-    patch.setattr(forks, "close", kernel.close)
+    patch.setattr(forks, "open_protected", kernel.open)
+    patch.setattr(forks, "close_protected", kernel.close)
     patch.setattr(os, "fsync", kernel.fsync)
     patch.setattr(os.path, "exists", lambda path: path == "/dev/nbd0" or exists(path))
     patch.setattr(ioctl, "_libc", kernel)
@@ -389,7 +389,7 @@ def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None
         "connect": kernel.connect,
         "reconfigure": kernel.reconfigure,
         "disconnect": kernel.disconnect,
-        "Deaths": NoDeaths,
+        "LinkDeadListener": NoDeaths,
     }.items():
         patch.setattr(netlink, name, stand_in)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiovblk.storage.objects import Found, ObjectStoreDevice, create
+from aiovblk.storage.objects import ObjectInfo, ObjectStoreDevice, create
 from aiovblk.storage.objects.store import Buffer
 
 CHUNK, BLOCK = 16384, 4096
@@ -64,7 +64,7 @@ class _Life:
 
 
 class Client:
-    """See :class:`aiovblk.storage.objects.Objects`."""
+    """See :class:`aiovblk.storage.objects.ObjectStore`."""
 
     def __init__(self, bucket: Bucket, folder: str, life: _Life) -> None:
         self.bucket = bucket
@@ -72,7 +72,7 @@ class Client:
         self.life = life
         self.before: Before = undisturbed
 
-    def at(self, path: str) -> Client:
+    def subfolder(self, path: str) -> Client:
         other = Client(self.bucket, self._full(path), self.life)
         other.before = lambda request, name: self.before(request, name)
         return other
@@ -109,11 +109,11 @@ class Client:
             await self._begin("delete", path)
             self._change(path, None)
 
-    async def find(self, folder: str, *, after: str = "") -> list[Found]:
+    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
         await self._begin("find", folder)
         own = len(self.folder) + 1 if self.folder else 0
         return [
-            Found(name[own:], len(self.bucket.objects[name]))
+            ObjectInfo(name[own:], len(self.bucket.objects[name]))
             for name in self.bucket.names(self._full(folder))
             if not after or name > self._full(after)
         ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.alignment import AnyAlignment
+from aiovblk.alignment import UnalignedAdapter
 from aiovblk.device import overrides
 from aiovblk.storage import MemoryDevice
 
@@ -68,7 +68,7 @@ class Model:
 
 
 async def test_neighbours_in_one_block_do_not_undo_each_other() -> None:
-    device = AnyAlignment(Slow(SIZE, block_size=BLOCK))
+    device = UnalignedAdapter(Slow(SIZE, block_size=BLOCK))
     numbers = random.Random(1)
     edges = [0, *sorted(numbers.sample(range(1, SIZE), 40)), SIZE]
     models = [
@@ -95,7 +95,7 @@ class Gated(Slow):
 
 async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> None:
     inner = Gated()
-    device = AnyAlignment(inner)
+    device = UnalignedAdapter(inner)
     async with asyncio.TaskGroup() as group:
         for _ in range(2):  # which overlap, as whole blocks may
             group.create_task(device.write(0, memoryview(b"a" * 2 * BLOCK)))
@@ -110,7 +110,7 @@ async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> Non
 
 
 async def test_trim_keeps_what_is_named_only_in_part() -> None:
-    device = AnyAlignment(MemoryDevice(SIZE, block_size=BLOCK))
+    device = UnalignedAdapter(MemoryDevice(SIZE, block_size=BLOCK))
     await device.write(0, memoryview(b"x" * SIZE))
     await device.trim(1, 3 * BLOCK)
     kept = b"x" * BLOCK
@@ -137,7 +137,7 @@ async def test_extents_begin_where_they_are_asked_for(
             first, count = offset // BLOCK, length // BLOCK
             return [Extent(BLOCK, zero=n % 2 == 1) for n in range(first, first + count)]
 
-    assert await AnyAlignment(Striped()).extents(offset, length) == expected
+    assert await UnalignedAdapter(Striped()).extents(offset, length) == expected
 
 
 async def test_blocks_that_are_named_in_part_are_cached_as_a_whole() -> None:
@@ -148,13 +148,13 @@ async def test_blocks_that_are_named_in_part_are_cached_as_a_whole() -> None:
             self.cached = offset, length
 
     device = Caching(SIZE, block_size=BLOCK)
-    await AnyAlignment(device).cache(BLOCK - 1, 2)
+    await UnalignedAdapter(device).cache(BLOCK - 1, 2)
     assert device.cached == (0, 2 * BLOCK)
 
 
 async def test_cancelled_writer_keeps_nobody_waiting() -> None:
     inner = Slow(SIZE, block_size=BLOCK)
-    device = AnyAlignment(inner)
+    device = UnalignedAdapter(inner)
     first = asyncio.create_task(device.write(1, memoryview(b"x")))
     second = asyncio.create_task(device.write(2, memoryview(b"y")))
     await asyncio.sleep(0)
@@ -168,7 +168,7 @@ async def test_cancelled_writer_keeps_nobody_waiting() -> None:
 @pytest.mark.parametrize("whole_first", [True, False])
 async def test_part_that_is_cancelled_while_it_waits_leaves_no_trace(whole_first: bool) -> None:
     inner = Gated()
-    device = AnyAlignment(inner)
+    device = UnalignedAdapter(inner)
     writes = [
         asyncio.create_task(device.write(0, memoryview(b"a" * BLOCK)[: BLOCK - 1 + whole_first])),
         asyncio.create_task(device.write(100, memoryview(b"b" * 100))),
@@ -182,12 +182,16 @@ async def test_part_that_is_cancelled_while_it_waits_leaves_no_trace(whole_first
     await writes[0]
     await device.write(100, memoryview(b"c"))
     assert await device.read(99, 3) == b"aca"
-    assert (device._ranges.exclusive, device._ranges.unnamed, device._ranges.held) == (0, 0, set())
+    assert (device._ranges.exclusive, device._ranges.untracked, device._ranges.held) == (
+        0,
+        0,
+        set(),
+    )
 
 
 def test_a_device_without_extents_has_none_this_way_either() -> None:
     class Plain(BlockDevice):
         blocks = 1
 
-    assert not overrides(AnyAlignment(Plain()), BlockDevice.extents)
-    assert overrides(AnyAlignment(MemoryDevice(4096)), BlockDevice.extents)
+    assert not overrides(UnalignedAdapter(Plain()), BlockDevice.extents)
+    assert overrides(UnalignedAdapter(MemoryDevice(4096)), BlockDevice.extents)

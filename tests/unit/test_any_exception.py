@@ -15,13 +15,13 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice, Error
-from aiovblk.dispatch import Turns
-from aiovblk.dispatch.handlers import MOST_RUNS
-from aiovblk.mount.leaving import Leaving
-from aiovblk.mount.worker import LineService
+from aiovblk.dispatch import ConcurrencyLimiter
+from aiovblk.dispatch.handlers import MAX_RUNS
+from aiovblk.mount.leaving import HandoverRelease
+from aiovblk.mount.worker import ConnectionService
 from aiovblk.protocol import Command
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Retry
-from aiovblk.storage.grouped import Grouped
+from aiovblk.storage.grouped import CoalescedCall
 from aiovblk.testing import CheckFailed, check_block_device
 from aiovblk.workers import Worker
 
@@ -61,8 +61,8 @@ class Raising(BlockDevice):
 async def test_what_is_no_exception_is_one_answer_and_its_turn_is_free(
     exc: BaseException, waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    turns = Turns(1)
-    async with served(Raising(exc, waits=waits), turns=turns) as server:
+    turns = ConcurrencyLimiter(1)
+    async with served(Raising(exc, waits=waits), limiter=turns) as server:
         cookies = [server.client.send(READ, 0, 512) for _ in range(3)]
         replies = await server.client.replies(3)
         assert [replies[cookie].error for cookie in cookies] == [errno.EIO, 0, 0]
@@ -99,7 +99,7 @@ async def test_log_that_raises_costs_no_answer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("aiovblk.dispatch.failures.logger.error", raising)
     monkeypatch.setattr("aiovblk.dispatch.failures.logger.warning", raising)
     for exc in (Panic("a bug"), OSError(errno.EIO, "an outage")):
-        async with served(Raising(exc, waits=True), turns=Turns(1)) as server:
+        async with served(Raising(exc, waits=True), limiter=ConcurrencyLimiter(1)) as server:
             assert (await server.client.call(READ, 0, 512)).error == errno.EIO
             assert (await server.client.call(READ, 0, 512)).error == 0
 
@@ -190,11 +190,11 @@ async def test_handler_that_cancels_its_own_task_is_one_clear_error(
     waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = CancelsItself(waits=waits)
-    async with served(device, turns=Turns(1)) as server:
+    async with served(device, limiter=ConcurrencyLimiter(1)) as server:
         cookies = [server.client.send(READ, offset, 512) for offset in (0, 512)]
         replies = await server.client.replies(2)
         assert [replies[cookie].error for cookie in cookies] == [errno.EIO, 0]
-    assert device.runs == MOST_RUNS
+    assert device.runs == MAX_RUNS
     (record,) = caplog.records
     assert "as if it cancelled its own task" in record.message
 
@@ -294,11 +294,11 @@ async def test_panic_while_a_device_is_left_does_not_end_what_serves(handler: st
         path = "/dev/nbd7"
         left = False
 
-        def leave(self) -> None:
+        def detach(self) -> None:
             self.left = True
 
     lines, link = Lines(), Link()
-    leaving = Leaving(PanicsAtTheEnd(handler), lines, link, 5)  # type: ignore[arg-type]
+    leaving = HandoverRelease(PanicsAtTheEnd(handler), lines, link, 5)  # type: ignore[arg-type]
     if handler == "flush":
         with pytest.raises(Error, match=r"flush\(\) failed: Panic"):
             await leaving.run(None)
@@ -310,9 +310,9 @@ async def test_panic_while_a_device_is_left_does_not_end_what_serves(handler: st
 
 async def test_panic_in_a_worker_that_is_left_alone_still_unmounts() -> None:
     device = PanicsAtTheEnd("flush")
-    service = LineService(lambda: device, 1, None, None, False, False, lambda *_: None)
+    service = ConnectionService(lambda: device, 1, None, None, False, False, lambda *_: None)
     await service.open()
-    await service.leave()
+    await service.shutdown()
     assert device.unmounted
 
 
@@ -336,22 +336,22 @@ class PanicsBelow(MemoryDevice):
         super().__init__(1 << 20)
         self.fail: dict[str, list[BaseException]] = {handler: [exc or Panic(handler)]}
 
-    def _look(self, handler: str) -> None:
+    def _raise_if_due(self, handler: str) -> None:
         if left := self.fail.get(handler):
             raise left.pop()
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         await asyncio.sleep(0)
-        self._look("read")
+        self._raise_if_due("read")
         return await super().read(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        self._look("write")
+        self._raise_if_due("write")
         await super().write(offset, data)
 
     async def flush(self) -> None:
         await asyncio.sleep(0)
-        self._look("flush")
+        self._raise_if_due("flush")
         await super().flush()
 
 
@@ -387,7 +387,7 @@ async def test_run_for_many_that_panics_tells_all_of_them_or_the_next() -> None:
         if panics:
             raise panics.pop(0)
 
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     outcomes = await asyncio.gather(grouped(), grouped(), return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["one", "one"]
     began.clear()
@@ -414,7 +414,7 @@ async def test_panic_below_a_layer_is_answered(
 ) -> None:
     for handler in ("read", "write", "flush"):
         layer = make(PanicsBelow(handler))
-        async with served(layer, turns=Turns(1)) as server:
+        async with served(layer, limiter=ConcurrencyLimiter(1)) as server:
             for _ in range(2):
                 await server.client.call(READ, 0, 4096)
                 await server.client.call(WRITE, 0, data=bytes(4096))

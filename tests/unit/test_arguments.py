@@ -26,7 +26,7 @@ from aiovblk.storage import (
 from aiovblk.storage.objects import create
 from aiovblk.storage.objects.limits import Limits
 from aiovblk.storage.objects.store import from_url
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.testing import CrashableDisk, check_block_device
 
 NAN, INF = float("nan"), float("inf")
 MIB = 1 << 20
@@ -141,8 +141,8 @@ COUNTS: dict[str, Call] = {
     "size      ": lambda n: Overlay.diff_size(device(), size=n),
     "rounds": lambda n: check_block_device(device, rounds=n),
     "concurrency  ": lambda n: check_block_device(device, concurrency=n),
-    "size     ": Medium,
-    "block_size     ": lambda n: Medium(MIB, n),
+    "size     ": CrashableDisk,
+    "block_size     ": lambda n: CrashableDisk(MIB, n),
 }
 
 

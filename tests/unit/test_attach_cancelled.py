@@ -18,9 +18,9 @@ import pytest
 
 import aiovblk
 from aiovblk import kernel
-from aiovblk.kernel import Terms
+from aiovblk.kernel import AttachConfig
 from aiovblk.mount import attaching
-from aiovblk.mount.door import Geometry, Given
+from aiovblk.mount.door import HandoverGeometry, HandoverResult
 from aiovblk.storage import MemoryDevice
 
 FOREVER = 3600.0
@@ -33,7 +33,7 @@ class Link:
     index = 7
     path = "/dev/nbd7"
 
-    def __init__(self, terms: Terms, hang: str) -> None:
+    def __init__(self, terms: AttachConfig, hang: str) -> None:
         self.calls: list[str] = []
         self.ended: Future[int] = Future()
         self.kernel = socket.socket(fileno=os.dup(terms.sockets[0]))
@@ -53,7 +53,7 @@ class Link:
         self.calls.append("disconnect")
         self.kernel.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 2, 0, 0))
 
-    def finish(self) -> None:
+    def disconnect_kernel(self) -> None:
         self.calls.append("finish")
         if not self.ended.done():
             self.ended.set_result(0)
@@ -78,14 +78,14 @@ class Kernel:
     def attach(
         self,
         path: str | None,
-        terms: Terms,
+        terms: AttachConfig,
         *,
         by_netlink: bool | None,
-        is_wanted: Callable[[], bool],
+        should_continue: Callable[[], bool],
     ) -> Link:
         self.begun.set()
         assert self.may_attach.wait(60)
-        self.wanted.append(is_wanted())
+        self.wanted.append(should_continue())
         self.links.append(Link(terms, self.hang))
         return self.links[-1]
 
@@ -191,7 +191,7 @@ async def test_while_a_predecessor_is_asked_it_serves_on(
     machine: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "nbd7.socket"
-    monkeypatch.setattr(kernel, "find", lambda *_: 7)
+    monkeypatch.setattr(kernel, "find_by_identity", lambda *_: 7)
     monkeypatch.setattr(kernel.locks, "socket_path", lambda index: path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
@@ -215,10 +215,10 @@ async def test_a_device_that_was_handed_over_too_late_waits_for_another(
         with sock:
             machine.begun.set()
             assert given.wait(60)
-        return Given(lock, [(ours, b"")], Geometry(1 << 20, 4096, read_only=False))
+        return HandoverResult(lock, [(ours, b"")], HandoverGeometry(1 << 20, 4096, read_only=False))
 
-    monkeypatch.setattr(kernel, "find", lambda *_: 7)
-    monkeypatch.setattr(attaching, "ask", ask)
+    monkeypatch.setattr(kernel, "find_by_identity", lambda *_: 7)
+    monkeypatch.setattr(attaching, "request_handover", ask)
     async with mounting(Hanging(), identity="v", replace=True, unmount_timeout=FOREVER) as task:
         await happens(machine.begun)
         task.cancel()

@@ -73,8 +73,8 @@ async def test_minimum_is_a_byte_where_nobody_changes_anything() -> None:
 async def test_device_of_several_servers_and_of_a_function_keeps_its_clients_apart() -> None:
     device = MemoryDevice(MIB, block_size=512)
     shared = [open_shared(exports) for exports in ({"": Export(device)}, {"x": Export(device)})]
-    ways = {shared[0][""].served, shared[1]["x"].served}
-    ways |= {(await opened(Export(lambda: device))).served for _ in range(2)}
+    ways = {shared[0][""].adapter, shared[1]["x"].adapter}
+    ways |= {(await opened(Export(lambda: device))).adapter for _ in range(2)}
     assert len(ways) == 1  # what is less than a block is kept from those who come by the same way
 
 

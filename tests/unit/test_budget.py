@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from aiovblk.dispatch import Budget, Dispatcher, Share, Stats
-from aiovblk.dispatch.budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, cost
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
+from aiovblk.dispatch.budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.dispatch.calls import MAX_EXTENTS
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
@@ -32,41 +32,41 @@ from .client import PuppetDevice, served
 def test_request_costs_its_payload_but_never_what_only_its_length_claims(
     command: int, length: int, payload: int
 ) -> None:
-    assert cost(Request(0, command, 1, 0, length)) == REQUEST_COST + payload
+    assert request_cost(Request(0, command, 1, 0, length)) == REQUEST_COST + payload
 
 
 def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() -> None:
     def status(length: int) -> int:
-        return cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
+        return request_cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
 
     assert status(512) == REQUEST_COST + 2 * EXTENT_COST
     assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
 
 
 def test_share_has_nothing_left_at_its_own_limit() -> None:
-    share = Share(Budget(1000), 100)
-    share.take(99)
-    assert share.left() == 1
-    share.take(1)
-    assert share.left() == 0
-    share.give_back(1)
-    assert share.left() == 1
+    share = ConnectionQuota(MemoryBudget(1000), 100)
+    share.charge(99)
+    assert share.available() == 1
+    share.charge(1)
+    assert share.available() == 0
+    share.refund(1)
+    assert share.available() == 1
 
 
 def test_share_has_nothing_left_where_the_budget_has_but_may_take_one_small_request() -> None:
-    budget = Budget(100)
-    greedy, modest = Share(budget, 10**9), Share(budget, 10**9)
-    greedy.take(500)
-    assert not greedy.may_take(1)
-    assert modest.may_take(ALWAYS_ALLOWED)
-    assert not modest.may_take(ALWAYS_ALLOWED + 1)
-    modest.take(1)
-    assert not modest.may_take(1)
-    greedy.give_back(500)
-    assert modest.may_take(10**8)  # one that passes the limit, as long as there is something left
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 10**9), ConnectionQuota(budget, 10**9)
+    greedy.charge(500)
+    assert not greedy.may_charge(1)
+    assert modest.may_charge(ALWAYS_ALLOWED)
+    assert not modest.may_charge(ALWAYS_ALLOWED + 1)
+    modest.charge(1)
+    assert not modest.may_charge(1)
+    greedy.refund(500)
+    assert modest.may_charge(10**8)  # one that passes the limit, as long as there is something left
 
 
-async def reserving(share: Share, count: int = 1) -> asyncio.Task[None]:
+async def reserving(share: ConnectionQuota, count: int = 1) -> asyncio.Task[None]:
     task = asyncio.create_task(share.reserve(count))
     await asyncio.sleep(0)
     assert not task.done()
@@ -74,65 +74,65 @@ async def reserving(share: Share, count: int = 1) -> asyncio.Task[None]:
 
 
 async def test_reserving_is_done_at_once_where_there_is_room() -> None:
-    share = Share(Budget(100), 100)
-    share.take(99)
+    share = ConnectionQuota(MemoryBudget(100), 100)
+    share.charge(99)
     await share.reserve(7)
     assert share.reserved == 7
-    assert share.left() == -6
+    assert share.available() == -6
 
 
 async def test_reserving_waits_for_what_the_share_itself_gives_back() -> None:
-    share = Share(Budget(1000), 100)
-    share.take(150)
+    share = ConnectionQuota(MemoryBudget(1000), 100)
+    share.charge(150)
     task = await reserving(share)
-    share.give_back(50)
+    share.refund(50)
     await asyncio.sleep(0)
     assert not task.done()
-    share.give_back(1)
+    share.refund(1)
     await task
 
 
 @pytest.mark.parametrize("closes", [False, True])
 async def test_reserving_waits_for_what_another_share_gives_back(closes: bool) -> None:
-    budget = Budget(100)
-    greedy, modest = Share(budget, 1000), Share(budget, 1000)
-    modest.take(10)
-    greedy.take(500)
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
+    modest.charge(10)
+    greedy.charge(500)
     task = await reserving(modest, 20)
-    assert budget.is_short()
+    assert budget.is_low()
     if closes:
         greedy.close()
     else:
-        greedy.give_back(500)
+        greedy.refund(500)
     await task
     assert budget.used == 30
-    assert not budget.is_short()
+    assert not budget.is_low()
 
 
 async def test_memory_goes_to_those_who_wait_in_their_order_and_to_nobody_before_them() -> None:
-    budget = Budget(100)
-    shares = [Share(budget, 1000) for _ in range(3)]
-    greedy = Share(budget, 1000)
-    greedy.take(200)
+    budget = MemoryBudget(100)
+    shares = [ConnectionQuota(budget, 1000) for _ in range(3)]
+    greedy = ConnectionQuota(budget, 1000)
+    greedy.charge(200)
     for share in shares:
-        share.take(1)
+        share.charge(1)
     tasks = [await reserving(share, 200) for share in shares]
     for task in tasks:
-        assert greedy.left() <= 0
+        assert greedy.available() <= 0
         budget.limit = budget.used + 1
-        greedy.give_back(0)
+        greedy.refund(0)
         await task  # though it is the first that waits, it is the only one that is given any
-        assert not greedy.may_take(1)
+        assert not greedy.may_charge(1)
     assert [share.reserved for share in shares] == [200] * 3
 
 
 async def test_share_that_waits_for_the_budget_still_gets_its_one_small_request() -> None:
-    budget = Budget(100)
-    greedy, modest = Share(budget, 1000), Share(budget, 1000)
-    greedy.take(500)
-    modest.take(10)
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
+    greedy.charge(500)
+    modest.charge(10)
     task = await reserving(modest, ALWAYS_ALLOWED)
-    modest.give_back(10)
+    modest.refund(10)
     await task
 
 
@@ -140,12 +140,12 @@ async def test_share_that_waits_for_the_budget_still_gets_its_one_small_request(
 async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
     granted: bool,
 ) -> None:
-    budget = Budget(1000)
-    share = Share(budget, 100)
-    share.take(100)
+    budget = MemoryBudget(1000)
+    share = ConnectionQuota(budget, 100)
+    share.charge(100)
     task = await reserving(share, 50)
     if granted:
-        share.give_back(1)
+        share.refund(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -153,7 +153,7 @@ async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
     assert share.reserved == 0
     if not granted:
         task = await reserving(share, 50)
-        share.give_back(1)
+        share.refund(1)
         await task
     else:
         await share.reserve(50)
@@ -161,11 +161,11 @@ async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
 
 
 async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> None:
-    budget = Budget(100)
-    greedy, leaving, other = (Share(budget, 1000) for _ in range(3))
-    greedy.take(100)
+    budget = MemoryBudget(100)
+    greedy, leaving, other = (ConnectionQuota(budget, 1000) for _ in range(3))
+    greedy.charge(100)
     for share in (leaving, other):
-        share.take(1)
+        share.charge(1)
     waits = await reserving(leaving, 10**6)
     stays = await reserving(other, 10**6)
     waits.cancel()
@@ -176,33 +176,33 @@ async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> 
 
 
 def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
-    budget = Budget(100)
-    share, other = Share(budget, 100), Share(budget, 100)
-    other.take(30)
-    share.take(50)
+    budget = MemoryBudget(100)
+    share, other = ConnectionQuota(budget, 100), ConnectionQuota(budget, 100)
+    other.charge(30)
+    share.charge(50)
     share.close()
     assert budget.used == 30
-    share.give_back(50)  # the last replies leave, or are lost, after the end
+    share.refund(50)  # the last replies leave, or are lost, after the end
     assert budget.used == 30
 
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) -> None:
-    budget = Budget(1 << 20)
+    budget = MemoryBudget(1 << 20)
     with StillLoop() as loop:
         stream = StreamProtocol()
         transport = MemoryTransport(stream, stalled=True)
-        share = Share(budget, 1 << 20)
+        share = ConnectionQuota(budget, 1 << 20)
         dispatcher = Dispatcher(
-            MemoryDevice(1 << 20), Stats(), share=share, on_disconnect=lambda: None
+            MemoryDevice(1 << 20), Stats(), quota=share, on_disconnect=lambda: None
         )
-        dispatcher.use(stream)
+        dispatcher.attach_stream(stream)
         serving = loop.start(dispatcher.run())
         for cookie in range(3):
             request = Request(0, Command.READ, cookie, 0, 128 * 1024)
             assert not transport.deliver(serialize_request(request))
             loop.run_due()
-        assert stream.congested
+        assert stream.write_paused
         assert budget.used >= 3 * 128 * 1024
         serving.cancel()
         loop.run_due()
@@ -224,16 +224,16 @@ def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
         dispatcher = Dispatcher(
             MemoryDevice(1 << 20),
             stats,
-            share=Share(Budget(1 << 30), limit),
+            quota=ConnectionQuota(MemoryBudget(1 << 30), limit),
             on_disconnect=lambda: None,
         )
-        dispatcher.use(stream)
+        dispatcher.attach_stream(stream)
         loop.start(dispatcher.run())
         message = serialize_request(Request(0, Command.READ, 1, 0, 64 * 1024))
         transport.deliver(message * 100)
         loop.run_due()
         assert limit < len(transport.sent) < 2 * limit
-        while stream.congested:
+        while stream.write_paused:
             transport.read()
             loop.run_due()
         assert stats.reads == 100
@@ -243,8 +243,8 @@ def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
 
 async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() -> None:
     device = PuppetDevice()
-    share = Share(Budget(1), 1)
-    async with served(device, share=share) as server:
+    share = ConnectionQuota(MemoryBudget(1), 1)
+    async with served(device, quota=share) as server:
         for _ in range(2):
             server.client.send(Command.READ, 0, 1 << 20)
         first = await device.calls.get()

@@ -13,7 +13,7 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.storage import Cache, Layer
 from aiovblk.storage.cache import Policy
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.testing import CrashableDisk, check_block_device
 
 from ..sizes import by_size
 
@@ -55,9 +55,9 @@ class Bench:
 
     policy: Policy
     lines: int
-    store: Medium | None
+    store: CrashableDisk | None
     fails: bool = False
-    inner: Medium = field(default_factory=lambda: Medium(SIZE, seed=1))
+    inner: CrashableDisk = field(default_factory=lambda: CrashableDisk(SIZE, seed=1))
 
     def open(self) -> BlockDevice:
         inner = self.inner.open()
@@ -81,7 +81,7 @@ class Bench:
 @pytest.mark.parametrize("where", ["memory", "store"])
 @pytest.mark.parametrize("policy", ["read", "write-through", "write-back"])
 async def test_cache_keeps_the_contract(policy: Policy, where: str, lines: int) -> None:
-    store = Medium(12 * 4096 + lines * LINE, seed=2) if where == "store" else None
+    store = CrashableDisk(12 * 4096 + lines * LINE, seed=2) if where == "store" else None
     bench = Bench(policy, lines, store)
     await check_block_device(bench.open, crash=bench.crash, seed=lines, rounds=by_size(15, 30))
 
@@ -93,11 +93,11 @@ async def test_cache_keeps_the_contract_when_tasks_start_eagerly(policy: Policy)
     if not isinstance(loop, asyncio.SelectorEventLoop):
         pytest.skip("uvloop has no task factory of this kind")
     loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
-    bench = Bench(policy, 24, Medium(1 << 20))
+    bench = Bench(policy, 24, CrashableDisk(1 << 20))
     await check_block_device(bench.open, crash=bench.crash, rounds=by_size(15, 30))
 
 
 @pytest.mark.parametrize("policy", ["read", "write-through", "write-back"])
 async def test_failures_below_leave_no_block_undecided(policy: Policy) -> None:
-    bench = Bench(policy, 24, Medium(1 << 20), fails=True)
+    bench = Bench(policy, 24, CrashableDisk(1 << 20), fails=True)
     await check_block_device(bench.open, crash=bench.crash, rounds=by_size(15, 30))

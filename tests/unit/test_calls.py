@@ -8,14 +8,14 @@ from random import Random
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.dispatch.calls import MAX_EXTENTS, SMALLEST_HOLE, Calls
+from aiovblk.dispatch.calls import MAX_EXTENTS, MIN_HOLE_SIZE, HandlerAdapter
 from aiovblk.protocol import (
-    Agreement,
     BlockStatus,
     Command,
     CommandFlag,
-    Content,
     ExportInfo,
+    NegotiationResult,
+    ReplyContent,
     ReplyMode,
     Request,
     SparseData,
@@ -75,10 +75,10 @@ async def call(
     flags: int = 0,
     mode: ReplyMode = ReplyMode.STRUCTURED,
     payload: bytes | None = None,
-) -> Content:
-    agreement = Agreement("", ExportInfo(SIZE, TransmissionFlag.HAS_FLAGS), mode, 7)
+) -> ReplyContent:
+    agreement = NegotiationResult("", ExportInfo(SIZE, TransmissionFlag.HAS_FLAGS), mode, 7)
     view = None if payload is None else memoryview(payload)
-    handle = Calls(device, agreement, None).handle
+    handle = HandlerAdapter(device, agreement, None).handle
     return await handle(Request(flags, command, 1, offset, length), view)
 
 
@@ -184,7 +184,7 @@ async def test_extents_of_a_division_are_the_devices_bug() -> None:
         (ReplyMode.SIMPLE, 0, SIZE),
         (ReplyMode.STRUCTURED, DF, SIZE),
         (ReplyMode.EXTENDED, DF | FUA, SIZE),
-        (ReplyMode.STRUCTURED, 0, SMALLEST_HOLE),
+        (ReplyMode.STRUCTURED, 0, MIN_HOLE_SIZE),
     ],
 )
 @pytest.mark.one_loop
@@ -201,15 +201,15 @@ async def test_read_that_may_not_be_in_pieces_is_whole(
     [
         ([Extent(SIZE, zero=True)], [SIZE]),
         ([Extent(SIZE, hole=True)], [SIZE * b"d"]),
-        ([Extent(SIZE - SMALLEST_HOLE), Extent(SMALLEST_HOLE, zero=True)], [b"d", SMALLEST_HOLE]),
-        ([Extent(SMALLEST_HOLE - 1, zero=True), Extent(SIZE)], [b"d"]),
+        ([Extent(SIZE - MIN_HOLE_SIZE), Extent(MIN_HOLE_SIZE, zero=True)], [b"d", MIN_HOLE_SIZE]),
+        ([Extent(MIN_HOLE_SIZE - 1, zero=True), Extent(SIZE)], [b"d"]),
         # Blocks that are zeroes only in part are read.
         (
-            [Extent(1), Extent(2 * SMALLEST_HOLE, zero=True), Extent(SIZE)],
-            [b"d" * BLOCK, 2 * SMALLEST_HOLE - BLOCK, b"d"],
+            [Extent(1), Extent(2 * MIN_HOLE_SIZE, zero=True), Extent(SIZE)],
+            [b"d" * BLOCK, 2 * MIN_HOLE_SIZE - BLOCK, b"d"],
         ),
         # An answer that ends early says nothing of the rest.
-        ([Extent(SMALLEST_HOLE, zero=True)], [SMALLEST_HOLE, b"d"]),
+        ([Extent(MIN_HOLE_SIZE, zero=True)], [MIN_HOLE_SIZE, b"d"]),
     ],
 )
 @pytest.mark.one_loop
@@ -250,7 +250,7 @@ async def test_read_around_random_holes_is_what_the_device_has(seed: int) -> Non
             assert_worth_it(begin, content)
 
 
-def plain(content: Content) -> bytes:
+def plain(content: ReplyContent) -> bytes:
     """The bytes that a READ's content stands for."""
     if not isinstance(content, SparseData):
         assert isinstance(content, bytes | memoryview)
@@ -266,7 +266,7 @@ def assert_worth_it(offset: int, content: SparseData) -> None:
         assert offset % BLOCK == length % BLOCK == 0
         assert length
         if isinstance(piece, int):
-            assert length >= SMALLEST_HOLE
+            assert length >= MIN_HOLE_SIZE
         else:
             assert before is None or isinstance(before, int), "data could be in one piece"
         offset += length

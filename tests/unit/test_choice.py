@@ -15,14 +15,14 @@ from typing import Any, cast
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
-from aiovblk.kernel import RequestQueue, Terms, choice, locks, netlink, sysfs
+from aiovblk.kernel import AttachConfig, RequestQueue, choice, locks, netlink, sysfs
 
 from .kernel_tree import KernelTree
 
 SOMEBODY = 4242
 
 
-TERMS = Terms([], 4096, 1, 0, 0, RequestQueue())
+TERMS = AttachConfig([], 4096, 1, 0, 0, RequestQueue())
 
 
 class FakeLink:
@@ -34,7 +34,7 @@ class FakeLink:
         self.lock = lock
         self.closed = False
 
-    def finish(self) -> None:
+    def disconnect_kernel(self) -> None:
         pass
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Machine:
         for index in range(4):
             tree.device(f"nbd{index}", f"43:{index * 32}")
 
-    def open(self, index: int, path: str, lock: int, terms: Terms) -> FakeLink:
+    def open(self, index: int, path: str, lock: int, terms: AttachConfig) -> FakeLink:
         if index in self.when_opened:
             raise self.when_opened[index]
         self.links.append(FakeLink(index, path, lock))
@@ -97,7 +97,7 @@ class Machine:
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Machine(tree, tmp_path / "locks")
     monkeypatch.setattr(locks, "LOCKS", made.locks)
-    monkeypatch.setattr(choice, "IoctlLink", made.open)
+    monkeypatch.setattr(choice, "IoctlAttachment", made.open)
     monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
     monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
@@ -191,7 +191,7 @@ def test_device_that_is_not_let_go_of_is_told_as_busy(machine: Machine) -> None:
     with pytest.raises(DeviceBusyError) as caught:
         machine.attach("/dev/nbd1")
     assert caught.value.holders == ("opened by process 77 (blkid)",)
-    assert 1000 + choice.PATIENCE < machine.now < 1001 + choice.PATIENCE
+    assert 1000 + choice.BUSY_RETRY_TIMEOUT < machine.now < 1001 + choice.BUSY_RETRY_TIMEOUT
 
 
 def test_device_being_configured_by_somebody_else_is_tried_until_it_is_served(
@@ -410,21 +410,23 @@ class Kernel:
         self.refusals: list[OSError] = []
         self.free = 2
         self.nodes = {f"/dev/nbd{index}" for index in range(4)}
-        monkeypatch.setattr(choice, "Anchor", lambda attach, _: SimpleNamespace(index=attach()))
+        monkeypatch.setattr(
+            choice, "NetlinkMonitorThread", lambda attach, _: SimpleNamespace(index=attach())
+        )
         monkeypatch.setattr(choice, "_connect_now", self.connect)
-        monkeypatch.setattr(choice, "NetlinkLink", self.link)
+        monkeypatch.setattr(choice, "NetlinkAttachment", self.link)
         monkeypatch.setattr(os.path, "exists", lambda path: path in self.nodes)
 
     def attach(self, path: str | None = None) -> FakeLink:
         return cast(FakeLink, choice.attach(path, TERMS, by_netlink=True))
 
-    def connect(self, index: int | None, terms: Terms) -> int:
+    def connect(self, index: int | None, terms: AttachConfig) -> int:
         self.asked.append(index)
         if self.refusals:
             raise self.refusals.pop(0)
         return self.free if index is None else index
 
-    def link(self, anchor: Any, path: str, lock: int, terms: Terms) -> FakeLink:
+    def link(self, anchor: Any, path: str, lock: int, terms: AttachConfig) -> FakeLink:
         return FakeLink(anchor.index, path, lock)
 
 
@@ -485,7 +487,7 @@ def test_netlink_is_preferred_where_it_can_be(
 # Taking over
 
 
-IDENTITY = Terms([], 4096, 1, 0, 0, RequestQueue(), survive=60, identity="volume")
+IDENTITY = AttachConfig([], 4096, 1, 0, 0, RequestQueue(), survive=60, identity="volume")
 
 
 @pytest.fixture
@@ -503,16 +505,16 @@ def lost(machine: Machine, by_netlink: Kernel) -> Path:
 def test_a_device_whose_server_is_gone_is_taken_over(
     machine: Machine, lost: Path, path: str | None
 ) -> None:
-    link = cast(FakeLink, choice.adopt(path, IDENTITY))
+    link = cast(FakeLink, choice.take_over_orphan(path, IDENTITY))
     assert (link.index, link.path) == (2, "/dev/nbd2")
     assert machine.is_locked(2)
     os.close(link.lock)
 
 
 def test_nothing_is_taken_over_where_there_is_nothing(machine: Machine, lost: Path) -> None:
-    assert choice.adopt(None, replace(IDENTITY, identity="another")) is None
+    assert choice.take_over_orphan(None, replace(IDENTITY, identity="another")) is None
     with pytest.raises(DeviceBusyError, match="'volume' is attached at /dev/nbd2; mount it there"):
-        choice.adopt("/dev/nbd1", IDENTITY)
+        choice.take_over_orphan("/dev/nbd1", IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -524,10 +526,10 @@ def test_nothing_is_taken_over_where_there_is_nothing(machine: Machine, lost: Pa
     ],
 )
 def test_a_device_that_is_another_is_refused(
-    machine: Machine, lost: Path, terms: Terms, reason: str
+    machine: Machine, lost: Path, terms: AttachConfig, reason: str
 ) -> None:
     with pytest.raises(AttachError, match=reason) as caught:
-        choice.adopt(None, terms)
+        choice.take_over_orphan(None, terms)
     assert caught.value.path == "/dev/nbd2"
     assert not machine.is_locked(2)
 
@@ -535,40 +537,40 @@ def test_a_device_that_is_another_is_refused(
 def test_a_device_that_has_a_server_is_not_taken_over(machine: Machine, lost: Path) -> None:
     machine.tree.kernel_threads("nbd2")
     with pytest.raises(DeviceBusyError, match="still has a server"):
-        choice.adopt(None, IDENTITY)
+        choice.take_over_orphan(None, IDENTITY)
     assert not machine.is_locked(2)
-    lock = locks.take(2)
-    locks.sign(lock)
+    lock = locks.acquire(2)
+    locks.write_owner(lock)
     machine.tree.process(os.getpid(), "python")
     with pytest.raises(DeviceBusyError, match=rf"served by process {os.getpid()} \(python\)"):
-        choice.adopt(None, IDENTITY)
+        choice.take_over_orphan(None, IDENTITY)
     os.close(lock)
 
 
 def test_a_server_that_is_on_its_way_out_is_waited_for(machine: Machine, lost: Path) -> None:
-    lock = locks.take(2)
-    locks.sign(lock)
+    lock = locks.acquire(2)
+    locks.write_owner(lock)
     machine.while_waiting = lambda: os.close(lock) if machine.is_locked(2) else None
-    link = cast(FakeLink, choice.adopt(None, IDENTITY))
+    link = cast(FakeLink, choice.take_over_orphan(None, IDENTITY))
     assert machine.now > 1000
     os.close(link.lock)
 
 
 def test_a_lock_tells_who_has_it_now(machine: Machine) -> None:
     machine.tree.process(os.getpid(), "python")
-    assert locks.owner(1) is None
-    lock = locks.take(1)
-    assert locks.owner(1) is None  # it may only find out that the device is taken
-    locks.sign(lock)
-    before = locks.signature(lock)
-    assert locks.owner(1) == (os.getpid(), "python")
-    locks.sign(lock)
-    assert locks.signature(lock) != before
+    assert locks.holder(1) is None
+    lock = locks.acquire(1)
+    assert locks.holder(1) is None  # it may only find out that the device is taken
+    locks.write_owner(lock)
+    before = locks.owner_token(lock)
+    assert locks.holder(1) == (os.getpid(), "python")
+    locks.write_owner(lock)
+    assert locks.owner_token(lock) != before
     assert locks.server(1) is None  # it is not attached
     machine.serve(1, thread=999)
     assert locks.server(1) == (os.getpid(), "python")
     os.close(lock)
-    assert locks.owner(1) is None
+    assert locks.holder(1) is None
     assert locks.server(1) is None
 
 
@@ -577,7 +579,7 @@ def test_two_that_attach_the_same_identity_do_not_both_serve_it(
 ) -> None:
     connect = by_netlink.connect
 
-    def connect_second(index: int | None, terms: Terms) -> int:
+    def connect_second(index: int | None, terms: AttachConfig) -> int:
         machine.serve(0, thread=999)
         machine.tree.write(machine.tree.block / "nbd0/backend", "volume\n")
         return connect(index, terms)

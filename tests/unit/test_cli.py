@@ -13,10 +13,10 @@ import pytest
 import aiovblk
 from aiovblk import cli
 from aiovblk.cli import listing
-from aiovblk.cli.listing import Attached
+from aiovblk.cli.listing import AttachedDevice
 from aiovblk.cli.spec import load_device
 from aiovblk.cli.units import SpecError, parse_size
-from aiovblk.kernel.liveness import State
+from aiovblk.kernel.liveness import DeviceState
 from aiovblk.storage import FileDevice, MemoryDevice
 
 from .kernel_tree import KernelTree
@@ -246,7 +246,7 @@ def test_error_is_status_1_and_one_line(
 
 
 def test_interrupted_command_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> list[Attached]:
+    def interrupted() -> list[AttachedDevice]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(listing, "attached", interrupted)
@@ -282,7 +282,7 @@ def test_program_prints_errors_without_a_traceback_unless_it_is_verbose() -> Non
 
 # Listing
 
-DISK = Attached(
+DISK = AttachedDevice(
     index=0,
     path="/dev/nbd0",
     size=64 << 20,
@@ -292,14 +292,14 @@ DISK = Attached(
     flags=["HAS_FLAGS", "SEND_FLUSH", "SEND_TRIM"],
     server_pid=123,
     server_name="python",
-    state=State.ALIVE,
+    state=DeviceState.ALIVE,
     identity="disk 7",
     in_flight=3,
     partitions=["/dev/nbd0p1"],
     holders=["dm-0"],
     used=["mounted at /mnt", "held by dm-0 (vault)"],
 )
-LOST = Attached(
+LOST = AttachedDevice(
     index=12,
     path="/dev/nbd12",
     size=3 << 29,
@@ -309,7 +309,7 @@ LOST = Attached(
     flags=["HAS_FLAGS", "READ_ONLY"],
     server_pid=None,
     server_name=None,
-    state=State.DEAD,
+    state=DeviceState.DEAD,
     identity=None,
     in_flight=0,
     partitions=[],
@@ -333,7 +333,7 @@ def test_table_has_a_line_per_device() -> None:
 
 
 def test_table_of_nothing_is_its_head() -> None:
-    assert listing.as_table([]) == "  ".join(listing.HEAD)
+    assert listing.as_table([]) == "  ".join(listing.COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from aiovblk import BlockDevice
 from aiovblk.cli import main
 from aiovblk.cli import mount as mount_command
 from aiovblk.cli.diskspec import DiskSpec
-from aiovblk.cli.layers import Layers, stack_of
+from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.sectors import check_whole_sectors, sector_size, warn_of_other_sectors
-from aiovblk.cli.spec import device_for_worker, device_of, load_device, split_block_size
+from aiovblk.cli.spec import device_for_worker, load_device, open_spec, split_block_size
 from aiovblk.cli.units import SpecError, UsageError
 from aiovblk.storage import BlockSize, Cache, FileDevice, MemoryDevice, ObjectStoreDevice
-from aiovblk.storage.cache.header import Header
+from aiovblk.storage.cache.header import CacheHeader
 
 from .network import serve
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def block_size_of(spec: str, block_size: int | None = None) -> int:
-    async with device_of(spec, block_size=block_size) as device:
+    async with open_spec(spec, block_size=block_size) as device:
         assert device.size == MIB
         assert bytes(await device.read(0, device.block_size)) == bytes(device.block_size)
         await device.unmount()
@@ -128,7 +128,7 @@ def layers(cache: int | None = None, overlay: str | None = None) -> Layers:
 
 async def test_layers_have_the_block_size_of_what_lies_below() -> None:
     for size in (None, 512, 4096):
-        async with stack_of("file:disk.img", layers(cache=MIB), block_size=size) as device:
+        async with open_stack("file:disk.img", layers(cache=MIB), block_size=size) as device:
             assert isinstance(device, Cache)
             assert device.block_size == (size or 512)
             await device.unmount()
@@ -136,10 +136,10 @@ async def test_layers_have_the_block_size_of_what_lies_below() -> None:
 
 async def test_overlay_of_larger_blocks_is_still_opened() -> None:
     """Those that were made when files had blocks of 4096 bytes."""
-    async with stack_of("file:disk.img", layers(overlay="o"), block_size=4096) as device:
+    async with open_stack("file:disk.img", layers(overlay="o"), block_size=4096) as device:
         await device.write(4096, memoryview(b"x" * 4096))
         await device.unmount()
-    async with stack_of("file:disk.img", layers(overlay="o")) as device:
+    async with open_stack("file:disk.img", layers(overlay="o")) as device:
         assert device.block_size == 4096
         assert bytes(await device.read(4096, 4096)) == b"x" * 4096
         await device.unmount()
@@ -147,12 +147,12 @@ async def test_overlay_of_larger_blocks_is_still_opened() -> None:
 
 async def test_cache_knows_the_disk_below_another_block_size() -> None:
     await DiskSpec.parse("folder:disk?size=1M").create()
-    async with stack_of("folder:disk", Layers(None, MIB, "c", "read"), block_size=512) as device:
+    async with open_stack("folder:disk", Layers(None, MIB, "c", "read"), block_size=512) as device:
         assert isinstance(device, Cache)
         assert isinstance(device.inner, BlockSize)
         disk = device.inner.inner
         assert isinstance(disk, ObjectStoreDevice)
-        assert device._header().identity == Header.of(device, disk.identity, 1, 1).identity
+        assert device._header().identity == CacheHeader.of(device, disk.identity, 1, 1).identity
         await device.unmount()
 
 
@@ -208,10 +208,10 @@ async def test_disk_that_is_there_keeps_its_contents_under_another_block_size() 
     disk = await DiskSpec.parse("folder:disk?size=1M").open()
     await disk.write(0, memoryview(b"a" * 4096))
     await disk.unmount()
-    async with device_of("folder:disk?block_size=512") as device:
+    async with open_spec("folder:disk?block_size=512") as device:
         await device.write(512, memoryview(b"b" * 512))
         await device.unmount()
-    async with device_of("folder:disk") as device:
+    async with open_spec("folder:disk") as device:
         assert device.block_size == 4096
         data = bytes(await device.read(0, 4096))
         await device.unmount()
@@ -321,7 +321,7 @@ async def test_file_that_ends_within_a_sector_is_refused() -> None:
         async with mount_command._served(arguments(spec="file:odd.img")):
             pass
     await FileDevice("odd.img").unmount()  # its lock is free
-    async with device_of("file:disk.img", block_size=1) as device:
+    async with open_spec("file:disk.img", block_size=1) as device:
         check_whole_sectors(device, "file:disk.img")  # its blocks are another matter
         await device.unmount()
 

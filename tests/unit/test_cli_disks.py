@@ -12,7 +12,7 @@ import pytest
 
 from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
-from aiovblk.cli.layers import Layers, stack_of
+from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.spec import load_device
 from aiovblk.cli.units import SpecError
 from aiovblk.storage import Cache, FileDevice
@@ -293,7 +293,7 @@ def layers(
 async def test_overlay_leaves_what_lies_below_as_it_is(raw: Path) -> None:
     before = raw.read_bytes()
     for _ in range(2):
-        async with stack_of(f"file:{raw}", layers(overlay="changes")) as device:
+        async with open_stack(f"file:{raw}", layers(overlay="changes")) as device:
             await device.write(0, memoryview(bytes(4096)))
             assert bytes(await device.read(0, MIB)) == bytes(4096) + before[4096:]
             await device.flush()
@@ -304,7 +304,7 @@ async def test_overlay_leaves_what_lies_below_as_it_is(raw: Path) -> None:
 async def test_overlay_on_a_disk_needs_no_lease() -> None:
     await (await load_device("folder:disk?size=1M")).unmount()
     before = sorted(Path("disk").rglob("*"))
-    async with stack_of("folder:disk", layers(overlay="changes")) as device:
+    async with open_stack("folder:disk", layers(overlay="changes")) as device:
         await device.write(0, memoryview(bytes(4096)))
         await device.flush()
         await device.unmount()
@@ -312,7 +312,7 @@ async def test_overlay_on_a_disk_needs_no_lease() -> None:
 
 
 async def test_stack_that_is_to_be_read_only_is() -> None:
-    async with stack_of("memory:1M", layers(cache=MIB), read_only=True) as device:
+    async with open_stack("memory:1M", layers(cache=MIB), read_only=True) as device:
         assert device.read_only
         await device.unmount()
 
@@ -320,12 +320,12 @@ async def test_stack_that_is_to_be_read_only_is() -> None:
 async def test_cache_file_is_made_used_again_and_refused_with_another_size(raw: Path) -> None:
     spec = f"file:{raw}"
     for _ in range(2):
-        async with stack_of(spec, layers(cache=4 * MIB, cache_path="cache")) as device:
+        async with open_stack(spec, layers(cache=4 * MIB, cache_path="cache")) as device:
             assert bytes(await device.read(0, 4096)) == raw.read_bytes()[:4096]
             await device.unmount()
     assert Path("cache").stat().st_size == 4 * MIB
     with pytest.raises(SpecError, match="cache has 4M, --cache says 8M: name another file"):
-        async with stack_of(spec, layers(cache=8 * MIB, cache_path="cache")):
+        async with open_stack(spec, layers(cache=8 * MIB, cache_path="cache")):
             pass
     await FileDevice("cache").unmount()  # nobody holds it
     await FileDevice(raw).unmount()
@@ -334,7 +334,7 @@ async def test_cache_file_is_made_used_again_and_refused_with_another_size(raw: 
 async def test_cache_of_one_disk_is_not_used_for_another() -> None:
     for name in ("a", "b"):
         Path(name).write_bytes(name.encode() * MIB)
-        async with stack_of(f"file:{name}", layers(cache=4 * MIB, cache_path="cache")) as device:
+        async with open_stack(f"file:{name}", layers(cache=4 * MIB, cache_path="cache")) as device:
             assert bytes(await device.read(0, 4096)) == name.encode() * 4096
             await device.unmount()
 
@@ -344,7 +344,9 @@ async def test_cache_of_a_disk_that_was_written_without_it_is_not_used(
 ) -> None:
     @asynccontextmanager
     async def through_the_cache() -> AsyncIterator[Cache]:
-        async with stack_of("folder:disk?size=1M", layers(cache=4 * MIB, cache_path="c")) as device:
+        async with open_stack(
+            "folder:disk?size=1M", layers(cache=4 * MIB, cache_path="c")
+        ) as device:
             assert isinstance(device, Cache)
             yield device
             await device.unmount()

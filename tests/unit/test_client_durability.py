@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from aiovblk.client import session
-from aiovblk.client.connection import Connection
+from aiovblk.client.connection import ClientConnection
 from aiovblk.protocol import Command
 
 from .peer import Export, connected, fails, flushed, stored
@@ -16,8 +16,8 @@ from .peer import Export, connected, fails, flushed, stored
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(session, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(session, "MIN_PAUSE", 0.001)
+    monkeypatch.setattr(session, "MAX_PAUSE", 0.01)
 
 
 async def test_flush_fails_once_after_a_loss_of_what_no_flush_made_durable() -> None:
@@ -89,16 +89,16 @@ async def test_flush_that_failed_makes_nothing_durable() -> None:
 async def test_acknowledgement_right_before_the_loss_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = Connection._take_batch
+    original = ClientConnection._take_batch
 
-    def take_batch_and_end(connection: Connection) -> int:
+    def take_batch_and_end(connection: ClientConnection) -> int:
         """As where an answer and the end are received together."""
         wanted = original(connection)
         connection._stream.reader.feed_eof()
         return wanted
 
     async with connected() as (server, remote, peer):
-        monkeypatch.setattr(Connection, "_take_batch", take_batch_and_end)
+        monkeypatch.setattr(ClientConnection, "_take_batch", take_batch_and_end)
         await stored(remote, peer)
         monkeypatch.undo()
         await server.peer()

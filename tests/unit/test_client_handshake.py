@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.errors import ProtocolError, RefusedError, TLSRequiredError, TLSUnavailableError
+from aiovblk.errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
 from aiovblk.protocol import (
-    Agreement,
     ClientHandshake,
     ExportInfo,
+    NegotiationResult,
     OptionReply,
     ReplyMode,
     TransmissionFlag,
@@ -55,8 +55,8 @@ def simple_talk(*answers: bytes) -> Held:
     return talk(*answers, mode=SIMPLE)
 
 
-def refusal(held: Held) -> RefusedError:
-    assert isinstance(held.error, RefusedError)
+def refusal(held: Held) -> OptionRefusedError:
+    assert isinstance(held.error, OptionRefusedError)
     return held.error
 
 
@@ -96,7 +96,7 @@ def test_client_answers_with_flags_that_it_knows(offered: int, answered: int) ->
 def test_client_waits_for_each_byte_of_a_talk() -> None:
     whole = GREETING + WHOLE
     complete = talk(WHOLE)
-    assert complete.agreement == Agreement("disk", INFO, EXTENDED, 7)
+    assert complete.agreement == NegotiationResult("disk", INFO, EXTENDED, 7)
     for cut in range(len(whole)):
         held = hold(ClientHandshake("disk"), whole[:cut])
         assert not held.ended
@@ -131,7 +131,7 @@ def test_client_takes_the_most_that_the_server_has(
 ) -> None:
     held = talk(*answers, EXPORT, DONE, allocation=False)
     assert held.sent == FLAGS + b"".join(map(option, options)) + ASK_GO
-    assert held.agreement == Agreement("disk", INFO, mode)
+    assert held.agreement == NegotiationResult("disk", INFO, mode)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_client_asks_for_no_more_than_it_should(most: ReplyMode, options: bytes)
     answers = b"" if most is SIMPLE else reply(int.from_bytes(options[8:12]), wire.ACK)
     held = talk(answers, EXPORT, DONE, mode=most, allocation=False)
     assert held.sent == FLAGS + options + ASK_GO
-    assert held.agreement == Agreement("disk", INFO, most)
+    assert held.agreement == NegotiationResult("disk", INFO, most)
 
 
 @pytest.mark.parametrize("error", [wire.POLICY, wire.INVALID, wire.SHUTDOWN, 0x80000000, 2**32 - 1])
 def test_mode_that_is_refused_for_whatever_reason_is_done_without(error: int) -> None:
     refusals = [reply(number, error) for number in (wire.EXTENDED_HEADERS, wire.STRUCTURED_REPLY)]
     held = talk(*refusals, EXPORT, DONE)
-    assert held.agreement == Agreement("disk", INFO)
+    assert held.agreement == NegotiationResult("disk", INFO)
 
 
 # Allocation
@@ -193,7 +193,7 @@ def test_allocation_has_the_number_that_the_server_gives_it(
 ) -> None:
     held = talk(TAKE_EXTENDED, *answers, EXPORT, DONE)
     assert held.sent == FLAGS + option(wire.EXTENDED_HEADERS) + ASK_CONTEXT + ASK_GO
-    assert held.agreement == Agreement("disk", INFO, EXTENDED, number)
+    assert held.agreement == NegotiationResult("disk", INFO, EXTENDED, number)
 
 
 def test_context_without_a_number_is_a_protocol_error() -> None:
@@ -205,7 +205,7 @@ def test_context_without_a_number_is_a_protocol_error() -> None:
 def test_allocation_is_not_asked_for_without_structured_replies() -> None:
     held = talk(REFUSE_EXTENDED, REFUSE_STRUCTURED, EXPORT, DONE)
     assert ASK_CONTEXT not in held.sent
-    assert held.agreement == Agreement("disk", INFO)
+    assert held.agreement == NegotiationResult("disk", INFO)
 
 
 # TLS
@@ -216,7 +216,7 @@ def test_tls_begins_before_anything_else_is_asked_for() -> None:
     before = FLAGS + option(wire.STARTTLS)
     assert held.sent.startswith(before)
     assert held.secured_after == [len(before)]
-    assert held.agreement == Agreement("disk", INFO, EXTENDED, 7)
+    assert held.agreement == NegotiationResult("disk", INFO, EXTENDED, 7)
 
 
 @pytest.mark.parametrize("error", [wire.UNSUP, wire.POLICY, wire.INVALID])
@@ -254,7 +254,7 @@ def test_all_that_the_server_tells_is_understood() -> None:
     flags = TransmissionFlag(0xFFFF)
     info = ExportInfo(2**63 - 1, flags, 512, 65536, 1 << 20, "für alle")
     assert held.sent == FLAGS + ASK_GO
-    assert held.agreement == Agreement("disk", info)
+    assert held.agreement == NegotiationResult("disk", info)
 
 
 def test_what_the_server_does_not_tell_has_the_defaults_of_the_specification() -> None:
@@ -371,7 +371,7 @@ def test_server_without_go_is_asked_by_export_name(
         *answers, NO_GO, NAMED, padding, b"rest", greeting=greeting, mode=mode, allocation=False
     )
     assert held.sent.endswith(ASK_GO + option(wire.EXPORT_NAME, b"disk"))
-    assert held.agreement == Agreement("disk", INFO, mode)
+    assert held.agreement == NegotiationResult("disk", INFO, mode)
     assert held.left == b"rest"
 
 
@@ -411,7 +411,7 @@ def test_reply_of_a_length_that_cannot_be_is_a_protocol_error(kind: int, length:
 
 def test_reply_of_64_kib_is_received() -> None:
     held = simple_talk(EXPORT, reply(wire.GO, 99, bytes(64 * 1024)), DONE)
-    assert held.agreement == Agreement("disk", INFO)
+    assert held.agreement == NegotiationResult("disk", INFO)
 
 
 @pytest.mark.parametrize("size", [0, 64 * 1024], ids=["many", "long"])
@@ -423,7 +423,7 @@ def test_replies_without_end_are_a_protocol_error(size: int) -> None:
 
 def test_acknowledgement_with_data_is_one() -> None:
     held = simple_talk(EXPORT, reply(wire.GO, wire.ACK, b"?"))
-    assert held.agreement == Agreement("disk", INFO)
+    assert held.agreement == NegotiationResult("disk", INFO)
 
 
 # Others than NBD servers, and TLS that one side wants
@@ -456,7 +456,7 @@ def test_tls_that_is_wanted_late_is_told_as_well(option_: int) -> None:
 
 
 def test_exceptions_are_public_and_can_be_pickled() -> None:
-    assert issubclass(aiovblk.RefusedError, aiovblk.ProtocolError)
-    for kind in (aiovblk.RefusedError, aiovblk.TLSRequiredError, aiovblk.TLSUnavailableError):
-        error: RefusedError = pickle.loads(pickle.dumps(kind("reason", 7)))
+    assert issubclass(aiovblk.OptionRefusedError, aiovblk.ProtocolError)
+    for kind in (aiovblk.OptionRefusedError, aiovblk.TLSRequiredError, aiovblk.TLSUnavailableError):
+        error: OptionRefusedError = pickle.loads(pickle.dumps(kind("reason", 7)))
         assert (type(error), str(error), error.reply) == (kind, "reason", 7)

@@ -21,8 +21,8 @@ UNSTORED = "it is not known whether this was stored"
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(session, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(session, "MIN_PAUSE", 0.001)
+    monkeypatch.setattr(session, "MAX_PAUSE", 0.01)
 
 
 # Without reconnect

@@ -46,7 +46,7 @@ async def test_all_forms_of_replies(
         serve(MemoryDevice(SIZE), unix=path),
         connect(f"nbd+unix:///?socket={path}") as remote,
     ):
-        assert remote._session.agreement.mode is mode
+        assert remote._session.negotiated.mode is mode
         await exercise(remote)
 
 

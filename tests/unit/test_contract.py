@@ -16,7 +16,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.contract import check_device, check_handlers
-from aiovblk.mount.served import Local
+from aiovblk.mount.served import LocalBackend
 from aiovblk.protocol import Command
 from aiovblk.server import Export
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Overlay, ReadOnly, Shared
@@ -290,7 +290,7 @@ def test_coroutine_in_place_of_a_device_is_to_be_awaited() -> None:
 async def test_plain_def_is_refused_when_it_is_mounted() -> None:
     options: dict[str, Any] = {"handler_timeout": None, "slow_request": None}
     with pytest.raises(TypeError, match=r"PlainDisk\.read must be async def"):
-        Local(PlainDisk(), connections=1, concurrency=1, **options)
+        LocalBackend(PlainDisk(), connections=1, concurrency=1, **options)
     with pytest.raises(TypeError, match=r"PlainDisk\.read must be async def"):
         await aiovblk.mount(PlainDisk())
 

@@ -8,8 +8,14 @@ import ssl
 import pytest
 
 from aiovblk import ProtocolError
-from aiovblk.protocol import TLS, Agreement, ExportInfo, ServerHandshake, TransmissionFlag
-from aiovblk.stream import StreamProtocol, converse
+from aiovblk.protocol import (
+    ExportInfo,
+    NegotiationResult,
+    ServerHandshake,
+    TLSMode,
+    TransmissionFlag,
+)
+from aiovblk.stream import StreamProtocol, run_handshake
 
 from ..still import MemoryTransport, StillLoop
 from . import wire
@@ -22,12 +28,14 @@ DISK = ExportInfo(4096, TransmissionFlag.HAS_FLAGS)
 class Peer:
     """A client that a server's handshake talks to, on a loop that never waits."""
 
-    def __init__(self, loop: StillLoop, *, stalled: bool = False, tls: TLS = TLS.OFF) -> None:
+    def __init__(
+        self, loop: StillLoop, *, stalled: bool = False, tls: TLSMode = TLSMode.OFF
+    ) -> None:
         self.loop = loop
         self.stream = StreamProtocol()
         self.transport = MemoryTransport(self.stream, stalled=stalled)
         self.talking = loop.start(
-            converse(
+            run_handshake(
                 ServerHandshake(NAMES, tls=tls),
                 self.stream,
                 start_tls=self._start_tls,
@@ -52,7 +60,7 @@ def test_bytes_that_come_one_by_one_lead_to_an_agreement() -> None:
         for byte in wire.FLAGS + wire.go("001"):
             assert not peer.talking.done()
             peer.send(bytes([byte]))
-        assert peer.talking.result() == Agreement("001", DISK)
+        assert peer.talking.result() == NegotiationResult("001", DISK)
 
 
 def test_client_that_does_not_read_is_answered_no_more() -> None:
@@ -68,7 +76,7 @@ def test_client_that_does_not_read_is_answered_no_more() -> None:
             loop.run_due()
             assert len(peer.transport.sent) - before <= LIST_ANSWER + 64 * 1024
         assert len(peer.transport.sent) > 1000 * LIST_ANSWER
-        assert peer.talking.result() == Agreement("001", DISK)
+        assert peer.talking.result() == NegotiationResult("001", DISK)
 
 
 @pytest.mark.parametrize("stalled", [False, True])
@@ -93,7 +101,7 @@ def test_what_is_said_last_is_sent_before_a_protocol_error_is_raised() -> None:
 @pytest.mark.parametrize("behind", [b"\x16", wire.go("001")])
 def test_bytes_behind_starttls_that_nobody_protects_end_the_talk(behind: bytes) -> None:
     with StillLoop() as loop:
-        peer = Peer(loop, tls=TLS.REQUIRED)
+        peer = Peer(loop, tls=TLSMode.REQUIRED)
         peer.send(wire.FLAGS + wire.option(wire.STARTTLS) + behind)
         assert isinstance(peer.talking.exception(), ProtocolError)
         assert "before TLS" in str(peer.talking.exception())

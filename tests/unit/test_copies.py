@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.dispatch.copies import BUFFER_SIZE, SMALLEST_SHARED, Copies
+from aiovblk.dispatch.copies import COPY_BUFFER_SIZE, MIN_POOLED_COPY, ReplyCopyBuffer
 
 
 @pytest.mark.parametrize(
-    "length", [1, SMALLEST_SHARED - 1, SMALLEST_SHARED, BUFFER_SIZE, BUFFER_SIZE + 1]
+    "length", [1, MIN_POOLED_COPY - 1, MIN_POOLED_COPY, COPY_BUFFER_SIZE, COPY_BUFFER_SIZE + 1]
 )
 def test_copy_does_not_change_with_what_was_copied(length: int) -> None:
     memory = bytearray(b"a" * length)
-    copy = Copies().copy(memoryview(memory))
+    copy = ReplyCopyBuffer().copy(memoryview(memory))
     memory[:] = bytes(length)
     assert bytes(copy) == b"a" * length
 
 
-@pytest.mark.parametrize("length", [SMALLEST_SHARED, 100_000, BUFFER_SIZE])
+@pytest.mark.parametrize("length", [MIN_POOLED_COPY, 100_000, COPY_BUFFER_SIZE])
 def test_copies_that_are_in_use_stay_as_they_are(length: int) -> None:
-    copies = Copies()
+    copies = ReplyCopyBuffer()
     held = [copies.copy(memoryview(bytearray([i]) * length)) for i in range(100)]
     assert [bytes(each) for each in held] == [bytes([i]) * length for i in range(100)]
 
 
 def test_memory_of_copies_that_were_let_go_is_used_again() -> None:
-    copies = Copies()
-    view = memoryview(bytearray(SMALLEST_SHARED))
+    copies = ReplyCopyBuffer()
+    view = memoryview(bytearray(MIN_POOLED_COPY))
     seen: dict[int, object] = {}  # they stay alive here, so that no identity comes twice
-    for _ in range(10 * BUFFER_SIZE // SMALLEST_SHARED):
+    for _ in range(10 * COPY_BUFFER_SIZE // MIN_POOLED_COPY):
         copy = copies.copy(view)
         assert isinstance(copy, memoryview)
         seen[id(copy.obj)] = copy.obj
@@ -36,8 +36,8 @@ def test_memory_of_copies_that_were_let_go_is_used_again() -> None:
 
 
 def test_part_that_is_held_keeps_its_buffer_from_being_used() -> None:
-    copies = Copies()
-    first = copies.copy(memoryview(bytearray(b"x" * SMALLEST_SHARED)))
-    for _ in range(10 * BUFFER_SIZE // SMALLEST_SHARED):
-        copies.copy(memoryview(bytearray(SMALLEST_SHARED)))
-    assert bytes(first) == b"x" * SMALLEST_SHARED
+    copies = ReplyCopyBuffer()
+    first = copies.copy(memoryview(bytearray(b"x" * MIN_POOLED_COPY)))
+    for _ in range(10 * COPY_BUFFER_SIZE // MIN_POOLED_COPY):
+        copies.copy(memoryview(bytearray(MIN_POOLED_COPY)))
+    assert bytes(first) == b"x" * MIN_POOLED_COPY

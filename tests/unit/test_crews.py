@@ -23,21 +23,21 @@ from aiovblk import AttachError, Error, kernel
 from aiovblk.dispatch import Stats
 from aiovblk.events import ConnectionRestored
 from aiovblk.mount import _served, attaching
-from aiovblk.mount.crew import Crew as MountCrew
-from aiovblk.mount.door import Geometry as DoorGeometry
-from aiovblk.mount.door import Given, Wanted, ask
-from aiovblk.mount.events import Events
-from aiovblk.mount.lines import Line, Lines, close_all
-from aiovblk.mount.unmounting import Unmounting
+from aiovblk.mount.crew import WorkerBackend as MountCrew
+from aiovblk.mount.door import HandoverGeometry as DoorGeometry
+from aiovblk.mount.door import HandoverRequest, HandoverResult, request_handover
+from aiovblk.mount.events import MountState
+from aiovblk.mount.lines import ConnectionGroup, KernelConnection, close_all
+from aiovblk.mount.unmounting import UnmountSequence
 from aiovblk.server import crew as serving
 from aiovblk.server.connection import make_settings
-from aiovblk.server.crew import Crew
+from aiovblk.server.crew import WorkerPool
 from aiovblk.server.exports import exports_of
-from aiovblk.server.worker import MOST_REPORTS, ClientsService, Report
+from aiovblk.server.worker import MAX_REPORTS, ClientReport, ClientService
 from aiovblk.storage import MemoryDevice
 from aiovblk.workers import Worker, process
-from aiovblk.workers.channel import LARGEST_MESSAGE
-from aiovblk.workers.messages import Event
+from aiovblk.workers.channel import MAX_MESSAGE
+from aiovblk.workers.messages import Notification
 
 from .client import Client
 from .network import READ, WRITE, connected, serve, until, using
@@ -59,8 +59,8 @@ def children() -> list[int]:
 
 
 def worker_of(server: aiovblk.Server) -> Worker:
-    assert isinstance(server._clients, Crew)
-    return server._clients._members[0].worker
+    assert isinstance(server._clients, WorkerPool)
+    return server._clients._slots[0].worker
 
 
 # Mounts
@@ -93,7 +93,7 @@ async def test_a_mount_is_cancelled_while_its_workers_begin(seconds: float) -> N
 async def test_a_mount_is_cancelled_although_a_worker_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.1)
+    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.1)
     hanging = tmp_path / "hanging"
     mounting = asyncio.create_task(aiovblk.mount(partial(make_and_hang, hanging), workers=1))
     await until(hanging.exists)
@@ -112,12 +112,12 @@ def crew_of(factory: Any, *, workers: int = 1, is_made_late: bool = False) -> Mo
         handler_timeout=None,
         slow_request=None,
         memory_safe=False,
-        is_made_late=is_made_late,
+        opens_after_handover=is_made_late,
     )
 
 
-def options(*, replace: bool = False) -> attaching.Options:
-    return attaching.Options(
+def options(*, replace: bool = False) -> attaching.MountOptions:
+    return attaching.MountOptions(
         attach="netlink",
         timeout=None,
         unmount_timeout=1,
@@ -130,10 +130,10 @@ def options(*, replace: bool = False) -> attaching.Options:
 
 
 @asynccontextmanager
-async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, Lines]]:
+async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, ConnectionGroup]]:
     """Two workers with a connection each, as of a mount, but for the kernel."""
     crew = crew_of(partial(FileOfAll, image), workers=2)
-    lines = Lines(Events(), lambda: None)
+    lines = ConnectionGroup(MountState(), lambda: None)
     try:
         await crew.open(lines)
         kernels = await lines.connect()
@@ -153,13 +153,13 @@ async def test_what_stands_for_the_devices_is_like_them(image: Path) -> None:
 
 async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
     async with opened(image) as (crew, lines):
-        lost = crew._lines[0]
+        lost = crew._connections[0]
         lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
         os.kill(lost.worker.pid, signal.SIGKILL)
         await lost.worker.lost
         await lines.resize(512)
         await until(lambda: lost.oldest_start is None)
-        assert lines.waited_since() > 1.0
+        assert lines.unanswered_since() > 1.0
         assert lines.stats.in_flight == 0
 
 
@@ -167,13 +167,13 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
     image: Path,
 ) -> None:
     crew = crew_of(partial(FileOfAll, image), workers=2)
-    events = Events()
-    heard = events.feed.listen()
-    lines = Lines(events, lambda: None)
+    events = MountState()
+    heard = events.broadcaster.subscribe()
+    lines = ConnectionGroup(events, lambda: None)
     clients: list[Client] = []
 
-    async def renew(old: Line, new: Line) -> socket.socket:
-        await crew.renew(old, new)
+    async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
+        await crew.open_replacement(old, new)
         ours, theirs = socket.socketpair()
         clients.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
         return ours
@@ -183,10 +183,10 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         for kernel_end in await lines.connect():
             clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
         lines.start()
-        lines.renew = renew
+        lines.open_replacement = renew
         data = os.urandom(512)
         clients[0].send(WRITE, 512, data=data)
-        lines.retire(lines.each(), "for a test")
+        lines.stop_receiving(lines.all(), "for a test")
         assert (await clients[0].reply()).error == 0
         restored = 0
         while restored < 2:
@@ -194,7 +194,7 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
         for client in clients[2:]:
             assert await client.read(512, 512) == data
-        assert lines.in_use == 2
+        assert lines.live_count == 2
     finally:
         await crew.close()
         for client in clients:
@@ -207,7 +207,7 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
 async def test_a_server_ends_although_a_worker_hangs(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "HANGING_TIMEOUT", 0.1)
+    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.1)
     export = partial(FileOfAll, image)
     async with (
         serve(export, unix=path, workers=1, drain_timeout=0.1) as server,
@@ -225,7 +225,7 @@ async def test_a_server_ends_although_a_worker_hangs(
 async def test_a_worker_that_does_not_hang_gives_up_and_lets_go(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "HANGING_TIMEOUT", 0.01)
+    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.01)
     async with (
         serve(partial(FileOfAll, image), unix=path, workers=1) as server,
         using(path) as client,
@@ -296,7 +296,7 @@ async def test_a_worker_that_cannot_be_replaced_is_told(
 async def test_a_server_ends_while_a_worker_is_being_replaced(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "ENDING_TIMEOUT", 0.5)
+    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.5)
     hanging = Path(f"{image}.hanging")
     tls = partial(load_or_hang, image, hanging)
     async with serve(
@@ -311,19 +311,19 @@ async def test_a_server_ends_while_a_worker_is_being_replaced(
 # What is told of clients
 
 
-def largest_report(number: int) -> Report:
+def largest_report(number: int) -> ClientReport:
     stats = Stats()
     for name, latency in stats.latency.items():
         stats.errors_by_command[name] = 1 << 40
         for magnitude in range(45):  # hours, in nanoseconds
             for quarter in range(4, 8):
                 latency.add(quarter << magnitude, 1 << 40)
-    return Report((1 << 62) + number, "a peer" * 10, f"{number:04096}", stats)
+    return ClientReport((1 << 62) + number, "a peer" * 10, f"{number:04096}", stats)
 
 
 def test_a_message_holds_as_many_reports_as_are_told_at_once() -> None:
-    reports = [largest_report(number) for number in range(MOST_REPORTS)]
-    assert len(pickle.dumps(Event("clients", (reports,)))) <= LARGEST_MESSAGE // 2
+    reports = [largest_report(number) for number in range(MAX_REPORTS)]
+    assert len(pickle.dumps(Notification("clients", (reports,)))) <= MAX_MESSAGE // 2
 
 
 class Told:
@@ -336,7 +336,7 @@ class Told:
     def __call__(self, name: str, *arguments: Any) -> None:
         match name, *arguments:
             case "clients", reports:
-                assert len(reports) <= MOST_REPORTS
+                assert len(reports) <= MAX_REPORTS
                 self.clients |= {report.number for report in reports}
             case "gone", number:
                 self.clients.remove(number)
@@ -344,7 +344,7 @@ class Told:
                 self.left += 1
 
 
-def service(tell: Callable[..., None]) -> ClientsService:
+def service(tell: Callable[..., None]) -> ClientService:
     settings = partial(
         make_settings,
         exports=exports_of(MemoryDevice(4096)),
@@ -358,11 +358,11 @@ def service(tell: Callable[..., None]) -> ClientsService:
         connection_memory=1 << 20,
         memory=1 << 20,
     )
-    return ClientsService(settings, tell)
+    return ClientService(settings, tell)
 
 
 async def test_many_clients_are_told_of_and_counted() -> None:
-    told, number = Told(), 3 * MOST_REPORTS + 1
+    told, number = Told(), 3 * MAX_REPORTS + 1
     serving = service(told)
     pairs = [socket.socketpair() for _ in range(number)]
     for at, (sock, _) in enumerate(pairs):
@@ -372,7 +372,7 @@ async def test_many_clients_are_told_of_and_counted() -> None:
         client.close()
     await until(lambda: told.left == number)
     assert not told.clients
-    await serving.leave()
+    await serving.shutdown()
 
 
 async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
@@ -390,7 +390,7 @@ async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     theirs.close()
     await until(lambda: told.left == 1)
-    await serving.leave()
+    await serving.shutdown()
 
 
 async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
@@ -403,7 +403,7 @@ async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
             await serving.accept(number, ours)
             await until(lambda: [name for name, *_ in told].count("left") == number)  # noqa: B023
         await serving.listen()
-    await serving.leave()
+    await serving.shutdown()
     [refusals] = [arguments for name, *arguments in told if name == "events"]
     assert [each.client for each in refusals[0]] == [2]
 
@@ -414,13 +414,13 @@ async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
 @asynccontextmanager
 async def taking_over(
     factory: Any, connections: list[tuple[socket.socket, bytes]]
-) -> AsyncIterator[Lines]:
+) -> AsyncIterator[ConnectionGroup]:
     """One worker, and as many more as there are connections that another server has handed over."""
     crew = crew_of(factory)
-    lines = Lines(Events(), lambda: None)
+    lines = ConnectionGroup(MountState(), lambda: None)
     try:
         await crew.open(lines)
-        await lines.take_over(connections, partial(crew.renew, None))
+        await lines.take_over(connections, partial(crew.open_replacement, None))
         lines.start()
         yield lines
     finally:
@@ -431,7 +431,7 @@ async def test_a_worker_goes_on_within_a_large_write(image: Path) -> None:
     ours, theirs = socket.socketpair()
     client = Client(*await asyncio.open_unix_connection(sock=theirs))
     _, message = client.request(WRITE, 0, data=os.urandom(1 << 20))
-    received, rest = message[: LARGEST_MESSAGE - 1000], message[LARGEST_MESSAGE - 1000 :]
+    received, rest = message[: MAX_MESSAGE - 1000], message[MAX_MESSAGE - 1000 :]
     async with taking_over(partial(FileOfAll, image), [(ours, received)]):
         client.writer.write(rest)
         assert (await client.reply()).error == 0
@@ -443,7 +443,7 @@ async def test_each_connection_has_a_worker_if_they_share_their_data(image: Path
     pairs = [socket.socketpair() for _ in range(3)]
     connections = [(ours, b"") for ours, _ in pairs]
     async with taking_over(partial(FileOfAll, image), connections) as lines:
-        assert len(lines.each()) == 3
+        assert len(lines.all()) == 3
         for _, theirs in pairs:
             theirs.close()
 
@@ -466,20 +466,22 @@ async def test_a_mount_with_workers_refuses_its_successor(
 ) -> None:
     class Unreal(aiovblk.Mount):
         async def _attach(self, path: str | None) -> None:
-            await self._served.open(self._lines)
+            await self._backend.open(self._connections)
             self.path, self.index = "/dev/nbd7", 7
-            self._open_door()
+            self._listen_for_handover()
 
         async def _unmount(self) -> Any:
-            return Unmounting(self.device, self._lines, cast(kernel.Link, None), self._events, 1)
+            return UnmountSequence(
+                self.device, self._connections, cast(kernel.Attachment, None), self._state, 1
+            )
 
     monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"door{index}")
     mount = Unreal(crew_of(partial(FileOfAll, image)), options())
     await mount.start(None)
-    wanted = Wanted("volume", DoorGeometry.of(mount.device))
+    wanted = HandoverRequest("volume", DoorGeometry.of(mount.device))
     reason = "its connections are in workers; end it, and mount the device again"
     with pytest.raises(AttachError, match=reason):
-        await asyncio.to_thread(ask, tmp_path / "door7", wanted, 10)
+        await asyncio.to_thread(request_handover, tmp_path / "door7", wanted, 10)
     with pytest.raises(Error, match=reason):
         await mount.detach()
     await mount.unmount(force=True)
@@ -493,20 +495,24 @@ async def test_workers_start_when_the_other_server_has_let_go(
     log = image.with_suffix(".log")
     geometry = DoorGeometry(1 << 20, 512, read_only=False)
 
-    def hand_over(path: Path, wanted: Wanted, seconds: float, sock: socket.socket) -> Given:
+    def hand_over(
+        path: Path, wanted: HandoverRequest, seconds: float, sock: socket.socket
+    ) -> HandoverResult:
         sock.close()
-        assert (wanted, log.exists()) == (Wanted("volume", None), False)
-        return Given(os.open(tmp_path, os.O_RDONLY), [(ours, b"")], geometry)
+        assert (wanted, log.exists()) == (HandoverRequest("volume", None), False)
+        return HandoverResult(os.open(tmp_path, os.O_RDONLY), [(ours, b"")], geometry)
 
-    monkeypatch.setattr(kernel, "find", lambda path, identity: 7)
-    monkeypatch.setattr(kernel, "taken_over", lambda *_: SimpleNamespace(path="/dev/nbd7"))
-    monkeypatch.setattr(kernel.locks, "sign", os.close)
-    monkeypatch.setattr(attaching, "ask", hand_over)
+    monkeypatch.setattr(kernel, "find_by_identity", lambda path, identity: 7)
+    monkeypatch.setattr(
+        kernel, "attachment_for_existing", lambda *_: SimpleNamespace(path="/dev/nbd7")
+    )
+    monkeypatch.setattr(kernel.locks, "write_owner", os.close)
+    monkeypatch.setattr(attaching, "request_handover", hand_over)
     crew = crew_of(partial(FileOfAll, image), is_made_late=True)
-    events = Events()
-    lines = Lines(events, lambda: None)
+    events = MountState()
+    lines = ConnectionGroup(events, lambda: None)
     try:
-        await attaching.Attaching(crew, lines, events, options(replace=True)).run(None)
+        await attaching.AttachSequence(crew, lines, events, options(replace=True)).run(None)
         client = Client(*await asyncio.open_unix_connection(sock=theirs))
         await client.write(512, b"x" * 512)
         client.writer.close()
@@ -517,4 +523,7 @@ async def test_workers_start_when_the_other_server_has_let_go(
 
 def test_workers_that_are_to_replace_a_server_are_to_start_late(image: Path) -> None:
     serve_by = partial(_served, partial(FileOfAll, image), 1, 2, 1, None, None)
-    assert [serve_by(replace, False).is_made_late for replace in (False, True)] == [False, True]
+    assert [serve_by(replace, False).opens_after_handover for replace in (False, True)] == [
+        False,
+        True,
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aiovblk.dispatch import Turns
+from aiovblk.dispatch import ConcurrencyLimiter
 from aiovblk.protocol import Command
 
 from .client import PuppetDevice, Served, served
@@ -147,8 +147,8 @@ async def test_abort_before_the_first_step_of_handlers_drains(in_a_batch: bool) 
 
 
 async def test_abort_before_the_first_step_of_a_handler_gives_its_turn_to_others() -> None:
-    device, turns = PuppetDevice(), Turns(1)
-    async with served(device, turns=turns) as one, served(device, turns=turns) as other:
+    device, turns = PuppetDevice(), ConcurrencyLimiter(1)
+    async with served(device, limiter=turns) as one, served(device, limiter=turns) as other:
         one.client.send(READ, 0, 512)
         running = await device.calls.get()
         one.client.send(READ, 512, 512)
@@ -231,7 +231,7 @@ async def test_requests_that_are_given_up_fail_and_the_others_live_on() -> None:
         await asyncio.sleep(0.002)  # uvloop's clock counts milliseconds
         young = server.client.send(READ, 512, 512)
         call = await device.calls.get()
-        server.dispatcher.give_up(since)
+        server.dispatcher.fail_running(since)
         assert await server.client.reply() == (old, errno.EIO, b"")
         assert hanging.result.cancelled()
         call.succeed(b"\x77" * 512)
@@ -244,7 +244,7 @@ async def test_requests_that_wait_for_their_turn_can_be_given_up_too() -> None:
         cookies = {server.client.send(READ, 0, 512) for _ in range(3)}
         await server.accepted()
         await device.calls.get()
-        server.dispatcher.give_up()
+        server.dispatcher.fail_running()
         replies = [await server.client.reply() for _ in cookies]
         assert {(reply.cookie, reply.error) for reply in replies} == {
             (cookie, errno.EIO) for cookie in cookies
@@ -269,7 +269,7 @@ async def test_handler_that_ignores_being_given_up_is_waited_for() -> None:
     async with served(Stubborn()) as server:
         server.client.send(READ, 0, 512)
         await begun.wait()
-        server.dispatcher.give_up()
+        server.dispatcher.fail_running()
         await asyncio.sleep(0)
         ended.set()
         assert (await server.client.reply()).error == 0

@@ -114,7 +114,7 @@ async def test_many_requests_leave_nothing_behind(options: dict[str, Any]) -> No
         finally:
             tracemalloc.stop()
         assert server.stats.reads == server.stats.writes == 1000 + count // 2
-        assert not server.dispatcher._handlers._running.tasks
+        assert not server.dispatcher._scheduler._running.tasks
 
 
 async def test_requests_leave_no_garbage_that_needs_the_collector() -> None:

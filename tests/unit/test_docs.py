@@ -21,9 +21,9 @@ from obstore.store import MemoryStore
 import aiovblk
 from aiovblk import events, tls
 from aiovblk.dispatch import Stats
-from aiovblk.events import Feed, Listener
+from aiovblk.events import EventBroadcaster, EventStream
 from aiovblk.storage import FileDevice, Layer, MemoryDevice, Mirror, objects
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.testing import CrashableDisk, check_block_device
 
 from .network import until_left
 
@@ -134,10 +134,10 @@ class Disk:
 
     def __init__(self) -> None:
         self.stats = Stats()
-        self.feed = Feed()
+        self.feed = EventBroadcaster()
 
-    def events(self) -> Listener:
-        return self.feed.listen()
+    def events(self) -> EventStream:
+        return self.feed.subscribe()
 
 
 async def test_counters_are_printed() -> None:
@@ -161,11 +161,11 @@ async def test_events_are_printed_until_the_end() -> None:
         events.RequestFailed("read", 0, 4096, 5),
         events.SlowRequest("flush", 0, 0, 31.4),
         events.ConnectionLost(1, 2, "it was closed"),
-        events.Missed(7),
+        events.EventsDropped(7),
         events.Unmounted(None),
     ):
         disk.feed.publish(event)
-    disk.feed.end()
+    disk.feed.close()
     await printing
     assert printed == [
         ("read of 4096 bytes at 0 failed: 5",),
@@ -264,7 +264,7 @@ async def test_layers_of_others_keep_the_contract() -> None:
     for block in blocks("docs/layers.md")[2:]:
         exec(block, names)
     await names["test_inverted"]()
-    medium = Medium(1 << 20)
+    medium = CrashableDisk(1 << 20)
     await check_block_device(lambda: names["Limited"](medium.open(), 3), rounds=20)
 
 

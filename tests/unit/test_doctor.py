@@ -130,7 +130,7 @@ def test_json_has_a_finding_each_and_failing_is_status_1(
     (failed,) = [each for each in found if each["level"] == "fail"]
     assert failed["topic"] == "privileges"
     assert "CAP_SYS_ADMIN is missing" in failed["text"]
-    assert failed["remedy"] == "sudo aiovblk mount ..."
+    assert failed["fix"] == "sudo aiovblk mount ..."
 
 
 def test_check_that_hangs_fails_and_the_others_are_made(
@@ -356,7 +356,7 @@ def test_task_that_hangs_is_named_with_its_device(
     host.tree.process(98, "dd", opens=opens)
     host.tree.mount(77, "43:0", "/mnt", "/dev/nbd0")
     host.tree.task(98, "dd", state="D", stack=stack)
-    (line,) = lines(devices.stuck)
+    (line,) = lines(devices.hung_tasks)
     assert line.startswith(f"warn  stuck: task 98 (dd) waits for {where}; if its server")
 
 
@@ -374,7 +374,7 @@ def test_task_that_waits_elsewhere_or_for_a_moment_is_let_pass(
     monkeypatch.setattr(
         time, "sleep", lambda seconds: host.tree.write(stat, "96 (dd) S 1 1 1 0 -1 0 0\n")
     )
-    assert lines(devices.stuck) == ["ok    stuck: no program waits for a device"]
+    assert lines(devices.hung_tasks) == ["ok    stuck: no program waits for a device"]
 
 
 # Cleaning
@@ -408,8 +408,8 @@ class Taking:
 @pytest.fixture
 def taking(host: Host, monkeypatch: pytest.MonkeyPatch) -> Taking:
     made = Taking(host)
-    monkeypatch.setattr(forcing, "take_away", made.take_away)
-    monkeypatch.setattr(forcing, "end_openers", made.end_openers)
+    monkeypatch.setattr(forcing, "force_disconnect", made.take_away)
+    monkeypatch.setattr(forcing, "kill_openers", made.end_openers)
     host.tree.kernel_threads("nbd0")
     host.attach(0)
     host.attach(1)

@@ -12,9 +12,14 @@ import pytest
 
 from aiovblk.errors import AttachError
 from aiovblk.mount import door
-from aiovblk.mount.door import Door, Successor, Wanted, ask
+from aiovblk.mount.door import (
+    HandoverListener,
+    HandoverRequest,
+    HandoverRequester,
+    request_handover,
+)
 
-WANTED = Wanted("volume", None)
+WANTED = HandoverRequest("volume", None)
 
 
 def test_the_user_is_that_of_the_other_end() -> None:
@@ -32,7 +37,7 @@ async def test_another_users_answer_is_not_believed(
         listening.bind(str(path))
         listening.listen()
         with pytest.raises(AttachError, match="another user than root answers at") as caught:
-            await asyncio.to_thread(ask, path, WANTED, 60)
+            await asyncio.to_thread(request_handover, path, WANTED, 60)
         sock, _ = listening.accept()
         with sock:
             assert sock.recv(4096) == b""  # it was told nothing
@@ -42,15 +47,15 @@ async def test_another_users_answer_is_not_believed(
 async def test_another_user_is_given_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking: list[Successor] = []
+    asking: list[HandoverRequester] = []
     path = tmp_path / "socket"
-    listening = Door(path, asking.append)
+    listening = HandoverListener(path, asking.append)
     trusted = door._is_trusted
     answers = iter([True, False])  # of the two ends: who asks is shown first
     monkeypatch.setattr(door, "_is_trusted", lambda sock: next(answers) and trusted(sock))
     try:
         with pytest.raises(AttachError, match="it has just ended"):
-            await asyncio.to_thread(ask, path, WANTED, 60)
+            await asyncio.to_thread(request_handover, path, WANTED, 60)
     finally:
         listening.close()
     assert not asking

@@ -15,14 +15,14 @@ import pytest
 from aiovblk import BlockDevice, Mount
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import (
-    MOST_UNHEARD,
+    MAX_QUEUED_EVENTS,
     Attached,
     ConnectionLost,
     ConnectionRestored,
     Event,
-    Feed,
-    Listener,
-    Missed,
+    EventBroadcaster,
+    EventsDropped,
+    EventStream,
     RequestFailed,
     Resized,
     SlowRequest,
@@ -30,19 +30,19 @@ from aiovblk.events import (
     Unmounting,
 )
 from aiovblk.kernel import RequestQueue
-from aiovblk.mount.attaching import Options
-from aiovblk.mount.events import Events
-from aiovblk.mount.lines import Line, Lines
-from aiovblk.mount.served import Local
-from aiovblk.mount.worker import LineService
+from aiovblk.mount.attaching import MountOptions
+from aiovblk.mount.events import MountState
+from aiovblk.mount.lines import ConnectionGroup, KernelConnection
+from aiovblk.mount.served import LocalBackend
+from aiovblk.mount.worker import ConnectionService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
 
 from .client import PuppetDevice, served
 
 
-def local(*, connections: int) -> Local:
-    return Local(
+def local(*, connections: int) -> LocalBackend:
+    return LocalBackend(
         MemoryDevice(4096),
         connections=connections,
         concurrency=1,
@@ -51,26 +51,26 @@ def local(*, connections: int) -> Local:
     )
 
 
-async def everything(listener: Listener) -> list[Event]:
+async def everything(listener: EventStream) -> list[Event]:
     return [event async for event in listener]
 
 
 async def test_each_listener_hears_all_until_the_end() -> None:
-    feed = Feed()
+    feed = EventBroadcaster()
     happened: list[Event] = [Attached("/dev/nbd0"), Resized(4096), Unmounted(None)]
-    listening = [asyncio.create_task(everything(feed.listen())) for _ in range(2)]
+    listening = [asyncio.create_task(everything(feed.subscribe())) for _ in range(2)]
     await asyncio.sleep(0)
     for event in happened:
         feed.publish(event)
-    feed.end()
+    feed.close()
     feed.publish(RequestFailed("read", 0, 512, errno.EIO))
     assert await asyncio.gather(*listening) == [happened, happened]
-    assert await everything(feed.listen()) == []
+    assert await everything(feed.subscribe()) == []
 
 
 async def test_listener_waits_for_what_is_to_come() -> None:
-    feed = Feed()
-    listener = feed.listen()
+    feed = EventBroadcaster()
+    listener = feed.subscribe()
     waiting = asyncio.create_task(anext(listener))
     await asyncio.sleep(0)
     feed.publish(Resized(1))
@@ -79,46 +79,46 @@ async def test_listener_waits_for_what_is_to_come() -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     feed.publish(Resized(2))
-    feed.end()
+    feed.close()
     assert [type(event) for event in await everything(listener)] == [Resized]
 
 
 async def test_late_listener_hears_the_first_event_and_no_other() -> None:
-    feed = Feed()
+    feed = EventBroadcaster()
     feed.publish(Attached("/dev/nbd0", time=1), first=True)
     feed.publish(Resized(4096, time=2))
-    listener = feed.listen()
+    listener = feed.subscribe()
     feed.publish(Resized(8192, time=3))
-    feed.end()
+    feed.close()
     assert await everything(listener) == [Attached("/dev/nbd0", time=1), Resized(8192, time=3)]
 
 
 async def test_slow_listener_misses_the_oldest_and_is_told_how_many() -> None:
-    feed = Feed()
-    slow, quick = feed.listen(), feed.listen()
-    for size in range(MOST_UNHEARD + 10):
+    feed = EventBroadcaster()
+    slow, quick = feed.subscribe(), feed.subscribe()
+    for size in range(MAX_QUEUED_EVENTS + 10):
         feed.publish(Resized(size, time=0))
         assert await anext(quick) == Resized(size, time=0)
     missed = await anext(slow)
-    assert isinstance(missed, Missed)
+    assert isinstance(missed, EventsDropped)
     assert missed.count == 10
     assert await anext(slow) == Resized(10, time=0)
-    assert len(slow.take()) == MOST_UNHEARD - 1
-    assert slow.take() == []
+    assert len(slow.drain()) == MAX_QUEUED_EVENTS - 1
+    assert slow.drain() == []
 
 
 def test_events_that_were_missed_before_count_when_they_are_missed_again() -> None:
-    listener = Listener([Missed(5, time=0), Resized(1, time=0)], limit=2)
-    listener.hear(Resized(2, time=0))
-    missed, *others = listener.take()
-    assert isinstance(missed, Missed)
+    listener = EventStream([EventsDropped(5, time=0), Resized(1, time=0)], limit=2)
+    listener.put(Resized(2, time=0))
+    missed, *others = listener.drain()
+    assert isinstance(missed, EventsDropped)
     assert missed.count == 5
     assert others == [Resized(1, time=0), Resized(2, time=0)]
 
 
 def test_listener_that_is_gone_is_forgotten() -> None:
-    feed = Feed()
-    feed.listen()
+    feed = EventBroadcaster()
+    feed.subscribe()
     gc.collect()
     assert not feed._listeners
 
@@ -206,9 +206,9 @@ async def test_all_that_are_slow_together_are_told_oldest_first() -> None:
 async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    events = Events()
-    listener = events.feed.listen()
-    lines = Lines(events, lambda: None)
+    events = MountState()
+    listener = events.broadcaster.subscribe()
+    lines = ConnectionGroup(events, lambda: None)
     await local(connections=2).open(lines)
     kernels = await lines.connect()
     lines.start()
@@ -217,7 +217,7 @@ async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
     await lines.close()
     await events.stream_ended
     kernels[0].close()
-    assert listener.take() == []
+    assert listener.drain() == []
     assert "connection 2 of 2 is lost" in caplog.text
 
 
@@ -237,23 +237,23 @@ async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
     # Whoever looks, and however long this test takes, its handler began a minute ago.
     clock = asyncio.get_running_loop().time
     monkeypatch.setattr(Dispatcher, "oldest_start", property(lambda _: clock() - 60))
-    events = Events()
-    listener = events.feed.listen()
-    lines = Lines(events, lambda: None)
+    events = MountState()
+    listener = events.broadcaster.subscribe()
+    lines = ConnectionGroup(events, lambda: None)
     lines.timeout = timeout
     made: list[socket.socket] = []
 
-    async def renew(old: Line, new: Line) -> socket.socket:
+    async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
         ours, theirs = socket.socketpair()
         made.append(theirs)
         return ours
 
-    served = Local(
+    served = LocalBackend(
         NeverReads(), connections=1, concurrency=1, handler_timeout=None, slow_request=0.02
     )
     await served.open(lines)
     [kernel] = await lines.connect()
-    lines.renew = renew
+    lines.open_replacement = renew
     lines.start()
     kernel.send(serialize_request(Request(0, Command.READ, 1, 0, 4096)))
     assert isinstance(await anext(listener), SlowRequest)
@@ -279,7 +279,7 @@ async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
 
 async def test_worker_reports_what_happens_to_its_requests() -> None:
     told: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
-    service = LineService(
+    service = ConnectionService(
         partial(MemoryDevice, 4096),
         1,
         None,
@@ -317,10 +317,10 @@ async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
             raise LookupError("a failure")
 
     mount = Unreal(
-        Local(
+        LocalBackend(
             MemoryDevice(4096), connections=1, concurrency=1, handler_timeout=None, slow_request=1
         ),
-        Options(
+        MountOptions(
             attach="ioctl",
             timeout=None,
             unmount_timeout=1,

@@ -16,7 +16,7 @@ from aiovblk import metrics
 from aiovblk.cli import main
 from aiovblk.errors import Error, MissingExtraError
 from aiovblk.storage import HTTPDevice, ObjectStoreDevice
-from aiovblk.storage.objects.sealing import Sealing
+from aiovblk.storage.objects.sealing import ObjectCodec
 from aiovblk.storage.objects.store import from_url
 
 PACKAGE = Path(aiovblk.__file__).parent
@@ -56,11 +56,11 @@ async def _open_web() -> None:
 
 
 async def _compress() -> None:
-    Sealing(bytes(16), compress=True)
+    ObjectCodec(bytes(16), compress=True)
 
 
 async def _encrypt() -> None:
-    Sealing(bytes(16), key=bytes(32))
+    ObjectCodec(bytes(16), key=bytes(32))
 
 
 async def _collect() -> None:
@@ -68,7 +68,7 @@ async def _collect() -> None:
 
 
 async def _observe() -> None:
-    metrics.observe({})
+    metrics.register_otel({})
 
 
 USES: list[tuple[str, Callable[[], Awaitable[None]]]] = [
@@ -100,7 +100,9 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("profile")
-@pytest.mark.parametrize(("package", "use"), USES, ids=lambda each: getattr(each, "__name__", each))
+@pytest.mark.parametrize(
+    ("package", "attach_stream"), USES, ids=lambda each: getattr(each, "__name__", each)
+)
 async def test_missing_package_is_named_with_the_command_that_installs_it(
     package: str, use: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

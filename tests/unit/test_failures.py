@@ -17,14 +17,14 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Dispatcher, Failures, Reporter
+from aiovblk.dispatch import Dispatcher, FailureLog, Reporter
 from aiovblk.dispatch import failures as module
-from aiovblk.dispatch.failures import MOST_CAUSES, MOST_LINES, judge
+from aiovblk.dispatch.failures import MAX_CAUSES, MAX_LINES, classify
 from aiovblk.errors import OUTAGES
 from aiovblk.events import RequestEvent, RequestFailed
-from aiovblk.mount.events import Events
-from aiovblk.mount.lines import Lines
-from aiovblk.mount.served import Local
+from aiovblk.mount.events import MountState
+from aiovblk.mount.lines import ConnectionGroup
+from aiovblk.mount.served import LocalBackend
 from aiovblk.protocol import Command, Request
 from aiovblk.storage import Layer, MemoryDevice
 
@@ -75,10 +75,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def told(
-    failures: Failures, exc: BaseException, *, name: str = "disk", of: object = None, line: int = 0
+    failures: FailureLog,
+    exc: BaseException,
+    *,
+    name: str = "disk",
+    of: object = None,
+    line: int = 0,
 ) -> None:
     exc = raised(exc, line)
-    failures.tell(name, "READ at 1024, 512 bytes,", judge(exc, BlockDevice(), REQUEST), exc, of=of)
+    failures.report(
+        name, "READ at 1024, 512 bytes,", classify(exc, BlockDevice(), REQUEST), exc, of=of
+    )
 
 
 # One line for each new cause
@@ -138,7 +145,7 @@ async def test_causes_that_differ_are_told_each(caplog: pytest.LogCaptureFixture
 async def test_texts_that_differ_in_numbers_and_identifiers_are_one_cause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failures = Failures()
+    failures = FailureLog()
     for text in ("chunk 1 is missing (request 0af31bc9)", "chunk 27 is missing (request 77e0aa31)"):
         told(failures, OSError(errno.EIO, text))
     assert len(caplog.records) == 1
@@ -147,7 +154,7 @@ async def test_texts_that_differ_in_numbers_and_identifiers_are_one_cause(
 async def test_same_error_raised_elsewhere_is_another_cause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failures = Failures()
+    failures = FailureLog()
     for line in (0, 1, 0):
         told(failures, eio(), line=line)
     assert len(caplog.records) == 2
@@ -156,7 +163,7 @@ async def test_same_error_raised_elsewhere_is_another_cause(
 async def test_text_of_an_error_cannot_move_the_cursor_or_fill_the_screen(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failures = Failures()
+    failures = FailureLog()
     told(failures, OSError(errno.EIO, "red \x1b[31m\nnew line " + "x" * 1000))
     (message,) = messages(caplog)
     assert r"red \x1b[31m\nnew line xxx" in message
@@ -170,17 +177,17 @@ async def test_text_of_an_error_cannot_move_the_cursor_or_fill_the_screen(
 async def test_cause_that_comes_again_is_told_with_its_count_after_pauses_that_double(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = Failures(pause=10)
+    failures = FailureLog(pause=10)
     told(failures, eio())
     for elapsed, count in ((10, 3), (20, 1), (40, 2)):
         caplog.clear()
         for _ in range(count):
             told(failures, eio())
         clock[0] += elapsed - 1
-        failures._look()
+        failures._on_timer()
         assert not caplog.records
         clock[0] += 1
-        failures._look()
+        failures._on_timer()
         assert messages(caplog) == [
             f"disk: {count} more failed in {elapsed} s, the last READ at 1024, 512 bytes:"
             " OSError: [Errno 5] backend says no"
@@ -202,7 +209,7 @@ async def test_count_is_told_by_a_timer_when_no_request_fails_any_more(
     hearing = Hearing()
     logging.getLogger("aiovblk").addHandler(hearing)
     try:
-        failures = Failures(pause=0.01)
+        failures = FailureLog(pause=0.01)
         for _ in range(2):
             told(failures, eio())
         await spoken.wait()
@@ -213,7 +220,7 @@ async def test_count_is_told_by_a_timer_when_no_request_fails_any_more(
 async def test_outage_of_another_day_is_new_again(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = Failures()
+    failures = FailureLog()
     for _ in range(2):
         told(failures, eio())
         clock[0] += 86400
@@ -223,16 +230,16 @@ async def test_outage_of_another_day_is_new_again(
 async def test_memory_and_lines_are_bounded_whatever_the_number_of_causes(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = Failures()
+    failures = FailureLog()
     words = [f"{chr(97 + one)}{chr(97 + two)}x" for one in range(20) for two in range(20)]
     for word in words:
         told(failures, OSError(errno.EIO, word))
-    assert len(caplog.records) == MOST_LINES
+    assert len(caplog.records) == MAX_LINES
     for _ in range(10):
         clock[0] += 1000
         for word in words:
             told(failures, OSError(errno.EIO, word))
-    assert len(failures._causes) <= MOST_CAUSES
+    assert len(failures._causes) <= MAX_CAUSES
     failures.close()
     assert sum("more requests failed, for other causes" in each for each in messages(caplog)) == 1
     counts = [int(number) for number in re.findall(r"disk: (\d+) more failed", caplog.text)]
@@ -287,9 +294,9 @@ def test_outage_is_known_by_package_and_class_wherever_it_is_defined(name: str) 
     package, _, kind = name.partition(".")
     base = type(kind, (Exception,), {"__module__": f"{package}.inner.errors"})
     derived = type("Derived", (base,), {"__module__": "users.own"})
-    assert not judge(derived("down"), BlockDevice(), REQUEST).is_bug
+    assert not classify(derived("down"), BlockDevice(), REQUEST).is_bug
     stranger = type(kind, (Exception,), {"__module__": "another.package"})
-    assert judge(stranger("a bug"), BlockDevice(), REQUEST).is_bug
+    assert classify(stranger("a bug"), BlockDevice(), REQUEST).is_bug
 
 
 def test_clients_are_not_imported_to_know_their_errors() -> None:
@@ -310,10 +317,10 @@ def test_device_names_the_outages_of_its_own_also_below_a_layer() -> None:
         outages = (Down,)
 
     disk = Disk(4096)
-    assert not judge(Down(), disk, REQUEST).is_bug
-    assert not judge(Down(), Layer(disk), REQUEST).is_bug
-    assert not judge(Down(), Layer(Layer(disk)), REQUEST).is_bug
-    assert judge(Down(), MemoryDevice(4096), REQUEST).is_bug
+    assert not classify(Down(), disk, REQUEST).is_bug
+    assert not classify(Down(), Layer(disk), REQUEST).is_bug
+    assert not classify(Down(), Layer(Layer(disk)), REQUEST).is_bug
+    assert classify(Down(), MemoryDevice(4096), REQUEST).is_bug
 
 
 @pytest.mark.parametrize(
@@ -330,7 +337,7 @@ def test_device_names_the_outages_of_its_own_also_below_a_layer() -> None:
     ],
 )
 def test_what_is_a_bug_and_what_is_none(exc: BaseException, is_bug: bool) -> None:
-    assert judge(exc, BlockDevice(), REQUEST).is_bug is is_bug
+    assert classify(exc, BlockDevice(), REQUEST).is_bug is is_bug
 
 
 # Who is named
@@ -373,19 +380,19 @@ async def test_each_export_of_one_process_is_told_of(
 async def test_node_of_a_mount_is_named_once_it_is_known_and_that_is_no_new_cause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    local = Local(
+    local = LocalBackend(
         Failing(eio), connections=2, concurrency=1, handler_timeout=None, slow_request=None
     )
-    lines = Lines(Events(), lambda: None)
+    lines = ConnectionGroup(MountState(), lambda: None)
     await local.open(lines)
-    dispatchers = [line for line in lines.each() if isinstance(line, Dispatcher)]
+    dispatchers = [line for line in lines.all() if isinstance(line, Dispatcher)]
 
     def fail() -> None:
         for dispatcher in dispatchers:
-            dispatcher._handlers._report(REQUEST, raised(eio()))
+            dispatcher._scheduler._report(REQUEST, raised(eio()))
 
     fail()
-    local.is_at("/dev/nbd7")
+    local.set_path("/dev/nbd7")
     fail()
     await local.close()
     first, again = messages(caplog)
@@ -396,18 +403,18 @@ async def test_node_of_a_mount_is_named_once_it_is_known_and_that_is_no_new_caus
 async def test_node_that_was_asked_for_is_named_from_the_first_failure_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    local = Local(
+    local = LocalBackend(
         Failing(eio), connections=1, concurrency=1, handler_timeout=None, slow_request=None
     )
-    local.is_at("/dev/nbd3")
-    await local.open(Lines(Events(), lambda: None))
+    local.set_path("/dev/nbd3")
+    await local.open(ConnectionGroup(MountState(), lambda: None))
     local._reporter.report(REQUEST, eio())
     assert messages(caplog)[0].startswith("/dev/nbd3 (Failing): READ")
 
 
 async def test_device_of_a_client_is_named_as_it_is_and_not_as_what_aligns_its_requests() -> None:
-    assert Reporter(Failures(), Failing(eio), "export 'x'").name == "export 'x' (Failing)"
-    assert Reporter(Failures(), Failing(eio)).name == "Failing"
+    assert Reporter(FailureLog(), Failing(eio), "export 'x'").name == "export 'x' (Failing)"
+    assert Reporter(FailureLog(), Failing(eio)).name == "Failing"
 
 
 # Events
@@ -444,7 +451,7 @@ async def test_request_that_is_given_up_says_so_and_is_no_failure_of_its_handler
         for _ in range(2):
             server.client.send(READ, 0, 512)
         await server.accepted()
-        server.dispatcher.give_up()
+        server.dispatcher.fail_running()
         await server.client.replies(2)
     assert [event.reason for event in events if isinstance(event, RequestFailed)] == [
         "given up",
@@ -463,8 +470,8 @@ async def test_request_that_succeeds_touches_nothing_of_this(
         raise AssertionError("called for a request that succeeds")
 
     monkeypatch.setattr(Reporter, "report", forbidden)
-    monkeypatch.setattr(Failures, "tell", forbidden)
-    monkeypatch.setattr(module, "judge", forbidden)
+    monkeypatch.setattr(FailureLog, "report", forbidden)
+    monkeypatch.setattr(module, "classify", forbidden)
     async with served(MemoryDevice(1 << 20)) as server:
         assert await server.client.read(0, 4096) == bytes(4096)
         await server.client.write(0, bytes(4096))

@@ -33,7 +33,7 @@ def disk(*several: Fault, seed: int = 0) -> Faults:
 async def test_nth_request_fails() -> None:
     device = disk(Fault("read", error=errno.EIO, skip=3, times=2))
     assert await outcomes(device, 8) == "...xx..."
-    assert device.struck == 2
+    assert device.injected == 2
 
 
 async def test_rate_is_chance_with_a_seed() -> None:

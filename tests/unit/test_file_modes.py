@@ -12,7 +12,7 @@ import pytest
 
 from aiovblk import tls
 from aiovblk.cli.diskspec import KEY_FILE, read_key
-from aiovblk.cli.layers import Layers, stack_of
+from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.keyfiles import warn_if_shared
 from aiovblk.storage import FileDevice, MemoryDevice, Overlay
 from aiovblk.storage.objects import ObjectStoreDevice, create, snapshot
@@ -51,7 +51,7 @@ async def test_file_of_a_disk(tmp_path: Path) -> None:
 
 async def test_files_of_the_command(tmp_path: Path) -> None:
     files = str(tmp_path / "diff"), 4 << 20, str(tmp_path / "cache")
-    async with stack_of("memory:1M", Layers(*files, "write-through")) as device:
+    async with open_stack("memory:1M", Layers(*files, "write-through")) as device:
         await device.write(0, memoryview(b"a" * 4096))
         await device.flush()
         await device.unmount()

@@ -45,7 +45,7 @@ class Machine:
 
     def take_away(self) -> list[str]:
         told: list[str] = []
-        forcing.take_away(0, "/dev/nbd0", told.append)
+        forcing.force_disconnect(0, "/dev/nbd0", told.append)
         return told
 
 
@@ -58,7 +58,7 @@ def machine(tree: KernelTree, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(
         netlink, "disconnect", lambda index, timeout: made.step("NBD_CMD_DISCONNECT")
     )
-    for name in ("SETTLE_TIMEOUT", "ENDING_TIMEOUT"):
+    for name in ("SETTLE_TIMEOUT", "KILL_TIMEOUT"):
         monkeypatch.setattr(forcing, name, 0.05)
     monkeypatch.setattr(forcing, "STEP_TIMEOUT", 0.3)
     return made
@@ -190,7 +190,7 @@ def test_programs_are_ended_first_gently(machine: Machine, monkeypatch: pytest.M
     with subprocess.Popen(["sleep", "1000"]) as gentle:
         found = [(1, "init"), (os.getpid(), "pytest"), (gentle.pid, "sleep")]
         monkeypatch.setattr(users, "openers", lambda index: found)
-        forcing.end_openers(0, told.append)
+        forcing.kill_openers(0, told.append)
         assert gentle.wait(20) == -signal.SIGTERM
     assert told == [
         f"SIGTERM to process {gentle.pid} (sleep), which has it open",
@@ -204,7 +204,7 @@ def test_nobody_is_killed_once_the_device_is_free(
     told: list[str] = []
     monkeypatch.setattr(users, "openers", lambda index: [(99, "sleep")])
     monkeypatch.setattr(forcing, "_send", lambda process, index, number: machine.free())
-    forcing.end_openers(0, told.append)
+    forcing.kill_openers(0, told.append)
     assert told == ["SIGTERM to process 99 (sleep), which has it open"]
 
 
@@ -215,5 +215,5 @@ def test_process_that_took_over_a_number_is_let_live(
     answers = [[(os.getppid(), "fio")], [], [], []]
     monkeypatch.setattr(users, "openers", lambda index: answers.pop(0))
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *arguments: sent.append(1))
-    forcing.end_openers(0, lambda what: None)
+    forcing.kill_openers(0, lambda what: None)
     assert not sent

@@ -26,20 +26,20 @@ nothing = os.open(os.devnull, os.O_RDWR)
 """
 
 FILES = """
-mine = forks.open("/proc/self/status")
-closed = forks.withhold(os.open("/proc/self/status", os.O_RDONLY))
-forks.close(closed)
+mine = forks.open_protected("/proc/self/status")
+closed = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
+forks.close_protected(closed)
 again = os.open("/proc/self/status", os.O_RDONLY)
 assert again == closed
 assert in_child(lambda: is_nothing(mine) and not is_nothing(again))
 assert in_child(lambda: not os.get_inheritable(mine))
-assert in_child(lambda: forks.close(mine) is None)
+assert in_child(lambda: forks.close_protected(mine) is None)
 assert not is_nothing(mine, again)
 """
 
 SOCKETS = """
-ours, theirs = map(forks.withhold_socket, socket.socketpair())
-gone = forks.withhold_socket(socket.socket())
+ours, theirs = map(forks.protect_socket, socket.socketpair())
+gone = forks.protect_socket(socket.socket())
 gone.close()
 assert in_child(lambda: is_nothing(ours.fileno(), theirs.fileno()))
 child = os.fork()
@@ -66,11 +66,11 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 GRANDCHILD = """
-mine = forks.withhold(os.open("/proc/self/status", os.O_RDONLY))
+mine = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
 
 def look():
-    forks.close(mine)
-    own = forks.withhold(os.open("/proc/self/status", os.O_RDONLY))
+    forks.close_protected(mine)
+    own = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
     return in_child(lambda: is_nothing(own))
 
 assert in_child(look)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aiovblk.storage.grouped import Grouped
+from aiovblk.storage.grouped import CoalescedCall
 
 
 class Operation:
@@ -36,16 +36,16 @@ async def turns(count: int = 10) -> None:
 
 async def test_those_that_call_before_it_begins_share_a_run() -> None:
     operation = Operation()
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     operation.go.set()
     await asyncio.gather(*(grouped() for _ in range(5)))
     assert operation.begun == 1
-    assert grouped.is_settled
+    assert grouped.is_idle
 
 
 async def test_those_that_call_while_it_runs_share_the_next_one() -> None:
     operation = Operation()
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     first = asyncio.create_task(grouped())
     await turns()
     later = [asyncio.create_task(grouped()) for _ in range(5)]
@@ -68,7 +68,7 @@ def test_so_it_is_where_tasks_start_at_once() -> None:
 
 async def test_an_error_is_told_to_all_callers_of_the_run_and_to_no_other() -> None:
     operation = Operation()
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     operation.go.set()
     operation.failure = OSError("no room")
     results = await asyncio.gather(*(grouped() for _ in range(3)), return_exceptions=True)
@@ -79,7 +79,7 @@ async def test_an_error_is_told_to_all_callers_of_the_run_and_to_no_other() -> N
 
 async def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller() -> None:
     operation = Operation()
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     operation.failure = OSError("no room")
     caller = asyncio.create_task(grouped())
     await turns()
@@ -87,22 +87,22 @@ async def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller() -> N
     await turns()
     operation.go.set()
     await turns()
-    assert not grouped.is_settled
+    assert not grouped.is_idle
     operation.failure = None
     with pytest.raises(OSError, match="no room"):
         await grouped()
     await grouped()
-    assert grouped.is_settled
+    assert grouped.is_idle
 
 
 async def test_to_end_it_cancels_what_runs_and_what_waits() -> None:
     operation = Operation()
-    grouped = Grouped(operation)
+    grouped = CoalescedCall(operation)
     callers = [asyncio.create_task(grouped())]
     await turns()
     callers.append(asyncio.create_task(grouped()))
     await turns()
-    await grouped.end()
+    await grouped.close()
     assert (operation.begun, operation.at_once) == (1, 0)
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(each) for each in results] == [asyncio.CancelledError] * 2

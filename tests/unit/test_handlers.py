@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Turns
+from aiovblk.dispatch import ConcurrencyLimiter
 from aiovblk.protocol import Command
 from tests.unit.client import Served, served
 
@@ -129,13 +129,13 @@ async def test_handler_that_cancels_its_task_and_returns_harms_nobody() -> None:
 
 async def test_connections_that_share_a_turn_take_it_one_after_the_other() -> None:
     order: list[str] = []
-    turns = Turns(1)
+    turns = ConcurrencyLimiter(1)
 
     def device(name: str) -> Recorder:
         return Recorder({block: partial(order.append, f"{name} {block}") for block in (0, 1, 2, 8)})
 
     a, b = device("a"), device("b")
-    async with served(a, turns=turns) as one, served(b, turns=turns) as other:
+    async with served(a, limiter=turns) as one, served(b, limiter=turns) as other:
         await read_together(one, 8, 0, 1, 2)
         await read_together(other, 8, 0, 1)
         await a.waiting.acquire()

@@ -7,15 +7,15 @@ from functools import partial
 
 import pytest
 
-from aiovblk.errors import RefusedError
+from aiovblk.errors import OptionRefusedError
 from aiovblk.protocol import (
-    TLS,
-    Agreement,
     ClientHandshake,
     ExportInfo,
+    NegotiationResult,
     OptionReply,
     ReplyMode,
     ServerHandshake,
+    TLSMode,
     TransmissionFlag,
 )
 
@@ -31,7 +31,7 @@ def talk(
     name: str,
     *,
     client_tls: bool = False,
-    server_tls: TLS = TLS.OFF,
+    server_tls: TLSMode = TLSMode.OFF,
     mode: ReplyMode = ReplyMode.EXTENDED,
     allocation: bool = True,
     exports: dict[str, ExportInfo | None] = EXPORTS,
@@ -47,18 +47,24 @@ def talk(
 @pytest.mark.parametrize("mode", ReplyMode)
 @pytest.mark.parametrize("allocation", [False, True])
 @pytest.mark.parametrize(
-    "tls", [(False, TLS.OFF), (False, TLS.OFFERED), (True, TLS.OFFERED), (True, TLS.REQUIRED)]
+    "tls",
+    [
+        (False, TLSMode.OFF),
+        (False, TLSMode.OFFERED),
+        (True, TLSMode.OFFERED),
+        (True, TLSMode.REQUIRED),
+    ],
 )
 def test_both_sides_agree(
-    name: str, mode: ReplyMode, allocation: bool, tls: tuple[bool, TLS]
+    name: str, mode: ReplyMode, allocation: bool, tls: tuple[bool, TLSMode]
 ) -> None:
     together = talk(name, mode=mode, allocation=allocation, client_tls=tls[0], server_tls=tls[1])
     number = 1 if allocation and mode else None
     info = EXPORTS[name]
     assert info is not None
-    assert together.server == Agreement(name, info, mode, number)
+    assert together.server == NegotiationResult(name, info, mode, number)
     told = replace(info, flags=info.flags | DF if mode else info.flags)
-    assert together.client == Agreement(name, told, mode, number)
+    assert together.client == NegotiationResult(name, told, mode, number)
     assert together.secured is tls[0]
 
 
@@ -68,25 +74,29 @@ def test_default_export_has_the_contexts_that_were_asked_for(mode: ReplyMode) ->
     assert together.client is not None
     assert together.server is not None
     assert together.server.name == "disk"
-    assert together.client.allocation == together.server.allocation == (1 if mode else None)
+    assert (
+        together.client.allocation_context_id
+        == together.server.allocation_context_id
+        == (1 if mode else None)
+    )
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
 @pytest.mark.parametrize(
     ("name", "client_tls", "server_tls", "reply"),
     [
-        ("nowhere", False, TLS.OFF, OptionReply.ERR_UNKNOWN),
-        ("gone", True, TLS.REQUIRED, OptionReply.ERR_UNKNOWN),
-        ("d" * 4097, False, TLS.OFF, OptionReply.ERR_INVALID),
-        ("d" * 65536, False, TLS.OFF, OptionReply.ERR_TOO_BIG),
-        ("disk", True, TLS.OFF, OptionReply.ERR_UNSUP),
-        ("disk", False, TLS.REQUIRED, OptionReply.ERR_TLS_REQD),
+        ("nowhere", False, TLSMode.OFF, OptionReply.ERR_UNKNOWN),
+        ("gone", True, TLSMode.REQUIRED, OptionReply.ERR_UNKNOWN),
+        ("d" * 4097, False, TLSMode.OFF, OptionReply.ERR_INVALID),
+        ("d" * 65536, False, TLSMode.OFF, OptionReply.ERR_TOO_BIG),
+        ("disk", True, TLSMode.OFF, OptionReply.ERR_UNSUP),
+        ("disk", False, TLSMode.REQUIRED, OptionReply.ERR_TLS_REQD),
     ],
 )
 def test_client_is_told_what_it_cannot_have(
-    name: str, client_tls: bool, server_tls: TLS, reply: OptionReply, mode: ReplyMode
+    name: str, client_tls: bool, server_tls: TLSMode, reply: OptionReply, mode: ReplyMode
 ) -> None:
     together = talk(name, mode=mode, client_tls=client_tls, server_tls=server_tls)
-    assert isinstance(together.error, RefusedError)
+    assert isinstance(together.error, OptionRefusedError)
     assert together.error.reply == reply
     assert together.server is None

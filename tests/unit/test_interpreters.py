@@ -132,7 +132,7 @@ def test_upgrade_takes_no_code_from_the_current_directory(trap: Path, tmp_path: 
 UNMOUNT = """
 from aiovblk.kernel import outside
 try:
-    outside._in_child("/dev/null", 60)
+    outside._unmount_in_child("/dev/null", 60)
 except OSError as exc:
     print("refused")
 """

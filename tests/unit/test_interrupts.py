@@ -15,7 +15,7 @@ import pytest
 
 import aiovblk
 from aiovblk.server import serving
-from aiovblk.server.crew import _Member
+from aiovblk.server.crew import _WorkerSlot
 from aiovblk.storage import MemoryDevice
 
 from .network import LoggingDevice, clients_of, serve, using
@@ -88,15 +88,15 @@ PLACES = [
     ("Dispatcher._reply", 3),
     ("Dispatcher._send", 1),
     ("Dispatcher._send", 2),
-    ("Stats.answered", 1),
-    ("Turns.end", 2),
+    ("Stats.record_replies", 1),
+    ("ConcurrencyLimiter.release", 2),
     ("Server.close", 1),
-    ("Server.leave", 1),
-    ("SteadyTask.__init__", 1),
-    ("Server._end", 1),
-    ("Connection.stop", 1),
-    ("Connection._finish", 1),
-    ("Connection._close", 1),
+    ("Server.close_after_error", 1),
+    ("GracefulTask.__init__", 1),
+    ("Server._shut_down", 1),
+    ("ServerConnection.stop", 1),
+    ("ServerConnection._finish", 1),
+    ("ServerConnection._close", 1),
     ("StreamProtocol.connection_lost", 1),
     ("LocalClients._on_end", 1),
     ("LocalClients.close", 1),
@@ -126,16 +126,16 @@ async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that
 ) -> None:
     """An interrupt may hit whoever takes a worker's message."""
     lost: list[str] = []
-    original = _Member._on_event
+    original = _WorkerSlot._on_event
 
-    def forget(member: _Member, name: str, arguments: tuple[object, ...]) -> None:
+    def forget(member: _WorkerSlot, name: str, arguments: tuple[object, ...]) -> None:
         if name == "left":
             lost.append(name)
         else:
             original(member, name, arguments)
 
-    monkeypatch.setattr(_Member, "_on_event", forget)
-    monkeypatch.setattr(serving, "RECHECK", 0.01)
+    monkeypatch.setattr(_WorkerSlot, "_on_event", forget)
+    monkeypatch.setattr(serving, "RECHECK_INTERVAL", 0.01)
     make = functools.partial(MemoryDevice, 1 << 20, block_size=512)
     async with aiovblk.serve(make, unix=path, workers=1, drain_timeout=3600), using(path) as client:
         assert await client.read(0, 512) == bytes(512)
@@ -145,10 +145,14 @@ async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that
 async def test_server_ends_although_it_was_not_told_of_a_client_that_left(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "RECHECK", 0.01)
+    monkeypatch.setattr(serving, "RECHECK_INTERVAL", 0.01)
     async with serve(LoggingDevice(), unix=path) as server, using(path) as client:
         assert await client.read(0, 512) == bytes(512)
         (task,) = clients_of(server)._serving
         task.remove_done_callback(clients_of(server)._on_end)
         events = server.events()
-    assert [type(event).__name__ async for event in events] == ["Closing", "ClientLeft", "Closed"]
+    assert [type(event).__name__ async for event in events] == [
+        "ServerClosing",
+        "ClientDisconnected",
+        "ServerClosed",
+    ]

@@ -42,7 +42,7 @@ class Twice(Layer):
 
 
 class Promises(Twice):
-    adds = frozenset({"flush"})
+    provides = frozenset({"flush"})
 
 
 async def test_all_requests_reach_the_inner_device() -> None:

@@ -21,8 +21,8 @@ from aiovblk.storage import (
     ReadOnly,
     Retry,
 )
-from aiovblk.storage import Stats as StatsLayer
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.storage import Metered as StatsLayer
+from aiovblk.testing import CrashableDisk, check_block_device
 
 from ..sizes import by_size
 
@@ -54,7 +54,7 @@ LAYERS: dict[str, Upon] = {
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", LAYERS)
 async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
-    medium = Medium(SIZE, seed=seed)
+    medium = CrashableDisk(SIZE, seed=seed)
     await check_block_device(
         lambda: LAYERS[name](medium.open()),
         crash=lambda device: medium.crash(),
@@ -64,7 +64,7 @@ async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
 
 
 async def test_larger_blocks_keep_the_contract_but_are_not_written_as_one_in_a_crash() -> None:
-    medium = Medium(SIZE, seed=3)
+    medium = CrashableDisk(SIZE, seed=3)
     await check_block_device(lambda: BlockSize(medium.open(), 16384), seed=3, rounds=80)
 
 
@@ -72,7 +72,7 @@ class Pair:
     """Two disks, of which one or the other fails what it is asked; who is out is kept in mind."""
 
     def __init__(self, size: int, seed: int, *faults: Fault) -> None:
-        self.media = [Medium(size, seed=2 * seed), Medium(size, seed=2 * seed + 1)]
+        self.media = [CrashableDisk(size, seed=2 * seed), CrashableDisk(size, seed=2 * seed + 1)]
         self.faults = faults
         self.random = Random(seed)
         self.stale: set[int] = set()

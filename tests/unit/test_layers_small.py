@@ -11,8 +11,8 @@ from aiovblk import BlockDevice
 from aiovblk.device import overrides
 from aiovblk.dispatch import transmission_flags
 from aiovblk.protocol import TransmissionFlag
-from aiovblk.storage import Fault, Faults, MemoryDevice, Partition, ReadOnly, Stats, stats
-from aiovblk.testing import Medium
+from aiovblk.storage import Fault, Faults, MemoryDevice, Metered, Partition, ReadOnly, stats
+from aiovblk.testing import CrashableDisk
 
 from .test_layer import Everything
 
@@ -96,18 +96,18 @@ def test_partition_grows_up_to_the_end_of_the_inner_device() -> None:
 async def test_stats_count_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100, 350, 1000, 1100])
     monkeypatch.setattr(stats, "monotonic_ns", lambda: next(times))
-    device = Stats(Faults(filled(4 * BLOCK), Fault(error=errno.EIO, skip=1)))
+    device = Metered(Faults(filled(4 * BLOCK), Fault(error=errno.EIO, skip=1)))
     await device.read(0, 2 * BLOCK)
     with pytest.raises(OSError, match="on purpose"):
         await device.read(0, BLOCK)
     counts = device.counts["read"]
     assert (counts.requests, counts.errors, counts.bytes, counts.in_flight) == (2, 1, 8192, 0)
     assert (counts.latency.count, counts.latency.total) == (2, 350)
-    assert device.counts["write"] == stats.Counts()
+    assert device.counts["write"] == stats.CommandStats()
 
 
 async def test_stats_count_what_is_in_flight_and_cancelled() -> None:
-    device = Stats(Faults(Medium(4 * BLOCK).open(), Fault(delay=1000)))
+    device = Metered(Faults(CrashableDisk(4 * BLOCK).open(), Fault(delay=1000)))
     flush = asyncio.ensure_future(device.flush())
     await asyncio.sleep(0)
     assert device.counts["flush"].in_flight == 1
@@ -119,7 +119,7 @@ async def test_stats_count_what_is_in_flight_and_cancelled() -> None:
 
 async def test_stats_have_every_command() -> None:
     inner = Everything()
-    device = Stats(inner)
+    device = Metered(inner)
     await device.read(0, 512)
     await device.write(0, memoryview(bytes(512)))
     await device.flush()
@@ -133,6 +133,6 @@ async def test_stats_have_every_command() -> None:
 
 
 def test_layers_around_promise_nothing_that_is_not_below() -> None:
-    device = Stats(MemoryDevice(4 * BLOCK))
+    device = Metered(MemoryDevice(4 * BLOCK))
     assert not overrides(device, BlockDevice.flush)
     assert overrides(device, BlockDevice.trim)

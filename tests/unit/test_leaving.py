@@ -17,21 +17,28 @@ import pytest
 from aiovblk import BlockDevice, Error
 from aiovblk.errors import AttachError
 from aiovblk.events import ConnectionLost, ConnectionRestored
-from aiovblk.kernel import NetlinkLink
+from aiovblk.kernel import NetlinkAttachment
 from aiovblk.mount import lines
-from aiovblk.mount.door import Door, Geometry, Given, Successor, Wanted, ask
-from aiovblk.mount.events import Events
-from aiovblk.mount.leaving import Leaving
-from aiovblk.mount.lines import Line, Lines
-from aiovblk.mount.served import Local
+from aiovblk.mount.door import (
+    HandoverGeometry,
+    HandoverListener,
+    HandoverRequest,
+    HandoverRequester,
+    HandoverResult,
+    request_handover,
+)
+from aiovblk.mount.events import MountState
+from aiovblk.mount.leaving import HandoverRelease
+from aiovblk.mount.lines import ConnectionGroup, KernelConnection
+from aiovblk.mount.served import LocalBackend
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
-from aiovblk.tasks import SteadyTask
+from aiovblk.tasks import GracefulTask
 
 from .client import Client, PuppetDevice
 
 READ, WRITE = Command.READ, Command.WRITE
-WANTED = Wanted("volume", Geometry(1 << 20, 512, read_only=False))
+WANTED = HandoverRequest("volume", HandoverGeometry(1 << 20, 512, read_only=False))
 
 
 class FakeLink:
@@ -52,11 +59,11 @@ class Side:
 
     def __init__(self, device: BlockDevice, connections: int = 1) -> None:
         self.device = device
-        self.events = Events()
-        self.heard = self.events.feed.listen()
-        self.lines = Lines(self.events, lambda: None)
+        self.events = MountState()
+        self.heard = self.events.broadcaster.subscribe()
+        self.lines = ConnectionGroup(self.events, lambda: None)
         self.clients: list[Client] = []
-        self.served = Local(
+        self.served = LocalBackend(
             device,
             connections=connections,
             concurrency=128,
@@ -70,16 +77,16 @@ class Side:
             self.clients.append(Client(*await asyncio.open_unix_connection(sock=kernel)))
         self.lines.start()
 
-    async def take_over(self, given: Given) -> None:
+    async def take_over(self, given: HandoverResult) -> None:
         await self.served.open(self.lines)
-        await self.lines.take_over(given.connections, partial(self.served.renew, None))
+        await self.lines.take_over(given.connections, partial(self.served.open_replacement, None))
         os.close(given.lock)
         self.lines.start()
 
-    def leaving(self, folder: Path, patience: float = 5) -> tuple[Leaving, FakeLink]:
+    def leaving(self, folder: Path, patience: float = 5) -> tuple[HandoverRelease, FakeLink]:
         link = FakeLink(folder)
         lines = self.lines
-        return Leaving(self.device, lines, cast(NetlinkLink, link), patience), link
+        return HandoverRelease(self.device, lines, cast(NetlinkAttachment, link), patience), link
 
     async def close(self) -> None:
         self.lines.abort()
@@ -98,14 +105,16 @@ async def side(device: BlockDevice, connections: int = 1) -> AsyncIterator[Side]
 
 
 @asynccontextmanager
-async def asked(path: Path) -> AsyncIterator[tuple[Successor, asyncio.Future[Given | None]]]:
+async def asked(
+    path: Path,
+) -> AsyncIterator[tuple[HandoverRequester, asyncio.Future[HandoverResult | None]]]:
     """A successor at the door, and what it gets."""
-    at_the_door: asyncio.Queue[Successor] = asyncio.Queue()
-    door = Door(path, at_the_door.put_nowait)
+    at_the_door: asyncio.Queue[HandoverRequester] = asyncio.Queue()
+    door = HandoverListener(path, at_the_door.put_nowait)
     try:
-        asking = asyncio.ensure_future(asyncio.to_thread(ask, path, WANTED, 10))
+        asking = asyncio.ensure_future(asyncio.to_thread(request_handover, path, WANTED, 10))
         successor = await at_the_door.get()
-        assert successor.wanted == WANTED
+        assert successor.request == WANTED
         yield successor, asking
     finally:
         door.close()
@@ -146,7 +155,7 @@ async def test_a_client_notices_nothing(tmp_path: Path, connections: int) -> Non
         assert await first.read(512, 1536) == b"x" * 512 + b"y" * 1024
         for client in others:
             assert (await client.reply()).data == bytes(512)
-        assert len(new.lines.each()) == connections
+        assert len(new.lines.all()) == connections
 
 
 async def test_what_does_not_end_keeps_the_device(tmp_path: Path) -> None:
@@ -159,7 +168,7 @@ async def test_what_does_not_end_keeps_the_device(tmp_path: Path) -> None:
         leaving, link = server.leaving(tmp_path, patience=0.05)
         with pytest.raises(Error, match=r"handlers did not end within 0\.05 s"):
             # As a mount does it: in a task that nothing cancels.
-            await SteadyTask(leaving.run(None), lambda: pytest.fail("it was cancelled"))
+            await GracefulTask(leaving.run(None), lambda: pytest.fail("it was cancelled"))
         call.succeed(bytes(512))
         await client.reply()
         task = asyncio.create_task(leaving.run(None))
@@ -179,7 +188,7 @@ async def test_who_has_not_waited_gets_nothing(tmp_path: Path) -> None:
         leaving, link = server.leaving(tmp_path)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.close()
-        successor = Successor(ours, WANTED)
+        successor = HandoverRequester(ours, WANTED)
         with pytest.raises(Error, match="has not waited"):
             await leaving.run(successor)
         successor.refuse("nobody hears it")
@@ -187,16 +196,16 @@ async def test_who_has_not_waited_gets_nothing(tmp_path: Path) -> None:
         os.close(link.lock)
 
 
-class Going(Successor):
+class Going(HandoverRequester):
     """Goes just before it is given what it asked for."""
 
     def __init__(self, sock: socket.socket, its_end: socket.socket) -> None:
         super().__init__(sock, WANTED)
         self._its_end = its_end
 
-    def is_there(self) -> bool:
+    def is_connected(self) -> bool:
         with self._its_end:
-            return super().is_there()
+            return super().is_connected()
 
 
 async def test_what_is_left_to_nobody_is_closed(
@@ -230,10 +239,10 @@ async def test_a_successor_is_told_why_not(tmp_path: Path) -> None:
 
 async def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
     path = tmp_path / "door"
-    successors: list[Successor] = []
-    door = Door(path, successors.append)
+    successors: list[HandoverRequester] = []
+    door = HandoverListener(path, successors.append)
     with pytest.raises(AttachError, match=r"did not hand it over in 0\.05 s"):
-        await asyncio.to_thread(ask, path, WANTED, 0.05)
+        await asyncio.to_thread(request_handover, path, WANTED, 0.05)
     door.close()
     successors[0].refuse("nobody hears it")
 
@@ -243,20 +252,20 @@ async def test_a_server_that_ends_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen()
-        asking = asyncio.ensure_future(asyncio.to_thread(ask, path, WANTED, 5))
+        asking = asyncio.ensure_future(asyncio.to_thread(request_handover, path, WANTED, 5))
         sock = (await asyncio.to_thread(listening.accept))[0]
         sock.close()
         with pytest.raises(AttachError):
             await asking
     # A door that somebody has left is no door.
-    assert ask(path, WANTED, 5) is None
-    assert ask(tmp_path / "none", WANTED, 5) is None
+    assert request_handover(path, WANTED, 5) is None
+    assert request_handover(tmp_path / "none", WANTED, 5) is None
 
 
 async def test_a_door_is_private_and_hears_only_what_is_in_due_form(tmp_path: Path) -> None:
     path = tmp_path / "door"
     path.touch()  # of a server that was killed
-    door = Door(path, lambda successor: pytest.fail("this is not in due form"))
+    door = HandoverListener(path, lambda successor: pytest.fail("this is not in due form"))
     assert path.stat().st_mode & 0o777 == 0o600
     for words in (b"hello", b'{"identity": 1}', b""):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -267,7 +276,7 @@ async def test_a_door_is_private_and_hears_only_what_is_in_due_form(tmp_path: Pa
         waiting.connect(str(path))
         await asyncio.sleep(0.01)
         path.unlink()
-        other = Door(path, lambda successor: None)
+        other = HandoverListener(path, lambda successor: None)
         door.close()
         assert path.exists()
         other.close()
@@ -279,7 +288,7 @@ async def test_a_door_is_private_and_hears_only_what_is_in_due_form(tmp_path: Pa
 
 async def renewed(server: Side, renew: Any) -> Client:
     """Break the connection of a server; another client in the place of the first."""
-    server.lines.renew = renew
+    server.lines.open_replacement = renew
     server.clients[0].writer.close()
     assert isinstance(await anext(server.heard), ConnectionLost)
     while not isinstance(await anext(server.heard), ConnectionRestored):
@@ -294,10 +303,10 @@ async def test_a_lost_connection_is_made_again(caplog: pytest.LogCaptureFixture)
         server.clients[0].send(READ, 0, 512)
         abandoned = await device.calls.get()
 
-        async def renew(old: Line, new: Line) -> socket.socket:
+        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             assert abandoned.task is not None
             assert abandoned.task.done()
-            assert (old, new) == (server.lines.each()[0], new)
+            assert (old, new) == (server.lines.all()[0], new)
             ours, theirs = socket.socketpair()
             server.clients.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
             return ours
@@ -316,25 +325,25 @@ async def test_one_that_cannot_be_made_again_is_lost() -> None:
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.begin()
 
-        async def renew(old: Line, new: Line) -> socket.socket:
+        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             raise OSError(errno.EINVAL, "no device")
 
-        server.lines.renew = renew
+        server.lines.open_replacement = renew
         server.clients[0].writer.close()
         await server.events.stream_ended
         assert not server.events.disconnected.done()
 
 
 async def test_one_that_is_not_made_again_in_time_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "REMAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr(lines, "RECONNECT_TIMEOUT", 0.05)
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.begin()
 
-        async def renew(old: Line, new: Line) -> socket.socket:
+        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.renew = renew
+        server.lines.open_replacement = renew
         server.clients[0].writer.close()
         await server.events.stream_ended
 
@@ -344,12 +353,12 @@ async def test_nothing_is_made_again_at_the_end() -> None:
         await server.begin()
         began = asyncio.Event()
 
-        async def renew(old: Line, new: Line) -> socket.socket:
+        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             began.set()
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.renew = renew
+        server.lines.open_replacement = renew
         server.clients[0].writer.close()
         await began.wait()
         await server.lines.close()
@@ -361,12 +370,12 @@ async def test_nothing_is_made_again_once_the_kernel_disconnects() -> None:
         await server.begin()
         began = asyncio.Event()
 
-        async def renew(old: Line, new: Line) -> socket.socket:
+        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             began.set()
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.renew = renew
+        server.lines.open_replacement = renew
         server.clients[0].writer.close()
         await began.wait()
         server.clients[1].send(Command.DISC)

@@ -13,7 +13,7 @@ import pytest
 
 import aiovblk
 from aiovblk.kernel import memory
-from aiovblk.mount.worker import LineService
+from aiovblk.mount.worker import ConnectionService
 from aiovblk.storage import MemoryDevice
 
 from .kernel_tree import KernelTree
@@ -144,7 +144,7 @@ async def test_worker_protects_itself_and_leaves_the_warnings_to_its_parent(
 ) -> None:
     privileged(tree, 0)
     libc.refused = {"prctl": errno.EPERM, "mlockall": errno.EPERM}
-    LineService(
+    ConnectionService(
         partial(MemoryDevice, 4096), 128, None, None, False, True, lambda name, *arguments: None
     )
     assert [name for name, *_ in libc.calls][:1] == ["prctl"]

@@ -100,7 +100,7 @@ def test_sources_come_and_go() -> None:
 def test_opentelemetry_sees_the_same() -> None:
     reader = InMemoryMetricReader()
     with_reader = MeterProvider([reader], shutdown_on_exit=False)
-    metrics.observe({"disk": Source()}, with_reader.get_meter("test"))
+    metrics.register_otel({"disk": Source()}, with_reader.get_meter("test"))
     seen = points(reader)
     with_reader.shutdown()
     assert seen["aiovblk.requests", "disk", "read"] == 4
@@ -130,7 +130,7 @@ def points(reader: InMemoryMetricReader) -> dict[tuple[Any, ...], float]:
     ("package", "module", "use", "extra"),
     [
         ("prometheus_client", "prometheus", metrics.prometheus_collector, "metrics"),
-        ("opentelemetry.metrics", "otel", metrics.observe, "otel"),
+        ("opentelemetry.metrics", "otel", metrics.register_otel, "otel"),
     ],
 )
 def test_missing_package_is_named_with_its_extra(

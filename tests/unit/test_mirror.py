@@ -13,8 +13,8 @@ import pytest
 from aiovblk import BlockDevice, Extent
 from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror
 from aiovblk.storage.mirror.members import REGION, common
-from aiovblk.storage.ranges import Ranges
-from aiovblk.testing import Medium
+from aiovblk.storage.ranges import RangeLock
+from aiovblk.testing import CrashableDisk
 
 BLOCK = 4096
 SIZE = 4 * REGION
@@ -31,16 +31,16 @@ class Watched(Faults):
         super().__init__(inner, *faults)
         self.asked: list[tuple[str, int]] = []
 
-    async def around(self, command: str, offset: int, length: int, call: Any) -> Any:
+    async def intercept(self, command: str, offset: int, length: int, call: Any) -> Any:
         self.asked.append((command, offset))
-        return await super().around(command, offset, length, call)
+        return await super().intercept(command, offset, length, call)
 
     def regions(self, command: str) -> set[int]:
         return {offset // REGION for name, offset in self.asked if name == command}
 
 
 def members(count: int = 2, size: int = SIZE) -> list[Watched]:
-    return [Watched(Medium(size, seed=seed).open()) for seed in range(count)]
+    return [Watched(CrashableDisk(size, seed=seed).open()) for seed in range(count)]
 
 
 async def contents(device: BlockDevice) -> bytes:
@@ -298,7 +298,7 @@ class SlowFlush(Layer):
 
 
 async def test_what_is_flushed_while_a_member_comes_back_is_durable_in_it() -> None:
-    medium = Medium(SIZE)
+    medium = CrashableDisk(SIZE)
     one, two = MemoryDevice(SIZE), SlowFlush(medium.open())
     mirror = Mirror(one, two, stale=[two])
     coming = asyncio.ensure_future(mirror.resync(two))
@@ -312,7 +312,7 @@ async def test_what_is_flushed_while_a_member_comes_back_is_durable_in_it() -> N
 
 
 async def test_write_during_a_flush_is_not_covered_by_it() -> None:
-    slow = SlowFlush(Medium(SIZE).open())
+    slow = SlowFlush(CrashableDisk(SIZE).open())
     one, two = Watched(MemoryDevice(SIZE)), Watched(slow)
     mirror = Mirror(one, two)
     flushing = asyncio.ensure_future(mirror.flush())
@@ -328,7 +328,7 @@ async def test_write_during_a_flush_is_not_covered_by_it() -> None:
 
 
 async def test_cancelled_resync_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiovblk.storage.mirror.syncing.UNFLUSHED", 1)
+    monkeypatch.setattr("aiovblk.storage.mirror.syncing.REGIONS_PER_FLUSH", 1)
     one, two = members()
     mirror = Mirror(one, two, stale=[two])
     done: list[int] = []
@@ -404,7 +404,7 @@ async def test_all_members_are_unmounted_whatever_fails() -> None:
             await super().unmount()
             raise OSError(errno.EIO, "stuck")
 
-    media = [Medium(SIZE), Medium(SIZE)]
+    media = [CrashableDisk(SIZE), CrashableDisk(SIZE)]
     with pytest.raises(OSError, match="stuck"):
         await Mirror(Stuck(media[0].open()), Stuck(media[1].open())).unmount()
     for medium in media:
@@ -415,7 +415,7 @@ async def test_all_members_are_unmounted_whatever_fails() -> None:
 
 
 async def test_overlapping_ranges_are_held_in_the_order_they_were_asked_for() -> None:
-    ranges, order = Ranges(), list[str]()
+    ranges, order = RangeLock(), list[str]()
 
     async def work(name: str, begin: int, end: int) -> None:
         async with ranges.hold(begin, end):
@@ -430,7 +430,7 @@ async def test_overlapping_ranges_are_held_in_the_order_they_were_asked_for() ->
 
 
 async def test_who_waits_for_a_range_can_be_cancelled() -> None:
-    ranges = Ranges()
+    ranges = RangeLock()
     async with ranges.hold(0, 4):
         waiting = asyncio.ensure_future(ranges.hold(0, 2).__aenter__())
         await asyncio.sleep(0)

@@ -12,15 +12,17 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.cli.spec import device_for_worker
-from aiovblk.device import Factory
-from aiovblk.mount.worker import Geometry, LineService
+from aiovblk.device import DeviceFactory
+from aiovblk.mount.worker import ConnectionService, DeviceInfo
 from aiovblk.storage import MemoryDevice
 
 from .network import LoggingDevice
 
 
-def service(factory: Factory, *, several: bool = True) -> LineService:
-    return LineService(factory, 128, None, None, several, False, lambda name, *arguments: None)
+def service(factory: DeviceFactory, *, several: bool = True) -> ConnectionService:
+    return ConnectionService(
+        factory, 128, None, None, several, False, lambda name, *arguments: None
+    )
 
 
 class Coarse(BlockDevice):
@@ -34,7 +36,7 @@ async def test_what_does_not_share_its_data_has_one_worker_only() -> None:
         await service(factory).open()
     geometry = await service(factory, several=False).open()
     assert geometry[:3] == ("MemoryDevice", 4096, 2)
-    assert isinstance(geometry, Geometry)
+    assert isinstance(geometry, DeviceInfo)
 
 
 async def test_the_command_may_have_one_worker_for_any_device() -> None:
@@ -62,7 +64,7 @@ async def test_a_connection_that_cannot_be_taken_over_leaves_nothing_to_abort() 
         with pytest.raises(ValueError, match="UNIX"):
             await serving.connect(wrong)
         await serving.abort()
-        await serving.leave()
+        await serving.shutdown()
 
 
 class Burning(LoggingDevice):
@@ -77,7 +79,7 @@ async def test_a_device_that_cannot_store_lets_go_all_the_same(
     device = Burning()
     serving = service(lambda: device, several=False)
     await serving.open()
-    await serving.leave()
+    await serving.shutdown()
     assert device.events == ["flush", "unmount"]
     assert "Burning.flush() failed" in caplog.text
 

@@ -92,7 +92,7 @@ async def test_a_successor_has_the_same_words(
         spawned.append(command[1:])
         return 77
 
-    monkeypatch.setattr("aiovblk.cli.upgrade.spawn_orphan", spawn)
+    monkeypatch.setattr("aiovblk.cli.upgrade.spawn_reparented", spawn)
     monkeypatch.setattr("aiovblk.cli.upgrade.is_running", lambda process: running.pop(0))
     words = ["mount", "--identity=v", *last, "memory:1M"]
     ending, systemd = upgrade("v", words)

@@ -238,7 +238,7 @@ def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> Non
     fake = FakeSocket([family, acknowledged()])
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", fake)
-        deaths = netlink.Deaths()
+        deaths = netlink.LinkDeadListener()
     assert fake.joined == 9
     fake.pending = [bytes.fromhex(death % 5 + reply + death % 7)]
     assert deaths.read() == [5, 7]

@@ -11,15 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from aiovblk.kernel import NetlinkLink, RequestQueue, Terms, netlink, netlink_link
-from aiovblk.kernel.anchor import Anchor
+from aiovblk.kernel import AttachConfig, NetlinkAttachment, RequestQueue, netlink, netlink_link
+from aiovblk.kernel.anchor import NetlinkMonitorThread
 from aiovblk.kernel.netlink import ClientFlag
 
 from .kernel_tree import KernelTree
 
 SERVER, ANOTHER = 4242, 4711
 QUEUE = RequestQueue(max_sectors_kb=None, read_ahead_kb=None, scheduler=None)
-TERMS = Terms([], 4096, 256, 0, 0, QUEUE)
+TERMS = AttachConfig([], 4096, 256, 0, 0, QUEUE)
 
 
 class FakeAnchor:
@@ -51,9 +51,11 @@ class Machine:
         self.is_taken: Callable[[], bool] = lambda: True
         self.link = self.make()
 
-    def make(self) -> NetlinkLink:
+    def make(self) -> NetlinkAttachment:
         lock = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        return NetlinkLink(cast(Anchor, FakeAnchor()), str(self.node), lock, TERMS)
+        return NetlinkAttachment(
+            cast(NetlinkMonitorThread, FakeAnchor()), str(self.node), lock, TERMS
+        )
 
     @property
     def is_open(self) -> bool:
@@ -80,7 +82,7 @@ class Machine:
         (self.directory / "pid").unlink()
         self.tree.write(self.directory / "size", "0\n")
 
-    def offer(
+    def offer_connection(
         self, index: int, identity: str | None, ours: socket.socket, theirs: socket.socket
     ) -> bool:
         theirs.close()
@@ -91,7 +93,7 @@ class Machine:
 @pytest.fixture
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(tree, tmp_path / "node")
-    for name in ("reconfigure", "disconnect", "offer"):
+    for name in ("reconfigure", "disconnect", "offer_connection"):
         monkeypatch.setattr(netlink, name, getattr(made, name))
     yield made
     made.link.wait_until_free(0)
@@ -110,7 +112,7 @@ def test_the_last_close_of_anybody_does_not_disconnect_it(machine: Machine) -> N
 
 def test_a_resize_and_a_disconnect_keep_others_from_the_index_meanwhile(machine: Machine) -> None:
     machine.link.resize(512)
-    machine.link.finish()
+    machine.link.disconnect_kernel()
     assert machine.asked == [("reconfigure", True), ("disconnect", True)]
     assert machine.link.ended.result(0) == 0
     assert not machine.is_open
@@ -119,7 +121,7 @@ def test_a_resize_and_a_disconnect_keep_others_from_the_index_meanwhile(machine:
 def test_a_claim_is_what_steps_are_taken_with(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine.link.claim()
+    machine.link.claim_exclusively()
     assert machine.is_open
     machine.node.unlink()
     done: list[str] = []
@@ -136,15 +138,15 @@ def test_a_device_that_is_anothers_by_now_is_let_alone(machine: Machine) -> None
         machine.link.disconnect,
         machine.link.clear_socket,
         lambda: machine.link.resize(512),
-        lambda: machine.link.offer(0),
+        lambda: machine.link.replace_dead_connection(0),
         lambda: machine.link.wait_until_live(10),
     ]
     for step in steps:
         with pytest.raises(OSError, match="somebody else has disconnected the device") as caught:
             step()
         assert caught.value.errno == errno.ENODEV
-    machine.link.rescue()
-    machine.link.finish()
+    machine.link.force_disconnect()
+    machine.link.disconnect_kernel()
     machine.link.close()
     assert machine.asked == []
     assert machine.link.ended.result(0) == 0
@@ -157,7 +159,7 @@ def test_a_connection_that_anothers_device_took_is_taken_from_it(machine: Machin
 
     machine.is_taken = taken
     with pytest.raises(OSError, match="somebody else has disconnected"):
-        machine.link.offer(0)
+        machine.link.replace_dead_connection(0)
 
 
 def test_what_was_detached_is_not_waited_for_any_more(machine: Machine) -> None:
@@ -174,7 +176,7 @@ def test_without_its_node_all_is_written_and_it_is_disconnected(
     monkeypatch.setattr(os, "sync", lambda: synced.append("sync"))
     machine.node.unlink()
     machine.link.sync()
-    machine.link.finish()
+    machine.link.disconnect_kernel()
     assert synced == ["sync"]
     assert machine.asked == [("disconnect", False)]
 
@@ -186,13 +188,13 @@ def test_a_node_that_does_not_open_keeps_nobody_from_disconnecting(
     os.mkfifo(machine.node)  # opens when somebody opens its other end
     for name in ("OPEN_TIMEOUT", "CLOSE_TIMEOUT"):
         monkeypatch.setattr(netlink_link, name, 0.05)
-    machine.link.finish()
+    machine.link.disconnect_kernel()
     assert [what for what, _ in machine.asked] == ["disconnect"]
     os.close(os.open(machine.node, os.O_RDWR))
 
 
 def test_it_is_closed_once(machine: Machine) -> None:
-    machine.link.claim()
+    machine.link.claim_exclusively()
     machine.link.close()
     machine.link.close()
     assert not machine.is_open

@@ -13,8 +13,8 @@ from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import check, clone, collect_garbage, create, snapshot, trust_origins
-from aiovblk.storage.objects.description import Description
-from aiovblk.storage.objects.sealing import Sealing
+from aiovblk.storage.objects.description import Manifest
+from aiovblk.storage.objects.sealing import ObjectCodec
 
 from .objects import CHUNK, SIZE, Bucket, fill, make_disk, open_disk
 
@@ -140,7 +140,7 @@ def as_format_1(bucket: Bucket, path: str, key: bytes | None) -> None:
     """Make a description as earlier versions have made it."""
     fields = description(bucket, path) | {"version": 1}
     if key is not None:
-        sealing = Sealing(bytes.fromhex(fields["disk"]), key=key)
+        sealing = ObjectCodec(bytes.fromhex(fields["disk"]), key=key)
         fields["key_check"] = sealing.seal("key", b"").hex()
     put(bucket, path, fields)
 
@@ -236,10 +236,10 @@ def test_origins_are_trusted_by_the_command(
     ):
         assert main([*words, "--loop", "asyncio"]) == 0
     path = tmp_path / "clone/disk.json"
-    old = Description.decode(path.read_bytes())
+    old = Manifest.decode(path.read_bytes())
     fields = json.loads(path.read_bytes()) | {
         "version": 1,
-        "key_check": Sealing(old.identity, key=KEY).seal("key", b"").hex(),
+        "key_check": ObjectCodec(old.identity, key=KEY).seal("key", b"").hex(),
     }
     path.write_text(json.dumps(fields))
     assert main(["check", "folder:clone", "--loop", "asyncio"]) == 1

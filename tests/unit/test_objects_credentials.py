@@ -125,7 +125,7 @@ async def test_many_requests_that_are_refused_together_renew_once(
     disk = client()
     await disk.put("a", b"")
     keys.valid = "token2"  # the first is revoked before its time
-    await asyncio.gather(*(disk.at("x").put(f"{each}", b"") for each in range(8)))
+    await asyncio.gather(*(disk.subfolder("x").put(f"{each}", b"") for each in range(8)))
     assert _asked(tmp_path) == 2
     assert len(store.objects) == 9
 

@@ -19,7 +19,7 @@ from obstore.exceptions import GenericError
 from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.errors import StorageError
 from aiovblk.storage import ObjectStoreDevice, objects
-from aiovblk.storage.objects.failures import judge
+from aiovblk.storage.objects.failures import classify
 from aiovblk.storage.objects.store import from_url
 
 from .fakes3 import FakeS3, Refusal, serving
@@ -62,7 +62,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(
-    ("refusal", "error", "reason"), REFUSALS, ids=lambda each: getattr(each, "code", None)
+    ("error_for", "error", "reason"), REFUSALS, ids=lambda each: getattr(each, "code", None)
 )
 @pytest.mark.parametrize("request_", ["get", "put", "create", "find"])
 async def test_refusal_that_lasts_is_told_at_once_with_the_stores_words(
@@ -140,7 +140,7 @@ async def test_secrets_of_a_request_are_not_shown(store: FakeS3) -> None:
         403, "SignatureDoesNotMatch", more="<StringToSign>AWS4 key secret</StringToSign>"
     )
     with pytest.raises(PermissionError) as caught:
-        await store.client().find("a")
+        await store.client().list_objects("a")
     assert "secret" not in str(caught.value)
     assert "prefix=" not in str(caught.value)
 
@@ -219,7 +219,7 @@ async def test_connection_that_is_refused_is_repeated_and_told_by_its_name(
     store: FakeS3,
 ) -> None:
     client = store.client(endpoint="http://127.0.0.1:1")
-    client._patience = 0.3
+    client._timeout = 0.3
     with pytest.raises(OSError, match="no connection to the store: Connection refused"):
         await client.get("a")
 
@@ -237,8 +237,8 @@ def test_unknown_host_and_silence_may_pass() -> None:
         ("reqwest::Error { kind: Request }", "HTTP error: error sending"),
     ]:
         failure = GenericError(f"{head}\n\nDebug source:\nHttp(HttpError {{ {details} }})")
-        judged = judge(failure, "s3://bucket/a")
-        assert judged.passes
+        judged = classify(failure, "s3://bucket/a")
+        assert judged.transient
         assert reason in str(judged.error)
         assert "a=b" not in str(judged.error)
 
@@ -272,7 +272,7 @@ def test_endpoint_that_is_no_address_is_refused(
 async def test_slash_behind_an_endpoint_does_not_matter(store: FakeS3) -> None:
     client = store.client(endpoint=f"{store.endpoint}/")
     await client.put("a/b", b"data")
-    assert [found.path for found in await client.find("a")] == ["a/b"]
+    assert [found.path for found in await client.list_objects("a")] == ["a/b"]
     assert bytes(await client.get("a/b")) == b"data"
     assert {request.path for request in store.requests} == {"/bucket/a/b", "/bucket"}
 
@@ -315,8 +315,8 @@ def test_what_a_folder_cannot_do_is_told_at_once_by_the_systems_number(number: i
         "Generic LocalFileSystem error: Unable to copy data to file\n\nDebug source:\nGeneric {"
         f' source: UnableToCopyDataToFile {{ source: Os {{ code: {number}, kind: X, message: "m" }}'
     )
-    judged = judge(failure, "a")
-    assert (judged.error.errno, judged.passes) == (number, False)
+    judged = classify(failure, "a")
+    assert (judged.error.errno, judged.transient) == (number, False)
 
 
 def test_folder_that_takes_no_more_is_told_at_once(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_folder_that_takes_no_more_is_told_at_once(tmp_path: Path) -> None:
         "from aiovblk.storage.objects.store import from_url\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"client = from_url('file://{tmp_path}')[0].at('{str(tmp_path).strip('/')}')\n"
+        f"client = from_url('file://{tmp_path}')[0].subfolder('{str(tmp_path).strip('/')}')\n"
         "try: asyncio.run(client.put('a', bytes(8192)))\n"
         "except OSError as exc: print(exc.errno)\n"
     )

@@ -172,7 +172,7 @@ def _failing_second() -> Any:
 async def test_snapshot_of_a_process_that_died_is_stored_though_the_first_attempt_fails(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
+    monkeypatch.setattr("aiovblk.storage.objects.writer._CHECKPOINT_INTERVAL", 1)
     client = bucket.client()
     device = await open_disk(client)
     await fill(device, 0, b"a")
@@ -340,7 +340,7 @@ async def test_writer_is_refused_when_others_have_come_and_gone_since_it_looked(
 async def test_writer_opens_a_disk_whose_last_writer_has_summed_up_since_it_looked(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiovblk.storage.objects.writer._RECORDS", 1)
+    monkeypatch.setattr("aiovblk.storage.objects.writer._CHECKPOINT_INTERVAL", 1)
     first = await open_disk(bucket.client())
     bucket.forget_lease()
 

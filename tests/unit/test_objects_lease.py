@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from aiovblk.storage.objects.lease import Holder, Lease, Terms, wait_until_free
+from aiovblk.storage.objects.lease import Holder, Lease, LeaseRecord, wait_until_free
 
 from .objects import Bucket, once
 
 HOLDER = Holder("host", "boot", 1, 1, 1)
-TERMS = Terms(1, HOLDER, 30.0, "nonce")
+TERMS = LeaseRecord(1, HOLDER, 30.0, "nonce")
 
 
 def test_lease_is_read_as_it_was_written() -> None:
-    assert Terms.decode(TERMS.encode()) == TERMS
+    assert LeaseRecord.decode(TERMS.encode()) == TERMS
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"holder": 1}', "\xff", "null", "[" * 100_000])
 def test_what_is_no_lease_is_none(text: str) -> None:
-    assert Terms.decode(text.encode("latin1")) is None
+    assert LeaseRecord.decode(text.encode("latin1")) is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_what_is_no_lease_is_none(text: str) -> None:
     ],
 )
 def test_lease_that_could_not_be_honoured_is_none(change: dict[str, Any]) -> None:
-    assert Terms.decode(json.dumps(asdict(TERMS) | change).encode()) is None
+    assert LeaseRecord.decode(json.dumps(asdict(TERMS) | change).encode()) is None
 
 
 async def test_lease_is_renewed_although_damaged_by_another() -> None:

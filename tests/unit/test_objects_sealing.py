@@ -14,9 +14,9 @@ import zstandard
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import ObjectStoreDevice, create
-from aiovblk.storage.objects.names import MOST_CHUNKS
-from aiovblk.storage.objects.sealing import Sealing
-from aiovblk.storage.objects.state import State, read_state
+from aiovblk.storage.objects.names import MAX_CHUNKS
+from aiovblk.storage.objects.sealing import ObjectCodec
+from aiovblk.storage.objects.state import DiskState, read_state
 
 from .objects import Bucket
 
@@ -32,28 +32,28 @@ def sealed(payload: bytes, length: int, codec: int = 1) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"compress": True}, {"key": KEY}])
 def test_object_is_opened_under_its_name_by_its_disk_only(options: dict[str, Any]) -> None:
-    data = Sealing(DISK, **options).seal("name", b"contents" * 100)
+    data = ObjectCodec(DISK, **options).seal("name", b"contents" * 100)
     key = options.get("key")
-    assert bytes(Sealing(DISK, key=key).open("name", data)) == b"contents" * 100
+    assert bytes(ObjectCodec(DISK, key=key).open("name", data)) == b"contents" * 100
     for disk, name in ((DISK, "other"), (bytes([1]) * 16, "name")):
         with pytest.raises(StorageError, match="is damaged"):
-            Sealing(disk, key=key).open(name, data)
+            ObjectCodec(disk, key=key).open(name, data)
 
 
 def test_no_two_objects_are_encrypted_alike() -> None:
-    sealing = Sealing(DISK, key=KEY)
+    sealing = ObjectCodec(DISK, key=KEY)
     assert len({sealing.seal("name", b"contents")[16:] for _ in range(10)}) == 10
 
 
 def test_object_that_is_not_encrypted_is_refused_by_a_disk_that_is() -> None:
-    data = Sealing(DISK).seal("name", b"contents")
+    data = ObjectCodec(DISK).seal("name", b"contents")
     with pytest.raises(StorageError, match="it is not encrypted, but the disk is"):
-        Sealing(DISK, key=KEY).open("name", data)
+        ObjectCodec(DISK, key=KEY).open("name", data)
 
 
 def test_every_bit_of_an_object_counts() -> None:
     for key in (None, KEY):
-        sealing = Sealing(DISK, compress=True, key=key)
+        sealing = ObjectCodec(DISK, compress=True, key=key)
         data = sealing.seal("name", b"contents" * 100)
         for bit in range(8 * len(data)):
             changed = bytearray(data)
@@ -70,20 +70,20 @@ def test_object_that_grows_when_it_is_decompressed_is_refused(told: int) -> None
     huge = huge[:4] + bytes([huge[4] | 0xC0]) + huge[5:at] + struct.pack("<Q", 1 << 62)
     for payload in (small, bytes(huge + small[at + 4 :])):
         with pytest.raises(StorageError, match="is damaged"):
-            Sealing(DISK).open("name", sealed(payload, told))
+            ObjectCodec(DISK).open("name", sealed(payload, told))
 
 
 def test_contents_longer_than_they_may_be_are_not_decompressed() -> None:
-    data = Sealing(DISK, compress=True).seal("name", bytes(1 << 20))
-    assert len(Sealing(DISK).open("name", data, longest=1 << 20)) == 1 << 20
+    data = ObjectCodec(DISK, compress=True).seal("name", bytes(1 << 20))
+    assert len(ObjectCodec(DISK).open("name", data, longest=1 << 20)) == 1 << 20
     with pytest.raises(StorageError, match="it has 1048576 bytes"):
-        Sealing(DISK).open("name", data, longest=1 << 19)
+        ObjectCodec(DISK).open("name", data, longest=1 << 19)
 
 
-@pytest.mark.parametrize("chunks", [MOST_CHUNKS, MOST_CHUNKS + 1])
+@pytest.mark.parametrize("chunks", [MAX_CHUNKS, MAX_CHUNKS + 1])
 def test_map_has_at_most_as_many_chunks_as_a_disk(chunks: int) -> None:
-    data = State(1 << 40, array("Q", bytes(8 * chunks))).encode()
-    if chunks == MOST_CHUNKS:
+    data = DiskState(1 << 40, array("Q", bytes(8 * chunks))).encode()
+    if chunks == MAX_CHUNKS:
         assert len(read_state(memoryview(data), "map").chunks) == chunks
     else:
         with pytest.raises(StorageError, match="map is damaged"):

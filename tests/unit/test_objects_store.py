@@ -77,7 +77,7 @@ async def test_missing_object_does_not_keep_others_from_being_deleted(
     for name in names[::3]:
         await client.put(name, b"")
     await client.delete(names)
-    assert await client.find("a") == []
+    assert await client.list_objects("a") == []
 
 
 async def test_object_is_created_once(client: ObjectStoreClient) -> None:
@@ -92,11 +92,13 @@ async def test_object_is_created_once(client: ObjectStoreClient) -> None:
 async def test_folder_is_listed_in_order_and_from_a_name_on(client: ObjectStoreClient) -> None:
     await asyncio.gather(*(client.put(f"a/{each:03}", b"x" * each) for each in range(30)))
     await client.put("ab/1", b"")
-    assert [each.path for each in await client.find("a")] == [f"a/{each:03}" for each in range(30)]
-    found = await client.find("a", after="a/027")
+    assert [each.path for each in await client.list_objects("a")] == [
+        f"a/{each:03}" for each in range(30)
+    ]
+    found = await client.list_objects("a", after="a/027")
     assert [(each.path, each.size) for each in found] == [("a/028", 28), ("a/029", 29)]
-    assert await client.find("nothing") == []
-    assert [each.path for each in await client.at("a").find("")] == [
+    assert await client.list_objects("nothing") == []
+    assert [each.path for each in await client.subfolder("a").list_objects("")] == [
         f"{each:03}" for each in range(30)
     ]
 
@@ -273,7 +275,7 @@ async def test_profile_of_a_file_is_used(
     monkeypatch.setenv("AWS_PROFILE", "disks")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     client, folder = from_url("s3://bucket/folder")
-    await client.at(folder).put("a", b"data")
+    await client.subfolder(folder).put("a", b"data")
     assert bytes(await client.get("folder/a")) == b"data"
 
 

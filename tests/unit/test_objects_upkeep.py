@@ -24,7 +24,7 @@ from aiovblk.storage.objects import (
     snapshots,
     upkeep,
 )
-from aiovblk.storage.objects.names import map_name
+from aiovblk.storage.objects.names import checkpoint_key
 
 from .objects import CHUNK, SIZE, Bucket, bucket_with_disk, fill, make_disk, once, open_disk
 
@@ -67,7 +67,7 @@ async def test_garbage_of_a_disk_with_a_snapshot_that_is_damaged_stays(bucket: B
     await device.unmount()
     await (await open_disk(bucket.client())).unmount()
     taken = (await snapshots(bucket.client(), "disk"))["one"]
-    del bucket.objects[f"disk/{map_name(taken.sequence)}"]
+    del bucket.objects[f"disk/{checkpoint_key(taken.sequence)}"]
     before = dict(bucket.objects)
     with pytest.raises(FileNotFoundError):
         await collect_garbage(bucket.client(), "disk")
@@ -226,7 +226,7 @@ async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
 
         return note
 
-    for name in ("entry_parts", "chunk_in"):
+    for name in ("entry_parts", "chunk_of"):
         monkeypatch.setattr(upkeep, name, noting(getattr(upkeep, name)))
     assert (await check(bucket.client(), "disk")).problems == []
     assert threads

@@ -8,7 +8,6 @@ from aiovblk import ProtocolError
 from aiovblk.protocol import Info, Option, OptionReply
 from aiovblk.protocol.options import (
     CLIENT_FLAGS,
-    COUNT,
     EXPORT_NAME_REPLY,
     GREETING,
     INFO_BLOCK_SIZE,
@@ -16,7 +15,8 @@ from aiovblk.protocol.options import (
     MAX_QUERIES,
     OPTION,
     OPTION_REPLY,
-    Fields,
+    U32,
+    OptionReader,
     decode,
     parse_context_request,
     parse_info_request,
@@ -46,8 +46,7 @@ def test_option_reply_has_its_length_before_its_data() -> None:
 
 def test_layouts_have_the_sizes_of_the_specification() -> None:
     assert [
-        each.size
-        for each in (GREETING, CLIENT_FLAGS, OPTION, OPTION_REPLY, EXPORT_NAME_REPLY, COUNT)
+        each.size for each in (GREETING, CLIENT_FLAGS, OPTION, OPTION_REPLY, EXPORT_NAME_REPLY, U32)
     ] == [18, 4, 16, 20, 10, 4]
     assert (INFO_EXPORT.size, INFO_BLOCK_SIZE.size) == (12, 14)
 
@@ -88,15 +87,15 @@ def test_request_that_is_cut_or_longer_than_it_says_is_a_protocol_error(
 @pytest.mark.parametrize("length", [4097, 2**31, 2**32 - 1])
 def test_string_of_more_than_4096_bytes_is_a_protocol_error(length: int) -> None:
     with pytest.raises(ProtocolError, match=f"{length} bytes"):
-        Fields(length.to_bytes(4) + b"x").string()
+        OptionReader(length.to_bytes(4) + b"x").string()
 
 
 def test_string_of_4096_bytes_is_taken() -> None:
     text = "é" * 2048
-    fields = Fields(serialize_string(text) + b"rest")
+    fields = OptionReader(serialize_string(text) + b"rest")
     assert fields.string() == text
     assert fields.rest() == b"rest"
-    fields.end()
+    fields.expect_end()
 
 
 def test_length_of_a_string_counts_bytes() -> None:

@@ -6,7 +6,7 @@ import os
 import select
 import sys
 
-from aiovblk.cli.orphan import is_running, spawn_orphan
+from aiovblk.cli.orphan import is_running, spawn_reparented
 
 PROGRAM = "import os, sys; os.write(1, b'%d' % os.getppid()); sys.stdin.read()"
 
@@ -18,7 +18,7 @@ def test_it_is_no_child_of_ours_but_prints_where_we_do() -> None:
     try:
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
-        process = spawn_orphan([sys.executable, "-c", PROGRAM], os.environ)
+        process = spawn_reparented([sys.executable, "-c", PROGRAM], os.environ)
     finally:
         for number, fd in enumerate(ours):
             os.dup2(fd, number)

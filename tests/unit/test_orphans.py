@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError
-from aiovblk.kernel import RequestQueue, Terms, choice, locks, netlink, orphans, sysfs
+from aiovblk.kernel import AttachConfig, RequestQueue, choice, locks, netlink, orphans, sysfs
 
 from .kernel_tree import KernelTree
 
 SERVER = 4242
-TERMS = Terms([], 4096, 1, 0, 0, RequestQueue())
+TERMS = AttachConfig([], 4096, 1, 0, 0, RequestQueue())
 
 
 class Machine:
@@ -50,11 +50,11 @@ def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(netlink, "disconnect", made.free)
     taken: list[int] = []
 
-    def link(index: int, path: str, lock: int, terms: Terms) -> object:
+    def link(index: int, path: str, lock: int, terms: AttachConfig) -> object:
         taken.append(lock)
         return type("FakeLink", (), {"index": index})()
 
-    monkeypatch.setattr(choice, "IoctlLink", link)
+    monkeypatch.setattr(choice, "IoctlAttachment", link)
     yield made
     for lock in taken:
         os.close(lock)
@@ -74,9 +74,9 @@ def test_who_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -
 
 
 def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> None:
-    lock = locks.take(1)  # it looks right now
+    lock = locks.acquire(1)  # it looks right now
     assert locks.server(1) is None
-    with pytest.raises(choice._SoonFreeError):
+    with pytest.raises(choice._DetachingError):
         choice._attach_one(1, "/dev/nbd1", choice._connect, TERMS)
     os.close(lock)
 
@@ -84,9 +84,9 @@ def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> Non
 def test_a_failed_attempt_leaves_the_lock_as_its_server_signed_it(machine: Machine) -> None:
     # The watchdog of a server that is gone takes another signature for another server's coming.
     machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
-    lock = locks.take(1)
-    locks.sign(lock)
-    signature = locks.signature(lock)
+    lock = locks.acquire(1)
+    locks.write_owner(lock)
+    signature = locks.owner_token(lock)
     os.close(lock)
     with pytest.raises(DeviceBusyError):
         machine.attach()
@@ -100,7 +100,7 @@ def test_a_refusal_of_the_kernel_takes_the_signature_back(
         raise OSError(errno.EINVAL, "no")
 
     machine.free(1)
-    monkeypatch.setattr(choice, "IoctlLink", refuse)
+    monkeypatch.setattr(choice, "IoctlAttachment", refuse)
     with pytest.raises(AttachError):
         machine.attach()
     assert (locks.LOCKS / "nbd1.lock").read_text() == ""
@@ -110,7 +110,7 @@ def test_a_device_whose_server_is_gone_and_that_nobody_uses_is_freed(machine: Ma
     machine.tree.kernel_threads()
     machine.attach()
     assert machine.disconnected == [1]
-    assert machine.now > choice.PATIENCE  # its watchdog comes first
+    assert machine.now > choice.BUSY_RETRY_TIMEOUT  # its watchdog comes first
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_device_that_is_kept_though_disconnected_is_told(
 def test_nothing_is_attached_once_nobody_waits_for_it(machine: Machine) -> None:
     machine.free(1)
     with pytest.raises(AttachError) as caught:
-        choice.attach("/dev/nbd1", TERMS, by_netlink=False, is_wanted=lambda: False)
+        choice.attach("/dev/nbd1", TERMS, by_netlink=False, should_continue=lambda: False)
     assert caught.value.errno == errno.ECANCELED
 
 

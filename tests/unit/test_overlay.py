@@ -334,7 +334,7 @@ async def test_blocks_can_be_taken_away_but_not_added() -> None:
 
 
 def test_map_is_found_and_taken_in_runs_of_pages() -> None:
-    found = states.States(BLOCK, 1024 * 1024, 4096)
+    found = states.BlockMap(BLOCK, 1024 * 1024, 4096)
     found.mark(0, 512, states.DATA)
     found.mark(512, 1024, states.ZERO)
     found.mark(4095 * 512, 4097 * 512, states.DATA)

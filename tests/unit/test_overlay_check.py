@@ -12,7 +12,7 @@ import pytest
 
 from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice, MemoryDevice, Overlay
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.testing import CrashableDisk, check_block_device
 
 from ..sizes import by_size
 from .test_testing import Moody
@@ -36,7 +36,7 @@ class Bench:
     """Media that lose their power together, and what opens an overlay of them."""
 
     def __init__(
-        self, open: Callable[[Bench], Any], media: dict[str, Medium], base: BlockDevice
+        self, open: Callable[[Bench], Any], media: dict[str, CrashableDisk], base: BlockDevice
     ) -> None:
         self.media = media
         self.base = base
@@ -60,7 +60,7 @@ async def reopened(bench: Bench) -> Overlay:
 async def test_overlay_passes_with_crashes(size: int, larger: int, block: int, seed: int) -> None:
     base = await a_base(size, block, seed)
     size = base.size + larger
-    medium = Medium(Overlay.diff_size(base, size=size), block, seed)
+    medium = CrashableDisk(Overlay.diff_size(base, size=size), block, seed)
     await (await Overlay.create(base, medium.open(), size=size)).unmount()
     bench = Bench(reopened, {"diff": medium}, base)
     await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))
@@ -69,7 +69,7 @@ async def test_overlay_passes_with_crashes(size: int, larger: int, block: int, s
 @pytest.mark.parametrize("seed", range(2))
 async def test_overlay_passes_over_a_diff_that_fails_requests(seed: int) -> None:
     base = await a_base(256 * KIB, 512, seed)
-    medium = Medium(Overlay.diff_size(base), 512, seed)
+    medium = CrashableDisk(Overlay.diff_size(base), 512, seed)
     random = Random(seed)
     await (await Overlay.create(base, medium.open())).unmount()
 
@@ -120,8 +120,8 @@ async def test_overlay_that_is_committed_in_between_passes_with_crashes(seed: in
     async def open_both(bench: Bench) -> Overlay:
         return await Committing.open(bench.media["base"].open(), bench.media["diff"].open())
 
-    base = Medium(512 * KIB, 512, seed)
-    diff = Medium(Overlay.diff_size(device := base.open(), size=256 * KIB), 512, seed + 1)
+    base = CrashableDisk(512 * KIB, 512, seed)
+    diff = CrashableDisk(Overlay.diff_size(device := base.open(), size=256 * KIB), 512, seed + 1)
     await (await Overlay.create(device, diff.open(), size=256 * KIB)).unmount()
     bench = Bench(open_both, {"base": base, "diff": diff}, device)
     await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))
@@ -150,7 +150,7 @@ async def test_overlay_that_is_rebased_in_between_passes_with_crashes(seed: int)
         raise AssertionError("it lies over none of them")
 
     size, base = 256 * KIB, bases[smaller := f"base {128 * KIB}"]
-    medium = Medium(Overlay.diff_size(base, size=size), 512, seed)
+    medium = CrashableDisk(Overlay.diff_size(base, size=size), 512, seed)
     await (await Overlay.create(base, medium.open(), size=size, identity=smaller)).unmount()
     bench = Bench(open_over_the_right_one, {"diff": medium}, base)
     await check_block_device(bench.open, crash=bench.crash, seed=seed, rounds=by_size(30, 60))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiovblk.storage import MemoryDevice, Overlay
-from aiovblk.storage.overlay.format import Header
+from aiovblk.storage.overlay.format import DiffHeader
 
 from .fragile import BLOCK, Fragile
 
@@ -29,26 +29,26 @@ async def a_diff(**options: Any) -> Fragile:
 
 
 def test_header_is_these_bytes() -> None:
-    page = Header(512, 65536, 32768, "debian").serialize()
+    page = DiffHeader(512, 65536, 32768, "debian").serialize()
     head = b"aiovblk overlay\n" + bytes.fromhex(
         "01000000 00020000 0000010000000000 0080000000000000"
     )
     head += b"debian" + bytes(462)
     assert len(head) == 508
     assert page == head + struct.pack("<I", zlib.crc32(head)) + bytes(4096 - 512)
-    assert Header.parse(page) == Header(512, 65536, 32768, "debian")
+    assert DiffHeader.parse(page) == DiffHeader(512, 65536, 32768, "debian")
 
 
 @pytest.mark.parametrize(
     ("header", "page", "map_size", "data"),
     [
-        (Header(512, 512, 0), 4096, 4096, 1 << 20),
-        (Header(4096, 10 << 30, 0), 4096, 2621440, 3 << 20),
-        (Header(65536, 1 << 40, 0), 65536, 16 << 20, 17 << 20),
+        (DiffHeader(512, 512, 0), 4096, 4096, 1 << 20),
+        (DiffHeader(4096, 10 << 30, 0), 4096, 2621440, 3 << 20),
+        (DiffHeader(65536, 1 << 40, 0), 65536, 16 << 20, 17 << 20),
     ],
 )
 def test_layout_follows_from_the_geometry(
-    header: Header, page: int, map_size: int, data: int
+    header: DiffHeader, page: int, map_size: int, data: int
 ) -> None:
     assert (header.page, header.map_size, header.data) == (page, map_size, data)
     assert header.end == data + header.size

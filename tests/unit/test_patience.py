@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from aiovblk.storage import patience
-from aiovblk.storage.patience import Notices, repeat
+from aiovblk.storage.patience import RetryLog, retry
 
 
 def explain(failure: Exception) -> tuple[OSError, bool]:
@@ -18,7 +18,7 @@ def explain(failure: Exception) -> tuple[OSError, bool]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "NOTICE", 0.0)
+    monkeypatch.setattr(patience, "NOTICE_DELAY", 0.0)
 
 
 class Request:
@@ -39,7 +39,7 @@ async def test_log_says_what_is_repeated_and_why_and_that_it_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     request = Request(lambda: bool(caplog.messages))
-    assert await repeat(request, explain, patience=1000) == "done"
+    assert await retry(request, explain, timeout=1000) == "done"
     first, last = caplog.messages
     assert first == "retrying, for up to 1000 s more: store/a: nobody there"
     assert last.startswith("succeeded after ")
@@ -58,10 +58,10 @@ async def test_outage_of_many_requests_is_told_once(caplog: pytest.LogCaptureFix
         if not (everyone.is_set() and caplog.messages):
             raise ConnectionError("nobody there")
 
-    notices = Notices()
+    notices = RetryLog()
     await asyncio.gather(
         *(
-            repeat(lambda number=number: request(number), explain, notices=notices)  # type: ignore[misc]
+            retry(lambda number=number: request(number), explain, notices=notices)  # type: ignore[misc]
             for number in range(20)
         )
     )
@@ -79,7 +79,7 @@ async def test_request_that_is_repeated_for_a_moment_is_not_told(
         if failure:
             raise failure
 
-    await repeat(request, explain)
+    await retry(request, explain)
     assert caplog.messages == []
 
 
@@ -91,7 +91,7 @@ async def test_failure_for_good_is_raised_at_once_and_not_told(
         raise ValueError("no such bucket")
 
     with pytest.raises(OSError, match="store/a: no such bucket"):
-        await repeat(request, explain)
+        await retry(request, explain)
     assert caplog.messages == []
 
 
@@ -105,7 +105,7 @@ async def test_nothing_is_told_after_a_request_was_cancelled(
         failed.set()
         raise ConnectionError("nobody there")
 
-    task = asyncio.create_task(repeat(request, explain))
+    task = asyncio.create_task(retry(request, explain))
     await failed.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

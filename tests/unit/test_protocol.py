@@ -13,12 +13,12 @@ from aiovblk.protocol import (
     ReplyMode,
     Request,
     TransmissionFlag,
+    errno_to_wire,
     parse_extended_request,
     parse_request,
     parse_simple_reply,
     serialize_request,
     serialize_simple_reply,
-    wire_error,
 )
 
 REQUEST_BYTES = bytes.fromhex(
@@ -200,4 +200,4 @@ def test_write_of_more_than_32_mib_is_a_protocol_error(length: int) -> None:
 def test_system_error_becomes_a_value_of_the_specification(
     number: int | None, on_the_wire: int
 ) -> None:
-    assert wire_error(number) == on_the_wire
+    assert errno_to_wire(number) == on_the_wire

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.protocol import Chunk, Command, CommandFlag, Info, Option, OptionReply
+from aiovblk.protocol import Command, CommandFlag, Info, Option, OptionReply, ReplyType
 from aiovblk.protocol import TransmissionFlag as Transmission
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol-support.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "kind", [Option, OptionReply, Info, Transmission, Command, CommandFlag, Chunk]
+    "kind", [Option, OptionReply, Info, Transmission, Command, CommandFlag, ReplyType]
 )
 def test_each_name_is_there(kind: type[Enum]) -> None:
     words = set(re.findall(r"\w+", TEXT))

@@ -11,10 +11,10 @@ from aiovblk.protocol import (
     MAX_PAYLOAD,
     SERIALIZERS,
     BlockStatus,
-    Chunk,
-    Content,
+    ReplyContent,
     ReplyHeader,
     ReplyMode,
+    ReplyType,
     Request,
     SparseData,
     parse_block_status,
@@ -40,7 +40,7 @@ def chunk(mode: ReplyMode, flags: str, kind: str, payload: str) -> bytes:
     return head + len(data).to_bytes(4) + data
 
 
-def serialize(mode: ReplyMode, error: int, content: Content = b"") -> bytes:
+def serialize(mode: ReplyMode, error: int, content: ReplyContent = b"") -> bytes:
     return b"".join(SERIALIZERS[mode](REQUEST, error, content))
 
 
@@ -214,13 +214,13 @@ def test_reply_that_was_not_agreed_upon_is_refused(
 @pytest.mark.parametrize(
     ("kind", "longest"),
     [
-        (Chunk.NONE, 0),
-        (Chunk.OFFSET_DATA, 8 + MAX_PAYLOAD),
-        (Chunk.OFFSET_HOLE, 12),
-        (Chunk.BLOCK_STATUS, 4 + 8 * 2**20),
-        (Chunk.BLOCK_STATUS_EXT, 8 + 16 * 2**20),
-        (Chunk.ERROR, 6 + 4096 + 8),
-        (Chunk.ERROR_OFFSET, 6 + 4096 + 8),
+        (ReplyType.NONE, 0),
+        (ReplyType.OFFSET_DATA, 8 + MAX_PAYLOAD),
+        (ReplyType.OFFSET_HOLE, 12),
+        (ReplyType.BLOCK_STATUS, 4 + 8 * 2**20),
+        (ReplyType.BLOCK_STATUS_EXT, 8 + 16 * 2**20),
+        (ReplyType.ERROR, 6 + 4096 + 8),
+        (ReplyType.ERROR_OFFSET, 6 + 4096 + 8),
         (0xFFFF, 6 + 4096 + 8),
         (3, 0),
         (0x7FFF, 0),
@@ -261,17 +261,17 @@ def test_error_chunk_that_is_cut_short_or_without_an_error_is_refused(payload: s
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [
-        (Chunk.BLOCK_STATUS, "00000007 00001000 00000003 00000200 00000000"),
+        (ReplyType.BLOCK_STATUS, "00000007 00001000 00000003 00000200 00000000"),
         (
-            Chunk.BLOCK_STATUS_EXT,
+            ReplyType.BLOCK_STATUS_EXT,
             "00000007 000000020000000000001000 0000000000000003 0000000000000200 0000000000000000",
         ),
     ],
 )
-def test_block_status_parses_from_literal_bytes(kind: Chunk, payload: str) -> None:
+def test_block_status_parses_from_literal_bytes(kind: ReplyType, payload: str) -> None:
     data = bytes.fromhex(payload)
     assert parse_block_status(kind, memoryview(data)) == BlockStatus(7, [(4096, 3), (512, 0)])
-    whole = {len(data), 12} if kind is Chunk.BLOCK_STATUS else {len(data)}
+    whole = {len(data), 12} if kind is ReplyType.BLOCK_STATUS else {len(data)}
     for cut in set(range(len(data))) - whole:
         with pytest.raises(ProtocolError, match="block status"):
             parse_block_status(kind, memoryview(data[:cut]))
@@ -281,16 +281,16 @@ def test_block_status_parses_from_literal_bytes(kind: Chunk, payload: str) -> No
 def test_extended_block_status_with_a_lying_count_is_refused(count: int) -> None:
     payload = bytes(4) + count.to_bytes(4) + bytes.fromhex("0000000000000200 0000000000000000") * 2
     with pytest.raises(ProtocolError, match="number of extents"):
-        parse_block_status(Chunk.BLOCK_STATUS_EXT, memoryview(payload))
+        parse_block_status(ReplyType.BLOCK_STATUS_EXT, memoryview(payload))
 
 
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [
-        (Chunk.BLOCK_STATUS, "00000007 00000000 00000003"),
-        (Chunk.BLOCK_STATUS_EXT, "00000007 00000001 0000000000000000 0000000000000003"),
+        (ReplyType.BLOCK_STATUS, "00000007 00000000 00000003"),
+        (ReplyType.BLOCK_STATUS_EXT, "00000007 00000001 0000000000000000 0000000000000003"),
     ],
 )
-def test_empty_extent_is_refused(kind: Chunk, payload: str) -> None:
+def test_empty_extent_is_refused(kind: ReplyType, payload: str) -> None:
     with pytest.raises(ProtocolError, match="empty extent"):
         parse_block_status(kind, memoryview(bytes.fromhex(payload)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiovblk.storage import Fault, Faults, MemoryDevice, Retry
-from aiovblk.testing import Medium
+from aiovblk.testing import CrashableDisk
 
 BLOCK = 4096
 DATA = memoryview(b"x" * BLOCK)
@@ -37,14 +37,14 @@ async def test_passing_failure_is_not_noticed(slept: list[float]) -> None:
     device, faults = disk(Fault("write", error=errno.EIO, times=4))
     await device.write(0, DATA)
     assert await device.read(0, BLOCK) == DATA
-    assert (faults.struck, len(slept)) == (4, 4)
+    assert (faults.injected, len(slept)) == (4, 4)
 
 
 async def test_last_failure_is_raised(slept: list[float]) -> None:
     device, faults = disk(Fault("read", error=errno.ETIMEDOUT), attempts=3)
     with pytest.raises(TimeoutError):
         await device.read(0, BLOCK)
-    assert (faults.struck, len(slept)) == (3, 2)
+    assert (faults.injected, len(slept)) == (3, 2)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EINVAL, errno.ENOSPC, errno.EROFS])
@@ -52,7 +52,7 @@ async def test_lasting_failure_is_raised_at_once(error: int, slept: list[float])
     device, faults = disk(Fault("write", error=error))
     with pytest.raises(OSError, match="on purpose"):
         await device.write(0, DATA)
-    assert (faults.struck, slept) == (1, [])
+    assert (faults.injected, slept) == (1, [])
 
 
 async def test_who_decides_is_given(slept: list[float]) -> None:
@@ -61,11 +61,13 @@ async def test_who_decides_is_given(slept: list[float]) -> None:
         is_transient=lambda error: error.errno == errno.ENOSPC,
     )
     await device.write(0, DATA)
-    assert faults.struck == 2
+    assert faults.injected == 2
 
 
 async def test_failed_flush_stays_failed(slept: list[float]) -> None:
-    device = Retry(Faults(Medium(8 * BLOCK).open(), Fault("flush", error=errno.EIO, times=1)))
+    device = Retry(
+        Faults(CrashableDisk(8 * BLOCK).open(), Fault("flush", error=errno.EIO, times=1))
+    )
     with pytest.raises(OSError, match="on purpose"):
         await device.flush()
     await device.flush()
@@ -115,7 +117,7 @@ async def test_cancelled_request_is_not_made_again() -> None:
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert faults.struck == 1
+    assert faults.injected == 1
 
 
 @pytest.mark.parametrize("options", [{"attempts": 0}, {"delay": -1}, {"delay": 20}])

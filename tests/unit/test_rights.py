@@ -29,11 +29,11 @@ def test_capability_counts_in_the_initial_user_namespace(
     if namespace is not None:
         (process / "ns/user").symlink_to(f"user:[{namespace}]")
     (tree.proc / "self").symlink_to("77")
-    assert rights.has(Capability.CAP_SYS_ADMIN) is has
+    assert rights.has_capability(Capability.CAP_SYS_ADMIN) is has
 
 
 def test_without_proc_nothing_is_known(tree: KernelTree) -> None:
-    assert not rights.has(Capability.CAP_SYS_ADMIN)
+    assert not rights.has_capability(Capability.CAP_SYS_ADMIN)
     assert rights.is_initial("user") is None
 
 

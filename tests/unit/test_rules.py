@@ -6,8 +6,15 @@ import errno
 
 import pytest
 
-from aiovblk.dispatch.checks import Rules
-from aiovblk.protocol import Agreement, Command, ExportInfo, ReplyMode, Request, TransmissionFlag
+from aiovblk.dispatch.checks import RequestValidator
+from aiovblk.protocol import (
+    Command,
+    ExportInfo,
+    NegotiationResult,
+    ReplyMode,
+    Request,
+    TransmissionFlag,
+)
 from aiovblk.storage import MemoryDevice
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS, RESIZE = Command
@@ -21,9 +28,9 @@ def rules(
     mode: ReplyMode = ReplyMode.SIMPLE,
     flags: TransmissionFlag = TransmissionFlag.HAS_FLAGS,
     allocation: int | None = None,
-) -> Rules:
-    agreement = Agreement("", ExportInfo(SIZE, flags), mode, allocation)
-    return Rules(MemoryDevice(SIZE, block_size=512), agreement)
+) -> RequestValidator:
+    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, allocation)
+    return RequestValidator(MemoryDevice(SIZE, block_size=512), agreement)
 
 
 def a_request(command: int, flags: int = 0, offset: int = 0, length: int = 512) -> Request:
@@ -50,19 +57,19 @@ def a_request(command: int, flags: int = 0, offset: int = 0, length: int = 512) 
     ids=["simple", "structured", "extended", "allocation", "cache", "fast zero"],
 )
 def test_command_and_flag_that_were_not_agreed_upon_reply_einval(
-    agreed: Rules, allowed: dict[int, int], flag: int
+    agreed: RequestValidator, allowed: dict[int, int], flag: int
 ) -> None:
     for command in (*Command, 9, 0xFFFF):
         expected = command in allowed and not flag & ~int(allowed[command])
-        refusal = agreed.refusal(a_request(command, flag))
+        refusal = agreed.error_for(a_request(command, flag))
         assert refusal == (0 if expected else errno.EINVAL), command
 
 
 @pytest.mark.parametrize("command", [WRITE, TRIM, WRITE_ZEROES])
 def test_read_only_export_of_a_device_that_could_replies_eperm(command: Command) -> None:
     agreed = rules(flags=TransmissionFlag.READ_ONLY)
-    assert agreed.refusal(a_request(command)) == errno.EPERM
-    assert agreed.refusal(a_request(READ)) == agreed.refusal(a_request(FLUSH)) == 0
+    assert agreed.error_for(a_request(command)) == errno.EPERM
+    assert agreed.error_for(a_request(READ)) == agreed.error_for(a_request(FLUSH)) == 0
 
 
 @pytest.mark.parametrize("command", [READ, WRITE, TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS])
@@ -84,7 +91,7 @@ def test_range_of_64_bits_is_inside_of_the_device_or_refused(
     command: Command, offset: int, length: int, is_inside: bool
 ) -> None:
     agreed = rules(ReplyMode.EXTENDED, TransmissionFlag.SEND_CACHE, 1)
-    refusal = agreed.refusal(a_request(command, 0, offset, length))
+    refusal = agreed.error_for(a_request(command, 0, offset, length))
     if is_inside:
         assert refusal == 0
     elif (offset | length) % 512 == 0 and length and command in (WRITE, WRITE_ZEROES):

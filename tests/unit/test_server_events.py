@@ -22,24 +22,24 @@ from aiovblk import BlockDevice, Export, Server, tls
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import (
     ClientConnected,
-    ClientLeft,
+    ClientDisconnected,
     ClientRefused,
-    Closed,
-    Closing,
     Event,
-    Listener,
+    EventStream,
     RequestFailed,
+    ServerClosed,
+    ServerClosing,
     SlowRequest,
 )
 from aiovblk.protocol import Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import connection as connection_module
 from aiovblk.server import stalls
-from aiovblk.server.crew import Crew
-from aiovblk.server.worker import MOST_EVENTS
+from aiovblk.server.crew import WorkerPool
+from aiovblk.server.worker import MAX_EVENTS
 from aiovblk.storage import MemoryDevice
 from aiovblk.workers import messages
-from aiovblk.workers.channel import LARGEST_MESSAGE
+from aiovblk.workers.channel import MAX_MESSAGE
 
 from ..certificates import make_certificates
 from .network import (
@@ -69,18 +69,18 @@ def words(event: Event) -> tuple[Any, ...]:
     return type(event).__name__, *(getattr(event, name) for name in names)
 
 
-async def next_words(events: Listener) -> tuple[Any, ...]:
+async def next_words(events: EventStream) -> tuple[Any, ...]:
     return words(await anext(events))
 
 
-async def everything(events: Listener) -> list[tuple[Any, ...]]:
+async def everything(events: EventStream) -> list[tuple[Any, ...]]:
     return [words(event) async for event in events]
 
 
 @asynccontextmanager
 async def watched(
     device: BlockDevice, path: Path, **options: Any
-) -> AsyncIterator[tuple[Server, NetworkClient, Listener]]:
+) -> AsyncIterator[tuple[Server, NetworkClient, EventStream]]:
     """A server with a client, of whom nothing but that it has connected was told."""
     async with serve({"disk": device}, unix=path, **options) as server:
         events = server.events()
@@ -102,9 +102,9 @@ async def test_clients_that_come_and_go_in_order_are_told_with_their_numbers(pat
             ]
             assert [each.number for each in server.connections] == [1, 2]
             other.send(DISC)
-            assert await next_words(events) == ("ClientLeft", 2, LOCAL, "disk", None)
+            assert await next_words(events) == ("ClientDisconnected", 2, LOCAL, "disk", None)
             server.connections[0].stop()
-            assert await next_words(events) == ("ClientLeft", 1, LOCAL, "disk", None)
+            assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "disk", None)
             assert await one.closed() == b""
 
 
@@ -132,7 +132,7 @@ async def test_client_over_tls_is_told_as_such_and_one_without_as_refused(
             await client.go()
             assert await next_words(events) == ("ClientConnected", 1, LOCAL, "", True)
             client.send(DISC)
-            assert await next_words(events) == ("ClientLeft", 1, LOCAL, "", None)
+            assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "", None)
         async with connected(path) as client:
             await client.greet()
             assert (await client.ask(Option.LIST))[-1][0] == OptionReply.ERR_TLS_REQD
@@ -167,7 +167,7 @@ async def test_client_that_leaves_out_of_order_is_told_with_the_reason(
 ) -> None:
     async with watched(LoggingDevice(), path) as (_, client, events):
         await leave(client)
-        assert await next_words(events) == ("ClientLeft", 1, LOCAL, "disk", reason)
+        assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
 async def test_client_that_reads_nothing_is_told_with_the_reason(
@@ -180,7 +180,7 @@ async def test_client_that_reads_nothing_is_told_with_the_reason(
         for _ in range(16):
             client.send(READ, 0, MIB)
         reason = "it has read too little for 0.05 s"
-        assert await next_words(events) == ("ClientLeft", 1, LOCAL, "disk", reason)
+        assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
 async def test_client_whose_requests_are_given_up_is_told_with_the_reason(path: Path) -> None:
@@ -191,9 +191,9 @@ async def test_client_whose_requests_are_given_up_is_told_with_the_reason(path: 
         server.close(force=True)
         reason = "requests in flight took too long; they are given up"
         closing, failed, left, closed = await everything(events)
-    assert (closing, closed) == (("Closing",), ("Closed",))
+    assert (closing, closed) == (("ServerClosing",), ("ServerClosed",))
     assert failed == ("RequestFailed", "read", 0, 512, errno.EIO)
-    assert left == ("ClientLeft", 1, LOCAL, "disk", reason)
+    assert left == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
 # Clients that are refused
@@ -274,9 +274,9 @@ async def test_client_in_the_handshake_at_the_end_is_told_as_refused(path: Path)
         server.close()
         reason = "it was told to leave before it had chosen an export"
         assert await everything(events) == [
-            ("Closing",),
+            ("ServerClosing",),
             ("ClientRefused", 1, LOCAL, reason),
-            ("Closed",),
+            ("ServerClosed",),
         ]
 
 
@@ -300,7 +300,7 @@ async def test_client_that_only_looks_or_thinks_better_of_it_is_not_told_as_refu
             assert await client.closed() == b""
         server.close()
         told = await everything(events)
-    names = ["ClientConnected", "ClientLeft", "Closing", "Closed"]
+    names = ["ClientConnected", "ClientDisconnected", "ServerClosing", "ServerClosed"]
     assert sorted(name for name, *_ in told) == sorted(names)
 
 
@@ -362,7 +362,7 @@ async def test_server_tells_of_its_end_and_then_no_more(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path) as server:
         listening = [asyncio.create_task(everything(server.events())) for _ in range(2)]
         await asyncio.sleep(0)
-    assert await asyncio.gather(*listening) == [[("Closing",), ("Closed",)]] * 2
+    assert await asyncio.gather(*listening) == [[("ServerClosing",), ("ServerClosed",)]] * 2
     assert await everything(server.events()) == []
 
 
@@ -371,7 +371,7 @@ async def test_server_of_one_connected_socket_ends_with_its_client() -> None:
     async with serve(LoggingDevice(), sockets=[ours]) as server:
         events = server.events()
         theirs.close()
-        assert await everything(events) == [("Closed",)]
+        assert await everything(events) == [("ServerClosed",)]
 
 
 @pytest.mark.parametrize("slow_request", [0, -1])
@@ -405,10 +405,10 @@ async def test_workers_tell_of_their_clients_and_requests(path: Path, image: Pat
             assert [each.number for each in server.connections] == [2]
             server.close(force=True)
             assert [name for name, *_ in await everything(events)] == [
-                "Closing",
+                "ServerClosing",
                 "RequestFailed",
-                "ClientLeft",
-                "Closed",
+                "ClientDisconnected",
+                "ServerClosed",
             ]
 
 
@@ -421,10 +421,10 @@ async def test_clients_of_a_lost_worker_are_told_to_have_left(path: Path, image:
             [first] = pids(server)
             os.kill(first, signal.SIGKILL)
             reason = f"worker process {first} was ended by SIGKILL"
-            assert await next_words(events) == ("ClientLeft", 1, LOCAL, "", reason)
+            assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "", reason)
         crew = server._clients
-        assert isinstance(crew, Crew)
-        await until(lambda: crew._members[0].is_alive())
+        assert isinstance(crew, WorkerPool)
+        await until(lambda: crew._slots[0].is_alive())
         async with using(path):
             assert await next_words(events) == ("ClientConnected", 2, LOCAL, "", False)
 
@@ -432,19 +432,19 @@ async def test_clients_of_a_lost_worker_are_told_to_have_left(path: Path, image:
 def test_a_message_holds_as_many_events_as_are_told_at_once() -> None:
     peer = "[2001:0db8:0000:0000:0000:0000:0000:0001]:65535"
     events: list[Event] = [
-        ClientLeft(1 << 62, peer, f"{number:04096}", "a reason" * 100)
-        for number in range(MOST_EVENTS)
+        ClientDisconnected(1 << 62, peer, f"{number:04096}", "a reason" * 100)
+        for number in range(MAX_EVENTS)
     ]
-    assert len(pickle.dumps(messages.Event("events", (events,)))) <= LARGEST_MESSAGE // 2
+    assert len(pickle.dumps(messages.Notification("events", (events,)))) <= MAX_MESSAGE // 2
 
 
 def test_events_travel_between_processes() -> None:
     for event in (
         ClientConnected(1, LOCAL, "disk", tls=True),
-        ClientLeft(1, LOCAL, "disk", None),
+        ClientDisconnected(1, LOCAL, "disk", None),
         ClientRefused(1, LOCAL, NOT_THERE),
-        Closing(),
-        Closed(),
+        ServerClosing(),
+        ServerClosed(),
         SlowRequest("read", 0, 512, 31.4, client=1, peer=LOCAL, export="disk"),
     ):
         assert pickle.loads(pickle.dumps(event)) == event

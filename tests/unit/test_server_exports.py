@@ -107,7 +107,7 @@ async def test_client_gets_all_replies_in_each_mode(
 
     monkeypatch.setattr("aiovblk.client.dialing.ClientHandshake", modest)
     async with serve(MemoryDevice(4 * MIB), unix=path), connect(uri(path)) as remote:
-        assert remote._session.agreement.mode is mode
+        assert remote._session.negotiated.mode is mode
         await remote.write(MIB, b"\1" * MIB)
         assert await remote.read(0, 4 * MIB) == bytes(MIB) + b"\1" * MIB + bytes(2 * MIB)
         await remote.write_zeroes(MIB, MIB // 2, may_trim=True)

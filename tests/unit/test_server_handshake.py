@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.protocol import TLS, Agreement, ExportInfo, ReplyMode, ServerHandshake
+from aiovblk.protocol import ExportInfo, NegotiationResult, ReplyMode, ServerHandshake, TLSMode
 from aiovblk.protocol import TransmissionFlag as Flag
 
 from ..talks import Held, hold
@@ -42,7 +42,7 @@ OPTIONS = {
 def talk(
     *sent: bytes,
     names: dict[str, str] = NAMES,
-    tls: TLS = TLS.OFF,
+    tls: TLSMode = TLSMode.OFF,
     flags: bytes = FLAGS,
 ) -> Held:
     """Let a client that sends these options talk to a server."""
@@ -117,7 +117,7 @@ def test_unknown_option_is_unsupported_and_its_data_skipped(number: int, data: b
     held = talk(option(number, data))
     assert_refused(held, number, wire.UNSUP)
     held = talk(option(number, data), go("disk"))
-    assert held.agreement == Agreement("disk", DISK)
+    assert held.agreement == NegotiationResult("disk", DISK)
 
 
 @pytest.mark.parametrize("number", [wire.LIST, wire.GO, wire.STARTTLS, wire.SET_META_CONTEXT, 99])
@@ -128,7 +128,7 @@ def test_option_that_is_too_long_is_skipped_in_pieces(number: int, length: int) 
     assert_refused(held, number, wire.TOO_BIG)
     assert held.received[2:] == [64 * 1024] * (length // 65536) + [length % 65536]
     held = talk(too_long, go("disk"))
-    assert held.agreement == Agreement("disk", DISK)
+    assert held.agreement == NegotiationResult("disk", DISK)
 
 
 def test_export_name_that_is_too_long_ends_the_talk() -> None:
@@ -142,8 +142,8 @@ def test_export_name_that_is_too_long_ends_the_talk() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"so long"])
-@pytest.mark.parametrize("tls", TLS)
-def test_abort_is_acknowledged_and_ends_the_talk(data: bytes, tls: TLS) -> None:
+@pytest.mark.parametrize("tls", TLSMode)
+def test_abort_is_acknowledged_and_ends_the_talk(data: bytes, tls: TLSMode) -> None:
     held = talk(option(wire.ABORT, data), tls=tls)
     assert held.sent == GREETING + wire.reply(wire.ABORT, wire.ACK)
     assert held.ended
@@ -168,7 +168,7 @@ def test_list_tells_each_export_with_its_description() -> None:
     "number", [wire.LIST, wire.STARTTLS, wire.STRUCTURED_REPLY, wire.EXTENDED_HEADERS]
 )
 def test_data_where_none_may_be_is_invalid(number: int) -> None:
-    held = talk(option(number, b"\0"), tls=TLS.OFFERED)
+    held = talk(option(number, b"\0"), tls=TLSMode.OFFERED)
     assert_refused(held, number, wire.INVALID)
     assert not held.secured_after
 
@@ -180,13 +180,13 @@ def test_data_where_none_may_be_is_invalid(number: int) -> None:
 def test_export_name_is_answered_by_size_and_flags(flags: int, padding: bytes) -> None:
     held = talk(option(wire.EXPORT_NAME, b"disk"), flags=wire.u32(flags))
     assert held.sent == GREETING + bytes.fromhex("1122334455667788 016d") + padding
-    assert held.agreement == Agreement("disk", DISK)
+    assert held.agreement == NegotiationResult("disk", DISK)
 
 
 def test_export_name_after_structured_replies_tells_df() -> None:
     held = talk(STRUCTURED, option(wire.EXPORT_NAME, b"disk"))
     assert held.sent.endswith(bytes.fromhex("1122334455667788 01ed"))
-    assert held.agreement == Agreement("disk", DISK, ReplyMode.STRUCTURED)
+    assert held.agreement == NegotiationResult("disk", DISK, ReplyMode.STRUCTURED)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_server_without_tls_never_requires_it(name: str) -> None:
     assert wire.TLS_REQD not in [kind for _, kind in kinds(talk(OPTIONS[name]))]
 
 
-@pytest.mark.parametrize("tls", [TLS.OFFERED, TLS.REQUIRED])
-def test_tls_begins_when_its_acknowledgement_has_been_sent(tls: TLS) -> None:
+@pytest.mark.parametrize("tls", [TLSMode.OFFERED, TLSMode.REQUIRED])
+def test_tls_begins_when_its_acknowledgement_has_been_sent(tls: TLSMode) -> None:
     held = talk(STARTTLS, go("disk"), tls=tls)
     acknowledged = GREETING + wire.reply(wire.STARTTLS, wire.ACK)
     assert held.sent.startswith(acknowledged)
     assert held.secured_after == [len(acknowledged)]
-    assert held.agreement == Agreement("disk", DISK)
+    assert held.agreement == NegotiationResult("disk", DISK)
 
 
-@pytest.mark.parametrize("tls", [TLS.OFFERED, TLS.REQUIRED])
-def test_starttls_again_is_invalid(tls: TLS) -> None:
+@pytest.mark.parametrize("tls", [TLSMode.OFFERED, TLSMode.REQUIRED])
+def test_starttls_again_is_invalid(tls: TLSMode) -> None:
     held = talk(STARTTLS, STARTTLS, tls=tls)
     assert_refused(held, wire.STARTTLS, wire.INVALID)
     assert len(held.secured_after) == 1
@@ -236,7 +236,7 @@ def test_starttls_again_is_invalid(tls: TLS) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option_before_required_tls_learns_nothing_else(name: str) -> None:
     message = OPTIONS[name]
-    held = talk(message, tls=TLS.REQUIRED)
+    held = talk(message, tls=TLSMode.REQUIRED)
     assert_refused(held, int.from_bytes(message[8:12]), wire.TLS_REQD)
     assert not held.opened
 
@@ -245,24 +245,24 @@ def test_option_before_required_tls_learns_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("data", [b"?", bytes(64 * 1024 + 1)], ids=["malformed", "too long"])
 def test_option_before_required_tls_is_not_looked_at(name: str, data: bytes) -> None:
     number = int.from_bytes(OPTIONS[name][8:12])
-    assert_refused(talk(option(number, data), tls=TLS.REQUIRED), number, wire.TLS_REQD)
+    assert_refused(talk(option(number, data), tls=TLSMode.REQUIRED), number, wire.TLS_REQD)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option_before_offered_tls_is_answered(name: str) -> None:
-    assert talk(OPTIONS[name], tls=TLS.OFFERED).sent == talk(OPTIONS[name]).sent
+    assert talk(OPTIONS[name], tls=TLSMode.OFFERED).sent == talk(OPTIONS[name]).sent
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option_after_required_tls_is_answered(name: str) -> None:
-    held = talk(STARTTLS, OPTIONS[name], tls=TLS.REQUIRED)
+    held = talk(STARTTLS, OPTIONS[name], tls=TLSMode.REQUIRED)
     plain = talk(OPTIONS[name])
     assert wire.replies(held.sent)[1:] == wire.replies(plain.sent)
     assert held.agreement == plain.agreement
 
 
 def test_export_name_before_required_tls_ends_the_talk() -> None:
-    held = talk(option(wire.EXPORT_NAME, b"disk"), tls=TLS.REQUIRED)
+    held = talk(option(wire.EXPORT_NAME, b"disk"), tls=TLSMode.REQUIRED)
     assert held.sent == GREETING
     assert not held.opened
     assert "TLS" in str(held.error)
@@ -270,18 +270,18 @@ def test_export_name_before_required_tls_ends_the_talk() -> None:
 
 @pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])
 def test_what_was_agreed_upon_before_tls_is_dropped(mode: bytes) -> None:
-    held = talk(mode, set_context("disk"), STARTTLS, go("disk"), tls=TLS.OFFERED)
-    assert held.agreement == Agreement("disk", DISK)
+    held = talk(mode, set_context("disk"), STARTTLS, go("disk"), tls=TLSMode.OFFERED)
+    assert held.agreement == NegotiationResult("disk", DISK)
     assert (wire.GO, wire.INFO_REPLY, INFO_EXPORT) in wire.replies(held.sent)
 
 
 @pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])
 def test_what_was_dropped_by_tls_can_be_agreed_upon_again(mode: bytes) -> None:
     agreed = [mode, set_context("disk")]
-    held = talk(*agreed, STARTTLS, *agreed, go("disk"), tls=TLS.OFFERED)
+    held = talk(*agreed, STARTTLS, *agreed, go("disk"), tls=TLSMode.OFFERED)
     assert held.agreement is not None
     assert held.agreement == talk(*agreed, go("disk")).agreement
-    assert held.agreement.allocation == 1
+    assert held.agreement.allocation_context_id == 1
 
 
 # INFO and GO
@@ -313,7 +313,7 @@ def test_info_and_go_tell_what_is_asked_for(
     held = talk(option(number, info_request("disk", wanted)))
     assert wire.replies(held.sent) == [(number, kind, data) for kind, data in answer]
     assert held.ended is (number == wire.GO)
-    assert held.agreement == (Agreement("disk", DISK) if number == wire.GO else None)
+    assert held.agreement == (NegotiationResult("disk", DISK) if number == wire.GO else None)
 
 
 def test_description_that_is_empty_is_not_told() -> None:
@@ -337,7 +337,7 @@ def test_info_and_go_of_what_is_not_there_are_unknown(number: int, name: str) ->
 
 def test_another_export_can_be_asked_for_after_one_is_unknown() -> None:
     held = talk(go("nowhere"), go("gone"), option(wire.INFO, info_request("été")), go("disk"))
-    assert held.agreement == Agreement("disk", DISK)
+    assert held.agreement == NegotiationResult("disk", DISK)
     assert held.opened == ["gone", "été", "disk"]
 
 
@@ -378,7 +378,7 @@ def test_empty_name_stands_for_the_only_export(number: int) -> None:
 
 def test_empty_name_stands_for_the_export_that_has_it() -> None:
     held = hold(ServerHandshake({"": "", "disk": ""}), FLAGS + go(""), {"": EMPTY})
-    assert held.agreement == Agreement("", EMPTY)
+    assert held.agreement == NegotiationResult("", EMPTY)
 
 
 # STRUCTURED_REPLY and EXTENDED_HEADERS
@@ -395,7 +395,7 @@ def test_empty_name_stands_for_the_export_that_has_it() -> None:
 )
 def test_modes_are_acknowledged(options: list[bytes], mode: ReplyMode) -> None:
     held = talk(*options, go("disk"))
-    assert held.agreement == Agreement("disk", DISK, mode)
+    assert held.agreement == NegotiationResult("disk", DISK, mode)
     for each, (number, kind, data) in zip(options, wire.replies(held.sent), strict=False):
         assert each == option(number)
         assert (kind, data) == (wire.ACK, b"")
@@ -448,7 +448,7 @@ def test_list_meta_context_tells_what_matches(
         if number == wire.LIST_META_CONTEXT
     ] == [*told, (wire.ACK, b"")]
     assert held.agreement is not None
-    assert held.agreement.allocation is None
+    assert held.agreement.allocation_context_id is None
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_set_meta_context_selects_what_is_named(
         if number == wire.SET_META_CONTEXT
     ] == [*told, (wire.ACK, b"")]
     assert held.agreement is not None
-    assert held.agreement.allocation == (1 if is_set else None)
+    assert held.agreement.allocation_context_id == (1 if is_set else None)
 
 
 @both_contexts
@@ -524,7 +524,7 @@ def test_malformed_contexts_are_invalid(number: int, data: bytes) -> None:
 )
 def test_set_meta_context_replaces_all_even_when_it_fails(replacement: bytes) -> None:
     held = talk(STRUCTURED, set_context("disk"), replacement, go("disk"))
-    assert held.agreement == Agreement("disk", DISK, ReplyMode.STRUCTURED)
+    assert held.agreement == NegotiationResult("disk", DISK, ReplyMode.STRUCTURED)
 
 
 @pytest.mark.parametrize(
@@ -535,15 +535,15 @@ def test_set_meta_context_replaces_all_even_when_it_fails(replacement: bytes) ->
 def test_contexts_outlive_other_options(between: bytes) -> None:
     held = talk(STRUCTURED, set_context("disk"), between, go("disk"))
     assert held.agreement is not None
-    assert held.agreement.allocation == 1
+    assert held.agreement.allocation_context_id == 1
 
 
 def test_contexts_of_one_export_do_not_count_for_another() -> None:
     held = talk(STRUCTURED, set_context("été"), go("disk"))
-    assert held.agreement == Agreement("disk", DISK, ReplyMode.STRUCTURED)
+    assert held.agreement == NegotiationResult("disk", DISK, ReplyMode.STRUCTURED)
 
 
 @pytest.mark.parametrize("names", [("", "disk"), ("disk", ""), ("", ""), ("disk", "disk")])
 def test_contexts_of_the_default_export_are_those_of_its_name(names: tuple[str, str]) -> None:
     held = talk(STRUCTURED, set_context(names[0]), go(names[1]), names=FIRST_ONLY)
-    assert held.agreement == Agreement("disk", DISK, ReplyMode.STRUCTURED, 1)
+    assert held.agreement == NegotiationResult("disk", DISK, ReplyMode.STRUCTURED, 1)

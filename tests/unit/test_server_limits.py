@@ -17,7 +17,7 @@ from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import complaints, stalls
 from aiovblk.server import connection as connection_module
-from aiovblk.server.complaints import MOST_LINES, Complaints
+from aiovblk.server.complaints import MAX_LINES, WarningLimiter
 from aiovblk.stream.reader import BUFFER_SIZE
 
 from .network import (
@@ -84,11 +84,11 @@ async def test_clients_that_go_wrong_do_not_fill_the_log(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(LoggingDevice(), unix=path):
-        for _ in range(MOST_LINES + 5):
+        for _ in range(MAX_LINES + 5):
             async with connected(path) as client:
                 await client.greet(flags=0xFF)  # what nobody knows
                 await client.closed()
-    assert caplog.text.count("the handshake failed") == MOST_LINES
+    assert caplog.text.count("the handshake failed") == MAX_LINES
     assert "5 more clients were turned away or broken off" in caplog.text
 
 
@@ -97,16 +97,16 @@ async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(complaints, "monotonic", lambda: now[0])
-    told = Complaints()
-    for _ in range(MOST_LINES + 2):
+    told = WarningLimiter()
+    for _ in range(MAX_LINES + 2):
         told.warn("%s is wrong", "it")
-    assert len(caplog.messages) == MOST_LINES
+    assert len(caplog.messages) == MAX_LINES
     now[0] += complaints.WINDOW
     told.warn("%s is wrong", "another")
-    more, new = caplog.messages[MOST_LINES:]
+    more, new = caplog.messages[MAX_LINES:]
     assert (more, new) == ("2 more clients were turned away or broken off", "another is wrong")
     told.close()
-    assert len(caplog.messages) == MOST_LINES + 2
+    assert len(caplog.messages) == MAX_LINES + 2
 
 
 @pytest.mark.parametrize("stage", ["mute", "after the greeting", "within an option", "one by one"])
@@ -283,8 +283,8 @@ async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
         for _ in range(8):
             client.send(READ, 0, MIB)
         stream = clients_of(server).connected()[0]._stream
-        await until(lambda: stream.congested)
-        stream._monitor.look()
+        await until(lambda: stream.write_paused)
+        stream._monitor.check()
         assert stream.stalled is None
         client.transport.resume_reading()
         await client.replies(8)
@@ -299,7 +299,7 @@ async def test_questions_without_a_reader_of_the_answers_do_not_pile_up(path: Pa
         for _ in range(200):
             client.writer.write(question)  # each is answered by 28 kB
         [connection] = clients_of(server).connected()
-        await until(lambda: connection._stream.congested)
+        await until(lambda: connection._stream.write_paused)
         for _ in range(10):
             await asyncio.sleep(0)
         size = connection._stream.transport.get_write_buffer_size()

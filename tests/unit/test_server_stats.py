@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.protocol import Command
-from aiovblk.server.crew import Crew
+from aiovblk.server.crew import WorkerPool
 from aiovblk.storage import MemoryDevice
 
 from .network import PuppetDisk, serve, until, until_left, using
@@ -57,9 +57,9 @@ async def test_workers_count_together_and_beyond_their_end(path: Path, tmp_path:
             await until(lambda: server.stats.latency["read"].count == 1)
         await until_left(server)
         crew = server._clients
-        assert isinstance(crew, Crew)
+        assert isinstance(crew, WorkerPool)
         for pid in pids(server):
             os.kill(pid, signal.SIGKILL)
-        await until(lambda: sum(member.past.writes for member in crew._members) == 1)
-        await until(lambda: all(member.is_alive() for member in crew._members))
+        await until(lambda: sum(member.past.writes for member in crew._slots) == 1)
+        await until(lambda: all(member.is_alive() for member in crew._slots))
         assert (server.stats.reads, server.stats.writes) == (1, 1)

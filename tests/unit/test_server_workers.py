@@ -15,7 +15,7 @@ import pytest
 import aiovblk
 from aiovblk import Export, connect
 from aiovblk.protocol import TransmissionFlag
-from aiovblk.server.crew import Crew
+from aiovblk.server.crew import WorkerPool
 from aiovblk.storage import MemoryDevice
 from aiovblk.tls import client_context, server_context
 
@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
 
 def pids(server: aiovblk.Server) -> list[int]:
-    assert isinstance(server._clients, Crew)
-    return [member.worker.pid for member in server._clients._members]
+    assert isinstance(server._clients, WorkerPool)
+    return [member.worker.pid for member in server._clients._slots]
 
 
 async def test_each_worker_has_its_share_of_the_clients(path: Path, image: Path) -> None:
@@ -74,8 +74,8 @@ async def test_a_lost_worker_is_replaced(
         lost = "was ended by SIGKILL, and with it 1 connections are lost"
         await until(lambda: lost in caplog.text)
         crew = server._clients
-        assert isinstance(crew, Crew)
-        await until(lambda: crew._members[0].is_alive())
+        assert isinstance(crew, WorkerPool)
+        await until(lambda: crew._slots[0].is_alive())
         assert pids(server) != [first]
         async with using(path) as client:
             assert await client.read(0, 512) == bytes(512)

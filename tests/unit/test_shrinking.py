@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import DeviceBusyError, forks
-from aiovblk.kernel.shrinking import Claims, claim_beyond
+from aiovblk.kernel.shrinking import ExclusiveClaims, claim_beyond
 
 from .kernel_tree import KernelTree
 
@@ -29,7 +29,7 @@ def disk(tree: KernelTree) -> KernelTree:
     return tree
 
 
-class Recorded(Claims):
+class Recorded(ExclusiveClaims):
     def __init__(self, *held: str) -> None:
         super().__init__()
         self.held = held
@@ -91,7 +91,7 @@ def test_partition_that_a_program_has_for_itself_is_refused_with_its_name(disk: 
 
 def test_claim_that_comes_after_the_release_is_closed(tmp_path: Path) -> None:
     (tmp_path / "node").touch()
-    claims = Claims()
+    claims = ExclusiveClaims()
     assert claims.add(str(tmp_path / "node"))
     before = len(os.listdir("/proc/self/fd"))
     claims.release()
@@ -115,8 +115,8 @@ class Contended:
 
 
 def test_claim_that_is_made_just_before_all_are_released_is_released_too(tmp_path: Path) -> None:
-    claims = Claims()
-    fd = forks.open(str(tmp_path))
+    claims = ExclusiveClaims()
+    fd = forks.open_protected(str(tmp_path))
     claims._guard = Contended(lambda: claims._fds.append(fd))  # type: ignore[assignment]  # see it
     claims.release()
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.alignment import AnyAlignment
-from aiovblk.dispatch import Budget, Dispatcher, Share, Stats, handlers
+from aiovblk.alignment import UnalignedAdapter
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats, handlers
 from aiovblk.dispatch import dispatcher as dispatcher_module
 from aiovblk.dispatch.dispatcher import BATCH
 from aiovblk.protocol import (
-    Agreement,
     Command,
     ExportInfo,
     Info,
+    NegotiationResult,
     Option,
     Pause,
     ReplyMode,
@@ -26,12 +26,12 @@ from aiovblk.protocol import (
     serialize_request,
 )
 from aiovblk.protocol.options import (
-    Fields,
+    OptionReader,
     parse_info_request,
     serialize_info_request,
     serialize_option,
 )
-from aiovblk.stream import SLICE, Slice, StreamProtocol, converse, slices
+from aiovblk.stream import SLICE, Slice, StreamProtocol, run_handshake, slices
 from aiovblk.stream import handshake as handshake_module
 
 from ..still import MemoryTransport, StillLoop
@@ -102,7 +102,12 @@ class Connection:
     """One connection of a client whose every request costs the server some time."""
 
     def __init__(
-        self, loop: StillLoop, device: BlockDevice, budget: Budget | None, *, stalled: bool = False
+        self,
+        loop: StillLoop,
+        device: BlockDevice,
+        budget: MemoryBudget | None,
+        *,
+        stalled: bool = False,
     ) -> None:
         flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
         flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_CACHE
@@ -110,13 +115,13 @@ class Connection:
         self.stream = StreamProtocol()
         self.transport = MemoryTransport(self.stream, stalled=stalled)
         self.dispatcher = Dispatcher(
-            AnyAlignment(device),
+            UnalignedAdapter(device),
             self.stats,
-            agreement=Agreement("", ExportInfo(SIZE, flags), ReplyMode.STRUCTURED, 1),
-            share=None if budget is None else Share(budget, 64 << 20),
+            negotiated=NegotiationResult("", ExportInfo(SIZE, flags), ReplyMode.STRUCTURED, 1),
+            quota=None if budget is None else ConnectionQuota(budget, 64 << 20),
             on_disconnect=lambda: None,
         )
-        self.dispatcher.use(self.stream)
+        self.dispatcher.attach_stream(self.stream)
         self.serving = loop.start(self.dispatcher.run())
 
     @property
@@ -170,7 +175,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
     cheap = "read" in kind or "write" in kind
     each = MS // 20 if cheap else MS
     with StillLoop() as loop:
-        budget = Budget(512 << 20)
+        budget = MemoryBudget(512 << 20)
         device = Worker(clock, each)
         flooding = [Connection(loop, device, budget) for _ in range(floods)]
         victim = Connection(loop, Worker(clock, 0), budget)
@@ -192,7 +197,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
 def test_floods_are_served_in_turn_and_none_is_left_out(clock: Clock) -> None:
     with StillLoop() as loop:
         devices = [Worker(clock, MS) for _ in range(5)]
-        flooding = [Connection(loop, device, Budget(1 << 30)) for device in devices]
+        flooding = [Connection(loop, device, MemoryBudget(1 << 30)) for device in devices]
         for connection in flooding:
             connection.transport.deliver(KINDS["trim"] * 100)
         while min(device.calls for device in devices) < 50:
@@ -244,7 +249,7 @@ def test_replies_that_nobody_reads_take_no_more_than_the_share_whatever_their_si
 
     with StillLoop() as loop:
         device = Fragmented(clock, 0)
-        connection = Connection(loop, device, Budget(1 << 30), stalled=True)
+        connection = Connection(loop, device, MemoryBudget(1 << 30), stalled=True)
         left = KINDS["status"] * 100
         while left:
             before, left = left, connection.transport.deliver(left)
@@ -259,7 +264,7 @@ def test_replies_that_nobody_reads_take_no_more_than_the_share_whatever_their_si
 
 def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> None:
     with StillLoop() as loop:
-        flooding = [Connection(loop, Worker(clock, MS), Budget(1 << 30)) for _ in range(3)]
+        flooding = [Connection(loop, Worker(clock, MS), MemoryBudget(1 << 30)) for _ in range(3)]
         for connection in flooding:
             connection.transport.deliver(KINDS["trim"] * 100)
         while flooding[-1].answered < 10:
@@ -267,10 +272,10 @@ def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> N
         waiting = flooding[-1].dispatcher
         for _ in range(10):  # as if it were long until its turn comes
             flooding[0].dispatcher._slice._others._served += 1
-            assert waiting.forgotten() == 0
+            assert waiting.abandoned() == 0
         # Nobody has had a slice any more: what was to call the next one was lost.
-        assert waiting.forgotten() == waiting.stats.in_flight > 0
-        assert waiting.forgotten() == waiting.stats.in_flight
+        assert waiting.abandoned() == waiting.stats.in_flight > 0
+        assert waiting.abandoned() == waiting.stats.in_flight
         loop.run_due()
         for connection in flooding:
             assert connection.answered == 100
@@ -300,7 +305,7 @@ def test_flood_of_options_leaves_others_their_time(
     with StillLoop() as loop:
         stream = StreamProtocol()
         transport = MemoryTransport(stream)
-        talking = loop.start(converse(handshake, stream, start_tls=nothing))
+        talking = loop.start(run_handshake(handshake, stream, start_tls=nothing))
         transport.deliver((3).to_bytes(4) + serialize_option(Option.LIST) * 200)
         for _ in range(20):
             before = clock.now
@@ -315,15 +320,15 @@ def test_flood_of_options_leaves_others_their_time(
 
 def test_list_of_exports_is_sent_in_pieces() -> None:
     handshake = ServerHandshake({f"{at:04}": "x" * 4000 for at in range(1000)})
-    talk = handshake.talk()
+    talk = handshake.run()
     next(talk)
-    handshake.outgoing()
+    handshake.data_to_send()
     talk.send((3).to_bytes(4))
     step = talk.send(serialize_option(Option.LIST))
-    sizes = [len(handshake.outgoing())]
+    sizes = [len(handshake.data_to_send())]
     while isinstance(step, Pause):
         step = next(talk)
-        sizes.append(len(handshake.outgoing()))
+        sizes.append(len(handshake.data_to_send()))
     assert max(sizes) < 128 * 1024
     assert sum(sizes) > 4_000_000
 
@@ -332,13 +337,13 @@ def test_long_option_is_parsed_at_once_and_not_number_by_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[int] = []
-    original = Fields.take
+    original = OptionReader.read_bytes
 
-    def take(fields: Fields, count: int) -> bytes:
+    def take(fields: OptionReader, count: int) -> bytes:
         taken.append(count)
         return original(fields, count)
 
-    monkeypatch.setattr(Fields, "take", take)
+    monkeypatch.setattr(OptionReader, "read_bytes", take)
     name, wanted = parse_info_request(serialize_info_request("", [Info.BLOCK_SIZE] * 32_000))
     assert (name, len(wanted)) == ("", 32_000)
     assert len(taken) < 10

@@ -66,7 +66,7 @@ def test_of_two_that_find_the_same_socket_left_over_one_listens(
 ) -> None:
     leave_over(path)
     decided, may_go_on = threading.Event(), threading.Event()
-    is_left_over, try_to_take = listening._is_left_over, socketfile.try_to_take
+    is_left_over, try_to_take = listening._is_stale, socketfile.try_to_take
 
     def look(name: str) -> bool:
         found = is_left_over(name)
@@ -81,7 +81,7 @@ def test_of_two_that_find_the_same_socket_left_over_one_listens(
             may_go_on.set()  # the second is held up
         return taken
 
-    monkeypatch.setattr(listening, "_is_left_over", look)
+    monkeypatch.setattr(listening, "_is_stale", look)
     monkeypatch.setattr(socketfile, "try_to_take", try_in_vain)
     with ThreadPoolExecutor() as threads:
         first = threads.submit(listening.listen_unix, str(path))

@@ -11,15 +11,15 @@ from typing import Any, TypeVarTuple
 
 import pytest
 
-from aiovblk.dispatch import Budget, Dispatcher, Share, Stats
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
 from aiovblk.dispatch.budget import ALWAYS_ALLOWED
 from aiovblk.protocol import Command, Request, serialize_request
 from aiovblk.server import stalls
 from aiovblk.server.listening import KEEPALIVE
 from aiovblk.server.stalls import (
     CHECK_INTERVAL,
-    ENOUGH,
-    PRESSED_TIMEOUT,
+    LOW_MEMORY_TIMEOUT,
+    MIN_PROGRESS,
     STALL_TIMEOUT,
     IdleTimer,
     StallMonitor,
@@ -120,7 +120,7 @@ def test_transfer_that_is_slow_is_not_stalled_and_neither_are_many_in_a_row() ->
     with TimedLoop() as loop:
         transfer = Transfer()
         for count in range(500):
-            transfer.progress = count // 100, count * ENOUGH // 50
+            transfer.progress = count // 100, count * MIN_PROGRESS // 50
             loop.advance(1)
         for count in range(500):
             transfer.progress = count, 1
@@ -136,8 +136,8 @@ def test_transfer_that_stands_still_is_stalled_soon_where_others_wait_for_memory
             transfer.progress = 1, count
             loop.advance(1)
         assert not transfer.stalled
-        loop.advance(PRESSED_TIMEOUT + CHECK_INTERVAL)
-        assert transfer.stalled == [PRESSED_TIMEOUT]
+        loop.advance(LOW_MEMORY_TIMEOUT + CHECK_INTERVAL)
+        assert transfer.stalled == [LOW_MEMORY_TIMEOUT]
 
 
 def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
@@ -146,10 +146,10 @@ def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
         transfer.is_short = True
         loop.advance(CHECK_INTERVAL)
         loop.now += 10 * STALL_TIMEOUT  # what the client has sent meanwhile is still to be received
-        loop.advance(PRESSED_TIMEOUT - CHECK_INTERVAL)
+        loop.advance(LOW_MEMORY_TIMEOUT - CHECK_INTERVAL)
         assert not transfer.stalled
         loop.advance(2 * CHECK_INTERVAL)
-        assert transfer.stalled == [PRESSED_TIMEOUT]
+        assert transfer.stalled == [LOW_MEMORY_TIMEOUT]
 
 
 def test_transfer_that_is_done_is_not_looked_at_until_the_next_one() -> None:
@@ -197,19 +197,19 @@ def test_without_a_timeout_no_timer_runs() -> None:
 class Sender:
     """A client that sends requests, but for the last byte."""
 
-    def __init__(self, loop: StillLoop, budget: Budget) -> None:
+    def __init__(self, loop: StillLoop, budget: MemoryBudget) -> None:
         self.unfinished = 0
         self.stream = StreamProtocol()
         self.transport = MemoryTransport(self.stream)
-        self.share = Share(budget, 64 * MIB)
+        self.share = ConnectionQuota(budget, 64 * MIB)
         self.dispatcher = Dispatcher(
             MemoryDevice(64 * MIB),
             Stats(),
-            share=self.share,
+            quota=self.share,
             on_disconnect=lambda: None,
             on_unfinished=self._on_unfinished,
         )
-        self.dispatcher.use(self.stream)
+        self.dispatcher.attach_stream(self.stream)
         self.serving = loop.start(self.dispatcher.run())
 
     def _on_unfinished(self) -> None:
@@ -234,13 +234,13 @@ def deliver(loop: StillLoop, sender: Sender, data: bytes) -> bytes:
 def test_unfinished_requests_take_no_more_than_the_limit_and_the_one_that_passes_it() -> None:
     limit, size = 16 * MIB, 8 * MIB
     with StillLoop() as loop:
-        budget = Budget(limit)
+        budget = MemoryBudget(limit)
         senders = [Sender(loop, budget) for _ in range(12)]
         lefts = [deliver(loop, sender, write(size)[:-1]) for sender in senders]
         assert [not left for left in lefts] == [True] * 2 + [False] * 10
         held = sum(len(sender.stream.reader.buffer) for sender in senders)
         assert held <= limit + size + len(senders) * 2 * MIB
-        assert budget.is_short()
+        assert budget.is_low()
         # Who is waited for is told of; who waits for memory is not to blame.
         assert [sender.dispatcher.unfinished() is not None for sender in senders] == [True] * 2 + [
             False
@@ -262,7 +262,7 @@ def test_unfinished_requests_take_no_more_than_the_limit_and_the_one_that_passes
 
 def test_small_requests_go_on_although_others_hold_all_the_memory() -> None:
     with StillLoop() as loop:
-        budget = Budget(MIB)
+        budget = MemoryBudget(MIB)
         hog, other = Sender(loop, budget), Sender(loop, budget)
         assert not deliver(loop, hog, write(8 * MIB)[:-1])
         for _ in range(3):
@@ -277,7 +277,7 @@ def test_small_requests_go_on_although_others_hold_all_the_memory() -> None:
 
 def test_memory_of_a_refused_request_is_given_back_whole() -> None:
     with StillLoop() as loop:
-        budget = Budget(64 * MIB)
+        budget = MemoryBudget(64 * MIB)
         sender = Sender(loop, budget)
         beyond = serialize_request(Request(0, Command.WRITE, 1, 1 << 40, MIB)) + bytes(MIB)
         for _ in range(3):
@@ -336,7 +336,7 @@ async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> 
         call = await device.calls.get()
         async with using(path) as second:
             second.send(WRITE, 0, data=bytes(MIB))
-            await until(lambda: clients_of(server)._settings.budget.is_short())
+            await until(lambda: clients_of(server)._settings.budget.is_low())
             for _ in range(5):
                 await asyncio.sleep(0.01)  # as long as idle clients may stay
             call.succeed()

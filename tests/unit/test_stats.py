@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Latency, Stats, dispatcher, handlers
+from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, handlers
 from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
@@ -23,8 +23,8 @@ MILLISECOND = 1_000_000
 times = st.integers(0, 2**45)
 
 
-def of(*nanoseconds: int) -> Latency:
-    latency = Latency()
+def of(*nanoseconds: int) -> LatencyHistogram:
+    latency = LatencyHistogram()
     for each in nanoseconds:
         latency.add(each)
     return latency
@@ -51,7 +51,7 @@ def test_sum_is_what_would_have_been_counted_together(some: list[int], others: l
 
 @given(st.lists(times), st.integers(0, 45))
 def test_count_below_a_power_of_two_is_exact(several: list[int], power: int) -> None:
-    assert of(*several).below(1 << power) == sum(each < 1 << power for each in several)
+    assert of(*several).count_below(1 << power) == sum(each < 1 << power for each in several)
 
 
 def test_quantiles_tell_the_slow_from_the_many() -> None:
@@ -64,7 +64,7 @@ def test_quantiles_tell_the_slow_from_the_many() -> None:
 
 
 def test_nothing_took_no_time() -> None:
-    latency = Latency()
+    latency = LatencyHistogram()
     assert (latency.count, latency.mean, latency.p50, latency.p999) == (0, 0, 0, 0)
 
 

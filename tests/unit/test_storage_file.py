@@ -51,7 +51,7 @@ async def test_block_size_is_512_or_less_where_that_does_not_fit(
 ) -> None:
     os.truncate(path, size)
     device = FileDevice(path)
-    check_geometry(device, smallest=1)
+    check_geometry(device, min_block_size=1)
     assert (device.size, device.block_size) == (size, block_size)
     last = size - block_size
     await device.write(last, memoryview(b"\x01" * block_size))

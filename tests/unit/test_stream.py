@@ -188,7 +188,7 @@ async def test_cancelled_readexactly_loses_no_byte(make: MakeReader) -> None:
 async def test_fill_needs_no_wait_for_bytes_that_came_before() -> None:
     reader = InPlaceStreamReader()
     reader.feed_data(b"hello")
-    filling = reader.fill(5)
+    filling = reader.wait_for(5)
     with pytest.raises(StopIteration):  # done at its first step
         filling.send(None)
     assert reader.buffer[reader.start : reader.end] == b"hello"
@@ -196,7 +196,7 @@ async def test_fill_needs_no_wait_for_bytes_that_came_before() -> None:
 
 async def test_fill_wakes_only_for_as_many_bytes_as_are_wanted() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(5))
+    filling = asyncio.create_task(reader.wait_for(5))
     for byte in b"hello":
         await begun(filling)
         reader.feed_data(bytes([byte]))
@@ -205,18 +205,18 @@ async def test_fill_wakes_only_for_as_many_bytes_as_are_wanted() -> None:
 
 async def test_fill_at_a_clean_end_is_false() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(5))
+    filling = asyncio.create_task(reader.wait_for(5))
     await begun(filling)
     reader.feed_eof()
     assert not await filling
-    assert not await reader.fill(1)
+    assert not await reader.wait_for(1)
 
 
 async def test_fill_at_an_end_within_what_is_wanted_raises() -> None:
     reader = InPlaceStreamReader()
     reader.feed_data(b"hell")
     reader.feed_eof()
-    await assert_incomplete(reader.fill(5), b"hell", 5)
+    await assert_incomplete(reader.wait_for(5), b"hell", 5)
 
 
 async def test_fill_of_a_broken_connection_raises_after_the_last_byte() -> None:
@@ -224,20 +224,20 @@ async def test_fill_of_a_broken_connection_raises_after_the_last_byte() -> None:
     reader.feed_data(b"hello")
     reader.set_exception(ConnectionResetError("gone"))
     reader.feed_eof()
-    assert await reader.fill(5)
+    assert await reader.wait_for(5)
     reader.start += 5
     with pytest.raises(ConnectionResetError):
-        await reader.fill(1)
+        await reader.wait_for(1)
 
 
 async def test_cancelled_fill_loses_no_byte() -> None:
     reader = InPlaceStreamReader()
     reader.feed_data(b"he")
-    filling = asyncio.create_task(reader.fill(5))
+    filling = asyncio.create_task(reader.wait_for(5))
     await begun(filling)
     reader.feed_data(b"llo")
     filling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await filling
-    assert await reader.fill(5)
+    assert await reader.wait_for(5)
     assert reader.buffer[reader.start : reader.end] == b"hello"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from aiovblk.stream import InPlaceStreamReader, StreamProtocol
-from aiovblk.stream.reader import BUFFER_SIZE, FIRST_BUFFER_SIZE, SMALLEST_RECEIVE
+from aiovblk.stream.reader import BUFFER_SIZE, INITIAL_BUFFER_SIZE, MIN_RECEIVE_ROOM
 
 
 class PausableTransport(asyncio.Transport):
@@ -36,7 +36,7 @@ def take(reader: InPlaceStreamReader, count: int) -> memoryview:
 def busy_reader() -> InPlaceStreamReader:
     """A reader that has got a buffer of the ordinary size, and is at its begin."""
     reader = InPlaceStreamReader()
-    reader.feed_data(bytes(FIRST_BUFFER_SIZE))
+    reader.feed_data(bytes(INITIAL_BUFFER_SIZE))
     reader.start = reader.end
     reader.feed_data(b"\0")
     reader.start = reader.end = 0
@@ -127,13 +127,13 @@ async def test_buffer_stays_small_while_little_arrives_at_once() -> None:
     only = reader.buffer
     for _ in range(1000):
         reader.feed_data(bytes(100))
-        assert await reader.fill(100)
+        assert await reader.wait_for(100)
         take(reader, 100).release()
         assert reader.buffer is only
-    assert len(only) == FIRST_BUFFER_SIZE
+    assert len(only) == INITIAL_BUFFER_SIZE
 
 
-@pytest.mark.parametrize("size", [FIRST_BUFFER_SIZE, FIRST_BUFFER_SIZE + 1, BUFFER_SIZE // 2])
+@pytest.mark.parametrize("size", [INITIAL_BUFFER_SIZE, INITIAL_BUFFER_SIZE + 1, BUFFER_SIZE // 2])
 async def test_buffer_grows_to_its_ordinary_size_when_much_arrives_at_once(size: int) -> None:
     reader = InPlaceStreamReader()
     data = os.urandom(size)
@@ -145,17 +145,17 @@ async def test_buffer_grows_to_its_ordinary_size_when_much_arrives_at_once(size:
 
 async def test_buffer_grows_for_a_payload_that_does_not_fit() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(FIRST_BUFFER_SIZE + 1))
+    filling = asyncio.create_task(reader.wait_for(INITIAL_BUFFER_SIZE + 1))
     await asyncio.sleep(0)
     reader.feed_data(b"\0")
     assert len(reader.buffer) == BUFFER_SIZE
-    reader.feed_data(bytes(FIRST_BUFFER_SIZE))
+    reader.feed_data(bytes(INITIAL_BUFFER_SIZE))
     assert await filling
 
 
 async def test_payload_that_is_only_announced_takes_little_memory() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(32 * BUFFER_SIZE))
+    filling = asyncio.create_task(reader.wait_for(32 * BUFFER_SIZE))
     await asyncio.sleep(0)
     for arrived in range(0, 32 * BUFFER_SIZE, BUFFER_SIZE // 4):
         assert len(reader.buffer) <= max(2 * BUFFER_SIZE, 4 * arrived)
@@ -166,7 +166,7 @@ async def test_payload_that_is_only_announced_takes_little_memory() -> None:
 async def test_payload_larger_than_the_buffer_arrives_whole() -> None:
     reader = InPlaceStreamReader()
     payload = os.urandom(3 * BUFFER_SIZE + 17)
-    filling = asyncio.create_task(reader.fill(len(payload)))
+    filling = asyncio.create_task(reader.wait_for(len(payload)))
     await asyncio.sleep(0)
     for start in range(0, len(payload), 50_001):
         reader.feed_data(payload[start : start + 50_001])
@@ -177,11 +177,11 @@ async def test_payload_larger_than_the_buffer_arrives_whole() -> None:
 
 async def test_payload_larger_than_the_buffer_is_moved_once_at_most() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(28))
+    filling = asyncio.create_task(reader.wait_for(28))
     reader.feed_data(bytes(1000))
     await filling
     wanted = BUFFER_SIZE + BUFFER_SIZE // 4
-    filling = asyncio.create_task(reader.fill(wanted))
+    filling = asyncio.create_task(reader.wait_for(wanted))
     await asyncio.sleep(0)
     moves, missing = 0, wanted - 1000
     while missing:  # the last pieces are small, as those of a slow sender are
@@ -196,31 +196,31 @@ async def test_payload_larger_than_the_buffer_is_moved_once_at_most() -> None:
 
 async def test_buffers_of_a_large_payload_are_not_kept_for_ever() -> None:
     reader = InPlaceStreamReader()
-    filling = asyncio.create_task(reader.fill(8 * BUFFER_SIZE))
+    filling = asyncio.create_task(reader.wait_for(8 * BUFFER_SIZE))
     await asyncio.sleep(0)
     reader.feed_data(bytes(8 * BUFFER_SIZE))
     await filling
     take(reader, 8 * BUFFER_SIZE).release()
     for _ in range(30):
         reader.feed_data(bytes(BUFFER_SIZE))
-        assert await reader.fill(1)
+        assert await reader.wait_for(1)
         with take(reader, BUFFER_SIZE):
             reader.feed_data(b"next")
         reader.start = reader.end
-    assert len(reader.buffer) + sum(map(len, reader._spares._spares)) <= 4 * BUFFER_SIZE
+    assert len(reader.buffer) + sum(map(len, reader._pool._buffers)) <= 4 * BUFFER_SIZE
 
 
 async def test_reading_pauses_while_full_and_resumes_when_more_is_wanted() -> None:
     reader, transport = InPlaceStreamReader(), PausableTransport()
     reader.set_transport(transport)
-    reader.feed_data(bytes(BUFFER_SIZE - SMALLEST_RECEIVE))
+    reader.feed_data(bytes(BUFFER_SIZE - MIN_RECEIVE_ROOM))
     assert transport.reading
     reader.feed_data(b"\0")
     assert not transport.reading
-    assert await reader.fill(100)
+    assert await reader.wait_for(100)
     assert not transport.reading  # what has arrived comes first
     reader.start = reader.end
-    filling = asyncio.create_task(reader.fill(100))
+    filling = asyncio.create_task(reader.wait_for(100))
     await asyncio.sleep(0)
     assert transport.reading
     reader.feed_data(bytes(100))
@@ -230,7 +230,7 @@ async def test_reading_pauses_while_full_and_resumes_when_more_is_wanted() -> No
 async def test_reading_does_not_pause_before_a_whole_payload_is_there() -> None:
     reader, transport = InPlaceStreamReader(), PausableTransport()
     reader.set_transport(transport)
-    filling = asyncio.create_task(reader.fill(2 * BUFFER_SIZE))
+    filling = asyncio.create_task(reader.wait_for(2 * BUFFER_SIZE))
     await asyncio.sleep(0)
     reader.feed_data(bytes(2 * BUFFER_SIZE - 1))
     assert transport.reading
@@ -294,4 +294,4 @@ async def test_closed_is_none_when_nothing_was_wrong() -> None:
     async with connected() as (protocol, _):
         protocol.connection_lost(None)
         assert await protocol.closed is None
-        assert not await protocol.reader.fill(1)
+        assert not await protocol.reader.wait_for(1)

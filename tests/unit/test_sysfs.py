@@ -170,7 +170,7 @@ def test_mounts_come_first_among_holders(tree: KernelTree) -> None:
     tree.device("nbd0", "43:0")
     tree.process(77, "fio", opens=("/dev/nbd0",))
     tree.mount(77, "43:0", "/mnt", "/dev/nbd0")
-    assert users.holders(0) == ["mounted at /mnt"]
+    assert users.users(0) == ["mounted at /mnt"]
 
 
 def test_swap_is_a_holder(tree: KernelTree) -> None:
@@ -183,7 +183,7 @@ def test_swap_is_a_holder(tree: KernelTree) -> None:
         b"/dev/nbd0p2             partition\t1000\t0\t-3\n"
         b"/dev/nbd01              partition\t1000\t0\t-4\n",
     )
-    assert users.holders(0) == ["/dev/nbd0p2 is in use as swap"]
+    assert users.users(0) == ["/dev/nbd0p2 is in use as swap"]
 
 
 def test_device_mapper_is_a_holder_with_its_name(tree: KernelTree) -> None:
@@ -191,7 +191,7 @@ def test_device_mapper_is_a_holder_with_its_name(tree: KernelTree) -> None:
     partition = tree.partition("nbd0p1", "43:1")
     tree.write(directory / "holders/dm-0/dm/name", "vault\n")
     (partition / "holders/md127").mkdir()
-    assert users.holders(0) == ["held by dm-0 (vault)", "held by md127"]
+    assert users.users(0) == ["held by dm-0 (vault)", "held by md127"]
 
 
 def test_opener_is_a_holder_when_nothing_else_is(tree: KernelTree) -> None:
@@ -200,7 +200,7 @@ def test_opener_is_a_holder_when_nothing_else_is(tree: KernelTree) -> None:
     tree.process(os.getpid(), "pytest", opens=("/dev/nbd0",))
     tree.process(77, "fio", opens=("/dev/nbd0p1",))
     tree.process(78, "cat", opens=("/dev/nbd1",))
-    assert users.holders(0) == ["opened by process 77 (fio)"]
+    assert users.users(0) == ["opened by process 77 (fio)"]
 
 
 def test_openers_are_those_of_device_and_partitions(tree: KernelTree) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from aiovblk.cli import QuotingFormatter, main
 from aiovblk.cli.doctor.finding import ok
-from aiovblk.cli.listing import Attached, as_table
+from aiovblk.cli.listing import AttachedDevice, as_table
 from aiovblk.kernel import users
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.lease import Holder
-from aiovblk.storage.objects.sealing import damaged
+from aiovblk.storage.objects.sealing import damaged_error
 
 from .web import CONTENT, Web, serving
 
@@ -53,7 +53,7 @@ def test_traceback_in_a_log_keeps_its_lines_and_is_escaped() -> None:
 
 
 def test_list_shows_names_of_processes_and_identities_escaped() -> None:
-    device = Attached(
+    device = AttachedDevice(
         index=0,
         path="/dev/nbd0",
         size=4096,
@@ -88,7 +88,7 @@ def test_holder_of_a_disk_in_a_store_is_named_without_its_escapes() -> None:
 
 
 def test_name_and_fault_of_an_object_in_a_store_are_told_without_their_escapes() -> None:
-    assert str(damaged(EVIL, EVIL)) == f"the object {SHOWN} is damaged: {SHOWN}"
+    assert str(damaged_error(EVIL, EVIL)) == f"the object {SHOWN} is damaged: {SHOWN}"
 
 
 async def test_header_of_a_web_server_is_told_without_its_escapes() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice, Layer, MemoryDevice
-from aiovblk.testing import Medium, check_block_device
+from aiovblk.testing import CrashableDisk, check_block_device
 
 from ..sizes import by_size
 
@@ -26,7 +26,7 @@ KIB = 1024
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("size", "block"), [(256 * KIB, 512), (64 * KIB, 4096), (1 << 40, 4096)])
 async def test_medium_passes(size: int, block: int, seed: int) -> None:
-    medium = Medium(size, block, seed)
+    medium = CrashableDisk(size, block, seed)
     await check_block_device(
         medium.open, crash=lambda device: medium.crash(), seed=seed, rounds=by_size(40, 80)
     )
@@ -127,7 +127,7 @@ class Moody(Layer):
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_requests_may_fail(seed: int) -> None:
-    medium = Medium(256 * KIB, seed=seed)
+    medium = CrashableDisk(256 * KIB, seed=seed)
     random = Random(seed)
     await check_block_device(
         lambda: Moody(medium.open(), random),
@@ -159,7 +159,7 @@ class Serial(Layer):
 
 
 async def test_device_for_one_request_at_a_time_passes_with_one_at_a_time() -> None:
-    medium = Medium(256 * KIB)
+    medium = CrashableDisk(256 * KIB)
     await check_block_device(lambda: Serial(medium.open()), concurrency=1, rounds=by_size(30, 60))
 
 

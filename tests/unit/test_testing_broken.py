@@ -13,7 +13,7 @@ import pytest
 
 from aiovblk import BlockDevice, Extent
 from aiovblk.storage import Layer, MemoryDevice
-from aiovblk.testing import CheckFailed, Medium, check_block_device
+from aiovblk.testing import CheckFailed, CrashableDisk, check_block_device
 
 SIZE = 256 * 1024
 BLOCK = 4096
@@ -366,7 +366,7 @@ class HasOddBlocks(Broken):
 
 
 async def failure(kind: Callable[..., BlockDevice], seed: int) -> CheckFailed:
-    medium = Medium(SIZE, BLOCK, seed)
+    medium = CrashableDisk(SIZE, BLOCK, seed)
     shared: dict[Any, Any] = {}
     with pytest.raises(CheckFailed) as caught:
         await check_block_device(
@@ -447,14 +447,14 @@ async def test_failure_of_the_factory_is_told() -> None:
 
 
 async def test_device_is_unmounted_after_a_failure() -> None:
-    medium = Medium(SIZE)
+    medium = CrashableDisk(SIZE)
     with pytest.raises(CheckFailed):
         await check_block_device(lambda: ReadsShort(medium.open(), {}))
     medium.open()  # would be refused
 
 
 async def test_device_is_unmounted_when_the_check_is_cancelled() -> None:
-    medium = Medium(SIZE)
+    medium = CrashableDisk(SIZE)
     check = asyncio.ensure_future(check_block_device(medium.open))
     for _ in range(300):
         await asyncio.sleep(0)

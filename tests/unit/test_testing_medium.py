@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from aiovblk import Extent
-from aiovblk.testing import Medium
+from aiovblk.testing import CrashableDisk
 
 BLOCK = 4096
 ONE, TWO = (memoryview(bytes([value]) * BLOCK) for value in (1, 2))
@@ -15,7 +15,7 @@ ONE, TWO = (memoryview(bytes([value]) * BLOCK) for value in (1, 2))
 
 async def left_of(seed: int, *, flushed: bool) -> bytes:
     """What a crash leaves of two blocks that were written twice."""
-    medium = Medium(2 * BLOCK, seed=seed)
+    medium = CrashableDisk(2 * BLOCK, seed=seed)
     device = medium.open()
     for data in (ONE, TWO):
         for block in range(2):
@@ -37,7 +37,7 @@ async def test_crash_leaves_what_was_flushed() -> None:
 
 
 async def test_contents_outlive_an_unmount_without_a_flush() -> None:
-    medium = Medium(2 * BLOCK)
+    medium = CrashableDisk(2 * BLOCK)
     device = medium.open()
     await device.write(0, ONE)
     await device.unmount()
@@ -45,7 +45,7 @@ async def test_contents_outlive_an_unmount_without_a_flush() -> None:
 
 
 async def test_dead_and_unmounted_devices_fail_with_eio() -> None:
-    medium = Medium(2 * BLOCK)
+    medium = CrashableDisk(2 * BLOCK)
     for end in (medium.crash, None):
         device = medium.open()
         end() if end else await device.unmount()
@@ -55,7 +55,7 @@ async def test_dead_and_unmounted_devices_fail_with_eio() -> None:
 
 
 async def test_dead_device_does_not_close_its_successor() -> None:
-    medium = Medium(2 * BLOCK)
+    medium = CrashableDisk(2 * BLOCK)
     dead = medium.open()
     medium.crash()
     device = medium.open()
@@ -64,14 +64,14 @@ async def test_dead_device_does_not_close_its_successor() -> None:
 
 
 def test_one_device_is_open_at_a_time() -> None:
-    medium = Medium(2 * BLOCK)
+    medium = CrashableDisk(2 * BLOCK)
     medium.open()
     with pytest.raises(RuntimeError, match="unmount that"):
         medium.open()
 
 
 async def test_zeroes_and_what_was_never_written_are_told() -> None:
-    device = Medium(4 * BLOCK).open()
+    device = CrashableDisk(4 * BLOCK).open()
     await device.write(0, memoryview(bytes([3]) * 3 * BLOCK))
     await device.write_zeroes(BLOCK, BLOCK, may_trim=False)
     assert await device.extents(0, 4 * BLOCK) == [
@@ -87,9 +87,9 @@ async def test_zeroes_and_what_was_never_written_are_told() -> None:
 )
 async def test_requests_that_a_device_never_gets_are_bugs(offset: int, length: int) -> None:
     with pytest.raises(ValueError, match="bytes at"):
-        await Medium(2 * BLOCK).open().read(offset, length)
+        await CrashableDisk(2 * BLOCK).open().read(offset, length)
 
 
 def test_size_is_whole_blocks() -> None:
     with pytest.raises(ValueError, match="a multiple of 4096 bytes, not 5000"):
-        Medium(5000)
+        CrashableDisk(5000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.text import escaped, quoted
+from aiovblk.text import escape, quote
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from aiovblk.text import escaped, quoted
     ],
 )
 def test_nothing_but_what_is_printable_is_left(text: str, shown: str) -> None:
-    assert escaped(text) == quoted(text) == shown
+    assert escape(text) == quote(text) == shown
     assert shown.isprintable()
 
 
 def test_long_text_is_cut_and_the_cut_is_shown() -> None:
-    assert quoted("a" * 300) == "a" * 300
-    assert quoted("a" * 301) == "a" * 300 + "..."
-    assert quoted("\n" * 3, 2) == r"\n\n..."
-    assert escaped("a" * 10_000) == "a" * 10_000
+    assert quote("a" * 300) == "a" * 300
+    assert quote("a" * 301) == "a" * 300 + "..."
+    assert quote("\n" * 3, 2) == r"\n\n..."
+    assert escape("a" * 10_000) == "a" * 10_000

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from aiovblk.storage.together import drain, together
+from aiovblk.storage.together import gather_all, run_bounded
 
 
 async def test_results_come_in_order() -> None:
@@ -15,8 +15,8 @@ async def test_results_come_in_order() -> None:
         await asyncio.sleep(0)
         return number
 
-    assert await together(one(number) for number in range(5)) == [0, 1, 2, 3, 4]
-    assert await together([]) == []
+    assert await gather_all(one(number) for number in range(5)) == [0, 1, 2, 3, 4]
+    assert await gather_all([]) == []
 
 
 async def test_so_many_run_at_a_time_and_all_in_the_end() -> None:
@@ -30,9 +30,9 @@ async def test_so_many_run_at_a_time_and_all_in_the_end() -> None:
         running -= 1
         done.append(number)
 
-    await drain((partial(work, number) for number in range(20)), most=3)
+    await run_bounded((partial(work, number) for number in range(20)), limit=3)
     assert (most, sorted(done)) == (3, list(range(20)))
-    await drain(iter([]))
+    await run_bounded(iter([]))
 
 
 async def test_nothing_is_begun_after_an_error_and_what_runs_ends() -> None:
@@ -46,7 +46,7 @@ async def test_nothing_is_begun_after_an_error_and_what_runs_ends() -> None:
         ended.append(number)
 
     with pytest.raises(OSError, match="number 1"):
-        await drain((partial(work, number) for number in range(9)), most=3)
+        await run_bounded((partial(work, number) for number in range(9)), limit=3)
     assert begun == [0, 1, 2]
     assert ended == [0, 2]
 
@@ -62,7 +62,7 @@ async def test_cancellation_waits_until_all_have_ended() -> None:
             await asyncio.sleep(0)
             ended.append(number)
 
-    task = asyncio.create_task(drain(partial(work, number) for number in range(9)))
+    task = asyncio.create_task(run_bounded(partial(work, number) for number in range(9)))
     await started.wait()
     await asyncio.sleep(0)
     task.cancel()

@@ -132,7 +132,7 @@ from typing import TypeVar
 import aiovblk
 from aiovblk.events import RequestFailed, SlowRequest
 from aiovblk.server import Export
-from aiovblk.storage import Around, Cache, FileDevice, Layer, MemoryDevice
+from aiovblk.storage import Cache, FileDevice, Intercept, Layer, MemoryDevice
 from aiovblk.storage import Mirror, Overlay, ReadOnly
 from aiovblk.testing import check_block_device
 
@@ -162,10 +162,10 @@ class Half(Layer):
         return blocks
 
 
-class Counted(Around):
+class Counted(Intercept):
     count = 0
 
-    async def around(
+    async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
         self.count += 1

@@ -17,7 +17,7 @@ import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
 from aiovblk.mount import life, unmounting
 from aiovblk.protocol import Command
-from aiovblk.threads import in_thread
+from aiovblk.threads import run_in_daemon_thread
 
 from .fake_kernel import PAGE, FakeKernel
 from .workshop import FileOfAll
@@ -125,7 +125,7 @@ async def test_requests_in_flight_are_answered_before_the_connection_is_closed(
     disk.content[0] = 7
     async with aiovblk.mounted(disk, attach=how) as mount:
         disk.gate = asyncio.get_running_loop().create_future()
-        reading = asyncio.wrap_future(in_thread(kernel.request, Command.READ, 0, PAGE))
+        reading = asyncio.wrap_future(run_in_daemon_thread(kernel.request, Command.READ, 0, PAGE))
         await asyncio.wrap_future(kernel.when("read"))
         unmount = asyncio.create_task(mount.unmount())
         await asyncio.wrap_future(kernel.when("disconnect"))
@@ -282,7 +282,7 @@ async def test_lost_connection_is_told_and_nothing_is_asked_of_the_kernel(
     with pytest.raises(AttachError, match="connection was lost"):
         async with aiovblk.mounted(disk, attach=how) as mount:
             # By netlink it would be made again.
-            monkeypatch.setattr(mount._lines, "renew", None)
+            monkeypatch.setattr(mount._connections, "open_replacement", None)
             kernel.write(3, b"cached")
             kernel.break_connections()
             await mount.wait()
@@ -440,7 +440,7 @@ async def test_cut_from_outside_loses_what_was_cached_and_tells(
     monkeypatch.setattr(unmounting, "RELEASE_TIMEOUT", 30)
     task, _ = await begun(kernel, disk, "netlink")
     kernel.stuck = {"the end of the connections"}
-    cutting = asyncio.wrap_future(in_thread(kernel.disconnect, 0))
+    cutting = asyncio.wrap_future(run_in_daemon_thread(kernel.disconnect, 0))
     await asyncio.wrap_future(kernel.when("sync fails"))
     await asyncio.wait([task], timeout=0.05)
     kernel.free()

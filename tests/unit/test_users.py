@@ -44,7 +44,7 @@ def test_a_loop_device_is_a_user_that_claims_nothing(
     tree: KernelTree, disk: Path, backing: str
 ) -> None:
     loop(tree, "loop3", "7:3", backing)
-    assert users.claims(0) == users.unclaimed(0) == users.holders(0) == ["held by loop3"]
+    assert users.exclusive_users(0) == users.shared_users(0) == users.users(0) == ["held by loop3"]
     assert users.holding_devices(0) == ["loop3"]
     with pytest.raises(DeviceBusyError, match=r"in use: held by loop3$"):
         usage.refuse_if_unclaimed_users(0, "/dev/nbd0")
@@ -55,7 +55,7 @@ def test_a_loop_device_of_another_file_is_no_user(
 ) -> None:
     for number, backing in enumerate(["/dev/nbd01", "/srv/dev/nbd0", str(tmp_path), "/dev/null"]):
         loop(tree, f"loop{number}", f"7:{number}", backing)
-    assert users.claims(0) == []
+    assert users.exclusive_users(0) == []
     usage.refuse_if_unclaimed_users(0, "/dev/nbd0")
 
 
@@ -64,13 +64,13 @@ def test_a_loop_device_of_another_node_of_the_device_is_found_by_its_number(
 ) -> None:
     loop(tree, "loop0", "7:0", "/dev/disk")
     monkeypatch.setattr(users, "_number_of", {"/dev/disk": "43:0"}.get)
-    assert users.unclaimed(0) == ["held by loop0"]
+    assert users.shared_users(0) == ["held by loop0"]
 
 
 def test_what_a_loop_device_is_used_for_is_said(tree: KernelTree, disk: Path) -> None:
     loop(tree, "loop3", "7:3", "/dev/nbd0")
     tree.mount(SERVER, "7:3", "/mnt", "/dev/loop3")
-    assert users.holders(0) == ["held by loop3 (mounted at /mnt)"]
+    assert users.users(0) == ["held by loop3 (mounted at /mnt)"]
     assert users.mount_points(0) == []
     assert users.stacked_mount_points(0) == ["/mnt"]
 
@@ -82,7 +82,7 @@ def test_a_stack_of_devices_is_told_to_the_top(tree: KernelTree, disk: Path) -> 
     (vault / "holders/dm-0").symlink_to(vault)  # whatever /sys shows, this ends
     tree.mount(SERVER, "253:0", "/srv", "/dev/mapper/vault")
     tree.mount(SERVER, "7:0", "/mnt", "/dev/loop0")
-    (told,) = users.holders(0)
+    (told,) = users.users(0)
     assert told.startswith("held by md127 (held by dm-0 (vault; mounted at /srv; held by dm-0 (")
     assert "held by loop0 (mounted at /mnt)" in told
     assert users.stacked_mount_points(0) == ["/mnt", "/srv"]
@@ -91,7 +91,7 @@ def test_a_stack_of_devices_is_told_to_the_top(tree: KernelTree, disk: Path) -> 
 def test_swap_on_top_of_a_loop_device_is_said(tree: KernelTree, disk: Path) -> None:
     loop(tree, "loop0", "7:0", "/dev/nbd0")
     tree.write(tree.proc / "swaps", "Filename\n/dev/loop0 partition 1000 0 -2\n")
-    assert users.holders(0) == ["held by loop0 (/dev/loop0 is in use as swap)"]
+    assert users.users(0) == ["held by loop0 (/dev/loop0 is in use as swap)"]
 
 
 def test_what_exports_a_device_is_a_user_that_claims_nothing(tree: KernelTree, disk: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_exports_a_device_is_a_user_that_claims_nothing(tree: KernelTree, d
     tree.write(config / "target/core/iblock_0/two/udev_path", "/dev/nbd0p1\n")
     tree.write(config / "usb_gadget/g/functions/mass_storage.0/lun.0/file", "/dev/nbd0\n")
     tree.write(config / "nvmet/subsystems/one/namespaces/2/device_path", "/dev/sda\n")
-    assert users.unclaimed(0) == [
+    assert users.shared_users(0) == [
         "exported by an NVMe target (nvmet/subsystems/one/namespaces/1)",
         "exported by a SCSI target (target/core/iblock_0/two)",
         "exported by a USB gadget (usb_gadget/g/functions/mass_storage.0/lun.0)",
@@ -120,12 +120,12 @@ def test_a_file_system_that_was_unmounted_lazily_is_named(
     tree: KernelTree, disk: Path, kind: str, place: str
 ) -> None:
     tree.write(tree.block.parent / "fs" / place / "delayed_allocation_blocks", "0\n")
-    (told,) = users.claims(0)
+    (told,) = users.exclusive_users(0)
     assert told.startswith(f"held by a file system ({kind}) that is mounted nowhere to be seen")
     assert "umount -l" in told
     tree.mount(SERVER, "43:0", "/mnt", "/dev/nbd0")
     tree.mount(SERVER, "43:1", "/mnt", "/dev/nbd0p1")
-    assert users.claims(0) == ["mounted at /mnt"]
+    assert users.exclusive_users(0) == ["mounted at /mnt"]
 
 
 def test_an_external_log_is_part_of_a_file_system(tree: KernelTree, disk: Path) -> None:
@@ -136,11 +136,11 @@ def test_an_external_log_is_part_of_a_file_system(tree: KernelTree, disk: Path) 
 
 def test_a_cache_of_the_block_layer_is_a_holder(tree: KernelTree, disk: Path) -> None:
     (disk / "bcache").mkdir()
-    assert users.claims(0) == ["held by bcache"]
+    assert users.exclusive_users(0) == ["held by bcache"]
 
 
 def test_what_shows_nowhere_is_said_plainly(tree: KernelTree, disk: Path) -> None:
-    busy = usage.busy(0, "/dev/nbd0")
+    busy = usage.busy_error(0, "/dev/nbd0")
     assert busy.errno == errno.EBUSY
     assert "shows nowhere" in str(busy)
     assert "umount -l" in str(busy)
@@ -149,24 +149,24 @@ def test_what_shows_nowhere_is_said_plainly(tree: KernelTree, disk: Path) -> Non
 def test_the_server_is_no_user_of_its_own_device(tree: KernelTree, disk: Path) -> None:
     (tree.proc / str(SERVER) / "fd/9").symlink_to("/dev/nbd0")
     assert users.openers(0) == [(SERVER, "aiovblk")]
-    assert users.holders(0) == []
+    assert users.users(0) == []
     (tree.proc / str(SERVER) / "fd/10").symlink_to("/dev/nbd0")  # somebody's in that process
-    assert users.holders(0) == ["opened by process 77 (aiovblk)"]
+    assert users.users(0) == ["opened by process 77 (aiovblk)"]
 
 
 def test_this_process_is_no_user_for_what_it_serves_a_device_by(
     tree: KernelTree, disk: Path
 ) -> None:
     own = tree.process(os.getpid(), "pytest")
-    withheld = forks.open(os.devnull)
+    withheld = forks.open_protected(os.devnull)
     try:
         (own / "fd" / str(withheld)).unlink(missing_ok=True)
         (own / "fd" / str(withheld)).symlink_to("/dev/nbd0")
-        assert users.holders(0) == []
+        assert users.users(0) == []
         (own / "fd/1000").symlink_to("/dev/nbd0")
-        assert users.holders(0) == ["opened by this process"]
+        assert users.users(0) == ["opened by this process"]
     finally:
-        forks.close(withheld)
+        forks.close_protected(withheld)
 
 
 def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Pat
     tree.write(disk / "nbd0p1/size", "1024\n")
     loop(tree, "loop3", "7:3", "/dev/nbd0p1")
     with pytest.raises(DeviceBusyError, match="held by loop3"):
-        shrinking.claim_beyond(0, "/dev/nbd0", 4096, shrinking.Claims())
+        shrinking.claim_beyond(0, "/dev/nbd0", 4096, shrinking.ExclusiveClaims())
 
 
 def test_what_lies_on_top_is_written_back_first(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.kernel import watchdog
-from aiovblk.kernel.anchor import Anchor
+from aiovblk.kernel.anchor import NetlinkMonitorThread
 
 from .kernel_tree import KernelTree
 
@@ -19,7 +19,7 @@ NETLINK = """
 def disconnect(index):
     open({told!r}, "a").write(f"{{index}} ")
 
-def offer(index, identity, ours, theirs):
+def offer_connection(index, identity, ours, theirs):
     assert identity == f"volume {{index}}"
     return index != 4  # that one has a server
 """
@@ -66,11 +66,11 @@ dog = watchdog.Watchdog()
 
 
 WATCH = """
-dog.expect(100)         # and whatever it attaches
+dog.watch_pending(100)         # and whatever it attaches
 dog.watch(101, 1, 0)
 dog.watch(102, 2, 0)
 dog.watch(103, 3, 0)       # detached by somebody else
-dog.expect(999)         # attached nothing
+dog.watch_pending(999)         # attached nothing
 dog.forget(102)
 """
 
@@ -136,9 +136,9 @@ def test_without_a_watchdog_nothing_is_attached(monkeypatch: pytest.MonkeyPatch)
     def refuse(thread: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(watchdog.watchdog, "expect", refuse)
+    monkeypatch.setattr(watchdog.watchdog, "watch_pending", refuse)
     with pytest.raises(PermissionError):
-        Anchor(lambda: 0, survive=0)
+        NetlinkMonitorThread(lambda: 0, survive=0)
 
 
 def test_what_is_to_survive_is_disconnected_later_unless_it_is_served(
@@ -173,18 +173,18 @@ os._exit(0)
 def test_what_is_left_is_freed_while_its_parent_goes_on(told: Path, tree: KernelTree) -> None:
     program = told.with_name("watchdog_main.py")
     text = program.read_text()
-    assert "HAND_OVER_TIMEOUT = 10.0" in text
-    program.write_text(text.replace("HAND_OVER_TIMEOUT = 10.0", "HAND_OVER_TIMEOUT = 0.1"))
+    assert "HANDOVER_TIMEOUT = 10.0" in text
+    program.write_text(text.replace("HANDOVER_TIMEOUT = 10.0", "HAND_OVER_TIMEOUT = 0.1"))
     code = f"""
 import time
 dog.watch(100, 0, 0)
 dog.watch(101, 1, 0)
 dog.watch(104, 4, 0)
-dog.leave(101)
-dog.leave(104)
+dog.release_to_successor(101)
+dog.release_to_successor(104)
 while Path({str(told)!r}).read_text() != "1 ":
     time.sleep(0.01)
-dog.leave(100)  # the last, and nobody waits for it
+dog.release_to_successor(100)  # the last, and nobody waits for it
 assert dog._process is None
 """
     assert parent(told, tree, code) == (0, {0, 1})

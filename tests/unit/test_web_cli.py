@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from aiovblk.cli.layers import Layers, stack_of
+from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.serve import serve_until_signal
 from aiovblk.cli.spec import load_device
 from aiovblk.cli.units import SpecError
@@ -61,12 +61,12 @@ async def test_cache_is_kept_until_the_server_has_another_version(web: Web, tmp_
         return web.url(f"/disk.img?signature={signature}")
 
     for signature, requests in ((1, 2), (2, 3)):  # the second time, only that of the opening
-        async with stack_of(url(signature), layers(cache=tmp_path / "cache")) as device:
+        async with open_stack(url(signature), layers(cache=tmp_path / "cache")) as device:
             assert await contents(device) == CONTENT
             await device.unmount()
         assert len(web.requests) == requests
     web.content, web.etag = bytes(MIB), '"second"'
-    async with stack_of(url(2), layers(cache=tmp_path / "cache")) as device:
+    async with open_stack(url(2), layers(cache=tmp_path / "cache")) as device:
         assert await contents(device) == bytes(MIB)
         await device.unmount()
 
@@ -76,14 +76,14 @@ async def test_overlay_is_written_and_refused_over_another_version(
 ) -> None:
     stack = layers(overlay=tmp_path / "overlay")
     for _ in range(2):
-        async with stack_of(web.url(), stack) as device:
+        async with open_stack(web.url(), stack) as device:
             await device.write(4096, ZEROES)
             await device.flush()
             assert await contents(device) == CONTENT[:4096] + ZEROES + CONTENT[8192:]
             await device.unmount()
     web.etag = '"second"'
     with pytest.raises(ValueError, match="the diff was made over"):
-        async with stack_of(web.url(user="user:password@"), stack):
+        async with open_stack(web.url(user="user:password@"), stack):
             pass
 
 

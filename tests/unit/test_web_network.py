@@ -14,8 +14,8 @@ import trustme
 from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.store import from_url
-from aiovblk.storage.web import without_secrets
-from aiovblk.storage.web.address import Address
+from aiovblk.storage.web import redact_url
+from aiovblk.storage.web.address import HTTPURL
 
 from .web import CONTENT, Answer, Web, opened, serving
 
@@ -200,13 +200,13 @@ async def test_https_is_read_and_redirects_to_no_http(
 def test_url_is_asked_for_as_it_is_and_shown_without_secrets(
     url: str, asked: str, name: str
 ) -> None:
-    address = Address.parse(url)
+    address = HTTPURL.parse(url)
     assert (address.url, address.name) == (asked, name)
 
 
 def test_user_and_password_are_basic_authorization() -> None:
-    assert Address.parse("http://h/a").authorization is None
-    header = Address.parse("http://us%40er:pass%3Aw%2Ford@h/a").authorization
+    assert HTTPURL.parse("http://h/a").authorization is None
+    header = HTTPURL.parse("http://us%40er:pass%3Aw%2Ford@h/a").authorization
     assert header == "Basic dXNAZXI6cGFzczp3L29yZA=="  # us@er:pass:w/ord
 
 
@@ -243,4 +243,4 @@ def test_url_that_is_no_object_store_is_shown_without_secrets() -> None:
     ],
 )
 def test_only_urls_of_the_web_are_shortened(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
+    assert redact_url(text) == shown

@@ -83,7 +83,7 @@ class Services:
     async def exit(self, status: int) -> None:
         os._exit(status)
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         self.log.write_text("left")
 
 
@@ -91,7 +91,7 @@ class Broken:
     def __init__(self, tell: Notify) -> None:
         raise PermissionError("not today")
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         pass
 
 
@@ -99,7 +99,7 @@ class Exhausted:
     def __init__(self, tell: Notify) -> None:
         next(iter(()))
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         pass
 
 
@@ -107,7 +107,7 @@ class Leaving:
     def __init__(self, tell: Notify) -> None:
         os._exit(3)
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         pass
 
 
@@ -211,5 +211,5 @@ class Panicking:
     async def fail(self, how: str) -> None:
         raise {"panic": Panic("in a worker"), "generator exit": GeneratorExit()}[how]
 
-    async def leave(self) -> None:
+    async def shutdown(self) -> None:
         pass

@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from ...threads import in_thread
+from ...threads import run_in_daemon_thread
 from . import devices, machine, place
 from .cleaning import clean
 from .finding import Finding, Level, as_json, fail, warn
@@ -28,7 +28,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     machine.netlink_family,
     machine.udev,
     devices.attached,
-    devices.stuck,
+    devices.hung_tasks,
 )
 
 
@@ -53,7 +53,7 @@ def diagnose() -> Iterator[Finding]:
     """Make all checks; none takes longer than its deadline."""
     for check in CHECKS:
         try:
-            yield from in_thread(_collect, check).result(CHECK_TIMEOUT)
+            yield from run_in_daemon_thread(_collect, check).result(CHECK_TIMEOUT)
         except FutureTimeoutError:
             yield fail(check.__name__, f"no answer in {CHECK_TIMEOUT:g} s")
         except Exception as exc:  # whatever this machine lacks, the other checks are to be made

@@ -12,7 +12,7 @@ from .finding import Finding, fail, info, ok
 
 TOPIC = "clean"
 
-LOOK_AGAIN = 0.2
+RECHECK_DELAY = 0.2
 """Seconds after which a device is dead that has no server: it is not just being attached."""
 
 
@@ -20,7 +20,7 @@ def clean(*, dry_run: bool) -> Iterator[Finding]:
     """Free every device whose server is gone; with ``dry_run``, say what would be done."""
     dead = set(zombies())
     if dead:
-        time.sleep(LOOK_AGAIN)
+        time.sleep(RECHECK_DELAY)
         dead &= set(zombies())
     if not dead:
         yield ok(TOPIC, "no device without a server")
@@ -31,9 +31,9 @@ def clean(*, dry_run: bool) -> Iterator[Finding]:
 def _plan(index: int) -> Iterator[Finding]:
     path = f"/dev/nbd{index}"
     yield info(TOPIC, f"{path}: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT")
-    claims = users.claims(index)
+    claims = users.exclusive_users(index)
     if claims:
-        yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _letting_go(index))
+        yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _detaching(index))
         return
     for process, name in users.openers(index):
         text = f"{path}: would end process {process} ({name}), which has it open"
@@ -45,21 +45,21 @@ def _free(index: int) -> Iterator[Finding]:
     steps: list[str] = []
     try:
         try:
-            forcing.take_away(index, path, steps.append)
+            forcing.force_disconnect(index, path, steps.append)
         except DeviceBusyError:
-            if users.claims(index):
+            if users.exclusive_users(index):
                 raise
-            forcing.end_openers(index, steps.append)
+            forcing.kill_openers(index, steps.append)
             if not sysfs.is_free(index):
-                raise forcing.still_taken(index, path) from None
+                raise forcing.still_held_error(index, path) from None
     except AttachError as exc:
         yield from (info(TOPIC, f"{path}: {step}") for step in steps)
-        yield fail(TOPIC, str(exc), _letting_go(index))
+        yield fail(TOPIC, str(exc), _detaching(index))
     else:
         yield from (info(TOPIC, f"{path}: {step}") for step in steps)
         yield ok(TOPIC, f"{path} is free")
 
 
-def _letting_go(index: int) -> str | None:
+def _detaching(index: int) -> str | None:
     points = users.mount_points(index)
     return f"umount {points[0]}" if points else None

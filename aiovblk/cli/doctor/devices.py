@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...kernel import liveness, sysfs, users
-from ...kernel.liveness import State
+from ...kernel.liveness import DeviceState
 from .finding import Finding, fail, info, ok, warn
 
-LOOK_AGAIN = 0.5
+RECHECK_DELAY = 0.5
 """Seconds after which a task is stuck that still waits; most wait for milliseconds."""
 
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of include/linux/sched.h
@@ -33,21 +33,21 @@ def attached() -> Iterator[Finding]:
 
 def _device(index: int) -> Finding:
     path = f"/dev/nbd{index}"
-    used = ", ".join(users.holders(index))
+    used = ", ".join(users.users(index))
     by = f", {used}" if used else ""
     force = f"aiovblk unmount --force {path}"
     match liveness.state(index):
-        case State.ALIVE:
+        case DeviceState.ALIVE:
             return ok("devices", f"{path} is served")
-        case State.LOST:
+        case DeviceState.LOST:
             name = liveness.identity(index)
             whose = f"a server that knows it as {name!r} may" if name else "its server may"
             lost = f"{path} has no connection; {whose} come back, or is given up by force{by}"
             return warn("devices", lost, force)
-        case State.UNKNOWN:
+        case DeviceState.UNKNOWN:
             return info("devices", f"{path}: whether it is served cannot be told from here{by}")
-        case State.DEAD:
-            return fail("devices", f"{path} is a zombie: its server is gone{by}", remedy(index))
+        case DeviceState.DEAD:
+            return fail("devices", f"{path} is a zombie: its server is gone{by}", fix(index))
 
 
 def zombies() -> list[int]:
@@ -55,22 +55,22 @@ def zombies() -> list[int]:
     return [
         index
         for index in sysfs.indices()
-        if not sysfs.is_free(index) and liveness.state(index) is State.DEAD
+        if not sysfs.is_free(index) and liveness.state(index) is DeviceState.DEAD
     ]
 
 
-def remedy(index: int) -> str:
+def fix(index: int) -> str:
     """The command that frees a device without a server."""
     points = users.mount_points(index)
     unmount = "".join(f"umount {point}; " for point in points)
     return f"{unmount}aiovblk doctor --clean"
 
 
-def stuck() -> Iterator[Finding]:
+def hung_tasks() -> Iterator[Finding]:
     """Programs that wait in the kernel for a device, and cannot be killed."""
     waiting = set(_uninterruptible())
     if waiting:
-        time.sleep(LOOK_AGAIN)
+        time.sleep(RECHECK_DELAY)
         waiting &= set(_uninterruptible())
     found = False
     for task in sorted(waiting):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from ...text import escaped
+from ...text import escape
 
 
 class Level(StrEnum):
@@ -29,19 +29,19 @@ class Finding:
         level: how bad it is.
         topic: what was looked at, in a word.
         text: what was found, in words.
-        remedy: the command that mends it, where one does.
+        fix: the command that mends it, where one does.
 
     """
 
     level: Level
     topic: str
     text: str
-    remedy: str | None = None
+    fix: str | None = None
 
     def __str__(self) -> str:
         """A line for people."""
-        remedy = f"; run `{self.remedy}`" if self.remedy else ""
-        return escaped(f"{self.level:4}  {self.topic}: {self.text}{remedy}")
+        remedy = f"; run `{self.fix}`" if self.fix else ""
+        return escape(f"{self.level:4}  {self.topic}: {self.text}{remedy}")
 
 
 def ok(topic: str, text: str) -> Finding:
@@ -49,19 +49,19 @@ def ok(topic: str, text: str) -> Finding:
     return Finding(Level.OK, topic, text)
 
 
-def info(topic: str, text: str, remedy: str | None = None) -> Finding:
+def info(topic: str, text: str, fix: str | None = None) -> Finding:
     """Worth knowing."""
-    return Finding(Level.INFO, topic, text, remedy)
+    return Finding(Level.INFO, topic, text, fix)
 
 
-def warn(topic: str, text: str, remedy: str | None = None) -> Finding:
+def warn(topic: str, text: str, fix: str | None = None) -> Finding:
     """Something goes without, or may go wrong."""
-    return Finding(Level.WARN, topic, text, remedy)
+    return Finding(Level.WARN, topic, text, fix)
 
 
-def fail(topic: str, text: str, remedy: str | None = None) -> Finding:
+def fail(topic: str, text: str, fix: str | None = None) -> Finding:
     """Something does not work."""
-    return Finding(Level.FAIL, topic, text, remedy)
+    return Finding(Level.FAIL, topic, text, fix)
 
 
 def as_json(findings: Iterable[Finding]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...kernel import netlink, rights, sysfs
 from ...kernel.rights import Capability
-from ...threads import in_thread
+from ...threads import run_in_daemon_thread
 from .finding import Finding, fail, info, ok, warn
 
 MODULES = Path("/lib/modules")
@@ -50,7 +50,7 @@ def driver() -> Iterator[Finding]:
 def _missing_driver(release: str) -> Finding:
     directory = MODULES / release
     if any("/nbd.ko" in (sysfs.read(directory / name) or "") for name in _MODULE_LISTS):
-        if rights.has(Capability.CAP_SYS_MODULE):
+        if rights.has_capability(Capability.CAP_SYS_MODULE):
             return info("driver", "not loaded yet; a mount loads it", "modprobe nbd")
         return fail("driver", "not loaded", "sudo modprobe nbd")
     if not directory.is_dir():
@@ -102,7 +102,7 @@ def node_number(index: int) -> str | None:
 
 def _opened(path: str) -> Iterator[Finding]:
     try:
-        in_thread(_open, path).result(OPEN_TIMEOUT)
+        run_in_daemon_thread(_open, path).result(OPEN_TIMEOUT)
     except FutureTimeoutError:
         yield fail("nodes", f"opening {path} hangs", f"aiovblk unmount --force {path}")
     except PermissionError as exc:

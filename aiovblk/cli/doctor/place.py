@@ -23,7 +23,7 @@ def privileges() -> Iterator[Finding]:
             " refuses to attach here; root may on the host",
             "aiovblk mount ...",
         )
-    elif not rights.has(Capability.CAP_SYS_ADMIN):
+    elif not rights.has_capability(Capability.CAP_SYS_ADMIN):
         yield fail(
             "privileges",
             "CAP_SYS_ADMIN is missing, which attaching takes (a container: --cap-add SYS_ADMIN)",
@@ -33,13 +33,13 @@ def privileges() -> Iterator[Finding]:
         yield ok("privileges", "devices can be attached")
     yield from _buffers()
     for capability in (Capability.CAP_SYS_RESOURCE, Capability.CAP_IPC_LOCK):
-        if not rights.has(capability):
+        if not rights.has_capability(capability):
             yield info("privileges", f"{capability.name} is missing, which --memory-safe takes")
 
 
 def _buffers() -> Iterator[Finding]:
     most = sysfs.read(sysfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
-    if most and int(most) < SOCKET_BUFFER and not rights.has(Capability.CAP_NET_ADMIN):
+    if most and int(most) < SOCKET_BUFFER and not rights.has_capability(Capability.CAP_NET_ADMIN):
         yield warn(
             "privileges",
             f"CAP_NET_ADMIN is missing, so socket buffers have {most} bytes at most, and large"

@@ -1,6 +1,6 @@
 """A fast device in front of a slow one."""
 
 from .cache import Cache, Policy
-from .stats import Stats
+from .stats import CacheStats
 
-__all__ = ["Cache", "Policy", "Stats"]
+__all__ = ["Cache", "CacheStats", "Policy"]

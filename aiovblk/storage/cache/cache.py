@@ -13,27 +13,27 @@ from typing import Literal, get_args
 from ...arguments import check_count
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
-from ...errors import STOPS
+from ...errors import STOP_EXCEPTIONS
 from ..layer import Layer
-from .changes import Changes
-from .contents import Contents
+from .changes import ChangeLock
+from .contents import CacheReader
 from .dirty import Dirty
 from .extents import with_data
-from .header import Header
+from .header import CacheHeader
 from .lines import Lines
 from .memory import MemorySlots
-from .stats import Stats
-from .store import Store
+from .stats import CacheStats
+from .store import DeviceSlots
 from .writeback import WriteBack
 
 logger = logging.getLogger("aiovblk")
 
 Policy = Literal["read", "write-through", "write-back"]
 
-_FETCHED_AT_ONCE = 4 << 20
+_FETCH_CONCURRENCY = 4 << 20
 """Bytes to fetch at a time for a hint."""
 
-_RESTORED_AT_ONCE = 10_000
+_RESTORE_CONCURRENCY = 10_000
 """Lines to take over before others have a turn."""
 
 
@@ -105,7 +105,7 @@ class Cache(Layer):
 
     """
 
-    adds = frozenset({"flush", "cache"})
+    provides = frozenset({"flush", "cache"})
 
     def __init__(
         self,
@@ -132,20 +132,20 @@ class Cache(Layer):
             store, size, read_ahead = None, 2 * max(dirty_limit, line_size), 0
         super().__init__(inner)
         self.multi_conn = inner.multi_conn and inner.read_only and store is None
-        self.stats = Stats()
+        self.stats = CacheStats()
         self._policy = policy
         self._identity = identity
         self._line_size = line_size
-        self._store = Store(store, size or store.size, line_size) if store else None
+        self._store = DeviceSlots(store, size or store.size, line_size) if store else None
         slots = self._store.slots if self._store else (size or 0) // line_size
         if not slots:
             raise ValueError(f"no line of {line_size} bytes fits into the cache")
         where = self._store or MemorySlots(slots * line_size)
         self._memory = where.memory if isinstance(where, MemorySlots) else None
         self._lines = Lines(slots, line_size, inner.block_size, self.stats)
-        self._changes = Changes()
+        self._changes = ChangeLock()
         window = min(read_ahead // line_size, slots // 8)
-        self._contents = Contents(inner, where, self._lines, self._changes, window, self.stats)
+        self._reader = CacheReader(inner, where, self._lines, self._changes, window, self.stats)
         self._dirty = Dirty(self._lines, dirty_limit, self.stats)
         self._write_back = WriteBack(self._dirty, self._clean)
         self._ready = store is None
@@ -161,8 +161,8 @@ class Cache(Layer):
     def blocks(self, value: int) -> None:
         old, self.inner.blocks = self.inner.size, value
         if self.size < old:
-            self._contents.fetches.spoil(self.size, old)
-            with self._dirty.holding(self.size, old):
+            self._reader.fetches.invalidate(self.size, old)
+            with self._dirty.superseding(self.size, old):
                 pass  # it has nowhere to go any more
             self._lines.drop(self.size, old)
 
@@ -179,19 +179,19 @@ class Cache(Layer):
                     line.hot = True
                 line.seen |= blocks
                 self.stats.hits += 1
-                if number in self._contents.ahead.awaited:
-                    self._contents.run_ahead(range(number, number + 1), missed=False)
+                if number in self._reader.ahead.awaited:
+                    self._reader.run_ahead(range(number, number + 1), missed=False)
                 return self._memory[line.base + begin : line.base + end]
         if not self._ready:
             await self._open()
-        return await self._contents.read(offset, length)
+        return await self._reader.read(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write to ``inner``, or, under ``write-back``, into the cache."""
         if self._policy == "write-back":
             assert self._memory is not None
             accepted = self._dirty.accept(self._memory, offset, data)
-            self._write_back.look()
+            self._write_back.start_if_needed()
             if accepted:
                 return
         end = offset + len(data)
@@ -199,7 +199,7 @@ class Cache(Layer):
             with self._superseding(offset, end):
                 await self.inner.write(offset, data)
             if self._policy == "write-through":
-                await self._contents.put(offset, data)
+                await self._reader.put(offset, data)
 
     async def flush(self) -> None:
         """Write back what is dirty, and flush ``inner``."""
@@ -235,11 +235,11 @@ class Cache(Layer):
             await self._open()
         begin, end = offset // self._line_size, -(-(offset + length) // self._line_size)
         end = min(end, begin + self._lines.slots // 2)
-        step = max(_FETCHED_AT_ONCE // self._line_size, 1)
+        step = max(_FETCH_CONCURRENCY // self._line_size, 1)
         for first in range(begin, end, step):
-            fetches = self._contents.prefetch(range(first, min(first + step, end)))
+            fetches = self._reader.prefetch(range(first, min(first + step, end)))
             if fetches:
-                await self._contents.fetches.wait(fetches)
+                await self._reader.fetches.wait(fetches)
 
     async def unmount(self) -> None:
         """Write back and flush, close the store, and let go of ``inner``.
@@ -253,7 +253,7 @@ class Cache(Layer):
             stack.push_async_callback(self.inner.unmount)
             if self._store:
                 stack.push_async_callback(self._store.device.unmount)
-            await self._contents.fetches.close()
+            await self._reader.fetches.close()
             await self._write_back.close()
             try:
                 await self.flush()
@@ -268,14 +268,14 @@ class Cache(Layer):
         if not self._ready:
             await self._open()  # which first has the store say that it may fall behind
         async with self._changes.exclusive(begin, end):
-            self._contents.fetches.spoil(begin, end)
+            self._reader.fetches.invalidate(begin, end)
             yield
 
     @contextmanager
     def _superseding(self, begin: int, end: int) -> Iterator[None]:
         """Drop what is cached between these bytes, but what is written while the body runs."""
         try:
-            with self._dirty.holding(begin, end):
+            with self._dirty.superseding(begin, end):
                 yield
         finally:
             self._lines.drop(begin, end)
@@ -284,15 +284,15 @@ class Cache(Layer):
         """Write to ``inner`` what is dirty between these bytes."""
         assert self._memory is not None
         async with self._alone(begin, end):
-            with self._dirty.holding(begin, end):
+            with self._dirty.superseding(begin, end):
                 for first, last in self._dirty.ranges(begin, end):
                     # A copy, for what is being written must not change.
                     data = self._dirty.data(self._memory, first, last)
                     await self.inner.write(first, memoryview(data))
 
-    def _header(self) -> Header:
+    def _header(self) -> CacheHeader:
         identity = self._identity if isinstance(self._identity, str) else self._identity()
-        return Header.of(self.inner, identity, self._line_size, self._lines.slots)
+        return CacheHeader.of(self.inner, identity, self._line_size, self._lines.slots)
 
     async def _open(self) -> None:
         """Take over what the store holds, once."""
@@ -305,10 +305,10 @@ class Cache(Layer):
                 # What holds no cache cannot fall behind.
                 if not (self._store.is_blank and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
                     raise
-                self._contents.give_up(exc)
+                self._reader.fail_all(exc)
                 self._ready = True
                 return
-            while batch := list(islice(lines, _RESTORED_AT_ONCE)):
+            while batch := list(islice(lines, _RESTORE_CONCURRENCY)):
                 self._lines.restore(batch, self.size)
                 await asyncio.sleep(0)
             self._lines.free_others()
@@ -316,10 +316,10 @@ class Cache(Layer):
 
     async def _save(self) -> None:
         """Have the store say what it holds, if it holds what ``inner`` does."""
-        if self._store and self._ready and not self._contents.failed:
+        if self._store and self._ready and not self._reader.failed:
             try:
                 await self._store.close(self._header(), self._lines.whole(self.size))
-            except STOPS:
+            except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:
                 logger.warning("what is cached will not be there the next time: %s", exc)
@@ -340,7 +340,7 @@ def _check(
     check_count("size", size)
     check_count("line_size", line_size)
     check_count("dirty_limit", dirty_limit)
-    check_count("read_ahead", read_ahead, least=0)
+    check_count("read_ahead", read_ahead, minimum=0)
     if policy not in get_args(Policy):
         raise ValueError(f"the policy is one of {', '.join(get_args(Policy))}, not {policy!r}")
     if line_size % inner.block_size:

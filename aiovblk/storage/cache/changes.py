@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Changes:
+class ChangeLock:
     """The changes of a device that are under way.
 
     None overlaps another: two that do would be made in an order that nobody knows, and what is
@@ -32,7 +32,7 @@ class Changes:
             del self._under_way[done]
             done.set_result(None)
 
-    def within(self, begin: int, end: int) -> list[tuple[int, int]]:
+    def shared(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Those that have a part between these bytes."""
         return [
             (first, last)

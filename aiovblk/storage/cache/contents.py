@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ...device import BlockDevice
-from ...errors import STOPS
+from ...errors import STOP_EXCEPTIONS
 from ..bits import runs
-from .changes import Changes
+from .changes import ChangeLock
 from .fetches import Fetch, Fetches
 from .lines import Line, Lines, Piece
 from .memory import MemorySlots
 from .readahead import ReadAhead
-from .stats import Stats
+from .stats import CacheStats
 
 logger = logging.getLogger("aiovblk")
 
@@ -48,7 +48,7 @@ class _Want(NamedTuple):
     """What brings them."""
 
 
-class Contents:
+class CacheReader:
     """The cached contents of a device.
 
     Errors of the slots are nobody's: after the first nothing is cached any more.
@@ -73,16 +73,16 @@ class Contents:
         inner: BlockDevice,
         slots: Slots,
         lines: Lines,
-        changes: Changes,
+        changes: ChangeLock,
         window: int,
-        stats: Stats,
+        stats: CacheStats,
     ) -> None:
         self._inner = inner
         self._slots = slots
         self._lines = lines
         self._stats = stats
-        self._most_ahead = _BATCHES_AHEAD * window
-        self.fetches = Fetches(inner, lines, changes, self._keep, stats)
+        self._max_ahead = _BATCHES_AHEAD * window
+        self.fetches = Fetches(inner, lines, changes, self._store_fetched, stats)
         self.ahead = ReadAhead(window)
         self.failed = False
 
@@ -91,11 +91,11 @@ class Contents:
         pieces = list(self._lines.pieces(offset, offset + length))
         first = True
         while True:
-            with self._demand(pieces) as wants:
+            with self._note_demand(pieces) as wants:
                 if first:
-                    self._note(wants)
+                    self._mark_filling(wants)
                     first = False
-                await self._arrive(wants)
+                await self._wait_arrived(wants)
                 parts = await self._collect(wants)
             whole = [part for part in parts if part is not None]
             if len(whole) == len(parts):
@@ -112,14 +112,14 @@ class Contents:
                 stored = await self._store(line, piece.blocks, data, start)
                 line.valid |= stored
 
-    def give_up(self, exc: Exception) -> None:
+    def fail_all(self, exc: Exception) -> None:
         """Cache nothing any more, since the slots cannot be used."""
         self._fail(exc)
 
     def run_ahead(self, lines: range, *, missed: bool) -> None:
         """Take note of a read of these lines, and fetch ahead what will be read next."""
         wanted = self.ahead.demand(lines, missed=missed)
-        if wanted and not self.failed and self.fetches.lines_ahead < self._most_ahead:
+        if wanted and not self.failed and self.fetches.lines_ahead < self._max_ahead:
             self.prefetch(wanted)
 
     def prefetch(self, numbers: range) -> set[Fetch]:
@@ -137,7 +137,7 @@ class Contents:
         line = self._lines.by_number.get(number)
         return self._lines.blocks(number, 0, self._inner.size) & ~(line.valid if line else 0)
 
-    def _note(self, wants: list[_Want]) -> None:
+    def _mark_filling(self, wants: list[_Want]) -> None:
         """Count a read, and fetch ahead of it."""
         missing = [want for want in wants if want.missing]
         if missing:
@@ -155,7 +155,7 @@ class Contents:
                 line.touch(piece.blocks)
 
     @contextmanager
-    def _demand(self, pieces: list[Piece]) -> Iterator[list[_Want]]:
+    def _note_demand(self, pieces: list[Piece]) -> Iterator[list[_Want]]:
         """Have what is missing fetched, and what is there stay while the body runs."""
         lines = [self._lines.by_number.get(piece.number) for piece in pieces]
         missing = [
@@ -185,7 +185,7 @@ class Contents:
         started = self.fetches.start(number for number, fetch in found.items() if not fetch)
         return {number: fetch or started[number] for number, fetch in found.items()}
 
-    async def _arrive(self, wants: list[_Want]) -> None:
+    async def _wait_arrived(self, wants: list[_Want]) -> None:
         fetches = {want.fetch for want in wants if want.fetch}
         if fetches:
             await self.fetches.wait(fetches)
@@ -195,12 +195,12 @@ class Contents:
 
     async def _collect(self, wants: list[_Want]) -> Sequence[Data | None]:
         if len(wants) == 1:
-            return [await self._take(wants[0])]
+            return [await self._wait_for(wants[0])]
         if isinstance(self._slots, MemorySlots):
-            return [await self._take(want) for want in wants]
-        return await asyncio.gather(*map(self._take, wants))
+            return [await self._wait_for(want) for want in wants]
+        return await asyncio.gather(*map(self._wait_for, wants))
 
-    async def _take(self, want: _Want) -> Data | None:
+    async def _wait_for(self, want: _Want) -> Data | None:
         """One line's part of a read; None if it has to be asked for again."""
         piece, line, missing, fetch = want
         there = line.valid & piece.blocks if line else 0
@@ -229,21 +229,21 @@ class Contents:
         """What is in a slot; None if the slots fail."""
         try:
             return await self._slots.read(line.base + begin, end - begin)
-        except STOPS:
+        except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
             self._fail(exc)
             return None
 
-    async def _keep(self, fetch: Fetch) -> None:
+    async def _store_fetched(self, fetch: Fetch) -> None:
         """Store what was fetched, where it is not older than what is there."""
         for number in fetch.numbers:
-            wanted = self._missing(number) & ~self.fetches.spoilt(fetch, number)
+            wanted = self._missing(number) & ~self.fetches.is_invalid(fetch, number)
             line = self._lines.claim(number) if wanted else None
             if line is not None:
                 start = number * self._lines.line_size - fetch.begin
                 stored = await self._store(line, wanted, fetch.arrived.result(), start)
-                line.valid |= stored & ~self.fetches.spoilt(fetch, number)
+                line.valid |= stored & ~self.fetches.is_invalid(fetch, number)
 
     async def _store(self, line: Line, blocks: int, data: memoryview, start: int) -> int:
         """Write blocks to a line's slot, for the caller to call them valid.
@@ -266,7 +266,7 @@ class Contents:
             for first, last in runs(blocks):
                 begin, end = first * self._lines.block_size, last * self._lines.block_size
                 await self._slots.write(line.base + begin, data[start + begin : start + end])
-        except STOPS:
+        except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
             self._fail(exc)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..bits import runs
 from .lines import Line, Lines, Piece
-from .stats import Stats
+from .stats import CacheStats
 
 
 class Dirty:
@@ -26,14 +26,14 @@ class Dirty:
 
     """
 
-    def __init__(self, lines: Lines, limit: int, stats: Stats) -> None:
+    def __init__(self, lines: Lines, limit: int, stats: CacheStats) -> None:
         self._lines = lines
         self._limit = limit
         self._stats = stats
         self._by_number: dict[int, Line] = {}
 
     @property
-    def many(self) -> bool:
+    def over_limit(self) -> bool:
         """Whether it is time to write some back."""
         return (
             2 * self._stats.dirty_bytes > self._limit
@@ -62,7 +62,7 @@ class Dirty:
         return True
 
     @contextmanager
-    def holding(self, begin: int, end: int) -> Iterator[None]:
+    def superseding(self, begin: int, end: int) -> Iterator[None]:
         """Change the inner device between these bytes, by the body.
 
         What was dirty there is so no more, unless the body fails; then the inner device may not

@@ -12,12 +12,12 @@ import errno
 from collections.abc import Awaitable, Callable, Iterable
 
 from ...device import BlockDevice
-from ...errors import STOPS
-from .changes import Changes
+from ...errors import STOP_EXCEPTIONS
+from .changes import ChangeLock
 from .lines import Lines, spans
-from .stats import Stats
+from .stats import CacheStats
 
-_LARGEST = 1 << 20
+_MAX_FETCH = 1 << 20
 """Bytes of one read: where throughput hardly grows any more, and what comes first is not late."""
 
 
@@ -28,7 +28,7 @@ class Fetch:
         numbers: of the lines.
         begin, end: bytes of the device; the last line may be shorter than the others.
         ahead: whether nobody had asked for it when it began.
-        spoilt: what was, or is being, changed since it began, in bytes.
+        invalid: what was, or is being, changed since it began, in bytes.
         arrived: set to what was read.
         waiters: how many wait for it.
         task: what reads, and then keeps what was read.
@@ -42,7 +42,7 @@ class Fetch:
         self.begin = begin
         self.end = end
         self.ahead = ahead
-        self.spoilt: list[tuple[int, int]] = []
+        self.invalid: list[tuple[int, int]] = []
         self.arrived: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
         self.waiters = 0
 
@@ -67,9 +67,9 @@ class Fetches:
         self,
         inner: BlockDevice,
         lines: Lines,
-        changes: Changes,
+        changes: ChangeLock,
         keep: Callable[[Fetch], Awaitable[None]],
-        stats: Stats,
+        stats: CacheStats,
     ) -> None:
         self._inner = inner
         self._lines = lines
@@ -92,25 +92,25 @@ class Fetches:
     def joinable(self, number: int, blocks: int) -> Fetch | None:
         """The fetch that brings these blocks of a line, if there is one and it may be used."""
         fetch = self._by_number.get(number)
-        return fetch if fetch and not blocks & self.spoilt(fetch, number) else None
+        return fetch if fetch and not blocks & self.is_invalid(fetch, number) else None
 
-    def spoilt(self, fetch: Fetch, number: int) -> int:
+    def is_invalid(self, fetch: Fetch, number: int) -> int:
         """The blocks of this line for which ``fetch`` cannot be used."""
         blocks = 0
-        for begin, end in fetch.spoilt:
+        for begin, end in fetch.invalid:
             blocks |= self._lines.blocks(number, begin, end)
         return blocks
 
-    def spoil(self, begin: int, end: int) -> None:
+    def invalidate(self, begin: int, end: int) -> None:
         """Take note that the bytes between are about to change."""
         for fetch in self._under_way:
             if fetch.begin < end and begin < fetch.end:
-                fetch.spoilt.append((begin, end))
+                fetch.invalid.append((begin, end))
 
     def start(self, numbers: Iterable[int], *, ahead: bool = False) -> dict[int, Fetch]:
         """Fetch these lines, in ascending order; returns which fetch brings which."""
         started: dict[int, Fetch] = {}
-        for span in spans(numbers, max(_LARGEST // self._lines.line_size, 1)):
+        for span in spans(numbers, max(_MAX_FETCH // self._lines.line_size, 1)):
             fetch = self._start(span, ahead)
             started |= dict.fromkeys(span, fetch)
         return started
@@ -127,21 +127,21 @@ class Fetches:
                 if not fetch.waiters and not fetch.arrived.done():
                     # It may hang for good, and should not do so for those who ask again.
                     fetch.task.cancel()
-                    self._end(fetch)
+                    self._finish(fetch)
 
     async def close(self) -> None:
         """End those that have not arrived, and wait until the others are kept."""
         for fetch in list(self._under_way):
             if not fetch.arrived.done():
                 fetch.task.cancel()
-                self._end(fetch)
+                self._finish(fetch)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, numbers: range, ahead: bool) -> Fetch:
         begin = numbers.start * self._lines.line_size
         end = min(numbers.stop * self._lines.line_size, self._inner.size)
         fetch = Fetch(numbers, begin, end, ahead=ahead)
-        fetch.spoilt += self._changes.within(begin, end)
+        fetch.invalid += self._changes.shared(begin, end)
         self._under_way.add(fetch)
         self._by_number |= dict.fromkeys(numbers, fetch)
         if ahead:
@@ -157,12 +157,12 @@ class Fetches:
             if fetch in self._under_way:  # or it was ended, and nobody tells it what is spoilt
                 fetch.arrived.set_result(data)
                 await self._keep(fetch)
-        except STOPS:
+        except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:  # those who wait for it are told, whatever it is
-            self._end(fetch, exc)
+            self._finish(fetch, exc)
         finally:
-            self._end(fetch)
+            self._finish(fetch)
 
     async def _read(self, begin: int, length: int) -> memoryview:
         data = memoryview(await self._inner.read(begin, length)).cast("B")
@@ -172,7 +172,7 @@ class Fetches:
         # What can be written to may change as soon as the inner device runs again.
         return data if data.readonly else memoryview(bytes(data))
 
-    def _end(self, fetch: Fetch, exc: BaseException | None = None) -> None:
+    def _finish(self, fetch: Fetch, exc: BaseException | None = None) -> None:
         """Let nobody join it any more. May be called again."""
         self._under_way.discard(fetch)
         for number in fetch.numbers:

@@ -19,7 +19,7 @@ _CHECKSUM = struct.Struct("<I")
 SIZE = _FIELDS.size + _CHECKSUM.size
 
 
-class Header(NamedTuple):
+class CacheHeader(NamedTuple):
     """The contents of a store's header.
 
     Attributes:
@@ -62,7 +62,7 @@ class Header(NamedTuple):
         fields = _FIELDS.pack(MAGIC, *self)
         return fields + _CHECKSUM.pack(crc32(fields))
 
-    def why_useless(self, expected: Self) -> str | None:
+    def mismatch_reason(self, expected: Self) -> str | None:
         """What keeps the cache from being used where this header is expected, if anything does."""
         if self._replace(state=OPEN, table=0) != expected:
             return "it is not of what this device holds, or has other lines"

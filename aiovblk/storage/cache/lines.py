@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from .stats import Stats
+from .stats import CacheStats
 
 _FEW = 8
 """What part of all lines the new ones may always keep, as a divisor."""
@@ -88,7 +88,7 @@ class Lines:
 
     """
 
-    def __init__(self, slots: int, line_size: int, block_size: int, stats: Stats) -> None:
+    def __init__(self, slots: int, line_size: int, block_size: int, stats: CacheStats) -> None:
         self.line_size = line_size
         self.block_size = block_size
         self.by_number: dict[int, Line] = {}
@@ -205,14 +205,14 @@ class Lines:
             self._evicted.popitem(last=False)
 
 
-def spans(numbers: Iterable[int], most: int) -> Iterator[range]:
-    """Ascending numbers, those that follow one another together, cut at each multiple of ``most``.
+def spans(numbers: Iterable[int], limit: int) -> Iterator[range]:
+    """Ascending numbers, those that follow one another together, cut at each multiple of ``limit``.
 
     So whatever lies below, in chunks of that size or a divisor, is asked for each of them once.
     """
     span = range(0)
     for number in chain(numbers, [-1]):
-        if span and (number != span.stop or number % most == 0):
+        if span and (number != span.stop or number % limit == 0):
             yield span
             span = range(0)
         span = range(span.start if span else number, number + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_MOST_STREAMS = 64
+_MAX_STREAMS = 64
 """How many are remembered; a random read looks like the beginning of one."""
 
 
@@ -40,11 +40,11 @@ class ReadAhead:
 
     def __init__(self, most: int) -> None:
         self.awaited: dict[int, _Stream] = {}
-        self._most = most
+        self._max_ahead = most
 
     def demand(self, lines: range, *, missed: bool) -> range:
         """Take note of a read of these lines; returns those to fetch ahead, perhaps none."""
-        if not self._most:
+        if not self._max_ahead:
             return range(0)
         awaited = next((number for number in lines if number in self.awaited), None)
         if awaited is not None:
@@ -55,12 +55,12 @@ class ReadAhead:
 
     def _advance(self, stream: _Stream, lines: range) -> range:
         begin = max(stream.edge, lines.stop)
-        stream.window = min(2 * max(stream.window, len(lines)), self._most)
+        stream.window = min(2 * max(stream.window, len(lines)), self._max_ahead)
         stream.edge = begin + stream.window
         self._wait_for(begin, stream)
         return range(begin, stream.edge)
 
     def _wait_for(self, number: int, stream: _Stream) -> None:
         self.awaited[number] = stream
-        if len(self.awaited) > _MOST_STREAMS:
+        if len(self.awaited) > _MAX_STREAMS:
             del self.awaited[next(iter(self.awaited))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Stats:
+class CacheStats:
     """Counters of a cache, which only ever grow, and what it holds now."""
 
     hits: int = 0

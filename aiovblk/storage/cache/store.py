@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from zlib import crc32
 
 from ...device import BlockDevice
-from .header import CLEAN, MAGIC, SIZE, Header
+from .header import CLEAN, MAGIC, SIZE, CacheHeader
 
 logger = logging.getLogger("aiovblk")
 
@@ -34,7 +34,7 @@ _PIECE = 1 << 20
 _ENTRY = struct.Struct("<Q")
 
 
-class Store:
+class DeviceSlots:
     """Slots on a device.
 
     Args:
@@ -58,7 +58,7 @@ class Store:
         self._base = self._unit + self._table_size
         self.is_blank = False
 
-    async def open(self, header: Header) -> Iterable[tuple[int, int]]:
+    async def open(self, header: CacheHeader) -> Iterable[tuple[int, int]]:
         """Read which line is in which slot, and mark the store as in use, durably.
 
         Returns:
@@ -72,7 +72,7 @@ class Store:
         await self._write_header(header)
         return lines
 
-    async def close(self, header: Header, lines: Iterable[tuple[int, int]]) -> None:
+    async def close(self, header: CacheHeader, lines: Iterable[tuple[int, int]]) -> None:
         """Write which line is in which slot, and then, durably, that this is right."""
         table = bytearray(self._table_size)
         for slot, number in lines:
@@ -91,20 +91,20 @@ class Store:
         """Write to a slot; ``begin`` is counted from the first."""
         await self.device.write(self._base + begin, data)
 
-    async def _write_header(self, header: Header) -> None:
+    async def _write_header(self, header: CacheHeader) -> None:
         data = header.serialize().ljust(self._unit, b"\0")
         await self.device.write(0, memoryview(data))
         await self.device.flush()
 
-    async def _read_lines(self, expected: Header) -> Iterable[tuple[int, int]]:
+    async def _read_lines(self, expected: CacheHeader) -> Iterable[tuple[int, int]]:
         data = bytes(await self.device.read(0, self._unit))
         self.is_blank = not any(data)
         if self.is_blank:
             return []
         if not data.startswith(MAGIC):
             raise OSError(errno.EEXIST, "the store holds something that is no cache; clear it")
-        found = Header.parse(data[:SIZE])
-        reason = found.why_useless(expected) if found else "its header is damaged"
+        found = CacheHeader.parse(data[:SIZE])
+        reason = found.mismatch_reason(expected) if found else "its header is damaged"
         if found and not reason:
             table = await self._read_table()
             if crc32(table) == found.table:

@@ -7,12 +7,12 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 
-from ...errors import STOPS
+from ...errors import STOP_EXCEPTIONS
 from .dirty import Dirty
 
 logger = logging.getLogger("aiovblk")
 
-_LARGEST = 1 << 20
+_MAX_WRITE = 1 << 20
 """Bytes of one write."""
 
 _IN_FLIGHT = 32
@@ -37,9 +37,9 @@ class WriteBack:
         self._background: asyncio.Task[None] | None = None
         self._pause_until = 0.0
 
-    def look(self) -> None:
+    def start_if_needed(self) -> None:
         """Begin to write back in the background if much is dirty."""
-        if self._dirty.many and self._background is None:
+        if self._dirty.over_limit and self._background is None:
             loop = asyncio.get_running_loop()
             if loop.time() >= self._pause_until:
                 self._background = loop.create_task(self._run())
@@ -54,9 +54,9 @@ class WriteBack:
 
         """
         ranges = [
-            (start, min(start + _LARGEST, stop))
+            (start, min(start + _MAX_WRITE, stop))
             for begin, stop in self._dirty.ranges(0, end)
-            for start in range(begin, stop, _LARGEST)
+            for start in range(begin, stop, _MAX_WRITE)
         ]
         errors: list[BaseException] = []
         left = iter(ranges)
@@ -89,7 +89,7 @@ class WriteBack:
                 if task is None or task.cancelling():
                     raise
                 errors.append(exc)
-            except STOPS:
+            except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:
                 errors.append(exc)
@@ -97,7 +97,7 @@ class WriteBack:
     async def _run(self) -> None:
         try:
             await self.clean(1 << 63)
-        except STOPS:
+        except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
             logger.warning("written data stays in the cache until it can be written back: %s", exc)

@@ -8,7 +8,7 @@ from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ..layer import Layer
 from .members import Members
-from .syncing import Syncing
+from .syncing import Resync
 
 
 class Mirror(Layer):
@@ -48,7 +48,7 @@ class Mirror(Layer):
 
     """
 
-    adds = frozenset({"flush"})
+    provides = frozenset({"flush"})
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class Mirror(Layer):
         self.rotational = any(device.rotational for device in devices)
         self.multi_conn = False
         self._members = Members(devices, on_drop)
-        self._syncing = Syncing(self._members)
+        self._resync = Resync(self._members)
         for device in stale:
-            self._syncing.begin_anew(self._members.find(device))
+            self._resync.mark_stale(self._members.find(device))
 
     @property
     def in_sync(self) -> tuple[BlockDevice, ...]:
         """The members that are in."""
-        return tuple(member.device for member in self._members if member.is_in)
+        return tuple(member.device for member in self._members if member.in_sync)
 
     @property
     def read_only(self) -> bool:
@@ -121,7 +121,7 @@ class Mirror(Layer):
 
     async def flush(self) -> None:
         """Flush all members, once they agree."""
-        await self._syncing.agree()
+        await self._resync.reconcile()
         await self._members.flush()
 
     async def cache(self, offset: int, length: int) -> None:
@@ -153,7 +153,7 @@ class Mirror(Layer):
         Cancellation: safe; it stays out, and another call goes on from there.
 
         """
-        await self._syncing.bring_back(self._members.find(member), advance)
+        await self._resync.resync(self._members.find(member), advance)
 
 
 def _check(devices: Sequence[BlockDevice], stale: Collection[BlockDevice]) -> None:

@@ -13,7 +13,7 @@ class Member:
 
     Attributes:
         device: it.
-        is_in: whether it holds the same as the others, and may be read.
+        in_sync: whether it holds the same as the others, and may be read.
         is_syncing: whether it is being brought up to date.
         missed: the regions that differ, or may do so, while it is out.
 
@@ -21,7 +21,7 @@ class Member:
 
     def __init__(self, device: BlockDevice) -> None:
         self.device = device
-        self.is_in = True
+        self.in_sync = True
         self.is_syncing = False
         self.missed: set[int] = set()
         self._unflushed: dict[int, int] = {}  # region to when it was last written
@@ -29,9 +29,9 @@ class Member:
     @property
     def is_written(self) -> bool:
         """Whether changes are made on it too, be it that they are copied once more later."""
-        return self.is_in or self.is_syncing
+        return self.in_sync or self.is_syncing
 
-    def note(self, regions: Iterable[int], now: int, *, written: bool) -> None:
+    def record_write(self, regions: Iterable[int], now: int, *, written: bool) -> None:
         """A change of these has ended.
 
         Args:
@@ -40,7 +40,7 @@ class Member:
             written: whether it was made here, and has succeeded.
 
         """
-        if self.is_in or (written and self.is_syncing):
+        if self.in_sync or (written and self.is_syncing):
             self._unflushed.update(dict.fromkeys(regions, now))
         else:
             self.missed.update(regions)
@@ -51,15 +51,15 @@ class Member:
             self._unflushed = {
                 region: when for region, when in self._unflushed.items() if when > began
             }
-        elif not self.is_in:
-            self._lose()
+        elif not self.in_sync:
+            self._forget_missed()
 
-    def put_out(self) -> None:
+    def mark_failed(self) -> None:
         """Let it miss what is written, and what it may have lost."""
-        self.is_in = False
-        self._lose()
+        self.in_sync = False
+        self._forget_missed()
 
-    def _lose(self) -> None:
+    def _forget_missed(self) -> None:
         self.missed.update(self._unflushed)
         self._unflushed.clear()
 

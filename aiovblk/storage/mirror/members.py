@@ -11,7 +11,7 @@ from itertools import accumulate, count
 from typing import TypeVar
 
 from ...device import BlockDevice, Extent
-from ..ranges import Ranges
+from ..ranges import RangeLock
 from .member import Member, on_each
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ logger = logging.getLogger("aiovblk")
 REGION = 1024 * 1024
 """Bytes, at least, of a region."""
 
-_MOST_REGIONS = 1 << 16
+_MAX_REGIONS = 1 << 16
 
 Call = Callable[[BlockDevice], Awaitable[object]]
 
@@ -37,7 +37,7 @@ class Members:
         ranges: what is being changed.
         region: bytes of one of them.
         clock: when things happen.
-        doubtful: the regions in which members may differ that are in.
+        possibly_divergent: the regions in which members may differ that are in.
 
     """
 
@@ -48,10 +48,10 @@ class Members:
     ) -> None:
         self._members = [Member(device) for device in devices]
         self._on_drop = on_drop
-        self.ranges = Ranges()
-        self.region = max(REGION, 1 << (self.size // _MOST_REGIONS).bit_length())
+        self.ranges = RangeLock()
+        self.region = max(REGION, 1 << (self.size // _MAX_REGIONS).bit_length())
         self.clock = count(1)
-        self.doubtful: set[int] = set()
+        self.possibly_divergent: set[int] = set()
 
     def __iter__(self) -> Iterator[Member]:
         """All of them."""
@@ -91,7 +91,7 @@ class Members:
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """What all of them tell of these."""
         answers = await asyncio.gather(
-            *(member.device.extents(offset, length) for member in self._members if member.is_in),
+            *(member.device.extents(offset, length) for member in self._members if member.in_sync),
             return_exceptions=True,
         )
         return list(common([_extents_in(answer, length) for answer in answers]))
@@ -100,7 +100,7 @@ class Members:
         """Have the member that is read there answer, or another one if it cannot."""
         error: OSError | None = None
         for member in self._in_turn(offset):
-            if not member.is_in:
+            if not member.in_sync:
                 continue
             try:
                 return await call(member.device)
@@ -131,15 +131,15 @@ class Members:
             written = {
                 member for member, outcome in zip(members, outcomes, strict=True) if outcome is None
             }
-            if failure := self._judge(members, outcomes):
+            if failure := self._drop_failed(members, outcomes):
                 raise failure
         except BaseException:
-            self.doubtful.update(regions)
+            self.possibly_divergent.update(regions)
             raise
         finally:
             now = next(self.clock)
             for member in self._members:
-                member.note(regions, now, written=member in written)
+                member.record_write(regions, now, written=member in written)
 
     async def trim(self, offset: int, length: int) -> None:
         """Have all members trim."""
@@ -155,7 +155,7 @@ class Members:
         began = next(self.clock)
         members = [member for member in self._members if member.is_written]
         outcomes = await on_each(members, lambda device: device.flush())
-        failure = self._judge(members, outcomes)
+        failure = self._drop_failed(members, outcomes)
         for member, outcome in zip(members, outcomes, strict=True):
             member.flushed(began, succeeded=outcome is None)
         if failure:
@@ -167,7 +167,7 @@ class Members:
             if outcome is not None:
                 raise outcome
 
-    def _judge(
+    def _drop_failed(
         self, members: Sequence[Member], outcomes: Sequence[BaseException | None]
     ) -> OSError | None:
         """Put out the members that have failed what another one has done.
@@ -176,12 +176,12 @@ class Members:
             An error if there is no such one.
 
         """
-        both = [each for each in zip(members, outcomes, strict=True) if each[0].is_in]
+        both = [each for each in zip(members, outcomes, strict=True) if each[0].in_sync]
         if all(outcome is not None for _, outcome in both):
             return _failure_of_all(outcomes)
         for member, outcome in both:
             if outcome is not None:
-                member.put_out()
+                member.mark_failed()
                 logger.error("a member of a mirror is out: %r failed: %r", member.device, outcome)
                 self._on_drop(member.device, outcome)
         return None

@@ -10,13 +10,13 @@ from ...device import BlockDevice
 from .member import Member
 from .members import REGION, Members
 
-UNFLUSHED = 64
+REGIONS_PER_FLUSH = 64
 """Regions that are copied before a flush, and copied again if there never is one."""
 
 logger = logging.getLogger("aiovblk")
 
 
-class Syncing:
+class Resync:
     """Copies from the member that is read in a place to others.
 
     Nothing is changed there meanwhile, a piece of a region at a time.
@@ -29,49 +29,49 @@ class Syncing:
     def __init__(self, members: Members) -> None:
         self._members = members
 
-    def begin_anew(self, member: Member) -> None:
+    def mark_stale(self, member: Member) -> None:
         """Put a member out, as one that has missed everything.
 
         Raises:
             ValueError: there is no other one.
 
         """
-        if not any(other.is_in for other in self._members if other is not member):
+        if not any(other.in_sync for other in self._members if other is not member):
             raise ValueError("there is no other member to copy from")
-        member.put_out()
+        member.mark_failed()
         member.missed.update(range(-(-self._members.size // self._members.region)))
 
-    async def bring_back(self, member: Member, advance: Callable[[int], object]) -> None:
+    async def resync(self, member: Member, advance: Callable[[int], object]) -> None:
         """Copy what a member has missed until it has missed nothing."""
         if member.is_syncing:
             raise RuntimeError("this member is being brought back already")
-        if member.is_in:
-            self.begin_anew(member)
+        if member.in_sync:
+            self.mark_stale(member)
         member.is_syncing = True
         try:
             # Changes that began without it are noted before anything is compared.
             async with self._members.ranges.hold(0, self._members.size):
                 pass
             while member.missed:
-                for region in sorted(member.missed)[:UNFLUSHED]:
+                for region in sorted(member.missed)[:REGIONS_PER_FLUSH]:
                     advance(await self._copy_to(member, region))
                 began = next(self._members.clock)
                 await member.device.flush()
                 member.flushed(began, succeeded=True)
-            member.is_in = True
+            member.in_sync = True
         finally:
             member.is_syncing = False
-            if not member.is_in:
-                member.put_out()
+            if not member.in_sync:
+                member.mark_failed()
 
-    async def agree(self) -> None:
+    async def reconcile(self) -> None:
         """Copy what members that are in may hold different versions of.
 
         It is no matter if that fails: nobody was told that these places hold anything.
         """
-        if sum(member.is_in for member in self._members) == 1:
-            self._members.doubtful.clear()  # what others have missed is known
-        for region in sorted(self._members.doubtful):
+        if sum(member.in_sync for member in self._members) == 1:
+            self._members.possibly_divergent.clear()  # what others have missed is known
+        for region in sorted(self._members.possibly_divergent):
             try:
                 await self._copy_to_all(region)
             except OSError as exc:
@@ -90,18 +90,18 @@ class Syncing:
                 done += end - begin
             written = True
         finally:
-            member.note([region], next(self._members.clock), written=written)
+            member.record_write([region], next(self._members.clock), written=written)
         return done
 
     async def _copy_to_all(self, region: int) -> None:
-        self._members.doubtful.discard(region)
+        self._members.possibly_divergent.discard(region)
         try:
             for begin, end in self._pieces(region):
                 async with self._members.ranges.hold(begin, end):
                     data = await self._members.read(begin, end)
                     await self._members.change_held(begin, end - begin, partial(_put, begin, data))
         except BaseException:
-            self._members.doubtful.add(region)
+            self._members.possibly_divergent.add(region)
             raise
 
     def _pieces(self, region: int) -> Iterator[tuple[int, int]]:

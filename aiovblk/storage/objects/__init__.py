@@ -5,19 +5,19 @@ from .disk import create, trust_origins
 from .limits import Limits
 from .sealing import KEY_LENGTH
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
-from .store import AnyStore, Found, Objects, ObjectStoreClient
-from .upkeep import Garbage, Report, check, collect_garbage
+from .store import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
+from .upkeep import CheckReport, Garbage, check, collect_garbage
 
 __all__ = [
     "KEY_LENGTH",
     "AnyStore",
-    "Found",
+    "CheckReport",
     "Garbage",
     "Limits",
+    "ObjectInfo",
+    "ObjectStore",
     "ObjectStoreClient",
     "ObjectStoreDevice",
-    "Objects",
-    "Report",
     "check",
     "clone",
     "collect_garbage",

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ...text import quoted
-from ..patience import Notices
+from ...text import quote
+from ..patience import RetryLog
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore as ObstoreStore
 
 logger = logging.getLogger("aiovblk")
 
@@ -36,11 +36,11 @@ class Access:
     """
 
     def __init__(
-        self, store: ObjectStore, name: str = "", make: Callable[[], ObjectStore] | None = None
+        self, store: ObstoreStore, name: str = "", make: Callable[[], ObstoreStore] | None = None
     ) -> None:
         self.store = store
         self.known = False
-        self.notices = Notices()
+        self.notices = RetryLog()
         self._name = name
         self._make = make
         self._renewing = asyncio.Lock()
@@ -55,7 +55,7 @@ class Access:
         """What an object is called in messages."""
         return f"{self._name}/{path}" if self._name else path
 
-    async def renew(self, refused: ObjectStore) -> bool:
+    async def renew(self, refused: ObstoreStore) -> bool:
         """Look up the credentials again, once for all requests that were refused together.
 
         Args:
@@ -76,6 +76,6 @@ class Access:
             try:
                 self.store = await asyncio.to_thread(self._make)
             except Exception as exc:  # obstore and botocore have one for each mistake
-                logger.warning("%s: no other credentials: %s", self._name, quoted(str(exc)))
+                logger.warning("%s: no other credentials: %s", self._name, quote(str(exc)))
                 return False
             return True

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...extras import extra
-from ...text import quoted
+from ...text import quote
 
 logger = logging.getLogger("aiovblk")
 
@@ -99,7 +99,7 @@ def check_endpoint(endpoint: str, name: str) -> None:
     except ValueError:
         usable = False
     if not usable:
-        shown = quoted(endpoint.rpartition("@")[2])
+        shown = quote(endpoint.rpartition("@")[2])
         raise ValueError(f"{name}: {shown!r} is no address of a store; write https://HOST[:PORT]")
 
 
@@ -193,7 +193,7 @@ class Profile:
         try:
             session, credentials = self._load()
         except Exception as exc:  # it may be half written; once it is whole it is read again
-            logger.warning("AWS credentials were not read again: %s", quoted(str(exc)))
+            logger.warning("AWS credentials were not read again: %s", quote(str(exc)))
             return
         if credentials is None:
             logger.warning("AWS credentials were not read again: there are none any more")

@@ -13,17 +13,17 @@ from functools import partial
 from itertools import islice
 
 from ...errors import StorageError
-from ..together import drain
-from .description import Description
+from ..together import run_bounded
+from .description import Manifest
 from .limits import Limits
-from .pending import Pending
+from .pending import DirtyChunk
 from .store import Buffer
-from .stored import Stored
+from .stored import ChunkStore
 
-_LEFT_BEHIND = 4  # full chunks that are kept, since a stream may come back to them
+_BACKGROUND_STORE_AT = 4  # full chunks that are kept, since a stream may come back to them
 
 
-class Chunks:
+class ChunkBuffer:
     """The chunks of an open disk.
 
     Concurrency: all methods may be called at the same time, for any chunks.
@@ -31,23 +31,23 @@ class Chunks:
     Cancellation: safe; requests to the store go on, for whoever comes next.
 
     Args:
-        stored: what is below; closed with this.
-        description: of the disk.
+        chunk_store: what is below; closed with this.
+        manifest: of the disk.
         limits: of what is used.
 
     """
 
-    def __init__(self, stored: Stored, description: Description, limits: Limits) -> None:
-        self.stored = stored
+    def __init__(self, chunk_store: ChunkStore, manifest: Manifest, limits: Limits) -> None:
+        self.chunk_store = chunk_store
         """What is below."""
-        self._chunk_size = description.chunk_size
-        self._block_size = description.block_size
-        self._written: dict[int, Pending] = {}
-        self._storing: dict[int, Pending] = {}
+        self._chunk_size = manifest.chunk_size
+        self._block_size = manifest.block_size
+        self._written: dict[int, DirtyChunk] = {}
+        self._storing: dict[int, DirtyChunk] = {}
         self._store_tasks: dict[int, asyncio.Task[None]] = {}
         self._full: deque[int] = deque()
-        self._most_written = max(2, limits.unstored // description.chunk_size)
-        self._at_once = 2 * limits.requests  # that are stored: some read first what lies below
+        self._max_written = max(2, limits.unstored // manifest.chunk_size)
+        self._concurrency = 2 * limits.requests  # that are stored: some read first what lies below
         self._ended: asyncio.Future[BaseException | None] | None = None
 
     # Reading
@@ -67,7 +67,7 @@ class Chunks:
             if layer.mask:
                 break
         else:
-            return (await self.stored.get(index))[start : start + length]
+            return (await self.chunk_store.get(index))[start : start + length]
         return await self._assembled(index, start, length)
 
     async def _assembled(self, index: int, start: int, length: int) -> Buffer:
@@ -75,11 +75,11 @@ class Chunks:
         if storing is not None and storing.knows(start, length):
             assembled = bytearray(length)  # so nothing is read that is not needed
         else:
-            assembled = bytearray((await self.stored.get(index))[start : start + length])
+            assembled = bytearray((await self.chunk_store.get(index))[start : start + length])
         # From here on nothing waits, so all layers are of one moment.
         for layer in (self._storing.get(index), self._written.get(index)):
             if layer is not None:
-                layer.lay_over(assembled, start)
+                layer.apply_to(assembled, start)
         return memoryview(assembled).toreadonly()
 
     # Writing
@@ -91,45 +91,45 @@ class Chunks:
             OSError: there is no room, because nothing can be stored.
 
         """
-        pending = await self._pending(index)
+        pending = await self._dirty_chunk(index)
         was_complete = pending.is_complete
         pending.write(start, data)
         if pending.is_complete and not was_complete:
-            self._store_in_passing(index)
+            self._store_in_background(index)
 
     async def zero(self, index: int, start: int, length: int) -> None:
         """Write zeroes to a chunk."""
         if length == self._chunk_size:
             self.drop(index)
         elif not self.is_zero(index):
-            (await self._pending(index)).zero(start, length)
+            (await self._dirty_chunk(index)).zero(start, length)
 
     def drop(self, index: int) -> None:
         """Make a whole chunk zeroes, which takes no room and nothing to store."""
         self._written.pop(index, None)
         if index in self._storing:  # which comes first, then
-            pending = self._written[index] = Pending(self._chunk_size, self._block_size)
+            pending = self._written[index] = DirtyChunk(self._chunk_size, self._block_size)
             pending.zero(0, self._chunk_size)
         else:
-            self.stored.set(index, 0)
+            self.chunk_store.set(index, 0)
 
     def is_zero(self, index: int) -> bool:
         """Whether a chunk is known to be zeroes."""
         for layer in (self._written.get(index), self._storing.get(index)):
             if layer is not None and layer.mask:
                 return layer.is_complete and layer.contents is None
-        return not self.stored.entry(index)
+        return not self.chunk_store.entry(index)
 
-    async def _pending(self, index: int) -> Pending:
+    async def _dirty_chunk(self, index: int) -> DirtyChunk:
         while (pending := self._written.get(index)) is None:
-            if len(self._written) + len(self._storing) < self._most_written:
-                pending = self._written[index] = Pending(self._chunk_size, self._block_size)
+            if len(self._written) + len(self._storing) < self._max_written:
+                pending = self._written[index] = DirtyChunk(self._chunk_size, self._block_size)
                 break
             await self._make_room()
         return pending
 
     async def _make_room(self) -> None:
-        for index in list(islice(self._written, self._at_once)):
+        for index in list(islice(self._written, self._concurrency)):
             self._start_storing(index)
         # One for all who wait: there may be many tasks.
         if self._ended is None:
@@ -139,10 +139,10 @@ class Chunks:
             number = failure.errno if isinstance(failure, OSError) else None
             raise StorageError(number or errno.EIO, f"too much is not stored yet: {failure}")
 
-    def _store_in_passing(self, index: int) -> None:
+    def _store_in_background(self, index: int) -> None:
         """Store a full chunk as soon as some more are, so that a flush has little left to do."""
         self._full.append(index)
-        while len(self._full) > _LEFT_BEHIND:
+        while len(self._full) > _BACKGROUND_STORE_AT:
             oldest = self._full.popleft()
             pending = self._written.get(oldest)
             if pending is not None and pending.is_complete:
@@ -159,7 +159,9 @@ class Chunks:
         """
         indices = [*self._storing, *(each for each in self._written if each not in self._storing)]
         # None after a failure: a store that is away costs each of them a minute.
-        await drain((partial(self._store_one, each) for each in indices), most=self._at_once)
+        await run_bounded(
+            (partial(self._store_one, each) for each in indices), limit=self._concurrency
+        )
 
     async def _store_one(self, index: int) -> None:
         task = self._store_tasks.get(index)
@@ -189,35 +191,37 @@ class Chunks:
         pending = self._storing[index]
         try:
             if not pending.is_complete:
-                below = await self.stored.get(index)
-                pending.complete(None if below is self.stored.zeroes else below)
-            entry = await self.stored.put(index, pending.contents)
+                below = await self.chunk_store.get(index)
+                pending.complete(None if below is self.chunk_store.zeroes else below)
+            entry = await self.chunk_store.put(index, pending.contents)
         except BaseException:
-            self._take_back(index, pending)
+            self._restore(index, pending)
             raise
         finally:
             del self._storing[index], self._store_tasks[index]
-        self.stored.set(index, entry)
+        self.chunk_store.set(index, entry)
         if entry and pending.contents is not None:
-            self.stored.remember(index, entry, memoryview(pending.contents).toreadonly())
+            self.chunk_store.remember(index, entry, memoryview(pending.contents).toreadonly())
 
-    def _take_back(self, index: int, pending: Pending) -> None:
+    def _restore(self, index: int, pending: DirtyChunk) -> None:
         above = self._written.get(index)
         if above is None:
             self._written[index] = pending
         else:
-            above.take(pending)
+            above.merge(pending)
 
     def resize(self, before: int, size: int) -> None:
         """Go from so many bytes to so many; those that are added are zeroes."""
         index, start = divmod(min(before, size), self._chunk_size)
         if start and not self.is_zero(index):
-            pending = self._written.setdefault(index, Pending(self._chunk_size, self._block_size))
+            pending = self._written.setdefault(
+                index, DirtyChunk(self._chunk_size, self._block_size)
+            )
             pending.zero(start, self._chunk_size - start)
         count = -(-size // self._chunk_size)
-        for index in range(count, len(self.stored.entries)):
+        for index in range(count, len(self.chunk_store.entries)):
             self.drop(index)  # which comes into the history: they may be back before the next flush
-        self.stored.resize(count)
+        self.chunk_store.resize(count)
 
     async def close(self) -> None:
         """End what is going on, and let go of everything. What is not stored is lost."""
@@ -226,4 +230,4 @@ class Chunks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._written.clear()
-        await self.stored.close()
+        await self.chunk_store.close()

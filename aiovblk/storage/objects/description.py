@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from ...errors import StorageError
-from .names import DESCRIPTION
-from .sealing import KEY_HINT, Sealing, damaged
+from .names import MANIFEST
+from .sealing import KEY_HINT, ObjectCodec, damaged_error
 from .store import Buffer
 
 FORMAT = "aiovblk-disk"
@@ -49,7 +49,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class Manifest:
     """What never changes about a disk."""
 
     disk: str
@@ -76,7 +76,7 @@ class Description:
         if key is None:
             return self
         new = replace(self, version=SEALED_VERSION)
-        check = Sealing(self.identity, key=key).seal(DESCRIPTION, new._authenticated())
+        check = ObjectCodec(self.identity, key=key).seal(MANIFEST, new._authenticated())
         return replace(new, key_check=check.hex())
 
     def check_key(self, key: bytes | None) -> None:
@@ -95,13 +95,13 @@ class Description:
         if key is None:
             raise StorageError(errno.EACCES, f"the disk is encrypted; give its key {KEY_HINT}")
         sealed = self.version == SEALED_VERSION
-        name, expected = (DESCRIPTION, self._authenticated()) if sealed else (_KEY_CHECK, b"")
+        name, expected = (MANIFEST, self._authenticated()) if sealed else (_KEY_CHECK, b"")
         try:
-            found = Sealing(self.identity, key=key).open(name, bytes.fromhex(self.key_check))
+            found = ObjectCodec(self.identity, key=key).open(name, bytes.fromhex(self.key_check))
         except StorageError:
             raise StorageError(errno.EACCES, "this is not the key of the disk") from None
         if found != expected:
-            raise damaged(DESCRIPTION, "it was changed since the disk was made")
+            raise damaged_error(MANIFEST, "it was changed since the disk was made")
 
     def check_origins(self) -> None:
         """Refuse ancestors that nothing vouches for.
@@ -138,10 +138,10 @@ class Description:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             kind, version = None, None
         if not any(bytes(data)):
-            reason = f"{DESCRIPTION} is empty: the disk was not finished; delete its folder"
+            reason = f"{MANIFEST} is empty: the disk was not finished; delete its folder"
             raise StorageError(errno.EINVAL, reason)
         if kind != FORMAT:
-            raise StorageError(errno.EINVAL, f"{DESCRIPTION} is not that of a disk of aiovblk")
+            raise StorageError(errno.EINVAL, f"{MANIFEST} is not that of a disk of aiovblk")
         if version not in (VERSION, SEALED_VERSION):
             known = f"{VERSION} and {SEALED_VERSION}"
             reason = f"the disk has format {version}, this aiovblk knows {known} only; upgrade it"
@@ -151,9 +151,9 @@ class Description:
             description = cls(**fields, origins=origins, version=version)
             bytes.fromhex(description.disk + (description.key_check or ""))
         except (ValueError, TypeError, KeyError) as exc:
-            raise damaged(DESCRIPTION, str(exc)) from None
+            raise damaged_error(MANIFEST, str(exc)) from None
         if version == SEALED_VERSION and description.key_check is None:
-            raise damaged(DESCRIPTION, "its seal is missing")
+            raise damaged_error(MANIFEST, "its seal is missing")
         return description
 
     @property

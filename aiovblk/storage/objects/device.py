@@ -10,19 +10,19 @@ from typing import Self
 
 from ...device import BlockDevice, Extent
 from ...errors import StorageError
-from ..together import together
+from ..together import gather_all
 from . import lease as leases
-from .chunks import Chunks
-from .disk import Disk
+from .chunks import ChunkBuffer
+from .disk import StoredDisk
 from .limits import Limits
-from .state import State
+from .state import DiskState
 from .store import AnyStore, Buffer
-from .stored import Stored
+from .stored import ChunkStore
 from .writer import Writer
 
-_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
-_MOST_LOOKS = 16384  # at chunks for that, since most disks have long runs
-_AT_ONCE = 1024  # chunks that are dropped before others run; a disk has up to 16 million
+_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
+_MAX_LOOKUPS = 16384  # at chunks for that, since most disks have long runs
+_CONCURRENCY = 1024  # chunks that are dropped before others run; a disk has up to 16 million
 
 
 class ObjectStoreDevice(BlockDevice):
@@ -50,15 +50,15 @@ class ObjectStoreDevice(BlockDevice):
 
     rotational = False
 
-    def __init__(self, disk: Disk, state: State, limits: Limits) -> None:
+    def __init__(self, disk: StoredDisk, state: DiskState, limits: Limits) -> None:
         """See :meth:`open`."""
-        self.block_size = disk.description.block_size
-        self._chunk_size = disk.description.chunk_size
+        self.block_size = disk.manifest.block_size
+        self._chunk_size = disk.manifest.chunk_size
         self._size = state.size
-        self._disk = disk.description.disk
+        self._disk = disk.manifest.disk
         self._contents = state.contents
-        stored = Stored(disk.sources, disk.description, state.chunks, limits)
-        self._chunks = Chunks(stored, disk.description, limits)
+        stored = ChunkStore(disk.sources, disk.manifest, state.chunks, limits)
+        self._buffer = ChunkBuffer(stored, disk.manifest, limits)
         self._writer: Writer | None = None
 
     @classmethod
@@ -71,13 +71,13 @@ class ObjectStoreDevice(BlockDevice):
         read_only: bool = False,
         key: bytes | None = None,
         limits: Limits = Limits(),  # noqa: B008  # which does not change
-        lease: float = leases.SECONDS,
+        lease: float = leases.DEFAULT_LEASE,
     ) -> Self:
         """Open a disk.
 
         Args:
             store: the store, one of the package ``obstore`` or anything with the methods of
-                :class:`.Objects`; or a URL, see :func:`.store.from_url`.
+                :class:`.ObjectStore`; or a URL, see :func:`.store.from_url`.
             path: the disk's folder in it.
             snapshot: the state to read, instead of the disk's present one; nothing is written.
             read_only: whether to write nothing. The state is that of this moment, and the writer,
@@ -95,9 +95,9 @@ class ObjectStoreDevice(BlockDevice):
             ValueError, OSError: the store cannot be used.
 
         """
-        if not 0 < lease <= leases.LONGEST:
-            raise ValueError(f"a lease has at most {leases.LONGEST:.0f} seconds, not {lease}")
-        disk = await Disk.open(store, path, key=key)
+        if not 0 < lease <= leases.MAX_LEASE:
+            raise ValueError(f"a lease has at most {leases.MAX_LEASE:.0f} seconds, not {lease}")
+        disk = await StoredDisk.open(store, path, key=key)
         if snapshot is not None or read_only:
             device = cls(disk, await disk.state(snapshot), limits)
             device.read_only = True
@@ -107,11 +107,11 @@ class ObjectStoreDevice(BlockDevice):
         await leases.wait_until_free(disk.objects)
         await Writer.open(journal)
         device = cls(disk, journal.state, limits)
-        device._writer = Writer(device._chunks, journal, disk.objects, lease)
+        device._writer = Writer(device._buffer, journal, disk.objects, lease)
         try:
-            await device._writer.begin()
+            await device._writer.start()
         except BaseException:
-            await device._chunks.close()
+            await device._buffer.close()
             raise
         return device
 
@@ -133,7 +133,7 @@ class ObjectStoreDevice(BlockDevice):
     @blocks.setter
     def blocks(self, value: int) -> None:
         before, self._size = self._size, value * self.block_size
-        self._chunks.resize(before, self._size)
+        self._buffer.resize(before, self._size)
         if self._writer is not None:
             self._writer.size = self._size
 
@@ -144,12 +144,12 @@ class ObjectStoreDevice(BlockDevice):
         index, start = divmod(offset, self._chunk_size)
         try:
             if start + length <= self._chunk_size:
-                return await self._chunks.read(index, start, length)
+                return await self._buffer.read(index, start, length)
             data = bytearray(length)
             parts = self._parts(offset, length)
-            await together(self._read_into(data, offset, *part) for part in parts)
+            await gather_all(self._read_into(data, offset, *part) for part in parts)
         except StorageError:
-            await self._look_for_another()
+            await self._check_fenced()
             raise
         return memoryview(data).toreadonly()
 
@@ -157,7 +157,7 @@ class ObjectStoreDevice(BlockDevice):
         self, data: bytearray, offset: int, index: int, start: int, length: int
     ) -> None:
         at = index * self._chunk_size + start - offset
-        data[at : at + length] = await self._chunks.read(index, start, length)
+        data[at : at + length] = await self._buffer.read(index, start, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write, to memory."""
@@ -165,9 +165,9 @@ class ObjectStoreDevice(BlockDevice):
         try:
             for index, start, length in self._parts(offset, len(data)):
                 at = index * self._chunk_size + start - offset
-                await self._chunks.write(index, start, data[at : at + length])
+                await self._buffer.write(index, start, data[at : at + length])
         except StorageError:
-            await self._look_for_another()
+            await self._check_fenced()
             raise
 
     async def flush(self) -> None:
@@ -180,22 +180,22 @@ class ObjectStoreDevice(BlockDevice):
         self._check()
         async for index, _, part in self._many_parts(offset, length):
             if part == self._chunk_size:
-                self._chunks.drop(index)
+                self._buffer.drop(index)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Delete whole chunks, and write zeroes to parts."""
         self._check()
         async for index, start, part in self._many_parts(offset, length):
-            await self._chunks.zero(index, start, part)
+            await self._buffer.zero(index, start, part)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Tell which chunks are not there."""
         found: list[Extent] = []
-        for index, _, part in islice(self._parts(offset, length), _MOST_LOOKS):
-            zero = self._chunks.is_zero(index)
+        for index, _, part in islice(self._parts(offset, length), _MAX_LOOKUPS):
+            zero = self._buffer.is_zero(index)
             if found and found[-1].zero == zero:
                 found[-1] = Extent(found[-1].length + part, hole=zero, zero=zero)
-            elif len(found) == _MOST_EXTENTS:
+            elif len(found) == _MAX_EXTENTS:
                 break
             else:
                 found.append(Extent(part, hole=zero, zero=zero))
@@ -207,7 +207,7 @@ class ObjectStoreDevice(BlockDevice):
             if self._writer is not None:
                 await self._writer.close()
         finally:
-            await self._chunks.close()
+            await self._buffer.close()
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """The chunks of a range: index, start in it, and bytes."""
@@ -222,14 +222,14 @@ class ObjectStoreDevice(BlockDevice):
         """The same, with pauses in which others can run."""
         for number, part in enumerate(self._parts(offset, length), 1):
             yield part
-            if not number % _AT_ONCE:
+            if not number % _CONCURRENCY:
                 await asyncio.sleep(0)
                 self._check()
 
-    async def _look_for_another(self) -> None:
+    async def _check_fenced(self) -> None:
         """Raise FencedError if what is missing was replaced by another writer."""
         if self._writer is not None:
-            await self._writer.look_for_another()
+            await self._writer.check_fenced()
 
     def _check(self) -> None:
         if self._writer is None:

@@ -11,14 +11,14 @@ from typing import Self
 
 from ...arguments import check_block_size, check_count
 from ...errors import StorageError
-from ...text import quoted
-from .description import SEALED_VERSION, Description, Origin
+from ...text import quote
+from .description import SEALED_VERSION, Manifest, Origin
 from .journal import Journal
-from .names import CHUNKS, DESCRIPTION, LOG, MAP, MOST_CHUNKS, is_name
-from .sealing import Sealing, damaged
-from .state import Snapshot, State
-from .store import AnyStore, Objects, ObjectStoreClient, from_url, is_store
-from .stored import Source
+from .names import CHUNKS, LOG, MANIFEST, MAP, MAX_CHUNKS, is_key
+from .sealing import ObjectCodec, damaged_error
+from .state import DiskState, Snapshot
+from .store import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store
+from .stored import ChunkSource
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
 BLOCK_SIZE = 4096
@@ -26,30 +26,30 @@ BLOCK_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class StoredDisk:
     """A disk that is there."""
 
-    root: Objects
+    root: ObjectStore
     """The store."""
     path: str
     """The disk's folder in it."""
-    description: Description
-    sealing: Sealing
+    manifest: Manifest
+    codec: ObjectCodec
     key: bytes | None = field(repr=False)
 
     @classmethod
     async def open(cls, store: AnyStore, path: str = "", *, key: bytes | None = None) -> Self:
         """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
         disk = await cls.found(store, path, key=key)
-        disk.description.check_origins()
+        disk.manifest.check_origins()
         return disk
 
     @classmethod
     async def found(cls, store: AnyStore, path: str, *, key: bytes | None) -> Self:
-        """Find a disk, be it one that is not to be read; see :meth:`.Description.check_origins`."""
-        root, path = located(store, path)
+        """Find a disk, be it one that is not to be read; see :meth:`.Manifest.check_origins`."""
+        root, path = resolve_store(store, path)
         try:
-            data = await root.at(path).get(DESCRIPTION)
+            data = await root.subfolder(path).get(MANIFEST)
         except FileNotFoundError:
             where = root.where(path) if isinstance(root, ObjectStoreClient) else path
             reason = (
@@ -57,29 +57,31 @@ class Disk:
                 " (`aiovblk create`, objects.create())"
             )
             raise FileNotFoundError(errno.ENOENT, reason) from None
-        description = Description.decode(data)
+        description = Manifest.decode(data)
         try:
             check_geometry(description.size, description.block_size, description.chunk_size)
         except (ValueError, TypeError) as exc:
-            raise damaged(DESCRIPTION, str(exc)) from None
+            raise damaged_error(MANIFEST, str(exc)) from None
         description.check_key(key)
-        sealing = Sealing(description.identity, compress=description.compress, key=key)
+        sealing = ObjectCodec(description.identity, compress=description.compress, key=key)
         return cls(root, path, description, sealing, key)
 
     @property
-    def objects(self) -> Objects:
+    def objects(self) -> ObjectStore:
         """The disk's folder."""
-        return self.root.at(self.path)
+        return self.root.subfolder(self.path)
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[ChunkSource]:
         """Where its chunks lie, by the number of origin."""
-        own = Source(self.objects, self.sealing)
-        return [own, *(self._source(origin) for origin in self.description.origins)]
+        own = ChunkSource(self.objects, self.codec)
+        return [own, *(self._source(origin) for origin in self.manifest.origins)]
 
-    def _source(self, origin: Origin) -> Source:
+    def _source(self, origin: Origin) -> ChunkSource:
         # What is sealed tells itself how; only the key is needed.
-        return Source(self.root.at(origin.path), Sealing(bytes.fromhex(origin.disk), key=self.key))
+        return ChunkSource(
+            self.root.subfolder(origin.path), ObjectCodec(bytes.fromhex(origin.disk), key=self.key)
+        )
 
     async def journal(self, *, writes: bool) -> Journal:
         """Read the disk's history.
@@ -89,12 +91,12 @@ class Disk:
 
         """
         if writes:
-            await require_conditional_puts(self.objects, self.description)
-        journal = Journal(self.objects, self.sealing, self.description, writes=writes)
+            await require_conditional_puts(self.objects, self.manifest)
+        journal = Journal(self.objects, self.codec, self.manifest, writes=writes)
         await journal.load()
         return journal
 
-    async def state(self, snapshot: str | None = None) -> State:
+    async def state(self, snapshot: str | None = None) -> DiskState:
         """Read the present state, or that of a snapshot.
 
         Raises:
@@ -104,10 +106,10 @@ class Disk:
         journal = await self.journal(writes=False)
         if snapshot is None:
             return journal.state
-        return await journal.state_at(found_in(journal.state, snapshot).sequence)
+        return await journal.state_at(snapshot_state(journal.state, snapshot).sequence)
 
 
-def found_in(state: State, snapshot: str) -> Snapshot:
+def snapshot_state(state: DiskState, snapshot: str) -> Snapshot:
     """Return a snapshot.
 
     Raises:
@@ -118,15 +120,15 @@ def found_in(state: State, snapshot: str) -> Snapshot:
         return state.snapshots[snapshot]
     except KeyError:
         names = ", ".join(sorted(state.snapshots)) or "none"
-        reason = f"there is no snapshot {snapshot!r}; there are: {quoted(names)}"
+        reason = f"there is no snapshot {snapshot!r}; there are: {quote(names)}"
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 
-def located(store: AnyStore, path: str) -> tuple[Objects, str]:
+def resolve_store(store: AnyStore, path: str) -> tuple[ObjectStore, str]:
     """Return the store and the folder that a caller means.
 
     Args:
-        store: one of the package ``obstore``, anything with the methods of :class:`.Objects`, or a
+        store: one of the package ``obstore``, anything with the methods of :class:`.ObjectStore`, or a
             URL, whose path comes before the other.
         path: the folder.
 
@@ -172,21 +174,21 @@ async def create(
         OSError: the store fails.
 
     """
-    root, path = located(store, path)
+    root, path = resolve_store(store, path)
     check_geometry(size, block_size, chunk_size)
     identity = secrets.token_hex(16)
-    description = Description(identity, size, block_size, chunk_size, compress, None).sealed(key)
-    objects = root.at(path)
-    await refuse_occupied(root, path)
+    description = Manifest(identity, size, block_size, chunk_size, compress, None).sealed(key)
+    objects = root.subfolder(path)
+    await ensure_empty(root, path)
     await publish(objects, description)
     try:
         await require_conditional_puts(objects, description)
     except StorageError:
-        await objects.delete([DESCRIPTION])
+        await objects.delete([MANIFEST])
         raise
 
 
-async def require_conditional_puts(objects: Objects, description: Description) -> None:
+async def require_conditional_puts(objects: ObjectStore, manifest: Manifest) -> None:
     """Make sure that the store creates nothing where there is something: the history rests on that.
 
     It costs a request. Stores that do not know ``If-None-Match`` do not refuse it, but put.
@@ -196,7 +198,7 @@ async def require_conditional_puts(objects: Objects, description: Description) -
 
     """
     try:
-        await objects.create(DESCRIPTION, description.encode())
+        await objects.create(MANIFEST, manifest.encode())
     except FileExistsError:
         return
     raise StorageError(
@@ -219,12 +221,12 @@ async def trust_origins(store: AnyStore, path: str = "", *, key: bytes | None = 
         key: 32 bytes.
 
     """
-    disk = await Disk.found(store, path, key=key)
-    if key is not None and disk.description.version != SEALED_VERSION:
-        await disk.objects.put(DESCRIPTION, disk.description.sealed(key).encode())
+    disk = await StoredDisk.found(store, path, key=key)
+    if key is not None and disk.manifest.version != SEALED_VERSION:
+        await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
 
 
-async def refuse_occupied(root: Objects, path: str) -> None:
+async def ensure_empty(root: ObjectStore, path: str) -> None:
     """Refuse a folder for a new disk.
 
     Raises:
@@ -232,48 +234,48 @@ async def refuse_occupied(root: Objects, path: str) -> None:
             for the new one's; or it is inside the folder of a disk, which is deleted as a whole.
 
     """
-    objects = root.at(path)
+    objects = root.subfolder(path)
     with suppress(FileNotFoundError):
-        await objects.get(DESCRIPTION)
-        raise _there_is_one()
+        await objects.get(MANIFEST)
+        raise _exists_error()
     # Most disks that were deleted in part have something in the first two, which are short.
     for folder in (LOG, MAP, CHUNKS):
-        if any(is_name(found.path) for found in await objects.find(folder)):
+        if any(is_key(found.path) for found in await objects.list_objects(folder)):
             reason = f"there are remains of a deleted disk ({folder}/); delete its whole folder"
             raise FileExistsError(errno.EEXIST, reason)
     # At the end, so that what is wrong with the store itself is said of the folder that was named.
-    await _refuse_nested(root, path)
+    await _ensure_not_nested(root, path)
 
 
-async def _refuse_nested(root: Objects, path: str) -> None:
+async def _ensure_not_nested(root: ObjectStore, path: str) -> None:
     """Refuse a folder inside that of a disk, which is deleted as a whole."""
     for parent in PurePosixPath(path).parents if path else ():
         folder = "" if str(parent) == "." else str(parent)
         # Credentials may be good for a part of the store only.
         with suppress(FileNotFoundError, PermissionError):
-            await root.at(folder).get(DESCRIPTION)
+            await root.subfolder(folder).get(MANIFEST)
             where = folder or "the root of this store"
             reason = f"{path} is inside the folder of another disk, {where}; choose one outside"
             raise FileExistsError(errno.EEXIST, reason)
 
 
-async def publish(objects: Objects, description: Description) -> None:
+async def publish(objects: ObjectStore, manifest: Manifest) -> None:
     """Make a description, and with it the disk.
 
     Raises:
         FileExistsError: there is a disk.
 
     """
-    data = description.encode()
+    data = manifest.encode()
     try:
-        await objects.create(DESCRIPTION, data)
+        await objects.create(MANIFEST, data)
     except FileExistsError:
-        if bytes(await objects.get(DESCRIPTION)) == data:
+        if bytes(await objects.get(MANIFEST)) == data:
             return  # an attempt whose answer was lost
-        raise _there_is_one() from None
+        raise _exists_error() from None
 
 
-def _there_is_one() -> FileExistsError:
+def _exists_error() -> FileExistsError:
     return FileExistsError(errno.EEXIST, "there is a disk already; it was left as it is")
 
 
@@ -283,14 +285,14 @@ def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
     check_block_sizes(block_size, chunk_size)
     if size < block_size or size % block_size:
         raise ValueError(f"the size must be a multiple of {block_size} bytes, not {size}")
-    if size > MOST_CHUNKS * chunk_size:
+    if size > MAX_CHUNKS * chunk_size:
         raise ValueError(
-            f"a disk has at most {MOST_CHUNKS} chunks: for {size} bytes choose a larger chunk_size"
+            f"a disk has at most {MAX_CHUNKS} chunks: for {size} bytes choose a larger chunk_size"
         )
 
 
 def check_block_sizes(block_size: int, chunk_size: int) -> None:
     """Refuse blocks, or chunks, of a size that no disk has."""
-    check_block_size(chunk_size, name="chunk_size", least=_SMALLEST_CHUNK, most=_LARGEST_CHUNK)
+    check_block_size(chunk_size, name="chunk_size", minimum=_SMALLEST_CHUNK, maximum=_LARGEST_CHUNK)
     # A block is a part of a chunk, and may be that chunk.
-    check_block_size(block_size, least=512, most=chunk_size)
+    check_block_size(block_size, minimum=512, maximum=chunk_size)

@@ -16,16 +16,16 @@ from html import unescape
 from http import HTTPStatus
 
 from ...errors import StorageError
-from ...text import quoted
+from ...text import quote
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class StoreFailure:
     """One failed request."""
 
     error: OSError
     """What is raised, without secrets."""
-    passes: bool
+    transient: bool
     """Whether the same request may succeed later."""
     credentials: bool = False
     """Whether it may succeed with other credentials."""
@@ -34,7 +34,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ErrorResponse:
     """What a store has answered."""
 
     status: int
@@ -44,7 +44,7 @@ class Answer:
     region: str
 
     @classmethod
-    def find(cls, text: str) -> Answer | None:
+    def find(cls, text: str) -> ErrorResponse | None:
         """Read it from the text of an exception of obstore."""
         found = _STATUS.search(text)
         if found is None:
@@ -66,7 +66,7 @@ _STATUS = re.compile(r"\bstatus code: (\d{3})\b")
 
 def _element(name: str, body: str) -> str:
     found = re.search(f"<{name}>([^<]*)</{name}>", body)
-    return quoted(unescape(found[1]).strip()) if found else ""
+    return quote(unescape(found[1]).strip()) if found else ""
 
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
@@ -88,7 +88,7 @@ _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 
 # Statuses and codes that a repetition may change, though they begin with a 4.
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.CONFLICT,
@@ -96,8 +96,8 @@ _PASSING = frozenset(
         HTTPStatus.TOO_MANY_REQUESTS,
     }
 )
-_PASSING_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown"})
-_LASTING = frozenset({HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED})
+_TRANSIENT_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown"})
+_PERMANENT = frozenset({HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED})
 
 _ADVICE: dict[str, str] = {
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID, or the profile",
@@ -125,7 +125,9 @@ _METADATA = {
 _PROVIDER = "External AWS credential provider"
 
 
-def judge(failure: Exception, where: str, *, known: bool = False, absent: bool = True) -> Failure:
+def classify(
+    failure: Exception, where: str, *, known: bool = False, absent: bool = True
+) -> StoreFailure:
     """Find out what an exception of obstore means.
 
     Args:
@@ -137,40 +139,40 @@ def judge(failure: Exception, where: str, *, known: bool = False, absent: bool =
     """
     text, _, details = str(failure).partition("\n\nDebug source:")
     if isinstance(failure, FileExistsError):  # ours: obstore makes its own of every 409
-        return Failure(FileExistsError(errno.EEXIST, f"{where}: there is one already"), False)
+        return StoreFailure(FileExistsError(errno.EEXIST, f"{where}: there is one already"), False)
     return (
         _of_credentials(text, where, known)
-        or _of_answer(text, where, absent)
+        or _of_response(text, where, absent)
         or _of_connection(text, details, where)
         or _of_system(details, where)
         or _of_class(failure, text, where)
     )
 
 
-def _of_credentials(text: str, where: str, known: bool) -> Failure | None:
+def _of_credentials(text: str, where: str, known: bool) -> StoreFailure | None:
     """Where there are none, the reason is about another server than the store."""
     for part, cloud in _METADATA.items():
         if part in text:
             reason = f"no credentials: set {_VARIABLES[cloud]}; this machine has none of {cloud}'s"
-            return Failure(PermissionError(errno.EACCES, f"{where}: {reason}"), known)
+            return StoreFailure(PermissionError(errno.EACCES, f"{where}: {reason}"), known)
     _, found, reason = text.partition(f"{_PROVIDER}: ")
     if found:
-        told = quoted(reason.strip())
+        told = quote(reason.strip())
         error = PermissionError(errno.EACCES, f"{where}: no credentials: {told}")
-        return Failure(error, known)
+        return StoreFailure(error, known)
     return None
 
 
-def _of_answer(text: str, where: str, absent: bool) -> Failure | None:
+def _of_response(text: str, where: str, absent: bool) -> StoreFailure | None:
     if "redirect without LOCATION" in text:  # the answer itself is not told
         reason = f"{where}: the store redirects to another region; {_region('')}"
-        return Failure(StorageError(errno.EIO, reason), False)
-    answer = Answer.find(text)
+        return StoreFailure(StorageError(errno.EIO, reason), False)
+    answer = ErrorResponse.find(text)
     if answer is None:
         return None
     reason = f"{where}: the store says {answer}"
     if answer.code in _WRONG_REGION:
-        return Failure(StorageError(errno.EIO, f"{reason}; {_region(answer.region)}"), False)
+        return StoreFailure(StorageError(errno.EIO, f"{reason}; {_region(answer.region)}"), False)
     if advice := _ADVICE.get(answer.code):
         reason += f"; {advice}"
     credentials = (
@@ -178,14 +180,14 @@ def _of_answer(text: str, where: str, absent: bool) -> Failure | None:
         or answer.code in _OTHER_CREDENTIALS
     )
     expired = answer.code in EXPIRED
-    return Failure(_error(answer, reason, absent), _passes(answer), credentials, expired)
+    return StoreFailure(_error(answer, reason, absent), _is_transient(answer), credentials, expired)
 
 
 def _region(region: str) -> str:
     return f"set AWS_REGION to the region that the bucket is in{region and f', {region}'}"
 
 
-def _error(answer: Answer, reason: str, absent: bool) -> OSError:
+def _error(answer: ErrorResponse, reason: str, absent: bool) -> OSError:
     if answer.code in _FULL or answer.status == HTTPStatus.INSUFFICIENT_STORAGE:
         return OSError(errno.ENOSPC, reason)
     if answer.code in _OTHER_CREDENTIALS:
@@ -201,15 +203,15 @@ def _error(answer: Answer, reason: str, absent: bool) -> OSError:
     return OSError(errno.EIO, reason)
 
 
-def _passes(answer: Answer) -> bool:
+def _is_transient(answer: ErrorResponse) -> bool:
     if answer.code in _FULL or answer.code in _OTHER_CREDENTIALS:
         return False
-    if answer.code in _PASSING_CODES:
+    if answer.code in _TRANSIENT_CODES:
         return True
-    if answer.status in _PASSING:
+    if answer.status in _TRANSIENT:
         return True
     server = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return server and answer.status not in _LASTING
+    return server and answer.status not in _PERMANENT
 
 
 _CERTIFICATES = {
@@ -225,16 +227,16 @@ _CERTIFICATES = {
 _NETWORK = "HTTP error"  # by which obstore begins what is no answer
 
 
-def _of_connection(text: str, details: str, where: str) -> Failure | None:
+def _of_connection(text: str, details: str, where: str) -> StoreFailure | None:
     if _NETWORK not in text and "HttpError" not in details:
         return None
-    reason, number = _lasting(details)
+    reason, number = _permanent(details)
     if reason:
-        return Failure(StorageError(number, f"{where}: {reason}"), False)
-    return Failure(OSError(errno.EIO, f"{where}: {_passing(text, details)}"), True)
+        return StoreFailure(StorageError(number, f"{where}: {reason}"), False)
+    return StoreFailure(OSError(errno.EIO, f"{where}: {_transient(text, details)}"), True)
 
 
-def _lasting(details: str) -> tuple[str, int]:
+def _permanent(details: str) -> tuple[str, int]:
     """What no repetition changes: why, and the error number."""
     if found := re.search(r"InvalidCertificate\(\s*(\w+)", details):
         why = _CERTIFICATES.get(found[1], found[1])
@@ -252,12 +254,12 @@ def _lasting(details: str) -> tuple[str, int]:
     return "", 0
 
 
-def _passing(text: str, details: str) -> str:
+def _transient(text: str, details: str) -> str:
     if found := re.search(r"\bcode: (\d+),", details):
         return f"no connection to the store: {os.strerror(int(found[1]))}"
     if '"dns error"' in details:
         found = re.search(r'error: "(?:failed to lookup address information: )?([^"]*)"', details)
-        return f"no connection to the store: {quoted(found[1]) if found else 'unknown host'}"
+        return f"no connection to the store: {quote(found[1]) if found else 'unknown host'}"
     if "TimedOut" in details or "Timeout" in details:
         return "the store does not answer"
     return _first_line(text)
@@ -267,31 +269,33 @@ def _passing(text: str, details: str) -> str:
 _SYSTEM = re.compile(r"\bOs \{\s*code: (\d+)")
 
 
-def _of_system(details: str, where: str) -> Failure | None:
+def _of_system(details: str, where: str) -> StoreFailure | None:
     found = _SYSTEM.search(details)
     if found is None:
         return None
     number = int(found[1])
     passes = number in (errno.EINTR, errno.EAGAIN, errno.EBUSY)
-    return Failure(OSError(number, f"{where}: {os.strerror(number)}"), passes)
+    return StoreFailure(OSError(number, f"{where}: {os.strerror(number)}"), passes)
 
 
-def _of_class(failure: Exception, text: str, where: str) -> Failure:
+def _of_class(failure: Exception, text: str, where: str) -> StoreFailure:
     from obstore import exceptions
 
     told = f"{where}: {_first_line(text) or type(failure).__name__}"
     if type(failure).__name__ == "RustPanic":  # with an address, as far as is known
-        return Failure(StorageError(errno.EIO, f"{told}; is the store's address right?"), False)
+        return StoreFailure(
+            StorageError(errno.EIO, f"{told}; is the store's address right?"), False
+        )
     if isinstance(failure, FileNotFoundError):
-        return Failure(FileNotFoundError(errno.ENOENT, told), False)
+        return StoreFailure(FileNotFoundError(errno.ENOENT, told), False)
     if isinstance(failure, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return Failure(PermissionError(errno.EACCES, told), False, credentials=True)
+        return StoreFailure(PermissionError(errno.EACCES, told), False, credentials=True)
     if isinstance(failure, OSError):
-        return Failure(OSError(failure.errno or errno.EIO, told), False)
+        return StoreFailure(OSError(failure.errno or errno.EIO, told), False)
     passes = isinstance(failure, exceptions.GenericError | exceptions.JoinError)
-    return Failure(OSError(errno.EIO, told), passes)
+    return StoreFailure(OSError(errno.EIO, told), passes)
 
 
 def _first_line(text: str) -> str:
     # A query may hold a signature.
-    return quoted(re.sub(r"\?\S*", "?...", next(iter(text.splitlines()), "")))
+    return quote(re.sub(r"\?\S*", "?...", next(iter(text.splitlines()), "")))

@@ -123,7 +123,7 @@ def _write_all(fd: int, data: Buffer) -> None:
         left = left[os.write(fd, left) :]
 
 
-def remains_in(directory: str, *, delete: bool) -> list[int]:
+def leftovers_in(directory: str, *, delete: bool) -> list[int]:
     """Find what crashed writers have left under temporary names.
 
     Args:
@@ -146,7 +146,7 @@ def remains_in(directory: str, *, delete: bool) -> list[int]:
     return sizes
 
 
-def explained_in_folder(failure: Exception, path: str) -> tuple[OSError, bool]:
+def classify_folder_error(failure: Exception, path: str) -> tuple[OSError, bool]:
     """Return a failure of a local folder as an OSError, and that it will not pass by itself.
 
     A full or read-only file system is no network: it answers, and says the same again.

@@ -13,17 +13,17 @@ from functools import partial
 from typing import Any
 
 from ...errors import StorageBusyError, StorageError
-from ..together import drain
-from .description import Description
-from .names import LOG, MAP, log_name, map_name, numbers_in
+from ..together import run_bounded
+from .description import Manifest
+from .names import LOG, MAP, checkpoint_key, record_key, sequences_of
 from .records import Kind, Record, read_record
-from .sealing import Sealing, TornError, damaged
-from .state import State, read_state
-from .store import Objects
+from .sealing import ObjectCodec, TornError, damaged_error
+from .state import DiskState, read_state
+from .store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[State], object]
+Check = Callable[[DiskState], object]
 
 _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
 _WRITERS = _FENCED | {Kind.OPEN}
@@ -52,24 +52,24 @@ class Journal:
 
     Args:
         objects: the disk's folder.
-        sealing: how its objects are sealed.
-        description: of the disk.
+        codec: how its objects are sealed.
+        manifest: of the disk.
         writes: whether it may store anything: what a writer, or whoever adds a record, must.
 
     """
 
     def __init__(
-        self, objects: Objects, sealing: Sealing, description: Description, *, writes: bool
+        self, objects: ObjectStore, codec: ObjectCodec, manifest: Manifest, *, writes: bool
     ) -> None:
         self._objects = objects
-        self._sealing = sealing
-        self._description = description
+        self._codec = codec
+        self._manifest = manifest
         self._writes = writes
-        self.state: State
+        self.state: DiskState
         """After the last record that is known."""
-        self.summed_up = 0
+        self.checkpointed = 0
         """The record up to which a state is stored."""
-        self._passed: dict[int, State] = {}
+        self._passed: dict[int, DiskState] = {}
         self._torn = 0  # the first of the last records that are torn, if they are
         self._torn_states: set[int] = set()
 
@@ -88,27 +88,29 @@ class Journal:
             except _OvertakenError as exc:
                 missing = str(exc)
             # Whoever was overtaken finds a newer state the next time; else it is damage.
-            left = left - 1 if self.summed_up == before else _ATTEMPTS
-            before = self.summed_up
-        if missing == map_name(0) and self._torn_states <= {0}:  # only a clone begins with one
+            left = left - 1 if self.checkpointed == before else _ATTEMPTS
+            before = self.checkpointed
+        if missing == checkpoint_key(0) and self._torn_states <= {
+            0
+        }:  # only a clone begins with one
             raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
         if self._torn_states:
-            missing = f"{map_name(max(self._torn_states))} is torn, and {missing}"
+            missing = f"{checkpoint_key(max(self._torn_states))} is torn, and {missing}"
         raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
 
     async def _load(self) -> None:
         await self._load_state()
         # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
         # is there still, and so a gap is seen.
-        after = log_name(self.summed_up)
-        numbers = numbers_in(await self._objects.find(LOG, after=after))
-        for following, there in enumerate(numbers, self.summed_up + 1):
+        after = record_key(self.checkpointed)
+        numbers = sequences_of(await self._objects.list_objects(LOG, after=after))
+        for following, there in enumerate(numbers, self.checkpointed + 1):
             if there != following:
-                raise _OvertakenError(log_name(following))
-        records = await self._records([log_name(each) for each in numbers])
+                raise _OvertakenError(record_key(following))
+        records = await self._records([record_key(each) for each in numbers])
         # In the place of one that was deleted there may be one that does not count: see _went_on.
-        if records and await self._newer_states(self.summed_up):
-            raise _OvertakenError(log_name(numbers[0]))
+        if records and await self._newer_states(self.checkpointed):
+            raise _OvertakenError(record_key(numbers[0]))
         self._torn = 0
         for each in records:
             if each is None:
@@ -117,24 +119,24 @@ class Journal:
             else:
                 await self._follow(each)
         if self._torn:
-            name = log_name(self._torn)
+            name = record_key(self._torn)
             logger.warning("%s was being written in a crash, and does not count", name)
 
     async def _load_state(self) -> None:
         """Read the newest state that is whole."""
         self._torn_states = set()
-        numbers = sorted(numbers_in(await self._objects.find(MAP)), reverse=True) or [0]
+        numbers = sorted(sequences_of(await self._objects.list_objects(MAP)), reverse=True) or [0]
         for number in numbers if numbers[-1] == 0 else [*numbers, 0]:
-            self.summed_up = number
+            self.checkpointed = number
             try:
                 self.state = await self.state_at(number)
                 return
             except FileNotFoundError:
-                raise _OvertakenError(map_name(number)) from None
+                raise _OvertakenError(checkpoint_key(number)) from None
             except TornError:
                 # Nothing is deleted that a state sums up before that is durable.
                 self._torn_states.add(number)
-        raise _OvertakenError(map_name(0))
+        raise _OvertakenError(checkpoint_key(0))
 
     async def _records(self, paths: list[str]) -> list[Record | None]:
         """Read records that a list has; None for one that is torn."""
@@ -148,10 +150,10 @@ class Journal:
             except TornError:
                 found[path] = None
 
-        await drain((partial(read, path) for path in paths), most=_READS)
+        await run_bounded((partial(read, path) for path in paths), limit=_READS)
         return [found[path] for path in paths]
 
-    async def state_at(self, sequence: int) -> State:
+    async def state_at(self, sequence: int) -> DiskState:
         """Read a state.
 
         Raises:
@@ -161,28 +163,28 @@ class Journal:
         """
         if sequence in self._passed:
             return self._passed[sequence]
-        path = map_name(sequence)
+        path = checkpoint_key(sequence)
         try:
             data = await self._objects.get(path)
         except FileNotFoundError:
-            if sequence or self._description.origins:
+            if sequence or self._manifest.origins:
                 raise
-            return self._beginning()
-        state = await asyncio.to_thread(lambda: read_state(self._sealing.open(path, data), path))
-        if len(state.chunks) != -(-state.size // self._description.chunk_size):
+            return self._initial_state()
+        state = await asyncio.to_thread(lambda: read_state(self._codec.open(path, data), path))
+        if len(state.chunks) != -(-state.size // self._manifest.chunk_size):
             # What says how large chunks are may not be authenticated, see description.py.
-            raise damaged(path, f"it has {len(state.chunks)} chunks for {state.size} bytes")
+            raise damaged_error(path, f"it has {len(state.chunks)} chunks for {state.size} bytes")
         return state
 
-    def _beginning(self) -> State:
-        size = self._description.size
-        return State(size, array("Q", bytes(8 * -(-size // self._description.chunk_size))))
+    def _initial_state(self) -> DiskState:
+        size = self._manifest.size
+        return DiskState(size, array("Q", bytes(8 * -(-size // self._manifest.chunk_size))))
 
     async def catch_up(self) -> None:
         """Read the records that were added since."""
         while True:
             try:
-                following = await self._record(log_name(self.state.sequence + 1))
+                following = await self._record(record_key(self.state.sequence + 1))
             except FileNotFoundError:
                 return
             await self._follow(following)
@@ -208,7 +210,7 @@ class Journal:
         while True:
             check(self.state)
             there = await self._create_next(new)
-            if there is None or (new.kind not in _FENCED and await self._went_on()):
+            if there is None or (new.kind not in _FENCED and await self._has_newer_records()):
                 if await self._is_part_of_history(new, there):
                     return
                 continue
@@ -223,10 +225,10 @@ class Journal:
 
         It is the new one, too, if an earlier attempt has made it, whose answer was lost.
         """
-        path = log_name(self.state.sequence + 1)
+        path = record_key(self.state.sequence + 1)
         data = replace(new, torn=self._torn).encode()
         try:
-            await self._objects.create(path, self._sealing.seal(path, data))
+            await self._objects.create(path, self._codec.seal(path, data))
         except FileExistsError:
             try:
                 return await self._record(path)
@@ -236,18 +238,18 @@ class Journal:
                 return None
         return replace(new, torn=self._torn)
 
-    async def _went_on(self) -> bool:
+    async def _has_newer_records(self) -> bool:
         """Whether the next record may be none that counts, because there was one in its place.
 
         It may have been summed up and deleted since the history was read. Not those that a writer
-        finds where it adds its own: they stay, see :attr:`.State.fences`. A list tells: the state
+        finds where it adds its own: they stay, see :attr:`.DiskState.fences`. A list tells: the state
         is always there before a record is deleted. That states of snapshots are there too, whose
         records go on from this one, does no harm.
         """
         return bool(await self._newer_states(self.state.sequence + 1))
 
     async def _newer_states(self, sequence: int) -> list[int]:
-        found = numbers_in(await self._objects.find(MAP, after=map_name(sequence)))
+        found = sequences_of(await self._objects.list_objects(MAP, after=checkpoint_key(sequence)))
         return [number for number in found if number not in self._torn_states]
 
     async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
@@ -255,14 +257,14 @@ class Journal:
         sequence, epoch = self.state.sequence + 1, self.state.epoch
         await self.load()
         may_be_ours = there is None or there.nonce == new.nonce
-        if may_be_ours and self.state.shows(new, sequence):
+        if may_be_ours and self.state.reflects(new, sequence):
             return True
         if new.kind is Kind.OPEN and self.state.epoch != epoch:
             reason = "another has opened the disk meanwhile; see who writes to it, and try again"
             raise StorageBusyError(errno.EAGAIN, reason)
         return False
 
-    async def sum_up(self) -> None:
+    async def checkpoint(self) -> None:
         """Store the state, and delete the records, and the last state, that it makes superfluous.
 
         Raises:
@@ -270,42 +272,44 @@ class Journal:
 
         """
         state = self.state.copy()
-        if state.sequence == self.summed_up:
+        if state.sequence == self.checkpointed:
             return
         await self._store(state)
-        before, self.summed_up = self.summed_up, state.sequence
+        before, self.checkpointed = self.checkpointed, state.sequence
         kept = {each.sequence for each in state.snapshots.values()}
         superseded = {before, *self._torn_states} - kept - {state.sequence}
-        await self._objects.delete([map_name(each) for each in superseded])
+        await self._objects.delete([checkpoint_key(each) for each in superseded])
         self._torn_states = set()
-        numbers = numbers_in(await self._objects.find(LOG))
-        await self._objects.delete([log_name(each) for each in numbers if superfluous(each, state)])
+        numbers = sequences_of(await self._objects.list_objects(LOG))
+        await self._objects.delete(
+            [record_key(each) for each in numbers if superfluous(each, state)]
+        )
 
-    async def _store(self, state: State) -> None:
-        path = map_name(state.sequence)
-        seal = partial(self._sealing.seal, path)
+    async def _store(self, state: DiskState) -> None:
+        path = checkpoint_key(state.sequence)
+        seal = partial(self._codec.seal, path)
         await self._objects.put(path, await asyncio.to_thread(lambda: seal(state.encode())))
 
     async def _record(self, path: str) -> Record:
-        return read_record(self._sealing.open(path, await self._objects.get(path)), path)
+        return read_record(self._codec.open(path, await self._objects.get(path)), path)
 
     async def _follow(self, following: Record) -> None:
         if following.torn != self._torn:
             reason = "it is torn, or was; a later one rests on what was there"
-            raise damaged(log_name(self._torn or following.torn), reason)
+            raise damaged_error(record_key(self._torn or following.torn), reason)
         self._torn = 0
         if following.kind is Kind.SNAPSHOT:
             state = self.state.copy()
-            state.apply(following, self._description.chunk_size)
+            state.apply(following, self._manifest.chunk_size)
             # Whoever took it may have died before this. If it fails the record is met again.
             if self._writes:
                 await self._store(state)
             else:
                 self._passed[state.sequence] = state
-        self.state.apply(following, self._description.chunk_size)
+        self.state.apply(following, self._manifest.chunk_size)
 
 
-def superfluous(number: int, state: State) -> bool:
+def superfluous(number: int, state: DiskState) -> bool:
     """Whether a record is needed no more once a state is stored.
 
     The state's own record is: its being there tells a reader, who has found an older state, that

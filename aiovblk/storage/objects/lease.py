@@ -26,17 +26,17 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import StorageBusyError
-from ...text import quoted
+from ...text import quote
 from .names import LEASE
-from .store import Buffer, Objects
+from .store import Buffer, ObjectStore
 
-SECONDS = 30.0
+DEFAULT_LEASE = 30.0
 """For which a lease is valid that is not renewed; a writer renews it three times as often."""
 
-LONGEST = 24 * 3600.0
+MAX_LEASE = 24 * 3600.0
 """Seconds for which a lease may be valid; one that says more is not honoured."""
 
-_LOOKS = 10  # how often a foreign lease is looked at while it is valid
+_LEASE_POLLS = 10  # how often a foreign lease is looked at while it is valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Holder:
 
     def __str__(self) -> str:
         """Tell who it is."""
-        return f"process {self.pid} on {quoted(self.host)}"
+        return f"process {self.pid} on {quote(self.host)}"
 
     def is_known_dead(self) -> bool:
         """Whether it ran on this machine, where this process would see it, and is gone."""
@@ -95,7 +95,7 @@ def _exists(pid: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LeaseRecord:
     """What the object says."""
 
     epoch: int
@@ -122,21 +122,21 @@ class Terms:
             all(isinstance(each, int) for each in numbers)
             and 0 < holder.pid < 1 << 31
             and isinstance(terms.seconds, int | float)
-            and 0 < terms.seconds <= LONGEST
+            and 0 < terms.seconds <= MAX_LEASE
             and isinstance(terms.nonce, str)
         )
         return terms if can_be else None
 
 
-async def current(objects: Objects) -> Terms | None:
+async def current(objects: ObjectStore) -> LeaseRecord | None:
     """Return the lease on a disk, whether it is still valid or not."""
     try:
-        return Terms.decode(await objects.get(LEASE))
+        return LeaseRecord.decode(await objects.get(LEASE))
     except FileNotFoundError:
         return None
 
 
-async def wait_until_free(objects: Objects) -> None:
+async def wait_until_free(objects: ObjectStore) -> None:
     """Wait until nobody holds the lease, which takes as long as it is valid after a crash.
 
     A holder that has died on this machine is noticed at once.
@@ -150,8 +150,8 @@ async def wait_until_free(objects: Objects) -> None:
     if first is None or first.holder.is_known_dead():
         return
     # By observation, since the clocks of two machines and of the store may differ.
-    for _ in range(_LOOKS):
-        await asyncio.sleep(first.seconds / _LOOKS)
+    for _ in range(_LEASE_POLLS):
+        await asyncio.sleep(first.seconds / _LEASE_POLLS)
         now = await current(objects)
         if now is None:
             return
@@ -168,13 +168,13 @@ class Lease:
     Args:
         objects: the disk's folder.
         epoch: the writer's.
-        seconds: see :data:`SECONDS`.
+        seconds: see :data:`DEFAULT_LEASE`.
 
     """
 
-    def __init__(self, objects: Objects, epoch: int, seconds: float = SECONDS) -> None:
+    def __init__(self, objects: ObjectStore, epoch: int, seconds: float = DEFAULT_LEASE) -> None:
         self._objects = objects
-        self._terms = Terms(epoch, Holder.this_process(), seconds, "")
+        self._record = LeaseRecord(epoch, Holder.this_process(), seconds, "")
 
     async def renew(self) -> Holder | None:
         """Renew it.
@@ -184,14 +184,14 @@ class Lease:
 
         """
         there = await current(self._objects)
-        if there is not None and there.epoch > self._terms.epoch:
+        if there is not None and there.epoch > self._record.epoch:
             return there.holder
-        self._terms = replace(self._terms, nonce=secrets.token_hex(8))
-        await self._objects.put(LEASE, self._terms.encode())
+        self._record = replace(self._record, nonce=secrets.token_hex(8))
+        await self._objects.put(LEASE, self._record.encode())
         return None
 
     async def release(self) -> None:
         """Give it up."""
         there = await current(self._objects)
-        if there is not None and there.epoch == self._terms.epoch:
+        if there is not None and there.epoch == self._record.epoch:
             await self._objects.delete([LEASE])

@@ -20,6 +20,6 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse what would never come to an end."""
-        check_count("memory", self.memory, least=0)
-        check_count("unstored", self.unstored, least=0)
+        check_count("memory", self.memory, minimum=0)
+        check_count("unstored", self.unstored, minimum=0)
         check_count("requests", self.requests)

@@ -20,19 +20,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .store import Found
+from .store import ObjectInfo
 
-DESCRIPTION = "disk.json"
+MANIFEST = "disk.json"
 LEASE = "lease"
 LOG, MAP, CHUNKS = "log", "map", "chunks"
 
-MOST_CHUNKS = 1 << 24
+MAX_CHUNKS = 1 << 24
 """Of one disk; the map has 8 bytes for each in memory, and less where it is stored."""
 
 _VERSION_BITS = 52
 _COUNTER_BITS = 32
-MOST_EPOCHS = 1 << (_VERSION_BITS - _COUNTER_BITS)
-MOST_ORIGINS = 1 << (64 - _VERSION_BITS)
+MAX_EPOCHS = 1 << (_VERSION_BITS - _COUNTER_BITS)
+MAX_ORIGINS = 1 << (64 - _VERSION_BITS)
 ORIGIN_STEP = 1 << _VERSION_BITS
 """From an entry to that of the same chunk in a clone."""
 
@@ -40,41 +40,41 @@ _NUMBERED = re.compile(rf"(?:{LOG}|{MAP})/([0-9a-f]{{12}})")
 _CHUNK = re.compile(rf"{CHUNKS}/([0-9a-f]{{8}})-([0-9a-f]{{13}})")
 
 
-def log_name(sequence: int) -> str:
+def record_key(sequence: int) -> str:
     """The name of a record."""
     return f"{LOG}/{sequence:012x}"
 
 
-def map_name(sequence: int) -> str:
+def checkpoint_key(sequence: int) -> str:
     """The name of a state."""
     return f"{MAP}/{sequence:012x}"
 
 
-def number_in(path: str) -> int | None:
+def sequence_of(path: str) -> int | None:
     """The number of a record or state; None for what somebody else has put there."""
     name = _NUMBERED.fullmatch(path)
     return int(name[1], 16) if name else None
 
 
-def numbers_in(found: Iterable[Found]) -> list[int]:
+def sequences_of(found: Iterable[ObjectInfo]) -> list[int]:
     """The numbers of records or states that a list has."""
-    return [number for each in found if (number := number_in(each.path)) is not None]
+    return [number for each in found if (number := sequence_of(each.path)) is not None]
 
 
-def chunk_name(index: int, version: int) -> str:
+def chunk_key(index: int, version: int) -> str:
     """The name of a chunk."""
     return f"{CHUNKS}/{index:08x}-{version:013x}"
 
 
-def chunk_in(path: str) -> tuple[int, int] | None:
+def chunk_of(path: str) -> tuple[int, int] | None:
     """The index and the version of a chunk; None for what somebody else has put there."""
     name = _CHUNK.fullmatch(path)
     return (int(name[1], 16), int(name[2], 16)) if name else None
 
 
-def is_name(path: str) -> bool:
+def is_key(path: str) -> bool:
     """Whether it is the name of a record, a state or a chunk."""
-    return number_in(path) is not None or chunk_in(path) is not None
+    return sequence_of(path) is not None or chunk_of(path) is not None
 
 
 def entry_parts(entry: int) -> tuple[int, int]:

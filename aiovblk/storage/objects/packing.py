@@ -7,7 +7,7 @@ import sys
 from array import array
 from typing import Any
 
-_LONGEST_LINE = 16 << 20
+_MAX_LINE = 16 << 20
 
 
 def to_line(fields: dict[str, Any]) -> bytes:
@@ -17,7 +17,7 @@ def to_line(fields: dict[str, Any]) -> bytes:
 
 def split(data: memoryview) -> tuple[dict[str, Any], memoryview]:
     """Return what the line says, and what is behind it."""
-    line, _, _ = bytes(data[:_LONGEST_LINE]).partition(b"\n")
+    line, _, _ = bytes(data[:_MAX_LINE]).partition(b"\n")
     return json.loads(line), data[len(line) + 1 :]
 
 

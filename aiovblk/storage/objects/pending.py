@@ -6,12 +6,12 @@ from ..bits import runs
 from .store import Buffer
 
 
-def bits(first: int, count: int) -> int:
+def block_mask(first: int, count: int) -> int:
     """A mask of ``count`` blocks from block ``first`` on."""
     return ((1 << count) - 1) << first
 
 
-class Pending:
+class DirtyChunk:
     """What is known of such a chunk: the blocks that were written.
 
     Args:
@@ -25,7 +25,7 @@ class Pending:
     def __init__(self, size: int, block_size: int) -> None:
         self._size = size
         self._block_size = block_size
-        self._every = bits(0, size // block_size)
+        self._every = block_mask(0, size // block_size)
         self._buffer: bytearray | None = None  # all that is known is zeroes
         self.mask = 0
         """The blocks that are known."""
@@ -66,7 +66,7 @@ class Pending:
             return bytes(length)
         return bytes(memoryview(self._buffer)[start : start + length])
 
-    def lay_over(self, below: bytearray, start: int) -> None:
+    def apply_to(self, below: bytearray, start: int) -> None:
         """Put what is known of the bytes from ``start`` on into ``below``."""
         within = self.mask & self._blocks(start, len(below))
         for first, last in runs(within):
@@ -81,7 +81,7 @@ class Pending:
                 self.write(at, below[at : at + length])
         self.mask = self._every
 
-    def take(self, below: Pending) -> None:
+    def merge(self, below: DirtyChunk) -> None:
         """Take what is not known here from another of the same chunk that is older."""
         for first, last in runs(below.mask & ~self.mask):
             at, length = first * self._block_size, (last - first) * self._block_size
@@ -91,4 +91,4 @@ class Pending:
                 self.write(at, below.read(at, length))
 
     def _blocks(self, start: int, length: int) -> int:
-        return bits(start // self._block_size, length // self._block_size)
+        return block_mask(start // self._block_size, length // self._block_size)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Self
 
 from .packing import from_bytes, split, to_bytes, to_line
-from .sealing import damaged
+from .sealing import damaged_error
 
 _NAMES = ("kind", "nonce", "holder", "size", "floor", "name", "time", "disk", "path", "torn")
 
@@ -97,4 +97,4 @@ def read_record(contents: memoryview, path: str) -> Record:
     try:
         return Record.decode(contents)
     except (ValueError, KeyError, TypeError) as exc:
-        raise damaged(path, str(exc)) from None
+        raise damaged_error(path, str(exc)) from None

@@ -24,14 +24,14 @@ from types import ModuleType
 
 from ...errors import StorageError
 from ...extras import extra
-from ...text import quoted
+from ...text import quote
 from .store import Buffer
 
 _HEADER = struct.Struct("<4sBBHII")
 _MAGIC = b"avb1"
 _NONCE = 12
 _TAG = 16
-_LONGEST = 1 << 29  # a record with all chunks of the largest disk has half of that
+_MAX_HEADER = 1 << 29  # a record with all chunks of the largest disk has half of that
 KEY_LENGTH = 32
 """Bytes of a key."""
 KEY_HINT = "(key=; the command takes it from the file that AIOVBLK_KEY_FILE names)"
@@ -42,7 +42,7 @@ class TornError(StorageError):
     """An object is empty, cut off, or all zeroes: what a power failure leaves of a file."""
 
 
-class Sealing:
+class ObjectCodec:
     """How the objects of one disk are sealed.
 
     Calls may take milliseconds for each MiB, and can be made in any thread.
@@ -68,10 +68,10 @@ class Sealing:
             with extra("objectstore", "an encrypted disk"):
                 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            self._gcm = AESGCM(_derived(key, disk))
+            self._gcm = AESGCM(_derive_key(key, disk))
 
     @property
-    def costs(self) -> bool:
+    def is_expensive(self) -> bool:
         """Whether sealing takes so long that it belongs in a thread."""
         return self._compress or self._gcm is not None
 
@@ -83,7 +83,7 @@ class Sealing:
             smaller = _zstd().ZstdCompressor(level=1).compress(contents)
             if len(smaller) < len(contents):
                 payload, codec = smaller, 1
-        bound = self._bound(name)
+        bound = self._associated_data(name)
         if self._gcm is None:
             check = zlib.crc32(payload, zlib.crc32(bound))
             header = _HEADER.pack(_MAGIC, codec, 0, 0, len(contents), check)
@@ -94,7 +94,7 @@ class Sealing:
         nonce = os.urandom(_NONCE)
         return b"".join((header, nonce, self._gcm.encrypt(nonce, payload, header + bound)))
 
-    def open(self, name: str, data: Buffer, *, longest: int = _LONGEST) -> memoryview:
+    def open(self, name: str, data: Buffer, *, longest: int = _MAX_HEADER) -> memoryview:
         """Return the contents of an object, a read-only view.
 
         Args:
@@ -109,67 +109,71 @@ class Sealing:
         """
         data = memoryview(data).cast("B").toreadonly()
         if len(data) < _HEADER.size:
-            raise torn(name, "it is too short")
+            raise torn_error(name, "it is too short")
         magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
         if not any(data[: _HEADER.size]) and not any(data):
-            raise torn(name, "it is all zeroes")
+            raise torn_error(name, "it is all zeroes")
         if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
-            raise damaged(name, "it is no object of a disk, or of a later version of aiovblk")
+            raise damaged_error(name, "it is no object of a disk, or of a later version of aiovblk")
         if length > longest:
-            raise damaged(name, f"it has {length} bytes, more than {longest}")
+            raise damaged_error(name, f"it has {length} bytes, more than {longest}")
         payload = data[_HEADER.size :]
         if not codec and len(payload) < length + (_NONCE + _TAG if cipher else 0):
-            raise torn(name, f"it has fewer bytes than the {length} that it should have")
+            raise torn_error(name, f"it has fewer bytes than the {length} that it should have")
         if cipher:
-            payload = self._decrypted(name, bytes(data[: _HEADER.size]), payload)
+            payload = self._decrypt(name, bytes(data[: _HEADER.size]), payload)
         elif self._gcm is not None:
             # Whoever can write to the store could otherwise replace what is encrypted.
-            raise damaged(name, "it is not encrypted, but the disk is")
-        elif zlib.crc32(payload, zlib.crc32(self._bound(name))) != check:
-            raise damaged(name, "its checksum does not match")
-        contents = _decompressed(name, payload, length) if codec else payload
+            raise damaged_error(name, "it is not encrypted, but the disk is")
+        elif zlib.crc32(payload, zlib.crc32(self._associated_data(name))) != check:
+            raise damaged_error(name, "its checksum does not match")
+        contents = _decompress(name, payload, length) if codec else payload
         if len(contents) != length:
-            raise damaged(name, f"it has {len(contents)} bytes instead of {length}")
+            raise damaged_error(name, f"it has {len(contents)} bytes instead of {length}")
         return contents
 
-    def _decrypted(self, name: str, header: bytes, payload: memoryview) -> memoryview:
+    def _decrypt(self, name: str, header: bytes, payload: memoryview) -> memoryview:
         from cryptography.exceptions import InvalidTag
 
         if self._gcm is None:
             raise StorageError(errno.EINVAL, f"the disk is encrypted; give its key {KEY_HINT}")
         nonce, ciphertext = payload[:_NONCE], payload[_NONCE:]
         try:
-            return memoryview(self._gcm.decrypt(nonce, ciphertext, header + self._bound(name)))
+            return memoryview(
+                self._gcm.decrypt(nonce, ciphertext, header + self._associated_data(name))
+            )
         except InvalidTag:
-            raise damaged(name, "it cannot be decrypted: another key, or it was changed") from None
+            raise damaged_error(
+                name, "it cannot be decrypted: another key, or it was changed"
+            ) from None
 
-    def _bound(self, name: str) -> bytes:
+    def _associated_data(self, name: str) -> bytes:
         return self._disk + name.encode()
 
 
-def damaged(name: str, reason: str) -> StorageError:
+def damaged_error(name: str, reason: str) -> StorageError:
     """An error about an object that is not what it should be."""
-    return StorageError(errno.EIO, f"the object {quoted(name)} is damaged: {quoted(reason)}")
+    return StorageError(errno.EIO, f"the object {quote(name)} is damaged: {quote(reason)}")
 
 
-def torn(name: str, reason: str) -> TornError:
+def torn_error(name: str, reason: str) -> TornError:
     """An error about an object that is not whole."""
     return TornError(errno.EIO, f"the object {name} is damaged: {reason}")
 
 
-def _decompressed(name: str, payload: memoryview, length: int) -> memoryview:
+def _decompress(name: str, payload: memoryview, length: int) -> memoryview:
     zstd = _zstd()
     try:
         # Whose word is taken for how much memory is needed.
         if zstd.frame_content_size(payload) != length:
-            raise damaged(name, "it has another length when it is decompressed")
+            raise damaged_error(name, "it has another length when it is decompressed")
         contents = zstd.ZstdDecompressor().decompress(payload)
     except zstd.ZstdError as exc:
-        raise damaged(name, str(exc)) from None
+        raise damaged_error(name, str(exc)) from None
     return memoryview(contents)
 
 
-def _derived(key: bytes, disk: bytes) -> bytes:
+def _derive_key(key: bytes, disk: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 

@@ -11,13 +11,13 @@ from array import array
 from dataclasses import replace
 
 from ...errors import StorageError
-from .description import VERSION, Description, Origin
-from .disk import Disk, found_in, publish, refuse_occupied
+from .description import VERSION, Manifest, Origin
+from .disk import StoredDisk, ensure_empty, publish, snapshot_state
 from .journal import record
-from .names import MOST_ORIGINS, ORIGIN_STEP, map_name
+from .names import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
 from .records import Kind
-from .sealing import Sealing
-from .state import Snapshot, State
+from .sealing import ObjectCodec
+from .state import DiskState, Snapshot
 from .store import AnyStore
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
@@ -30,7 +30,7 @@ async def snapshots(
 
     The arguments and errors of all functions here are those of :meth:`.ObjectStoreDevice.open`.
     """
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     found = (await disk.state()).snapshots.items()
     return dict(sorted(found, key=lambda each: each[1].sequence))
 
@@ -54,11 +54,11 @@ async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | N
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is no name for a snapshot; use letters, digits and .:+-_")
 
-    def check(state: State) -> None:
+    def check(state: DiskState) -> None:
         if name in state.snapshots:
             raise FileExistsError(errno.EEXIST, f"there is a snapshot {name!r} already")
 
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=True)
     await journal.add(record(Kind.SNAPSHOT, name=name, time=time.time()), check)
 
@@ -74,13 +74,13 @@ async def drop_snapshot(
 
     """
 
-    def check(state: State) -> None:
-        clones = found_in(state, name).clones.values()
+    def check(state: DiskState) -> None:
+        clones = snapshot_state(state, name).clones.values()
         if clones:
             paths = ", ".join(clone.path for clone in clones)
             raise StorageError(errno.EBUSY, f"the snapshot {name!r} is needed by clones: {paths}")
 
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=True)
     await journal.add(record(Kind.DROP, name=name), check)
 
@@ -106,29 +106,29 @@ async def clone(
         FileNotFoundError: there is no such snapshot.
 
     """
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     target = target.strip("/")
-    objects = disk.root.at(target)
-    await refuse_occupied(disk.root, target)
+    objects = disk.root.subfolder(target)
+    await ensure_empty(disk.root, target)
     description = _description_of_clone(disk)
     journal = await disk.journal(writes=True)
     await journal.add(
         record(Kind.CLONE, name=name, disk=description.disk, path=target, time=time.time()),
-        lambda state: found_in(state, name),
+        lambda state: snapshot_state(state, name),
     )
-    origin = found_in(journal.state, name)
+    origin = snapshot_state(journal.state, name)
     state = await journal.state_at(origin.sequence)
     await publish(objects, description)
-    sealing = Sealing(description.identity, compress=description.compress, key=key)
-    first = map_name(0)
+    sealing = ObjectCodec(description.identity, compress=description.compress, key=key)
+    first = checkpoint_key(0)
     sealed = await asyncio.to_thread(lambda: sealing.seal(first, _inherited(state).encode()))
     await objects.put(first, sealed)
 
 
-def _description_of_clone(disk: Disk) -> Description:
-    source = disk.description
+def _description_of_clone(disk: StoredDisk) -> Manifest:
+    source = disk.manifest
     origins = (Origin(disk.path, source.disk), *source.origins)
-    if len(origins) >= MOST_ORIGINS:
+    if len(origins) >= MAX_ORIGINS:
         reason = "it descends from too many others; copy it to a new one"
         raise StorageError(errno.EMLINK, reason)
     new = replace(
@@ -141,7 +141,7 @@ def _description_of_clone(disk: Disk) -> Description:
     return new.sealed(disk.key)
 
 
-def _inherited(state: State) -> State:
+def _inherited(state: DiskState) -> DiskState:
     """Return the state of a new disk in which every chunk is that of another, one origin on."""
     chunks = array("Q", (entry and entry + ORIGIN_STEP for entry in state.chunks))
-    return State(state.size, chunks)
+    return DiskState(state.size, chunks)

@@ -7,10 +7,10 @@ from array import array
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from .names import MOST_CHUNKS, first_version
+from .names import MAX_CHUNKS, first_version
 from .packing import from_bytes, split, to_bytes, to_line
 from .records import Kind, Record
-from .sealing import damaged
+from .sealing import damaged_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Snapshot:
 
 
 @dataclass(slots=True)
-class State:
+class DiskState:
     """The sum of the records."""
 
     size: int
@@ -103,7 +103,7 @@ class State:
             if index < len(self.chunks):  # one that was cut off since
                 self.chunks[index] = entry
 
-    def shows(self, record: Record, sequence: int) -> bool:
+    def reflects(self, record: Record, sequence: int) -> bool:
         """Whether what a record of this number was to bring about is so, but for COMMIT and CLOSE.
 
         Who added it did not know whether there was another, summed up and deleted since, before.
@@ -124,7 +124,7 @@ class State:
                 return not any(record.disk in each for each in clones)
         return False
 
-    def copy(self) -> State:
+    def copy(self) -> DiskState:
         """Return one that does not change with this."""
         return replace(
             self,
@@ -160,8 +160,8 @@ class State:
         }
         fields["fences"] = [(first, last) for first, last in fields["fences"]]
         inflating = zlib.decompressobj()
-        chunks = inflating.decompress(rest, 8 * MOST_CHUNKS + 1)
-        if not inflating.eof or len(chunks) > 8 * MOST_CHUNKS:
+        chunks = inflating.decompress(rest, 8 * MAX_CHUNKS + 1)
+        if not inflating.eof or len(chunks) > 8 * MAX_CHUNKS:
             raise ValueError("it has not as many chunks as a disk may have")
         return cls(**fields, chunks=from_bytes(memoryview(chunks)))
 
@@ -176,7 +176,7 @@ def resize(chunks: array[int], count: int) -> None:
     chunks.frombytes(bytes(8 * (count - len(chunks))))
 
 
-def read_state(contents: memoryview, path: str) -> State:
+def read_state(contents: memoryview, path: str) -> DiskState:
     """Return the state in an object that was opened.
 
     Raises:
@@ -184,6 +184,6 @@ def read_state(contents: memoryview, path: str) -> State:
 
     """
     try:
-        return State.decode(contents)
+        return DiskState.decode(contents)
     except (ValueError, KeyError, TypeError, zlib.error) as exc:
-        raise damaged(path, str(exc)) from None
+        raise damaged_error(path, str(exc)) from None

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from ...arguments import check_seconds
 from ...errors import MissingExtraError
 from ...extras import extra
-from ...text import quoted
+from ...text import quote
 from ..fsync import sync_path
-from ..patience import PATIENCE, repeat
-from ..together import drain
-from ..web.address import without_secrets
+from ..patience import RETRY_TIMEOUT, retry
+from ..together import run_bounded
+from ..web.address import redact_url
 from .access import Access
 from .aws import options_of_environment
-from .failures import judge
-from .folder import Directories, explained_in_folder, remains_in, write_object
+from .failures import classify
+from .folder import Directories, classify_folder_error, leftovers_in, write_object
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore as ObstoreStore
     from typing_extensions import TypeIs  # every type checker has it
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ Buffer = bytes | bytearray | memoryview
 _DELETIONS = 16  # single ones that are made at the same time
 
 
-class Found(NamedTuple):
+class ObjectInfo(NamedTuple):
     """An object that a list has."""
 
     path: str
@@ -49,7 +49,7 @@ class Found(NamedTuple):
     """Bytes."""
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """The requests. Each is repeated until it succeeds, fails for good, or patience has run out."""
 
     async def get(self, path: str) -> memoryview:
@@ -75,14 +75,14 @@ class Objects(Protocol):
     async def delete(self, paths: Iterable[str]) -> None:
         """Delete the objects; those that are not there are as good as deleted."""
 
-    async def find(self, folder: str, *, after: str = "") -> list[Found]:
+    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
         """Return what is in the folder, sorted by path, beginning after the path ``after``."""
 
-    def at(self, path: str) -> Objects:
+    def subfolder(self, path: str) -> ObjectStore:
         """Return the same store, seen from a folder of it."""
 
 
-AnyStore: TypeAlias = "Objects | ObjectStore | str"
+AnyStore: TypeAlias = "ObjectStore | ObstoreStore | str"
 """What a caller may give: the requests, a store of the package ``obstore``, or a URL."""
 
 
@@ -91,7 +91,7 @@ class _RacedError(Exception):
 
 
 class ObjectStoreClient:
-    """:class:`Objects` by the package ``obstore``.
+    """:class:`ObjectStore` by the package ``obstore``.
 
     A request that is refused for its credentials is made once more, with those that the environment
     and its files have then, where the store was made from a URL (:func:`from_url`).
@@ -99,50 +99,50 @@ class ObjectStoreClient:
     Args:
         store: of obstore.
         folder: that all paths are relative to; none for the store's own root.
-        patience: seconds; see :data:`.patience.PATIENCE`.
+        patience: seconds; see :data:`.patience.RETRY_TIMEOUT`.
 
     """
 
     def __init__(
-        self, store: ObjectStore | Access, folder: str = "", *, patience: float = PATIENCE
+        self, store: ObstoreStore | Access, folder: str = "", *, patience: float = RETRY_TIMEOUT
     ) -> None:
         self._access = store if isinstance(store, Access) else Access(store)
         self._folder = folder.strip("/")
-        self._patience = patience
+        self._timeout = patience
         self._root = local_root(self._access.store)
         self._directories = Directories()
 
-    def at(self, path: str) -> ObjectStoreClient:
-        """See :class:`Objects`."""
-        other = ObjectStoreClient(self._access, self._full(path), patience=self._patience)
+    def subfolder(self, path: str) -> ObjectStoreClient:
+        """See :class:`ObjectStore`."""
+        other = ObjectStoreClient(self._access, self._full(path), patience=self._timeout)
         other._directories = self._directories
         return other
 
     async def get(self, path: str) -> memoryview:
-        """See :class:`Objects`."""
-        return await self._repeat(path, self._get, absent=True)
+        """See :class:`ObjectStore`."""
+        return await self._retry(path, self._get, absent=True)
 
     async def put(self, path: str, data: Buffer) -> None:
-        """See :class:`Objects`."""
-        await self._repeat(path, partial(self._put, data, "overwrite"))
+        """See :class:`ObjectStore`."""
+        await self._retry(path, partial(self._put, data, "overwrite"))
 
     async def create(self, path: str, data: Buffer) -> None:
-        """See :class:`Objects`."""
-        await self._repeat(path, partial(self._put, data, "create"))
+        """See :class:`ObjectStore`."""
+        await self._retry(path, partial(self._put, data, "create"))
 
     async def delete(self, paths: Iterable[str]) -> None:
-        """See :class:`Objects`."""
+        """See :class:`ObjectStore`."""
         paths = list(paths)
         if self._root is None and len(paths) > 1:
             with suppress(FileNotFoundError):
-                await self._repeat(paths[0], partial(self._delete, paths), absent=True)
+                await self._retry(paths[0], partial(self._delete, paths), absent=True)
                 return
             # Azure and GCS mind a missing object, and the package stops there.
-        await drain((partial(self._delete_one, path) for path in paths), most=_DELETIONS)
+        await run_bounded((partial(self._delete_one, path) for path in paths), limit=_DELETIONS)
 
-    async def find(self, folder: str, *, after: str = "") -> list[Found]:
-        """See :class:`Objects`."""
-        found = await self._repeat(folder, partial(self._find, after))
+    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
+        """See :class:`ObjectStore`."""
+        found = await self._retry(folder, partial(self._list, after))
         return await asyncio.to_thread(sorted, found)  # there may be millions
 
     def where(self, path: str) -> str:
@@ -155,13 +155,13 @@ class ObjectStoreClient:
     def _full(self, path: str) -> str:
         return f"{self._folder}/{path}".strip("/")
 
-    async def _get(self, store: ObjectStore, path: str) -> memoryview:
+    async def _get(self, store: ObstoreStore, path: str) -> memoryview:
         import obstore
 
         found = await obstore.get_async(store, path)
         return memoryview(await found.bytes_async())
 
-    async def _put(self, data: Buffer, mode: Any, store: ObjectStore, path: str) -> None:
+    async def _put(self, data: Buffer, mode: Any, store: ObstoreStore, path: str) -> None:
         if self._root is not None:  # the package puts names before data, and syncs neither
             args = (self._root, path, data, self._directories)
             await asyncio.to_thread(_put_in_folder, *args, replaces=mode == "overwrite")
@@ -178,26 +178,26 @@ class ObjectStoreClient:
                 raise FileExistsError from None
             raise _RacedError from None
 
-    async def _find(self, after: str, store: ObjectStore, folder: str) -> list[Found]:
+    async def _list(self, after: str, store: ObstoreStore, folder: str) -> list[ObjectInfo]:
         import obstore
 
         own = len(self._folder) + 1 if self._folder else 0
         offset = self._full(after) if after else None
         found = []
         async for page in obstore.list(store, folder, offset=offset, chunk_size=1000):
-            found += [Found(each["path"][own:], each["size"]) for each in page]
+            found += [ObjectInfo(each["path"][own:], each["size"]) for each in page]
         return found
 
     async def _delete_one(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            await self._repeat(path, partial(self._delete, [path]), absent=True)
+            await self._retry(path, partial(self._delete, [path]), absent=True)
 
-    async def _delete(self, paths: Sequence[str], store: ObjectStore, first: str) -> None:
+    async def _delete(self, paths: Sequence[str], store: ObstoreStore, first: str) -> None:
         import obstore
 
         await obstore.delete_async(store, [self._full(path) for path in paths])
 
-    async def remains(self, folders: Iterable[str], *, delete: bool) -> list[int]:
+    async def leftovers(self, folders: Iterable[str], *, delete: bool) -> list[int]:
         """Find what crashed writers have left in a local folder under names that no list has.
 
         Args:
@@ -211,13 +211,13 @@ class ObjectStoreClient:
         if self._root is None:
             return []
         directories = [f"{self._root}/{self._full(folder)}" for folder in folders]
-        found = [await asyncio.to_thread(remains_in, each, delete=delete) for each in directories]
+        found = [await asyncio.to_thread(leftovers_in, each, delete=delete) for each in directories]
         return [size for sizes in found for size in sizes]
 
-    async def _repeat(
+    async def _retry(
         self,
         path: str,
-        request: Callable[[ObjectStore, str], Awaitable[T]],
+        request: Callable[[ObstoreStore, str], Awaitable[T]],
         *,
         absent: bool = False,
     ) -> T:
@@ -232,28 +232,28 @@ class ObjectStoreClient:
         access, where, path = self._access, self.where(path), self._full(path)
         attempt = partial(_attempt, access, request, path)
         if self._root is None:
-            explain = partial(explained, access=access, path=path, absent=absent)
+            explain = partial(classify_error, access=access, path=path, absent=absent)
         else:
-            explain = partial(explained_in_folder, path=where)
-        return await repeat(attempt, explain, patience=self._patience, notices=access.notices)
+            explain = partial(classify_folder_error, path=where)
+        return await retry(attempt, explain, timeout=self._timeout, notices=access.notices)
 
 
 async def _attempt(
-    access: Access, request: Callable[[ObjectStore, str], Awaitable[T]], path: str
+    access: Access, request: Callable[[ObstoreStore, str], Awaitable[T]], path: str
 ) -> T:
     """Make a request, and once more with new credentials if they are refused."""
     store = access.store
     try:
         result = await request(store, path)
     except Exception as exc:
-        if not judge(exc, path).credentials or not await access.renew(store):
+        if not classify(exc, path).credentials or not await access.renew(store):
             raise
         result = await request(access.store, path)
     access.known = True
     return result
 
 
-async def _is_there(store: ObjectStore, path: str) -> bool:
+async def _is_there(store: ObstoreStore, path: str) -> bool:
     import obstore
 
     try:
@@ -263,20 +263,20 @@ async def _is_there(store: ObjectStore, path: str) -> bool:
     return True
 
 
-def explained(
+def classify_error(
     failure: Exception, access: Access, path: str, *, absent: bool
 ) -> tuple[OSError, bool]:
     """Return what obstore raised as an OSError, and whether it may pass by itself."""
     where = access.where(path)
     if isinstance(failure, _RacedError):
         return OSError(errno.EIO, f"{where}: it is being written by another request"), True
-    judged = judge(failure, where, known=access.known, absent=absent)
+    judged = classify(failure, where, known=access.known, absent=absent)
     # A live disk waits for whoever renews its credentials, as long as patience lasts.
     waits = judged.expired and access.known and access.renewable
-    return judged.error, judged.passes or waits
+    return judged.error, judged.transient or waits
 
 
-def local_root(store: ObjectStore) -> str | None:
+def local_root(store: ObstoreStore) -> str | None:
     """The folder that a store of obstore is, or None for one that is no folder."""
     from obstore.store import LocalStore
 
@@ -307,13 +307,13 @@ def _sync(path: str) -> None:
     sync_path(path)
 
 
-def is_store(store: object) -> TypeIs[ObjectStore]:
+def is_store(store: object) -> TypeIs[ObstoreStore]:
     """Whether it is a store of the package ``obstore``."""
     return type(store).__module__.partition(".")[0] == "obstore"
 
 
 def from_url(
-    url: str, *, patience: float = PATIENCE, **options: Any
+    url: str, *, patience: float = RETRY_TIMEOUT, **options: Any
 ) -> tuple[ObjectStoreClient, str]:
     """Return the object store that a URL names, and the folder in it.
 
@@ -325,7 +325,7 @@ def from_url(
     Args:
         url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``, ``az://CONTAINER/FOLDER``,
             ``file:///FOLDER`` or ``memory:///FOLDER``.
-        patience: seconds; see :data:`.patience.PATIENCE`.
+        patience: seconds; see :data:`.patience.RETRY_TIMEOUT`.
         options: for the store of obstore.
 
     Raises:
@@ -334,10 +334,10 @@ def from_url(
 
     """
     check_seconds("patience", patience, zero=True)
-    root, folder = parts_of(url)
+    root, folder = split_url(url)
     scheme, _, bucket = root.partition("://")
     if scheme not in {*SCHEMES, "memory", "file"} or (scheme in SCHEMES and not bucket):
-        shown = without_secrets(url)
+        shown = redact_url(url)
         raise ValueError(
             f"{shown!r} is no object store; write s3://BUCKET/FOLDER, gs://, az://, or file:///PATH"
             " (folder:PATH on the command line) for a folder of this machine"
@@ -360,7 +360,7 @@ def from_url(
 _FIXED = frozenset({"access_key_id", "credential_provider", "skip_signature", "account_key"})
 
 
-def _make(root: str, patience: float, options: dict[str, Any]) -> ObjectStore:
+def _make(root: str, patience: float, options: dict[str, Any]) -> ObstoreStore:
     from obstore import store as stores
 
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
@@ -376,10 +376,10 @@ def _make(root: str, patience: float, options: dict[str, Any]) -> ObjectStore:
         told = next(iter(str(exc).splitlines()), type(exc).__name__)
         if "Account must be specified" in told:
             told += "; set AZURE_STORAGE_ACCOUNT_NAME"
-        raise ValueError(f"{root}: {quoted(told)}") from None
+        raise ValueError(f"{root}: {quote(told)}") from None
 
 
-def parts_of(url: str) -> tuple[str, str]:
+def split_url(url: str) -> tuple[str, str]:
     """Return the store and the folder in it; all characters stand for themselves."""
     scheme, _, rest = url.partition("://")
     bucket, _, path = rest.partition("/")

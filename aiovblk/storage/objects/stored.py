@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from .description import Description
+from .description import Manifest
 from .limits import Limits
-from .names import chunk_name, entry_parts, first_version
-from .sealing import Sealing, damaged
+from .names import chunk_key, entry_parts, first_version
+from .sealing import ObjectCodec, damaged_error
 from .state import resize
-from .store import Objects
+from .store import ObjectStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,14 +24,14 @@ _THREADS = 4  # that seal and open objects
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ChunkSource:
     """Where the chunks of one disk lie."""
 
-    objects: Objects
-    sealing: Sealing
+    objects: ObjectStore
+    codec: ObjectCodec
 
 
-class Stored:
+class ChunkStore:
     """The chunks of an open disk, as they are in the store.
 
     Concurrency: all methods may be called at the same time, for any chunks; of those that store,
@@ -41,7 +41,7 @@ class Stored:
 
     Args:
         sources: the disk's own, and those of its ancestors, by the number of origin.
-        description: of the disk.
+        manifest: of the disk.
         entries: of the disk's state; copied.
         limits: of what is used.
 
@@ -49,22 +49,22 @@ class Stored:
 
     def __init__(
         self,
-        sources: list[Source],
-        description: Description,
+        sources: list[ChunkSource],
+        manifest: Manifest,
         entries: array[int],
         limits: Limits,
     ) -> None:
         self._sources = sources
-        self._chunk_size = description.chunk_size
+        self._chunk_size = manifest.chunk_size
         self.entries = entries[:]
         """What each chunk is."""
         self.changes: dict[int, int] = {}
         """The entries that have changed since :meth:`take_changes`."""
-        self.zeroes = memoryview(bytes(description.chunk_size))
+        self.zeroes = memoryview(bytes(manifest.chunk_size))
         """What a chunk is that was never stored."""
         self._superseded: list[tuple[int, int]] = []
         self._known: OrderedDict[int, tuple[int, memoryview]] = OrderedDict()
-        self._most_known = max(1, limits.memory // description.chunk_size)
+        self._max_known = max(1, limits.memory // manifest.chunk_size)
         self._reading: dict[int, asyncio.Task[memoryview]] = {}
         self._reads = asyncio.Semaphore(limits.requests)
         self._stores = asyncio.Semaphore(limits.requests)
@@ -72,7 +72,7 @@ class Stored:
         self._in_flight: set[int] = set()
         self._threads = ThreadPoolExecutor(_THREADS, "aiovblk objects")
 
-    def begin(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Be the writer of this epoch, which chunks that are stored get their names from."""
         self._version = first_version(epoch)
 
@@ -96,7 +96,7 @@ class Stored:
             except FileNotFoundError:
                 if self.entry(index) == entry:
                     _, version = entry_parts(entry)
-                    raise damaged(chunk_name(index, version), "it is missing") from None
+                    raise damaged_error(chunk_key(index, version), "it is missing") from None
                 continue
             # What was written before this read began may have been stored while it waited.
             if self.entry(index) == entry:
@@ -120,17 +120,17 @@ class Stored:
 
     async def _read(self, index: int, entry: int) -> memoryview:
         origin, version = entry_parts(entry)
-        name = chunk_name(index, version)
+        name = chunk_key(index, version)
         if origin >= len(self._sources):
-            raise damaged(name, f"it is of ancestor {origin}, which disk.json does not have")
+            raise damaged_error(name, f"it is of ancestor {origin}, which disk.json does not have")
         source = self._sources[origin]
         async with self._reads:
             data = await source.objects.get(name)
             contents = await self._in_thread(
-                source.sealing.open, name, data, longest=self._chunk_size
+                source.codec.open, name, data, longest=self._chunk_size
             )
         if len(contents) != self._chunk_size:
-            raise damaged(name, f"it has {len(contents)} bytes")
+            raise damaged_error(name, f"it has {len(contents)} bytes")
         if self.entry(index) == entry:
             self.remember(index, entry, contents)
         return contents
@@ -139,7 +139,7 @@ class Stored:
         """Keep what is stored of a chunk in memory, as long as there is room."""
         self._known[index] = entry, contents
         self._known.move_to_end(index)
-        if len(self._known) > self._most_known:
+        if len(self._known) > self._max_known:
             self._known.popitem(last=False)
 
     async def put(self, index: int, contents: bytearray | None) -> int:
@@ -157,10 +157,10 @@ class Stored:
         self._version += 1
         version = self._version
         self._in_flight.add(version)
-        source, name = self._sources[0], chunk_name(index, version)
+        source, name = self._sources[0], chunk_key(index, version)
         try:
             async with self._stores:
-                sealed = await self._in_thread(source.sealing.seal, name, contents)
+                sealed = await self._in_thread(source.codec.seal, name, contents)
                 await source.objects.put(name, sealed)
         finally:
             self._in_flight.discard(version)
@@ -197,7 +197,7 @@ class Stored:
         self.changes, self._superseded = {}, []
         return changes, superseded
 
-    def give_back(self, changes: dict[int, int], superseded: list[tuple[int, int]]) -> None:
+    def restore_changes(self, changes: dict[int, int], superseded: list[tuple[int, int]]) -> None:
         """Take changes that have not come into the history."""
         self.changes = {**changes, **self.changes}
         self._superseded = superseded + self._superseded
@@ -208,7 +208,7 @@ class Stored:
         for index, entry in superseded:
             origin, version = entry_parts(entry)
             if entry and not origin and version >= from_version:
-                names.append(chunk_name(index, version))
+                names.append(chunk_key(index, version))
         if names:
             await self._sources[0].objects.delete(names)
 

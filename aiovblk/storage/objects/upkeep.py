@@ -8,27 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..together import drain
-from .description import Description
-from .disk import Disk
+from ..together import run_bounded
+from .description import Manifest
+from .disk import StoredDisk
 from .journal import Journal, record
 from .names import (
     CHUNKS,
-    DESCRIPTION,
     LOG,
+    MANIFEST,
     MAP,
-    chunk_in,
-    chunk_name,
+    checkpoint_key,
+    chunk_key,
+    chunk_of,
     entry_parts,
-    is_name,
-    map_name,
-    number_in,
+    is_key,
+    sequence_of,
 )
 from .records import Kind
-from .state import State
-from .store import AnyStore, Found, ObjectStoreClient
+from .state import DiskState
+from .store import AnyStore, ObjectInfo, ObjectStoreClient
 
-_AT_ONCE = 500  # objects of one request to delete
+_CONCURRENCY = 500  # objects of one request to delete
 _REQUESTS = 16  # chunks that are read at the same time
 _DAY = 24 * 3600.0
 
@@ -60,13 +60,15 @@ async def collect_garbage(
         StorageError: the disk is damaged; nothing was deleted.
 
     """
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=delete)
     if delete:
         await _release_clones(disk, journal)
     state = journal.state
     snapshots = _sequences(state)
-    found = await asyncio.to_thread(_unused, await disk.objects.find(CHUNKS), state, state.floor)
+    found = await asyncio.to_thread(
+        _unused, await disk.objects.list_objects(CHUNKS), state, state.floor
+    )
     for sequence in snapshots:
         try:
             snapshot = await journal.state_at(sequence)
@@ -77,39 +79,39 @@ async def collect_garbage(
         found = await asyncio.to_thread(_unused, found, snapshot, state.floor)
     found += [
         each
-        for each in await disk.objects.find(MAP)
-        if (number := number_in(each.path)) is not None
-        and number < journal.summed_up
+        for each in await disk.objects.list_objects(MAP)
+        if (number := sequence_of(each.path)) is not None
+        and number < journal.checkpointed
         and number not in snapshots
     ]
     if delete:
-        for first in range(0, len(found), _AT_ONCE):
-            await disk.objects.delete([each.path for each in found[first : first + _AT_ONCE]])
+        for first in range(0, len(found), _CONCURRENCY):
+            await disk.objects.delete([each.path for each in found[first : first + _CONCURRENCY]])
     sizes = [each.size for each in found]
     if isinstance(disk.objects, ObjectStoreClient):
-        sizes += await disk.objects.remains(("", LOG, MAP, CHUNKS), delete=delete)
+        sizes += await disk.objects.leftovers(("", LOG, MAP, CHUNKS), delete=delete)
     return Garbage(len(sizes), sum(sizes))
 
 
-def _sequences(state: State) -> set[int]:
+def _sequences(state: DiskState) -> set[int]:
     return {each.sequence for each in state.snapshots.values()}
 
 
-def _unused(found: list[Found], state: State, floor: int) -> list[Found]:
+def _unused(found: list[ObjectInfo], state: DiskState, floor: int) -> list[ObjectInfo]:
     """The chunks that a state has not, and that no writer is about to add: below the floor."""
     unused = []
     for each in found:
-        chunk = chunk_in(each.path)
+        chunk = chunk_of(each.path)
         if chunk is not None and chunk[1] < floor and not _has(state, *chunk):
             unused.append(each)
     return unused
 
 
-def _has(state: State, index: int, version: int) -> bool:
+def _has(state: DiskState, index: int, version: int) -> bool:
     return index < len(state.chunks) and state.chunks[index] == version
 
 
-async def _release_clones(disk: Disk, journal: Journal) -> None:
+async def _release_clones(disk: StoredDisk, journal: Journal) -> None:
     """Take note of clones whose folder is gone."""
     for snapshot in list(journal.state.snapshots.values()):
         for identity, clone in list(snapshot.clones.items()):
@@ -118,16 +120,16 @@ async def _release_clones(disk: Disk, journal: Journal) -> None:
                 await journal.add(record(Kind.RELEASE, disk=identity))
 
 
-async def _exists(disk: Disk, path: str, identity: str) -> bool:
+async def _exists(disk: StoredDisk, path: str, identity: str) -> bool:
     try:
-        data = await disk.root.at(path).get(DESCRIPTION)
+        data = await disk.root.subfolder(path).get(MANIFEST)
     except FileNotFoundError:
         return False
-    return Description.decode(data).disk == identity
+    return Manifest.decode(data).disk == identity
 
 
 @dataclass(slots=True)
-class Report:
+class CheckReport:
     """What a check has found."""
 
     chunks: int = 0
@@ -145,7 +147,7 @@ async def check(
     key: bytes | None = None,
     contents: bool = True,
     advance: Callable[[int], object] = lambda count: None,
-) -> Report:
+) -> CheckReport:
     """Find out whether everything is there that the disk and its snapshots need, and is intact.
 
     Nothing is changed. The disk should not be written to meanwhile, except by flushes that are few:
@@ -162,9 +164,9 @@ async def check(
         OSError: the store fails, or the disk's history is so damaged that it cannot be opened.
 
     """
-    disk = await Disk.open(store, path, key=key)
+    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=False)
-    report = Report()
+    report = CheckReport()
     needed: Needed = {}
     await asyncio.to_thread(_add, needed, journal.state)
     for name, snapshot in journal.state.snapshots.items():
@@ -172,7 +174,7 @@ async def check(
             state = await journal.state_at(snapshot.sequence)
         except OSError as exc:
             what = "is missing" if isinstance(exc, FileNotFoundError) else str(exc)
-            report.problems.append(f"snapshot {name}: {map_name(snapshot.sequence)} {what}")
+            report.problems.append(f"snapshot {name}: {checkpoint_key(snapshot.sequence)} {what}")
         else:
             await asyncio.to_thread(_add, needed, state)
     _check_origins(disk, needed, report)
@@ -186,37 +188,41 @@ async def check(
 Needed = dict[int, set[tuple[int, int]]]  # index and version of chunks, by origin
 
 
-def _add(needed: Needed, state: State) -> None:
+def _add(needed: Needed, state: DiskState) -> None:
     for index, entry in enumerate(state.chunks):
         if entry:
             origin, version = entry_parts(entry)
             needed.setdefault(origin, set()).add((index, version))
 
 
-def _check_origins(disk: Disk, needed: Needed, report: Report) -> None:
+def _check_origins(disk: StoredDisk, needed: Needed, report: CheckReport) -> None:
     """Report chunks of ancestors that the disk does not have; they are not looked for."""
-    for origin in [each for each in needed if each > len(disk.description.origins)]:
+    for origin in [each for each in needed if each > len(disk.manifest.origins)]:
         count = len(needed.pop(origin))
-        report.problems.append(f"{DESCRIPTION} lacks ancestor {origin}, which has {count} chunks")
+        report.problems.append(f"{MANIFEST} lacks ancestor {origin}, which has {count} chunks")
 
 
-async def _check_presence(disk: Disk, needed: Needed, report: Report) -> None:
+async def _check_presence(disk: StoredDisk, needed: Needed, report: CheckReport) -> None:
     """Look for what is needed in lists; only what is there is needed after that."""
     for folder in (LOG, MAP):
-        _report_foreign(await disk.objects.find(folder), report)
+        _report_foreign(await disk.objects.list_objects(folder), report)
     for origin, source in enumerate(disk.sources):
         if origin in needed or not origin:
-            found = await source.objects.find(CHUNKS)
+            found = await source.objects.list_objects(CHUNKS)
             chunks = needed.setdefault(origin, set())
             await asyncio.to_thread(_find_missing, disk, origin, chunks, found, report)
 
 
 def _find_missing(
-    disk: Disk, origin: int, chunks: set[tuple[int, int]], found: list[Found], report: Report
+    disk: StoredDisk,
+    origin: int,
+    chunks: set[tuple[int, int]],
+    found: list[ObjectInfo],
+    report: CheckReport,
 ) -> None:
     if not origin:
         _report_foreign(found, report)
-    sizes = {chunk: each.size for each in found if (chunk := chunk_in(each.path))}
+    sizes = {chunk: each.size for each in found if (chunk := chunk_of(each.path))}
     missing = chunks - sizes.keys()
     report.problems += [f"{_named(disk, origin, *each)} is missing" for each in missing]
     chunks -= missing
@@ -224,24 +230,24 @@ def _find_missing(
     report.size += sum(sizes[each] for each in chunks)
 
 
-def _report_foreign(found: list[Found], report: Report) -> None:
+def _report_foreign(found: list[ObjectInfo], report: CheckReport) -> None:
     for each in found:
-        if not is_name(each.path):
+        if not is_key(each.path):
             reason = "is not part of the disk; somebody else has put it there"
             report.problems.append(f"{each.path} {reason}")
 
 
 async def _check_contents(
-    disk: Disk, needed: Needed, report: Report, advance: Callable[[int], object]
+    disk: StoredDisk, needed: Needed, report: CheckReport, advance: Callable[[int], object]
 ) -> None:
     sources = disk.sources
-    longest = disk.description.chunk_size
+    longest = disk.manifest.chunk_size
 
     async def look(origin: int, index: int, version: int) -> None:
-        name = chunk_name(index, version)
+        name = chunk_key(index, version)
         try:
             data = await sources[origin].objects.get(name)
-            unseal = partial(sources[origin].sealing.open, longest=longest)
+            unseal = partial(sources[origin].codec.open, longest=longest)
             found = await asyncio.to_thread(unseal, name, data)
             if len(found) != longest:
                 report.problems.append(
@@ -253,9 +259,9 @@ async def _check_contents(
 
     for origin, chunks in needed.items():
         in_order = await asyncio.to_thread(sorted, chunks)
-        await drain((partial(look, origin, *each) for each in in_order), most=_REQUESTS)
+        await run_bounded((partial(look, origin, *each) for each in in_order), limit=_REQUESTS)
 
 
-def _named(disk: Disk, origin: int, index: int, version: int) -> str:
-    name = chunk_name(index, version)
-    return name if not origin else f"{disk.description.origins[origin - 1].path}/{name}"
+def _named(disk: StoredDisk, origin: int, index: int, version: int) -> str:
+    name = chunk_key(index, version)
+    return name if not origin else f"{disk.manifest.origins[origin - 1].path}/{name}"

@@ -10,18 +10,18 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ...errors import STOPS, StorageError
-from ..grouped import Grouped
-from .chunks import Chunks
+from ...errors import STOP_EXCEPTIONS, StorageError
+from ..grouped import CoalescedCall
+from .chunks import ChunkBuffer
 from .journal import FencedError, Journal, record
 from .lease import Holder, Lease
-from .names import MOST_EPOCHS, first_version
+from .names import MAX_EPOCHS, first_version
 from .records import Kind
-from .store import Objects
+from .store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-_RECORDS = 256
+_CHECKPOINT_INTERVAL = 256
 """After which the history is summed up, so that opening the disk stays quick."""
 
 
@@ -37,11 +37,13 @@ class Writer:
         chunks: what is to be stored.
         journal: the disk's history, after :meth:`open`.
         objects: the disk's folder.
-        lease: seconds; see :data:`.lease.SECONDS`.
+        lease: seconds; see :data:`.lease.DEFAULT_LEASE`.
 
     """
 
-    def __init__(self, chunks: Chunks, journal: Journal, objects: Objects, lease: float) -> None:
+    def __init__(
+        self, chunks: ChunkBuffer, journal: Journal, objects: ObjectStore, lease: float
+    ) -> None:
         epoch = journal.state.epoch
         self._chunks = chunks
         self._journal = journal
@@ -51,7 +53,7 @@ class Writer:
         self.size = journal.state.size
         """Bytes of the disk."""
         self.contents = journal.state.contents
-        """What is stored: see :attr:`.State.contents`."""
+        """What is stored: see :attr:`.DiskState.contents`."""
         self._journal_in_use = asyncio.Lock()
         self._fenced = ""
         self._unsure = False  # whether a record is there whose answer was lost
@@ -60,8 +62,8 @@ class Writer:
         self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deletions: set[asyncio.Task[None]] = set()
-        self.flush = Grouped(self._flush)
-        chunks.stored.begin(epoch)
+        self.flush = CoalescedCall(self._flush)
+        chunks.chunk_store.start_epoch(epoch)
 
     @staticmethod
     async def open(journal: Journal) -> None:
@@ -72,12 +74,12 @@ class Writer:
             OSError: the store fails.
 
         """
-        if journal.state.epoch + 1 >= MOST_EPOCHS:
+        if journal.state.epoch + 1 >= MAX_EPOCHS:
             reason = "the disk was opened a million times; copy it to a new one"
             raise StorageError(errno.EOVERFLOW, reason)
         await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Take the lease and keep it.
 
         Raises:
@@ -89,15 +91,15 @@ class Writer:
         if holder is not None:
             raise FencedError(errno.EBUSY, f"taken over by {holder}")
         # An unclean end may have left records that are in the store's own memory only.
-        await self._journal.sum_up()
-        self._spawn(self._keep_lease())
+        await self._journal.checkpoint()
+        self._spawn(self._renew_lease())
 
     def check(self) -> None:
         """Raise FencedError if another has become the writer."""
         if self._fenced:
             raise FencedError(errno.EIO, self._fenced)
 
-    async def look_for_another(self) -> None:
+    async def check_fenced(self) -> None:
         """Raise FencedError if another writer is why something fails: it deletes what it replaces.
 
         Raises:
@@ -110,7 +112,7 @@ class Writer:
                 await self._journal.catch_up()
             finally:  # it may have come as far as the other's first record
                 if self._journal.state.epoch != self._epoch:
-                    self._lose(f"taken over by {self._journal.state.holder}")
+                    self._fence(f"taken over by {self._journal.state.holder}")
                 self.check()
 
     async def _flush(self) -> None:
@@ -118,14 +120,14 @@ class Writer:
         try:
             await self._chunks.store()
         except OSError:
-            await self.look_for_another()
+            await self.check_fenced()
             raise
         async with self._journal_in_use:
             await self._commit()
 
     async def _commit(self) -> None:
-        size, floor = self.size, self._chunks.stored.floor
-        changes, superseded = self._chunks.stored.take_changes()
+        size, floor = self.size, self._chunks.chunk_store.floor
+        changes, superseded = self._chunks.chunk_store.take_changes()
         if not changes and size == self._journal.state.size and not self._unsure:
             return
         new = record(
@@ -138,46 +140,49 @@ class Writer:
         try:
             await self._journal.add(new)
         except FencedError as exc:
-            self._lose(exc.reason)
+            self._fence(exc.reason)
             raise
         except BaseException:
             self._unsure = True
-            self._chunks.stored.give_back(changes, superseded)
+            self._chunks.chunk_store.restore_changes(changes, superseded)
             raise
         self._unsure = False
         self.contents = new.nonce
-        self._keep_what_snapshots_need()
-        deletion = self._spawn(self._chunks.stored.delete(superseded, self._deletes_from))
+        self._retain_for_snapshots()
+        deletion = self._spawn(self._chunks.chunk_store.delete(superseded, self._deletes_from))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
-        if self._journal.state.sequence - self._journal.summed_up >= _RECORDS:
-            await self._sum_up()
+        if self._journal.state.sequence - self._journal.checkpointed >= _CHECKPOINT_INTERVAL:
+            await self._checkpoint()
 
-    def _keep_what_snapshots_need(self) -> None:
+    def _retain_for_snapshots(self) -> None:
         newest = self._journal.state.newest_snapshot
         if newest > self._newest_snapshot:
-            self._newest_snapshot, self._deletes_from = newest, self._chunks.stored.next_version
+            self._newest_snapshot, self._deletes_from = (
+                newest,
+                self._chunks.chunk_store.next_version,
+            )
 
-    async def _sum_up(self) -> None:
+    async def _checkpoint(self) -> None:
         try:
-            await self._journal.sum_up()
+            await self._journal.checkpoint()
         except OSError as exc:
             logger.warning("the history of the disk could not be summed up: %s", exc)
 
-    async def _keep_lease(self) -> None:
+    async def _renew_lease(self) -> None:
         while not self._fenced:
             await asyncio.sleep(self._renewal)
             try:
                 holder = await self._lease.renew()
-            except STOPS:
+            except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:  # or it would not be renewed any more, and nobody told
                 logger.warning("the lease on the disk could not be renewed: %r", exc)
             else:
                 if holder is not None:
-                    self._lose(f"taken over by {holder}")
+                    self._fence(f"taken over by {holder}")
 
-    def _lose(self, reason: str) -> None:
+    def _fence(self, reason: str) -> None:
         self._fenced = f"the disk was {reason}; what was not flushed is lost"
         logger.error("%s", self._fenced)
 
@@ -200,7 +205,7 @@ class Writer:
             await self._end()
 
     async def _end(self) -> None:
-        await self.flush.end()
+        await self.flush.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Changes:
+class PausableGate:
     """A gate that changes pass, any number at a time, unless there is a pause.
 
     ``async with changes:`` around a change; it waits until there is no pause. ``async with

@@ -36,10 +36,10 @@ from typing import Self
 
 from ...contract import check_extents
 from ...device import BlockDevice, overrides
-from ..grouped import Grouped
-from ..together import drain
-from .format import PAGE, Header
-from .states import BASE, DATA, ZERO, States
+from ..grouped import CoalescedCall
+from ..together import run_bounded
+from .format import PAGE, DiffHeader
+from .states import BASE, DATA, ZERO, BlockMap
 
 _PIECE = 1 << 20  # bytes of the map that are read at once
 
@@ -62,16 +62,16 @@ class Diff:
 
     """
 
-    def __init__(self, device: BlockDevice, header: Header) -> None:
+    def __init__(self, device: BlockDevice, header: DiffHeader) -> None:
         self.device = device
         self.header = header
         self._data = header.data
-        self._states = States(header.block_size, header.map_size, header.page)
+        self._blockmap = BlockMap(header.block_size, header.map_size, header.page)
         self._reserving: dict[int, asyncio.Task[None]] = {}
-        self.flush = Grouped(self._flush)
+        self.flush = CoalescedCall(self._flush)
 
     @classmethod
-    async def create(cls, device: BlockDevice, header: Header) -> Self:
+    async def create(cls, device: BlockDevice, header: DiffHeader) -> Self:
         """Make a diff without any blocks.
 
         Raises:
@@ -107,26 +107,26 @@ class Diff:
         page = max(PAGE, device.block_size)
         if device.size < page:
             raise ValueError(f"{device.size} bytes are not the diff of an overlay")
-        header = Header.parse(await device.read(0, page))
+        header = DiffHeader.parse(await device.read(0, page))
         _check_size(device, header)
         diff = cls(device, header)
         await diff._load()
         return diff
 
     @property
-    def is_settled(self) -> bool:
+    def is_clean(self) -> bool:
         """Whether no flush is under way, and the map is in the diff as it is."""
-        return not self._states.is_changed and self.flush.is_settled
+        return not self._blockmap.is_changed and self.flush.is_idle
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was written or trimmed."""
-        return self._states.run(0, self.header.size) == (BASE, self.header.size)
+        return self._blockmap.run(0, self.header.size) == (BASE, self.header.size)
 
     def run(self, offset: int, end: int) -> tuple[int, int]:
         """Where the block at ``offset`` is, and where, up to ``end``, that changes."""
-        state, stop = self._states.run(offset, end)
-        shown = self.header.shown
+        state, stop = self._blockmap.run(offset, end)
+        shown = self.header.base_size
         if state == BASE and stop > shown:
             return (ZERO, stop) if offset >= shown else (BASE, shown)
         return state, stop
@@ -146,17 +146,19 @@ class Diff:
         """Make these blocks DATA."""
         await self._reserve(offset, offset + len(data))
         await self.device.write(self._data + offset, data)
-        self._states.mark(offset, offset + len(data), DATA)
+        self._blockmap.mark(offset, offset + len(data), DATA)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Make these blocks DATA, all zeroes."""
         await self._reserve(offset, offset + length)
         await self.device.write_zeroes(self._data + offset, length, may_trim=False)
-        self._states.mark(offset, offset + length, DATA)
+        self._blockmap.mark(offset, offset + length, DATA)
 
     async def trim(self, offset: int, length: int) -> None:
         """Do the same as :meth:`zero`, but where the map has no room to tell of it."""
-        await drain(partial(self._trim, *run) for run in list(self.runs(offset, offset + length)))
+        await run_bounded(
+            partial(self._trim, *run) for run in list(self.runs(offset, offset + length))
+        )
 
     async def _trim(self, state: int, begin: int, end: int) -> None:
         try:
@@ -168,7 +170,9 @@ class Diff:
 
     async def zero(self, offset: int, length: int) -> None:
         """Make these blocks ZERO, and give their space back."""
-        await drain(partial(self._zero, *run) for run in list(self.runs(offset, offset + length)))
+        await run_bounded(
+            partial(self._zero, *run) for run in list(self.runs(offset, offset + length))
+        )
 
     async def _zero(self, state: int, begin: int, end: int) -> None:
         if state != ZERO:
@@ -176,52 +180,54 @@ class Diff:
         if state == DATA and overrides(self.device, BlockDevice.write_zeroes):
             await self.device.write_zeroes(self._data + begin, end - begin, may_trim=True)
         if state != ZERO:  # beyond the base it is so without being marked
-            self._states.mark(begin, end, ZERO)
+            self._blockmap.mark(begin, end, ZERO)
 
     async def hide(self, offset: int, end: int) -> None:
         """Mark what is zeroes here because the base does not reach so far."""
         for state, begin, stop in self.runs(offset, end):
             if state == ZERO:
                 await self._reserve(begin, stop)
-                self._states.mark(begin, stop, ZERO)
+                self._blockmap.mark(begin, stop, ZERO)
 
     def clear(self) -> None:
         """Make all blocks BASE. Their space is kept until :meth:`release`."""
         for state, begin, end in self.runs(0, self.header.size):
             if state != BASE:
-                self._states.mark(begin, end, BASE)
+                self._blockmap.mark(begin, end, BASE)
 
     async def release(self) -> None:
         """Give back the space of blocks that are BASE. No reader may hold a view of them."""
         size = self.header.size
-        await drain(
+        await run_bounded(
             partial(self.device.trim, self._data + begin, end - begin)
             for state, begin, end in self.runs(0, size)
             if state == BASE
         )
 
-    async def rewrite(self, header: Header) -> None:
+    async def rewrite(self, header: DiffHeader) -> None:
         """Make another header durable, one of the same geometry."""
         await self.device.write(0, memoryview(header.serialize()))
         await self.device.flush()
         self.header = header
 
     async def _flush(self) -> None:
-        pages = self._states.take_changed()
+        pages = self._blockmap.take_changed()
         begin = self.header.page
         try:
             await self.device.flush()
             if pages:
                 write = self.device.write
-                await drain(partial(write, begin + at, memoryview(page)) for at, page in pages)
+                await run_bounded(
+                    partial(write, begin + at, memoryview(page)) for at, page in pages
+                )
                 await self.device.flush()
         except BaseException:
-            self._states.put_back(pages)
+            self._blockmap.put_back(pages)
             raise
 
     async def _reserve(self, offset: int, end: int) -> None:
         """See to it that the map can be written when these blocks are marked."""
-        for at in self._states.unreserved(offset, end):
+        for at in self._blockmap.unreserved(offset, end):
             task = self._reserving.get(at)
             if task is None:
                 task = self._reserving[at] = asyncio.create_task(self._reserve_page(at))
@@ -233,7 +239,7 @@ class Diff:
         await asyncio.sleep(0)  # a loop may start tasks at once, before this one is known
         page = self.header.page
         await self.device.write_zeroes(page + at, page, may_trim=False)
-        self._states.reserve(at)
+        self._blockmap.reserve(at)
 
     def _reserved(self, at: int, task: asyncio.Task[None]) -> None:
         del self._reserving[at]
@@ -256,10 +262,10 @@ class Diff:
     async def _load_part(self, begin: int, end: int) -> None:
         for offset in range(begin, end, _PIECE):
             part = await self.device.read(offset, min(_PIECE, end - offset))
-            self._states.load([(offset - self.header.page, bytes(part))])
+            self._blockmap.load([(offset - self.header.page, bytes(part))])
 
 
-def _check_size(device: BlockDevice, header: Header) -> None:
+def _check_size(device: BlockDevice, header: DiffHeader) -> None:
     if device.size < header.end:
         raise ValueError(
             f"the diff has {device.size} bytes, but {header.end} are needed for an overlay of"

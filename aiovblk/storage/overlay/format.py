@@ -44,24 +44,24 @@ _MAGIC = b"aiovblk overlay\n"
 _VERSION = 1
 _HEADER = struct.Struct("<16sIIQQ468s")  # magic, version, block_size, size, shown, identity
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of these 508 bytes
-_LONGEST_IDENTITY = 468
+_MAX_IDENTITY = 468
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class DiffHeader:
     """The geometry of an overlay, and of the diff that follows from it.
 
     Args:
         block_size: bytes of a block of the overlay.
         size: bytes of the overlay.
-        shown: bytes of the base that show through, from its beginning; zeroes follow.
+        base_size: bytes of the base that show through, from its beginning; zeroes follow.
         identity: what the base is, in the words of whoever made the diff; may be empty.
 
     """
 
     block_size: int
     size: int
-    shown: int
+    base_size: int
     identity: str = ""
 
     @classmethod
@@ -80,7 +80,7 @@ class Header:
                 ``identity`` does not fit.
 
         """
-        check_count("size", size, least=0)
+        check_count("size", size, minimum=0)
         size = base.size if size is None else size
         shown = min(size, base.size)
         for what, value in (("the overlay", size), ("the base", shown)):
@@ -121,9 +121,9 @@ class Header:
             ValueError: it is too small, or has larger blocks.
 
         """
-        if base.size < self.shown:
+        if base.size < self.base_size:
             raise ValueError(
-                f"the base has {base.size} bytes, but {self.shown} of it show through the overlay:"
+                f"the base has {base.size} bytes, but {self.base_size} of it show through the overlay:"
                 " it has shrunk, or is another one"
             )
         if base.block_size > self.block_size:
@@ -135,7 +135,7 @@ class Header:
     def serialize(self) -> bytes:
         """The first page of the diff."""
         head = _HEADER.pack(
-            _MAGIC, _VERSION, self.block_size, self.size, self.shown, self.identity.encode()
+            _MAGIC, _VERSION, self.block_size, self.size, self.base_size, self.identity.encode()
         )
         return (head + _CHECKSUM.pack(zlib.crc32(head))).ljust(self.page, b"\0")
 
@@ -167,14 +167,14 @@ class Header:
         return cls(block_size, size, shown, identity.rstrip(b"\0").decode())
 
 
-def _is_possible(block_size: int, size: int, shown: int) -> bool:
-    return block_size.bit_count() == 1 and size % block_size == shown % block_size == 0 < size
+def _is_possible(block_size: int, size: int, base_size: int) -> bool:
+    return block_size.bit_count() == 1 and size % block_size == base_size % block_size == 0 < size
 
 
 def _check_identity(identity: str) -> None:
-    if len(identity.encode()) > _LONGEST_IDENTITY or "\0" in identity:
+    if len(identity.encode()) > _MAX_IDENTITY or "\0" in identity:
         raise ValueError(
-            f"an identity is at most {_LONGEST_IDENTITY} bytes of UTF-8 and has no NUL,"
+            f"an identity is at most {_MAX_IDENTITY} bytes of UTF-8 and has no NUL,"
             f" unlike {identity!r}"
         )
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ..layer import Layer
-from ..together import together
-from .changes import Changes
+from ..together import gather_all
+from .changes import PausableGate
 from .diff import Diff
 from .files import open_file
-from .format import Header
-from .moving import commit, keep
+from .format import DiffHeader
+from .moving import commit, preserve_differences
 from .states import BASE, DATA, ZERO
 
 Identity = str | Callable[[int], Awaitable[str]]
@@ -24,7 +24,7 @@ Identity = str | Callable[[int], Awaitable[str]]
 
 _ZEROES = memoryview(bytes(1 << 20))
 
-_MOST_EXTENTS = 1024  # of one answer; whoever wants more asks again
+_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
 
 
 class Overlay(Layer):
@@ -57,7 +57,7 @@ class Overlay(Layer):
 
     """
 
-    adds = frozenset({"write", "flush", "trim", "write_zeroes", "extents"})
+    provides = frozenset({"write", "flush", "trim", "write_zeroes", "extents"})
 
     def __init__(self, base: BlockDevice, diff: Diff) -> None:
         if not isinstance(diff, Diff):
@@ -65,7 +65,7 @@ class Overlay(Layer):
         diff.header.check_base(base)
         super().__init__(base)
         self._diff = diff
-        self._changes = Changes()
+        self._gate = PausableGate()
         self._committed = False
         self._blocks = diff.header.size // diff.header.block_size
         self.block_size = diff.header.block_size
@@ -83,7 +83,7 @@ class Overlay(Layer):
 
         """
         check_inner(base, "base")
-        return Header.over(base, block_size=base.block_size, size=size).end
+        return DiffHeader.over(base, block_size=base.block_size, size=size).end
 
     @classmethod
     async def create(
@@ -120,7 +120,7 @@ class Overlay(Layer):
         block_size = max(base.block_size, diff.block_size)
         if callable(identity):
             identity = await identity(base.size if size is None else min(size, base.size))
-        header = Header.over(base, block_size=block_size, size=size, identity=identity)
+        header = DiffHeader.over(base, block_size=block_size, size=size, identity=identity)
         header.check_base(base)
         return cls(base, await Diff.create(diff, header))
 
@@ -219,11 +219,11 @@ class Overlay(Layer):
             return await self._part(state, offset, end)
         # All are begun at once, while the map is as it is.
         parts = [self._part(*run) for run in self._diff.runs(offset, end)]
-        return b"".join(await together(parts))
+        return b"".join(await gather_all(parts))
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write to the diff."""
-        async with self._changes:
+        async with self._gate:
             await self._diff.write(offset, data)
 
     async def flush(self) -> None:
@@ -232,12 +232,12 @@ class Overlay(Layer):
 
     async def trim(self, offset: int, length: int) -> None:
         """Make zeroes of these blocks, and give back their space in the diff."""
-        async with self._changes:
+        async with self._gate:
             await self._diff.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Make zeroes of these blocks; ``may_trim`` false has the diff allocate them."""
-        async with self._changes:
+        async with self._gate:
             if may_trim:
                 await self._diff.zero(offset, length)
             else:
@@ -258,14 +258,14 @@ class Overlay(Layer):
                     break
             else:
                 found.append(Extent(end - begin, state == ZERO, state == ZERO))
-            if len(found) >= _MOST_EXTENTS:
+            if len(found) >= _MAX_EXTENTS:
                 break
         return found
 
     async def cache(self, offset: int, length: int) -> None:
         """Pass the hint on to the base, as far as it shows."""
         runs = list(self._diff.runs(offset, offset + length))
-        await together(
+        await gather_all(
             self.inner.cache(begin, end - begin) for state, begin, end in runs if state == BASE
         )
 
@@ -288,7 +288,7 @@ class Overlay(Layer):
         can be repeated. The base alone is neither old nor new then.
 
         """
-        async with self._changes.pause():
+        async with self._gate.pause():
             await commit(self._diff, self.inner)
             self._committed = True
 
@@ -320,9 +320,9 @@ class Overlay(Layer):
 
         """
         header = self._rebased(base, identity, compare)
-        async with self._changes.pause():
+        async with self._gate.pause():
             if compare:
-                await keep(self._diff, self.inner, base, header.shown)
+                await preserve_differences(self._diff, self.inner, base, header.base_size)
                 await self._diff.flush()
             await self._diff.rewrite(header)
             old, self.inner = self.inner, base
@@ -333,7 +333,7 @@ class Overlay(Layer):
         async with AsyncExitStack() as stack:
             stack.push_async_callback(super().unmount)
             stack.push_async_callback(self._diff.device.unmount)
-            if not self._diff.is_settled:
+            if not self._diff.is_clean:
                 await self._diff.flush()
             if self._committed:
                 await self._diff.release()
@@ -348,20 +348,20 @@ class Overlay(Layer):
             return self.inner.read(begin, end - begin)
         return _zeroes(end - begin)
 
-    def _rebased(self, base: BlockDevice, identity: str | None, compare: bool) -> Header:
+    def _rebased(self, base: BlockDevice, identity: str | None, compare: bool) -> DiffHeader:
         if self.read_only:
             raise ValueError("the overlay is read-only, since its diff is")
         old = self._diff.header
-        new = Header.over(base, block_size=old.block_size, size=old.size, identity=identity)
+        new = DiffHeader.over(base, block_size=old.block_size, size=old.size, identity=identity)
         if not compare:
-            new = replace(new, shown=old.shown)
+            new = replace(new, base_size=old.base_size)
         new.check_base(base)
         return new
 
 
 async def _check_contents(diff: Diff, identity: Callable[[int], Awaitable[str]]) -> None:
     known = diff.header.identity
-    if not known or (found := await identity(diff.header.shown)) == known:
+    if not known or (found := await identity(diff.header.base_size)) == known:
         return
     if not diff.is_empty or diff.device.read_only:
         raise ValueError(

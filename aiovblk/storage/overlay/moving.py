@@ -8,8 +8,8 @@ from functools import partial
 from itertools import groupby
 
 from ...device import BlockDevice
-from ..copying import LONGEST_RUN, PIECE
-from ..together import drain, together
+from ..copying import MAX_RUN, PIECE
+from ..together import gather_all, run_bounded
 from .diff import Diff
 from .states import BASE, DATA, ZERO
 
@@ -27,10 +27,10 @@ async def commit(diff: Diff, base: BlockDevice) -> None:
 
     """
     _check_commit(diff, base)
-    await drain(_writes(diff, base))
+    await run_bounded(_writes(diff, base))
     await base.flush()
-    if diff.header.shown < diff.header.size:  # of which the rest is in the base now
-        await diff.rewrite(replace(diff.header, shown=diff.header.size))
+    if diff.header.base_size < diff.header.size:  # of which the rest is in the base now
+        await diff.rewrite(replace(diff.header, base_size=diff.header.size))
     diff.clear()
     await diff.flush()
 
@@ -53,7 +53,7 @@ def _writes(diff: Diff, base: BlockDevice) -> Requests:
             for offset, length in _pieces(begin, end, PIECE):
                 yield partial(_move, diff, base, offset, length)
         elif state == ZERO:
-            for offset, length in _pieces(begin, end, LONGEST_RUN):
+            for offset, length in _pieces(begin, end, MAX_RUN):
                 yield partial(base.write_zeroes, offset, length, may_trim=True)
 
 
@@ -61,33 +61,35 @@ async def _move(diff: Diff, base: BlockDevice, offset: int, length: int) -> None
     await base.write(offset, memoryview(await diff.read(offset, length)))
 
 
-async def keep(diff: Diff, old: BlockDevice, new: BlockDevice, shown: int) -> None:
+async def preserve_differences(
+    diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int
+) -> None:
     """Put into the diff what differs between two bases, as it is in the old one.
 
     Args:
         diff: of which a block is changed only where the old base shows.
         old: the base below.
         new: the one that will be.
-        shown: bytes of the new one that will show.
+        base_size: bytes of the new one that will show.
 
     """
-    if diff.header.shown < shown:
-        await diff.hide(diff.header.shown, shown)
-    await drain(_comparisons(diff, old, new, shown))
+    if diff.header.base_size < base_size:
+        await diff.hide(diff.header.base_size, base_size)
+    await run_bounded(_comparisons(diff, old, new, base_size))
 
 
-def _comparisons(diff: Diff, old: BlockDevice, new: BlockDevice, shown: int) -> Requests:
-    for state, begin, end in diff.runs(0, diff.header.shown):
+def _comparisons(diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int) -> Requests:
+    for state, begin, end in diff.runs(0, diff.header.base_size):
         if state == BASE:
             for offset, length in _pieces(begin, end, PIECE):
-                yield partial(_keep, diff, old, new, shown, offset, length)
+                yield partial(_preserve, diff, old, new, base_size, offset, length)
 
 
-async def _keep(
-    diff: Diff, old: BlockDevice, new: BlockDevice, shown: int, offset: int, length: int
+async def _preserve(
+    diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int, offset: int, length: int
 ) -> None:
-    was, will_be = await together(
-        [_read(old, diff.header.shown, offset, length), _read(new, shown, offset, length)]
+    was, will_be = await gather_all(
+        [_read(old, diff.header.base_size, offset, length), _read(new, base_size, offset, length)]
     )
     for begin, end, is_zero in _differences(was, will_be, diff.header.block_size):
         if is_zero:
@@ -111,9 +113,9 @@ def _differences(was: bytes, will_be: bytes, block_size: int) -> Iterator[tuple[
             yield starts[0], starts[-1] + block_size, is_zero
 
 
-async def _read(base: BlockDevice, shown: int, offset: int, length: int) -> bytes:
+async def _read(base: BlockDevice, base_size: int, offset: int, length: int) -> bytes:
     """What shows of a base, with the zeroes behind it."""
-    there = max(min(length, shown - offset), 0)
+    there = max(min(length, base_size - offset), 0)
     return bytes(await base.read(offset, there)).ljust(length, b"\0") if there else bytes(length)
 
 

@@ -20,13 +20,13 @@ _RUN = re.compile(rb"\x00+|\x01+|\x02+")
 
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python names it since 3.13
 
-_LONGEST_WRITE = 1 << 20  # bytes
+_MAX_WRITE = 1 << 20  # bytes
 
 Pages = list[tuple[int, bytes]]
 """Parts of the map: the offset in it, and the contents, of whole pages."""
 
 
-class States:
+class BlockMap:
     """The map of an overlay in memory, and which pages of it were changed.
 
     Offsets are bytes of the overlay, multiples of the block size.
@@ -103,7 +103,7 @@ class States:
         unit = self._page
         return [
             (first * unit, self._map[first * unit : last * unit])
-            for first, last in _runs(changed, _LONGEST_WRITE // unit)
+            for first, last in _runs(changed, _MAX_WRITE // unit)
         ]
 
     def put_back(self, pages: Pages) -> None:

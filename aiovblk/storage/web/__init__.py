@@ -1,6 +1,6 @@
 """A disk that is a file on a web server."""
 
-from .address import SCHEMES, without_secrets
+from .address import SCHEMES, redact_url
 from .device import HTTPDevice
 
-__all__ = ["SCHEMES", "HTTPDevice", "without_secrets"]
+__all__ = ["SCHEMES", "HTTPDevice", "redact_url"]

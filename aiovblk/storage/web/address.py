@@ -13,7 +13,7 @@ _SAFE = "%/:=&?+!$,;'@()*[]~"
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class HTTPURL:
     """What a URL says."""
 
     url: str
@@ -24,7 +24,7 @@ class Address:
     """The header that tells user and password, if the URL has them."""
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str) -> HTTPURL:
         """Read ``https://HOST/FILE`` or ``http://USER:PASSWORD@HOST:PORT/FILE?QUERY``.
 
         Raises:
@@ -56,7 +56,7 @@ def _basic(user: str) -> str:
     return "Basic " + b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
 
 
-def without_secrets(text: str) -> str:
+def redact_url(text: str) -> str:
     """Return a URL without user, password, query and fragment, and other text as it is."""
     try:
         parts = urlsplit(text)

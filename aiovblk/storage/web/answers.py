@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ...errors import StorageError
-from ...text import quoted
+from ...text import quote
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -24,26 +24,26 @@ _ERRNO: dict[int, int] = {
     HTTPStatus.GONE: errno.ENOENT,
 }
 
-_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+_TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-class AnswerError(Exception):
+class ResponseError(Exception):
     """An answer that is of no use.
 
     Args:
         reason: why, in words that follow the name of the file.
         error: the system's error number.
-        passes: whether the next one may be better.
+        transient: whether the next one may be better.
 
     """
 
-    def __init__(self, reason: str, error: int = errno.EIO, *, passes: bool = False) -> None:
+    def __init__(self, reason: str, error: int = errno.EIO, *, transient: bool = False) -> None:
         super().__init__(reason)
         self.errno = error
-        self.passes = passes
+        self.transient = transient
 
 
-class ChangedError(AnswerError):
+class ChangedError(ResponseError):
     """The file is not the one that was opened."""
 
     def __init__(self) -> None:
@@ -62,21 +62,21 @@ def check_status(response: ClientResponse) -> None:
     if status == HTTPStatus.PARTIAL_CONTENT:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.strip().lower() != "identity":
-            raise AnswerError(
-                f"the server sends it encoded ({quoted(encoding, 40)}), so no part is exact"
+            raise ResponseError(
+                f"the server sends it encoded ({quote(encoding, 40)}), so no part is exact"
             )
         return
     if status == HTTPStatus.PRECONDITION_FAILED:
         raise ChangedError
     if status == HTTPStatus.OK:
         reason = "the server does not serve parts of it (ranges); download it, and use file:PATH"
-        raise AnswerError(reason, errno.EOPNOTSUPP)
-    passes = status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    reason = f"the server says {_in_words(status)}"
-    raise AnswerError(reason, _ERRNO.get(status, errno.EIO), passes=passes)
+        raise ResponseError(reason, errno.EOPNOTSUPP)
+    passes = status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = f"the server says {_status_text(status)}"
+    raise ResponseError(reason, _ERRNO.get(status, errno.EIO), transient=passes)
 
 
-def _in_words(status: int) -> str:
+def _status_text(status: int) -> str:
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -93,7 +93,7 @@ def read_range(response: ClientResponse) -> tuple[int, int, int | None]:
     text = response.headers.get("Content-Range", "")
     found = _CONTENT_RANGE.fullmatch(text.strip())
     if found is None:
-        raise AnswerError("the answer does not tell which part of it it has", passes=True)
+        raise ResponseError("the answer does not tell which part of it it has", transient=True)
     first, last, total = found.groups()
     return int(first), int(last) + 1 - int(first), None if total == "*" else int(total)
 
@@ -109,16 +109,16 @@ async def read_body(response: ClientResponse, length: int) -> bytes:
         data = await response.content.readexactly(length)
     except asyncio.IncompleteReadError as exc:
         reason = f"the answer has {len(exc.partial)} bytes, not {length}"
-        raise AnswerError(reason, passes=True) from None
+        raise ResponseError(reason, transient=True) from None
     if await response.content.read(1):
-        raise AnswerError(f"the answer has more than {length} bytes", passes=True)
+        raise ResponseError(f"the answer has more than {length} bytes", transient=True)
     return data
 
 
-def explained(failure: Exception, name: str) -> tuple[OSError, bool]:
+def classify_error(failure: Exception, name: str) -> tuple[OSError, bool]:
     """Return what a request has raised as an OSError without secrets, and whether it may pass."""
-    if isinstance(failure, AnswerError):
-        return StorageError(failure.errno, f"{name}: {failure}"), failure.passes
+    if isinstance(failure, ResponseError):
+        return StorageError(failure.errno, f"{name}: {failure}"), failure.transient
     reason, passes = _of_connection(failure)
     return StorageError(errno.EIO, f"{name}: {reason}"), passes
 
@@ -131,15 +131,15 @@ def _of_connection(failure: Exception) -> tuple[str, bool]:
         case TimeoutError():
             return "the server does not answer", True
         case aiohttp.ClientConnectorCertificateError():
-            why = quoted(str(failure.certificate_error))
+            why = quote(str(failure.certificate_error))
             return f"the server's certificate is refused: {why}", False
         case aiohttp.ClientSSLError():
-            why = quoted(str(failure.os_error))
+            why = quote(str(failure.os_error))
             return f"no TLS with {failure.host}:{failure.port}: {why}", False
         case aiohttp.ClientConnectorError(os_error=error):
             # asyncio says only that it failed; a resolver's numbers are none of the system's.
             number = error.errno or 0
-            why = os.strerror(number) if number > 0 else quoted(error.strerror or str(error))
+            why = os.strerror(number) if number > 0 else quote(error.strerror or str(error))
             return f"no connection to {failure.host}:{failure.port}: {why}", True
         case aiohttp.ClientPayloadError():
             return "the answer was cut off", True

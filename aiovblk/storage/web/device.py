@@ -10,9 +10,9 @@ from typing import Self
 from ...arguments import check_block_size, check_count, check_seconds
 from ...device import BlockDevice
 from ...errors import StorageError
-from ..patience import PATIENCE
-from ..together import together
-from .file import WebFile
+from ..patience import RETRY_TIMEOUT
+from ..together import gather_all
+from .file import HTTPResource
 
 _PIECE = 1 << 20
 """Bytes of one request: a slow line brings them in time, and several come at once."""
@@ -46,7 +46,7 @@ class HTTPDevice(BlockDevice):
     Cancellation: safe.
     """
 
-    def __init__(self, file: WebFile, block_size: int) -> None:
+    def __init__(self, file: HTTPResource, block_size: int) -> None:
         """See :meth:`open`."""
         self._file = file
         self.block_size = block_size
@@ -61,7 +61,7 @@ class HTTPDevice(BlockDevice):
         authorization: str | None = None,
         tls: SSLContext | None = None,
         requests: int = 32,
-        patience: float = PATIENCE,
+        patience: float = RETRY_TIMEOUT,
     ) -> Self:
         """Ask for the file's beginning, and so find out how long it is, and which version.
 
@@ -89,7 +89,7 @@ class HTTPDevice(BlockDevice):
         check_block_size(block_size)
         check_count("requests", requests)
         check_seconds("patience", patience, zero=True)
-        file = await WebFile.open(
+        file = await HTTPResource.open(
             url, authorization=authorization, tls=tls, requests=requests, patience=patience
         )
         try:
@@ -113,7 +113,7 @@ class HTTPDevice(BlockDevice):
         if length <= _PIECE:
             return await self._file.read(offset, length)
         end = offset + length
-        pieces = await together(
+        pieces = await gather_all(
             self._file.read(start, min(_PIECE, end - start)) for start in range(offset, end, _PIECE)
         )
         return b"".join(pieces)
@@ -123,7 +123,7 @@ class HTTPDevice(BlockDevice):
         await self._file.close()
 
 
-def _block_size(file: WebFile, wanted: int | None) -> int:
+def _block_size(file: HTTPResource, wanted: int | None) -> int:
     size = file.version.size
     found = f"{file.name}: it has {size} bytes"
     if size == 0 or size % 512:

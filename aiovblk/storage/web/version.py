@@ -10,7 +10,7 @@ _WEAK = "W/"
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class Validators:
     """One version of a file, as far as its server tells it from others."""
 
     size: int
@@ -25,7 +25,7 @@ class Version:
         return cls(size, headers.get("ETag", ""), headers.get("Last-Modified", ""))
 
     @property
-    def can_be_told(self) -> bool:
+    def is_comparable(self) -> bool:
         """Whether another version of the same size would look different."""
         return bool(self.etag or self.modified)
 
@@ -42,7 +42,7 @@ class Version:
         """What tells it from others, in few words."""
         return self._opaque or self.modified
 
-    def is_same(self, other: Version) -> bool:
+    def matches(self, other: Validators) -> bool:
         """Whether an answer that says ``other`` is about this version.
 
         Servers may ignore the conditions. A weak tag leaves open whether every byte is the same, so
@@ -53,7 +53,7 @@ class Version:
         mine, its = ((each.size, each._opaque, each.modified) for each in (self, other))
         return mine == its
 
-    def is_same_elsewhere(self, other: Version) -> bool:
+    def matches_mirror(self, other: Validators) -> bool:
         """Whether an answer of another server that says ``other`` is about this version.
 
         Each server makes tags of its own, so that different ones tell nothing: then mirrors have
