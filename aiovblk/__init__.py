@@ -14,7 +14,7 @@ from .errors import (
     TLSUnavailableError,
 )
 from .kernel import RequestQueue
-from .mount import Mount, mount, mounted
+from .mounting import Mount, mount, mounted
 from .server import Export, Server, serve
 
 __version__ = "0.1.0"

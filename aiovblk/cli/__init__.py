@@ -20,10 +20,10 @@ from typing import Any
 from .. import __version__
 from ..errors import Error
 from ..text import escape
-from . import copy, disks, doctor, listing, mount, serve, top, unmount
+from . import copy, doctor, list_devices, mount, object_store, serve, top, unmount
 from .descriptors import open_standard_descriptors
 from .parser import CommandParser
-from .units import UsageError
+from .sizes import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,15 +79,15 @@ def _parser() -> ArgumentParser:
     mount.configure(add("mount", help="serve a device until Ctrl-C"))
     serve.configure(add("serve", help="serve devices to NBD clients until Ctrl-C"))
     unmount.configure(add("unmount", help="unmount a device, whoever serves it"))
-    listing.configure(add("list", help="show the devices that are mounted"))
+    list_devices.configure(add("list", help="show the devices that are mounted"))
     top.configure(add("top", help="show what the devices are doing, again and again"))
     doctor.configure(add("doctor", help="find out what is wrong, and what mends it"))
     copy.configure(add("copy", help="copy one device to another"))
-    disks.configure_create(add("create", help="make a disk in an object store"))
-    disks.configure_snapshot(add("snapshot", help="take, list or drop snapshots of a disk"))
-    disks.configure_clone(add("clone", help="make a disk of a snapshot, copying nothing"))
-    disks.configure_gc(add("gc", help="delete what no disk and no snapshot needs"))
-    disks.configure_check(add("check", help="find out whether a disk is intact"))
+    object_store.configure_create(add("create", help="make a disk in an object store"))
+    object_store.configure_snapshot(add("snapshot", help="take, list or drop snapshots of a disk"))
+    object_store.configure_clone(add("clone", help="make a disk of a snapshot, copying nothing"))
+    object_store.configure_gc(add("gc", help="delete what no disk and no snapshot needs"))
+    object_store.configure_check(add("check", help="find out whether a disk is intact"))
     return parser
 
 

@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
+from ..aio.gather import run_bounded
 from ..client import RemoteDevice
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES, URI
 from ..storage import FileDevice, HTTPDevice, ObjectStoreDevice
-from ..storage.together import run_bounded
 
 # Of the parameters of signed URLs: Amazon's, Google's, CloudFront's, Azure's, and in general.
 _SIGNATURE = re.compile(

@@ -13,7 +13,7 @@ from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .options import SPEC_HELP, add_loop, add_number, add_progress
 from .progress import progress
-from .running import async_command
+from .runner import async_command
 from .spec import open_spec, parse_path
 
 

@@ -10,9 +10,9 @@ from urllib.parse import parse_qsl
 from ..device import BlockDevice
 from ..keyfiles import warn_if_shared
 from ..storage import objects
+from ..storage.objects.client import SCHEMES as REMOTE_SCHEMES
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
-from ..storage.objects.store import SCHEMES as REMOTE_SCHEMES
-from .units import SpecError, UsageError, format_size, parse_size
+from .sizes import SpecError, UsageError, format_size, parse_size
 
 SCHEMES = REMOTE_SCHEMES | {"folder"}
 

@@ -14,12 +14,11 @@ from ..arguments import MAX_WORKERS
 from ..device import PAGE_SIZE, BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
-from ..kernel.queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
-from ..mount import UNMOUNT_TIMEOUT, Attach, Mount, mounted
-from ..storage.web import redact_url
+from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
+from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
+from ..storage.http import redact_url
 from . import values
 from .layers import Layers, open_stack
-from .notify import Notifier
 from .options import (
     SPEC_HELP,
     add_block_size,
@@ -28,11 +27,12 @@ from .options import (
     add_seconds,
     add_workers,
 )
-from .running import async_command, run_until_signal, warning_of_slow_requests
+from .reparent import Upgrade
+from .runner import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
+from .sizes import UsageError
 from .spec import device_for_worker, open_spec
-from .units import UsageError
-from .upgrade import Upgrade
+from .systemd import Notifier
 
 
 def configure(parser: ArgumentParser) -> None:

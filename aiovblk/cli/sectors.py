@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from ..device import BlockDevice
-from .units import SpecError
+from .sizes import SpecError
 
 logger = logging.getLogger("aiovblk")
 

@@ -14,7 +14,7 @@ from functools import partial
 
 from ..device import BlockDevice, DeviceFactory
 from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, Server, serve
-from ..storage.web import redact_url
+from ..storage.http import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
 from .layers import Layers, open_stack
@@ -26,10 +26,10 @@ from .options import (
     add_seconds,
     add_workers,
 )
-from .running import async_command, run_until_signal, warning_of_slow_requests
+from .runner import async_command, run_until_signal, warning_of_slow_requests
+from .sizes import SpecError, UsageError
 from .spec import device_for_worker
 from .stdio import standard_streams
-from .units import SpecError, UsageError
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 

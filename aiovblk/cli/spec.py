@@ -17,11 +17,11 @@ from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES, URI, without_password
 from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
-from ..storage.web import SCHEMES as WEB_SCHEMES
-from ..storage.web import redact_url
+from ..storage.http import SCHEMES as WEB_SCHEMES
+from ..storage.http import redact_url
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
-from .units import SpecError, UsageError, parse_size
+from .sizes import SpecError, UsageError, parse_size
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..kernel import sysfs
 from ..text import escape
 from . import values
-from .units import format_size
+from .sizes import format_size
 
 CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
 

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from ..arguments import MAX_BLOCK_SIZE, check_block_size, check_seconds
-from .units import SpecError, parse_size
+from .sizes import SpecError, parse_size
 
 
 def count(*, least: int = 1, most: int = 2**31 - 1, step: int = 1) -> Callable[[str], int]:

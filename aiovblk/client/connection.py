@@ -33,7 +33,7 @@ from ..protocol import (
     serialize_request,
 )
 from ..stream import StreamProtocol
-from .awaited import PendingBlockStatus, PendingRead, PendingRequest
+from .pending import PendingBlockStatus, PendingRead, PendingRequest
 
 SEND_BUFFER = 1024 * 1024
 """Bytes that may wait to be sent before requests wait: some of a usual size."""

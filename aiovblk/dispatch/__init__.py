@@ -4,13 +4,13 @@ Knows neither the kernel nor the network; both hand it a connected stream socket
 """
 
 from ..latency import LatencyHistogram
-from .budget import ConnectionQuota, MemoryBudget
-from .checks import transmission_flags
+from .concurrency import MAX_CONCURRENCY, ConcurrencyLimiter
 from .dispatcher import Dispatcher
 from .failures import FailureLog, Reporter, format_exception, is_bug
-from .running import DEFAULT_SLOW_REQUEST
+from .memory_budget import ConnectionQuota, MemoryBudget
+from .slow_requests import DEFAULT_SLOW_REQUEST
 from .stats import Stats
-from .turns import MAX_CONCURRENCY, ConcurrencyLimiter
+from .validation import transmission_flags
 
 __all__ = [
     "DEFAULT_SLOW_REQUEST",

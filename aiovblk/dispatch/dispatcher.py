@@ -46,13 +46,13 @@ from ..protocol import (
     parse_request,
 )
 from ..stream import CHECK_INTERVAL, SLICE, Slice, StreamProtocol
-from .budget import ConnectionQuota, request_cost
-from .calls import HandlerAdapter
-from .checks import RequestValidator, kernel_negotiation
+from .concurrency import ConcurrencyLimiter
 from .failures import FailureLog, Reporter
-from .handlers import HandlerScheduler
+from .handler_call import HandlerAdapter
+from .memory_budget import ConnectionQuota, request_cost
+from .scheduler import HandlerScheduler
 from .stats import Stats, command_name
-from .turns import ConcurrencyLimiter
+from .validation import RequestValidator, kernel_negotiation
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)

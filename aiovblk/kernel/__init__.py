@@ -1,14 +1,12 @@
 """The Linux side: blocking calls, to be made in threads. No asyncio in here."""
 
-from . import locks, memory, sysfs, users
-from .choice import attach, attachment_for_existing, find_by_identity, take_over_orphan
-from .link import Attachment
-from .netlink_link import NetlinkAttachment
-from .outside import unmount
-from .pairs import socket_pair
-from .queue import RequestQueue
-from .shrinking import ExclusiveClaims
-from .terms import AttachConfig
+from . import locks, memory_safety, sysfs, users
+from .attaching import attach, attachment_for_existing, find_by_identity, take_over_orphan
+from .attachment import AttachConfig, Attachment, socket_pair
+from .claims import ExclusiveClaims
+from .netlink_attachment import NetlinkAttachment
+from .request_queue import RequestQueue
+from .unmounting import unmount
 
 __all__ = [
     "AttachConfig",
@@ -20,7 +18,7 @@ __all__ = [
     "attachment_for_existing",
     "find_by_identity",
     "locks",
-    "memory",
+    "memory_safety",
     "socket_pair",
     "sysfs",
     "take_over_orphan",

@@ -12,7 +12,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from .. import forks
+from .. import atfork
 from ..errors import AttachError
 from . import sysfs
 
@@ -27,7 +27,7 @@ def acquire(index: int) -> int:
     who has it.
 
     Returns:
-        A descriptor; closing it gives the lock back (:func:`aiovblk.forks.close`).
+        A descriptor; closing it gives the lock back (:func:`aiovblk.atfork.close`).
 
     Raises:
         BlockingIOError: somebody else has it.
@@ -43,12 +43,12 @@ def acquire(index: int) -> int:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
         # No /run (a minimal container): other checks have to do.
-        return forks.open_protected(os.devnull)
-    forks.protect_fd(lock)
+        return atfork.open_protected(os.devnull)
+    atfork.protect_fd(lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
-        forks.close_protected(lock)
+        atfork.close_protected(lock)
         raise
     return lock
 

@@ -6,9 +6,8 @@ import errno
 import logging
 
 from ..errors import DeviceBusyError
-from . import liveness, netlink, sysfs, users
-from .liveness import DeviceState
-from .usage import busy_error, wait_until_free
+from . import netlink, status, sysfs, users
+from .status import DeviceState, busy_error, wait_until_free
 
 logger = logging.getLogger("aiovblk")
 
@@ -24,7 +23,7 @@ def free_if_unused(index: int) -> bool:
     """
     if sysfs.is_free(index):
         return True
-    if liveness.state(index) is not DeviceState.DEAD or users.users(index):
+    if status.state(index) is not DeviceState.DEAD or users.users(index):
         return False
     try:
         netlink.disconnect(index)
@@ -42,12 +41,12 @@ def orphan_error(index: int, path: str) -> DeviceBusyError:
     holders = users.users(index)
     used = ", ".join(holders)
     force = f"`aiovblk unmount --force {path}`"
-    match liveness.state(index):
+    match status.state(index):
         case DeviceState.DEAD:
             reason = "its server is gone" + (f", but it is still in use: {used}" if used else "")
             remedy = "`aiovblk doctor --clean` frees it"
         case DeviceState.LOST:
-            name = liveness.identity(index)
+            name = status.identity(index)
             whose = f"another of the identity {name!r}" if name else "that"
             reason = f"it has lost its server, and waits for {whose} to come back"
             remedy = f"{force} gives it up"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .. import forks
+from .. import atfork
 from ..text import escape
 from . import locks, sysfs
 
@@ -118,7 +118,7 @@ def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
     words = []
     for process, name, descriptors in _openers(index, names):
         if process == os.getpid():
-            if not forks.are_protected(descriptors):
+            if not atfork.are_protected(descriptors):
                 words.append("opened by this process")
         # Attached by ioctl it has its own device open, once.
         elif (process, name) != server or len(descriptors) > 1:

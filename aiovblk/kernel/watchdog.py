@@ -19,7 +19,7 @@ from pathlib import Path
 from .. import interpreter
 from . import locks, sysfs
 
-_PROGRAM = Path(__file__).with_name("watchdog_main.py")
+_PROGRAM = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:

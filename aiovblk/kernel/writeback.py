@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from .. import forks
+from .. import atfork
 from . import sysfs, users
 from .ioctl import syncfs
 
@@ -35,7 +35,7 @@ def sync(index: int, fd: int) -> None:
 
 def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     try:
-        fd = forks.open_protected(path)
+        fd = atfork.open_protected(path)
     except OSError as exc:
         # A partition without a node in this container, a mount of another namespace.
         logger.debug("cannot sync %s: %s", path, exc)
@@ -48,5 +48,5 @@ def _sync_path(path: str, *, file_system: bool) -> OSError | None:
     except OSError as exc:
         return exc
     finally:
-        forks.close_protected(fd)
+        atfork.close_protected(fd)
     return None

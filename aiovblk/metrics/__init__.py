@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..extras import extra
-from .measures import StatsSource
+from .definitions import StatsSource
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 
 from ..dispatch import Stats
-from .measures import DURATION, MEASURES, Measure, StatsSource, used_commands
+from .definitions import DURATION, MEASURES, Measure, StatsSource, used_commands
 
 QUANTILES = (0.5, 0.99, 0.999)
 

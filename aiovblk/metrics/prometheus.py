@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import core, registry
 
 from ..dispatch import LatencyHistogram
-from .measures import DURATION, MEASURES, Measure, StatsSource, used_commands
+from .definitions import DURATION, MEASURES, Measure, StatsSource, used_commands
 
 BOUNDS = [1 << power for power in range(12, 37)]
 """Nanoseconds: 4 us to 69 s. The powers of two are where the counters' own buckets meet."""

@@ -29,8 +29,7 @@ from .replies import (
     parse_reply_header,
     reply_header_size,
 )
-from .server_handshake import OpenExport, Pause, Receive, ServerHandshake, StartTLS, TLSMode
-from .transmission import (
+from .requests import (
     EXTENDED_REQUEST,
     REQUEST,
     REQUEST_MAGIC,
@@ -45,6 +44,7 @@ from .transmission import (
     serialize_request,
     serialize_simple_reply,
 )
+from .server_handshake import OpenExport, Pause, Receive, ServerHandshake, StartTLS, TLSMode
 from .uri import URI
 
 __all__ = [

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..errors import ProtocolError
 from .constants import CHUNK_DONE, CHUNK_ERROR, MAX_PAYLOAD, MAX_STRING, ReplyMode, ReplyType
-from .transmission import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
+from .requests import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
 
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
 EXTENDED_REPLY_MAGIC = 0x6E8A278C

@@ -20,10 +20,10 @@ from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .clients import Client, Clients, LocalClients
 from .connection import make_settings
-from .crew import WorkerPool
 from .exports import Export, ExportSource, exports_of
-from .listening import SocketFile, close_all, listen_tcp, listen_unix
-from .serving import Server
+from .listeners import SocketFile, close_all, listen_tcp, listen_unix
+from .server import Server
+from .workers.pool import WorkerPool
 
 __all__ = [
     "DRAIN_TIMEOUT",

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from .. import forks
+from .. import atfork
+from ..aio.tasks import GracefulTask, set_once
 from ..dispatch import Stats
 from ..events import ClientDisconnected, ClientRefused, EventBroadcaster, EventStream
-from ..tasks import GracefulTask, set_once
 from .connection import ConnectionSettings, ServerConnection, ServerProtocol, format_error
-from .listening import address_of_peer
+from .listeners import address_of_peer
 
 logger = logging.getLogger("aiovblk")
 
@@ -56,7 +56,7 @@ class Clients(Protocol):
         """How many there are, those included that are just being accepted."""
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK_INTERVAL`."""
+        """Look who has left, and was not noticed; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`."""
 
     def connected(self) -> Sequence[Client]:
         """Who is connected now."""
@@ -106,7 +106,7 @@ class LocalClients:
         return len(self._accepting) + len(self._serving)
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.tasks.RECHECK_INTERVAL`."""
+        """Look who has left, and was not noticed; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`."""
         for serving in [each for each in self._serving if each.done()]:
             self._on_end(serving)
 
@@ -124,7 +124,7 @@ class LocalClients:
 
     def accept(self, sock: socket.socket, number: int) -> None:
         """Serve whoever is at the other end."""
-        forks.protect_socket(sock)
+        atfork.protect_socket(sock)
         loop = asyncio.get_running_loop()
         make = partial(
             ServerProtocol,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from ..aio.tasks import RECHECK_INTERVAL, set_once
 from ..dispatch import (
     ConcurrencyLimiter,
     ConnectionQuota,
@@ -24,11 +25,10 @@ from ..errors import STOP_EXCEPTIONS, ProtocolError
 from ..events import ClientConnected, EventBroadcaster, RequestEvent
 from ..protocol import ExportInfo, NegotiationResult, ServerHandshake, TLSMode
 from ..stream import StreamProtocol, run_handshake
-from ..tasks import RECHECK_INTERVAL, set_once
-from .complaints import WarningLimiter
 from .exports import Export, OpenDevice, open_device, open_shared
-from .listening import address
+from .listeners import address
 from .stalls import IdleTimer, Progress, StallMonitor
+from .warning_limiter import WarningLimiter
 
 logger = logging.getLogger("aiovblk")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..alignment import UnalignedAdapter
+from ..aio.tasks import GracefulTask
 from ..arguments import MAX_BLOCK_SIZE
 from ..contract import check_device, check_handlers, defining_class
 from ..device import BlockDevice, DeviceFactory, check_instance, make_device, overrides
 from ..dispatch import format_exception, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
-from ..tasks import GracefulTask
+from ..unaligned import UnalignedAdapter
 
 logger = logging.getLogger("aiovblk")
 

@@ -1,13 +1,15 @@
 """Devices that are ready to be mounted, layers for any device, and what is done with both."""
 
-from .around import Intercept
 from .blocksize import BlockSize
 from .cache import Cache
 from .copying import copy
 from .faults import Fault, Faults
 from .file import FileDevice
+from .http import HTTPDevice
+from .intercept import Intercept
 from .layer import Layer
 from .memory import MemoryDevice
+from .metered import Metered
 from .mirror import Mirror
 from .objects import ObjectStoreDevice
 from .overlay import Overlay
@@ -15,8 +17,6 @@ from .partition import Partition
 from .readonly import ReadOnly
 from .retry import Retry
 from .shared import Shared
-from .stats import Metered
-from .web import HTTPDevice
 
 __all__ = [
     "BlockSize",

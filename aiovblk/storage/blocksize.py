@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..alignment import UnalignedAdapter
 from ..arguments import check_block_size
 from ..device import BlockDevice, Extent, overrides
+from ..unaligned import UnalignedAdapter
 from .layer import Layer
 
 

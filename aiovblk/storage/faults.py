@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
-from .around import Intercept
-from .stats import COMMANDS
+from .intercept import Intercept
+from .metered import COMMANDS
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..arguments import check_count, check_seconds
 from ..device import BlockDevice
-from .around import Intercept
+from .intercept import Intercept
 
 T = TypeVar("T")
 

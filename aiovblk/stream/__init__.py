@@ -1,10 +1,10 @@
 """A connected stream: bytes received in place, and the handshake that may come before."""
 
-from .connection import StreamProtocol
+from .buffers import BufferPool
 from .handshake import run_handshake
+from .protocol import StreamProtocol
 from .reader import InPlaceStreamReader
 from .slices import CHECK_INTERVAL, SLICE, Slice
-from .spares import BufferPool
 
 __all__ = [
     "CHECK_INTERVAL",

@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import Any, Protocol, TypeVar
 
 from ..protocol import ExportInfo, OpenExport, Receive, StartTLS
-from .connection import StreamProtocol
+from .protocol import StreamProtocol
 from .slices import Slice
 
 T = TypeVar("T", covariant=True)

@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, SupportsIndex, cast
 
-from .spares import BufferPool
+from .buffers import BufferPool
 
 BUFFER_SIZE = 1024 * 1024
 """Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the

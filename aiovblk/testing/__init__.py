@@ -1,7 +1,7 @@
 """The test kit: point it at a device of your own."""
 
 from .check import check_block_device
-from .failure import CheckFailed
 from .medium import CrashableDisk
+from .results import CheckFailed
 
 __all__ = ["CheckFailed", "CrashableDisk", "check_block_device"]

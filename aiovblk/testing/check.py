@@ -9,9 +9,9 @@ from random import Random
 from ..arguments import check_count, check_seconds
 from ..device import BlockDevice, DeviceFactory
 from .disk import CheckedDisk, Crash
-from .failure import CheckFailed
-from .plan import GeneratedRequest, RequestGenerator
-from .player import OutcomeCounts, RequestRunner, loop_turns
+from .generator import GeneratedRequest, RequestGenerator
+from .results import CheckFailed
+from .runner import OutcomeCounts, RequestRunner, loop_turns
 
 MIN_SAMPLES = 20
 """Requests of one kind of which one should have succeeded."""

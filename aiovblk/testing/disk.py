@@ -12,12 +12,11 @@ from random import Random
 from ..contract import check_device
 from ..device import BlockDevice, DeviceFactory, make_device, overrides
 from ..errors import STOP_EXCEPTIONS
-from .answers import checked_extents, checked_view
-from .failure import CheckFailed
+from .generator import GeneratedRequest
 from .model import Model
-from .places import Regions
-from .plan import GeneratedRequest
-from .player import UNASKED
+from .regions import Regions
+from .results import CheckFailed, checked_extents, checked_view
+from .runner import UNASKED
 
 MAX_BLOCK = 64 * 1024
 """Bytes; the largest that the network takes."""

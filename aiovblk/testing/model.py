@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
-from .failure import CheckFailed
-from .stamps import SCRIBBLE_BYTE, stamps_in
+from .patterns import SCRIBBLE_BYTE, stamps_in
+from .results import CheckFailed
 
 Content = Callable[[int], bytes | None]
 """What a block holds, by its number; None for anything."""

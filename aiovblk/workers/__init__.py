@@ -3,6 +3,6 @@
 Knows neither devices nor NBD: a worker runs a service, whose methods the parent calls.
 """
 
-from .process import Notify, Service, Worker, WorkerLostError
+from .worker import Notify, Service, Worker, WorkerLostError
 
 __all__ = ["Notify", "Service", "Worker", "WorkerLostError"]

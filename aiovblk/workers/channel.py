@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .. import forks
+from .. import atfork
 
 MAX_MESSAGE = 1024 * 1024
 """Bytes. A message is small: a call, a result, a record of the log."""
@@ -46,7 +46,7 @@ class Channel:
     def __init__(
         self, sock: socket.socket, on_message: Receive, on_end: Callable[[], None]
     ) -> None:
-        self._sock = forks.protect_socket(sock)  # a child would hide that this end is gone
+        self._sock = atfork.protect_socket(sock)  # a child would hide that this end is gone
         self._on_message = on_message
         self._on_end = on_end
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -70,7 +70,7 @@ class Channel:
         if self._sock.fileno() < 0:
             return
         # Of their own, since the caller may close his while the message waits.
-        self._unsent.append((data, [forks.protect_fd(os.dup(sock.fileno())) for sock in sockets]))
+        self._unsent.append((data, [atfork.protect_fd(os.dup(sock.fileno())) for sock in sockets]))
         self._send()
 
     def close(self) -> None:
@@ -149,4 +149,4 @@ def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
-            forks.close_protected(descriptor)
+            atfork.close_protected(descriptor)

@@ -21,7 +21,7 @@ import uvloop
 
 from .channel import MAX_MESSAGE, Channel, receive_first
 from .messages import Call, Notification, Result, StartupMessage
-from .process import MakeService, Service
+from .worker import MakeService, Service
 
 MAX_ERROR_REPR = 4096
 """Characters that an exception is told in."""

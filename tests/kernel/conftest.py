@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from aiovblk.kernel import choice, sysfs
+from aiovblk.kernel import attaching, sysfs
 
 from .programs import Zygote
 from .support import stuck_tasks, zygotes
@@ -60,7 +60,7 @@ def pytest_asyncio_loop_factories(
 def attach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How devices are attached by tests that do not say it."""
     how: str = request.config.getoption("--attach")
-    monkeypatch.setattr(choice, "prefers_netlink", lambda: how == "netlink")
+    monkeypatch.setattr(attaching, "prefers_netlink", lambda: how == "netlink")
     monkeypatch.setenv("ATTACH", how)  # for programs
     return how
 

@@ -15,7 +15,7 @@ import pytest
 
 import aiovblk
 from aiovblk import Mount
-from aiovblk.kernel import liveness
+from aiovblk.kernel import status
 
 from ..sizes import by_size
 from .support import (
@@ -192,7 +192,7 @@ async def test_every_connection_is_received_by_where_threads_start_late(
         async with kernel_that_starts_threads_slowly():
             mount = await stack.enter_async_context(aiovblk.mounted(disk, connections=4))
             if attach == "netlink":
-                await becomes_true(lambda: liveness.count_receivers()[mount.index] == 4)
+                await becomes_true(lambda: status.count_receivers()[mount.index] == 4)
         for processor in range(os.cpu_count() or 1):
             await asyncio.to_thread(read_on, processor, mount.path)
         await leave_dirty_pages(mount.path)

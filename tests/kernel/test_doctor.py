@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.cli import doctor, listing
-from aiovblk.cli.doctor.cleaning import clean
-from aiovblk.cli.doctor.finding import Finding
-from aiovblk.kernel import liveness, sysfs
-from aiovblk.kernel.liveness import DeviceState
+from aiovblk.cli import doctor, list_devices
+from aiovblk.cli.doctor.clean import clean_devices
+from aiovblk.cli.doctor.findings import Finding
+from aiovblk.kernel import status, sysfs
+from aiovblk.kernel.status import DeviceState
 
 from .support import (
     DEVICES,
@@ -49,7 +49,7 @@ async def diagnosed() -> list[Finding]:
 
 
 async def cleaned(*, dry_run: bool = False) -> list[Finding]:
-    return await asyncio.to_thread(list, clean(dry_run=dry_run))
+    return await asyncio.to_thread(list, clean_devices(dry_run=dry_run))
 
 
 def of(topic: str, found: list[Finding]) -> list[tuple[str, str]]:
@@ -116,14 +116,14 @@ async def assert_in_order(running: Program) -> None:
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
     async with command("memory:1M", "--connections", "2") as running:
         index = index_of(running)
-        assert liveness.count_receivers()[index] == 2
+        assert status.count_receivers()[index] == 2
         async with opened(running.path) as holder:
             await running.end(signal.SIGKILL)
-            await becomes(lambda: liveness.state(index) is DeviceState.DEAD)
+            await becomes(lambda: status.state(index) is DeviceState.DEAD)
             by = f"opened by process {holder.pid} (sleep)"
             zombie = f"{running.path} is a zombie: its server is gone, {by}"
             assert of("devices", await diagnosed()) == [("fail", zombie)]
-            (listed,) = listing.attached()
+            (listed,) = list_devices.attached()
             assert (listed.state, listed.used) == ("dead", [by])
             planned = await cleaned(dry_run=True)
             assert f"would end process {holder.pid} (sleep)" in planned[-1].text
@@ -144,7 +144,7 @@ async def test_zombie_with_a_mounted_file_system_is_freed_by_unmounting_it(
         file_system(running.path, tmp_path) as point,
     ):
         await running.end(signal.SIGKILL)
-        await becomes(lambda: liveness.state(index_of(running)) is DeviceState.DEAD)
+        await becomes(lambda: status.state(index_of(running)) is DeviceState.DEAD)
         *_, last = await cleaned()
         assert (last.level, last.fix) == ("fail", f"umount {point}")
     assert await becomes_free(running.path)
@@ -179,7 +179,7 @@ async def test_program_that_hangs_is_named_and_forced_unmount_frees_it(image: Pa
         ((level, text),) = of("stuck", await diagnosed())
         assert level == "warn"
         assert f"(dd) waits for {running.path}" in text
-        (listed,) = listing.attached()
+        (listed,) = list_devices.attached()
         assert (listed.state, listed.in_flight) == ("alive", 1)
         assert await aiovblk("unmount", "--force", running.path) == Done(0, "")
         assert (await writing).status != 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import aiovblk
-from aiovblk.kernel import liveness
+from aiovblk.kernel import status
 
 from .devices import SIZE
 from .support import (
@@ -148,6 +148,6 @@ async def test_a_child_that_mounts_and_dies_leaves_its_parent_alone(image: Path)
         path = (await forked.line()).removeprefix("mounted ")
         assert path != forked.path
         assert await becomes_free(path)
-        assert liveness.count_receivers()[int(forked.path.removeprefix("/dev/nbd"))] == 1
+        assert status.count_receivers()[int(forked.path.removeprefix("/dev/nbd"))] == 1
         await leave_dirty_pages(forked.path)
         assert await forked.end(signal.SIGTERM) == -signal.SIGTERM

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.kernel import ioctl_link, link, netlink
-from aiovblk.kernel.ioctl_link import IoctlAttachment
+from aiovblk.kernel import attachment, ioctl_attachment, netlink
+from aiovblk.kernel.ioctl_attachment import IoctlAttachment
 
 from .support import Disk, pattern, pread, pwrite
 
@@ -44,9 +44,9 @@ async def test_nothing_touches_the_node_in_the_loops_thread(
             touched.append(("open", threading.get_ident()))
 
     sys.addaudithook(audit)
-    record(link, "ioctl")
-    record(link, "sync")
-    record(ioctl_link, "ioctl")
+    record(attachment, "ioctl")
+    record(attachment, "sync")
+    record(ioctl_attachment, "ioctl")
     try:
         async with aiovblk.mounted(Disk()) as mount:
             await mount.resize(1024)
@@ -80,7 +80,7 @@ async def test_netlink_refuses_an_unknown_index() -> None:
 @pytest.mark.core
 async def test_a_kernel_that_does_not_let_go_is_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if NBD_DO_IT did not return before netlink was asked; the steps before it get a second.
-    monkeypatch.setattr(sys.modules["aiovblk.mount.unmounting"], "KERNEL_TIMEOUT", 1.0)
+    monkeypatch.setattr(sys.modules["aiovblk.mounting.unmounting"], "KERNEL_TIMEOUT", 1.0)
     asked = threading.Event()
     do_it, rescue = IoctlAttachment._do_it, IoctlAttachment.force_disconnect
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiovblk
-from aiovblk.kernel import liveness, sysfs
+from aiovblk.kernel import status, sysfs
 
 from .programs import Fork
 from .support import Disk, becomes_free, becomes_true, command, program, pwrite
@@ -31,7 +31,7 @@ sys.stdin.read()
 def watchdog_of(server: int) -> int | None:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         words = (sysfs.read(entry) or "").split("\0")
-        if "watchdog_main.py" in "".join(words[2:4]) and str(server) in words:
+        if "watchdog_process.py" in "".join(words[2:4]) and str(server) in words:
             return int(entry.parent.name)
     return None
 
@@ -55,7 +55,7 @@ async def test_whoever_keeps_a_device_is_named_and_not_who_wants_it() -> None:
         running.process.kill()
         await running.process.wait()
     index = int(path.removeprefix("/dev/nbd"))
-    await becomes_true(lambda: liveness.state(index) is liveness.DeviceState.DEAD)
+    await becomes_true(lambda: status.state(index) is status.DeviceState.DEAD)
     async with program("-m", "aiovblk", "mount", "memory:16M", path) as second:
         told = await second.rest()
         assert await second.end() == 1
@@ -92,13 +92,13 @@ async def test_a_process_that_calls_itself_a_receiver_of_the_kernels_is_none(att
     async with command("memory:16M") as running:
         path = running.path
         index = int(path.removeprefix("/dev/nbd"))
-        assert liveness.count_receivers()[index] == 1
+        assert status.count_receivers()[index] == 1
         async with program("-c", IMPOSTOR, f"u8:1+nbd{index}-recv") as impostor:
             assert await impostor.line() == "ready"
-            assert liveness.count_receivers()[index] == 1
+            assert status.count_receivers()[index] == 1
             await kill_with_its_watchdog(running.process)
-            await becomes_true(lambda: not liveness.count_receivers()[index])
+            await becomes_true(lambda: not status.count_receivers()[index])
             if attach == "netlink":
-                assert liveness.state(index) is liveness.DeviceState.DEAD
+                assert status.state(index) is status.DeviceState.DEAD
             async with aiovblk.mounted(Disk(), path):
                 pass

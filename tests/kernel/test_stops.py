@@ -50,7 +50,7 @@ import aiovblk
 from aiovblk import Mount
 from aiovblk.dispatch import Dispatcher
 from aiovblk.kernel import netlink, sysfs
-from aiovblk.kernel.ioctl_link import IoctlAttachment
+from aiovblk.kernel.ioctl_attachment import IoctlAttachment
 
 from .support import (
     DATA,

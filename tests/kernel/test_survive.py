@@ -17,7 +17,7 @@ from aiovblk import AttachError, DeviceBusyError, Error, Mount
 from aiovblk.device import DeviceFactory
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
-from aiovblk.kernel import liveness, locks, sysfs
+from aiovblk.kernel import locks, status, sysfs
 
 from ..sizes import by_size
 from .support import (
@@ -242,7 +242,7 @@ async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
         await mount.unmount()  # nothing is left to do
         assert [type(event) for event in heard.drain()][-2:-1] == [Detached]
     assert disk.events == ["flush", "unmount"]
-    assert liveness.state(int(path.removeprefix("/dev/nbd"))) is liveness.DeviceState.LOST
+    assert status.state(int(path.removeprefix("/dev/nbd"))) is status.DeviceState.LOST
     reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
     with pytest.raises(AttachError, match="is attached with 67108864 bytes, and this device has"):
         async with surviving(Disk(MIB)):
@@ -282,7 +282,7 @@ async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
             await first.wait()
             assert second.path == first.path
             assert await reading == bytes(MIB)
-            assert liveness.state(second.index) is liveness.DeviceState.ALIVE
+            assert status.state(second.index) is status.DeviceState.ALIVE
             await asyncio.to_thread(pwrite, second.path, 0, DATA)
     assert disk.contents(0, MIB) == DATA
     assert disk.events[:2] == disk.events[-2:] == ["flush", "unmount"]
@@ -307,6 +307,6 @@ async def test_a_successor_that_makes_another_device_leaves_it_to_a_third() -> N
 
 async def test_without_survive_nothing_can_be_left() -> None:
     async with aiovblk.mounted(Disk(), attach="netlink", identity="disk") as mount:
-        assert liveness.identity(mount.index) == "disk"
+        assert status.identity(mount.index) == "disk"
         with pytest.raises(Error, match="has to be mounted with survive="):
             await mount.detach()

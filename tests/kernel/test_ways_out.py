@@ -215,7 +215,7 @@ async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
 async def test_a_device_whose_first_read_hangs_is_not_mounted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["aiovblk.mount.life"], "ATTACH_TIMEOUT", 1.0)
+    monkeypatch.setattr(sys.modules["aiovblk.mounting.handle"], "ATTACH_TIMEOUT", 1.0)
     disk = Disk()
     disk.gate.clear()
     with pytest.raises(aiovblk.AttachError, match="did not come alive"):

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from aiovblk.storage.objects import ObjectInfo, ObjectStoreClient
-from aiovblk.storage.objects.store import Buffer
+from aiovblk.storage.objects.client import Buffer
 
 from ..unit.objects import DeadError
 

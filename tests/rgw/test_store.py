@@ -11,7 +11,7 @@ import pytest
 from obstore.store import S3Store
 
 from aiovblk.storage.objects import ObjectStoreClient
-from aiovblk.storage.objects.store import from_url
+from aiovblk.storage.objects.client import from_url
 
 from .. import s3
 from .ceph import Gateway

@@ -28,8 +28,8 @@ from typing import Any
 
 import pytest
 
-from aiovblk import forks
-from aiovblk.kernel import anchor, choice, ioctl, locks, netlink, sysfs
+from aiovblk import atfork
+from aiovblk.kernel import attaching, ioctl, locks, netlink, netlink_attachment, sysfs
 from aiovblk.kernel.ioctl import Ioctl
 from aiovblk.protocol import (
     SIMPLE_REPLY,
@@ -194,7 +194,7 @@ class FakeKernel:
 
     def open(self, path: str, flags: int = 0) -> int:
         if path != "/dev/nbd0":
-            return forks.protect_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+            return atfork.protect_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
         if flags & os.O_EXCL:
             if self.holder:
                 raise OSError(errno.EBUSY, "Device or resource busy", path)
@@ -203,10 +203,10 @@ class FakeKernel:
             self._scanned = True
             with suppress(OSError):  # looks for partitions
                 self.request(Command.READ, 0, PAGE)
-        return forks.protect_fd(os.open(self._node, os.O_RDONLY | os.O_CLOEXEC))
+        return atfork.protect_fd(os.open(self._node, os.O_RDONLY | os.O_CLOEXEC))
 
     def close(self, fd: int) -> None:
-        forks._descriptors.discard(fd)
+        atfork._descriptors.discard(fd)
         is_ours = os.fstat(fd).st_ino == self._number
         os.close(fd)
         with self._guard:
@@ -376,15 +376,15 @@ class NoWatchdog:
 def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Put the stand-in where the package makes its system calls."""
     exists: Callable[[str], bool] = os.path.exists
-    patch.setattr(forks, "open_protected", kernel.open)
-    patch.setattr(forks, "close_protected", kernel.close)
+    patch.setattr(atfork, "open_protected", kernel.open)
+    patch.setattr(atfork, "close_protected", kernel.close)
     patch.setattr(os, "fsync", kernel.fsync)
     patch.setattr(os.path, "exists", lambda path: path == "/dev/nbd0" or exists(path))
     patch.setattr(ioctl, "_libc", kernel)
     patch.setattr(sysfs, "index_of_node", lambda path: int(re.sub(r"^/dev/nbd", "", path)))
     patch.setattr(locks, "LOCKS", folder / "locks")
-    patch.setattr(choice, "prefers_netlink", lambda: False)
-    patch.setattr(anchor, "watchdog", NoWatchdog())
+    patch.setattr(attaching, "prefers_netlink", lambda: False)
+    patch.setattr(netlink_attachment, "watchdog", NoWatchdog())
     for name, stand_in in {
         "connect": kernel.connect,
         "reconfigure": kernel.reconfigure,

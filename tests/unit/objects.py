@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiovblk.storage.objects import ObjectInfo, ObjectStoreDevice, create
-from aiovblk.storage.objects.store import Buffer
+from aiovblk.storage.objects.client import Buffer
 
 CHUNK, BLOCK = 16384, 4096
 SIZE = 8 * CHUNK

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.alignment import UnalignedAdapter
 from aiovblk.device import overrides
 from aiovblk.storage import MemoryDevice
+from aiovblk.unaligned import UnalignedAdapter
 
 SIZE = 64 * 1024
 BLOCK = 4096

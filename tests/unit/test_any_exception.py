@@ -15,13 +15,13 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice, Error
+from aiovblk.aio.coalesce import CoalescedCall
 from aiovblk.dispatch import ConcurrencyLimiter
-from aiovblk.dispatch.handlers import MAX_RUNS
-from aiovblk.mount.leaving import HandoverRelease
-from aiovblk.mount.worker import ConnectionService
+from aiovblk.dispatch.scheduler import MAX_RUNS
+from aiovblk.mounting.handover.release import HandoverRelease
+from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import Command
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Retry
-from aiovblk.storage.grouped import CoalescedCall
 from aiovblk.testing import CheckFailed, check_block_device
 from aiovblk.workers import Worker
 

@@ -24,8 +24,8 @@ from aiovblk.storage import (
     copy,
 )
 from aiovblk.storage.objects import create
-from aiovblk.storage.objects.limits import Limits
-from aiovblk.storage.objects.store import from_url
+from aiovblk.storage.objects.chunk_store import Limits
+from aiovblk.storage.objects.client import from_url
 from aiovblk.testing import CrashableDisk, check_block_device
 
 NAN, INF = float("nan"), float("inf")

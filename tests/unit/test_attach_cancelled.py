@@ -19,8 +19,8 @@ import pytest
 import aiovblk
 from aiovblk import kernel
 from aiovblk.kernel import AttachConfig
-from aiovblk.mount import attaching
-from aiovblk.mount.door import HandoverGeometry, HandoverResult
+from aiovblk.mounting import attaching
+from aiovblk.mounting.handover.endpoint import HandoverGeometry, HandoverResult
 from aiovblk.storage import MemoryDevice
 
 FOREVER = 3600.0

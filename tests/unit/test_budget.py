@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
-from aiovblk.dispatch.budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
-from aiovblk.dispatch.calls import MAX_EXTENTS
+from aiovblk.dispatch.handler_call import MAX_EXTENTS
+from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.dispatch.calls import MAX_EXTENTS, MIN_HOLE_SIZE, HandlerAdapter
+from aiovblk.dispatch.handler_call import MAX_EXTENTS, MIN_HOLE_SIZE, HandlerAdapter
 from aiovblk.protocol import (
     BlockStatus,
     Command,

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, NBDUnavailableError
-from aiovblk.kernel import AttachConfig, RequestQueue, choice, locks, netlink, sysfs
+from aiovblk.kernel import AttachConfig, RequestQueue, attaching, locks, netlink, sysfs
 
 from .kernel_tree import KernelTree
 
@@ -70,7 +70,7 @@ class Machine:
         return self.links[-1]
 
     def attach(self, path: str | None = None) -> FakeLink:
-        return cast(FakeLink, choice.attach(path, TERMS, by_netlink=False))
+        return cast(FakeLink, attaching.attach(path, TERMS, by_netlink=False))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -97,9 +97,9 @@ class Machine:
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Machine(tree, tmp_path / "locks")
     monkeypatch.setattr(locks, "LOCKS", made.locks)
-    monkeypatch.setattr(choice, "IoctlAttachment", made.open)
-    monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
-    monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
+    monkeypatch.setattr(attaching, "IoctlAttachment", made.open)
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.sleep", made.sleep)
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.monotonic", lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
     yield made
     for link in made.links:
@@ -191,7 +191,7 @@ def test_device_that_is_not_let_go_of_is_told_as_busy(machine: Machine) -> None:
     with pytest.raises(DeviceBusyError) as caught:
         machine.attach("/dev/nbd1")
     assert caught.value.holders == ("opened by process 77 (blkid)",)
-    assert 1000 + choice.BUSY_RETRY_TIMEOUT < machine.now < 1001 + choice.BUSY_RETRY_TIMEOUT
+    assert 1000 + attaching.BUSY_RETRY_TIMEOUT < machine.now < 1001 + attaching.BUSY_RETRY_TIMEOUT
 
 
 def test_device_being_configured_by_somebody_else_is_tried_until_it_is_served(
@@ -268,8 +268,8 @@ def test_place_for_locks_that_may_not_be_made_is_told_as_lack_of_privilege(
 
 def modprobe(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object] | None) -> None:
     found = "/sbin/modprobe" if run else None
-    monkeypatch.setattr("aiovblk.kernel.choice.shutil.which", lambda name, path: found)
-    monkeypatch.setattr("aiovblk.kernel.choice.subprocess.run", run)
+    monkeypatch.setattr("aiovblk.kernel.attaching.shutil.which", lambda name, path: found)
+    monkeypatch.setattr("aiovblk.kernel.attaching.subprocess.run", run)
 
 
 def failing(*command: object, **_: object) -> subprocess.CompletedProcess[str]:
@@ -302,7 +302,7 @@ def test_driver_that_cannot_be_loaded_is_told_with_its_reason(
 ) -> None:
     modprobe(monkeypatch, run)
     with pytest.raises(NBDUnavailableError) as caught:
-        choice.attach("/dev/nbd0", TERMS)
+        attaching.attach("/dev/nbd0", TERMS)
     assert caught.value.errno == errno.ENODEV
     assert str(caught.value).startswith("/dev/nbd0: the kernel's NBD driver is not loaded")
     assert f"({reason})" in str(caught.value)
@@ -316,7 +316,7 @@ def test_driver_is_loaded_when_it_is_missing(
         return subprocess.CompletedProcess([], 0, "", "")
 
     modprobe(monkeypatch, load)
-    choice.load_driver()
+    attaching.load_driver()
     assert sysfs.indices() == [0]
 
 
@@ -325,7 +325,7 @@ def test_driver_that_is_there_is_not_loaded_again(
 ) -> None:
     tree.device("nbd0", "43:0")
     modprobe(monkeypatch, None)
-    choice.load_driver()
+    attaching.load_driver()
 
 
 def test_missing_node_is_told_with_the_devices_there_are(tree: KernelTree) -> None:
@@ -333,7 +333,7 @@ def test_missing_node_is_told_with_the_devices_there_are(tree: KernelTree) -> No
         tree.device(f"nbd{index}", f"43:{index}")
     path = str(tree.proc / "nbd9")
     with pytest.raises(NBDUnavailableError, match="/dev/nbd0 to /dev/nbd2") as caught:
-        choice.resolve(path)
+        attaching.resolve(path)
     assert (caught.value.errno, caught.value.path) == (errno.ENOENT, path)
 
 
@@ -351,7 +351,7 @@ def test_advice_makes_the_device_that_was_asked_for(
     for index in range(3):
         tree.device(f"nbd{index}", f"43:{index}")
     with pytest.raises(NBDUnavailableError, match=advice):
-        choice.resolve(str(tree.proc / name))
+        attaching.resolve(str(tree.proc / name))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_no_advice_is_given_that_would_not_help(tree: KernelTree, name: str, rea
     for index in range(3):
         tree.device(f"nbd{index}", f"43:{index}")
     with pytest.raises(NBDUnavailableError, match=reason):
-        choice.resolve(str(tree.proc / name))
+        attaching.resolve(str(tree.proc / name))
 
 
 def test_no_missing_driver_is_blamed_for_what_is_no_device_of_it(
@@ -377,10 +377,10 @@ def test_no_missing_driver_is_blamed_for_what_is_no_device_of_it(
     modprobe(monkeypatch, None)
     for path in ("/nonexistent", "/dev/sdz"):
         with pytest.raises(NBDUnavailableError, match="NBD devices are called") as caught:
-            choice.attach(path, TERMS)
+            attaching.attach(path, TERMS)
         assert "modprobe" not in str(caught.value)
     with pytest.raises(NBDUnavailableError, match="modprobe"):
-        choice.attach("/dev/nbd99", TERMS)
+        attaching.attach("/dev/nbd99", TERMS)
 
 
 @pytest.mark.parametrize(
@@ -411,14 +411,14 @@ class Kernel:
         self.free = 2
         self.nodes = {f"/dev/nbd{index}" for index in range(4)}
         monkeypatch.setattr(
-            choice, "NetlinkMonitorThread", lambda attach, _: SimpleNamespace(index=attach())
+            attaching, "NetlinkMonitorThread", lambda attach, _: SimpleNamespace(index=attach())
         )
-        monkeypatch.setattr(choice, "_connect_now", self.connect)
-        monkeypatch.setattr(choice, "NetlinkAttachment", self.link)
+        monkeypatch.setattr(attaching, "_connect_now", self.connect)
+        monkeypatch.setattr(attaching, "NetlinkAttachment", self.link)
         monkeypatch.setattr(os.path, "exists", lambda path: path in self.nodes)
 
     def attach(self, path: str | None = None) -> FakeLink:
-        return cast(FakeLink, choice.attach(path, TERMS, by_netlink=True))
+        return cast(FakeLink, attaching.attach(path, TERMS, by_netlink=True))
 
     def connect(self, index: int | None, terms: AttachConfig) -> int:
         self.asked.append(index)
@@ -477,9 +477,9 @@ def test_netlink_is_preferred_where_it_can_be(
     by_netlink: Kernel, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(netlink, "is_available", lambda: True)
-    choice.attach("/dev/nbd1", TERMS)
+    attaching.attach("/dev/nbd1", TERMS)
     monkeypatch.setattr(netlink, "is_available", lambda: False)
-    choice.attach("/dev/nbd3", TERMS)
+    attaching.attach("/dev/nbd3", TERMS)
     assert by_netlink.asked == [1]
     assert [link.index for link in machine.links] == [3]
 
@@ -505,16 +505,16 @@ def lost(machine: Machine, by_netlink: Kernel) -> Path:
 def test_a_device_whose_server_is_gone_is_taken_over(
     machine: Machine, lost: Path, path: str | None
 ) -> None:
-    link = cast(FakeLink, choice.take_over_orphan(path, IDENTITY))
+    link = cast(FakeLink, attaching.take_over_orphan(path, IDENTITY))
     assert (link.index, link.path) == (2, "/dev/nbd2")
     assert machine.is_locked(2)
     os.close(link.lock)
 
 
 def test_nothing_is_taken_over_where_there_is_nothing(machine: Machine, lost: Path) -> None:
-    assert choice.take_over_orphan(None, replace(IDENTITY, identity="another")) is None
+    assert attaching.take_over_orphan(None, replace(IDENTITY, identity="another")) is None
     with pytest.raises(DeviceBusyError, match="'volume' is attached at /dev/nbd2; mount it there"):
-        choice.take_over_orphan("/dev/nbd1", IDENTITY)
+        attaching.take_over_orphan("/dev/nbd1", IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_a_device_that_is_another_is_refused(
     machine: Machine, lost: Path, terms: AttachConfig, reason: str
 ) -> None:
     with pytest.raises(AttachError, match=reason) as caught:
-        choice.take_over_orphan(None, terms)
+        attaching.take_over_orphan(None, terms)
     assert caught.value.path == "/dev/nbd2"
     assert not machine.is_locked(2)
 
@@ -537,13 +537,13 @@ def test_a_device_that_is_another_is_refused(
 def test_a_device_that_has_a_server_is_not_taken_over(machine: Machine, lost: Path) -> None:
     machine.tree.kernel_threads("nbd2")
     with pytest.raises(DeviceBusyError, match="still has a server"):
-        choice.take_over_orphan(None, IDENTITY)
+        attaching.take_over_orphan(None, IDENTITY)
     assert not machine.is_locked(2)
     lock = locks.acquire(2)
     locks.write_owner(lock)
     machine.tree.process(os.getpid(), "python")
     with pytest.raises(DeviceBusyError, match=rf"served by process {os.getpid()} \(python\)"):
-        choice.take_over_orphan(None, IDENTITY)
+        attaching.take_over_orphan(None, IDENTITY)
     os.close(lock)
 
 
@@ -551,7 +551,7 @@ def test_a_server_that_is_on_its_way_out_is_waited_for(machine: Machine, lost: P
     lock = locks.acquire(2)
     locks.write_owner(lock)
     machine.while_waiting = lambda: os.close(lock) if machine.is_locked(2) else None
-    link = cast(FakeLink, choice.take_over_orphan(None, IDENTITY))
+    link = cast(FakeLink, attaching.take_over_orphan(None, IDENTITY))
     assert machine.now > 1000
     os.close(link.lock)
 
@@ -584,7 +584,7 @@ def test_two_that_attach_the_same_identity_do_not_both_serve_it(
         machine.tree.write(machine.tree.block / "nbd0/backend", "volume\n")
         return connect(index, terms)
 
-    monkeypatch.setattr(choice, "_connect_now", connect_second)
+    monkeypatch.setattr(attaching, "_connect_now", connect_second)
     with pytest.raises(DeviceBusyError, match="'volume' has just been attached at /dev/nbd0"):
-        choice.attach(None, IDENTITY, by_netlink=True)
+        attaching.attach(None, IDENTITY, by_netlink=True)
     assert not machine.is_locked(2)

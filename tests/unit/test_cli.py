@@ -12,11 +12,11 @@ import pytest
 
 import aiovblk
 from aiovblk import cli
-from aiovblk.cli import listing
-from aiovblk.cli.listing import AttachedDevice
+from aiovblk.cli import list_devices
+from aiovblk.cli.list_devices import AttachedDevice
+from aiovblk.cli.sizes import SpecError, parse_size
 from aiovblk.cli.spec import load_device
-from aiovblk.cli.units import SpecError, parse_size
-from aiovblk.kernel.liveness import DeviceState
+from aiovblk.kernel.status import DeviceState
 from aiovblk.storage import FileDevice, MemoryDevice
 
 from .kernel_tree import KernelTree
@@ -249,7 +249,7 @@ def test_interrupted_command_is_status_130(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted() -> list[AttachedDevice]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "attached", interrupted)
+    monkeypatch.setattr(list_devices, "attached", interrupted)
     assert cli.main(["list"]) == 130
 
 
@@ -319,7 +319,7 @@ LOST = AttachedDevice(
 
 
 def test_table_has_a_line_per_device() -> None:
-    head, disk, lost = listing.as_table([DISK, LOST]).splitlines()
+    head, disk, lost = list_devices.as_table([DISK, LOST]).splitlines()
     assert head == (
         "DEVICE      SIZE  BLOCK  ACCESS  SERVER        STATE  INFLIGHT  IDENTITY  FLAGS       USED"
     )
@@ -333,7 +333,7 @@ def test_table_has_a_line_per_device() -> None:
 
 
 def test_table_of_nothing_is_its_head() -> None:
-    assert listing.as_table([]) == "  ".join(listing.COLUMNS)
+    assert list_devices.as_table([]) == "  ".join(list_devices.COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +341,11 @@ def test_table_of_nothing_is_its_head() -> None:
     [(0, "0B"), (512, "512B"), (1024, "1K"), (1 << 20, "1M"), (5 << 40, "5T"), (2 << 60, "2E")],
 )
 def test_size_is_shown_in_its_unit(size: int, text: str) -> None:
-    assert listing.as_table([replace(DISK, size=size)]).splitlines()[1].split()[1] == text
+    assert list_devices.as_table([replace(DISK, size=size)]).splitlines()[1].split()[1] == text
 
 
 def test_json_has_all_fields_and_sizes_in_bytes() -> None:
-    first, second = json.loads(listing.as_json([DISK, LOST]))
+    first, second = json.loads(list_devices.as_json([DISK, LOST]))
     assert first == {
         "index": 0,
         "path": "/dev/nbd0",
@@ -364,7 +364,7 @@ def test_json_has_all_fields_and_sizes_in_bytes() -> None:
         "used": ["mounted at /mnt", "held by dm-0 (vault)"],
     }
     assert (second["server_pid"], second["server_name"], second["used"]) == (None, None, [])
-    assert json.loads(listing.as_json([])) == []
+    assert json.loads(list_devices.as_json([])) == []
 
 
 def test_list_shows_what_the_kernel_knows(
@@ -414,7 +414,7 @@ def test_flags_are_those_that_debugfs_tells(tree: KernelTree) -> None:
     tree.write(device / "queue/write_zeroes_max_bytes", "4294966784\n")  # of an earlier server
     debug = tree.block.parent / "kernel/debug/nbd/nbd0/flags"
     tree.write(debug, "Hex: 0x0000010d\n\nKnown flags:\nNBD_FLAG_HAS_FLAGS\n")
-    (shown,) = listing.attached()
+    (shown,) = list_devices.attached()
     assert shown.flags == ["HAS_FLAGS", "SEND_FLUSH", "SEND_FUA", "CAN_MULTI_CONN"]
 
 
@@ -423,7 +423,7 @@ def test_flags_are_read_off_the_queue_where_debugfs_is_hidden(tree: KernelTree) 
     attributes = {"write_cache": "write back", "fua": 1, "discard_max_bytes": 4096}
     for name, value in attributes.items():
         tree.write(device / "queue" / name, f"{value}\n")
-    (shown,) = listing.attached()
+    (shown,) = list_devices.attached()
     assert shown.flags == ["HAS_FLAGS", "SEND_FLUSH", "SEND_FUA", "SEND_TRIM"]
 
 
@@ -431,5 +431,5 @@ def test_server_is_no_user_of_its_device(tree: KernelTree) -> None:
     tree.device("nbd0", "43:0", sectors=8, thread=77)
     tree.process(77, "python", opens=("/dev/nbd0",))
     tree.process(99, "fio", opens=("/dev/nbd0",))
-    (device,) = listing.attached()
+    (device,) = list_devices.attached()
     assert device.used == ["opened by process 99 (fio)"]

@@ -18,10 +18,10 @@ from aiovblk.cli import mount as mount_command
 from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.sectors import check_whole_sectors, sector_size, warn_of_other_sectors
+from aiovblk.cli.sizes import SpecError, UsageError
 from aiovblk.cli.spec import device_for_worker, load_device, open_spec, split_block_size
-from aiovblk.cli.units import SpecError, UsageError
 from aiovblk.storage import BlockSize, Cache, FileDevice, MemoryDevice, ObjectStoreDevice
-from aiovblk.storage.cache.header import CacheHeader
+from aiovblk.storage.cache.device_slots import CacheHeader
 
 from .network import serve
 

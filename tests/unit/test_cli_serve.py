@@ -18,7 +18,7 @@ import pytest
 import aiovblk
 from aiovblk.cli import main
 from aiovblk.cli.serve import parse_exports
-from aiovblk.cli.units import SpecError
+from aiovblk.cli.sizes import SpecError
 
 GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
 

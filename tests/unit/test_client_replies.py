@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aiovblk import Extent, connect
-from aiovblk.client import awaited
+from aiovblk.client import pending
 from aiovblk.protocol import Command, ReplyMode, Request
 
 from .peer import ALLOCATION_ID, Peer, listening, remote_of
@@ -22,7 +22,7 @@ from .peer import ALLOCATION_ID, Peer, listening, remote_of
 each_mode = pytest.mark.parametrize("mode", list(ReplyMode))
 chunked = pytest.mark.parametrize("mode", [ReplyMode.STRUCTURED, ReplyMode.EXTENDED])
 
-SIZES = [1, 4096, awaited.MIN_ZERO_COPY - 1, awaited.MIN_ZERO_COPY, 3 << 20]
+SIZES = [1, 4096, pending.MIN_ZERO_COPY - 1, pending.MIN_ZERO_COPY, 3 << 20]
 
 
 @each_mode
@@ -46,8 +46,8 @@ async def test_data_of_a_read_stays_as_it_is_while_more_is_received(mode: ReplyM
     async with remote_of(mode=mode, size=64 << 20) as (remote, peer):
         sent, received = [], []
         for _ in range(8):
-            reading = asyncio.ensure_future(remote.read(0, awaited.MIN_ZERO_COPY))
-            sent.append(os.urandom(awaited.MIN_ZERO_COPY))
+            reading = asyncio.ensure_future(remote.read(0, pending.MIN_ZERO_COPY))
+            sent.append(os.urandom(pending.MIN_ZERO_COPY))
             peer.succeed(await peer.request(), sent[-1])
             received.append(await reading)
         assert received == sent
@@ -336,7 +336,7 @@ async def test_data_in_reply_to_a_write_ends_the_connection() -> None:
 
 async def test_data_in_too_many_scattered_parts_ends_the_connection() -> None:
     def scatter(peer: Peer, request: Request) -> None:
-        for offset in range(0, 2 * awaited.MAX_READ_FRAGMENTS + 2, 2):
+        for offset in range(0, 2 * pending.MAX_READ_FRAGMENTS + 2, 2):
             peer.part(request, offset, b"x")
 
     await _tell(scatter, "scattered parts", lambda remote: remote.read(0, 1 << 16))

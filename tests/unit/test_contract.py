@@ -16,7 +16,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.contract import check_device, check_handlers
-from aiovblk.mount.served import LocalBackend
+from aiovblk.mounting.backend import LocalBackend
 from aiovblk.protocol import Command
 from aiovblk.server import Export
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Overlay, ReadOnly, Shared

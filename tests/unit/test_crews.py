@@ -22,20 +22,20 @@ import aiovblk
 from aiovblk import AttachError, Error, kernel
 from aiovblk.dispatch import Stats
 from aiovblk.events import ConnectionRestored
-from aiovblk.mount import _served, attaching
-from aiovblk.mount.crew import WorkerBackend as MountCrew
-from aiovblk.mount.door import HandoverGeometry as DoorGeometry
-from aiovblk.mount.door import HandoverRequest, HandoverResult, request_handover
-from aiovblk.mount.events import MountState
-from aiovblk.mount.lines import ConnectionGroup, KernelConnection, close_all
-from aiovblk.mount.unmounting import UnmountSequence
-from aiovblk.server import crew as serving
+from aiovblk.mounting import _served, attaching
+from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
+from aiovblk.mounting.handover.endpoint import HandoverGeometry as DoorGeometry
+from aiovblk.mounting.handover.endpoint import HandoverRequest, HandoverResult, request_handover
+from aiovblk.mounting.state import MountState
+from aiovblk.mounting.unmounting import UnmountSequence
+from aiovblk.mounting.workers.backend import WorkerBackend as MountCrew
 from aiovblk.server.connection import make_settings
-from aiovblk.server.crew import WorkerPool
 from aiovblk.server.exports import exports_of
-from aiovblk.server.worker import MAX_REPORTS, ClientReport, ClientService
+from aiovblk.server.workers import pool as serving
+from aiovblk.server.workers.pool import WorkerPool
+from aiovblk.server.workers.service import MAX_REPORTS, ClientReport, ClientService
 from aiovblk.storage import MemoryDevice
-from aiovblk.workers import Worker, process
+from aiovblk.workers import Worker, worker
 from aiovblk.workers.channel import MAX_MESSAGE
 from aiovblk.workers.messages import Notification
 
@@ -93,7 +93,7 @@ async def test_a_mount_is_cancelled_while_its_workers_begin(seconds: float) -> N
 async def test_a_mount_is_cancelled_although_a_worker_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr(worker, "EXIT_TIMEOUT", 0.1)
     hanging = tmp_path / "hanging"
     mounting = asyncio.create_task(aiovblk.mount(partial(make_and_hang, hanging), workers=1))
     await until(hanging.exists)
@@ -296,7 +296,7 @@ async def test_a_worker_that_cannot_be_replaced_is_told(
 async def test_a_server_ends_while_a_worker_is_being_replaced(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.5)
+    monkeypatch.setattr(worker, "EXIT_TIMEOUT", 0.5)
     hanging = Path(f"{image}.hanging")
     tls = partial(load_or_hang, image, hanging)
     async with serve(

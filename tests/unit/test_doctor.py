@@ -17,9 +17,9 @@ import pytest
 
 from aiovblk import AttachError, DeviceBusyError, cli
 from aiovblk.cli import doctor
-from aiovblk.cli.doctor import cleaning, devices, machine, place
-from aiovblk.cli.doctor.finding import Finding
-from aiovblk.kernel import forcing, netlink
+from aiovblk.cli.doctor import clean, devices, environment, machine
+from aiovblk.cli.doctor.findings import Finding
+from aiovblk.kernel import netlink, unmounting
 
 from .kernel_tree import KernelTree
 
@@ -82,7 +82,7 @@ def host(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(machine, "_open", lambda path: made.opening(path))
     monkeypatch.setattr(machine, "OPEN_TIMEOUT", 0.05)
     monkeypatch.setattr(platform, "release", lambda: "6.12.1")
-    monkeypatch.setattr(place, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=made.sys_flags))
     monkeypatch.setattr(netlink, "is_available", lambda: made.has_netlink)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -265,12 +265,14 @@ def test_missing_netlink_family_and_udev_are_told(host: Host) -> None:
 
 def test_other_user_namespace_fails_whatever_its_capabilities(host: Host) -> None:
     host.namespace("user", 4026532000)
-    assert lines(place.privileges)[0].startswith("fail  privileges: not in the initial user name")
+    assert lines(environment.privileges)[0].startswith(
+        "fail  privileges: not in the initial user name"
+    )
 
 
 def test_missing_capabilities_are_told_with_what_goes_without(host: Host) -> None:
     host.capabilities(1 << 21)  # CAP_SYS_ADMIN alone
-    assert lines(place.privileges) == [
+    assert lines(environment.privileges) == [
         "ok    privileges: devices can be attached",
         "warn  privileges: CAP_NET_ADMIN is missing, so socket buffers have 212992 bytes at most,"
         " and large requests take more turns; run `sysctl net.core.wmem_max=4194304`",
@@ -278,13 +280,13 @@ def test_missing_capabilities_are_told_with_what_goes_without(host: Host) -> Non
         "info  privileges: CAP_IPC_LOCK is missing, which --memory-safe takes",
     ]
     host.tree.write(host.tree.proc / "sys/net/core/wmem_max", "8388608\n")
-    assert len(lines(place.privileges)) == 3
+    assert len(lines(environment.privileges)) == 3
 
 
 def test_other_namespaces_are_warned_of(host: Host) -> None:
     host.namespace("pid", 4026532001)
     host.namespace("net", 10)
-    assert lines(place.namespaces) == [
+    assert lines(environment.namespaces) == [
         "warn  namespaces: not the host's pid namespace: who serves and uses devices cannot be"
         " told",
         "warn  namespaces: not the host's net namespace: before Linux 6.12 NBD's netlink family is"
@@ -301,10 +303,10 @@ def test_other_namespaces_are_warned_of(host: Host) -> None:
     ],
 )
 def test_container_and_its_traps_are_told(host: Host, name: str, text: str, kind: str) -> None:
-    assert lines(place.container) == []
+    assert lines(environment.container) == []
     host.tree.write(host.root / name, text)
     host.sys_flags = os.ST_RDONLY
-    first, second = lines(place.container)
+    first, second = lines(environment.container)
     assert first.startswith(f"info  container: this is one ({kind})")
     assert second.startswith("warn  container: /sys is read-only")
 
@@ -408,27 +410,27 @@ class Taking:
 @pytest.fixture
 def taking(host: Host, monkeypatch: pytest.MonkeyPatch) -> Taking:
     made = Taking(host)
-    monkeypatch.setattr(forcing, "force_disconnect", made.take_away)
-    monkeypatch.setattr(forcing, "kill_openers", made.end_openers)
+    monkeypatch.setattr(unmounting, "force_disconnect", made.take_away)
+    monkeypatch.setattr(unmounting, "kill_openers", made.end_openers)
     host.tree.kernel_threads("nbd0")
     host.attach(0)
     host.attach(1)
     return made
 
 
-def clean(*options: str) -> int:
+def run_clean(*options: str) -> int:
     return cli.main(["doctor", "--clean", *options])
 
 
 def test_zombie_is_freed_and_a_live_device_is_not(
     taking: Taking, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert clean() == 0
+    assert run_clean() == 0
     assert capsys.readouterr().out.splitlines() == [
         "info  clean: /dev/nbd1: NBD_CLEAR_SOCK",
         "ok    clean: /dev/nbd1 is free",
     ]
-    assert clean() == 0
+    assert run_clean() == 0
     assert capsys.readouterr().out == "ok    clean: no device without a server\n"
 
 
@@ -436,7 +438,7 @@ def test_program_that_holds_a_zombie_is_ended(
     taking: Taking, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taking.error = DeviceBusyError(errno.EBUSY, "disconnected, but", "/dev/nbd1")
-    assert clean() == 0
+    assert run_clean() == 0
     assert taking.ended == [1]
     assert "SIGTERM to process 98 (sleep)" in capsys.readouterr().out
 
@@ -446,7 +448,7 @@ def test_mounted_zombie_is_left_to_its_user(
 ) -> None:
     taking.host.tree.mount(77, "43:32", "/mnt", "/dev/nbd1")
     taking.error = DeviceBusyError(errno.EBUSY, "stays taken: mounted at /mnt", "/dev/nbd1")
-    assert clean() == 1
+    assert run_clean() == 1
     assert taking.ended == []
     assert capsys.readouterr().out.splitlines()[-1] == (
         "fail  clean: /dev/nbd1: stays taken: mounted at /mnt; run `umount /mnt`"
@@ -458,7 +460,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(
     taking: Taking, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     taking.host.tree.process(98, "sleep", opens=("/dev/nbd1",))
-    assert clean(*option) == 0
+    assert run_clean(*option) == 0
     output = capsys.readouterr().out
     assert "/dev/nbd1: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT" in output
     assert "would end process 98 (sleep), which has it open" in output
@@ -469,7 +471,7 @@ def test_device_that_is_just_being_attached_is_no_zombie(
     taking: Taking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = [[1], []]
-    monkeypatch.setattr(cleaning, "zombies", lambda: looks.pop(0))
-    assert [str(each) for each in cleaning.clean(dry_run=False)] == [
+    monkeypatch.setattr(clean, "zombies", lambda: looks.pop(0))
+    assert [str(each) for each in clean.clean_devices(dry_run=False)] == [
         "ok    clean: no device without a server"
     ]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from aiovblk.errors import AttachError
-from aiovblk.mount import door
-from aiovblk.mount.door import (
+from aiovblk.mounting.handover import endpoint
+from aiovblk.mounting.handover.endpoint import (
     HandoverListener,
     HandoverRequest,
     HandoverRequester,
@@ -25,14 +25,14 @@ WANTED = HandoverRequest("volume", None)
 def test_the_user_is_that_of_the_other_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert door._user_of(ours) == os.geteuid()
+        assert endpoint._user_of(ours) == os.geteuid()
 
 
 async def test_another_users_answer_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "socket"
-    monkeypatch.setattr(door, "_user_of", lambda sock: os.geteuid() + 1)
+    monkeypatch.setattr(endpoint, "_user_of", lambda sock: os.geteuid() + 1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen()
@@ -50,9 +50,9 @@ async def test_another_user_is_given_nothing(
     asking: list[HandoverRequester] = []
     path = tmp_path / "socket"
     listening = HandoverListener(path, asking.append)
-    trusted = door._is_trusted
+    trusted = endpoint._is_trusted
     answers = iter([True, False])  # of the two ends: who asks is shown first
-    monkeypatch.setattr(door, "_is_trusted", lambda sock: next(answers) and trusted(sock))
+    monkeypatch.setattr(endpoint, "_is_trusted", lambda sock: next(answers) and trusted(sock))
     try:
         with pytest.raises(AttachError, match="it has just ended"):
             await asyncio.to_thread(request_handover, path, WANTED, 60)

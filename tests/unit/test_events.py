@@ -30,11 +30,11 @@ from aiovblk.events import (
     Unmounting,
 )
 from aiovblk.kernel import RequestQueue
-from aiovblk.mount.attaching import MountOptions
-from aiovblk.mount.events import MountState
-from aiovblk.mount.lines import ConnectionGroup, KernelConnection
-from aiovblk.mount.served import LocalBackend
-from aiovblk.mount.worker import ConnectionService
+from aiovblk.mounting.attaching import MountOptions
+from aiovblk.mounting.backend import LocalBackend
+from aiovblk.mounting.connections import ConnectionGroup, KernelConnection
+from aiovblk.mounting.state import MountState
+from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
 

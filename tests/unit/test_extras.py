@@ -16,8 +16,8 @@ from aiovblk import metrics
 from aiovblk.cli import main
 from aiovblk.errors import Error, MissingExtraError
 from aiovblk.storage import HTTPDevice, ObjectStoreDevice
-from aiovblk.storage.objects.sealing import ObjectCodec
-from aiovblk.storage.objects.store import from_url
+from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.codec import ObjectCodec
 
 PACKAGE = Path(aiovblk.__file__).parent
 PROJECT = PACKAGE.parent / "pyproject.toml"
@@ -100,9 +100,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("profile")
-@pytest.mark.parametrize(
-    ("package", "attach_stream"), USES, ids=lambda each: getattr(each, "__name__", each)
-)
+@pytest.mark.parametrize(("package", "use"), USES, ids=lambda each: getattr(each, "__name__", each))
 async def test_missing_package_is_named_with_the_command_that_installs_it(
     package: str, use: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

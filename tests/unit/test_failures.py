@@ -22,9 +22,9 @@ from aiovblk.dispatch import failures as module
 from aiovblk.dispatch.failures import MAX_CAUSES, MAX_LINES, classify
 from aiovblk.errors import OUTAGES
 from aiovblk.events import RequestEvent, RequestFailed
-from aiovblk.mount.events import MountState
-from aiovblk.mount.lines import ConnectionGroup
-from aiovblk.mount.served import LocalBackend
+from aiovblk.mounting.backend import LocalBackend
+from aiovblk.mounting.connections import ConnectionGroup
+from aiovblk.mounting.state import MountState
 from aiovblk.protocol import Command, Request
 from aiovblk.storage import Layer, MemoryDevice
 

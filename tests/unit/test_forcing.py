@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, kernel
-from aiovblk.kernel import forcing, netlink, outside, users
+from aiovblk.kernel import netlink, unmounting, users
 
 from .kernel_tree import KernelTree
 
@@ -45,22 +45,22 @@ class Machine:
 
     def take_away(self) -> list[str]:
         told: list[str] = []
-        forcing.force_disconnect(0, "/dev/nbd0", told.append)
+        unmounting.force_disconnect(0, "/dev/nbd0", told.append)
         return told
 
 
 @pytest.fixture
 def machine(tree: KernelTree, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tree)
-    monkeypatch.setattr(forcing, "_on_node", lambda path, step: step(-1))
-    monkeypatch.setattr(forcing, "sync", lambda index, fd: made.step("sync"))
-    monkeypatch.setattr(forcing, "ioctl", lambda fd, request: made.step(request.name))
+    monkeypatch.setattr(unmounting, "_on_node", lambda path, step: step(-1))
+    monkeypatch.setattr(unmounting, "sync", lambda index, fd: made.step("sync"))
+    monkeypatch.setattr(unmounting, "ioctl", lambda fd, request: made.step(request.name))
     monkeypatch.setattr(
         netlink, "disconnect", lambda index, timeout: made.step("NBD_CMD_DISCONNECT")
     )
     for name in ("SETTLE_TIMEOUT", "KILL_TIMEOUT"):
-        monkeypatch.setattr(forcing, name, 0.05)
-    monkeypatch.setattr(forcing, "STEP_TIMEOUT", 0.3)
+        monkeypatch.setattr(unmounting, name, 0.05)
+    monkeypatch.setattr(unmounting, "STEP_TIMEOUT", 0.3)
     return made
 
 
@@ -74,7 +74,7 @@ def refuse(number: int) -> Callable[[], None]:
 def test_server_that_lets_go_is_asked_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forcing, "STEP_TIMEOUT", 10.0)  # a slow machine makes no difference
+    monkeypatch.setattr(unmounting, "STEP_TIMEOUT", 10.0)  # a slow machine makes no difference
     machine.serve()
     machine.when["NBD_DISCONNECT"] = machine.free
     assert machine.take_away() == ["NBD_DISCONNECT"]
@@ -124,7 +124,7 @@ def test_mounted_file_system_is_what_keeps_the_index(
     machine.when["NBD_DISCONNECT"] = machine.disconnect
     machine.tree.mount(SERVER, "43:0", "/mnt/my\\040disk", "/dev/nbd0")
     waits: list[float] = []
-    monkeypatch.setattr(forcing, "wait_until_free", lambda index, seconds: waits.append(seconds))
+    monkeypatch.setattr(unmounting, "wait_until_free", lambda index, seconds: waits.append(seconds))
     with pytest.raises(DeviceBusyError) as caught:
         machine.take_away()
     assert str(caught.value) == (
@@ -133,7 +133,7 @@ def test_mounted_file_system_is_what_keeps_the_index(
     )
     assert caught.value.holders == ("mounted at /mnt/my disk",)
     # Not waited for: nobody unmounts it meanwhile.
-    assert waits == [forcing.SETTLE_TIMEOUT] * 3
+    assert waits == [unmounting.SETTLE_TIMEOUT] * 3
 
 
 def test_program_that_has_it_open_is_named_with_the_command_that_ends_it(machine: Machine) -> None:
@@ -176,7 +176,7 @@ def test_forced_unmount_takes_the_device_away(
 ) -> None:
     machine.serve()
     machine.when["NBD_DISCONNECT"] = machine.free
-    monkeypatch.setattr(outside, "resolve", lambda path: 0)
+    monkeypatch.setattr(unmounting, "resolve", lambda path: 0)
     kernel.unmount("/dev/nbd0", force=True)
     assert machine.steps == ["sync", "NBD_DISCONNECT"]
 
@@ -186,11 +186,11 @@ def test_forced_unmount_takes_the_device_away(
 
 def test_programs_are_ended_first_gently(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(forcing, "wait_until_free", lambda index, seconds: False)
+    monkeypatch.setattr(unmounting, "wait_until_free", lambda index, seconds: False)
     with subprocess.Popen(["sleep", "1000"]) as gentle:
         found = [(1, "init"), (os.getpid(), "pytest"), (gentle.pid, "sleep")]
         monkeypatch.setattr(users, "openers", lambda index: found)
-        forcing.kill_openers(0, told.append)
+        unmounting.kill_openers(0, told.append)
         assert gentle.wait(20) == -signal.SIGTERM
     assert told == [
         f"SIGTERM to process {gentle.pid} (sleep), which has it open",
@@ -203,8 +203,8 @@ def test_nobody_is_killed_once_the_device_is_free(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(users, "openers", lambda index: [(99, "sleep")])
-    monkeypatch.setattr(forcing, "_send", lambda process, index, number: machine.free())
-    forcing.kill_openers(0, told.append)
+    monkeypatch.setattr(unmounting, "_send", lambda process, index, number: machine.free())
+    unmounting.kill_openers(0, told.append)
     assert told == ["SIGTERM to process 99 (sleep), which has it open"]
 
 
@@ -215,5 +215,5 @@ def test_process_that_took_over_a_number_is_let_live(
     answers = [[(os.getppid(), "fio")], [], [], []]
     monkeypatch.setattr(users, "openers", lambda index: answers.pop(0))
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *arguments: sent.append(1))
-    forcing.kill_openers(0, lambda what: None)
+    unmounting.kill_openers(0, lambda what: None)
     assert not sent

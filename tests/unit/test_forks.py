@@ -10,7 +10,7 @@ import pytest
 
 CHILD = """
 import os, socket, tempfile
-from aiovblk import forks
+from aiovblk import atfork
 from aiovblk.kernel import watchdog
 
 def in_child(look):
@@ -26,20 +26,20 @@ nothing = os.open(os.devnull, os.O_RDWR)
 """
 
 FILES = """
-mine = forks.open_protected("/proc/self/status")
-closed = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
-forks.close_protected(closed)
+mine = atfork.open_protected("/proc/self/status")
+closed = atfork.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
+atfork.close_protected(closed)
 again = os.open("/proc/self/status", os.O_RDONLY)
 assert again == closed
 assert in_child(lambda: is_nothing(mine) and not is_nothing(again))
 assert in_child(lambda: not os.get_inheritable(mine))
-assert in_child(lambda: forks.close_protected(mine) is None)
+assert in_child(lambda: atfork.close_protected(mine) is None)
 assert not is_nothing(mine, again)
 """
 
 SOCKETS = """
-ours, theirs = map(forks.protect_socket, socket.socketpair())
-gone = forks.protect_socket(socket.socket())
+ours, theirs = map(atfork.protect_socket, socket.socketpair())
+gone = atfork.protect_socket(socket.socket())
 gone.close()
 assert in_child(lambda: is_nothing(ours.fileno(), theirs.fileno()))
 child = os.fork()
@@ -66,11 +66,11 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 GRANDCHILD = """
-mine = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
+mine = atfork.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
 
 def look():
-    forks.close_protected(mine)
-    own = forks.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
+    atfork.close_protected(mine)
+    own = atfork.protect_fd(os.open("/proc/self/status", os.O_RDONLY))
     return in_child(lambda: is_nothing(own))
 
 assert in_child(look)
@@ -108,7 +108,7 @@ NETWORK = """
 import asyncio, multiprocessing, sys, warnings
 import aiovblk, uvloop
 from aiovblk.storage import MemoryDevice
-from aiovblk.server import listening
+from aiovblk.server import listeners
 
 warnings.simplefilter("ignore")  # of forking with threads about
 
@@ -145,7 +145,7 @@ async def main(path, workers):
                 os.read(0, 1)
                 os._exit(0)
     assert not os.path.exists(path)
-    for sock in await listening.listen_tcp("127.0.0.1", port):  # though the child lives
+    for sock in await listeners.listen_tcp("127.0.0.1", port):  # though the child lives
         sock.close()
 
 def make():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aiovblk.storage.grouped import CoalescedCall
+from aiovblk.aio.coalesce import CoalescedCall
 
 
 class Operation:

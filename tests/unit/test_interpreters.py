@@ -117,9 +117,9 @@ def test_worker_finds_the_users_module_where_the_parent_does(tmp_path: Path, saf
 UPGRADE = """
 import os, subprocess, sys
 from aiovblk import interpreter
-from aiovblk.cli import upgrade
+from aiovblk.cli import reparent
 sys.path.insert(0, "")  # as a SPEC does
-print(subprocess.run(interpreter.command(upgrade._COMMAND, "--version"), text=True,
+print(subprocess.run(interpreter.command(reparent._COMMAND, "--version"), text=True,
     stdout=subprocess.PIPE, check=True).stdout.strip())
 """
 
@@ -130,9 +130,9 @@ def test_upgrade_takes_no_code_from_the_current_directory(trap: Path, tmp_path: 
 
 
 UNMOUNT = """
-from aiovblk.kernel import outside
+from aiovblk.kernel import unmounting
 try:
-    outside._unmount_in_child("/dev/null", 60)
+    unmounting._unmount_in_child("/dev/null", 60)
 except OSError as exc:
     print("refused")
 """

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import aiovblk
-from aiovblk.server import serving
-from aiovblk.server.crew import _WorkerSlot
+from aiovblk.server import server as server_module
+from aiovblk.server.workers.pool import _WorkerSlot
 from aiovblk.storage import MemoryDevice
 
 from .network import LoggingDevice, clients_of, serve, using
@@ -135,7 +135,7 @@ async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that
             original(member, name, arguments)
 
     monkeypatch.setattr(_WorkerSlot, "_on_event", forget)
-    monkeypatch.setattr(serving, "RECHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)
     make = functools.partial(MemoryDevice, 1 << 20, block_size=512)
     async with aiovblk.serve(make, unix=path, workers=1, drain_timeout=3600), using(path) as client:
         assert await client.read(0, 512) == bytes(512)
@@ -145,7 +145,7 @@ async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that
 async def test_server_ends_although_it_was_not_told_of_a_client_that_left(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "RECHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)
     async with serve(LoggingDevice(), unix=path) as server, using(path) as client:
         assert await client.read(0, 512) == bytes(512)
         (task,) = clients_of(server)._serving

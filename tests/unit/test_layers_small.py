@@ -11,7 +11,7 @@ from aiovblk import BlockDevice
 from aiovblk.device import overrides
 from aiovblk.dispatch import transmission_flags
 from aiovblk.protocol import TransmissionFlag
-from aiovblk.storage import Fault, Faults, MemoryDevice, Metered, Partition, ReadOnly, stats
+from aiovblk.storage import Fault, Faults, MemoryDevice, Metered, Partition, ReadOnly, metered
 from aiovblk.testing import CrashableDisk
 
 from .test_layer import Everything
@@ -95,7 +95,7 @@ def test_partition_grows_up_to_the_end_of_the_inner_device() -> None:
 
 async def test_stats_count_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100, 350, 1000, 1100])
-    monkeypatch.setattr(stats, "monotonic_ns", lambda: next(times))
+    monkeypatch.setattr(metered, "monotonic_ns", lambda: next(times))
     device = Metered(Faults(filled(4 * BLOCK), Fault(error=errno.EIO, skip=1)))
     await device.read(0, 2 * BLOCK)
     with pytest.raises(OSError, match="on purpose"):
@@ -103,7 +103,7 @@ async def test_stats_count_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = device.counts["read"]
     assert (counts.requests, counts.errors, counts.bytes, counts.in_flight) == (2, 1, 8192, 0)
     assert (counts.latency.count, counts.latency.total) == (2, 350)
-    assert device.counts["write"] == stats.CommandStats()
+    assert device.counts["write"] == metered.CommandStats()
 
 
 async def test_stats_count_what_is_in_flight_and_cancelled() -> None:

@@ -15,11 +15,14 @@ from typing import Any, cast
 import pytest
 
 from aiovblk import BlockDevice, Error
+from aiovblk.aio.tasks import GracefulTask
 from aiovblk.errors import AttachError
 from aiovblk.events import ConnectionLost, ConnectionRestored
 from aiovblk.kernel import NetlinkAttachment
-from aiovblk.mount import lines
-from aiovblk.mount.door import (
+from aiovblk.mounting import connections as connections_module
+from aiovblk.mounting.backend import LocalBackend
+from aiovblk.mounting.connections import ConnectionGroup, KernelConnection
+from aiovblk.mounting.handover.endpoint import (
     HandoverGeometry,
     HandoverListener,
     HandoverRequest,
@@ -27,13 +30,10 @@ from aiovblk.mount.door import (
     HandoverResult,
     request_handover,
 )
-from aiovblk.mount.events import MountState
-from aiovblk.mount.leaving import HandoverRelease
-from aiovblk.mount.lines import ConnectionGroup, KernelConnection
-from aiovblk.mount.served import LocalBackend
+from aiovblk.mounting.handover.release import HandoverRelease
+from aiovblk.mounting.state import MountState
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
-from aiovblk.tasks import GracefulTask
 
 from .client import Client, PuppetDevice
 
@@ -50,7 +50,7 @@ class FakeLink:
         self.lock = os.open(folder, os.O_RDONLY)
         self.is_left = False
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         self.is_left = True
 
 
@@ -335,7 +335,7 @@ async def test_one_that_cannot_be_made_again_is_lost() -> None:
 
 
 async def test_one_that_is_not_made_again_in_time_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "RECONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(connections_module, "RECONNECT_TIMEOUT", 0.05)
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.begin()
 

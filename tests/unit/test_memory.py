@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.kernel import memory
-from aiovblk.mount.worker import ConnectionService
+from aiovblk.kernel import memory_safety
+from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.storage import MemoryDevice
 
 from .kernel_tree import KernelTree
@@ -43,7 +43,7 @@ class FakeLibc:
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> FakeLibc:
     fake = FakeLibc()
-    monkeypatch.setattr(memory, "_libc", fake)
+    monkeypatch.setattr(memory_safety, "_libc", fake)
     return fake
 
 
@@ -62,8 +62,8 @@ def test_thread_and_process_are_protected(
     tree: KernelTree, libc: FakeLibc, caplog: pytest.LogCaptureFixture
 ) -> None:
     privileged(tree, ALL)
-    memory.protect_thread()
-    memory.protect_process()
+    memory_safety.protect_thread()
+    memory_safety.protect_process()
     assert libc.calls == [("prctl", 57, 1, 0, 0, 0), ("mlockall", 1 | 2)]
     assert (tree.proc / "self/oom_score_adj").read_text() == "-1000"
     assert not caplog.records
@@ -79,8 +79,8 @@ def test_each_refusal_is_one_warning_with_the_missing_capability(
     (tree.proc / "77/oom_score_adj").mkdir()  # writing fails, as root or not
     limit(monkeypatch, 65536)
     libc.refused["prctl"] = errno.EPERM
-    memory.protect_thread()
-    memory.protect_process()
+    memory_safety.protect_thread()
+    memory_safety.protect_process()
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert [record.getMessage() for record in caplog.records] == [
         "memory_safe without PR_SET_IO_FLUSHER: Operation not permitted; CAP_SYS_RESOURCE is"
@@ -97,7 +97,7 @@ def test_without_a_limit_memory_is_locked_without_privileges(
 ) -> None:
     privileged(tree, 0)
     limit(monkeypatch, resource.RLIM_INFINITY)
-    memory.protect_process()
+    memory_safety.protect_process()
     assert libc.calls == [("mlockall", 3)]
 
 
@@ -109,7 +109,7 @@ def test_privileges_of_another_user_namespace_do_not_count(
 ) -> None:
     privileged(tree, ALL, namespace=4026532000)
     limit(monkeypatch, 65536)
-    memory.protect_process()
+    memory_safety.protect_process()
     assert "CAP_IPC_LOCK is missing" in caplog.text
     assert libc.calls == []
 
@@ -119,7 +119,7 @@ def test_refusal_with_all_privileges_names_none(
 ) -> None:
     privileged(tree, ALL)
     libc.refused["prctl"] = errno.EINVAL  # before Linux 5.6
-    memory.protect_thread()
+    memory_safety.protect_thread()
     assert caplog.messages == ["memory_safe without PR_SET_IO_FLUSHER: Invalid argument"]
 
 

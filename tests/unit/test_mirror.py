@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice, Extent
+from aiovblk.aio.rangelock import RangeLock
 from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror
 from aiovblk.storage.mirror.members import REGION, common
-from aiovblk.storage.ranges import RangeLock
 from aiovblk.testing import CrashableDisk
 
 BLOCK = 4096
@@ -328,7 +328,7 @@ async def test_write_during_a_flush_is_not_covered_by_it() -> None:
 
 
 async def test_cancelled_resync_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiovblk.storage.mirror.syncing.REGIONS_PER_FLUSH", 1)
+    monkeypatch.setattr("aiovblk.storage.mirror.resync.REGIONS_PER_FLUSH", 1)
     one, two = members()
     mirror = Mirror(one, two, stale=[two])
     done: list[int] = []

@@ -13,7 +13,7 @@ import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.cli.spec import device_for_worker
 from aiovblk.device import DeviceFactory
-from aiovblk.mount.worker import ConnectionService, DeviceInfo
+from aiovblk.mounting.workers.service import ConnectionService, DeviceInfo
 from aiovblk.storage import MemoryDevice
 
 from .network import LoggingDevice

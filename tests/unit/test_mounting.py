@@ -13,8 +13,8 @@ import pytest
 
 import aiovblk
 from aiovblk import Mount, interpreter
-from aiovblk.cli.notify import Notifier
-from aiovblk.cli.upgrade import _COMMAND, Upgrade
+from aiovblk.cli.reparent import _COMMAND, Upgrade
+from aiovblk.cli.systemd import Notifier
 from aiovblk.storage import MemoryDevice
 
 
@@ -92,8 +92,8 @@ async def test_a_successor_has_the_same_words(
         spawned.append(command[1:])
         return 77
 
-    monkeypatch.setattr("aiovblk.cli.upgrade.spawn_reparented", spawn)
-    monkeypatch.setattr("aiovblk.cli.upgrade.is_running", lambda process: running.pop(0))
+    monkeypatch.setattr("aiovblk.cli.reparent.spawn_reparented", spawn)
+    monkeypatch.setattr("aiovblk.cli.reparent.is_running", lambda process: running.pop(0))
     words = ["mount", "--identity=v", *last, "memory:1M"]
     ending, systemd = upgrade("v", words)
     await signalled()

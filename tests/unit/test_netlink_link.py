@@ -11,9 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from aiovblk.kernel import AttachConfig, NetlinkAttachment, RequestQueue, netlink, netlink_link
-from aiovblk.kernel.anchor import NetlinkMonitorThread
+from aiovblk.kernel import (
+    AttachConfig,
+    NetlinkAttachment,
+    RequestQueue,
+    netlink,
+    netlink_attachment,
+)
 from aiovblk.kernel.netlink import ClientFlag
+from aiovblk.kernel.netlink_attachment import NetlinkMonitorThread
 
 from .kernel_tree import KernelTree
 
@@ -125,7 +131,9 @@ def test_a_claim_is_what_steps_are_taken_with(
     assert machine.is_open
     machine.node.unlink()
     done: list[str] = []
-    monkeypatch.setattr("aiovblk.kernel.link.ioctl", lambda fd, request: done.append(request.name))
+    monkeypatch.setattr(
+        "aiovblk.kernel.attachment.ioctl", lambda fd, request: done.append(request.name)
+    )
     machine.link.disconnect()
     machine.link.clear_socket()
     assert done == ["NBD_DISCONNECT", "NBD_CLEAR_SOCK"]
@@ -187,7 +195,7 @@ def test_a_node_that_does_not_open_keeps_nobody_from_disconnecting(
     machine.node.unlink()
     os.mkfifo(machine.node)  # opens when somebody opens its other end
     for name in ("OPEN_TIMEOUT", "CLOSE_TIMEOUT"):
-        monkeypatch.setattr(netlink_link, name, 0.05)
+        monkeypatch.setattr(netlink_attachment, name, 0.05)
     machine.link.disconnect_kernel()
     assert [what for what, _ in machine.asked] == ["disconnect"]
     os.close(os.open(machine.node, os.O_RDWR))

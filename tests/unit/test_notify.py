@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.cli.notify import Notifier
+from aiovblk.cli.systemd import Notifier
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -13,8 +13,8 @@ from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import check, clone, collect_garbage, create, snapshot, trust_origins
-from aiovblk.storage.objects.description import Manifest
-from aiovblk.storage.objects.sealing import ObjectCodec
+from aiovblk.storage.objects.codec import ObjectCodec
+from aiovblk.storage.objects.manifest import Manifest
 
 from .objects import CHUNK, SIZE, Bucket, fill, make_disk, open_disk
 

@@ -13,7 +13,7 @@ import pytest
 from aiovblk.storage import ObjectStoreDevice, objects
 from aiovblk.storage.objects import ObjectStoreClient
 from aiovblk.storage.objects.aws import Profile
-from aiovblk.storage.objects.store import from_url
+from aiovblk.storage.objects.client import from_url
 
 from .fakes3 import FakeS3, Refusal, Request, serving
 

@@ -19,8 +19,8 @@ from obstore.exceptions import GenericError
 from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.errors import StorageError
 from aiovblk.storage import ObjectStoreDevice, objects
+from aiovblk.storage.objects.client import from_url
 from aiovblk.storage.objects.failures import classify
-from aiovblk.storage.objects.store import from_url
 
 from .fakes3 import FakeS3, Refusal, serving
 
@@ -62,15 +62,15 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(
-    ("error_for", "error", "reason"), REFUSALS, ids=lambda each: getattr(each, "code", None)
+    ("refusal", "error", "reason"), REFUSALS, ids=lambda each: getattr(each, "code", None)
 )
-@pytest.mark.parametrize("request_", ["get", "put", "create", "find"])
+@pytest.mark.parametrize("request_", ["get", "put", "create", "list_objects"])
 async def test_refusal_that_lasts_is_told_at_once_with_the_stores_words(
     store: FakeS3, refusal: Refusal, error: int, reason: str, request_: str
 ) -> None:
     store.judge = lambda request: refusal
     client = store.client()
-    arguments = {"get": (), "find": (), "put": (b"x",), "create": (b"x",)}[request_]
+    arguments = {"get": (), "list_objects": (), "put": (b"x",), "create": (b"x",)}[request_]
     with pytest.raises(OSError, match=f"s3://bucket/a: .*{reason}") as caught:
         await getattr(client, request_)("a", *arguments)
     assert caught.value.errno == error
@@ -93,14 +93,14 @@ PASSING = [
 
 
 @pytest.mark.parametrize("refusal", PASSING, ids=lambda each: each.code or str(each.status))
-@pytest.mark.parametrize("request_", ["get", "put", "find"])
+@pytest.mark.parametrize("request_", ["get", "put", "list_objects"])
 async def test_refusal_that_may_pass_is_repeated(
     store: FakeS3, refusal: Refusal, request_: str
 ) -> None:
     store.judge = lambda request: refusal if len(store.requests) == 1 else None
     store.objects["/bucket/a"] = b"data"
     client = store.client()
-    arguments = {"get": (), "find": (), "put": (b"x",)}[request_]
+    arguments = {"get": (), "list_objects": (), "put": (b"x",)}[request_]
     await getattr(client, request_)("a", *arguments)
     assert len(store.requests) == 2
 
@@ -322,7 +322,7 @@ def test_what_a_folder_cannot_do_is_told_at_once_by_the_systems_number(number: i
 def test_folder_that_takes_no_more_is_told_at_once(tmp_path: Path) -> None:
     script = (
         "import asyncio, resource\n"
-        "from aiovblk.storage.objects.store import from_url\n"
+        "from aiovblk.storage.objects.client import from_url\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"client = from_url('file://{tmp_path}')[0].subfolder('{str(tmp_path).strip('/')}')\n"

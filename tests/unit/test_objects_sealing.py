@@ -14,8 +14,8 @@ import zstandard
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import ObjectStoreDevice, create
-from aiovblk.storage.objects.names import MAX_CHUNKS
-from aiovblk.storage.objects.sealing import ObjectCodec
+from aiovblk.storage.objects.codec import ObjectCodec
+from aiovblk.storage.objects.keys import MAX_CHUNKS
 from aiovblk.storage.objects.state import DiskState, read_state
 
 from .objects import Bucket

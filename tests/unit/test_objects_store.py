@@ -24,7 +24,7 @@ from aiovblk.storage.objects import (
     create,
     snapshot,
 )
-from aiovblk.storage.objects.store import from_url
+from aiovblk.storage.objects.client import from_url
 
 from .. import s3
 from ..sizes import by_size

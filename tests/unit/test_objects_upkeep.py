@@ -20,11 +20,11 @@ from aiovblk.storage.objects import (
     clone,
     collect_garbage,
     drop_snapshot,
+    garbage,
     snapshot,
     snapshots,
-    upkeep,
 )
-from aiovblk.storage.objects.names import checkpoint_key
+from aiovblk.storage.objects.keys import checkpoint_key
 
 from .objects import CHUNK, SIZE, Bucket, bucket_with_disk, fill, make_disk, once, open_disk
 
@@ -227,7 +227,7 @@ async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
         return note
 
     for name in ("entry_parts", "chunk_of"):
-        monkeypatch.setattr(upkeep, name, noting(getattr(upkeep, name)))
+        monkeypatch.setattr(garbage, name, noting(getattr(garbage, name)))
     assert (await check(bucket.client(), "disk")).problems == []
     assert threads
     assert threading.main_thread() not in threads

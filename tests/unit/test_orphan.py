@@ -6,7 +6,7 @@ import os
 import select
 import sys
 
-from aiovblk.cli.orphan import is_running, spawn_reparented
+from aiovblk.cli.reparent import is_running, spawn_reparented
 
 PROGRAM = "import os, sys; os.write(1, b'%d' % os.getppid()); sys.stdin.read()"
 

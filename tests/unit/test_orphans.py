@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError
-from aiovblk.kernel import AttachConfig, RequestQueue, choice, locks, netlink, orphans, sysfs
+from aiovblk.kernel import AttachConfig, RequestQueue, attaching, locks, netlink, orphans, sysfs
 
 from .kernel_tree import KernelTree
 
@@ -37,15 +37,15 @@ class Machine:
         self.tree.write(self.directory / "size", "0\n")
 
     def attach(self) -> object:
-        return choice.attach("/dev/nbd1", TERMS, by_netlink=False)
+        return attaching.attach("/dev/nbd1", TERMS, by_netlink=False)
 
 
 @pytest.fixture
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(tree)
     monkeypatch.setattr(locks, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr("aiovblk.kernel.choice.time.sleep", made.sleep)
-    monkeypatch.setattr("aiovblk.kernel.choice.time.monotonic", lambda: made.now)
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.sleep", made.sleep)
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.monotonic", lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
     monkeypatch.setattr(netlink, "disconnect", made.free)
     taken: list[int] = []
@@ -54,7 +54,7 @@ def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         taken.append(lock)
         return type("FakeLink", (), {"index": index})()
 
-    monkeypatch.setattr(choice, "IoctlAttachment", link)
+    monkeypatch.setattr(attaching, "IoctlAttachment", link)
     yield made
     for lock in taken:
         os.close(lock)
@@ -76,8 +76,8 @@ def test_who_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -
 def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> None:
     lock = locks.acquire(1)  # it looks right now
     assert locks.server(1) is None
-    with pytest.raises(choice._DetachingError):
-        choice._attach_one(1, "/dev/nbd1", choice._connect, TERMS)
+    with pytest.raises(attaching._DetachingError):
+        attaching._attach_one(1, "/dev/nbd1", attaching._connect, TERMS)
     os.close(lock)
 
 
@@ -100,7 +100,7 @@ def test_a_refusal_of_the_kernel_takes_the_signature_back(
         raise OSError(errno.EINVAL, "no")
 
     machine.free(1)
-    monkeypatch.setattr(choice, "IoctlAttachment", refuse)
+    monkeypatch.setattr(attaching, "IoctlAttachment", refuse)
     with pytest.raises(AttachError):
         machine.attach()
     assert (locks.LOCKS / "nbd1.lock").read_text() == ""
@@ -110,7 +110,7 @@ def test_a_device_whose_server_is_gone_and_that_nobody_uses_is_freed(machine: Ma
     machine.tree.kernel_threads()
     machine.attach()
     assert machine.disconnected == [1]
-    assert machine.now > choice.BUSY_RETRY_TIMEOUT  # its watchdog comes first
+    assert machine.now > attaching.BUSY_RETRY_TIMEOUT  # its watchdog comes first
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_device_that_is_kept_though_disconnected_is_told(
 def test_nothing_is_attached_once_nobody_waits_for_it(machine: Machine) -> None:
     machine.free(1)
     with pytest.raises(AttachError) as caught:
-        choice.attach("/dev/nbd1", TERMS, by_netlink=False, should_continue=lambda: False)
+        attaching.attach("/dev/nbd1", TERMS, by_netlink=False, should_continue=lambda: False)
     assert caught.value.errno == errno.ECANCELED
 
 

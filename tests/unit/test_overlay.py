@@ -12,7 +12,7 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.device import Extent, check_geometry, overrides
 from aiovblk.storage import Layer, MemoryDevice, Overlay
-from aiovblk.storage.overlay import states
+from aiovblk.storage.overlay import blockmap
 
 from .fragile import BLOCK, Fragile, Power, luck
 from .overlays import (
@@ -334,18 +334,18 @@ async def test_blocks_can_be_taken_away_but_not_added() -> None:
 
 
 def test_map_is_found_and_taken_in_runs_of_pages() -> None:
-    found = states.BlockMap(BLOCK, 1024 * 1024, 4096)
-    found.mark(0, 512, states.DATA)
-    found.mark(512, 1024, states.ZERO)
-    found.mark(4095 * 512, 4097 * 512, states.DATA)
-    found.mark(5 * 4096 * 512, (5 * 4096 + 1) * 512, states.DATA)
-    assert found.run(0, 4096) == (states.DATA, 512)
-    assert found.run(512, 4096) == (states.ZERO, 1024)
-    assert found.run(1024, 4096) == (states.BASE, 4096)
+    found = blockmap.BlockMap(BLOCK, 1024 * 1024, 4096)
+    found.mark(0, 512, blockmap.DATA)
+    found.mark(512, 1024, blockmap.ZERO)
+    found.mark(4095 * 512, 4097 * 512, blockmap.DATA)
+    found.mark(5 * 4096 * 512, (5 * 4096 + 1) * 512, blockmap.DATA)
+    assert found.run(0, 4096) == (blockmap.DATA, 512)
+    assert found.run(512, 4096) == (blockmap.ZERO, 1024)
+    assert found.run(1024, 4096) == (blockmap.BASE, 4096)
     pages = found.take_changed()
     assert [(offset, len(page)) for offset, page in pages] == [(0, 8192), (5 * 4096, 4096)]
     assert found.take_changed() == []
     found.put_back(pages)
     assert found.take_changed() == pages
-    found.mark(0, 512, states.DATA)
+    found.mark(0, 512, blockmap.DATA)
     assert found.take_changed() == []

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from aiovblk.storage import patience
-from aiovblk.storage.patience import RetryLog, retry
+from aiovblk.aio import backoff
+from aiovblk.aio.backoff import RetryLog, retry
 
 
 def explain(failure: Exception) -> tuple[OSError, bool]:
@@ -18,7 +18,7 @@ def explain(failure: Exception) -> tuple[OSError, bool]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "NOTICE_DELAY", 0.0)
+    monkeypatch.setattr(backoff, "NOTICE_DELAY", 0.0)
 
 
 class Request:

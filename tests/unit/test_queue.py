@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from aiovblk.errors import AttachError
-from aiovblk.kernel import AttachConfig, queue, sysfs
-from aiovblk.kernel.link import Attachment
+from aiovblk.kernel import AttachConfig, request_queue, sysfs
+from aiovblk.kernel.attachment import Attachment
 
 from .kernel_tree import KernelTree
 
@@ -28,18 +28,18 @@ def files(tree: KernelTree) -> Path:
 
 def test_what_is_changed_is_remembered_once(files: Path) -> None:
     before: dict[str, str] = {}
-    queue.apply(3, before, scheduler="none", max_sectors_kb=1024, read_ahead_kb=None)
+    request_queue.apply(3, before, scheduler="none", max_sectors_kb=1024, read_ahead_kb=None)
     assert before == {"scheduler": "mq-deadline", "max_sectors_kb": "128"}
     assert (files / "scheduler").read_text() == "none"
     assert (files / "max_sectors_kb").read_text() == "1024"
     assert (files / "read_ahead_kb").read_text() == "256\n"
-    queue.apply(3, before, max_sectors_kb=64)
+    request_queue.apply(3, before, max_sectors_kb=64)
     assert before["max_sectors_kb"] == "128"
 
 
 def test_what_is_so_already_or_not_there_is_left_alone(files: Path) -> None:
     before: dict[str, str] = {}
-    queue.apply(3, before, scheduler="mq-deadline", max_sectors_kb=128, wbt_lat_usec=5)
+    request_queue.apply(3, before, scheduler="mq-deadline", max_sectors_kb=128, wbt_lat_usec=5)
     assert before == {}
     assert (files / "scheduler").read_text() == "[mq-deadline] kyber none\n"
 
@@ -52,9 +52,9 @@ def test_a_refused_value_is_told_with_what_there_is(
 
     monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
     with pytest.raises(AttachError, match="refuses scheduler=bfq; it knows mq-deadline, kyber, no"):
-        queue.apply(3, {}, scheduler="bfq")
+        request_queue.apply(3, {}, scheduler="bfq")
     with pytest.raises(AttachError, match=r"refuses max_sectors_kb=4$"):
-        queue.apply(3, {}, max_sectors_kb=4)
+        request_queue.apply(3, {}, max_sectors_kb=4)
 
 
 class Resized(Attachment):
@@ -81,7 +81,7 @@ def test_a_device_is_resized_although_its_read_ahead_is_refused(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     terms = AttachConfig(
-        [], block_size=512, blocks=1, flags=0, timeout=0, queue=queue.RequestQueue()
+        [], block_size=512, blocks=1, flags=0, timeout=0, queue=request_queue.RequestQueue()
     )
     link = Resized(3, "/dev/nbd3", -1, terms)
     link.resize(2)
@@ -101,7 +101,7 @@ def test_where_sys_cannot_be_written_a_warning_tells(
 
     monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
     before: dict[str, str] = {}
-    queue.apply(3, before, max_sectors_kb=4)
+    request_queue.apply(3, before, max_sectors_kb=4)
     assert before == {}
     assert caplog.record_tuples == [
         (

@@ -12,10 +12,10 @@ from typing import cast
 import pytest
 
 from aiovblk.events import ConnectionLost
-from aiovblk.kernel import Attachment, liveness
-from aiovblk.mount import receivers
-from aiovblk.mount.lines import KernelConnection
-from aiovblk.mount.receivers import ensure_receiving, wait_started, wait_stopped
+from aiovblk.kernel import Attachment, status
+from aiovblk.mounting.connections import KernelConnection
+from aiovblk.mounting.recovery import receive_threads
+from aiovblk.mounting.recovery.receive_threads import ensure_receiving, wait_started, wait_stopped
 from aiovblk.protocol import Command
 
 from .client import Client, PuppetDevice
@@ -27,7 +27,7 @@ LINK = cast(Attachment, SimpleNamespace(index=7, path="/dev/nbd7"))
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receivers, "RECEIVER_TIMEOUT", 0.0)
+    monkeypatch.setattr(receive_threads, "RECEIVER_TIMEOUT", 0.0)
 
 
 async def test_receivers_are_counted(tree: KernelTree) -> None:
@@ -40,16 +40,16 @@ async def test_receivers_are_counted(tree: KernelTree) -> None:
 
 async def test_they_are_waited_for(tree: KernelTree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.kernel_threads("nbd7")
-    look = liveness.count_receivers
+    look = status.count_receivers
 
     def look_too_early() -> Counter[int]:
         seen = look()
-        monkeypatch.setattr(liveness, "count_receivers", look)
+        monkeypatch.setattr(status, "count_receivers", look)
         tree.process(50, "nbd7-recv+nbd7-recv", flags=KERNEL_THREAD)  # the workqueue's rescuer
         return seen
 
-    monkeypatch.setattr(receivers, "RECEIVER_TIMEOUT", 30.0)
-    monkeypatch.setattr(liveness, "count_receivers", look_too_early)
+    monkeypatch.setattr(receive_threads, "RECEIVER_TIMEOUT", 30.0)
+    monkeypatch.setattr(status, "count_receivers", look_too_early)
     assert await wait_started(7, 2)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.kernel import rights
-from aiovblk.kernel.rights import Capability
+from aiovblk.kernel import capabilities
+from aiovblk.kernel.capabilities import Capability
 
 from .kernel_tree import KernelTree
 
@@ -29,12 +29,12 @@ def test_capability_counts_in_the_initial_user_namespace(
     if namespace is not None:
         (process / "ns/user").symlink_to(f"user:[{namespace}]")
     (tree.proc / "self").symlink_to("77")
-    assert rights.has_capability(Capability.CAP_SYS_ADMIN) is has
+    assert capabilities.has_capability(Capability.CAP_SYS_ADMIN) is has
 
 
 def test_without_proc_nothing_is_known(tree: KernelTree) -> None:
-    assert not rights.has_capability(Capability.CAP_SYS_ADMIN)
-    assert rights.is_initial("user") is None
+    assert not capabilities.has_capability(Capability.CAP_SYS_ADMIN)
+    assert capabilities.is_initial("user") is None
 
 
 @pytest.mark.parametrize(("own", "initial"), [(9, True), (10, False)])
@@ -44,7 +44,7 @@ def test_other_namespaces_are_compared_with_those_of_process_1(
     tree.process(77, "python")
     (tree.proc / "self").symlink_to("77")
     (tree.proc / "77/ns/net").symlink_to(f"net:[{own}]")
-    assert rights.is_initial("net") is None  # process 1 is not to be seen
+    assert capabilities.is_initial("net") is None  # process 1 is not to be seen
     tree.process(1, "init")
     (tree.proc / "1/ns/net").symlink_to("net:[9]")
-    assert rights.is_initial("net") is initial
+    assert capabilities.is_initial("net") is initial

@@ -9,27 +9,27 @@ from pathlib import Path
 import aiovblk
 
 EVERY_ROOM = {
-    "alignment",
+    "aio",
+    "atfork",
+    "client",
     "contract",
     "device",
-    "events",
-    "protocol",
-    "stream",
-    "tasks",
     "dispatch",
+    "events",
     "extras",
-    "forks",
     "interpreter",
     "kernel",
     "keyfiles",
     "latency",
-    "mount",
+    "mounting",
+    "protocol",
     "server",
-    "client",
     "socketfile",
     "storage",
+    "stream",
     "threads",
     "tls",
+    "unaligned",
     "workers",
 }
 
@@ -38,8 +38,9 @@ EVERY_ROOM = {
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": EVERY_ROOM,
     "__main__": {"cli"},
-    "alignment": {"device"},
+    "aio": set(),
     "arguments": set(),
+    "atfork": set(),
     "errors": set(),
     "extras": set(),
     "text": set(),
@@ -47,46 +48,45 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contract": {"device"},
     "events": set(),
     "protocol": set(),
-    "stream": {"forks", "protocol"},
-    "tasks": set(),
+    "stream": {"atfork", "protocol"},
     "dispatch": {"contract", "device", "events", "latency", "protocol", "stream"},
-    "forks": set(),
     "interpreter": set(),
-    "kernel": {"forks", "interpreter", "protocol", "threads"},
+    "kernel": {"atfork", "interpreter", "protocol", "threads"},
     "keyfiles": set(),
     "latency": set(),
-    "mount": {
+    "mounting": {
+        "aio",
+        "atfork",
         "contract",
         "device",
         "dispatch",
         "events",
-        "forks",
         "kernel",
         "socketfile",
-        "tasks",
         "threads",
         "workers",
     },
     "server": {
-        "alignment",
+        "aio",
+        "atfork",
         "contract",
         "device",
         "dispatch",
         "events",
-        "forks",
         "protocol",
         "socketfile",
         "stream",
-        "tasks",
         "tls",
+        "unaligned",
         "workers",
     },
-    "client": {"device", "protocol", "stream", "tasks", "tls"},
-    "storage": {"alignment", "contract", "device", "extras", "latency"},
+    "client": {"aio", "device", "protocol", "stream", "tls"},
+    "storage": {"aio", "contract", "device", "extras", "latency", "unaligned"},
     "socketfile": set(),
     "threads": set(),
     "tls": {"keyfiles"},
-    "workers": {"forks", "interpreter", "threads"},
+    "unaligned": {"device"},
+    "workers": {"atfork", "interpreter", "threads"},
     "metrics": {"dispatch", "extras"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},
@@ -149,7 +149,7 @@ def _target(name: tuple[str, ...], package: Path) -> str:
 
 def _planted(root: Path, files: dict[str, str]) -> list[str]:
     package = root / "aiovblk"
-    every = {f"{room}.py": "" for room in ("errors", "device", "protocol", "mount")}
+    every = {f"{room}.py": "" for room in ("errors", "device", "protocol", "mounting")}
     for name, text in (every | {"kernel/sysfs.py": "", "dispatch/stream.py": ""} | files).items():
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,16 +162,16 @@ def test_package_keeps_to_its_rooms() -> None:
 
 
 def test_only_the_package_itself_imports_its_public_names(tmp_path: Path) -> None:
-    planted = {"mount.py": "from . import BlockDevice", "cli/a.py": "from aiovblk import mount, X"}
-    assert _planted(tmp_path, planted) == ["mount.py:1: mount imports .__init__"]
+    planted = {"mounting.py": "from . import BlockDevice", "cli/a.py": "from aiovblk import mounting, X"}
+    assert _planted(tmp_path, planted) == ["mounting.py:1: mounting imports .__init__"]
 
 
 def test_allowed_imports_are_let_pass(tmp_path: Path) -> None:
     files = {
         "dispatch/a.py": "import asyncio\nfrom ..device import X\nfrom . import stream",
         "dispatch/b.py": "from .stream import X\nfrom .. import errors, protocol",
-        "mount.py": "from . import kernel\nfrom .kernel.sysfs import X\nimport aiovblk.errors",
-        "__init__.py": "from .mount import mount",
+        "mounting.py": "from . import kernel\nfrom .kernel.sysfs import X\nimport aiovblk.errors",
+        "__init__.py": "from .mounting import mountinging",
     }
     assert _planted(tmp_path, files) == []
 
@@ -181,18 +181,18 @@ def test_planted_violations_are_caught(tmp_path: Path) -> None:
         "errors.py": "import errno\nfrom . import device",
         "device.py": "if True:\n    from .protocol import X",
         "dispatch/a.py": "from ..kernel.sysfs import X",
-        "dispatch/b.py": "def f():\n    import aiovblk.mount",
+        "dispatch/b.py": "def f():\n    import aiovblk.mounting",
         "dispatch/deep/c.py": "from ... import kernel\nfrom ...device import X",
-        "kernel/a.py": "from .. import mount\nfrom aiovblk.dispatch import X",
+        "kernel/a.py": "from .. import mounting\nfrom aiovblk.dispatch import X",
         "utils.py": "from .errors import Error",
     }
     assert _planted(tmp_path, files) == [
         "device.py:2: device imports .protocol",
         "dispatch/a.py:1: dispatch imports .kernel",
-        "dispatch/b.py:2: dispatch imports .mount",
+        "dispatch/b.py:2: dispatch imports .mounting",
         "dispatch/deep/c.py:1: dispatch imports .kernel",
         "errors.py:2: errors imports .device",
-        "kernel/a.py:1: kernel imports .mount",
+        "kernel/a.py:1: kernel imports .mounting",
         "kernel/a.py:2: kernel imports .dispatch",
         "utils.py:1: utils imports .errors",
     ]

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from aiovblk.dispatch.checks import RequestValidator
+from aiovblk.dispatch.validation import RequestValidator
 from aiovblk.protocol import (
     Command,
     ExportInfo,

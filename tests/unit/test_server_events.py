@@ -35,8 +35,8 @@ from aiovblk.protocol import Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import connection as connection_module
 from aiovblk.server import stalls
-from aiovblk.server.crew import WorkerPool
-from aiovblk.server.worker import MAX_EVENTS
+from aiovblk.server.workers.pool import WorkerPool
+from aiovblk.server.workers.service import MAX_EVENTS
 from aiovblk.storage import MemoryDevice
 from aiovblk.workers import messages
 from aiovblk.workers.channel import MAX_MESSAGE

@@ -15,9 +15,9 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
-from aiovblk.server import complaints, stalls
 from aiovblk.server import connection as connection_module
-from aiovblk.server.complaints import MAX_LINES, WarningLimiter
+from aiovblk.server import stalls, warning_limiter
+from aiovblk.server.warning_limiter import MAX_LINES, WarningLimiter
 from aiovblk.stream.reader import BUFFER_SIZE
 
 from .network import (
@@ -96,12 +96,12 @@ async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(complaints, "monotonic", lambda: now[0])
+    monkeypatch.setattr(warning_limiter, "monotonic", lambda: now[0])
     told = WarningLimiter()
     for _ in range(MAX_LINES + 2):
         told.warn("%s is wrong", "it")
     assert len(caplog.messages) == MAX_LINES
-    now[0] += complaints.WINDOW
+    now[0] += warning_limiter.WINDOW
     told.warn("%s is wrong", "another")
     more, new = caplog.messages[MAX_LINES:]
     assert (more, new) == ("2 more clients were turned away or broken off", "another is wrong")

@@ -15,7 +15,7 @@ import pytest
 
 import aiovblk.server
 from aiovblk import connect
-from aiovblk.server import listening
+from aiovblk.server import listeners
 from aiovblk.storage import MemoryDevice
 
 from .network import MIB, NetworkClient, clients_of, connected, serve, using
@@ -337,7 +337,7 @@ async def test_without_descriptors_clients_wait_until_there_are_some(
                 raise OSError(number, os.strerror(number))
             return super().accept()
 
-    monkeypatch.setattr(listening, "ACCEPT_PAUSE", 0.01)
+    monkeypatch.setattr(listeners, "ACCEPT_PAUSE", 0.01)
     listener = Poor(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.protocol import Command
-from aiovblk.server.crew import WorkerPool
+from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 
 from .network import PuppetDisk, serve, until, until_left, using

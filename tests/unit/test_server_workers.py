@@ -15,7 +15,7 @@ import pytest
 import aiovblk
 from aiovblk import Export, connect
 from aiovblk.protocol import TransmissionFlag
-from aiovblk.server.crew import WorkerPool
+from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 from aiovblk.tls import client_context, server_context
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk import DeviceBusyError, forks
-from aiovblk.kernel.shrinking import ExclusiveClaims, claim_beyond
+from aiovblk import DeviceBusyError, atfork
+from aiovblk.kernel.claims import ExclusiveClaims, claim_beyond
 
 from .kernel_tree import KernelTree
 
@@ -116,7 +116,7 @@ class Contended:
 
 def test_claim_that_is_made_just_before_all_are_released_is_released_too(tmp_path: Path) -> None:
     claims = ExclusiveClaims()
-    fd = forks.open_protected(str(tmp_path))
+    fd = atfork.open_protected(str(tmp_path))
     claims._guard = Contended(lambda: claims._fds.append(fd))  # type: ignore[assignment]  # see it
     claims.release()
     with pytest.raises(OSError, match="Bad file descriptor"):

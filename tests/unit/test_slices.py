@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.alignment import UnalignedAdapter
-from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats, handlers
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats, scheduler
 from aiovblk.dispatch import dispatcher as dispatcher_module
 from aiovblk.dispatch.dispatcher import BATCH
 from aiovblk.protocol import (
@@ -33,6 +32,7 @@ from aiovblk.protocol.options import (
 )
 from aiovblk.stream import SLICE, Slice, StreamProtocol, run_handshake, slices
 from aiovblk.stream import handshake as handshake_module
+from aiovblk.unaligned import UnalignedAdapter
 
 from ..still import MemoryTransport, StillLoop
 
@@ -54,7 +54,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     clock.now = 10**12
-    for module in (slices, handshake_module, handlers, dispatcher_module):
+    for module in (slices, handshake_module, scheduler, dispatcher_module):
         monkeypatch.setattr(module, "monotonic_ns", lambda: clock.now)
     return clock
 

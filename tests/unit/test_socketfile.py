@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import socketfile
-from aiovblk.server import listening
+from aiovblk.server import listeners
 
 
 def leave_over(path: Path) -> None:
@@ -58,7 +58,7 @@ def test_lock_that_is_never_given_back_is_an_error(
         socketfile.locked(str(path)),
         pytest.raises(TimeoutError, match="cannot listen there: another process holds"),
     ):
-        listening.listen_unix(str(path))
+        listeners.listen_unix(str(path))
 
 
 def test_of_two_that_find_the_same_socket_left_over_one_listens(
@@ -66,7 +66,7 @@ def test_of_two_that_find_the_same_socket_left_over_one_listens(
 ) -> None:
     leave_over(path)
     decided, may_go_on = threading.Event(), threading.Event()
-    is_left_over, try_to_take = listening._is_stale, socketfile.try_to_take
+    is_left_over, try_to_take = listeners._is_stale, socketfile.try_to_take
 
     def look(name: str) -> bool:
         found = is_left_over(name)
@@ -81,12 +81,12 @@ def test_of_two_that_find_the_same_socket_left_over_one_listens(
             may_go_on.set()  # the second is held up
         return taken
 
-    monkeypatch.setattr(listening, "_is_stale", look)
+    monkeypatch.setattr(listeners, "_is_stale", look)
     monkeypatch.setattr(socketfile, "try_to_take", try_in_vain)
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(listening.listen_unix, str(path))
+        first = threads.submit(listeners.listen_unix, str(path))
         assert decided.wait(60)
-        second = threads.submit(listening.listen_unix, str(path))
+        second = threads.submit(listeners.listen_unix, str(path))
         with first.result(60), socket.socket(socket.AF_UNIX) as client:
             with pytest.raises(OSError, match="cannot listen there: Address already in use"):
                 second.result(60)
@@ -97,7 +97,7 @@ def test_socket_that_is_bound_and_does_not_listen_yet_is_not_taken_for_left_over
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound, may_listen = threading.Event(), threading.Event()
-    bind, try_to_take = listening._bind, socketfile.try_to_take
+    bind, try_to_take = listeners._bind, socketfile.try_to_take
 
     def bind_and_wait(sock: socket.socket, name: str) -> None:
         bind(sock, name)
@@ -110,12 +110,12 @@ def test_socket_that_is_bound_and_does_not_listen_yet_is_not_taken_for_left_over
             may_listen.set()
         return taken
 
-    monkeypatch.setattr(listening, "_bind", bind_and_wait)
+    monkeypatch.setattr(listeners, "_bind", bind_and_wait)
     monkeypatch.setattr(socketfile, "try_to_take", try_in_vain)
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(listening.listen_unix, str(path))
+        first = threads.submit(listeners.listen_unix, str(path))
         assert bound.wait(60)
-        second = threads.submit(listening.listen_unix, str(path))
+        second = threads.submit(listeners.listen_unix, str(path))
         with first.result(60), pytest.raises(OSError, match="Address already in use"):
             second.result(60)
 
@@ -123,7 +123,7 @@ def test_socket_that_is_bound_and_does_not_listen_yet_is_not_taken_for_left_over
 def test_of_many_that_race_one_listens(path: Path) -> None:
     def listen(_: int) -> socket.socket | None:
         try:
-            return listening.listen_unix(str(path))
+            return listeners.listen_unix(str(path))
         except OSError:
             return None
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVarTuple
 import pytest
 
 from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
-from aiovblk.dispatch.budget import ALWAYS_ALLOWED
+from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED
 from aiovblk.protocol import Command, Request, serialize_request
 from aiovblk.server import stalls
-from aiovblk.server.listening import KEEPALIVE
+from aiovblk.server.listeners import KEEPALIVE
 from aiovblk.server.stalls import (
     CHECK_INTERVAL,
     LOW_MEMORY_TIMEOUT,

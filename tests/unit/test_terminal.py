@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from aiovblk.cli import QuotingFormatter, main
-from aiovblk.cli.doctor.finding import ok
-from aiovblk.cli.listing import AttachedDevice, as_table
+from aiovblk.cli.doctor.findings import ok
+from aiovblk.cli.list_devices import AttachedDevice, as_table
 from aiovblk.kernel import users
 from aiovblk.storage import HTTPDevice
+from aiovblk.storage.objects.codec import damaged_error
 from aiovblk.storage.objects.lease import Holder
-from aiovblk.storage.objects.sealing import damaged_error
 
 from .web import CONTENT, Web, serving
 

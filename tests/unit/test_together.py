@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from aiovblk.storage.together import gather_all, run_bounded
+from aiovblk.aio.gather import gather_all, run_bounded
 
 
 async def test_results_come_in_order() -> None:

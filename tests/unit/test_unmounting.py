@@ -15,7 +15,7 @@ import uvloop
 
 import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
-from aiovblk.mount import life, unmounting
+from aiovblk.mounting import handle, unmounting
 from aiovblk.protocol import Command
 from aiovblk.threads import run_in_daemon_thread
 
@@ -363,7 +363,7 @@ async def test_disconnect_that_never_comes_is_given_up(
 async def test_device_that_does_not_come_alive_is_let_go_of(
     kernel: FakeKernel, disk: Disk, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "ATTACH_TIMEOUT", 0.3)
+    monkeypatch.setattr(handle, "ATTACH_TIMEOUT", 0.3)
     disk.gate = asyncio.get_running_loop().create_future()
     with pytest.raises(AttachError, match="did not come alive"):
         async with aiovblk.mounted(disk, attach=how):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.kernel.usage import wait_until_free
+from aiovblk.kernel.status import wait_until_free
 
 from .kernel_tree import KernelTree
 

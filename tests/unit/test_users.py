@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk import DeviceBusyError, forks
-from aiovblk.kernel import shrinking, usage, users, writeback
+from aiovblk import DeviceBusyError, atfork
+from aiovblk.kernel import claims, status, users, writeback
 
 from .kernel_tree import KernelTree
 
@@ -47,7 +47,7 @@ def test_a_loop_device_is_a_user_that_claims_nothing(
     assert users.exclusive_users(0) == users.shared_users(0) == users.users(0) == ["held by loop3"]
     assert users.holding_devices(0) == ["loop3"]
     with pytest.raises(DeviceBusyError, match=r"in use: held by loop3$"):
-        usage.refuse_if_unclaimed_users(0, "/dev/nbd0")
+        status.refuse_if_unclaimed_users(0, "/dev/nbd0")
 
 
 def test_a_loop_device_of_another_file_is_no_user(
@@ -56,7 +56,7 @@ def test_a_loop_device_of_another_file_is_no_user(
     for number, backing in enumerate(["/dev/nbd01", "/srv/dev/nbd0", str(tmp_path), "/dev/null"]):
         loop(tree, f"loop{number}", f"7:{number}", backing)
     assert users.exclusive_users(0) == []
-    usage.refuse_if_unclaimed_users(0, "/dev/nbd0")
+    status.refuse_if_unclaimed_users(0, "/dev/nbd0")
 
 
 def test_a_loop_device_of_another_node_of_the_device_is_found_by_its_number(
@@ -140,7 +140,7 @@ def test_a_cache_of_the_block_layer_is_a_holder(tree: KernelTree, disk: Path) ->
 
 
 def test_what_shows_nowhere_is_said_plainly(tree: KernelTree, disk: Path) -> None:
-    busy = usage.busy_error(0, "/dev/nbd0")
+    busy = status.busy_error(0, "/dev/nbd0")
     assert busy.errno == errno.EBUSY
     assert "shows nowhere" in str(busy)
     assert "umount -l" in str(busy)
@@ -158,7 +158,7 @@ def test_this_process_is_no_user_for_what_it_serves_a_device_by(
     tree: KernelTree, disk: Path
 ) -> None:
     own = tree.process(os.getpid(), "pytest")
-    withheld = forks.open_protected(os.devnull)
+    withheld = atfork.open_protected(os.devnull)
     try:
         (own / "fd" / str(withheld)).unlink(missing_ok=True)
         (own / "fd" / str(withheld)).symlink_to("/dev/nbd0")
@@ -166,7 +166,7 @@ def test_this_process_is_no_user_for_what_it_serves_a_device_by(
         (own / "fd/1000").symlink_to("/dev/nbd0")
         assert users.users(0) == ["opened by this process"]
     finally:
-        forks.close_protected(withheld)
+        atfork.close_protected(withheld)
 
 
 def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Pat
     tree.write(disk / "nbd0p1/size", "1024\n")
     loop(tree, "loop3", "7:3", "/dev/nbd0p1")
     with pytest.raises(DeviceBusyError, match="held by loop3"):
-        shrinking.claim_beyond(0, "/dev/nbd0", 4096, shrinking.ExclusiveClaims())
+        claims.claim_beyond(0, "/dev/nbd0", 4096, claims.ExclusiveClaims())
 
 
 def test_what_lies_on_top_is_written_back_first(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.kernel import watchdog
-from aiovblk.kernel.anchor import NetlinkMonitorThread
+from aiovblk.kernel.netlink_attachment import NetlinkMonitorThread
 
 from .kernel_tree import KernelTree
 
@@ -31,7 +31,7 @@ def told(tmp_path: Path, tree: KernelTree) -> Path:
     told = tmp_path / "told"
     text = watchdog._PROGRAM.read_text()
     assert '"/sys/block"' in text
-    program = tmp_path / "watchdog_main.py"
+    program = tmp_path / "watchdog_process.py"
     text = text.replace('"/sys/block"', repr(str(tree.block)))
     program.write_text(text.replace("syslog.syslog(", f"open({str(told)!r}, 'a').write("))
     (tmp_path / "netlink.py").write_text(NETLINK.format(told=str(told)))
@@ -50,7 +50,7 @@ from functools import partial
 from pathlib import Path
 from aiovblk.kernel import sysfs, watchdog
 
-watchdog._PROGRAM = Path({str(told.with_name("watchdog_main.py"))!r})
+watchdog._PROGRAM = Path({str(told.with_name("watchdog_process.py"))!r})
 sysfs.SYS_BLOCK = Path({str(tree.block)!r})
 dog = watchdog.Watchdog()
 """
@@ -89,7 +89,7 @@ def test_what_a_dead_parent_leaves_is_disconnected(
 
 
 def test_a_parent_that_is_gone_before_the_watchdog_looks(told: Path, tree: KernelTree) -> None:
-    program = told.with_name("watchdog_main.py")
+    program = told.with_name("watchdog_process.py")
     text = program.read_text()
     assert "os.pidfd_open(parent)" in text
     # The number of a process that has ended.
@@ -113,7 +113,7 @@ dog.forget(100)
 
 
 def test_an_unmount_does_not_wait_for_a_watchdog_to_start(told: Path, tree: KernelTree) -> None:
-    told.with_name("watchdog_main.py").write_text("import time\ntime.sleep(1000)\n")
+    told.with_name("watchdog_process.py").write_text("import time\ntime.sleep(1000)\n")
     assert parent(told, tree, "dog.watch(100, 0, 0)\ndog.forget(100)") == (0, set())
 
 
@@ -171,10 +171,10 @@ os._exit(0)
 
 
 def test_what_is_left_is_freed_while_its_parent_goes_on(told: Path, tree: KernelTree) -> None:
-    program = told.with_name("watchdog_main.py")
+    program = told.with_name("watchdog_process.py")
     text = program.read_text()
     assert "HANDOVER_TIMEOUT = 10.0" in text
-    program.write_text(text.replace("HANDOVER_TIMEOUT = 10.0", "HAND_OVER_TIMEOUT = 0.1"))
+    program.write_text(text.replace("HANDOVER_TIMEOUT = 10.0", "HANDOVER_TIMEOUT = 0.1"))
     code = f"""
 import time
 dog.watch(100, 0, 0)

@@ -10,7 +10,7 @@ import pytest
 
 from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
-from aiovblk.storage.web import file as web_file
+from aiovblk.storage.http import resource as web_file
 
 from .web import CONTENT, DATE, Answer, Request, Web, serving
 

@@ -13,9 +13,9 @@ import trustme
 
 from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
-from aiovblk.storage.objects.store import from_url
-from aiovblk.storage.web import redact_url
-from aiovblk.storage.web.address import HTTPURL
+from aiovblk.storage.http import redact_url
+from aiovblk.storage.http.url import HTTPURL
+from aiovblk.storage.objects.client import from_url
 
 from .web import CONTENT, Answer, Web, opened, serving
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from aiovblk.workers import Worker, WorkerLostError, process
+from aiovblk.workers import Worker, WorkerLostError
+from aiovblk.workers import worker as worker_module
 from aiovblk.workers.channel import Channel, socket_pair
 
 from .workshop import Broken, Exhausted, Leaving, Services
@@ -184,7 +185,7 @@ async def test_what_a_worker_starts_can_be_ended_and_waited_for(log: Path) -> No
 
 
 async def test_a_worker_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr(worker_module, "EXIT_TIMEOUT", 0.1)
     async with at_work(log) as worker:
         worker.call("hang")
         pid = worker.pid
@@ -208,7 +209,7 @@ async def test_a_worker_that_the_kernel_does_not_let_go_is_not_waited_for(
         with monkeypatch.context() as patched:
             # As while it waits for a disk.
             patched.setattr(subprocess.Popen, "kill", lambda process: None)
-            patched.setattr(process, "EXIT_TIMEOUT", 0.1)
+            patched.setattr(worker_module, "EXIT_TIMEOUT", 0.1)
             worker.call("hang")
             worker.kill()
             assert "hangs in the kernel" in await worker.lost

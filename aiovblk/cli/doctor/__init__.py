@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from ...threads import run_in_daemon_thread
-from . import devices, machine, place
-from .cleaning import clean
-from .finding import Finding, Level, as_json, fail, warn
+from . import devices, environment, machine
+from .clean import clean_devices
+from .findings import Finding, Level, as_json, fail, warn
 
 CHECK_TIMEOUT = 10.0
 """Seconds for one check."""
@@ -22,9 +22,9 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     machine.versions,
     machine.driver,
     machine.nodes,
-    place.privileges,
-    place.namespaces,
-    place.container,
+    environment.privileges,
+    environment.namespaces,
+    environment.container,
     machine.netlink_family,
     machine.udev,
     devices.attached,
@@ -67,7 +67,7 @@ def _collect(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def run(arguments: Namespace) -> int:
     """Print what is found; returns 1 when something fails."""
     cleans = arguments.clean or arguments.dry_run
-    findings = clean(dry_run=arguments.dry_run) if cleans else diagnose()
+    findings = clean_devices(dry_run=arguments.dry_run) if cleans else diagnose()
     found = []
     for finding in findings:
         found.append(finding)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...kernel import liveness, sysfs, users
-from ...kernel.liveness import DeviceState
-from .finding import Finding, fail, info, ok, warn
+from ...kernel import status, sysfs, users
+from ...kernel.status import DeviceState
+from .findings import Finding, fail, info, ok, warn
 
 RECHECK_DELAY = 0.5
 """Seconds after which a task is stuck that still waits; most wait for milliseconds."""
@@ -36,11 +36,11 @@ def _device(index: int) -> Finding:
     used = ", ".join(users.users(index))
     by = f", {used}" if used else ""
     force = f"aiovblk unmount --force {path}"
-    match liveness.state(index):
+    match status.state(index):
         case DeviceState.ALIVE:
             return ok("devices", f"{path} is served")
         case DeviceState.LOST:
-            name = liveness.identity(index)
+            name = status.identity(index)
             whose = f"a server that knows it as {name!r} may" if name else "its server may"
             lost = f"{path} has no connection; {whose} come back, or is given up by force{by}"
             return warn("devices", lost, force)
@@ -55,7 +55,7 @@ def zombies() -> list[int]:
     return [
         index
         for index in sysfs.indices()
-        if not sysfs.is_free(index) and liveness.state(index) is DeviceState.DEAD
+        if not sysfs.is_free(index) and status.state(index) is DeviceState.DEAD
     ]
 
 

@@ -11,10 +11,10 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from importlib import metadata
 from pathlib import Path
 
-from ...kernel import netlink, rights, sysfs
-from ...kernel.rights import Capability
+from ...kernel import capabilities, netlink, sysfs
+from ...kernel.capabilities import Capability
 from ...threads import run_in_daemon_thread
-from .finding import Finding, fail, info, ok, warn
+from .findings import Finding, fail, info, ok, warn
 
 MODULES = Path("/lib/modules")
 DEV = Path("/dev")
@@ -50,7 +50,7 @@ def driver() -> Iterator[Finding]:
 def _missing_driver(release: str) -> Finding:
     directory = MODULES / release
     if any("/nbd.ko" in (sysfs.read(directory / name) or "") for name in _MODULE_LISTS):
-        if rights.has_capability(Capability.CAP_SYS_MODULE):
+        if capabilities.has_capability(Capability.CAP_SYS_MODULE):
             return info("driver", "not loaded yet; a mount loads it", "modprobe nbd")
         return fail("driver", "not loaded", "sudo modprobe nbd")
     if not directory.is_dir():

@@ -1,6 +1,6 @@
 """A fast device in front of a slow one."""
 
 from .cache import Cache, Policy
-from .stats import CacheStats
+from .lines import CacheStats
 
 __all__ = ["Cache", "CacheStats", "Policy"]

@@ -16,14 +16,12 @@ from ...device import BlockDevice, Extent
 from ...errors import STOP_EXCEPTIONS
 from ..layer import Layer
 from .changes import ChangeLock
-from .contents import CacheReader
+from .device_slots import CacheHeader, DeviceSlots
 from .dirty import Dirty
 from .extents import with_data
-from .header import CacheHeader
-from .lines import Lines
+from .lines import CacheStats, Lines
 from .memory import MemorySlots
-from .stats import CacheStats
-from .store import DeviceSlots
+from .reader import CacheReader
 from .writeback import WriteBack
 
 logger = logging.getLogger("aiovblk")

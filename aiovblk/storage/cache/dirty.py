@@ -6,9 +6,8 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..bits import runs
-from .lines import Line, Lines, Piece
-from .stats import CacheStats
+from ..bitset import runs
+from .lines import CacheStats, Line, Lines, Piece
 
 
 class Dirty:

@@ -1,5 +1,5 @@
 """Several devices that hold the same."""
 
-from .layer import Mirror
+from .mirror import Mirror
 
 __all__ = ["Mirror"]

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import accumulate, count
 from typing import TypeVar
 
+from ...aio.rangelock import RangeLock
 from ...device import BlockDevice, Extent
-from ..ranges import RangeLock
 from .member import Member, on_each
 
 T = TypeVar("T")

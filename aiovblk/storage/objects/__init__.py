@@ -1,12 +1,12 @@
 """A disk in an object store."""
 
+from .chunk_store import Limits
+from .client import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
+from .codec import KEY_LENGTH
 from .device import ObjectStoreDevice
 from .disk import create, trust_origins
-from .limits import Limits
-from .sealing import KEY_LENGTH
+from .garbage import CheckReport, Garbage, check, collect_garbage
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
-from .store import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
-from .upkeep import CheckReport, Garbage, check, collect_garbage
 
 __all__ = [
     "KEY_LENGTH",

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ...aio.backoff import RetryLog
 from ...text import quote
-from ..patience import RetryLog
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as ObstoreStore

@@ -8,16 +8,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Self
 
+from ...aio.gather import gather_all
 from ...device import BlockDevice, Extent
 from ...errors import StorageError
-from ..together import gather_all
 from . import lease as leases
-from .chunks import ChunkBuffer
+from .chunk_store import ChunkStore, Limits
+from .client import AnyStore, Buffer
 from .disk import StoredDisk
-from .limits import Limits
 from .state import DiskState
-from .store import AnyStore, Buffer
-from .stored import ChunkStore
+from .write_buffer import ChunkBuffer
 from .writer import Writer
 
 _MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again

@@ -12,13 +12,13 @@ from typing import Self
 from ...arguments import check_block_size, check_count
 from ...errors import StorageError
 from ...text import quote
-from .description import SEALED_VERSION, Manifest, Origin
+from .chunk_store import ChunkSource
+from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store
+from .codec import ObjectCodec, damaged_error
 from .journal import Journal
-from .names import CHUNKS, LOG, MANIFEST, MAP, MAX_CHUNKS, is_key
-from .sealing import ObjectCodec, damaged_error
+from .keys import CHUNKS, LOG, MANIFEST, MAP, MAX_CHUNKS, is_key
+from .manifest import SEALED_VERSION, Manifest, Origin
 from .state import DiskState, Snapshot
-from .store import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store
-from .stored import ChunkSource
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
 BLOCK_SIZE = 4096

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..fsync import Fsync
 
 if TYPE_CHECKING:
-    from .store import Buffer
+    from .client import Buffer
 
 SyncPath = Callable[[str], None]
 """Syncs the file or directory that is there."""

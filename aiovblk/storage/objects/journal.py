@@ -12,14 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ...aio.gather import run_bounded
 from ...errors import StorageBusyError, StorageError
-from ..together import run_bounded
-from .description import Manifest
-from .names import LOG, MAP, checkpoint_key, record_key, sequences_of
+from .client import ObjectStore
+from .codec import ObjectCodec, TornError, damaged_error
+from .keys import LOG, MAP, checkpoint_key, record_key, sequences_of
+from .manifest import Manifest
 from .records import Kind, Record, read_record
-from .sealing import ObjectCodec, TornError, damaged_error
 from .state import DiskState, read_state
-from .store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

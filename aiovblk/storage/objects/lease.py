@@ -27,8 +27,8 @@ from typing import Self
 
 from ...errors import StorageBusyError
 from ...text import quote
-from .names import LEASE
-from .store import Buffer, ObjectStore
+from .client import Buffer, ObjectStore
+from .keys import LEASE
 
 DEFAULT_LEASE = 30.0
 """For which a lease is valid that is not renewed; a writer renews it three times as often."""

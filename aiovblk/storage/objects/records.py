@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
-from .packing import from_bytes, split, to_bytes, to_line
-from .sealing import damaged_error
+from .codec import damaged_error, from_bytes, split, to_bytes, to_line
 
 _NAMES = ("kind", "nonce", "holder", "size", "floor", "name", "time", "disk", "path", "torn")
 

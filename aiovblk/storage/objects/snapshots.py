@@ -11,14 +11,14 @@ from array import array
 from dataclasses import replace
 
 from ...errors import StorageError
-from .description import VERSION, Manifest, Origin
+from .client import AnyStore
+from .codec import ObjectCodec
 from .disk import StoredDisk, ensure_empty, publish, snapshot_state
 from .journal import record
-from .names import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
+from .keys import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
+from .manifest import VERSION, Manifest, Origin
 from .records import Kind
-from .sealing import ObjectCodec
 from .state import DiskState, Snapshot
-from .store import AnyStore
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
 

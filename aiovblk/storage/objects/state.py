@@ -7,10 +7,9 @@ from array import array
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from .names import MAX_CHUNKS, first_version
-from .packing import from_bytes, split, to_bytes, to_line
+from .codec import damaged_error, from_bytes, split, to_bytes, to_line
+from .keys import MAX_CHUNKS, first_version
 from .records import Kind, Record
-from .sealing import damaged_error
 
 
 @dataclass(frozen=True, slots=True)

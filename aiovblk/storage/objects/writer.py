@@ -10,14 +10,14 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
+from ...aio.coalesce import CoalescedCall
 from ...errors import STOP_EXCEPTIONS, StorageError
-from ..grouped import CoalescedCall
-from .chunks import ChunkBuffer
+from .client import ObjectStore
 from .journal import FencedError, Journal, record
+from .keys import MAX_EPOCHS, first_version
 from .lease import Holder, Lease
-from .names import MAX_EPOCHS, first_version
 from .records import Kind
-from .store import ObjectStore
+from .write_buffer import ChunkBuffer
 
 logger = logging.getLogger(__name__)
 

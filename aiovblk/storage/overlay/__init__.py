@@ -9,6 +9,6 @@
 * ``changes``: who waits for whom.
 """
 
-from .layer import Overlay
+from .overlay import Overlay
 
 __all__ = ["Overlay"]

@@ -34,12 +34,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Self
 
+from ...aio.coalesce import CoalescedCall
+from ...aio.gather import run_bounded
 from ...contract import check_extents
 from ...device import BlockDevice, overrides
-from ..grouped import CoalescedCall
-from ..together import run_bounded
+from .blockmap import BASE, DATA, ZERO, BlockMap
 from .format import PAGE, DiffHeader
-from .states import BASE, DATA, ZERO, BlockMap
 
 _PIECE = 1 << 20  # bytes of the map that are read at once
 

@@ -1,0 +1,65 @@
+"""Freeing the devices that have no server any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from ...errors import AttachError, DeviceBusyError
+from ...kernel import sysfs, unmounting, users
+from .devices import zombies
+from .findings import Finding, fail, info, ok
+
+TOPIC = "clean"
+
+RECHECK_DELAY = 0.2
+"""Seconds after which a device is dead that has no server: it is not just being attached."""
+
+
+def clean_devices(*, dry_run: bool) -> Iterator[Finding]:
+    """Free every device whose server is gone; with ``dry_run``, say what would be done."""
+    dead = set(zombies())
+    if dead:
+        time.sleep(RECHECK_DELAY)
+        dead &= set(zombies())
+    if not dead:
+        yield ok(TOPIC, "no device without a server")
+    for index in sorted(dead):
+        yield from _plan(index) if dry_run else _free(index)
+
+
+def _plan(index: int) -> Iterator[Finding]:
+    path = f"/dev/nbd{index}"
+    yield info(TOPIC, f"{path}: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT")
+    claims = users.exclusive_users(index)
+    if claims:
+        yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _detaching(index))
+        return
+    for process, name in users.openers(index):
+        text = f"{path}: would end process {process} ({name}), which has it open"
+        yield info(TOPIC, f"{text}, with SIGTERM, then SIGKILL")
+
+
+def _free(index: int) -> Iterator[Finding]:
+    path = f"/dev/nbd{index}"
+    steps: list[str] = []
+    try:
+        try:
+            unmounting.force_disconnect(index, path, steps.append)
+        except DeviceBusyError:
+            if users.exclusive_users(index):
+                raise
+            unmounting.kill_openers(index, steps.append)
+            if not sysfs.is_free(index):
+                raise unmounting.still_held_error(index, path) from None
+    except AttachError as exc:
+        yield from (info(TOPIC, f"{path}: {step}") for step in steps)
+        yield fail(TOPIC, str(exc), _detaching(index))
+    else:
+        yield from (info(TOPIC, f"{path}: {step}") for step in steps)
+        yield ok(TOPIC, f"{path} is free")
+
+
+def _detaching(index: int) -> str | None:
+    points = users.mount_points(index)
+    return f"umount {points[0]}" if points else None

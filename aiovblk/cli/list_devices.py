@@ -1,0 +1,140 @@
+"""``aiovblk list``: the devices that are attached, by whomever."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, dataclass
+
+from ..kernel import locks, status, sysfs, users
+from ..kernel.status import DeviceState
+from ..text import escape
+from .sizes import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDevice:
+    """One attached NBD device, as /sys and /proc show it.
+
+    Attributes:
+        index: N of /dev/nbdN.
+        path: the device node.
+        size: bytes.
+        block_size: bytes of a logical block.
+        read_only, rotational: what the kernel takes it for.
+        flags: the transmission flags that the kernel was told, by the specification's names.
+        server_pid, server_name: the process that attached it, or has taken it over; None when it
+            has ended, or cannot be seen.
+        state: whether somebody serves it; :class:`~aiovblk.kernel.status.State` has the meanings.
+        identity: what a server named it, to come back to it; attached by netlink only.
+        in_flight: requests that the kernel waits for.
+        partitions: their nodes.
+        holders: the kernel's names of devices that are made of it (``dm-0``).
+        used: who uses it, in words.
+
+    """
+
+    index: int
+    path: str
+    size: int
+    block_size: int
+    read_only: bool
+    rotational: bool
+    flags: list[str]
+    server_pid: int | None
+    server_name: str | None
+    state: DeviceState
+    identity: str | None
+    in_flight: int
+    partitions: list[str]
+    holders: list[str]
+    used: list[str]
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = "Show the NBD devices that are attached, and who uses them."
+    parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
+    parser.set_defaults(command=show)
+
+
+def show(arguments: Namespace) -> None:
+    """Print what is attached, for people or programs."""
+    devices = attached()
+    print(as_json(devices) if arguments.json else as_table(devices))
+
+
+def attached() -> list[AttachedDevice]:
+    """Every NBD device that is attached."""
+    return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
+
+
+def _inspect(index: int) -> AttachedDevice:
+    process = locks.server(index)
+    server_pid, server_name = process or (None, None)
+    return AttachedDevice(
+        index=index,
+        path=f"/dev/nbd{index}",
+        size=sysfs.size(index),
+        block_size=sysfs.block_size(index),
+        read_only=sysfs.is_read_only(index),
+        rotational=status.is_rotational(index),
+        flags=[flag.name or hex(flag) for flag in status.transmission_flags(index)],
+        server_pid=server_pid,
+        server_name=server_name,
+        state=status.state(index),
+        identity=status.identity(index),
+        in_flight=sysfs.in_flight(index),
+        partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
+        holders=users.holding_devices(index),
+        used=[user for user in users.users(index) if user != _as_user(process)],
+    )
+
+
+def _as_user(process: tuple[int, str] | None) -> str:
+    """How a server shows among the users of its own device, which it has open."""
+    return users.opened_by(*process) if process else ""
+
+
+def as_json(devices: list[AttachedDevice]) -> str:
+    """A JSON array of objects with the fields of :class:`AttachedDevice`."""
+    return json.dumps([asdict(device) for device in devices], indent=2)
+
+
+COLUMNS = (
+    "DEVICE",
+    "SIZE",
+    "BLOCK",
+    "ACCESS",
+    "SERVER",
+    "STATE",
+    "INFLIGHT",
+    "IDENTITY",
+    "FLAGS",
+    "USED",
+)
+
+
+def as_table(devices: list[AttachedDevice]) -> str:
+    """A line per device, for people."""
+    # A process chooses its own name, and an identity is chosen by the program that mounts.
+    rows = [COLUMNS, *(tuple(map(escape, _row(device))) for device in devices)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(device: AttachedDevice) -> tuple[str, ...]:
+    # Whether it is read-only has a column of its own, and all have flags.
+    flags = [flag for flag in device.flags if flag not in ("HAS_FLAGS", "READ_ONLY")]
+    return (
+        device.path,
+        format_size(device.size),
+        str(device.block_size),
+        "ro" if device.read_only else "rw",
+        f"{device.server_pid} ({device.server_name})" if device.server_pid else "gone",
+        device.state,
+        str(device.in_flight),
+        device.identity or "-",
+        ",".join(flag.removeprefix("SEND_").lower() for flag in flags) or "-",
+        ", ".join(device.used) or "-",
+    )

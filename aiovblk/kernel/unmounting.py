@@ -1,0 +1,280 @@
+"""Unmounting a device that another process serves."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+
+from .. import interpreter
+from ..errors import AttachError, DeviceBusyError
+from ..threads import run_in_daemon_thread
+from . import netlink, status, sysfs, users
+from .attaching import resolve
+from .ioctl import Ioctl, ioctl
+from .status import DeviceState, busy_error, refuse_if_unclaimed_users, wait_until_free
+from .writeback import sync
+
+logger = logging.getLogger("aiovblk")
+
+
+def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
+    """Unmount a device in order, whoever serves it: write back, disconnect, wait until it is free.
+
+    Blocks; each step for ``timeout`` seconds at most.
+
+    Args:
+        path: the device node.
+        force: go on although the device is in use, or its server does not answer. What cannot be
+            written back is lost.
+        timeout: seconds that the server may take for a step.
+
+    Raises:
+        DeviceBusyError: it is in use; with ``force``, it is disconnected, but its index stays taken
+            until its file system is unmounted, say.
+        AttachError: it is not mounted, or its server does not answer.
+        OSError: what the kernel cached could not be written; with ``force`` that is let pass.
+
+    """
+    index = resolve(path)
+    if sysfs.is_free(index):
+        raise AttachError(errno.ENODEV, "not mounted", path)
+    if force:
+        force_disconnect(index, path, lambda what: logger.debug("%s: %s", path, what))
+    else:
+        _unmount_in_order(index, path, timeout)
+
+
+def _unmount_in_order(index: int, path: str, timeout: float) -> None:
+    try:
+        _unmount_in_child(path, timeout)
+        if not wait_until_free(index, timeout):
+            raise TimeoutError
+    except TimeoutError:
+        holders = ", ".join(users.users(index))
+        raise AttachError(
+            errno.ETIMEDOUT,
+            f"not unmounted after {timeout:g} s"
+            + (f" ({holders})" if holders else "")
+            + "; use --force, and what is not written yet is lost",
+            path,
+        ) from None
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            raise busy_error(index, path) from None
+        if exc.errno in (errno.EPERM, errno.EACCES):
+            raise AttachError(exc.errno, "unmounting takes root", path) from None
+        raise AttachError(
+            exc.errno or errno.EIO,
+            f"not unmounted, because not all data can be written back ({exc.strerror}): "
+            "the server's log tells why; use --force, and it is lost",
+            path,
+        ) from exc
+
+
+def _unmount_in_child(path: str, timeout: float) -> None:
+    """Run :func:`disconnect_in_order` in a process that can be left behind.
+
+    A sync that nobody answers cannot be killed, nor can the process whose thread waits in it: it
+    would not even exit.
+
+    Raises:
+        TimeoutError: it has not ended in time.
+        OSError: what it raised.
+
+    """
+    output, childs_output = os.pipe()
+    command = interpreter.command(
+        "from aiovblk.kernel import unmounting; unmounting.main(sys.argv[1])", path
+    )
+    try:
+        child = os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, childs_output, 1)],
+        )
+    finally:
+        os.close(childs_output)
+    try:
+        if not select.select([output], [], [], timeout)[0]:
+            os.kill(child, signal.SIGKILL)
+            raise TimeoutError
+        answer = os.read(output, 16)
+        os.waitpid(child, 0)
+    finally:
+        os.close(output)
+    number = int(answer or errno.EIO)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def main(path: str) -> None:
+    """What the child process does: print the error number of the attempt, 0 for none."""
+    try:
+        disconnect_in_order(path)
+    except OSError as exc:
+        print(exc.errno, flush=True)
+    else:
+        print(0, flush=True)
+
+
+def disconnect_in_order(path: str) -> None:
+    """Claim a device, write back what is cached for it, and disconnect it; may wait for ever.
+
+    Raises:
+        OSError: EBUSY when it is in use; another when something could not be written.
+
+    """
+    index = resolve(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+    try:
+        refuse_if_unclaimed_users(index, path)
+        sync(index, fd)
+        if _is_served_by_thread(index):
+            ioctl(fd, Ioctl.NBD_DISCONNECT)
+        else:
+            # Attached by netlink: nobody waits in NBD_DO_IT, so nobody would clean up.
+            netlink.disconnect(index, timeout=30.0)
+    finally:
+        os.close(fd)
+
+
+def _is_served_by_thread(index: int) -> bool:
+    thread = sysfs.server_thread(index)
+    return thread is not None and sysfs.process_of(thread) is not None
+
+
+STEP_TIMEOUT = 3.0
+"""Seconds for each step, before the next, ruder one."""
+
+SETTLE_TIMEOUT = 0.2
+"""Seconds for a server to close the node of a device that is disconnected."""
+
+KILL_TIMEOUT = 2.0
+"""Seconds for processes to end that were told to."""
+
+POLL = 0.02  # seconds between looks at all processes
+
+Report = Callable[[str], object]
+
+
+def force_disconnect(index: int, path: str, report: Report) -> None:
+    """Disconnect a device, whoever serves and uses it, and wait until it is free.
+
+    Blocks; for seconds where something hangs.
+
+    Args:
+        index: N of /dev/nbdN.
+        path: the device node.
+        report: called with each step, in words, before it is tried.
+
+    Raises:
+        DeviceBusyError: it is disconnected, but its index stays taken; the message says by whom.
+        AttachError: it cannot be disconnected.
+
+    """
+    refused = False
+    for name, step in _steps(index, path):
+        try:
+            report(name)
+            run_in_daemon_thread(step).result(STEP_TIMEOUT)
+        except FutureTimeoutError:
+            report(f"{name}: no answer in {STEP_TIMEOUT:g} s")
+        except OSError as exc:
+            report(f"{name}: {exc.strerror}")
+            if exc.errno in (errno.EPERM, errno.EACCES):
+                refused = True
+                continue
+        if _is_disconnected(index, STEP_TIMEOUT) and wait_until_free(index, SETTLE_TIMEOUT):
+            return
+    if not _is_disconnected(index, 0):
+        number, reason = (
+            (errno.EPERM, "taking a device away takes root")
+            if refused
+            else (errno.EBUSY, "the kernel does not let go of it; see its log")
+        )
+        raise AttachError(number, reason, path)
+    if users.exclusive_users(index) or not wait_until_free(index, STEP_TIMEOUT):
+        raise still_held_error(index, path)
+
+
+def _steps(index: int, path: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    if status.state(index) in (DeviceState.ALIVE, DeviceState.UNKNOWN):
+        with suppress(OSError, FutureTimeoutError):
+            run_in_daemon_thread(lambda: _on_node(path, lambda fd: sync(index, fd))).result(
+                STEP_TIMEOUT
+            )
+        yield "NBD_DISCONNECT", lambda: _on_node(path, lambda fd: ioctl(fd, Ioctl.NBD_DISCONNECT))
+    yield "NBD_CLEAR_SOCK", lambda: _on_node(path, lambda fd: ioctl(fd, Ioctl.NBD_CLEAR_SOCK))
+    yield "NBD_CMD_DISCONNECT", lambda: netlink.disconnect(index, STEP_TIMEOUT)
+
+
+def _on_node(path: str, step: Callable[[int], None]) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        step(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_disconnected(index: int, seconds: float) -> bool:
+    """Whether the kernel has no server for a device any more, or not ``seconds`` later."""
+    deadline = time.monotonic() + seconds
+    while not sysfs.is_free(index) and status.state(index) is DeviceState.ALIVE:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def still_held_error(index: int, path: str) -> DeviceBusyError:
+    """Why the index of a device that is disconnected is not free, and what frees it."""
+    holders = users.users(index)
+    points = users.mount_points(index)
+    openers = [process for process, _ in users.openers(index)]
+    if points:
+        point = shlex.quote(points[0])
+        until = f"its file system is unmounted (`umount {point}`, or `umount -l {point}`)"
+    elif users.exclusive_users(index):
+        until = "they let go"
+    elif openers:
+        until = f"it is closed (`kill {' '.join(map(str, openers))}`)"
+    else:
+        until = "a process closes it that cannot be seen"
+    reason = "disconnected, but its index stays taken until " + until
+    return DeviceBusyError(
+        errno.EBUSY, reason + (f": {', '.join(holders)}" if holders else ""), path, holders
+    )
+
+
+def kill_openers(index: int, report: Report) -> None:
+    """End the processes that have a dead device open, with SIGTERM, those that stay with SIGKILL.
+
+    Whatever they read or write there fails. Process 1 and this one are left alone.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process, name in users.openers(index):
+            if process not in (1, os.getpid()):
+                report(f"{number.name} to process {process} ({name}), which has it open")
+                with suppress(OSError):
+                    _send(process, index, number)
+        if wait_until_free(index, KILL_TIMEOUT):
+            return
+
+
+def _send(process: int, index: int, number: signal.Signals) -> None:
+    descriptor = os.pidfd_open(process)
+    try:
+        # Still the same process, and not another that has been given its number meanwhile.
+        if process in (each for each, _ in users.openers(index)):
+            signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Recovery: connections whose receivers do not run, or that are lost, are made again."""

@@ -1,0 +1,1 @@
+"""A mount whose handlers run in worker processes, one for each connection."""

@@ -1,0 +1,1 @@
+"""A server whose clients are served by a pool of worker processes."""
