@@ -122,7 +122,10 @@ def _attach(
         _check_should_continue(should_continue)
     if not orphans.free_if_unused(index):
         raise orphans.orphan_error(index, path)
-    return _attach_one(index, path, make, terms)
+    try:
+        return _attach_one(index, path, make, terms)
+    except _DetachingError as exc:  # a class of this file only
+        raise DeviceBusyError(errno.EBUSY, exc.reason, path) from None
 
 
 def _check_should_continue(should_continue: Callable[[], bool]) -> None:

@@ -221,7 +221,9 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
         yield Program(process)
     finally:
         if process.returncode is None:
-            process.kill()
+            # It may have ended just now, and been reaped, without its status being here.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         async with asyncio.timeout(PATIENCE):
             await process.wait()
         process.close()

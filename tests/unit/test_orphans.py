@@ -81,6 +81,18 @@ def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> Non
     os.close(lock)
 
 
+def test_a_device_that_others_are_attaching_all_the_time_is_busy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = locks.acquire(1)
+    monkeypatch.setattr(orphans, "free_if_unused", lambda _: True)
+    with pytest.raises(DeviceBusyError) as caught:
+        machine.attach()
+    assert type(caught.value) is DeviceBusyError
+    assert str(caught.value) == "/dev/nbd1: the device is just being attached or detached"
+    os.close(lock)
+
+
 def test_a_failed_attempt_leaves_the_lock_as_its_server_signed_it(machine: Machine) -> None:
     # The watchdog of a server that is gone takes another signature for another server's coming.
     machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
