@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 import pytest
 import uvloop
 
-from . import deadlines, sizes
+from .support import deadlines, sizes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -119,9 +119,9 @@ def disk_in_s3(node: str) -> None:
 @contextmanager
 def s3_server() -> Iterator[None]:
     """Run an S3 server, and tell the environment where it is."""
-    print(f"# {PYTHON} -m tests.s3 &", flush=True)
+    print(f"# {PYTHON} -m tests.support.s3_server &", flush=True)
     server = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", PYTHON, "-m", "tests.s3"],
+        ["setpriv", "--pdeathsig", "KILL", PYTHON, "-m", "tests.support.s3_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

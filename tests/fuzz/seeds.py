@@ -32,7 +32,7 @@ from aiovblk.protocol.options import (
     serialize_string,
 )
 
-from ..talks import talk_together
+from ..support.handshake_transcript import talk_together
 from .targets import CALLS, CLIENT_SETTINGS, EXPORTS, SERVER_SETTINGS
 
 FLAGS = bytes([0, 0, 0, 3])

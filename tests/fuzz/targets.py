@@ -36,8 +36,8 @@ from aiovblk.protocol import (
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol
 
-from ..still import MemoryTransport, StillLoop, converse_in_memory
-from ..talks import hold
+from ..support.handshake_transcript import hold
+from ..support.simulated_loop import MemoryTransport, StillLoop, converse_in_memory
 
 LARGEST_BUFFER = MAX_PAYLOAD + 128 * 1024
 """Bytes that a peer can make a reader allocate: the longest payload, its header, and some room."""

@@ -15,7 +15,7 @@ import pytest
 from aiovblk import BlockDevice, ProtocolError, RemoteDevice, connect
 from aiovblk.device import overrides
 from aiovblk.protocol import ReplyMode
-from tests.certificates import USER, make_certificates, make_keys
+from tests.support.certificates import USER, make_certificates, make_keys
 
 from .programs import program
 from .servers import Server, nbd_server, serving

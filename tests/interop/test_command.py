@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import make_certificates
+from tests.support.certificates import make_certificates
 
 from .programs import run
 from .servers import serving

@@ -11,14 +11,14 @@ import pytest
 
 from aiovblk import BlockDevice, Export, serve, tls
 from aiovblk.storage import FileDevice, MemoryDevice
-from tests.certificates import make_certificates
+from tests.support.certificates import make_certificates
 
 from .programs import run
 
 MIB = 1 << 20
 SIZE = 40 * MIB
 DEBIAN_PYTHON = "/usr/bin/python3"
-STRICTLY = str(Path(__file__).parent / "strictly.py")
+STRICTLY = str(Path(__file__).parent / "strict_libnbd_client.py")
 AIOVBLK = f"{sys.executable} -m aiovblk"
 
 pytestmark = pytest.mark.deadline(90)

@@ -12,14 +12,14 @@ import pytest
 
 from aiovblk import BlockDevice, Export, serve, tls
 from aiovblk.storage import FileDevice, MemoryDevice
-from tests.certificates import make_certificates
+from tests.support.certificates import make_certificates
 
 from .programs import run
 
 MIB = 1024 * 1024
 SIZE = 8 * MIB
 DEBIAN_PYTHON = "/usr/bin/python3"
-WITH_LIBNBD = str(Path(__file__).parent / "with_libnbd.py")
+WITH_LIBNBD = str(Path(__file__).parent / "python_libnbd_client.py")
 
 pytestmark = pytest.mark.deadline(90)
 

@@ -108,7 +108,7 @@ class Zygote:
                 [
                     sys.executable,
                     "-m",
-                    __name__.replace("programs", "zygote"),
+                    __name__.replace("programs", "fork_server"),
                     str(theirs.fileno()),
                 ],
                 pass_fds=[theirs.fileno()],

@@ -17,7 +17,7 @@ import aiovblk
 from aiovblk import Mount
 from aiovblk.kernel import status
 
-from ..sizes import by_size
+from ..support.sizes import by_size
 from .support import (
     MIB,
     PATIENCE,

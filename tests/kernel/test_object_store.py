@@ -58,7 +58,7 @@ assert len(lines) >= number and lines[:number] == [str(each) for each in range(1
 @pytest.fixture
 async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """An S3 server of its own process, with an empty bucket."""
-    async with program("-m", "tests.s3") as server:
+    async with program("-m", "tests.support.s3_server") as server:
         port = int(await server.line())
         environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",

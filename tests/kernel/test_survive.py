@@ -19,7 +19,7 @@ from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
 from aiovblk.kernel import locks, status, sysfs
 
-from ..sizes import by_size
+from ..support.sizes import by_size
 from .support import (
     DATA,
     DEVICES,

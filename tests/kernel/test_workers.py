@@ -14,7 +14,7 @@ import aiovblk
 from aiovblk import BlockDevice, Mount
 from aiovblk.events import ConnectionRestored
 
-from ..sizes import by_size
+from ..support.sizes import by_size
 from .support import Program, command, fio, pattern, pread, pwrite, sh
 
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]

@@ -15,7 +15,7 @@ import pytest
 
 from aiovblk.storage.objects import ObjectStoreClient
 
-from .. import s3
+from ..support import s3_server
 from .ceph import Ceph, Gateway
 
 _folders = count()
@@ -37,7 +37,7 @@ def port(ceph: Ceph) -> Iterator[int]:
     """Of a gateway, with a bucket."""
     with Gateway.of(ceph) as gateway:
         with administration(gateway.port) as s3_client:
-            s3_client.create_bucket(Bucket=s3.BUCKET)
+            s3_client.create_bucket(Bucket=s3_server.BUCKET)
         yield gateway.port
 
 
@@ -60,7 +60,7 @@ def client(port: int, folder: str) -> ObjectStoreClient:
 
 def at(port: int, folder: str) -> ObjectStoreClient:
     """A client of a gateway, or of a proxy before it; what obstore tried again we would not see."""
-    return ObjectStoreClient(s3.store(port, retry_config={"max_retries": 0}), folder)
+    return ObjectStoreClient(s3_server.store(port, retry_config={"max_retries": 0}), folder)
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from aiovblk.storage.objects import (
     create,
 )
 
-from .. import s3
-from ..unit.objects import BLOCK, CHUNK
-from ..unit.test_objects_crashes import BLOCKS, LIMITS, Model
-from ..unit.test_objects_crashes import Life as Work
+from ..support import s3_server
+from ..support.object_store import BLOCK, CHUNK
+from ..unit.storage.objects.test_crashes import BLOCKS, LIMITS, Model
+from ..unit.storage.objects.test_crashes import Life as Work
 from .ceph import Gateway
 from .conftest import at
-from .mortal import Life, Mortal
+from .dying_process import Life, Mortal
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(200)]
 
@@ -111,9 +111,9 @@ async def test_crashes_on_a_bad_network_lose_nothing_that_was_flushed(
 ) -> None:
     disk = Disk(at(port, folder), seed)
     await disk.create()
-    weather = s3.Weather(disk.random, delay=0.002, errors=0.04, throttled=0.04, resets=0.08)
+    weather = s3_server.Weather(disk.random, delay=0.002, errors=0.04, throttled=0.04, resets=0.08)
     lives = []
-    async with s3.proxy(port, weather) as outside:
+    async with s3_server.proxy(port, weather) as outside:
         for _ in range(CRASHES):
             lives.append(Life(disk.random, disk.random.randint(0, 30)))
             await disk.crash(at(outside, folder), lives[-1])
@@ -126,8 +126,8 @@ async def test_crashes_on_a_bad_network_lose_nothing_that_was_flushed(
 async def test_bad_network_makes_a_disk_slow_and_nothing_else(port: int, folder: str) -> None:
     disk = Disk(at(port, folder), 1)
     await disk.create()
-    weather = s3.Weather(disk.random, delay=0.002, errors=0.05, throttled=0.05, resets=0.1)
-    async with s3.proxy(port, weather) as outside:
+    weather = s3_server.Weather(disk.random, delay=0.002, errors=0.05, throttled=0.05, resets=0.1)
+    async with s3_server.proxy(port, weather) as outside:
         for _ in range(2):
             device = await ObjectStoreDevice.open(at(outside, folder), "disk", limits=LIMITS)
             await disk.model.verify(device)

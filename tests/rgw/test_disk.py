@@ -26,7 +26,7 @@ from aiovblk.storage.objects import (
 from aiovblk.storage.objects.journal import FencedError
 from aiovblk.testing import check_block_device
 
-from .mortal import Life, Mortal
+from .dying_process import Life, Mortal
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(120)]
 

@@ -13,7 +13,7 @@ from obstore.store import S3Store
 from aiovblk.storage.objects import ObjectStoreClient
 from aiovblk.storage.objects.client import from_url
 
-from .. import s3
+from ..support import s3_server
 from .ceph import Gateway
 from .conftest import at
 
@@ -75,7 +75,7 @@ async def test_object_is_put_replaced_and_deleted(client: ObjectStoreClient) -> 
 
 
 async def test_range_of_an_object_is_read(port: int) -> None:
-    store: S3Store = s3.store(port)
+    store: S3Store = s3_server.store(port)
     data = bytes(range(256)) * 20000
     await store.put_async("range", data, use_multipart=False)
     for start, end in ((0, 1), (255, 257), ((4 << 20) - 1, (4 << 20) + 1), (5119999, 5120000)):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from ..sizes import by_size
-from .fake_kernel import kernel
-from .kernel_tree import tree
+from ..support.fake_kernel import kernel
+from ..support.kernel_tree import tree
+from ..support.sizes import by_size
 
 __all__ = ["kernel", "tree"]
 

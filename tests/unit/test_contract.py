@@ -22,8 +22,8 @@ from aiovblk.server import Export
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Overlay, ReadOnly, Shared
 from aiovblk.testing import CheckFailed, check_block_device
 
-from .client import served
-from .workshop import PlainDisk
+from ..support.dispatch_client import served
+from ..support.worker_services import PlainDisk
 
 pytestmark = pytest.mark.one_loop
 

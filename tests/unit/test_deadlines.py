@@ -1,4 +1,4 @@
-"""A test that hangs ends, and says where it hung; see tests/deadlines.py."""
+"""A test that hangs ends, and says where it hung; see tests/support/deadlines.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each says by its names what has to be told of it.
 INTERRUPTED = """
 import asyncio, threading, time, pytest
-from tests import deadlines
+from tests.support import deadlines
 
 deadlines.END = 60
 
@@ -58,7 +58,7 @@ async def test_is_well():
 
 STEADY = """
 import asyncio, pytest
-from tests import deadlines
+from tests.support import deadlines
 
 deadlines.END = 60
 
@@ -88,7 +88,7 @@ def test_takes_no_signal():
 
 UNJOINED = """
 import threading
-from tests import deadlines
+from tests.support import deadlines
 
 deadlines.END_TIMEOUT = 1
 

@@ -38,7 +38,7 @@ from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
 
-from .client import PuppetDevice, served
+from ..support.dispatch_client import PuppetDevice, served
 
 
 def local(*, connections: int) -> LocalBackend:

@@ -162,7 +162,10 @@ def test_package_keeps_to_its_rooms() -> None:
 
 
 def test_only_the_package_itself_imports_its_public_names(tmp_path: Path) -> None:
-    planted = {"mounting.py": "from . import BlockDevice", "cli/a.py": "from aiovblk import mounting, X"}
+    planted = {
+        "mounting.py": "from . import BlockDevice",
+        "cli/a.py": "from aiovblk import mounting, X",
+    }
     assert _planted(tmp_path, planted) == ["mounting.py:1: mounting imports .__init__"]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from aiovblk import ProtocolError, connect, tls
-from tests.certificates import KEY, USER, make_certificates, make_keys
+from tests.support.certificates import KEY, USER, make_certificates, make_keys
 
-from .peer import listening
+from ..support.scripted_server import listening
 
 has_psk = sys.version_info >= (3, 13)
 

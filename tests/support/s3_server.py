@@ -1,0 +1,183 @@
+"""An S3 server (that of moto, over HTTP), and a proxy before it that makes a bad network of it.
+
+``python -m tests.support.s3_server`` runs the server, with an empty bucket, until its input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from random import Random
+from socket import SO_LINGER, SOL_SOCKET
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+BUCKET = "bucket"
+
+
+@contextmanager
+def server() -> Iterator[int]:
+    """A server with an empty bucket; its port on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    try:
+        yield moto.get_host_and_port()[1]
+    finally:
+        moto.stop()
+
+
+def store(port: int, **options: object) -> S3Store:
+    """A client of the server, or of a proxy before it."""
+    from obstore.store import S3Store
+
+    return S3Store(
+        BUCKET,
+        endpoint=f"http://127.0.0.1:{port}",
+        access_key_id="key",
+        secret_access_key="secret",
+        region="us-east-1",
+        client_options={"allow_http": True},
+        **options,  # type: ignore[arg-type]
+    )
+
+
+async def make_bucket(port: int) -> None:
+    """Empty the server, and make the bucket."""
+    for request in ("POST /moto-api/reset", f"PUT /{BUCKET}"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+            "Connection: close\r\n\r\n".encode()
+        )
+        status = await reader.readline()
+        assert b" 200 " in status, status
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+@dataclass
+class Weather:
+    """What the proxy does to requests; shares of one."""
+
+    random: Random
+    delay: float = 0
+    """Seconds before each is passed on."""
+    errors: float = 0
+    """Are answered with 500."""
+    throttled: float = 0
+    """Are answered with 503, SlowDown."""
+    resets: float = 0
+    """End with a reset, half of them after the server has carried them out."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def next(self) -> str:
+        """What becomes of the next request."""
+        lot = self.random.random()
+        fate = "passed"
+        for name in ("errors", "throttled", "resets"):
+            if 0 <= lot < (share := getattr(self, name)):
+                fate = name
+            lot -= share
+        self.counts[fate] = self.counts.get(fate, 0) + 1
+        return fate
+
+
+@asynccontextmanager
+async def proxy(port: int, weather: Weather) -> AsyncIterator[int]:
+    """A proxy before the server; its port."""
+    connections: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_serve(reader, writer, port, weather))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        for task in list(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def _serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, weather: Weather
+) -> None:
+    try:
+        while (request := await _request(reader)) is not None:
+            await asyncio.sleep(weather.delay)
+            fate = weather.next()
+            if fate == "errors":
+                writer.write(_answer("500 Internal Server Error", "InternalError"))
+            elif fate == "throttled":
+                writer.write(_answer("503 Slow Down", "SlowDown"))
+            elif fate == "conflicts" and request.startswith(b"PUT "):
+                writer.write(_answer("409 Conflict", "ConditionalRequestConflict"))
+            elif fate == "resets":
+                if weather.random.random() < 0.5:
+                    await _pass_on(request, port)
+                # Without lingering, closing is a reset.
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            else:
+                writer.write(await _pass_on(request, port))
+            await writer.drain()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes | None:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    length = 0
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            length = int(line.partition(b":")[2])
+    return head[:-2] + b"Connection: close\r\n\r\n" + await reader.readexactly(length)
+
+
+async def _pass_on(request: bytes, port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    try:
+        writer.write(request)
+        answer = await reader.read(-1)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    # The client's connection stays; the answer tells its length.
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = [each for each in head.split(b"\r\n") if not each.lower().startswith(b"connection:")]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _answer(status: str, code: str) -> bytes:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+if __name__ == "__main__":
+    with server() as port:
+        asyncio.run(make_bucket(port))
+        print(port, flush=True)
+        sys.stdin.read()

@@ -1,0 +1,208 @@
+"""Servers that speak something else than was expected: TLS or none, another protocol, no end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from aiovblk import ProtocolError, TLSRequiredError, TLSUnavailableError, connect, serve, tls
+from aiovblk.storage import MemoryDevice
+from tests.support.certificates import make_certificates
+
+from ...support.scripted_server import Export, connected, fails, listening, logged
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+async def enter(uri: str, **options: float) -> None:
+    async with connect(uri, **options):  # type: ignore[arg-type]
+        pass
+
+
+# TLS
+
+
+async def test_server_that_wants_tls_is_told_to_be_used_with_nbds(
+    tmp_path: Path, certificates: Path
+) -> None:
+    context = tls.server_context(certificates)
+    async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
+        with pytest.raises(TLSRequiredError, match="use nbds:// in place of nbd://"):
+            await enter(f"nbd+unix:///?socket={tmp_path}/socket")
+        await enter(f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={certificates}")
+
+
+async def test_server_without_tls_is_told_to_have_none(tmp_path: Path) -> None:
+    async with serve(MemoryDevice(4096), unix=tmp_path / "socket"):
+        with pytest.raises(TLSUnavailableError, match="it has no TLS: nbd:// in place"):
+            await enter(f"nbds+unix:///?socket={tmp_path}/socket&tls-verify-peer=0")
+
+
+async def test_certificate_of_another_name_is_told_with_the_servers_address(
+    certificates: Path,
+) -> None:
+    async with listening(tls=tls.server_context(certificates)) as server:
+        uri = (
+            f"nbds+unix:///?socket={server.path}&tls-certificates={certificates}"
+            "&tls-hostname=example.com"
+        )
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            await enter(uri)
+    assert str(caught.value).startswith(f"nbds+unix:///?socket={server.path}")
+    assert "the server's certificate is refused: Hostname mismatch" in str(caught.value)
+    assert "tls-hostname=NAME in the URI" in str(caught.value)
+    assert caught.value.verify_code == 62
+
+
+async def test_authority_that_is_not_trusted_is_told_with_what_helps(certificates: Path) -> None:
+    async with listening(tls=tls.server_context(certificates)) as server:
+        with pytest.raises(ssl.SSLCertVerificationError, match="tls-certificates=FOLDER"):
+            await enter(f"nbds+unix:///?socket={server.path}")
+
+
+async def test_certificate_that_a_server_wants_is_told(tmp_path: Path, certificates: Path) -> None:
+    (tmp_path / "trusted").mkdir()
+    authority = (certificates / "ca-cert.pem").read_bytes()
+    (tmp_path / "trusted/ca-cert.pem").write_bytes(authority)
+    context = tls.server_context(certificates, verify_peer=True)
+    async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
+        with pytest.raises(OSError, match="a certificate of ours: tls-certificates=FOLDER in the"):
+            await enter(
+                f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={tmp_path}/trusted"
+            )
+
+
+# Other protocols
+
+
+@asynccontextmanager
+async def speaking(path: Path, greeting: bytes) -> AsyncIterator[str]:
+    """A server that greets, and waits then; its URI."""
+
+    talks: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.add(asyncio.create_task(talk(reader, writer)))
+
+    server = await asyncio.start_unix_server(accept, path)
+    try:
+        yield f"nbd+unix:///?socket={path}"
+    finally:
+        server.close()
+        await asyncio.gather(*talks)
+
+
+async def test_server_of_another_protocol_is_told_at_once(tmp_path: Path) -> None:
+    async with speaking(tmp_path / "socket", b"HTTP/1.1 400\r\n") as uri:
+        with pytest.raises(ProtocolError, match=r'no NBD server: it greets with "HTTP/1\.1"'):
+            await enter(uri)
+
+
+async def test_server_that_does_not_greet_is_told_as_that(tmp_path: Path) -> None:
+    async with speaking(tmp_path / "socket", b"") as uri:
+        with pytest.raises(TimeoutError, match=r"does not greet; is this an NBD server\?"):
+            await enter(uri, timeout=0.1)
+
+
+async def test_server_that_stops_after_its_greeting_is_no_such_case(tmp_path: Path) -> None:
+    async with speaking(tmp_path / "socket", b"NBDMAGICIHAVEOPT\0\3") as uri:
+        with pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s$"):
+            await enter(uri, timeout=0.1)
+
+
+# What a server says
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\u202e"])
+async def test_message_of_an_error_cannot_write_on_a_terminal(text: str) -> None:
+    async with connected(Export()) as (_, remote, peer):
+        reading = asyncio.ensure_future(remote.read(0, 512))
+        peer.error(await peer.request(), errno.EIO, text)
+        shown = text.encode("unicode_escape").decode() if len(text) == 1 else repr(text)[1:-1]
+        await fails(reading, errno.EIO, re.escape(shown))
+
+
+# Requests that are never answered whole
+
+
+async def test_request_that_is_not_answered_breaks_the_connection() -> None:
+    options = {"reconnect": None, "request_timeout": 0.1}
+    async with connected(Export(), **options) as (_, remote, peer):
+        reading = asyncio.ensure_future(remote.read(0, 512))
+        await peer.request()
+        await fails(reading, errno.ENOTCONN, "did not answer a READ within 0.1 s")
+        await peer.hung_up()
+
+
+async def test_reply_that_never_comes_to_its_end_breaks_the_connection() -> None:
+    """However much of it comes: a part again and again is no answer."""
+    options = {"reconnect": None, "request_timeout": 0.2}
+    async with connected(Export(), **options) as (_, remote, peer):
+        reading = asyncio.ensure_future(remote.read(0, 1 << 19))
+        request = await peer.request()
+
+        async def drip() -> None:
+            for each in range(1 << 19):
+                peer.part(request, each, b"x")
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        await fails(reading, errno.ENOTCONN, "did not answer a READ within 0.2 s")
+        dripping.cancel()
+
+
+async def test_read_is_made_again_after_its_connection_was_broken_off() -> None:
+    options = {"request_timeout": 0.1, "connections": 1}
+    async with connected(Export(), **options) as (server, remote, peer):
+        reading = asyncio.ensure_future(remote.read(0, 512))
+        await peer.request()
+        await logged("did not answer a READ within")
+        second = await server.peer()
+        second.succeed(await second.request(), b"x" * 512)
+        assert await reading == b"x" * 512
+
+
+async def test_write_fails_once_its_connection_was_broken_off() -> None:
+    async with connected(Export(), request_timeout=0.1) as (_, remote, peer):
+        writing = asyncio.ensure_future(remote.write(0, b"x" * 512))
+        await peer.request()
+        await fails(writing, errno.EIO, "not known whether this was stored")
+
+
+async def test_answers_in_time_leave_the_connection_alone() -> None:
+    """The limit is of each request, not of the connection."""
+    async with connected(Export(), reconnect=None, request_timeout=0.5) as (_, remote, peer):
+        for _ in range(20):
+            reading = asyncio.ensure_future(remote.read(0, 512))
+            request = await peer.request()
+            await asyncio.sleep(0.03)
+            peer.succeed(request, b"x" * 512)
+            await reading
+        later = asyncio.ensure_future(remote.read(0, 512))
+        peer.succeed(await peer.request(), b"y" * 512)
+        assert await later == b"y" * 512
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["timeout", "request_timeout"])
+def test_limit_that_is_none_is_refused(name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a positive number of seconds"):
+        connect("nbd://host", **{name: seconds})  # type: ignore[arg-type]

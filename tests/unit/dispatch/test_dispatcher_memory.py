@@ -1,0 +1,129 @@
+"""How long payloads live, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from aiovblk import BlockDevice
+from aiovblk.protocol import Command
+from aiovblk.storage import MemoryDevice
+
+from ...support.dispatch_client import PuppetDevice, Served, served
+from ...support.sizes import by_size
+
+READ, WRITE = Command.READ, Command.WRITE
+
+
+class KeepingDevice(BlockDevice):
+    """Keeps what it is given longer than it may."""
+
+    block_size, blocks = 512, 8
+
+    def __init__(self) -> None:
+        self.kept: list[memoryview] = []
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        self.kept.append(data)
+
+
+async def test_payload_is_unusable_after_its_handler_returned() -> None:
+    device = KeepingDevice()
+    async with served(device) as server:
+        await server.client.write(0, bytes(512))
+        with pytest.raises(ValueError, match="released"):
+            bytes(device.kept[0])
+
+
+async def test_payload_is_unusable_after_its_handler_failed() -> None:
+    device = PuppetDevice()
+    async with served(device) as server:
+        server.client.send(WRITE, 0, data=bytes(512))
+        call = await device.calls.get()
+        call.fail(OSError("broken"))
+        await server.client.reply()
+        with pytest.raises(ValueError, match="released"):
+            bytes(call.data or b"")
+
+
+async def test_part_of_a_payload_that_is_kept_stays_as_it_was() -> None:
+    class Device(KeepingDevice):
+        async def write(self, offset: int, data: memoryview) -> None:
+            self.kept.append(data[:4])
+
+    device = Device()
+    async with served(device) as server:
+        for number in range(5000):
+            await server.client.write(0, number.to_bytes(4, "big") * 128)
+    assert [int.from_bytes(part, "big") for part in device.kept] == list(range(5000))
+
+
+async def test_payload_that_is_exported_on_is_left_to_its_user() -> None:
+    class Device(KeepingDevice):
+        async def write(self, offset: int, data: memoryview) -> None:
+            self.kept.append(memoryview(data))
+            self.kept.append(memoryview(data).cast("I"))
+
+    device = Device()
+    async with served(device) as server:
+        await server.client.write(0, b"\x12" * 512)
+        await server.client.write(0, bytes(512))
+    assert device.kept[1][0] == 0x12121212
+
+
+async def test_payloads_stay_as_they_are_while_their_handlers_wait() -> None:
+    device = PuppetDevice()
+    async with served(device) as server:
+        held = []
+        for number in range(100):
+            server.client.send(WRITE, 0, data=bytes([number]) * 65536)
+            held.append(await device.calls.get())
+        for number, call in enumerate(held):
+            assert bytes(call.data or b"") == bytes([number]) * 65536
+            call.succeed()
+        await server.client.replies(100)
+
+
+async def _exchange(server: Served, count: int) -> None:
+    """Write and read ``count`` times, 50 requests at a time."""
+    data = bytes(512)
+    for _ in range(count // 100):
+        asked = [server.client.request(WRITE, number * 512, data=data) for number in range(50)]
+        asked += [server.client.request(READ, number * 512, 512) for number in range(50)]
+        server.client.writer.write(b"".join(message for _, message in asked))
+        await server.client.replies(len(asked))
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("options", [{}, {"concurrency": 1}, {"handler_timeout": 15}])
+async def test_many_requests_leave_nothing_behind(options: dict[str, Any]) -> None:
+    async with served(MemoryDevice(1 << 20, block_size=512), **options) as server:
+        count = by_size(4000, 20_000)
+        await _exchange(server, 1000)
+        tracemalloc.start()
+        try:
+            await _exchange(server, 1000)
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            await _exchange(server, count)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] - before < 5 * count
+        finally:
+            tracemalloc.stop()
+        assert server.stats.reads == server.stats.writes == 1000 + count // 2
+        assert not server.dispatcher._scheduler._running.tasks
+
+
+async def test_requests_leave_no_garbage_that_needs_the_collector() -> None:
+    async with served(MemoryDevice(1 << 20, block_size=512)) as server:
+        await _exchange(server, 1000)
+        gc.collect()
+        gc.disable()
+        try:
+            await _exchange(server, 1000)
+            assert gc.collect() < 100
+        finally:
+            gc.enable()

@@ -1,0 +1,256 @@
+"""How much of the server's memory clients may take, and that they give it back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
+from aiovblk.dispatch.handler_call import MAX_EXTENTS
+from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
+from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
+from aiovblk.storage import MemoryDevice
+from aiovblk.stream import StreamProtocol
+
+from ...support.dispatch_client import PuppetDevice, served
+from ...support.simulated_loop import MemoryTransport, StillLoop
+
+
+@pytest.mark.parametrize(
+    ("command", "length", "payload"),
+    [
+        (Command.READ, 4096, 4096),
+        (Command.WRITE, MAX_PAYLOAD, MAX_PAYLOAD),
+        (Command.READ, 2**64 - 1, MAX_PAYLOAD),
+        (Command.TRIM, 2**32 - 1, 0),
+        (Command.WRITE_ZEROES, 2**64 - 1, 0),
+        (Command.FLUSH, 0, 0),
+        (0xFFFF, 2**32 - 1, 0),
+    ],
+)
+def test_request_costs_its_payload_but_never_what_only_its_length_claims(
+    command: int, length: int, payload: int
+) -> None:
+    assert request_cost(Request(0, command, 1, 0, length)) == REQUEST_COST + payload
+
+
+def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() -> None:
+    def status(length: int) -> int:
+        return request_cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
+
+    assert status(512) == REQUEST_COST + 2 * EXTENT_COST
+    assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
+
+
+def test_share_has_nothing_left_at_its_own_limit() -> None:
+    share = ConnectionQuota(MemoryBudget(1000), 100)
+    share.charge(99)
+    assert share.available() == 1
+    share.charge(1)
+    assert share.available() == 0
+    share.refund(1)
+    assert share.available() == 1
+
+
+def test_share_has_nothing_left_where_the_budget_has_but_may_take_one_small_request() -> None:
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 10**9), ConnectionQuota(budget, 10**9)
+    greedy.charge(500)
+    assert not greedy.may_charge(1)
+    assert modest.may_charge(ALWAYS_ALLOWED)
+    assert not modest.may_charge(ALWAYS_ALLOWED + 1)
+    modest.charge(1)
+    assert not modest.may_charge(1)
+    greedy.refund(500)
+    assert modest.may_charge(10**8)  # one that passes the limit, as long as there is something left
+
+
+async def reserving(share: ConnectionQuota, count: int = 1) -> asyncio.Task[None]:
+    task = asyncio.create_task(share.reserve(count))
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def test_reserving_is_done_at_once_where_there_is_room() -> None:
+    share = ConnectionQuota(MemoryBudget(100), 100)
+    share.charge(99)
+    await share.reserve(7)
+    assert share.reserved == 7
+    assert share.available() == -6
+
+
+async def test_reserving_waits_for_what_the_share_itself_gives_back() -> None:
+    share = ConnectionQuota(MemoryBudget(1000), 100)
+    share.charge(150)
+    task = await reserving(share)
+    share.refund(50)
+    await asyncio.sleep(0)
+    assert not task.done()
+    share.refund(1)
+    await task
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_reserving_waits_for_what_another_share_gives_back(closes: bool) -> None:
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
+    modest.charge(10)
+    greedy.charge(500)
+    task = await reserving(modest, 20)
+    assert budget.is_low()
+    if closes:
+        greedy.close()
+    else:
+        greedy.refund(500)
+    await task
+    assert budget.used == 30
+    assert not budget.is_low()
+
+
+async def test_memory_goes_to_those_who_wait_in_their_order_and_to_nobody_before_them() -> None:
+    budget = MemoryBudget(100)
+    shares = [ConnectionQuota(budget, 1000) for _ in range(3)]
+    greedy = ConnectionQuota(budget, 1000)
+    greedy.charge(200)
+    for share in shares:
+        share.charge(1)
+    tasks = [await reserving(share, 200) for share in shares]
+    for task in tasks:
+        assert greedy.available() <= 0
+        budget.limit = budget.used + 1
+        greedy.refund(0)
+        await task  # though it is the first that waits, it is the only one that is given any
+        assert not greedy.may_charge(1)
+    assert [share.reserved for share in shares] == [200] * 3
+
+
+async def test_share_that_waits_for_the_budget_still_gets_its_one_small_request() -> None:
+    budget = MemoryBudget(100)
+    greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
+    greedy.charge(500)
+    modest.charge(10)
+    task = await reserving(modest, ALWAYS_ALLOWED)
+    modest.refund(10)
+    await task
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
+    granted: bool,
+) -> None:
+    budget = MemoryBudget(1000)
+    share = ConnectionQuota(budget, 100)
+    share.charge(100)
+    task = await reserving(share, 50)
+    if granted:
+        share.refund(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert budget.used == (99 if granted else 100)
+    assert share.reserved == 0
+    if not granted:
+        task = await reserving(share, 50)
+        share.refund(1)
+        await task
+    else:
+        await share.reserve(50)
+    assert budget.used == 149
+
+
+async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> None:
+    budget = MemoryBudget(100)
+    greedy, leaving, other = (ConnectionQuota(budget, 1000) for _ in range(3))
+    greedy.charge(100)
+    for share in (leaving, other):
+        share.charge(1)
+    waits = await reserving(leaving, 10**6)
+    stays = await reserving(other, 10**6)
+    waits.cancel()
+    leaving.close()
+    greedy.close()
+    await stays
+    assert budget.used == 10**6 + 1
+
+
+def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
+    budget = MemoryBudget(100)
+    share, other = ConnectionQuota(budget, 100), ConnectionQuota(budget, 100)
+    other.charge(30)
+    share.charge(50)
+    share.close()
+    assert budget.used == 30
+    share.refund(50)  # the last replies leave, or are lost, after the end
+    assert budget.used == 30
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) -> None:
+    budget = MemoryBudget(1 << 20)
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream, stalled=True)
+        share = ConnectionQuota(budget, 1 << 20)
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20), Stats(), quota=share, on_disconnect=lambda: None
+        )
+        dispatcher.attach_stream(stream)
+        serving = loop.start(dispatcher.run())
+        for cookie in range(3):
+            request = Request(0, Command.READ, cookie, 0, 128 * 1024)
+            assert not transport.deliver(serialize_request(request))
+            loop.run_due()
+        assert stream.write_paused
+        assert budget.used >= 3 * 128 * 1024
+        serving.cancel()
+        loop.run_due()
+        share.close()
+        assert budget.used == 0
+        if reads:
+            transport.read()
+        transport.lose()
+        assert budget.used == 0
+
+
+def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
+    """Then it reads, and all is answered."""
+    limit = 256 * 1024
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream, stalled=True)
+        stats = Stats()
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20),
+            stats,
+            quota=ConnectionQuota(MemoryBudget(1 << 30), limit),
+            on_disconnect=lambda: None,
+        )
+        dispatcher.attach_stream(stream)
+        loop.start(dispatcher.run())
+        message = serialize_request(Request(0, Command.READ, 1, 0, 64 * 1024))
+        transport.deliver(message * 100)
+        loop.run_due()
+        assert limit < len(transport.sent) < 2 * limit
+        while stream.write_paused:
+            transport.read()
+            loop.run_due()
+        assert stats.reads == 100
+        transport.lose()
+        loop.run_due()
+
+
+async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() -> None:
+    device = PuppetDevice()
+    share = ConnectionQuota(MemoryBudget(1), 1)
+    async with served(device, quota=share) as server:
+        for _ in range(2):
+            server.client.send(Command.READ, 0, 1 << 20)
+        first = await device.calls.get()
+        await asyncio.sleep(0)
+        assert device.calls.empty()
+        first.succeed()
+        await server.client.reply()
+        (await device.calls.get()).succeed()
+        await server.client.reply()

@@ -1,0 +1,186 @@
+"""Devices whose server is gone: who is named, what is advised, and which are freed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovblk import AttachError, DeviceBusyError
+from aiovblk.kernel import AttachConfig, RequestQueue, attaching, locks, netlink, orphans, sysfs
+
+from ...support.kernel_tree import KernelTree
+
+SERVER = 4242
+TERMS = AttachConfig([], 4096, 1, 0, 0, RequestQueue())
+
+
+class Machine:
+    """One attached device, and what netlink was asked."""
+
+    def __init__(self, tree: KernelTree) -> None:
+        self.tree = tree
+        self.now = 0.0
+        self.disconnected: list[int] = []
+        self.directory = tree.device("nbd1", "43:32", sectors=8, thread=SERVER)
+        tree.process(os.getpid(), "python")
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def free(self, index: int, timeout: float = 0) -> None:
+        self.disconnected.append(index)
+        (self.directory / "pid").unlink()
+        self.tree.write(self.directory / "size", "0\n")
+
+    def attach(self) -> object:
+        return attaching.attach("/dev/nbd1", TERMS, by_netlink=False)
+
+
+@pytest.fixture
+def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = Machine(tree)
+    monkeypatch.setattr(locks, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.sleep", made.sleep)
+    monkeypatch.setattr("aiovblk.kernel.attaching.time.monotonic", lambda: made.now)
+    monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
+    monkeypatch.setattr(netlink, "disconnect", made.free)
+    taken: list[int] = []
+
+    def link(index: int, path: str, lock: int, terms: AttachConfig) -> object:
+        taken.append(lock)
+        return type("FakeLink", (), {"index": index})()
+
+    monkeypatch.setattr(attaching, "IoctlAttachment", link)
+    yield made
+    for lock in taken:
+        os.close(lock)
+
+
+def test_who_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -> None:
+    machine.tree.kernel_threads()
+    machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
+    with pytest.raises(DeviceBusyError) as caught:
+        machine.attach()
+    assert str(caught.value) == (
+        "/dev/nbd1: its server is gone, but it is still in use: opened by process 99 (sleep);"
+        " `aiovblk doctor --clean` frees it, or choose another"
+    )
+    assert caught.value.holders == ("opened by process 99 (sleep)",)
+    assert not machine.disconnected
+
+
+def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> None:
+    lock = locks.acquire(1)  # it looks right now
+    assert locks.server(1) is None
+    with pytest.raises(attaching._DetachingError):
+        attaching._attach_one(1, "/dev/nbd1", attaching._connect, TERMS)
+    os.close(lock)
+
+
+def test_a_device_that_others_are_attaching_all_the_time_is_busy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = locks.acquire(1)
+    monkeypatch.setattr(orphans, "free_if_unused", lambda _: True)
+    with pytest.raises(DeviceBusyError) as caught:
+        machine.attach()
+    assert type(caught.value) is DeviceBusyError
+    assert str(caught.value) == "/dev/nbd1: the device is just being attached or detached"
+    os.close(lock)
+
+
+def test_a_failed_attempt_leaves_the_lock_as_its_server_signed_it(machine: Machine) -> None:
+    # The watchdog of a server that is gone takes another signature for another server's coming.
+    machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
+    lock = locks.acquire(1)
+    locks.write_owner(lock)
+    signature = locks.owner_token(lock)
+    os.close(lock)
+    with pytest.raises(DeviceBusyError):
+        machine.attach()
+    assert (locks.LOCKS / "nbd1.lock").read_text().strip() == signature
+
+
+def test_a_refusal_of_the_kernel_takes_the_signature_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    machine.free(1)
+    monkeypatch.setattr(attaching, "IoctlAttachment", refuse)
+    with pytest.raises(AttachError):
+        machine.attach()
+    assert (locks.LOCKS / "nbd1.lock").read_text() == ""
+
+
+def test_a_device_whose_server_is_gone_and_that_nobody_uses_is_freed(machine: Machine) -> None:
+    machine.tree.kernel_threads()
+    machine.attach()
+    assert machine.disconnected == [1]
+    assert machine.now > attaching.BUSY_RETRY_TIMEOUT  # its watchdog comes first
+
+
+@pytest.mark.parametrize(
+    ("connections", "identity", "reason"),
+    [
+        (["nbd1"], "", "it has a server that cannot be seen from here, in another container"),
+        ([], "volume", "waits for another of the identity 'volume' to come back"),
+        (None, "", "it is attached, and its server cannot be seen from here"),
+    ],
+)
+def test_a_device_that_may_have_a_server_is_not_freed(
+    machine: Machine, connections: list[str] | None, identity: str, reason: str
+) -> None:
+    machine.tree.write(machine.directory / "backend", f"{identity}\n")
+    if connections is not None:
+        machine.tree.kernel_threads(*connections)
+    with pytest.raises(DeviceBusyError, match=reason) as caught:
+        machine.attach()
+    assert "`aiovblk unmount --force /dev/nbd1`" in str(caught.value)
+    assert not machine.disconnected
+
+
+def test_a_device_that_cannot_be_freed_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(index: int) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    machine.tree.kernel_threads()
+    monkeypatch.setattr(netlink, "disconnect", refuse)
+    with pytest.raises(DeviceBusyError, match="its server is gone; `aiovblk doctor --clean`"):
+        machine.attach()
+
+
+def test_a_device_that_is_kept_though_disconnected_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.tree.kernel_threads()
+    monkeypatch.setattr(netlink, "disconnect", machine.disconnected.append)
+    monkeypatch.setattr(orphans, "FREEING_TIMEOUT", 0)
+    with pytest.raises(DeviceBusyError, match="its server is gone"):
+        machine.attach()
+    assert machine.disconnected == [1]
+
+
+def test_nothing_is_attached_once_nobody_waits_for_it(machine: Machine) -> None:
+    machine.free(1)
+    with pytest.raises(AttachError) as caught:
+        attaching.attach("/dev/nbd1", TERMS, by_netlink=False, should_continue=lambda: False)
+    assert caught.value.errno == errno.ECANCELED
+
+
+def test_locks_where_others_may_write_are_refused(machine: Machine) -> None:
+    machine.free(1)
+    locks.LOCKS.mkdir()
+    locks.LOCKS.chmod(0o777)
+    with pytest.raises(AttachError, match="others than root may write there") as caught:
+        machine.attach()
+    assert caught.value.path == str(locks.LOCKS)
+    locks.LOCKS.chmod(0o755)
+    machine.attach()

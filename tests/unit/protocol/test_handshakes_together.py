@@ -1,0 +1,102 @@
+"""Both sides of the handshake against each other, in every combination."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from aiovblk.errors import OptionRefusedError
+from aiovblk.protocol import (
+    ClientHandshake,
+    ExportInfo,
+    NegotiationResult,
+    OptionReply,
+    ReplyMode,
+    ServerHandshake,
+    TLSMode,
+    TransmissionFlag,
+)
+
+from ...support.handshake_transcript import Together, talk_together
+
+DF = TransmissionFlag.SEND_DF
+DISK = ExportInfo(1 << 40, TransmissionFlag(0x16D), 512, 4096, 1 << 20, "a disk")
+PLAIN = ExportInfo(4096, TransmissionFlag(0x01))
+EXPORTS = {"": PLAIN, "disk": DISK, "d" * 4096: DISK, "gone": None}
+
+
+def talk(
+    name: str,
+    *,
+    client_tls: bool = False,
+    server_tls: TLSMode = TLSMode.OFF,
+    mode: ReplyMode = ReplyMode.EXTENDED,
+    allocation: bool = True,
+    exports: dict[str, ExportInfo | None] = EXPORTS,
+) -> Together:
+    return talk_together(
+        partial(ClientHandshake, name, tls=client_tls, mode=mode, allocation=allocation),
+        partial(ServerHandshake, dict.fromkeys(exports, ""), tls=server_tls),
+        exports,
+    )
+
+
+@pytest.mark.parametrize("name", ["disk", "", "d" * 4096])
+@pytest.mark.parametrize("mode", ReplyMode)
+@pytest.mark.parametrize("allocation", [False, True])
+@pytest.mark.parametrize(
+    "tls",
+    [
+        (False, TLSMode.OFF),
+        (False, TLSMode.OFFERED),
+        (True, TLSMode.OFFERED),
+        (True, TLSMode.REQUIRED),
+    ],
+)
+def test_both_sides_agree(
+    name: str, mode: ReplyMode, allocation: bool, tls: tuple[bool, TLSMode]
+) -> None:
+    together = talk(name, mode=mode, allocation=allocation, client_tls=tls[0], server_tls=tls[1])
+    number = 1 if allocation and mode else None
+    info = EXPORTS[name]
+    assert info is not None
+    assert together.server == NegotiationResult(name, info, mode, number)
+    told = replace(info, flags=info.flags | DF if mode else info.flags)
+    assert together.client == NegotiationResult(name, told, mode, number)
+    assert together.secured is tls[0]
+
+
+@pytest.mark.parametrize("mode", ReplyMode)
+def test_default_export_has_the_contexts_that_were_asked_for(mode: ReplyMode) -> None:
+    together = talk("", mode=mode, exports={"disk": DISK})
+    assert together.client is not None
+    assert together.server is not None
+    assert together.server.name == "disk"
+    assert (
+        together.client.allocation_context_id
+        == together.server.allocation_context_id
+        == (1 if mode else None)
+    )
+
+
+@pytest.mark.parametrize("mode", ReplyMode)
+@pytest.mark.parametrize(
+    ("name", "client_tls", "server_tls", "reply"),
+    [
+        ("nowhere", False, TLSMode.OFF, OptionReply.ERR_UNKNOWN),
+        ("gone", True, TLSMode.REQUIRED, OptionReply.ERR_UNKNOWN),
+        ("d" * 4097, False, TLSMode.OFF, OptionReply.ERR_INVALID),
+        ("d" * 65536, False, TLSMode.OFF, OptionReply.ERR_TOO_BIG),
+        ("disk", True, TLSMode.OFF, OptionReply.ERR_UNSUP),
+        ("disk", False, TLSMode.REQUIRED, OptionReply.ERR_TLS_REQD),
+    ],
+)
+def test_client_is_told_what_it_cannot_have(
+    name: str, client_tls: bool, server_tls: TLSMode, reply: OptionReply, mode: ReplyMode
+) -> None:
+    together = talk(name, mode=mode, client_tls=client_tls, server_tls=server_tls)
+    assert isinstance(together.error, OptionRefusedError)
+    assert together.error.reply == reply
+    assert together.server is None

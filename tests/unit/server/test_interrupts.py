@@ -1,0 +1,158 @@
+"""KeyboardInterrupt in the midst of a server: the second Ctrl-C, as ``asyncio.Runner`` takes it.
+
+It is raised wherever the main thread happens to be, after the first has begun the end. Here that is
+at the first line of a function, one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiovblk
+from aiovblk.server import server as server_module
+from aiovblk.server.workers.pool import _WorkerSlot
+from aiovblk.storage import MemoryDevice
+
+from ...support.network_client import LoggingDevice, clients_of, serve, using
+
+PROGRAM = """
+import asyncio, os, signal, sys, threading
+import uvloop
+import aiovblk
+from aiovblk.protocol import Command, Option, Request, serialize_request
+from aiovblk.protocol.options import serialize_info_request, serialize_option
+from aiovblk.storage import MemoryDevice
+import socket
+
+path, loop, where, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+package = os.path.dirname(aiovblk.__file__)
+ready = threading.Event()
+done = threading.Event()
+
+class Slow(MemoryDevice):
+    async def read(self, offset, length):
+        if offset:
+            await asyncio.sleep(0.01)
+        return await super().read(offset, length)
+
+def interrupt_at(frame, event, argument):
+    if not frame.f_code.co_filename.startswith(package):
+        return None
+    if frame.f_code.co_qualname != where:
+        return None
+    global number
+    number -= 1
+    if number:
+        return None
+    sys.settrace(None)
+    done.set()
+    raise KeyboardInterrupt
+
+def client():
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    sock.sendall((3).to_bytes(4) + serialize_option(Option.GO, serialize_info_request("", [])))
+    for at in range(12):
+        sock.sendall(serialize_request(Request(0, Command.READ, at, at % 3 * 4096, 4096)))
+    while sock.recv(1 << 16):
+        pass
+
+async def main():
+    async with aiovblk.serve(Slow(1 << 20), unix=path, drain_timeout=3600) as server:
+        threading.Thread(target=client, daemon=True).start()
+        while not server.stats.in_flight:
+            await asyncio.sleep(0)
+        sys.settrace(interrupt_at)
+        signal.raise_signal(signal.SIGINT)
+        await server.wait()
+
+factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+try:
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+except KeyboardInterrupt:
+    pass
+sys.settrace(None)
+print("interrupted" if done.is_set() else "never there")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+PLACES = [
+    ("Dispatcher._reply", 1),
+    ("Dispatcher._reply", 3),
+    ("Dispatcher._send", 1),
+    ("Dispatcher._send", 2),
+    ("Stats.record_replies", 1),
+    ("ConcurrencyLimiter.release", 2),
+    ("Server.close", 1),
+    ("Server.close_after_error", 1),
+    ("GracefulTask.__init__", 1),
+    ("Server._shut_down", 1),
+    ("ServerConnection.stop", 1),
+    ("ServerConnection._finish", 1),
+    ("ServerConnection._close", 1),
+    ("StreamProtocol.connection_lost", 1),
+    ("LocalClients._on_end", 1),
+    ("LocalClients.close", 1),
+    ("OpenDevice.close", 1),
+]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(("where", "number"), PLACES)
+def test_server_ends_although_an_interrupt_hits_it_anywhere(
+    where: str, number: int, loop: str, tmp_path: Path
+) -> None:
+    """With an hour for requests in flight: it is not that which ends it."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "socket"), loop, where, str(number)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt may hit whoever takes a worker's message."""
+    lost: list[str] = []
+    original = _WorkerSlot._on_event
+
+    def forget(member: _WorkerSlot, name: str, arguments: tuple[object, ...]) -> None:
+        if name == "left":
+            lost.append(name)
+        else:
+            original(member, name, arguments)
+
+    monkeypatch.setattr(_WorkerSlot, "_on_event", forget)
+    monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)
+    make = functools.partial(MemoryDevice, 1 << 20, block_size=512)
+    async with aiovblk.serve(make, unix=path, workers=1, drain_timeout=3600), using(path) as client:
+        assert await client.read(0, 512) == bytes(512)
+    assert lost == ["left"]
+
+
+async def test_server_ends_although_it_was_not_told_of_a_client_that_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)
+    async with serve(LoggingDevice(), unix=path) as server, using(path) as client:
+        assert await client.read(0, 512) == bytes(512)
+        (task,) = clients_of(server)._serving
+        task.remove_done_callback(clients_of(server)._on_end)
+        events = server.events()
+    assert [type(event).__name__ async for event in events] == [
+        "ServerClosing",
+        "ClientDisconnected",
+        "ServerClosed",
+    ]

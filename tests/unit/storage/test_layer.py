@@ -1,0 +1,122 @@
+"""What every layer does: it passes on what it does not change, and promises nothing else."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from aiovblk.device import BlockDevice, Extent, overrides
+from aiovblk.storage import Layer, MemoryDevice
+
+from ...support.recording_device import Recorder
+
+HANDLERS = ["read", "write", "flush", "trim", "write_zeroes", "extents", "cache"]
+
+
+class Everything(Recorder):
+    """A device with all handlers, and nothing as it is by default."""
+
+    block_size = 512
+    blocks = 8
+    rotational = True
+    multi_conn = True
+
+
+class OnlyReads(BlockDevice):
+    blocks = 4
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return b"r" * length
+
+
+class Twice(Layer):
+    """A layer with a write and a flush of its own."""
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        await self.inner.write(offset, data)
+        await self.inner.write(offset, data)
+
+    async def flush(self) -> None:
+        await self.inner.flush()
+
+
+class Promises(Twice):
+    provides = frozenset({"flush"})
+
+
+async def test_all_requests_reach_the_inner_device() -> None:
+    inner = Everything()
+    layer = Layer(inner)
+    assert await layer.read(512, 1024) == bytes(1024)
+    await layer.write(0, memoryview(b"x" * 512))
+    await layer.flush()
+    await layer.trim(0, 512)
+    await layer.write_zeroes(512, 512, may_trim=True)
+    assert await layer.extents(0, 512) == [Extent(512, hole=True, zero=True)]
+    await layer.cache(0, 512)
+    await layer.unmount()
+    assert inner.calls == [
+        ("read", 512, 1024),
+        ("write", 0, b"x" * 512),
+        ("flush",),
+        ("trim", 0, 512),
+        ("write_zeroes", 512, 512, True),
+        ("extents", 0, 512),
+        ("cache", 0, 512),
+        ("unmount",),
+    ]
+
+
+def test_geometry_is_that_of_the_inner_device() -> None:
+    inner = Everything()
+    layer = Layer(inner)
+    assert (layer.block_size, layer.blocks, layer.size) == (512, 8, 4096)
+    assert layer.rotational
+    assert layer.multi_conn
+    inner.blocks = 16
+    assert layer.blocks == 16
+    layer.blocks = 4
+    assert inner.blocks == 4
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_layer_has_the_handlers_of_the_inner_device(name: str) -> None:
+    method = getattr(BlockDevice, name)
+    assert overrides(Layer(Everything()), method)
+    assert overrides(Layer(OnlyReads()), method) == (name == "read")
+    assert overrides(Layer(MemoryDevice(1 << 20)), method) == (name not in ("flush", "cache"))
+
+
+def test_layer_has_no_handler_of_its_own_that_would_fail_below() -> None:
+    assert not overrides(Twice(OnlyReads()), BlockDevice.write)
+    assert not overrides(Twice(OnlyReads()), BlockDevice.flush)
+    assert overrides(Twice(Everything()), BlockDevice.write)
+    assert overrides(Promises(OnlyReads()), BlockDevice.flush)
+
+
+async def test_zeroes_are_written_by_the_layer_if_the_inner_device_only_writes() -> None:
+    class Written(Everything):
+        write_zeroes = BlockDevice.write_zeroes
+
+    inner = Written()
+    await Twice(inner).write_zeroes(0, 512, may_trim=True)
+    assert inner.calls == [("write", 0, bytes(512))] * 2
+
+
+def test_read_only_follows_the_inner_device_unless_it_is_set() -> None:
+    inner = Everything()
+    layer = Layer(inner)
+    assert not layer.read_only
+    inner.read_only = True
+    assert layer.read_only
+    inner.read_only = False
+    layer.read_only = True
+    assert layer.read_only
+    assert Layer(OnlyReads()).read_only
+
+
+async def test_write_to_an_inner_device_without_one_is_refused() -> None:
+    with pytest.raises(PermissionError) as caught:
+        await Twice(OnlyReads()).write(0, memoryview(bytes(512)))
+    assert caught.value.errno == errno.EPERM

@@ -1,0 +1,529 @@
+"""Workers that do not begin, hang, or are not asked in vain: what their parents do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pickle
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import aiovblk
+from aiovblk import AttachError, Error, kernel
+from aiovblk.dispatch import Stats
+from aiovblk.events import ConnectionRestored
+from aiovblk.mounting import _served, attaching
+from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
+from aiovblk.mounting.handover.endpoint import HandoverGeometry as DoorGeometry
+from aiovblk.mounting.handover.endpoint import HandoverRequest, HandoverResult, request_handover
+from aiovblk.mounting.state import MountState
+from aiovblk.mounting.unmounting import UnmountSequence
+from aiovblk.mounting.workers.backend import WorkerBackend as MountCrew
+from aiovblk.server.connection import make_settings
+from aiovblk.server.exports import exports_of
+from aiovblk.server.workers import pool as serving
+from aiovblk.server.workers.pool import WorkerPool
+from aiovblk.server.workers.service import MAX_REPORTS, ClientReport, ClientService
+from aiovblk.storage import MemoryDevice
+from aiovblk.workers import Worker, worker
+from aiovblk.workers.channel import MAX_MESSAGE
+from aiovblk.workers.messages import Notification
+
+from ...support.dispatch_client import Client
+from ...support.network_client import READ, WRITE, connected, serve, until, using
+from ...support.worker_services import (
+    FileOfAll,
+    hang_for_ever,
+    load_or_hang,
+    load_or_raise,
+    make_and_hang,
+    raise_cancelled,
+)
+
+pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
+
+
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def worker_of(server: aiovblk.Server) -> Worker:
+    assert isinstance(server._clients, WorkerPool)
+    return server._clients._slots[0].worker
+
+
+# Mounts
+
+
+async def test_a_factory_that_cannot_travel_ends_every_worker() -> None:
+    with pytest.raises(TypeError, match="must be a function or a class of a module"):
+        await aiovblk.mount(lambda: MemoryDevice(4096), workers=3)
+    assert not children()
+
+
+async def test_a_factory_that_fails_or_is_cancelled_is_told() -> None:
+    with pytest.raises(FileNotFoundError):
+        await aiovblk.mount(partial(FileOfAll, Path("/no/such/file")), workers=2)
+    with pytest.raises(RuntimeError, match="CancelledError"):
+        await aiovblk.mount(raise_cancelled, workers=1)
+    assert not children()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 1])
+async def test_a_mount_is_cancelled_while_its_workers_begin(seconds: float) -> None:
+    mounting = asyncio.create_task(aiovblk.mount(hang_for_ever, workers=2))
+    await asyncio.wait([mounting], timeout=seconds)
+    mounting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await mounting
+    assert not children()
+
+
+async def test_a_mount_is_cancelled_although_a_worker_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "EXIT_TIMEOUT", 0.1)
+    hanging = tmp_path / "hanging"
+    mounting = asyncio.create_task(aiovblk.mount(partial(make_and_hang, hanging), workers=1))
+    await until(hanging.exists)
+    await asyncio.wait([mounting], timeout=0.1)  # for an answer that does not come
+    mounting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await mounting
+    assert not children()
+
+
+def crew_of(factory: Any, *, workers: int = 1, is_made_late: bool = False) -> MountCrew:
+    return MountCrew(
+        factory,
+        workers=workers,
+        concurrency=1,
+        handler_timeout=None,
+        slow_request=None,
+        memory_safe=False,
+        opens_after_handover=is_made_late,
+    )
+
+
+def options(*, replace: bool = False) -> attaching.MountOptions:
+    return attaching.MountOptions(
+        attach="netlink",
+        timeout=None,
+        unmount_timeout=1,
+        queue=kernel.RequestQueue(),
+        identity="volume",
+        survive=60,
+        replace=replace,
+        partitions=False,
+    )
+
+
+@asynccontextmanager
+async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, ConnectionGroup]]:
+    """Two workers with a connection each, as of a mount, but for the kernel."""
+    crew = crew_of(partial(FileOfAll, image), workers=2)
+    lines = ConnectionGroup(MountState(), lambda: None)
+    try:
+        await crew.open(lines)
+        kernels = await lines.connect()
+        lines.start()
+        yield crew, lines
+    finally:
+        await crew.close()
+        close_all(kernels)
+
+
+async def test_what_stands_for_the_devices_is_like_them(image: Path) -> None:
+    async with opened(image) as (crew, _):
+        device = crew.device
+        assert (device.block_size, device.blocks) == (512, 2048)
+        assert (device.read_only, device.rotational) == (False, True)
+
+
+async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
+    async with opened(image) as (crew, lines):
+        lost = crew._connections[0]
+        lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
+        os.kill(lost.worker.pid, signal.SIGKILL)
+        await lost.worker.lost
+        await lines.resize(512)
+        await until(lambda: lost.oldest_start is None)
+        assert lines.unanswered_since() > 1.0
+        assert lines.stats.in_flight == 0
+
+
+async def test_workers_answer_what_has_arrived_before_their_connections_are_made_again(
+    image: Path,
+) -> None:
+    crew = crew_of(partial(FileOfAll, image), workers=2)
+    events = MountState()
+    heard = events.broadcaster.subscribe()
+    lines = ConnectionGroup(events, lambda: None)
+    clients: list[Client] = []
+
+    async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
+        await crew.open_replacement(old, new)
+        ours, theirs = socket.socketpair()
+        clients.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
+        return ours
+
+    try:
+        await crew.open(lines)
+        for kernel_end in await lines.connect():
+            clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
+        lines.start()
+        lines.open_replacement = renew
+        data = os.urandom(512)
+        clients[0].send(WRITE, 512, data=data)
+        lines.stop_receiving(lines.all(), "for a test")
+        assert (await clients[0].reply()).error == 0
+        restored = 0
+        while restored < 2:
+            restored += isinstance(await anext(heard), ConnectionRestored)
+        assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
+        for client in clients[2:]:
+            assert await client.read(512, 512) == data
+        assert lines.live_count == 2
+    finally:
+        await crew.close()
+        for client in clients:
+            client.writer.close()
+
+
+# Servers
+
+
+async def test_a_server_ends_although_a_worker_hangs(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.1)
+    export = partial(FileOfAll, image)
+    async with (
+        serve(export, unix=path, workers=1, drain_timeout=0.1) as server,
+        using(path) as client,
+    ):
+        await client.read(0, 512)
+        os.kill(worker_of(server).pid, signal.SIGSTOP)
+        server.close()
+        await server.wait()
+        assert "hangs; it is killed" in caplog.text
+        assert "with it 1 connections are lost" in caplog.text
+    assert not children()
+
+
+async def test_a_worker_that_does_not_hang_gives_up_and_lets_go(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.01)
+    async with (
+        serve(partial(FileOfAll, image), unix=path, workers=1) as server,
+        using(path) as client,
+    ):
+        client.send(READ, 512 * 14, 512)
+        await until(lambda: server.stats.in_flight == 1)
+        server.close(force=True)
+        await client.closed()
+        await server.wait()
+    assert image.with_suffix(".log").read_text().count("unmount") == 1
+    assert "killed" not in caplog.text
+
+
+@pytest.mark.parametrize("whose", ["the server's", "the worker's"])
+async def test_a_client_that_cannot_be_handed_over_is_not_counted(
+    path: Path,
+    image: Path,
+    whose: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
+        with monkeypatch.context() as patched:
+            let_have_none(patched, None if whose == "the server's" else worker_of(server).pid)
+            async with connected(path) as client:
+                assert await client.closed() == b""
+        await until(lambda: "a client is lost: [Errno 24]" in caplog.text)
+        assert server._clients.count() == 0
+        let_have_all(worker_of(server).pid)
+        async with using(path) as client:
+            assert await client.read(0, 512) == bytes(512)
+
+
+def let_have_none(patched: pytest.MonkeyPatch, pid: int | None) -> None:
+    """Let this process, or another, have no descriptor for a socket on its way."""
+    if pid is None:
+
+        def refuse(descriptor: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patched.setattr(os, "dup", refuse)
+    else:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
+
+
+def let_have_all(pid: int) -> None:
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def test_a_worker_that_cannot_be_replaced_is_told(
+    path: Path, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = partial(load_or_raise, image)
+    async with serve(
+        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
+    ) as server:
+        image.unlink()
+        os.kill(worker_of(server).pid, signal.SIGKILL)
+        await until(lambda: "no other process can take its place: LookupError" in caplog.text)
+        async with connected(path) as client:
+            assert await client.closed() == b""
+        assert "no worker is left to serve it" in caplog.text
+    assert not children()
+
+
+async def test_a_server_ends_while_a_worker_is_being_replaced(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "EXIT_TIMEOUT", 0.5)
+    hanging = Path(f"{image}.hanging")
+    tls = partial(load_or_hang, image, hanging)
+    async with serve(
+        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
+    ) as server:
+        image.unlink()
+        os.kill(worker_of(server).pid, signal.SIGKILL)
+        await until(hanging.exists)
+    assert not children()
+
+
+# What is told of clients
+
+
+def largest_report(number: int) -> ClientReport:
+    stats = Stats()
+    for name, latency in stats.latency.items():
+        stats.errors_by_command[name] = 1 << 40
+        for magnitude in range(45):  # hours, in nanoseconds
+            for quarter in range(4, 8):
+                latency.add(quarter << magnitude, 1 << 40)
+    return ClientReport((1 << 62) + number, "a peer" * 10, f"{number:04096}", stats)
+
+
+def test_a_message_holds_as_many_reports_as_are_told_at_once() -> None:
+    reports = [largest_report(number) for number in range(MAX_REPORTS)]
+    assert len(pickle.dumps(Notification("clients", (reports,)))) <= MAX_MESSAGE // 2
+
+
+class Told:
+    """What a service tells its parent."""
+
+    def __init__(self) -> None:
+        self.clients: set[int] = set()
+        self.left = 0
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        match name, *arguments:
+            case "clients", reports:
+                assert len(reports) <= MAX_REPORTS
+                self.clients |= {report.number for report in reports}
+            case "gone", number:
+                self.clients.remove(number)
+            case "left", *_:
+                self.left += 1
+
+
+def service(tell: Callable[..., None]) -> ClientService:
+    settings = partial(
+        make_settings,
+        exports=exports_of(MemoryDevice(4096)),
+        tls=None,
+        require_tls=False,
+        handshake_timeout=10,
+        drain_timeout=5,
+        concurrency=1,
+        handler_timeout=None,
+        slow_request=None,
+        connection_memory=1 << 20,
+        memory=1 << 20,
+    )
+    return ClientService(settings, tell)
+
+
+async def test_many_clients_are_told_of_and_counted() -> None:
+    told, number = Told(), 3 * MAX_REPORTS + 1
+    serving = service(told)
+    pairs = [socket.socketpair() for _ in range(number)]
+    for at, (sock, _) in enumerate(pairs):
+        await serving.accept(at, sock)
+    await until(lambda: len(told.clients) == number)
+    for _, client in pairs:
+        client.close()
+    await until(lambda: told.left == number)
+    assert not told.clients
+    await serving.shutdown()
+
+
+async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
+    told = Told()
+
+    def tell(name: str, *arguments: Any) -> None:
+        if name in ("clients", "gone", "stats"):
+            raise ValueError("a message is too large")
+        told(name, *arguments)
+
+    serving = service(tell)
+    ours, theirs = socket.socketpair()
+    await serving.accept(1, ours)
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    theirs.close()
+    await until(lambda: told.left == 1)
+    await serving.shutdown()
+
+
+async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
+    told: list[tuple[Any, ...]] = []
+    serving = service(lambda *words: told.append(words))
+    for number in (1, 2):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(bytes(20))
+            await serving.accept(number, ours)
+            await until(lambda: [name for name, *_ in told].count("left") == number)  # noqa: B023
+        await serving.listen()
+    await serving.shutdown()
+    [refusals] = [arguments for name, *arguments in told if name == "events"]
+    assert [each.client for each in refusals[0]] == [2]
+
+
+# A device that another server has had
+
+
+@asynccontextmanager
+async def taking_over(
+    factory: Any, connections: list[tuple[socket.socket, bytes]]
+) -> AsyncIterator[ConnectionGroup]:
+    """One worker, and as many more as there are connections that another server has handed over."""
+    crew = crew_of(factory)
+    lines = ConnectionGroup(MountState(), lambda: None)
+    try:
+        await crew.open(lines)
+        await lines.take_over(connections, partial(crew.open_replacement, None))
+        lines.start()
+        yield lines
+    finally:
+        await crew.close()
+
+
+async def test_a_worker_goes_on_within_a_large_write(image: Path) -> None:
+    ours, theirs = socket.socketpair()
+    client = Client(*await asyncio.open_unix_connection(sock=theirs))
+    _, message = client.request(WRITE, 0, data=os.urandom(1 << 20))
+    received, rest = message[: MAX_MESSAGE - 1000], message[MAX_MESSAGE - 1000 :]
+    async with taking_over(partial(FileOfAll, image), [(ours, received)]):
+        client.writer.write(rest)
+        assert (await client.reply()).error == 0
+        client.writer.close()
+    assert image.read_bytes() == message[-(1 << 20) :]
+
+
+async def test_each_connection_has_a_worker_if_they_share_their_data(image: Path) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    connections = [(ours, b"") for ours, _ in pairs]
+    async with taking_over(partial(FileOfAll, image), connections) as lines:
+        assert len(lines.all()) == 3
+        for _, theirs in pairs:
+            theirs.close()
+
+
+async def test_several_connections_are_refused_if_nothing_says_that_workers_share_their_data() -> (
+    None
+):
+    pairs = [socket.socketpair() for _ in range(2)]
+    with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
+        async with taking_over(partial(MemoryDevice, 4096), [(ours, b"") for ours, _ in pairs]):
+            pass
+    for ours, theirs in pairs:
+        with theirs:
+            assert theirs.recv(1) == b""
+        assert ours.fileno() < 0
+
+
+async def test_a_mount_with_workers_refuses_its_successor(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreal(aiovblk.Mount):
+        async def _attach(self, path: str | None) -> None:
+            await self._backend.open(self._connections)
+            self.path, self.index = "/dev/nbd7", 7
+            self._listen_for_handover()
+
+        async def _unmount(self) -> Any:
+            return UnmountSequence(
+                self.device, self._connections, cast(kernel.Attachment, None), self._state, 1
+            )
+
+    monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"door{index}")
+    mount = Unreal(crew_of(partial(FileOfAll, image)), options())
+    await mount.start(None)
+    wanted = HandoverRequest("volume", DoorGeometry.of(mount.device))
+    reason = "its connections are in workers; end it, and mount the device again"
+    with pytest.raises(AttachError, match=reason):
+        await asyncio.to_thread(request_handover, tmp_path / "door7", wanted, 10)
+    with pytest.raises(Error, match=reason):
+        await mount.detach()
+    await mount.unmount(force=True)
+    assert not (tmp_path / "door7").exists()
+
+
+async def test_workers_start_when_the_other_server_has_let_go(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    log = image.with_suffix(".log")
+    geometry = DoorGeometry(1 << 20, 512, read_only=False)
+
+    def hand_over(
+        path: Path, wanted: HandoverRequest, seconds: float, sock: socket.socket
+    ) -> HandoverResult:
+        sock.close()
+        assert (wanted, log.exists()) == (HandoverRequest("volume", None), False)
+        return HandoverResult(os.open(tmp_path, os.O_RDONLY), [(ours, b"")], geometry)
+
+    monkeypatch.setattr(kernel, "find_by_identity", lambda path, identity: 7)
+    monkeypatch.setattr(
+        kernel, "attachment_for_existing", lambda *_: SimpleNamespace(path="/dev/nbd7")
+    )
+    monkeypatch.setattr(kernel.locks, "write_owner", os.close)
+    monkeypatch.setattr(attaching, "request_handover", hand_over)
+    crew = crew_of(partial(FileOfAll, image), is_made_late=True)
+    events = MountState()
+    lines = ConnectionGroup(events, lambda: None)
+    try:
+        await attaching.AttachSequence(crew, lines, events, options(replace=True)).run(None)
+        client = Client(*await asyncio.open_unix_connection(sock=theirs))
+        await client.write(512, b"x" * 512)
+        client.writer.close()
+    finally:
+        await crew.close()
+    assert image.read_bytes()[512:1024] == b"x" * 512
+
+
+def test_workers_that_are_to_replace_a_server_are_to_start_late(image: Path) -> None:
+    serve_by = partial(_served, partial(FileOfAll, image), 1, 2, 1, None, None)
+    assert [serve_by(replace, False).opens_after_handover for replace in (False, True)] == [
+        False,
+        True,
+    ]
