@@ -8,8 +8,9 @@ from hypothesis import settings
 from ..sizes import by_size
 from .fake_kernel import kernel
 from .kernel_tree import tree
+from .timers import timers
 
-__all__ = ["kernel", "tree"]
+__all__ = ["kernel", "timers", "tree"]
 
 # The same examples each time: chance has its place in tools/fuzz.
 settings.register_profile(

@@ -17,6 +17,7 @@ from aiovblk.stream import Slice, handshake
 from tests.certificates import make_certificates
 
 from .network import MIB, NetworkClient, PuppetDisk, connected, serve, until_left, using
+from .timers import LATER, Timers
 
 GO_DISK = serialize_info_request("disk", [])
 
@@ -191,14 +192,17 @@ async def test_client_that_says_anything_but_tls_is_cut_off(
 
 
 @pytest.mark.deadline(30)  # asyncio's own limit for it is 60 s
-async def test_client_that_never_begins_tls_is_sent_away(path: Path, certificates: Path) -> None:
+async def test_client_that_never_begins_tls_is_sent_away(
+    path: Path, certificates: Path, timers: Timers
+) -> None:
     context = tls.server_context(certificates)
     async with (
-        serve(disk(), unix=path, tls=context, handshake_timeout=0.1),
+        serve(disk(), unix=path, tls=context, handshake_timeout=LATER),
         connected(path) as client,
     ):
         await client.greet()
         await client.ask(Option.STARTTLS)
+        timers.go_off()
         await client.closed()
 
 
