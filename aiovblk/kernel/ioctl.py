@@ -1,4 +1,4 @@
-"""The system calls that Python has no safe way to make: NBD's ioctls, and syncfs.
+"""The ioctls of NBD devices and block devices.
 
 ``fcntl.ioctl`` takes its argument as a C int, which ends at 2 GiB; the arguments of NBD's ioctls
 are unsigned longs, passed by value (nbd_ioctl in the kernel's drivers/block/nbd.c).
@@ -6,14 +6,10 @@ are unsigned longs, passed by value (nbd_ioctl in the kernel's drivers/block/nbd
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 from enum import IntEnum
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
-_libc.syncfs.argtypes = [ctypes.c_int]
+from . import libc
 
 # _IO(0xab, n) of include/uapi/linux/nbd.h, _IO(0x12, n) of fs.h. These architectures have a bit for
 # "no argument".
@@ -22,7 +18,7 @@ _BASE = _NO_DIRECTION | 0xAB00
 
 
 class Ioctl(IntEnum):
-    """Those of include/uapi/linux/nbd.h and linux/fs.h that are in use here."""
+    """The requests in use here, from include/uapi/linux/nbd.h and linux/fs.h."""
 
     NBD_SET_SOCK = _BASE + 0
     NBD_SET_BLKSIZE = _BASE + 1
@@ -38,24 +34,11 @@ class Ioctl(IntEnum):
 
 
 def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:
-    """Make one request of a device, without holding the interpreter's lock.
+    """Make one ioctl on an open device node. Blocks without holding the interpreter's lock.
 
     Raises:
-        OSError: with the number that the kernel gave, EINTR included.
+        OSError: with the kernel's error number, EINTR included.
 
     """
-    if _libc.ioctl(fd, request, argument) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{request.name}: {os.strerror(number)}")
-
-
-def syncfs(fd: int) -> None:
-    """Write the whole file system that a descriptor lies on to its device.
-
-    Raises:
-        OSError: the file system could not be written.
-
-    """
-    if _libc.syncfs(fd) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"syncfs: {os.strerror(number)}")
+    if libc.LIBRARY.ioctl(fd, request, argument) < 0:
+        raise libc.last_error(request.name)

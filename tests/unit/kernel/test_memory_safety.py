@@ -1,4 +1,4 @@
-"""Serving although memory is short: what is asked of the kernel, what is said when it refuses."""
+"""Serving under memory pressure: the calls to the kernel, and the warnings when it refuses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aiovblk
+from aiovblk.kernel import libc as c_library
 from aiovblk.kernel import memory_safety
 from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.storage import MemoryDevice
@@ -22,7 +23,7 @@ ALL = (1 << 41) - 1
 
 
 class FakeLibc:
-    """Notes the calls, and fails those that are to fail."""
+    """Records the calls, and fails those in ``refused``."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -43,7 +44,7 @@ class FakeLibc:
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> FakeLibc:
     fake = FakeLibc()
-    monkeypatch.setattr(memory_safety, "_libc", fake)
+    monkeypatch.setattr(c_library, "LIBRARY", fake)
     return fake
 
 
