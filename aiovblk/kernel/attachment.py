@@ -139,7 +139,8 @@ class Attachment(ABC):
                 raise OSError(errno.ECANCELED, "it was detached before it was live")
             if self.ended.done():
                 number = self.ended.result() or errno.EIO
-                raise OSError(number, f"NBD_DO_IT: {os.strerror(number)}")
+                reason = os.strerror(number)
+                raise OSError(number, f"the kernel ended it before it was live: {reason}")
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(sysfs.POLL)
