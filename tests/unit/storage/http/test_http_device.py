@@ -100,7 +100,7 @@ RANGE = {"Content-Range": f"bytes 0-511/{MIB}", "ETag": '"x"'}
         (
             Answer(headers={"Content-Range": "bytes 0-511/*"}, body=bytes(512)),
             errno.EOPNOTSUPP,
-            "does not tell how long it is",
+            "does not say how long it is",
         ),
         (
             Answer(headers={"Content-Range": "bytes 0-511/1024"}, body=bytes(512)),

@@ -214,7 +214,7 @@ async def test_answer_that_drips_is_given_up(
     web: type[Dripping], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often a byte comes: a part of the file has a limit as a whole."""
-    monkeypatch.setattr(web_file, "_SLOWEST", 1 << 20)
+    monkeypatch.setattr(web_file, "_MIN_RATE", 1 << 20)
     async with serving(web(CONTENT)) as dripping:
-        with pytest.raises(StorageError, match="the answer takes longer than"):
+        with pytest.raises(StorageError, match="the response takes longer than"):
             await HTTPDevice.open(dripping.url(), patience=0.5)

@@ -59,13 +59,13 @@ async def test_failure_that_passes_is_not_noticed(web: Web, failure: str) -> Non
     ("failure", "reason"),
     [
         ("500", "the server says 500 Internal Server Error"),
-        ("cut", "the answer was cut off"),
-        ("reset", "the connection was lost|the answer was cut off"),
+        ("cut", "the response was cut off"),
+        ("reset", "the connection was lost|the response was cut off"),
         ("silence", "the server does not answer"),
-        ("short", "the answer has 256 bytes, not 512"),
-        ("long", "the answer has more than 512 bytes"),
-        ("elsewhere", "the answer has 512 bytes at 512, not 512 at 0"),
-        ("nowhere", "the answer does not tell which part of it it has"),
+        ("short", "the response has 256 bytes, not 512"),
+        ("long", "the response has more than 512 bytes"),
+        ("elsewhere", "the response has 512 bytes at 512, not 512 at 0"),
+        ("nowhere", "the response does not say which part it has"),
     ],
 )
 async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends(
@@ -139,8 +139,8 @@ async def test_redirect_is_followed_and_validated_and_learns_no_password(web: We
     ("target", "reason"),
     [
         ("/disk.img?signature=2", "redirects in circles"),
-        ("ftp://127.0.0.1/signature", "redirects to what is no address"),
-        ("http://[/signature", "redirects to what is no address"),
+        ("ftp://127.0.0.1/signature", "redirects to an invalid URL"),
+        ("http://[/signature", "redirects to an invalid URL"),
     ],
 )
 async def test_redirect_that_leads_nowhere_is_an_error(web: Web, target: str, reason: str) -> None:

@@ -47,7 +47,7 @@ REFUSALS = [
         "the region that the bucket is in, eu-west-1",
     ),
     (Refusal(301, "PermanentRedirect"), errno.EIO, "redirects to another region; set AWS_REGION"),
-    (Refusal(404, "NoSuchBucket"), errno.ENOENT, "make the bucket first, or correct its name"),
+    (Refusal(404, "NoSuchBucket"), errno.ENOENT, "create the bucket first, or correct its name"),
     (Refusal(403, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
     (Refusal(400, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
     (Refusal(403, "AccessDenied", "not for you"), errno.EACCES, "AccessDenied: not for you"),
@@ -192,7 +192,7 @@ def test_bundle_that_is_none_is_named(
 ) -> None:
     (tmp_path / "empty.pem").write_bytes(b"")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / bundle))
-    with pytest.raises(ValueError, match=r"s3://bucket: AWS_CA_BUNDLE: .*\.pem: "):
+    with pytest.raises(ValueError, match=r"s3://bucket: AWS_CA_BUNDLE: .*\.pem"):
         FakeS3(port=1).client()
 
 

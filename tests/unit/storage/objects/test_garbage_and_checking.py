@@ -17,10 +17,10 @@ from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
     Limits,
     check,
+    checking,
     clone,
     collect_garbage,
     drop_snapshot,
-    garbage,
     snapshot,
     snapshots,
 )
@@ -199,7 +199,7 @@ async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Buck
     report = await check(bucket.client(), "disk", advance=advanced.append)
     assert report.problems == [
         f"{missing[5:]} is missing",
-        f"{damaged[5:]}: the object {damaged[5:]} is damaged: it has fewer bytes than the"
+        f"{damaged[5:]}: the object {damaged} is damaged: it has fewer bytes than the"
         f" {CHUNK} that it should have",
     ]
     assert (report.chunks, sum(advanced)) == (2, 2)
@@ -236,7 +236,7 @@ async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
         return note
 
     for name in ("entry_parts", "chunk_of"):
-        monkeypatch.setattr(garbage, name, noting(getattr(garbage, name)))
+        monkeypatch.setattr(checking, name, noting(getattr(checking, name)))
     assert (await check(bucket.client(), "disk")).problems == []
     assert threads
     assert threading.main_thread() not in threads
@@ -287,7 +287,7 @@ async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_rep
     assert {f"disk/{name}" for name in foreign} <= set(bucket.objects)
     problems = (await check(bucket.client(), "disk")).problems
     assert problems == [
-        f"{name} is not part of the disk; somebody else has put it there" for name in foreign
+        f"{name} is not part of the disk; another program has put it there" for name in foreign
     ]
 
 
