@@ -34,7 +34,7 @@ class HTTPDevice(BlockDevice):
 
     A request that gets no response, or one of 408, 425, 429 or 5xx (the server throttles or fails),
     is retried with backoff until the retry timeout (``patience``) has passed; then the read fails.
-    So is one whose response comes slower than 4 KiB a second.
+    A request whose response comes slower than 4 KiB a second is retried as well.
 
     Redirects are followed, but not from https to http; user and password are sent only to the
     server that they are for. Reads stay with the server that a redirect has led to, until it fails:

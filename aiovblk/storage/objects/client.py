@@ -8,8 +8,7 @@ What a disk needs of a store:
   create an object at the same time, exactly one succeeds.
 
 S3 (since 2024), GCS, Azure, Ceph's gateway and a local folder have all three. Objects are never put
-in several parts (multipart upload): a chunk is small enough for one request, and the condition
-belongs to one.
+in several parts (multipart upload): all are small enough for one request, which has the condition.
 
 Requests that fail for a while are retried here; what a failure means is judged in :mod:`.failures`.
 """
@@ -294,7 +293,8 @@ def classify_error(
 
 def location(store: ObjectStore, path: str = "") -> str:
     """Return the name of a folder of a store for messages; never empty."""
-    return (store.where(path) if isinstance(store, ObjectStoreClient) else path) or "this store"
+    name = store.where(path) if isinstance(store, ObjectStoreClient) else path
+    return name.rstrip("/") or "this store"
 
 
 def local_root(store: ObstoreStore) -> str | None:

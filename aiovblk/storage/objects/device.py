@@ -109,6 +109,11 @@ class ObjectStoreDevice(BlockDevice):
             device = cls(disk, await disk.state(snapshot), limits)
             device.read_only = True
             return device
+        return await cls._open_for_writing(disk, limits, lease)
+
+    @classmethod
+    async def _open_for_writing(cls, disk: StoredDisk, limits: Limits, lease: float) -> Self:
+        """Become the disk's writer: wait for the lease, add an OPEN record, take the lease."""
         # The history is read before the lease: a process that opens the disk after the lease was
         # looked at is found when the OPEN record is appended.
         journal = await disk.journal(writes=True)

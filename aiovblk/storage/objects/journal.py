@@ -89,7 +89,7 @@ class Journal:
         """After the last record that is known."""
         self.checkpointed = 0
         """The record of the newest checkpoint."""
-        self._snapshot_states: dict[int, DiskState] = {}  # that no checkpoint has been read for
+        self._snapshot_states: dict[int, DiskState] = {}  # if not allowed to store them
         self._torn = 0  # the first of the torn records at the end, if any
         self._torn_checkpoints: set[int] = set()
 

@@ -58,7 +58,7 @@ class DiskState:
     unclosed: int = 0
     """The last record of that writer, if it has not closed the disk."""
     floor: int = 0
-    """Lower versions that are not in the map will never be in it; they are garbage."""
+    """Lower versions that are not in the map will never be in it."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     fences: list[tuple[int, int]] = field(default_factory=list)
     """First and last of the records that must be kept, for fencing: a writer that was never closed,

@@ -6,8 +6,8 @@ Each chunk is seen through up to three layers:
 2. storing: what is being stored now. It is frozen: a write to it begins a new dirty chunk above;
 3. stored: the chunk in the store (:class:`.ChunkStore`).
 
-A chunk is stored in the background once every block of it is dirty, by a flush, or when the buffer
-is full: then writes wait (backpressure).
+A chunk is stored in the background soon after every block of it is dirty; by a flush; or when the
+buffer is full: then writes wait (backpressure).
 """
 
 from __future__ import annotations

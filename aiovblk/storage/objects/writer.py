@@ -244,4 +244,4 @@ class Writer:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved: a deletion that fails leaves garbage, and is no error
+            task.exception()  # retrieve it: a deletion that fails only leaves garbage

@@ -68,7 +68,7 @@ async def test_failure_that_passes_is_not_noticed(web: Web, failure: str) -> Non
         ("nowhere", "the response does not say which part it has"),
     ],
 )
-async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends(
+async def test_failure_that_stays_is_an_error_without_secrets_after_the_retry_timeout(
     web: Web, failure: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -81,8 +81,8 @@ async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends
     assert caught.value.errno == errno.EIO
     assert len(web.next) < 99 or failure == "silence"
     assert str(caught.value).startswith(f"http://127.0.0.1:{web.port}/disk.img: ")
-    told = [str(caught.value), *(each.getMessage() for each in caplog.records)]
-    assert not [text for text in told for secret in SECRETS if secret in text]
+    texts = [str(caught.value), *(each.getMessage() for each in caplog.records)]
+    assert not [text for text in texts for secret in SECRETS if secret in text]
 
 
 async def test_server_that_is_not_there_is_named(web: Web) -> None:
