@@ -229,7 +229,7 @@ async def test_leaving_gives_up_when_its_time_is_over(
         await peer.hung_up()
         with pytest.raises(OSError, match="is closed"):
             await reading
-    assert "did not answer everything" in caplog.text
+    assert "did not answer all requests" in caplog.text
 
 
 async def test_cancelled_leaving_closes_at_once() -> None:
@@ -304,7 +304,7 @@ async def test_request_that_the_protocol_has_no_room_for_is_refused_and_forgotte
     async with listening() as server:
         async with connect(server.uri) as remote:
             peer = await server.peer()
-            with pytest.raises(ValueError, match=f"no READ at {offset} of {length} bytes"):
+            with pytest.raises(ValueError, match=f"READ at offset {offset} of {length} bytes"):
                 await remote.read(offset, length)
             reading = asyncio.ensure_future(remote.read(0, 512))
             peer.succeed(await peer.request(), bytes(512))

@@ -16,8 +16,8 @@ from ...support.scripted_server import Export, connected, fails, flushed, stored
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MIN_PAUSE", 0.001)
-    monkeypatch.setattr(session, "MAX_PAUSE", 0.01)
+    monkeypatch.setattr(session, "MIN_BACKOFF", 0.001)
+    monkeypatch.setattr(session, "MAX_BACKOFF", 0.01)
 
 
 async def test_flush_fails_once_after_a_loss_of_what_no_flush_made_durable() -> None:
@@ -28,7 +28,7 @@ async def test_flush_fails_once_after_a_loss_of_what_no_flush_made_durable() -> 
         await stored(remote, peer)
         peer.close()
         peer = await server.peer()
-        why = "not known whether 2 writes from before the connection broke are stored"
+        why = "not known whether 2 writes from before the connection was lost are stored"
         await fails(asyncio.ensure_future(remote.flush()), errno.EIO, why)
         await flushed(remote, peer)
         await stored(remote, peer)

@@ -76,7 +76,7 @@ async def test_certificate_that_a_server_wants_is_told(tmp_path: Path, certifica
     (tmp_path / "trusted/ca-cert.pem").write_bytes(authority)
     context = tls.server_context(certificates, verify_peer=True)
     async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
-        with pytest.raises(OSError, match="a certificate of ours: tls-certificates=FOLDER in the"):
+        with pytest.raises(OSError, match="a client certificate: tls-certificates=FOLDER in the"):
             await enter(
                 f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={tmp_path}/trusted"
             )
@@ -184,7 +184,7 @@ async def test_write_fails_once_its_connection_was_broken_off() -> None:
     async with connected(Export(), request_timeout=0.1) as (_, remote, peer):
         writing = asyncio.ensure_future(remote.write(0, b"x" * 512))
         await peer.request()
-        await fails(writing, errno.EIO, "not known whether this was stored")
+        await fails(writing, errno.EIO, "not known whether this WRITE was stored")
 
 
 async def test_answers_in_time_leave_the_connection_alone() -> None:

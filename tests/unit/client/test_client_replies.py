@@ -268,7 +268,7 @@ def another_cookie(peer: Peer, request: Request) -> None:
 
 LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
     "magic": (lambda peer, _: peer.writer.write(bytes(20)), "magic number"),
-    "cookie": (another_cookie, "a reply to nothing that was asked"),
+    "cookie": (another_cookie, "replied to a request that was not sent"),
     "simple reply": (lambda peer, request: peer.simple(request, bytes(10)), "a simple reply"),
     "too long": (header(1, 8 + 11), "11 bytes in reply to a READ"),
     "without data": (header(1, 8), "0 bytes in reply to a READ"),
@@ -276,15 +276,15 @@ LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
     "far too long": (header(1, 2**32 - 1), "cannot have 4294967295 bytes"),
     "long hole": (header(2, 13), "cannot have 13 bytes"),
     "short hole": (header(2, 11), "a chunk of type 2 and 11 bytes"),
-    "empty hole": (chunk(2, ">QI", 100, 0), "that was not asked for"),
+    "empty hole": (chunk(2, ">QI", 100, 0), "that was not requested"),
     "nothing": (chunk(0, ">"), "only a part of the data"),
     "nothing, not the last": (chunk(0, ">", done=False), "not the last one"),
     "nothing, long": (header(0, 4), "cannot have 4 bytes"),
     "a part": (chunk(1, ">Q9s", 100, bytes(9)), "only a part of the data"),
-    "before": (chunk(1, ">Q10s", 99, bytes(10)), "data at 99 that was not asked for"),
-    "after": (chunk(1, ">Q10s", 101, bytes(10)), "data at 101 that was not asked for"),
-    "hole after": (chunk(2, ">QI", 109, 2), "data at 109 that was not asked for"),
-    "far away": (chunk(1, ">Q1s", 2**64 - 1, b"x"), "that was not asked for"),
+    "before": (chunk(1, ">Q10s", 99, bytes(10)), "data at 99 that was not requested"),
+    "after": (chunk(1, ">Q10s", 101, bytes(10)), "data at 101 that was not requested"),
+    "hole after": (chunk(2, ">QI", 109, 2), "data at 109 that was not requested"),
+    "far away": (chunk(1, ">Q1s", 2**64 - 1, b"x"), "that was not requested"),
     "twice": (
         in_turn(chunk(1, ">Q5s", 100, bytes(5), done=False), chunk(2, ">QI", 104, 6)),
         "the data at 104 twice",
@@ -313,7 +313,7 @@ LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
     "none": (chunk(5, ">I", ALLOCATION_ID), "without extents"),
     "empty": (chunk(5, ">III", ALLOCATION_ID, 0, 0), "empty extent"),
     "cut": (chunk(5, ">IIH", ALLOCATION_ID, 1, 0), "cut short"),
-    "context": (chunk(5, ">III", ALLOCATION_ID + 1, 1, 0), "not agreed upon"),
+    "context": (chunk(5, ">III", ALLOCATION_ID + 1, 1, 0), "not negotiated"),
     "context twice": (
         in_turn(*2 * [chunk(5, ">III", ALLOCATION_ID, 1, 0, done=False)]),
         "or one twice",

@@ -344,4 +344,4 @@ async def test_without_descriptors_clients_wait_until_there_are_some(
     async with serve(disk(), sockets=[listener]), using(path) as client:
         assert await client.read(0, 512) == bytes(512)
     assert not failures
-    assert "no client can be accepted now: Too many open files" in caplog.text
+    assert "cannot accept clients: Too many open files" in caplog.text

@@ -309,7 +309,7 @@ async def test_client_that_vanishes_within_a_request_harms_nobody(
             assert await client.closed() == b""
         assert await other.read(0, 512) == bytes(512)
         await until_left(server, but=1)
-    assert "left without a word" in caplog.text
+    assert "disconnected without NBD_CMD_DISC" in caplog.text
     assert device.events == ["flush", "unmount"]
 
 

@@ -157,8 +157,8 @@ async def speak_another_protocol(client: NetworkClient) -> None:
 @pytest.mark.parametrize(
     ("leave", "reason"),
     [
-        (leave_without_a_word, "it left without a word"),
-        (leave_within_a_request, "it left without a word"),
+        (leave_without_a_word, "disconnected without NBD_CMD_DISC"),
+        (leave_within_a_request, "disconnected without NBD_CMD_DISC"),
         (speak_another_protocol, "expected a request, found the magic number 0x47455420"),
     ],
 )
@@ -189,7 +189,7 @@ async def test_client_whose_requests_are_given_up_is_told_with_the_reason(path: 
         client.send(READ, 0, 512)
         await device.calls.get()
         server.close(force=True)
-        reason = "requests in flight took too long; they are given up"
+        reason = "requests in flight took too long; they are cancelled"
         closing, failed, left, closed = await everything(events)
     assert (closing, closed) == (("ServerClosing",), ("ServerClosed",))
     assert failed == ("RequestFailed", "read", 0, 512, errno.EIO)
@@ -254,7 +254,7 @@ async def test_client_that_never_chooses_is_told_as_refused(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path, handshake_timeout=0.05) as server:
         events = server.events()
         async with connected(path):
-            reason = "no agreement within 0.05 s"
+            reason = "handshake timeout: no export chosen in 0.05 s"
             assert await next_words(events) == ("ClientRefused", 1, LOCAL, reason)
 
 
@@ -272,7 +272,7 @@ async def test_client_in_the_handshake_at_the_end_is_told_as_refused(path: Path)
         events = server.events()
         await client.greet()
         server.close()
-        reason = "it was told to leave before it had chosen an export"
+        reason = "the server closed the connection before the client chose an export"
         assert await everything(events) == [
             ("ServerClosing",),
             ("ClientRefused", 1, LOCAL, reason),

@@ -230,7 +230,7 @@ async def test_flush_with_a_bug_is_logged_with_its_traceback(
 @pytest.mark.parametrize(
     ("exports", "error", "reason"),
     [
-        ({}, ValueError, "there is nothing to serve"),
+        ({}, ValueError, "exports is empty"),
         ({1: MemoryDevice(MIB)}, TypeError, "the name of an export must be a str, not 1"),
         ({"x" * 4097: MemoryDevice(MIB)}, ValueError, "has at most 4096 bytes, not 4097"),
         ({"ü" * 2049: MemoryDevice(MIB)}, ValueError, "has at most 4096 bytes, not 4098"),

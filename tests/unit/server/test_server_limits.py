@@ -15,8 +15,7 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
-from aiovblk.server import connection as connection_module
-from aiovblk.server import stalls, warning_limiter
+from aiovblk.server import client_stream, stalls, warning_limiter
 from aiovblk.server.warning_limiter import MAX_LINES, WarningLimiter
 from aiovblk.stream.reader import BUFFER_SIZE
 
@@ -89,7 +88,7 @@ async def test_clients_that_go_wrong_do_not_fill_the_log(
                 await client.greet(flags=0xFF)  # what nobody knows
                 await client.closed()
     assert caplog.text.count("the handshake failed") == MAX_LINES
-    assert "5 more clients were turned away or broken off" in caplog.text
+    assert "5 more clients were refused or failed" in caplog.text
 
 
 async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
@@ -97,15 +96,15 @@ async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(warning_limiter, "monotonic", lambda: now[0])
-    told = WarningLimiter()
+    limiter = WarningLimiter()
     for _ in range(MAX_LINES + 2):
-        told.warn("%s is wrong", "it")
+        limiter.warn("%s is wrong", "it")
     assert len(caplog.messages) == MAX_LINES
     now[0] += warning_limiter.WINDOW
-    told.warn("%s is wrong", "another")
+    limiter.warn("%s is wrong", "another")
     more, new = caplog.messages[MAX_LINES:]
-    assert (more, new) == ("2 more clients were turned away or broken off", "another is wrong")
-    told.close()
+    assert (more, new) == ("2 more clients were refused or failed", "another is wrong")
+    limiter.close()
     assert len(caplog.messages) == MAX_LINES + 2
 
 
@@ -130,7 +129,7 @@ async def test_client_that_does_not_come_to_an_end_of_its_handshake_is_sent_away
         await client.closed()
         if dripping is not None:
             dripping.cancel()
-    assert "a local client: no agreement within 0.1 s" in caplog.text
+    assert "a local client: handshake timeout: no export chosen in 0.1 s" in caplog.text
 
 
 async def test_no_timer_runs_for_a_client_that_is_idle(
@@ -274,7 +273,7 @@ async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
         while len(server.connections) > 1:
             assert await client.read(0, 4096) == bytes(4096)
             assert clients_of(server)._settings.budget.used < 10 * MIB
-    assert "it has read too little for 0.1 s; it is given up" in caplog.text
+    assert "it has read too little for 0.1 s; disconnected" in caplog.text
 
 
 async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
@@ -303,7 +302,7 @@ async def test_questions_without_a_reader_of_the_answers_do_not_pile_up(path: Pa
         for _ in range(10):
             await asyncio.sleep(0)
         size = connection._stream.transport.get_write_buffer_size()
-        assert size < 2 * connection_module.WRITE_BUFFER
+        assert size < 2 * client_stream.WRITE_BUFFER
         client.transport.resume_reading()
         for _ in range(200 * 1001):
             await client.option_reply(Option.LIST)

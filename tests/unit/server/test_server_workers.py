@@ -71,7 +71,7 @@ async def test_a_lost_worker_is_replaced(
         async with using(path) as client:
             os.kill(first, signal.SIGKILL)
             assert await client.closed() == b""
-        lost = "was ended by SIGKILL, and with it 1 connections are lost"
+        lost = "was ended by SIGKILL; 1 connections are lost with it"
         await until(lambda: lost in caplog.text)
         crew = server._clients
         assert isinstance(crew, WorkerPool)
@@ -109,7 +109,7 @@ async def test_each_worker_loads_the_certificates(path: Path, image: Path, tmp_p
         (
             partial(MemoryDevice, 4096),
             {"tls": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-            "an SSLContext stays in its process",
+            "an SSLContext of this process, which workers cannot use",
         ),
     ],
 )
