@@ -1,4 +1,7 @@
-"""NBD client: use an export of an NBD server as a device, :func:`connect`."""
+"""NBD client: use an export of an NBD server as a device, :func:`connect`.
+
+:func:`connect` is long because its options are documented where ``help()`` and editors show them.
+"""
 
 from __future__ import annotations
 

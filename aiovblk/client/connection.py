@@ -87,7 +87,7 @@ class ClientConnection:
         self._send_is_due = False
         self._write_resumed = asyncio.Event()
         self._idle = asyncio.Event()
-        self._end_cause: Exception | None = None
+        self._cause: Exception | None = None
         self._closing = False
         stream.on_write_resumed = self._write_resumed.set
         stream.transport.set_write_buffer_limits(SEND_BUFFER)
@@ -129,20 +129,16 @@ class ClientConnection:
         Cancellation: the request is not withdrawn; its reply is received and dropped.
 
         """
-        while self._stream.write_paused and self._end_cause is None:
+        while self._stream.write_paused and self._cause is None:
             self._write_resumed.clear()
             await self._write_resumed.wait()
-        if self._end_cause is not None or self._closing:
-            raise ConnectionLostError(
-                self._end_cause or ConnectionError("it is closed"), sent=False
-            )
+        if self._cause is not None or self._closing:
+            raise ConnectionLostError(self._cause or ConnectionError("it is closed"), sent=False)
         request = Request(flags, command, next(self._cookies), offset, length)
         try:
             header = serialize_request(request, self.negotiated.mode)
         except struct.error:  # a number that the protocol has no room for
-            reason = (
-                f"{command.name} at offset {offset} of {length} bytes does not fit the protocol"
-            )
+            reason = f"{command.name} at {offset} of {length} bytes does not fit the protocol"
             raise ValueError(reason) from None
         pending = self._make_pending(request, into)
         self._pending[request.cookie] = pending
@@ -176,7 +172,7 @@ class ClientConnection:
         while self._pending:
             self._idle.clear()
             await self._idle.wait()
-        if self._end_cause is None:
+        if self._cause is None:
             disconnect = Request(0, Command.DISC, 0, 0, 0)
             self._queue(serialize_request(disconnect, self.negotiated.mode), None)
             self._send()
@@ -251,7 +247,7 @@ class ClientConnection:
 
     def _fail_pending(self, cause: Exception) -> None:
         cause = self._overdue or cause
-        self._end_cause = cause
+        self._cause = cause
         if self._timer is not None:
             self._timer.cancel()
         self._stream.transport.abort()

@@ -113,7 +113,7 @@ async def _negotiate(
     except ssl.SSLError as exc:
         raise _explain(exc, uri) from exc
     except (EOFError, ConnectionError) as exc:
-        how = "reset" if isinstance(exc, OSError) else "closed"
+        how = "aborted" if isinstance(exc, OSError) else "closed"
         reason = f"{uri}: the server {how} the connection during the handshake"
         if handshake.expected_reply == "tls":  # in TLS 1.3 a refusal arrives here, if at all
             reason += "; it may require a client certificate: tls-certificates=FOLDER in the URI"

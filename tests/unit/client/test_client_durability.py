@@ -1,4 +1,4 @@
-"""What a flush tells after a lost connection."""
+"""Durability: flush after a lost connection."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_acknowledgement_right_before_the_loss_counts(
     original = ClientConnection._take_batch
 
     def take_batch_and_end(connection: ClientConnection) -> int:
-        """As where an answer and the end are received together."""
+        """As when a reply and the end of file are received together."""
         wanted = original(connection)
         connection._stream.reader.feed_eof()
         return wanted
@@ -105,7 +105,7 @@ async def test_acknowledgement_right_before_the_loss_counts(
         await fails(asyncio.ensure_future(remote.flush()), errno.EIO, "whether 1 writes")
 
 
-async def test_nothing_is_uncertain_where_writes_are_durable_when_they_return() -> None:
+async def test_no_write_is_lost_where_writes_are_durable_when_they_return() -> None:
     async with connected(Export(flags=1)) as (server, remote, peer):
         await stored(remote, peer)
         peer.close()

@@ -1,4 +1,4 @@
-"""What the client does about a lost connection."""
+"""Lost connections of the client: reconnect with backoff, replay of requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 10, 20], ids=["at once", "in a header", "in a payload"])
-async def test_loss_fails_all_that_is_and_all_that_comes(part: int) -> None:
+async def test_lost_connection_fails_present_and_future_requests(part: int) -> None:
     async with connected(reconnect=None) as (server, remote, peer):
         calls = [
             asyncio.ensure_future(call)
@@ -56,7 +56,7 @@ async def test_replies_before_the_loss_count() -> None:
         assert bytes(await reading) == b"the data"
 
 
-async def test_loss_of_one_connection_ends_all() -> None:
+async def test_loss_of_one_connection_closes_all() -> None:
     export = Export(flags=ALL_FLAGS | TransmissionFlag.CAN_MULTI_CONN)
     async with connected(export, reconnect=None, connections=2) as (server, remote, peer):
         other = await server.peer()
@@ -73,7 +73,7 @@ async def test_loss_of_one_connection_ends_all() -> None:
 # With reconnect
 
 
-async def test_requests_in_flight_are_made_again_where_that_does_no_harm() -> None:
+async def test_requests_in_flight_are_replayed_where_that_does_no_harm() -> None:
     async with connected() as (server, remote, peer):
         calls: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(remote.read(0, 1)),
@@ -99,7 +99,7 @@ async def test_requests_in_flight_are_made_again_where_that_does_no_harm() -> No
         assert bytes(calls[0].result()) == b"x"
 
 
-async def test_part_of_a_reply_before_the_loss_is_forgotten() -> None:
+async def test_part_of_a_reply_before_the_loss_is_discarded() -> None:
     async with connected() as (server, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 4))
         peer.part(await peer.request(), 0, b"ab")
@@ -118,7 +118,7 @@ def changes(remote: RemoteDevice) -> list[asyncio.Future[None]]:
     ]
 
 
-async def test_what_may_have_been_stored_is_not_made_again() -> None:
+async def test_what_may_have_been_stored_is_not_replayed() -> None:
     async with connected() as (server, remote, peer):
         calls = changes(remote)
         await peer.requests(3)
@@ -129,7 +129,7 @@ async def test_what_may_have_been_stored_is_not_made_again() -> None:
         await flushed(remote, peer)
 
 
-async def test_write_that_was_never_sent_is_made_again() -> None:
+async def test_write_that_was_never_sent_is_retried() -> None:
     async with connected(Export(size=1 << 30)) as (server, remote, peer):
         data = bytes(8 << 20)
         first = asyncio.ensure_future(remote.write(0, data))
@@ -146,7 +146,7 @@ async def test_write_that_was_never_sent_is_made_again() -> None:
         await fails(first, errno.EIO, UNSTORED)
 
 
-async def test_what_may_have_been_stored_is_made_again_on_demand() -> None:
+async def test_what_may_have_been_stored_is_replayed_on_demand() -> None:
     async with connected(replay_writes=True) as (server, remote, peer):
         calls = changes(remote)
         await peer.requests(3)
@@ -159,7 +159,7 @@ async def test_what_may_have_been_stored_is_made_again_on_demand() -> None:
         await asyncio.gather(*calls)
 
 
-async def test_requests_wait_until_the_connection_is_back(
+async def test_requests_wait_for_the_reconnect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with connected() as (server, remote, peer):
@@ -182,7 +182,7 @@ async def test_requests_wait_until_the_connection_is_back(
     assert f"reconnected to {server.uri} after" in caplog.text
 
 
-async def test_server_that_is_away_for_a_while() -> None:
+async def test_reconnect_is_retried_while_the_server_is_down() -> None:
     async with connected() as (server, remote, _):
         await server.stop()
         reading = asyncio.ensure_future(remote.read(0, 1))
@@ -194,7 +194,7 @@ async def test_server_that_is_away_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 0.05])
-async def test_server_that_does_not_come_back_is_given_up(seconds: float) -> None:
+async def test_reconnect_fails_permanently_after_its_timeout(seconds: float) -> None:
     async with connected(reconnect=seconds) as (server, remote, _):
         await server.stop()
         reading = asyncio.ensure_future(remote.read(0, 1))
@@ -219,7 +219,7 @@ async def test_waiting_request_can_be_cancelled() -> None:
         await flushed(remote, peer)
 
 
-async def test_leaving_while_there_is_no_connection() -> None:
+async def test_closing_while_there_is_no_connection() -> None:
     async with connected() as (server, remote, peer):
         server.refuses = True
         peer.close()
@@ -229,7 +229,7 @@ async def test_leaving_while_there_is_no_connection() -> None:
     await fails(reading, errno.ENOTCONN, "is closed")
 
 
-async def test_request_that_breaks_each_connection_fails_in_the_end() -> None:
+async def test_request_that_breaks_each_connection_fails_after_the_last_attempt() -> None:
     async with connected() as (server, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1))
         for _ in range(session.MAX_ATTEMPTS):
@@ -240,7 +240,7 @@ async def test_request_that_breaks_each_connection_fails_in_the_end() -> None:
         await flushed(remote, peer)
 
 
-async def test_server_that_breaks_the_protocol_is_given_up() -> None:
+async def test_protocol_violation_fails_the_session_permanently() -> None:
     async with connected() as (_, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1))
         peer.simple(await peer.request(), b"x")
@@ -259,7 +259,7 @@ async def test_server_that_breaks_the_protocol_is_given_up() -> None:
         ("allocation", False, "the server now supports less"),
     ],
 )
-async def test_server_that_comes_back_as_another_is_given_up(
+async def test_reconnect_to_another_export_fails_permanently(
     field: str, value: object, why: str
 ) -> None:
     async with connected() as (server, remote, peer):
@@ -271,7 +271,7 @@ async def test_server_that_comes_back_as_another_is_given_up(
         await fails(reading, errno.ENOTCONN, f"was lost: {why}")
 
 
-async def test_server_that_comes_back_with_more_is_welcome() -> None:
+async def test_reconnect_to_a_server_that_offers_more_is_accepted() -> None:
     async with connected(Export(flags=1)) as (server, remote, peer):
         server.export.flags = ALL_FLAGS
         peer.close()
@@ -281,7 +281,7 @@ async def test_server_that_comes_back_with_more_is_welcome() -> None:
 # Several connections
 
 
-async def test_others_take_over_what_one_that_broke_had() -> None:
+async def test_other_connections_replay_the_requests_of_a_lost_one() -> None:
     export = Export(flags=ALL_FLAGS | TransmissionFlag.CAN_MULTI_CONN)
     async with connected(export, connections=2) as (server, remote, peer):
         other = await server.peer()
@@ -299,7 +299,7 @@ async def test_others_take_over_what_one_that_broke_had() -> None:
         await _until_connected(remote, 2)
 
 
-async def test_one_that_does_not_come_back_is_done_without() -> None:
+async def test_other_connections_go_on_when_one_stays_lost() -> None:
     export = Export(flags=ALL_FLAGS | TransmissionFlag.CAN_MULTI_CONN)
     async with connected(export, connections=2, reconnect=0.02) as (server, remote, peer):
         other = await server.peer()
@@ -311,5 +311,5 @@ async def test_one_that_does_not_come_back_is_done_without() -> None:
 
 
 async def _until_connected(remote: RemoteDevice, count: int) -> None:
-    while remote.connections != count:  # noqa: ASYNC110 (nothing tells; the handshakes are over)
+    while remote.connections != count:  # noqa: ASYNC110 (no event exists; the handshakes are over)
         await asyncio.sleep(0)

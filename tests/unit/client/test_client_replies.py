@@ -1,4 +1,4 @@
-"""What the client makes of replies: all forms and orders of them, errors, and lies."""
+"""Replies to the client: all formats and orders, errors, and protocol violations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ SIZES = [1, 4096, pending.MIN_ZERO_COPY - 1, pending.MIN_ZERO_COPY, 3 << 20]
 
 @each_mode
 @pytest.mark.parametrize("size", SIZES)
-async def test_read_returns_the_data_as_a_view_that_nobody_can_change(
-    mode: ReplyMode, size: int
-) -> None:
+async def test_read_returns_the_data_as_a_readonly_view(mode: ReplyMode, size: int) -> None:
     async with remote_of(mode=mode, size=16 << 20) as (remote, peer):
         reading = asyncio.ensure_future(remote.read(4096, size))
         request = await peer.request()
@@ -104,7 +102,7 @@ async def test_unknown_error_value_is_einval(mode: ReplyMode) -> None:
     async with remote_of(mode=mode) as (remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1))
         peer.fail(await peer.request(), 4711)
-        with pytest.raises(OSError) as caught:  # noqa: PT011 (its number is looked at)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (its errno is checked)
             await reading
         assert caught.value.errno == errno.EINVAL
 
@@ -187,7 +185,7 @@ async def test_error_chunk_after_data_fails_the_request(
         assert caught.value.errno == errno.ENOMEM
 
 
-async def test_simple_reply_to_what_returns_nothing_is_fine_with_structured_replies() -> None:
+async def test_simple_reply_without_data_is_accepted_with_structured_replies() -> None:
     async with remote_of() as (remote, peer):
         writing = asyncio.ensure_future(remote.write(0, b"x"))
         peer.simple(await peer.request())
@@ -226,7 +224,7 @@ async def test_extents_of_an_extended_reply() -> None:
         assert await asking == [Extent(1 << 50, hole=True, zero=True)]
 
 
-async def test_extents_are_asked_in_32_bits_without_extended_headers() -> None:
+async def test_extents_are_requested_in_32_bits_without_extended_headers() -> None:
     async with remote_of(size=1 << 50) as (remote, peer):
         asking = asyncio.ensure_future(remote.extents(0, 1 << 40))
         request = await peer.request()
@@ -235,19 +233,19 @@ async def test_extents_are_asked_in_32_bits_without_extended_headers() -> None:
         assert await asking == [Extent(4096)]
 
 
-# Lies: each ends the connection, and every request on it.
+# Protocol violations: each ends the connection, and every request on it.
 
 Lie = Callable[[Peer, Request], None]
 
 
 def header(chunk: int, length: int, *, done: bool = True) -> Lie:
-    """A chunk of which only the header comes."""
+    """A chunk of which only the header arrives."""
 
-    def tell(peer: Peer, request: Request) -> None:
+    def send(peer: Peer, request: Request) -> None:
         fields = 0x668E33EF, int(done), chunk, request.cookie, length
         peer.writer.write(struct.pack(">IHHQI", *fields))
 
-    return tell
+    return send
 
 
 def chunk(kind: int, layout: str, *fields: Any, done: bool = True) -> Lie:
@@ -255,11 +253,11 @@ def chunk(kind: int, layout: str, *fields: Any, done: bool = True) -> Lie:
 
 
 def in_turn(*lies: Lie) -> Lie:
-    def tell(peer: Peer, request: Request) -> None:
+    def send(peer: Peer, request: Request) -> None:
         for each in lies:
             each(peer, request)
 
-    return tell
+    return send
 
 
 def another_cookie(peer: Peer, request: Request) -> None:
@@ -304,7 +302,7 @@ LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
 
 @pytest.mark.parametrize(("lie", "why"), LIES_ABOUT_READS.values(), ids=list(LIES_ABOUT_READS))
 async def test_lie_about_a_read_ends_the_connection(lie: Lie, why: str) -> None:
-    await _tell(lie, why, lambda remote: remote.read(100, 10))
+    await _violate(lie, why, lambda remote: remote.read(100, 10))
 
 
 LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
@@ -326,12 +324,12 @@ LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
 
 @pytest.mark.parametrize(("lie", "why"), LIES_ABOUT_EXTENTS.values(), ids=list(LIES_ABOUT_EXTENTS))
 async def test_lie_about_extents_ends_the_connection(lie: Lie, why: str) -> None:
-    await _tell(lie, why, lambda remote: remote.extents(100, 10))
+    await _violate(lie, why, lambda remote: remote.extents(100, 10))
 
 
 async def test_data_in_reply_to_a_write_ends_the_connection() -> None:
     why = "a chunk of type 1 in reply to a WRITE"
-    await _tell(chunk(1, ">Q1s", 0, b"x"), why, lambda remote: remote.write(0, b"x"))
+    await _violate(chunk(1, ">Q1s", 0, b"x"), why, lambda remote: remote.write(0, b"x"))
 
 
 async def test_data_in_too_many_scattered_parts_ends_the_connection() -> None:
@@ -339,18 +337,18 @@ async def test_data_in_too_many_scattered_parts_ends_the_connection() -> None:
         for offset in range(0, 2 * pending.MAX_READ_FRAGMENTS + 2, 2):
             peer.part(request, offset, b"x")
 
-    await _tell(scatter, "scattered parts", lambda remote: remote.read(0, 1 << 16))
+    await _violate(scatter, "scattered parts", lambda remote: remote.read(0, 1 << 16))
 
 
-async def _tell(lie: Lie, why: str, call: Callable[[Any], Any]) -> None:
+async def _violate(lie: Lie, why: str, call: Callable[[Any], Any]) -> None:
     async with listening() as server, connect(server.uri) as remote:
         peer = await server.peer()
-        innocent = asyncio.ensure_future(remote.flush())
+        other = asyncio.ensure_future(remote.flush())
         await peer.request()
         task = asyncio.ensure_future(call(remote))
         lie(peer, await peer.request())
         await peer.hung_up()
-        for each in (task, innocent, asyncio.ensure_future(remote.flush())):
+        for each in (task, other, asyncio.ensure_future(remote.flush())):
             with pytest.raises(
                 OSError, match=f"the connection to {server.uri_pattern} was lost: .*{why}"
             ) as caught:
