@@ -41,8 +41,8 @@ async def test_log_says_what_a_mount_of_it_leaves_out(caplog: pytest.LogCaptureF
         uri = remote.uri
     (told,) = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert told.getMessage() == (
-        f"{uri}: its 10001 bytes are no multiple of the server's smallest block (4096):"
-        " the last 1809 are left out, since they can be neither read nor written"
+        f"{uri}: its size, 10001 bytes, is not a multiple of the server's minimum block size"
+        " (4096): the last 1809 bytes can be neither read nor written, and are left out"
     )
 
 
