@@ -47,7 +47,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def watched(fsync: Fsync) -> Watched:
     lock = Watched()
-    fsync._turn = lock  # type: ignore[assignment]
+    fsync._sync_lock = lock  # type: ignore[assignment]
     return lock
 
 
@@ -181,7 +181,7 @@ async def test_cache_whose_store_fails_a_flush_begins_empty_the_next_time(
     await cache.read(0, 4096)
     fail_once(monkeypatch, "fdatasync")
     await cache.unmount()
-    assert "what is cached will not be there the next time" in caplog.text
+    assert "the cache will start empty next time" in caplog.text
     cache = Cache(MemoryDevice(SIZE), FileDevice(tmp_path / "cache"), line_size=4096, identity="x")
     await cache.read(0, 4096)
     assert (cache.stats.hits, cache.stats.misses) == (0, 1)

@@ -238,7 +238,7 @@ async def test_cache_whose_file_has_no_room_costs_no_data_and_no_request(
             assert bytes(await cache.read(number * PAGE, PAGE)) == bytes([number]) * PAGE
             assert bytes(await inner.read(number * PAGE, PAGE)) == bytes([number]) * PAGE
         await cache.unmount()
-        assert "nothing is cached any more, because the store has failed" in caplog.text
+        assert "caching has stopped, because the store has failed" in caplog.text
         store.left = 1000
         again = Cache(inner, store, line_size=PAGE, identity="x")
         await again.read(0, PAGE)
@@ -254,7 +254,7 @@ async def test_new_cache_for_which_there_is_no_room_is_none(
     cache = Cache(MemoryDevice(MIB), store, line_size=PAGE, identity="x")
     await cache.write(0, memoryview(b"a" * PAGE))
     assert await cache.read(0, PAGE) == b"a" * PAGE
-    assert "nothing is cached any more, because the store has failed: [Errno 28]" in caplog.text
+    assert "caching has stopped, because the store has failed: [Errno 28]" in caplog.text
     await cache.unmount()
     assert await store.read(0, MIB) == bytes(MIB)
 

@@ -285,7 +285,7 @@ async def test_cache_that_was_not_unmounted_is_emptied(caplog: pytest.LogCapture
     device = cache(inner, disk.open())
     await device.read(0, LINE)
     assert inner.asked == [("read", 0, LINE)]
-    assert caplog.messages == ["what was cached is dropped: it was not closed in order"]
+    assert caplog.messages == ["what was cached is dropped: it was not closed cleanly"]
 
 
 async def test_store_says_that_it_is_in_use_before_anything_changes() -> None:
@@ -415,7 +415,7 @@ async def test_error_of_the_store_fails_no_request(
     assert inner.content == expected
     await device.unmount()
     assert caplog.messages == [
-        "nothing is cached any more, because the store has failed: [Errno 28] disk full"
+        "caching has stopped, because the store has failed: [Errno 28] disk full"
     ]
     assert inner.asked[-1] == store.asked[-1] == ("unmount",)
 
@@ -485,7 +485,9 @@ async def test_unmount_lets_go_of_all_whatever_fails(caplog: pytest.LogCaptureFi
     with pytest.raises(OSError, match="store"):
         await device.unmount()
     assert inner.asked[-1] == store.asked[-1] == ("unmount",)
-    assert caplog.messages == ["what is cached will not be there the next time: [Errno 5] store"]
+    assert caplog.messages == [
+        "the cache will start empty next time, its store could not be closed: [Errno 5] store"
+    ]
 
 
 @pytest.mark.parametrize(

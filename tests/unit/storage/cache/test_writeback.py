@@ -194,7 +194,7 @@ async def test_failed_background_is_logged_and_made_good_by_flush(
         (
             "aiovblk",
             logging.WARNING,
-            "written data stays in the cache until it can be written back: [Errno 5] cut off",
+            "write-back failed, the data stays dirty in memory: [Errno 5] cut off",
         )
     ]
     with pytest.raises(OSError, match="cut off"):
@@ -341,4 +341,4 @@ async def test_unmount_lets_go_of_the_inner_device_when_data_is_lost(
     with pytest.raises(OSError, match="cut off"):
         await device.unmount()
     assert inner.asked[-1] == ("unmount",)
-    assert caplog.messages == ["512 bytes could not be written back, and are lost"]
+    assert caplog.messages == ["512 dirty bytes could not be written back and are lost"]
