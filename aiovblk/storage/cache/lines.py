@@ -1,8 +1,8 @@
 """Which lines of a device are cached, in which slot, which blocks of them are valid; eviction.
 
 A line is a part of the device of ``line_size`` bytes (the last one may be shorter). While it is
-cached it has a slot: room for its contents in memory or on the store. Which of its blocks are valid
-is told by the bits of an int: bit 0 is its first block.
+cached it has a slot: room for its contents in memory or on the store. Its valid blocks are the bits
+of an int: bit 0 is the first block.
 
 Invariant: a line with a slot is in exactly one of the two queues of :class:`Lines`, from
 :meth:`Lines.claim` until it is evicted, even if none of its blocks is valid any more.

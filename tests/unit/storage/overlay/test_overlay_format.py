@@ -84,8 +84,8 @@ async def changed(diff: Fragile, position: int, replacement: bytes, *, sum: bool
         ),
         (0, b"\xeb\x63\x90", ValueError, "not the diff of an overlay: it begins with something"),
         (16, b"\2", ValueError, "has format 2; this version of aiovblk knows 1 only"),
-        (24, b"\1", OSError, "header of the diff is damaged; it was left as it is"),
-        (508, b"\0\0\0\0", OSError, "header of the diff is damaged; it was left as it is"),
+        (24, b"\1", OSError, "header of the diff is damaged; nothing was changed"),
+        (508, b"\0\0\0\0", OSError, "header of the diff is damaged; nothing was changed"),
     ],
 )
 async def test_header_that_is_none_is_refused_and_left(
