@@ -1,1 +1,1 @@
-"""What asyncio lacks: graceful tasks, range locks, a pausable gate, coalescing, gathering, retry with backoff."""
+"""What asyncio lacks: graceful tasks, range locks, a gate, coalescing, gathering, retries."""

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
 
+from ...aio.rangelock import RangeLock
 from ...arguments import check_count
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ...errors import STOP_EXCEPTIONS
 from ..layer import Layer
-from .changes import ChangeLock
 from .device_slots import CacheHeader, DeviceSlots
 from .dirty import Dirty
 from .extents import with_data
@@ -141,7 +141,9 @@ class Cache(Layer):
         where = self._store or MemorySlots(slots * line_size)
         self._memory = where.memory if isinstance(where, MemorySlots) else None
         self._lines = Lines(slots, line_size, inner.block_size, self.stats)
-        self._changes = ChangeLock()
+        # Overlapping changes of the inner device, made at once, would take effect in an unknown
+        # order: what is cached could differ from what the device holds.
+        self._changes = RangeLock()
         window = min(read_ahead // line_size, slots // 8)
         self._reader = CacheReader(inner, where, self._lines, self._changes, window, self.stats)
         self._dirty = Dirty(self._lines, dirty_limit, self.stats)
@@ -265,7 +267,7 @@ class Cache(Layer):
         """Change ``inner`` between these bytes, by the body, when nobody else does so."""
         if not self._ready:
             await self._open()  # which first has the store say that it may fall behind
-        async with self._changes.exclusive(begin, end):
+        async with self._changes.hold(begin, end):
             self._reader.fetches.invalidate(begin, end)
             yield
 
