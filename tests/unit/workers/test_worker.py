@@ -73,7 +73,9 @@ async def test_calls_results_and_exceptions_travel(
             await worker.call("give_back", "lambda")
         with pytest.raises(ValueError, match="too large"):
             await worker.call("give_back", "large")
-        with pytest.raises(RuntimeError, match=r"is of no use: TypeError\(.*Picky"):
+        with pytest.raises(
+            RuntimeError, match=r"cannot unpickle the result .*: TypeError\(.*Picky"
+        ):
             await worker.call("give_back", "picky")
         await worker.call("say", "hello")
         assert await events.get() == ("said", ("hello", worker.pid))
@@ -121,7 +123,7 @@ async def test_what_cannot_begin_is_told_and_leaves_nothing(log: Path) -> None:
     worker = Worker(print)
     with pytest.raises(PermissionError, match="not today"):
         await worker.start(Broken)
-    with pytest.raises(WorkerLostError, match="did not begin: PermissionError"):
+    with pytest.raises(WorkerLostError, match="did not start: PermissionError"):
         await worker.call("add", 1, 2)
     worker = Worker(print)
     with pytest.raises(RuntimeError, match="StopIteration"):
