@@ -1,4 +1,4 @@
-"""Run coroutines concurrently and wait until all have ended, with or without a limit."""
+"""Run requests concurrently until all have ended; at most so many at a time, as by a semaphore."""
 
 from __future__ import annotations
 

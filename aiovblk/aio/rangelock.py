@@ -1,4 +1,4 @@
-"""A lock for ranges of bytes: overlapping ranges exclude each other, others do not."""
+"""A range lock: overlapping ranges of bytes exclude each other, others do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True, eq=False)
-class _LockedRange:
+class _QueuedRange:
     begin: int
     end: int
     released: asyncio.Future[None]
@@ -33,7 +33,7 @@ class RangeLock:
     """
 
     def __init__(self) -> None:
-        self._ranges: list[_LockedRange] = []  # held and waiting, in the order of their requests
+        self._ranges: list[_QueuedRange] = []  # held and waiting, in the order of their requests
 
     @asynccontextmanager
     async def hold(self, begin: int, end: int) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ class RangeLock:
 
         """
         before = [each.released for each in self._ranges if each.overlaps(begin, end)]
-        mine = _LockedRange(begin, end, asyncio.get_running_loop().create_future())
+        mine = _QueuedRange(begin, end, asyncio.get_running_loop().create_future())
         self._ranges.append(mine)
         try:
             if before:

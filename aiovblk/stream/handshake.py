@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from time import monotonic_ns
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from ..protocol import ExportInfo, Handshake, OpenExport, Receive, StartTLS
+from ..protocol import ExportInfo, Handshake, OpenExport, Receive, StartTLS, Step
 from .protocol import StreamProtocol
 from .slices import Slice
 
 T = TypeVar("T")
+
+OpenExportFunction = Callable[[str], Awaitable[ExportInfo | None]]
 
 
 async def run_handshake(
@@ -19,19 +21,19 @@ async def run_handshake(
     stream: StreamProtocol,
     *,
     start_tls: Callable[[], Awaitable[None]],
-    open_export: Callable[[str], Awaitable[ExportInfo | None]] | None = None,
+    open_export: OpenExportFunction | None = None,
 ) -> T:
     """Run ``handshake`` over ``stream`` until it ends, and return its result.
 
     Backpressure: while the peer does not read, nothing more is received from it, so the replies
     that wait for it stay bounded. A peer that sends options without end does not starve other
-    connections: see :mod:`aiovblk.stream.slices`.
+    connections: see :mod:`.slices`.
 
     Args:
         handshake: the client's or the server's side, not yet begun.
         stream: the connection to the other side.
         start_tls: starts TLS on the stream.
-        open_export: opens an export by its name, for the server's side; see :class:`OpenExport`.
+        open_export: opens an export, for the server's side; see :class:`OpenExport`.
 
     Raises:
         ProtocolError: the peer broke the protocol.
@@ -49,27 +51,32 @@ async def run_handshake(
         while True:
             step = steps.send(answer)
             _send(stream, handshake.data_to_send())
-            answer = None
             if isinstance(step, StartTLS):
-                # At once: the peer answers with the first bytes of TLS, which must not be received
-                # as a part of the unprotected handshake.
+                # At once: the peer's first bytes of TLS must not be received without protection.
                 await start_tls()
+                answer = None
                 continue
             if time_slice.is_over():
                 await time_slice.next()
             while stream.write_paused:
                 write_resumed.clear()
                 await write_resumed.wait()
-            if isinstance(step, Receive):
-                answer = await stream.reader.readexactly(step.length)
-            elif isinstance(step, OpenExport):
-                assert open_export is not None  # only a server's handshake asks for it
-                answer = await open_export(step.name)
+            answer = await _answer(step, stream, open_export)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        return cast(T, end.value)
     finally:
         _send(stream, handshake.data_to_send())
+
+
+async def _answer(
+    step: Step, stream: StreamProtocol, open_export: OpenExportFunction | None
+) -> bytes | ExportInfo | None:
+    if isinstance(step, Receive):
+        return await stream.reader.readexactly(step.length)
+    if isinstance(step, OpenExport):
+        assert open_export is not None  # only a server's handshake asks for it
+        return await open_export(step.name)
+    return None
 
 
 def _send(stream: StreamProtocol, data: bytes) -> None:
