@@ -23,8 +23,10 @@ from .messages import Call, Notification, Result, StartupMessage
 logger = logging.getLogger("aiovblk")
 
 EXIT_TIMEOUT = 5.0
-"""Seconds for a worker process to exit after its channel is closed, and again after SIGKILL, which
-the kernel delays while the process waits for a disk."""
+"""Seconds for a worker process to exit after its channel is closed, before it is killed."""
+
+KILLED_TIMEOUT = 5.0
+"""Seconds for a killed process to exit, which the kernel delays while it waits for a disk."""
 
 Notify = Callable[..., None]
 """Sends the parent a notification from a service: a name, and arguments that can be pickled."""
@@ -165,7 +167,8 @@ class Worker:
     async def stop(self) -> None:
         """Stop the process gracefully, and wait until it has exited.
 
-        It is killed after :data:`EXIT_TIMEOUT` seconds. Pending calls fail with
+        It is killed after :data:`EXIT_TIMEOUT` seconds, and waited for at most
+        :data:`KILLED_TIMEOUT` more. Pending calls fail with
         :class:`WorkerLostError`. No-op if the process was never started, or could not be.
         """
         self.lost.cancel()
@@ -274,7 +277,7 @@ def _reap(process: subprocess.Popen[bytes]) -> int | None:
         return process.wait(EXIT_TIMEOUT)
     process.kill()
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(EXIT_TIMEOUT)
+        return process.wait(KILLED_TIMEOUT)
     return None
 
 
