@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
 
+from ...aio.rangelock import RangeLock
 from ...arguments import check_count
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ...errors import STOP_EXCEPTIONS
 from ..extents import with_data
 from ..layer import Layer
-from .changes import ChangeLock
 from .device_slots import CacheHeader, DeviceSlots
 from .dirty import Dirty
 from .lines import CacheStats, Lines
@@ -142,7 +142,9 @@ class Cache(Layer):
         contents = self._store or MemorySlots(slots * line_size)
         self._memory = contents.memory if isinstance(contents, MemorySlots) else None
         self._lines = Lines(slots, line_size, inner.block_size, self.stats)
-        self._changes = ChangeLock()
+        # Overlapping changes of the inner device, made at once, would take effect in an unknown
+        # order: what is cached could differ from what the device holds.
+        self._changes = RangeLock()
         window = min(read_ahead // line_size, slots // 8)
         self._reader = CacheReader(inner, contents, self._lines, self._changes, window, self.stats)
         self._dirty = Dirty(self._lines, dirty_limit, self.stats)
@@ -273,7 +275,7 @@ class Cache(Layer):
         """Wait until no other change of these bytes is in progress; the body changes ``inner``."""
         if not self._ready:
             await self._open()  # marks the store as in use before ``inner`` changes
-        async with self._changes.exclusive(begin, end):
+        async with self._changes.hold(begin, end):
             self._reader.fetches.invalidate(begin, end)
             yield
 

@@ -11,9 +11,9 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Iterable
 
+from ...aio.rangelock import RangeLock
 from ...device import BlockDevice
 from ...errors import STOP_EXCEPTIONS
-from .changes import ChangeLock
 from .lines import CacheStats, Lines, spans
 
 _MAX_FETCH = 1 << 20
@@ -66,7 +66,7 @@ class Fetches:
         self,
         inner: BlockDevice,
         lines: Lines,
-        changes: ChangeLock,
+        changes: RangeLock,
         keep: Callable[[Fetch], Awaitable[None]],
         stats: CacheStats,
     ) -> None:
@@ -152,7 +152,7 @@ class Fetches:
         begin = numbers.start * self._lines.line_size
         end = min(numbers.stop * self._lines.line_size, self._inner.size)
         fetch = Fetch(numbers, begin, end, ahead=ahead)
-        fetch.invalid += self._changes.shared(begin, end)
+        fetch.invalid += self._changes.held(begin, end)
         self._in_flight.add(fetch)
         self._by_number |= dict.fromkeys(numbers, fetch)
         if ahead:

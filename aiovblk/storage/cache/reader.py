@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+from ...aio.rangelock import RangeLock
 from ...device import BlockDevice
 from ...errors import STOP_EXCEPTIONS
 from ..bitset import runs
-from .changes import ChangeLock
 from .fetch import Fetch, Fetches
 from .lines import CacheStats, Line, Lines, Piece
 from .memory import MemorySlots
@@ -77,7 +77,7 @@ class CacheReader:
         inner: BlockDevice,
         slots: Slots,
         lines: Lines,
-        changes: ChangeLock,
+        changes: RangeLock,
         window: int,
         stats: CacheStats,
     ) -> None:

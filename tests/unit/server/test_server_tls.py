@@ -151,7 +151,7 @@ async def test_bytes_injected_behind_starttls_are_refused(
         client.writer.write(serialize_option(Option.STARTTLS) + injected)
         assert await client.option_reply(Option.STARTTLS) == (OptionReply.ACK, b"")
         assert await client.closed() == b""
-    assert "the peer sent bytes before TLS that nobody protects" in caplog.text
+    assert "the peer sent unprotected bytes before TLS began" in caplog.text
 
 
 async def test_what_was_negotiated_before_tls_is_forgotten(path: Path, certificates: Path) -> None:
