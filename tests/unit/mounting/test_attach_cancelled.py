@@ -19,7 +19,7 @@ import pytest
 import aiovblk
 from aiovblk import kernel
 from aiovblk.kernel import AttachConfig
-from aiovblk.mounting import attaching
+from aiovblk.mounting.handover import takeover
 from aiovblk.mounting.handover.endpoint import HandoverGeometry, HandoverResult
 from aiovblk.storage import MemoryDevice
 
@@ -218,7 +218,7 @@ async def test_a_device_that_was_handed_over_too_late_waits_for_another(
         return HandoverResult(lock, [(ours, b"")], HandoverGeometry(1 << 20, 4096, read_only=False))
 
     monkeypatch.setattr(kernel, "find_by_identity", lambda *_: 7)
-    monkeypatch.setattr(attaching, "request_handover", ask)
+    monkeypatch.setattr(takeover, "request_handover", ask)
     async with mounting(Hanging(), identity="v", replace=True, unmount_timeout=FOREVER) as task:
         await happens(machine.begun)
         task.cancel()

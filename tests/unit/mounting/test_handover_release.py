@@ -16,10 +16,10 @@ import pytest
 
 from aiovblk import BlockDevice, Error
 from aiovblk.aio.tasks import GracefulTask
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.errors import AttachError
 from aiovblk.events import ConnectionLost, ConnectionRestored
 from aiovblk.kernel import NetlinkAttachment
-from aiovblk.mounting import connections as connections_module
 from aiovblk.mounting.backend import LocalBackend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection
 from aiovblk.mounting.handover.endpoint import (
@@ -31,6 +31,8 @@ from aiovblk.mounting.handover.endpoint import (
     request_handover,
 )
 from aiovblk.mounting.handover.release import HandoverRelease
+from aiovblk.mounting.recovery import reconnect
+from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
@@ -61,14 +63,13 @@ class Side:
         self.device = device
         self.events = MountState()
         self.heard = self.events.broadcaster.subscribe()
-        self.lines = ConnectionGroup(self.events, lambda: None)
+        self.lines = ConnectionGroup(self.events)
+        self.reconnector = Reconnector(self.lines, self.events)
         self.clients: list[Client] = []
         self.served = LocalBackend(
             device,
             connections=connections,
-            concurrency=128,
-            handler_timeout=None,
-            slow_request=None,
+            limits=HandlerLimits(concurrency=128, handler_timeout=None, slow_request=None),
         )
 
     async def begin(self) -> None:
@@ -223,7 +224,7 @@ async def test_what_is_left_to_nobody_is_closed(
         assert link.is_left
         assert await server.clients[0].reader.read() == b""
         os.close(link.lock)
-    assert "who asked for it is gone" in caplog.text
+    assert "the process that asked for it is gone" in caplog.text
     assert "cannot let go" in caplog.text
 
 
@@ -288,7 +289,7 @@ async def test_a_door_is_private_and_hears_only_what_is_in_due_form(tmp_path: Pa
 
 async def renewed(server: Side, renew: Any) -> Client:
     """Break the connection of a server; another client in the place of the first."""
-    server.lines.open_replacement = renew
+    server.reconnector.open_replacement = renew
     server.clients[0].writer.close()
     assert isinstance(await anext(server.heard), ConnectionLost)
     while not isinstance(await anext(server.heard), ConnectionRestored):
@@ -318,7 +319,7 @@ async def test_a_lost_connection_is_made_again(caplog: pytest.LogCaptureFixture)
         assert server.lines.stats.reads == 1
         assert server.lines.stats.errors == 1
         assert not server.events.stream_ended.done()
-    assert "connection 1 of 1 was lost (it was closed) and is made again" in caplog.text
+    assert "connection 1 of 1 was lost (it was closed) and is reconnected" in caplog.text
 
 
 async def test_one_that_cannot_be_made_again_is_lost() -> None:
@@ -328,14 +329,14 @@ async def test_one_that_cannot_be_made_again_is_lost() -> None:
         async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
             raise OSError(errno.EINVAL, "no device")
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = renew
         server.clients[0].writer.close()
         await server.events.stream_ended
         assert not server.events.disconnected.done()
 
 
 async def test_one_that_is_not_made_again_in_time_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections_module, "RECONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(reconnect, "RECONNECT_TIMEOUT", 0.05)
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.begin()
 
@@ -343,7 +344,7 @@ async def test_one_that_is_not_made_again_in_time_is_lost(monkeypatch: pytest.Mo
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = renew
         server.clients[0].writer.close()
         await server.events.stream_ended
 
@@ -358,7 +359,7 @@ async def test_nothing_is_made_again_at_the_end() -> None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = renew
         server.clients[0].writer.close()
         await began.wait()
         await server.lines.close()
@@ -375,7 +376,7 @@ async def test_nothing_is_made_again_once_the_kernel_disconnects() -> None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = renew
         server.clients[0].writer.close()
         await began.wait()
         server.clients[1].send(Command.DISC)

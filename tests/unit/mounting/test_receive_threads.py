@@ -63,17 +63,17 @@ async def test_nothing_is_done_where_all_are_received_by(tree: KernelTree) -> No
     tree.kernel_threads("nbd7", "nbd7")
     async with side(PuppetDevice(), connections=2) as server:
         await server.begin()
-        await ensure_receiving(LINK, server.lines)
+        await ensure_receiving(LINK, server.lines, server.reconnector)
         assert server.lines.live_count == 2
-        assert [place.retired for place in server.lines._slots] == ["", ""]
+        assert [place.retired for place in server.lines.slots] == ["", ""]
 
 
 async def test_one_connection_needs_no_look(tree: KernelTree) -> None:
     tree.kernel_threads()
     async with side(PuppetDevice()) as server:
         await server.begin()
-        await ensure_receiving(LINK, server.lines)
-        assert not server.lines._slots[0].retired
+        await ensure_receiving(LINK, server.lines, server.reconnector)
+        assert not server.lines.slots[0].retired
 
 
 async def losses(server: Side, count: int) -> set[int]:
@@ -108,9 +108,9 @@ async def test_by_netlink_all_are_made_again(
             server.clients.append(made[-1])
             return ours
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = renew
         first.send(Command.READ, 512, 512)  # still on its way then
-        await ensure_receiving(LINK, server.lines)
+        await ensure_receiving(LINK, server.lines, server.reconnector)
         with pytest.raises(BrokenPipeError):
             os.write(first.writer.get_extra_info("socket").fileno(), b"x")
         assert await losses(server, 3) == {1, 2, 3}
@@ -129,7 +129,7 @@ async def test_by_netlink_all_are_made_again(
         assert server.lines.live_count == 3
         assert server.lines.stats.reads == 3
         assert not server.events.stream_ended.done()
-    assert "all are made again, one by one" in caplog.text
+    assert "all are reconnected, one by one" in caplog.text
 
 
 async def test_by_ioctl_those_that_keep_others_from_beginning_are_lost(
@@ -139,7 +139,7 @@ async def test_by_ioctl_those_that_keep_others_from_beginning_are_lost(
     device = PuppetDevice()
     async with side(device, connections=3) as server:
         await server.begin()
-        await ensure_receiving(LINK, server.lines)
+        await ensure_receiving(LINK, server.lines, server.reconnector)
         assert await losses(server, 2) == {1, 2}
         for client in server.clients[:2]:
             assert await client.reader.read() == b""
@@ -149,4 +149,4 @@ async def test_by_ioctl_those_that_keep_others_from_beginning_are_lost(
         assert server.lines.live_count == 1
         assert not server.events.stream_ended.done()
     assert "connection 2 of 3 is lost" in caplog.text
-    assert "it has to do with fewer" in caplog.text
+    assert "it works with fewer connections" in caplog.text

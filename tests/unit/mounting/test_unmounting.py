@@ -15,7 +15,7 @@ import uvloop
 
 import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
-from aiovblk.mounting import handle, unmounting
+from aiovblk.mounting import lifecycle, unmounting
 from aiovblk.protocol import Command
 from aiovblk.threads import run_in_daemon_thread
 
@@ -282,7 +282,7 @@ async def test_lost_connection_is_told_and_nothing_is_asked_of_the_kernel(
     with pytest.raises(AttachError, match="connection was lost"):
         async with aiovblk.mounted(disk, attach=how) as mount:
             # By netlink it would be made again.
-            monkeypatch.setattr(mount._connections, "open_replacement", None)
+            monkeypatch.setattr(mount._lifecycle.reconnector, "open_replacement", None)
             kernel.write(3, b"cached")
             kernel.break_connections()
             await mount.wait()
@@ -363,7 +363,7 @@ async def test_disconnect_that_never_comes_is_given_up(
 async def test_device_that_does_not_come_alive_is_let_go_of(
     kernel: FakeKernel, disk: Disk, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handle, "ATTACH_TIMEOUT", 0.3)
+    monkeypatch.setattr(lifecycle, "ATTACH_TIMEOUT", 0.3)
     disk.gate = asyncio.get_running_loop().create_future()
     with pytest.raises(AttachError, match="did not come alive"):
         async with aiovblk.mounted(disk, attach=how):

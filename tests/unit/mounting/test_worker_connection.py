@@ -13,6 +13,7 @@ import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.cli.spec import device_for_worker
 from aiovblk.device import DeviceFactory
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.mounting.workers.service import ConnectionService, DeviceInfo
 from aiovblk.storage import MemoryDevice
 
@@ -20,9 +21,8 @@ from ...support.network_client import LoggingDevice
 
 
 def service(factory: DeviceFactory, *, several: bool = True) -> ConnectionService:
-    return ConnectionService(
-        factory, 128, None, None, several, False, lambda name, *arguments: None
-    )
+    limits = HandlerLimits(concurrency=128, handler_timeout=None, slow_request=None)
+    return ConnectionService(factory, limits, several, False, lambda name, *arguments: None)
 
 
 class Coarse(BlockDevice):

@@ -20,12 +20,17 @@ import pytest
 
 import aiovblk
 from aiovblk import AttachError, Error, kernel
-from aiovblk.dispatch import Stats
+from aiovblk.dispatch import HandlerLimits, Stats
 from aiovblk.events import ConnectionRestored
-from aiovblk.mounting import _served, attaching
+from aiovblk.mounting.attaching import AttachSequence
+from aiovblk.mounting.backend import make_backend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
+from aiovblk.mounting.handover import takeover
 from aiovblk.mounting.handover.endpoint import HandoverGeometry as DoorGeometry
 from aiovblk.mounting.handover.endpoint import HandoverRequest, HandoverResult, request_handover
+from aiovblk.mounting.lifecycle import MountLifecycle
+from aiovblk.mounting.options import Handover, MountOptions
+from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 from aiovblk.mounting.unmounting import UnmountSequence
 from aiovblk.mounting.workers.backend import WorkerBackend as MountCrew
@@ -49,6 +54,8 @@ from ...support.worker_services import (
     make_and_hang,
     raise_cancelled,
 )
+
+LIMITS = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
 
 pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
@@ -108,24 +115,18 @@ def crew_of(factory: Any, *, workers: int = 1, is_made_late: bool = False) -> Mo
     return MountCrew(
         factory,
         workers=workers,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
+        limits=LIMITS,
         memory_safe=False,
         opens_after_handover=is_made_late,
     )
 
 
-def options(*, replace: bool = False) -> attaching.MountOptions:
-    return attaching.MountOptions(
+def options(*, replace: bool = False) -> MountOptions:
+    return MountOptions(
         attach="netlink",
-        timeout=None,
+        limits=LIMITS,
         unmount_timeout=1,
-        queue=kernel.RequestQueue(),
-        identity="volume",
-        survive=60,
-        replace=replace,
-        partitions=False,
+        handover=Handover(identity="volume", survive=60, replace=replace),
     )
 
 
@@ -133,7 +134,7 @@ def options(*, replace: bool = False) -> attaching.MountOptions:
 async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, ConnectionGroup]]:
     """Two workers with a connection each, as of a mount, but for the kernel."""
     crew = crew_of(partial(FileOfAll, image), workers=2)
-    lines = ConnectionGroup(MountState(), lambda: None)
+    lines = ConnectionGroup(MountState())
     try:
         await crew.open(lines)
         kernels = await lines.connect()
@@ -169,7 +170,7 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
     crew = crew_of(partial(FileOfAll, image), workers=2)
     events = MountState()
     heard = events.broadcaster.subscribe()
-    lines = ConnectionGroup(events, lambda: None)
+    lines = ConnectionGroup(events)
     clients: list[Client] = []
 
     async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
@@ -183,10 +184,11 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         for kernel_end in await lines.connect():
             clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
         lines.start()
-        lines.open_replacement = renew
+        reconnector = Reconnector(lines, events)
+        reconnector.open_replacement = renew
         data = os.urandom(512)
         clients[0].send(WRITE, 512, data=data)
-        lines.stop_receiving(lines.all(), "for a test")
+        reconnector.retire(lines.all(), "for a test")
         assert (await clients[0].reply()).error == 0
         restored = 0
         while restored < 2:
@@ -417,7 +419,7 @@ async def taking_over(
 ) -> AsyncIterator[ConnectionGroup]:
     """One worker, and as many more as there are connections that another server has handed over."""
     crew = crew_of(factory)
-    lines = ConnectionGroup(MountState(), lambda: None)
+    lines = ConnectionGroup(MountState())
     try:
         await crew.open(lines)
         await lines.take_over(connections, partial(crew.open_replacement, None))
@@ -464,20 +466,20 @@ async def test_several_connections_are_refused_if_nothing_says_that_workers_shar
 async def test_a_mount_with_workers_refuses_its_successor(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unreal(aiovblk.Mount):
+    class Unattached(MountLifecycle):
         async def _attach(self, path: str | None) -> None:
-            await self._backend.open(self._connections)
+            await self.backend.open(self.connections)
             self.path, self.index = "/dev/nbd7", 7
-            self._listen_for_handover()
+            self.handover.listen(self.index, self.path)
 
-        async def _unmount(self) -> Any:
-            return UnmountSequence(
-                self.device, self._connections, cast(kernel.Attachment, None), self._state, 1
-            )
+        async def _unmount(self) -> UnmountSequence:
+            attachment = cast(kernel.Attachment, None)
+            return UnmountSequence(self.backend.device, self.connections, attachment, self.state, 1)
 
     monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"door{index}")
-    mount = Unreal(crew_of(partial(FileOfAll, image)), options())
-    await mount.start(None)
+    lifecycle = Unattached(crew_of(partial(FileOfAll, image)), options())
+    mount = aiovblk.Mount(lifecycle)
+    await lifecycle.start(None)
     wanted = HandoverRequest("volume", DoorGeometry.of(mount.device))
     reason = "its connections are in workers; end it, and mount the device again"
     with pytest.raises(AttachError, match=reason):
@@ -507,12 +509,13 @@ async def test_workers_start_when_the_other_server_has_let_go(
         kernel, "attachment_for_existing", lambda *_: SimpleNamespace(path="/dev/nbd7")
     )
     monkeypatch.setattr(kernel.locks, "write_owner", os.close)
-    monkeypatch.setattr(attaching, "request_handover", hand_over)
+    monkeypatch.setattr(takeover, "request_handover", hand_over)
     crew = crew_of(partial(FileOfAll, image), is_made_late=True)
     events = MountState()
-    lines = ConnectionGroup(events, lambda: None)
+    lines = ConnectionGroup(events)
     try:
-        await attaching.AttachSequence(crew, lines, events, options(replace=True)).run(None)
+        attaching = AttachSequence(crew, lines, events, options(replace=True))
+        await takeover.TakeoverSequence(attaching).take_over(None, "volume")
         client = Client(*await asyncio.open_unix_connection(sock=theirs))
         await client.write(512, b"x" * 512)
         client.writer.close()
@@ -522,8 +525,9 @@ async def test_workers_start_when_the_other_server_has_let_go(
 
 
 def test_workers_that_are_to_replace_a_server_are_to_start_late(image: Path) -> None:
-    serve_by = partial(_served, partial(FileOfAll, image), 1, 2, 1, None, None)
-    assert [serve_by(replace, False).opens_after_handover for replace in (False, True)] == [
-        False,
-        True,
-    ]
+    for replace in (False, True):
+        handover = Handover(identity="volume", replace=replace)
+        wanted = MountOptions(workers=2, limits=LIMITS, handover=handover)
+        backend = make_backend(partial(FileOfAll, image), wanted)
+        assert isinstance(backend, MountCrew)
+        assert backend.opens_after_handover == replace
