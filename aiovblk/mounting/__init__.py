@@ -3,6 +3,8 @@
 Here are the public functions; the options are checked in ``options.py``, the life of a mount is in
 ``lifecycle.py``, its states are in ``state.py``, and what its user sees of it is in ``handle.py``.
 
+:func:`mounted` is over 50 lines for its docstring, which is the reference of the options.
+
 Invariant of the whole package: nothing in the event loop's thread touches the device node. It could
 wait for a request that only this loop can answer.
 """

@@ -134,7 +134,7 @@ class AttachSequence:
             raise AttachError(errno.ETIMEDOUT, reason, path) from exc
 
     def config(self, sockets: list[int]) -> kernel.AttachConfig:
-        """Return what the kernel is told of the device.
+        """Return what the kernel is given of the device.
 
         Args:
             sockets: descriptors of the kernel's ends; none if it has them already.

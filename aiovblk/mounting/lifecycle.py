@@ -291,7 +291,7 @@ def _watch_attachment(
 ) -> tuple[Callable[[futures.Future[int]], None], Callable[[], bool]]:
     """Make the callbacks of the thread that learns of the end of an attachment.
 
-    (By ioctl it comes back from NBD_DO_IT; by netlink it is told that connections have died.)
+    (By ioctl it returns from NBD_DO_IT; by netlink it receives that connections have died.)
 
     They hold the mount weakly: when an event loop was dropped with all that ran on it, the sockets
     go with it, the kernel notices, and this thread is all that is left to clean up.

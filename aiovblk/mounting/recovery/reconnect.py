@@ -39,7 +39,7 @@ lets requests wait for it."""
 DEAD_CONNECTION_TIMEOUT = 2.0
 """Seconds for the kernel to report that a connection has died, which takes it milliseconds. Where
 it does not, the socket was taken away from outside (NBD_CLEAR_SOCK), and the program that does so
-waits until we let go (STEP_TIMEOUT)."""
+waits for this process to release the device (STEP_TIMEOUT)."""
 
 OpenReplacement = Callable[[KernelConnection, KernelConnection], Awaitable[socket.socket]]
 """Prepares a connection (the second) that is to replace another, which has ended (the first), and
