@@ -1,35 +1,34 @@
-"""The limits of the handlers of one device, as a mount, a server and their workers take them."""
+"""Limits of handlers that mount and serve share: concurrency, handler_timeout, slow_request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..arguments import check_count, check_seconds
+from .concurrency import MAX_CONCURRENCY
+from .slow_requests import DEFAULT_SLOW_REQUEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerLimits:
-    """How many handlers may run at once, and for how long.
-
-    Can be pickled: a worker is given the limits of its parent.
-
-    Attributes:
-        concurrency: how many handlers may run at once.
-        handler_timeout: seconds after which a handler is cancelled and its request fails with EIO;
-            None for no limit.
-        slow_request: seconds after which a handler that still runs is reported as slow; None for
-            never.
+    """How many handlers of one device run at once, and how long one may run.
 
     Raises:
-        TypeError, ValueError: a limit is not a number, or out of range.
+        TypeError: a value is not a number, or ``concurrency`` is not an int.
+        ValueError: a value is out of range.
 
     """
 
-    concurrency: int
-    handler_timeout: float | None
-    slow_request: float | None
+    concurrency: int = MAX_CONCURRENCY
+    """Handlers that run at once; further requests wait in arrival order."""
+    handler_timeout: float | None = None
+    """Seconds after which a handler is cancelled and its request fails with EIO; None for no limit.
+    """
+    slow_request: float | None = DEFAULT_SLOW_REQUEST
+    """Seconds after which a handler that still runs is reported as slow; None for never."""
 
     def __post_init__(self) -> None:
+        """Validate the values."""
         check_count("concurrency", self.concurrency)
         check_seconds("handler_timeout", self.handler_timeout)
         check_seconds("slow_request", self.slow_request)
