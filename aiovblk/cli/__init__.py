@@ -22,8 +22,8 @@ from ..errors import Error
 from ..text import escape
 from . import copy, doctor, list_devices, mount, object_store, serve, top, unmount
 from .descriptors import open_standard_descriptors
+from .errors import UsageError
 from .parser import CommandParser
-from .sizes import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from ..keyfiles import warn_if_shared
 from ..storage import objects
 from ..storage.objects.client import SCHEMES as REMOTE_SCHEMES
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
-from .sizes import SpecError, UsageError, format_size, parse_size
+from .errors import SpecError, UsageError
+from .sizes import format_size, parse_size
 
 SCHEMES = REMOTE_SCHEMES | {"folder"}
 

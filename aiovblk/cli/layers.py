@@ -13,7 +13,8 @@ from ..storage import BlockSize, Cache, FileDevice, Overlay
 from ..storage.cache import Policy
 from . import values
 from .contents import base_of, contents_of
-from .sizes import SpecError, UsageError, format_size
+from .errors import SpecError, UsageError
+from .sizes import format_size
 from .spec import open_spec
 
 CACHE_POLICY: Policy = "write-through"

@@ -18,6 +18,7 @@ from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
+from .errors import UsageError
 from .layers import Layers, open_stack
 from .options import (
     SPEC_HELP,
@@ -30,8 +31,7 @@ from .options import (
 from .reparent import Upgrade
 from .runner import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
-from .sizes import UsageError
-from .spec import device_for_worker, open_spec
+from .spec import device_for_worker, find_scheme, open_spec
 from .systemd import Notifier
 
 
@@ -198,7 +198,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFac
     layers = Layers.of(arguments)
     spec, read_only, block_size = arguments.spec, arguments.read_only, arguments.block_size
     if arguments.workers is not None:
-        if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
+        if find_scheme(spec).reopens and not arguments.replace:
             async with open_spec(spec, read_only=True, block_size=block_size) as device:
                 await _check_sectors(device, spec)
                 await device.unmount()

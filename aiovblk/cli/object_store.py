@@ -10,10 +10,11 @@ from ..storage import objects
 from ..storage.objects.client import split_url
 from ..text import escape
 from .diskspec import DiskSpec, read_key
+from .errors import SpecError, UsageError
 from .options import add_loop, add_progress
 from .progress import progress
 from .runner import async_command
-from .sizes import SpecError, UsageError, format_size
+from .sizes import format_size
 
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
 credentials come from the environment, and the key of one that is encrypted from the file that

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from ..device import BlockDevice
-from .sizes import SpecError
+from .errors import SpecError
 
 logger = logging.getLogger("aiovblk")
 

@@ -17,6 +17,7 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, 
 from ..storage.http import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
+from .errors import SpecError, UsageError
 from .layers import Layers, open_stack
 from .options import (
     SPEC_HELP,
@@ -27,7 +28,6 @@ from .options import (
     add_workers,
 )
 from .runner import async_command, run_until_signal, warning_of_slow_requests
-from .sizes import SpecError, UsageError
 from .spec import device_for_worker
 from .stdio import standard_streams
 

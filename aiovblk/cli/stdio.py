@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .sizes import SpecError
+from .errors import SpecError
 
 PIECE = 1024 * 1024
 """Bytes to copy at once."""

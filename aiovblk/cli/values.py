@@ -7,7 +7,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from ..arguments import MAX_BLOCK_SIZE, check_block_size, check_seconds
-from .sizes import SpecError, parse_size
+from .errors import SpecError
+from .sizes import parse_size
 
 
 def count(*, least: int = 1, most: int = 2**31 - 1, step: int = 1) -> Callable[[str], int]:

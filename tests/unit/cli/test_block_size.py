@@ -16,9 +16,9 @@ from aiovblk import BlockDevice
 from aiovblk.cli import main
 from aiovblk.cli import mount as mount_command
 from aiovblk.cli.diskspec import DiskSpec
+from aiovblk.cli.errors import SpecError, UsageError
 from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.sectors import check_whole_sectors, sector_size, warn_of_other_sectors
-from aiovblk.cli.sizes import SpecError, UsageError
 from aiovblk.cli.spec import device_for_worker, load_device, open_spec, split_block_size
 from aiovblk.storage import BlockSize, Cache, FileDevice, MemoryDevice, ObjectStoreDevice
 from aiovblk.storage.cache.device_slots import CacheHeader

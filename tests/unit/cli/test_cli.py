@@ -13,8 +13,9 @@ import pytest
 import aiovblk
 from aiovblk import cli
 from aiovblk.cli import list_devices
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.list_devices import AttachedDevice
-from aiovblk.cli.sizes import SpecError, parse_size
+from aiovblk.cli.sizes import parse_size
 from aiovblk.cli.spec import load_device
 from aiovblk.kernel.status import DeviceState
 from aiovblk.storage import FileDevice, MemoryDevice

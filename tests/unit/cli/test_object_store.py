@@ -12,8 +12,8 @@ import pytest
 
 from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.layers import Layers, open_stack
-from aiovblk.cli.sizes import SpecError
 from aiovblk.cli.spec import load_device
 from aiovblk.storage import Cache, FileDevice
 

@@ -17,8 +17,8 @@ import pytest
 
 import aiovblk
 from aiovblk.cli import main
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.serve import parse_exports
-from aiovblk.cli.sizes import SpecError
 
 GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
 
