@@ -298,7 +298,7 @@ async def test_table_that_fits_another_block_size_is_warned_of(
     await device.unmount()
     expected = (
         f"the partition table of file:disk.img is made for sectors of {wanted} bytes, and the"
-        f" device has blocks of {block_size}: the kernel will not find its partitions; try"
+        f" device has blocks of {block_size}: the kernel will not find the partitions; try"
         f" --block-size {wanted}"
     )
     assert caplog.messages == ([expected] if wanted else [])
@@ -318,7 +318,7 @@ async def test_table_of_a_device_that_cannot_be_read_is_no_error(
 async def test_file_that_ends_within_a_sector_is_refused() -> None:
     Path("odd.img").write_bytes(bytes(1000))
     with pytest.raises(SpecError, match=r"odd.img has 1000 bytes, .* `truncate -s %512 FILE`"):
-        async with mount_command._served(arguments(spec="file:odd.img")):
+        async with mount_command._open_device(arguments(spec="file:odd.img")):
             pass
     await FileDevice("odd.img").unmount()  # its lock is free
     async with open_spec("file:disk.img", block_size=1) as device:
@@ -344,7 +344,7 @@ def arguments(**others: Any) -> Namespace:
 async def test_mount_warns_before_it_mounts(caplog: pytest.LogCaptureFixture) -> None:
     Path("disk.img").write_bytes(gpt(512).ljust(MIB, b"\0"))
     for block_size, count in ((512, 0), (4096, 1)):
-        async with mount_command._served(arguments(block_size=block_size)) as device:
+        async with mount_command._open_device(arguments(block_size=block_size)) as device:
             assert isinstance(device, FileDevice)
             assert device.block_size == block_size
             await device.unmount()
@@ -353,7 +353,7 @@ async def test_mount_warns_before_it_mounts(caplog: pytest.LogCaptureFixture) ->
 
 async def test_mount_by_workers_warns_too(caplog: pytest.LogCaptureFixture) -> None:
     Path("disk.img").write_bytes(gpt(512).ljust(MIB, b"\0"))
-    async with mount_command._served(arguments(workers=2, block_size=4096)) as make:
+    async with mount_command._open_device(arguments(workers=2, block_size=4096)) as make:
         assert not isinstance(make, BlockDevice)
         device = FileDevice("disk.img")  # it is in use by nobody
         await device.unmount()
@@ -364,7 +364,7 @@ async def test_mount_by_workers_warns_too(caplog: pytest.LogCaptureFixture) -> N
 async def test_mount_tells_of_a_file_that_ends_within_a_sector(workers: int | None) -> None:
     Path("disk.img").write_bytes(bytes(MIB + 1))
     with pytest.raises(SpecError, match=r"disk\.img has 1048577 bytes, .* `truncate -s %512 FILE`"):
-        async with mount_command._served(arguments(workers=workers)):
+        async with mount_command._open_device(arguments(workers=workers)):
             pass
     again = FileDevice("disk.img")  # its lock is free
     await again.unmount()
@@ -378,7 +378,7 @@ async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
 
     monkeypatch.setattr(mount_command, "warn_of_other_sectors", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        async with mount_command._served(arguments()):
+        async with mount_command._open_device(arguments()):
             pass
     again = FileDevice("disk.img")  # its lock is free
     await again.unmount()

@@ -111,11 +111,11 @@ def test_machine_in_order_is_all_ok_and_status_0(
     assert report[0].startswith("ok    versions: Linux 6.12.1, Python 3.")
     assert report[1:] == [
         "ok    driver: loaded, 2 of 2 devices are free",
-        "ok    nodes: /dev/nbd0 to /dev/nbd1 are there",
+        "ok    nodes: /dev/nbd0 to /dev/nbd1 exist",
         "ok    privileges: devices can be attached",
-        "ok    namespaces: the host's, as far as can be seen",
-        "ok    netlink: the driver's family is there",
-        "ok    udev: it runs, and probes devices when they come and change",
+        "ok    namespaces: the host's, as far as is visible",
+        "ok    netlink: the driver's family is available",
+        "ok    udev: running; it probes devices that are added or changed",
         "ok    devices: none is attached",
         "ok    stuck: no program waits for a device",
     ]
@@ -149,8 +149,8 @@ def test_check_that_hangs_fails_and_the_others_are_made(
     monkeypatch.setattr(doctor, "CHECK_TIMEOUT", 0.05)
     assert [str(finding) for finding in doctor.diagnose()] == [
         "fail  hanging: no answer in 0.05 s",
-        "warn  broken: cannot be looked at: LookupError('no metadata')",
-        "ok    udev: it runs, and probes devices when they come and change",
+        "warn  broken: cannot be checked: LookupError('no metadata')",
+        "ok    udev: running; it probes devices that are added or changed",
     ]
     ended.set_result(None)
 
@@ -163,9 +163,9 @@ def test_driver_without_a_free_device_is_warned_of(host: Host) -> None:
     host.attach(1)
     host.tree.write(host.parameters / "max_part", "0\n")
     assert lines(machine.driver) == [
-        "warn  driver: loaded, 0 of 2 devices are free; unmount all before more are made; run"
+        "warn  driver: loaded, 0 of 2 devices are free; unmount all of them first; run"
         " `modprobe -r nbd && modprobe nbd nbds_max=4`",
-        "info  driver: max_part is 0, so partitions do not show by themselves; run"
+        "info  driver: max_part is 0: partitions do not appear by themselves; run"
         " `partprobe /dev/nbdN`",
     ]
 
@@ -188,7 +188,7 @@ def test_driver_that_can_be_loaded_is_told(host: Host, capabilities: int, line: 
 
 @pytest.mark.parametrize(
     ("modules", "words"),
-    [(None, "a container, where the host has to load it"), ("fs/ext4.ko:", "this kernel (6.12.1)")],
+    [(None, "in a container load it on the host"), ("fs/ext4.ko:", "this kernel (6.12.1)")],
 )
 def test_driver_that_is_not_there_fails(host: Host, modules: str | None, words: str) -> None:
     host.remove_driver()
@@ -202,8 +202,8 @@ def test_driver_that_is_not_there_fails(host: Host, modules: str | None, words: 
 def test_some_missing_nodes_are_warned_of_and_all_fail(host: Host) -> None:
     del host.nodes[1]
     (line,) = lines(machine.nodes)
-    assert line.startswith("warn  nodes: 1 of 2 devices have no node here, /dev/nbd1 for one")
-    assert line.endswith("--device /dev/nbd1 passes it on); run `mknod /dev/nbd1 b 43 32`")
+    assert line.startswith("warn  nodes: 1 of 2 devices have no node here, such as /dev/nbd1")
+    assert line.endswith("--device /dev/nbd1 adds it); run `mknod /dev/nbd1 b 43 32`")
     host.nodes[0] = "8:0"  # somebody else's number
     (line,) = lines(machine.nodes)
     assert line.startswith("fail  nodes: 2 of 2")
@@ -212,7 +212,7 @@ def test_some_missing_nodes_are_warned_of_and_all_fail(host: Host) -> None:
 def test_node_that_is_served_is_never_opened(host: Host) -> None:
     opened: list[str] = []
     host.opening = opened.append
-    assert lines(machine.nodes) == ["ok    nodes: /dev/nbd0 to /dev/nbd1 are there"]
+    assert lines(machine.nodes) == ["ok    nodes: /dev/nbd0 to /dev/nbd1 exist"]
     host.attach(1)
     lines(machine.nodes)
     host.attach(0)
@@ -223,7 +223,7 @@ def test_node_that_is_served_is_never_opened(host: Host) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EACCES, "info  nodes: /dev/nbd1 is not yours to open"),
+        (errno.EACCES, "info  nodes: /dev/nbd1: no permission to open it"),
         (errno.EPERM, "fail  nodes: /dev/nbd1 may not be opened: the device cgroup forbids it"),
         (errno.ENXIO, "fail  nodes: /dev/nbd1 cannot be opened: No such device or address"),
     ],
@@ -257,7 +257,7 @@ def test_missing_netlink_family_and_udev_are_told(host: Host) -> None:
     (line,) = lines(machine.netlink_family)
     assert line.startswith("warn  netlink: no NBD family in this network namespace")
     (line,) = lines(machine.udev)
-    assert line.startswith("info  udev: it does not run")
+    assert line.startswith("info  udev: not running")
 
 
 # The place
@@ -275,9 +275,9 @@ def test_missing_capabilities_are_told_with_what_goes_without(host: Host) -> Non
     assert lines(environment.privileges) == [
         "ok    privileges: devices can be attached",
         "warn  privileges: CAP_NET_ADMIN is missing, so socket buffers have 212992 bytes at most,"
-        " and large requests take more turns; run `sysctl net.core.wmem_max=4194304`",
-        "info  privileges: CAP_SYS_RESOURCE is missing, which --memory-safe takes",
-        "info  privileges: CAP_IPC_LOCK is missing, which --memory-safe takes",
+        " and large requests take more system calls; run `sysctl net.core.wmem_max=4194304`",
+        "info  privileges: CAP_SYS_RESOURCE is missing, which --memory-safe needs",
+        "info  privileges: CAP_IPC_LOCK is missing, which --memory-safe needs",
     ]
     host.tree.write(host.tree.proc / "sys/net/core/wmem_max", "8388608\n")
     assert len(lines(environment.privileges)) == 3
@@ -287,10 +287,10 @@ def test_other_namespaces_are_warned_of(host: Host) -> None:
     host.namespace("pid", 4026532001)
     host.namespace("net", 10)
     assert lines(environment.namespaces) == [
-        "warn  namespaces: not the host's pid namespace: who serves and uses devices cannot be"
-        " told",
-        "warn  namespaces: not the host's net namespace: before Linux 6.12 NBD's netlink family is"
-        " not here",
+        "warn  namespaces: not the host's pid namespace: servers and users of devices are"
+        " not visible",
+        "warn  namespaces: not the host's net namespace: before Linux 6.12 it has no NBD netlink"
+        " family",
     ]
 
 
@@ -307,7 +307,7 @@ def test_container_and_its_traps_are_told(host: Host, name: str, text: str, kind
     host.tree.write(host.root / name, text)
     host.sys_flags = os.ST_RDONLY
     first, second = lines(environment.container)
-    assert first.startswith(f"info  container: this is one ({kind})")
+    assert first.startswith(f"info  container: running in one ({kind})")
     assert second.startswith("warn  container: /sys is read-only")
 
 
@@ -322,7 +322,7 @@ def test_device_is_served_lost_dead_or_unknown(host: Host) -> None:
     host.tree.process(98, "python")
     assert lines(devices.attached) == [
         "ok    devices: /dev/nbd0 is served",
-        "warn  devices: /dev/nbd1 has no connection; its server may come back, or is given up by"
+        "warn  devices: /dev/nbd1 has no connection; its server may reconnect, or unmount it by"
         " force; run `aiovblk unmount --force /dev/nbd1`",
     ]
 

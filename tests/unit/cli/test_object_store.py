@@ -72,7 +72,7 @@ def test_disk_is_made_and_is_not_made_again(run: Run) -> None:
     ("spec", "reason"),
     [
         ("folder:", "names no folder; write folder:PATH"),
-        ("folder:disk", r"how large is the disk to be\? Write folder:disk\?size=10G"),
+        ("folder:disk", r"size missing: add \?size=10G to folder:disk"),
         ("folder:disk?sise=1G", r"unknown options \(sise\); there are: block_size, chunk_size,"),
         ("folder:disk?size=big", "'big' is no size; write a number of bytes, or one like 64M"),
         ("folder:disk?size=1G&compress=lz4", "compress= is yes or no, not 'lz4'"),
@@ -100,7 +100,7 @@ def test_error_names_the_disk_as_the_user_did(run: Run) -> None:
         assert error.startswith(f"aiovblk: there is no disk in {where}; create one first")
     run("create", "folder:disk?size=1M")
     error = run("clone", "folder:disk", "folder:other", fails=True)
-    assert error == "aiovblk: of which snapshot? Write folder:disk?snapshot=NAME\n"
+    assert error == "aiovblk: snapshot missing: write folder:disk?snapshot=NAME\n"
 
 
 async def test_disk_is_made_when_it_is_opened_with_a_size_and_only_then() -> None:
@@ -148,7 +148,7 @@ def test_snapshot_is_taken_listed_mounted_and_dropped(run: Run, raw: Path) -> No
 
 def test_snapshot_to_be_dropped_must_be_named(run: Run) -> None:
     run("create", "folder:disk?size=1M")
-    assert "Give its name" in run("snapshot", "folder:disk", "--drop", fails=True)
+    assert "snapshot name missing: add NAME" in run("snapshot", "folder:disk", "--drop", fails=True)
     assert "there is no snapshot 'x'" in run("snapshot", "folder:disk", "x", "--drop", fails=True)
 
 
@@ -168,7 +168,7 @@ def test_clone_has_what_the_snapshot_has_and_keeps_it(run: Run, raw: Path) -> No
 @pytest.mark.parametrize("target", ["s3://bucket/copy", "gs://bucket/copy"])
 def test_clone_in_another_bucket_is_refused(run: Run, target: str) -> None:
     error = run("clone", "s3://other/disk?snapshot=one", target, fails=True)
-    assert "a clone lies in the same bucket; `aiovblk copy` goes from one to another" in error
+    assert "a clone must be in the same bucket; `aiovblk copy` copies to another one" in error
 
 
 # Upkeep
@@ -204,9 +204,9 @@ def test_damage_is_told_by_the_check(run: Run, raw: Path) -> None:
     lines = run("check", "folder:disk", "--no-progress", fails=True).splitlines()
     assert lines[0] == f"chunks/{missing.name} is missing"
     assert lines[1].endswith(f"{damaged.name} is damaged: its checksum does not match")
-    assert lines[2] == "aiovblk: 2 problems; 15 chunks were looked at"
+    assert lines[2] == "aiovblk: 2 problems; 15 chunks were checked"
     lines = run("check", "folder:disk", "--quick", fails=True).splitlines()
-    assert lines[1] == "aiovblk: 1 problems; 15 chunks were looked at"
+    assert lines[1] == "aiovblk: 1 problems; 15 chunks were checked"
 
 
 def test_snapshot_without_its_state_is_told_by_the_check(run: Run, raw: Path) -> None:
@@ -239,7 +239,7 @@ def test_key_is_that_of_the_disk_or_nothing_is_read(
     assert Path("back").read_bytes() == data
     for name, reason in (
         ("other", "this is not the key of the disk"),
-        ("malformed", "malformed has no key; `openssl rand -hex 32 > FILE` makes one"),
+        ("malformed", "malformed contains no key; `openssl rand -hex 32 > FILE` makes one"),
         ("missing", "missing: No such file or directory"),
         ("", "the disk is encrypted; give its key"),
     ):
@@ -370,10 +370,10 @@ async def test_cache_of_a_disk_that_was_written_without_it_is_not_used(
 
 def test_cache_path_needs_the_size_of_the_cache(run: Run) -> None:
     error = run("serve", "memory:1M", "--cache-path", "cache", fails=True)
-    assert "how large is the cache to be? Give --cache SIZE with --cache-path" in error
+    assert "cache size missing: add --cache SIZE to --cache-path" in error
 
 
 @pytest.mark.parametrize("option", [["--overlay", "o"], ["--cache", "1M"]])
 def test_workers_with_layers_are_refused(run: Run, option: list[str]) -> None:
     error = run("serve", "memory:1M", "--port", "0", "--workers", "2", *option, fails=True)
-    assert "each worker would have layers of its own: no --overlay, no --cache" in error
+    assert "no --overlay, no --cache with --workers: each worker would have its own" in error

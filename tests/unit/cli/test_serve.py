@@ -58,7 +58,9 @@ async def running(
 
 async def line(stream: asyncio.StreamReader | None) -> str:
     assert stream is not None  # it is a pipe
-    return (await asyncio.wait_for(stream.readline(), 60)).decode().rstrip()
+    read = await asyncio.wait_for(stream.readline(), 60)
+    assert read, "the program has ended"
+    return read.decode().rstrip()
 
 
 async def end(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
@@ -343,7 +345,7 @@ async def test_workers_serve_one_file_together(tmp_path: Path) -> None:
         ("file:missing", "missing"),
         (
             "examples/deadbeef.py:Deadbeef",
-            "that is so declares multi_conn = True",
+            "if they are, declare multi_conn = True",
         ),
     ],
 )

@@ -149,9 +149,9 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("mount memory:1M --cache-policy read", "Give --cache SIZE with --cache-policy"),
-        ("serve memory:1M --cache-policy write-through", "Give --cache SIZE with --cache-policy"),
-        ("serve memory:1M --cache-path file", "Give --cache SIZE with --cache-path"),
+        ("mount memory:1M --cache-policy read", "add --cache SIZE to --cache-policy"),
+        ("serve memory:1M --cache-policy write-through", "add --cache SIZE to --cache-policy"),
+        ("serve memory:1M --cache-path file", "add --cache SIZE to --cache-path"),
         ("mount memory:1M --survive 9", "--survive needs --identity NAME"),
         ("mount memory:1M --replace", "--replace needs --identity NAME"),
         ("mount memory:1M --identity x --attach ioctl", "leave --attach ioctl out"),
@@ -170,8 +170,8 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
         ("serve memory:1M --tls-psk-file k --tls-verify-peer", "--tls-verify-peer needs"),
         ("serve memory:1M --tls-psk-file k --tls-certificates d", "exclude each other"),
         ("serve memory:1M memory:1M", "there is more than one SPEC"),
-        ("snapshot folder:d --drop", "Give its name"),
-        ("clone folder:d folder:e", "of which snapshot?"),
+        ("snapshot folder:d --drop", "snapshot name missing: add NAME"),
+        ("clone folder:d folder:e", "snapshot missing: write folder:d?snapshot=NAME"),
         ("serve memory:1M?block_size=512 --block-size 4096", "and --block-size says 4096"),
         ("serve folder:d?block_size=512 --block-size 4096", "and --block-size says 4096"),
     ],
