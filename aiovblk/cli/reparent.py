@@ -1,4 +1,4 @@
-"""Upgrade a mount without interruption: at SIGUSR2 a successor takes the device over.
+"""Upgrade without interruption: at SIGUSR2 a successor takes over the mounted device.
 
 The server starts its own command line again with ``--replace``; that process asks for the device
 and gets it (:mod:`aiovblk.mounting.handover`), then this one ends. Requests go on being served.

@@ -1,4 +1,4 @@
-"""Block sizes on the command line: in a SPEC, as an option, and what a partition table says."""
+"""Block sizes on the command line: in a SPEC, as an option, and of a partition table."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_file_whose_size_the_blocks_do_not_divide_is_refused() -> None:
         await load_device("file:odd.img?block_size=4096")
 
 
-async def test_device_that_cannot_have_such_blocks_is_let_go_of() -> None:
+async def test_device_that_cannot_have_such_blocks_is_unmounted() -> None:
     await DiskSpec.parse("folder:disk?size=4K&block_size=512").create()
     for _ in range(2):  # the second would find a lease
         with pytest.raises(ValueError, match="4096 bytes, no multiple of a block_size of 8192"):
@@ -280,7 +280,7 @@ def image(head: bytes, block_size: int) -> BlockDevice:
 
 
 @pytest.mark.parametrize(
-    ("head", "block_size", "wanted"),
+    ("head", "block_size", "fitting"),
     [
         (gpt(512), 4096, 512),
         (gpt(4096), 512, 4096),
@@ -291,17 +291,17 @@ def image(head: bytes, block_size: int) -> BlockDevice:
     ],
 )
 async def test_table_that_fits_another_block_size_is_warned_of(
-    head: bytes, block_size: int, wanted: int | None, caplog: pytest.LogCaptureFixture
+    head: bytes, block_size: int, fitting: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = image(head, block_size)
     await warn_of_other_sectors(device, "file:disk.img")
     await device.unmount()
     expected = (
-        f"the partition table of file:disk.img is made for sectors of {wanted} bytes, and the"
+        f"the partition table of file:disk.img is made for sectors of {fitting} bytes, and the"
         f" device has blocks of {block_size}: the kernel will not find the partitions; try"
-        f" --block-size {wanted}"
+        f" --block-size {fitting}"
     )
-    assert caplog.messages == ([expected] if wanted else [])
+    assert caplog.messages == ([expected] if fitting else [])
 
 
 async def test_table_of_a_device_that_cannot_be_read_is_no_error(
@@ -355,13 +355,13 @@ async def test_mount_by_workers_warns_too(caplog: pytest.LogCaptureFixture) -> N
     Path("disk.img").write_bytes(gpt(512).ljust(MIB, b"\0"))
     async with mount_command._open_device(arguments(workers=2, block_size=4096)) as make:
         assert not isinstance(make, BlockDevice)
-        device = FileDevice("disk.img")  # it is in use by nobody
+        device = FileDevice("disk.img")  # it is not in use
         await device.unmount()
     assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-async def test_mount_tells_of_a_file_that_ends_within_a_sector(workers: int | None) -> None:
+async def test_mount_refuses_a_file_that_ends_within_a_sector(workers: int | None) -> None:
     Path("disk.img").write_bytes(bytes(MIB + 1))
     with pytest.raises(SpecError, match=r"disk\.img has 1048577 bytes, .* `truncate -s %512 FILE`"):
         async with mount_command._open_device(arguments(workers=workers)):
@@ -370,7 +370,7 @@ async def test_mount_tells_of_a_file_that_ends_within_a_sector(workers: int | No
     await again.unmount()
 
 
-async def test_device_is_let_go_of_when_looking_at_it_is_broken_off(
+async def test_device_is_unmounted_when_its_check_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def broken_off(device: BlockDevice, spec: str) -> None:
@@ -398,9 +398,9 @@ def test_secret_of_a_url_is_not_repeated_by_an_error_of_usage(
     spec: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", spec, "--block-size", "4096", "--socket", "socket"]) == 2
-    told = capsys.readouterr().err
-    assert "host/disk" in told
-    assert "sesame" not in told
+    errors = capsys.readouterr().err
+    assert "host/disk" in errors
+    assert "sesame" not in errors
 
 
 def test_option_and_spec_that_differ_are_refused() -> None:

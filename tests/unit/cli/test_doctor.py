@@ -1,4 +1,4 @@
-"""What the doctor finds on machines in order, and out of order."""
+"""Findings of the doctor on machines with and without problems."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_driver_without_a_free_device_is_warned_of(host: Host) -> None:
         (0, "fail  driver: not loaded; run `sudo modprobe nbd`"),
     ],
 )
-def test_driver_that_can_be_loaded_is_told(host: Host, capabilities: int, line: str) -> None:
+def test_driver_that_can_be_loaded_is_reported(host: Host, capabilities: int, line: str) -> None:
     host.remove_driver()
     host.capabilities(capabilities)
     modules = host.root / "lib/modules/6.12.1/modules.dep"
@@ -204,7 +204,7 @@ def test_some_missing_nodes_are_warned_of_and_all_fail(host: Host) -> None:
     (line,) = lines(machine.nodes)
     assert line.startswith("warn  nodes: 1 of 2 devices have no node here, such as /dev/nbd1")
     assert line.endswith("--device /dev/nbd1 adds it); run `mknod /dev/nbd1 b 43 32`")
-    host.nodes[0] = "8:0"  # somebody else's number
+    host.nodes[0] = "8:0"  # the number of another driver
     (line,) = lines(machine.nodes)
     assert line.startswith("fail  nodes: 2 of 2")
 
@@ -228,7 +228,7 @@ def test_node_that_is_served_is_never_opened(host: Host) -> None:
         (errno.ENXIO, "fail  nodes: /dev/nbd1 cannot be opened: No such device or address"),
     ],
 )
-def test_node_that_may_not_be_opened_is_told_of(host: Host, number: int, words: str) -> None:
+def test_node_that_may_not_be_opened_is_reported(host: Host, number: int, words: str) -> None:
     host.opening = refuse(number)
     assert lines(machine.nodes)[1].startswith(words)
 
@@ -251,7 +251,7 @@ def test_node_number_is_that_of_a_block_device(
     assert machine.node_number(1) is None
 
 
-def test_missing_netlink_family_and_udev_are_told(host: Host) -> None:
+def test_missing_netlink_family_and_udev_are_reported(host: Host) -> None:
     host.has_netlink = False
     (host.root / "run/udev/control").unlink()
     (line,) = lines(machine.netlink_family)
@@ -270,7 +270,7 @@ def test_other_user_namespace_fails_whatever_its_capabilities(host: Host) -> Non
     )
 
 
-def test_missing_capabilities_are_told_with_what_goes_without(host: Host) -> None:
+def test_missing_capabilities_are_reported_with_what_needs_them(host: Host) -> None:
     host.capabilities(1 << 21)  # CAP_SYS_ADMIN alone
     assert lines(environment.privileges) == [
         "ok    privileges: devices can be attached",
@@ -302,7 +302,7 @@ def test_other_namespaces_are_warned_of(host: Host) -> None:
         ("run/systemd/container", "systemd-nspawn\n", "systemd-nspawn"),
     ],
 )
-def test_container_and_its_traps_are_told(host: Host, name: str, text: str, kind: str) -> None:
+def test_container_and_its_limits_are_reported(host: Host, name: str, text: str, kind: str) -> None:
     assert lines(environment.container) == []
     host.tree.write(host.root / name, text)
     host.sys_flags = os.ST_RDONLY
@@ -383,7 +383,7 @@ def test_task_that_waits_elsewhere_or_for_a_moment_is_let_pass(
 
 
 class Taking:
-    """Takes devices away, as far as it is told to."""
+    """Disconnects devices by force, or fails with a given error."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

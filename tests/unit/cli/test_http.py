@@ -1,4 +1,4 @@
-"""A file on a web server, by the command line: alone, with a cache, with an overlay."""
+"""A file on a web server as a SPEC: alone, with a cache, with an overlay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks in a folder and the layers on them, by the commands that people type."""
+"""Disks in an object store, and layers on them, by commands."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_disk_that_is_intact_passes_the_check(run: Run, raw: Path) -> None:
     assert re.fullmatch(r"16 chunks, 1(\.\d+)?M stored: all is well\n", run("check", "folder:disk"))
 
 
-def test_damage_is_told_by_the_check(run: Run, raw: Path) -> None:
+def test_damage_is_reported_by_the_check(run: Run, raw: Path) -> None:
     run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
     run("snapshot", "folder:disk", "one")
     missing, damaged = chunks()[:2]
@@ -209,7 +209,7 @@ def test_damage_is_told_by_the_check(run: Run, raw: Path) -> None:
     assert lines[1] == "aiovblk: 1 problems; 15 chunks were checked"
 
 
-def test_snapshot_without_its_state_is_told_by_the_check(run: Run, raw: Path) -> None:
+def test_snapshot_without_its_state_is_reported_by_the_check(run: Run, raw: Path) -> None:
     run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
     run("snapshot", "folder:disk", "one")
     state = max(Path("disk/map").iterdir())
@@ -278,7 +278,7 @@ def test_copy_to_a_disk_of_another_size_than_is_said_is_refused(run: Run, raw: P
     assert error == "aiovblk: the disk has 2M, not what size= says; leave it out\n"
     Path("small").write_bytes(bytes(4096))
     assert "do not fit" in run("copy", "folder:disk", "file:small", fails=True)
-    run("copy", "folder:disk", "file:new")  # it was let go of
+    run("copy", "folder:disk", "file:new")  # it was unlocked
 
 
 # Layers
@@ -327,7 +327,7 @@ async def test_cache_file_is_made_used_again_and_refused_with_another_size(raw: 
     with pytest.raises(SpecError, match="cache has 4M, --cache says 8M: name another file"):
         async with open_stack(spec, layers(cache=8 * MIB, cache_path="cache")):
             pass
-    await FileDevice("cache").unmount()  # nobody holds it
+    await FileDevice("cache").unmount()  # it is not locked
     await FileDevice(raw).unmount()
 
 

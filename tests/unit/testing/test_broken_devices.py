@@ -1,4 +1,4 @@
-"""Each way to break the contract is caught, and told: no check is in vain."""
+"""Each way to break the contract is caught and described: no check is useless."""
 
 from __future__ import annotations
 
@@ -437,7 +437,7 @@ async def test_device_without_a_read_is_none() -> None:
         await check_block_device(OnlyWrites)
 
 
-async def test_failure_of_the_factory_is_told() -> None:
+async def test_failure_of_the_factory_is_reported() -> None:
     def broken() -> BlockDevice:
         raise LookupError("no such disk")
 
