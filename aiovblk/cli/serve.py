@@ -54,6 +54,26 @@ def configure(parser: ArgumentParser) -> None:
         nargs="+",
         help=f"NAME is the export that clients ask for; SPEC is {SPEC_HELP}",
     )
+    _add_listening(parser)
+    parser.add_argument(
+        "--description", default="", metavar="TEXT", help="description of the exports"
+    )
+    _add_tls(parser)
+    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at the same time")
+    add_block_size(parser)
+    add_handling(parser)
+    add_workers(parser)
+    add_seconds(
+        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    )
+    add_seconds(
+        parser, "--idle-timeout", None, "for a client without requests; then it is disconnected"
+    )
+    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at shutdown")
+    parser.set_defaults(command=async_command(serve_until_signal))
+
+
+def _add_listening(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--socket", type=values.text, metavar="PATH", help="listen on a Unix socket"
     )
@@ -67,9 +87,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--stdio", action="store_true", help="serve one client at standard input and output"
     )
-    parser.add_argument(
-        "--description", default="", metavar="TEXT", help="description of the exports"
-    )
+
+
+def _add_tls(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tls-certificates", type=values.text, metavar="DIRECTORY", help=CERTIFICATES_HELP
     )
@@ -87,18 +107,6 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tls-verify-peer", action="store_true", help="accept only clients with a certificate"
     )
-    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at the same time")
-    add_block_size(parser)
-    add_handling(parser)
-    add_workers(parser)
-    add_seconds(
-        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
-    )
-    add_seconds(
-        parser, "--idle-timeout", None, "for a client without requests; then it is disconnected"
-    )
-    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at shutdown")
-    parser.set_defaults(command=async_command(serve_until_signal))
 
 
 async def serve_until_signal(arguments: Namespace) -> None:

@@ -62,11 +62,7 @@ async def check_block_device(
     Cancellation: safe; the device is unmounted.
 
     """
-    if isinstance(open, BlockDevice) or not callable(open):
-        raise TypeError(
-            "the disk is opened several times: give a function that opens it (a class, an async"
-            f" function, lambda: Disk(...)), not {open!r}"
-        )
+    _check_factory(open)
     check_count("rounds", rounds)
     check_count("concurrency", concurrency)
     check_seconds("timeout", timeout)
@@ -78,6 +74,14 @@ async def check_block_device(
         raise
     finally:
         await check.cancel()
+
+
+def _check_factory(open: object) -> None:
+    if isinstance(open, BlockDevice) or not callable(open):
+        raise TypeError(
+            "the disk is opened several times: give a function that opens it (a class, an async"
+            f" function, lambda: Disk(...)), not {open!r}"
+        )
 
 
 class _Check:

@@ -5,92 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from aiovblk import AttachError, DeviceBusyError, cli
+from aiovblk import cli
 from aiovblk.cli import doctor
-from aiovblk.cli.doctor import clean, devices, environment, machine
+from aiovblk.cli.doctor import devices, environment, machine
 from aiovblk.cli.doctor.findings import Finding
-from aiovblk.kernel import netlink, unmounting
 
-from ...support.kernel_tree import KernelTree
-
-ALL = (1 << 41) - 1
-
-
-class Host:
-    """A machine in order: two devices, all privileges, udev."""
-
-    def __init__(self, tree: KernelTree, root: Path) -> None:
-        self.tree = tree
-        self.root = root
-        self.nodes: dict[int, str] = {}
-        self.opening: Callable[[str], None] = lambda path: None
-        self.sys_flags = 0
-        self.has_netlink = True
-        self.parameters = tree.block.parent / "module/nbd/parameters"
-        for index in range(2):
-            self.add_device(index)
-        tree.write(self.parameters / "max_part", "31\n")
-        tree.write(root / "run/udev/control", "")
-        tree.write(tree.proc / "sys/net/core/wmem_max", "212992\n")
-        for process in (1, 77):
-            for kind, number in (("user", 0xEFFFFFFD), ("pid", 0xEFFFFFFC), ("net", 9)):
-                if not (tree.proc / str(process)).exists():
-                    tree.process(process, "python")
-                (tree.proc / f"{process}/ns/{kind}").symlink_to(f"{kind}:[{number}]")
-        (tree.proc / "self").symlink_to("77")
-        self.capabilities(ALL)
-
-    def add_device(self, index: int) -> None:
-        self.tree.device(f"nbd{index}", f"43:{index * 32}")
-        self.nodes[index] = f"43:{index * 32}"
-
-    def attach(self, index: int, thread: int = 99) -> None:
-        directory = self.tree.block / f"nbd{index}"
-        self.tree.write(directory / "size", "8\n")
-        self.tree.write(directory / "pid", f"{thread}\n")
-
-    def capabilities(self, effective: int) -> None:
-        text = f"Name:\tpython\nTgid:\t77\nCapEff:\t{effective:016x}\n"
-        self.tree.write(self.tree.proc / "77/status", text)
-
-    def namespace(self, kind: str, number: int) -> None:
-        link = self.tree.proc / f"77/ns/{kind}"
-        link.unlink()
-        link.symlink_to(f"{kind}:[{number}]")
-
-    def remove_driver(self) -> None:
-        for index in range(2):
-            (self.tree.block / f"nbd{index}").rename(self.root / f"removed{index}")
-
-
-@pytest.fixture
-def host(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    made = Host(tree, tmp_path)
-    monkeypatch.setattr(machine, "MODULES", tmp_path / "lib/modules")
-    monkeypatch.setattr(machine, "RUN", tmp_path / "run")
-    monkeypatch.setattr(machine, "node_number", lambda index: made.nodes.get(index))
-    monkeypatch.setattr(machine, "_open", lambda path: made.opening(path))
-    monkeypatch.setattr(machine, "OPEN_TIMEOUT", 0.05)
-    monkeypatch.setattr(platform, "release", lambda: "6.12.1")
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=made.sys_flags))
-    monkeypatch.setattr(netlink, "is_available", lambda: made.has_netlink)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return made
-
-
-def lines(check: Callable[[], Iterator[Finding]]) -> list[str]:
-    return [str(finding) for finding in check()]
+from ...support.doctor_host import ALL, Host, lines
 
 
 def refuse(number: int) -> Callable[[str], None]:
@@ -377,101 +304,3 @@ def test_task_that_waits_elsewhere_or_for_a_moment_is_let_pass(
         time, "sleep", lambda seconds: host.tree.write(stat, "96 (dd) S 1 1 1 0 -1 0 0\n")
     )
     assert lines(devices.hung_tasks) == ["ok    stuck: no program waits for a device"]
-
-
-# Cleaning
-
-
-class Taking:
-    """Disconnects devices by force, or fails with a given error."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.error: AttachError | None = None
-        self.ended: list[int] = []
-
-    def take_away(self, index: int, path: str, tell: Callable[[str], Any]) -> None:
-        tell("NBD_CLEAR_SOCK")
-        if self.error is not None:
-            raise self.error
-        self.free(index)
-
-    def end_openers(self, index: int, tell: Callable[[str], Any]) -> None:
-        tell("SIGTERM to process 98 (sleep), which has it open")
-        self.ended.append(index)
-        self.free(index)
-
-    def free(self, index: int) -> None:
-        directory = self.host.tree.block / f"nbd{index}"
-        self.host.tree.write(directory / "size", "0\n")
-        (directory / "pid").unlink()
-
-
-@pytest.fixture
-def taking(host: Host, monkeypatch: pytest.MonkeyPatch) -> Taking:
-    made = Taking(host)
-    monkeypatch.setattr(unmounting, "force_disconnect", made.take_away)
-    monkeypatch.setattr(unmounting, "kill_openers", made.end_openers)
-    host.tree.kernel_threads("nbd0")
-    host.attach(0)
-    host.attach(1)
-    return made
-
-
-def run_clean(*options: str) -> int:
-    return cli.main(["doctor", "--clean", *options])
-
-
-def test_zombie_is_freed_and_a_live_device_is_not(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_clean() == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "info  clean: /dev/nbd1: NBD_CLEAR_SOCK",
-        "ok    clean: /dev/nbd1 is free",
-    ]
-    assert run_clean() == 0
-    assert capsys.readouterr().out == "ok    clean: no device without a server\n"
-
-
-def test_program_that_holds_a_zombie_is_ended(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.error = DeviceBusyError(errno.EBUSY, "disconnected, but", "/dev/nbd1")
-    assert run_clean() == 0
-    assert taking.ended == [1]
-    assert "SIGTERM to process 98 (sleep)" in capsys.readouterr().out
-
-
-def test_mounted_zombie_is_left_to_its_user(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.host.tree.mount(77, "43:32", "/mnt", "/dev/nbd1")
-    taking.error = DeviceBusyError(errno.EBUSY, "stays taken: mounted at /mnt", "/dev/nbd1")
-    assert run_clean() == 1
-    assert taking.ended == []
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "fail  clean: /dev/nbd1: stays taken: mounted at /mnt; run `umount /mnt`"
-    )
-
-
-@pytest.mark.parametrize("option", [["--dry-run"], ["--dry-run", "--json"]])
-def test_dry_run_says_what_would_be_done_and_does_nothing(
-    taking: Taking, option: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.host.tree.process(98, "sleep", opens=("/dev/nbd1",))
-    assert run_clean(*option) == 0
-    output = capsys.readouterr().out
-    assert "/dev/nbd1: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT" in output
-    assert "would end process 98 (sleep), which has it open" in output
-    assert devices.zombies() == [1]
-
-
-def test_device_that_is_just_being_attached_is_no_zombie(
-    taking: Taking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = [[1], []]
-    monkeypatch.setattr(clean, "zombies", lambda: looks.pop(0))
-    assert [str(each) for each in clean.clean_devices(dry_run=False)] == [
-        "ok    clean: no device without a server"
-    ]

@@ -1,4 +1,7 @@
-"""Each way to break the contract is caught and described: no check is useless."""
+"""Each way to break the contract is caught and described: no check is useless.
+
+Longer than other files: a list of small devices, one for each way, and the test that runs them.
+"""
 
 from __future__ import annotations
 
