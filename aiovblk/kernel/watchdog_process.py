@@ -19,6 +19,7 @@ lock.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -70,8 +71,13 @@ def main(parent: int) -> None:
     timeout: float | None = None
     try:
         poll.register(os.pidfd_open(parent), select.POLLIN)
-    except ProcessLookupError:  # gone already, and its last lines are in the pipe
-        timeout = 0
+    except Exception as exc:
+        # Gone already, and its last lines are in the pipe. EINVAL is said of a number that is that
+        # of a session only (pidfd_prepare in kernel/fork.c): systemd makes each service a leader.
+        if isinstance(exc, OSError) and exc.errno in (errno.ESRCH, errno.EINVAL):
+            timeout = 0
+        else:  # a filter of system calls, perhaps; there is the end of the pipe
+            syslog.syslog(f"aiovblk: the watchdog cannot wait for process {parent}: {exc!r}")
     pending = b""
     while True:
         ready = [fd for fd, _ in poll.poll(_soonest(orphans, timeout))]

@@ -88,16 +88,29 @@ def test_what_a_dead_parent_leaves_is_disconnected(
     assert parent(disconnected, tree, WATCH + end) == (status, {0, 1})
 
 
+@pytest.mark.parametrize("number", [errno.ESRCH, errno.EINVAL])
 def test_a_parent_that_is_gone_before_the_watchdog_looks(
-    disconnected: Path, tree: KernelTree
+    number: int, disconnected: Path, tree: KernelTree
 ) -> None:
+    """EINVAL is said of a session's leader, whose number lives on with it: so under systemd."""
     program = disconnected.with_name("watchdog_process.py")
     text = program.read_text()
     assert "os.pidfd_open(parent)" in text
-    # The number of a process that has ended.
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
-    program.write_text(text.replace("os.pidfd_open(parent)", f"os.pidfd_open({ended.pid})"))
+    text = text.replace("os.pidfd_open(parent)", "gone()")
+    gone = f"def gone() -> int:\n    raise OSError({number}, 'gone')\n\n\ndef main("
+    program.write_text(text.replace("def main(", gone))
+    assert parent(disconnected, tree, WATCH + "os._exit(0)") == (0, {0, 1})
+
+
+@pytest.mark.parametrize("error", ["OSError(38, 'forbidden')", "TypeError('a bug')"])
+def test_a_watchdog_that_cannot_wait_for_its_parent_itself_waits_for_the_end_of_its_input(
+    error: str, disconnected: Path, tree: KernelTree
+) -> None:
+    program = disconnected.with_name("watchdog_process.py")
+    text = program.read_text().replace("os.pidfd_open(parent)", "fail()")
+    text = text.replace(f"open({str(disconnected)!r}, 'a').write(", "print(")  # for syslog
+    fail = f"def fail() -> int:\n    raise {error}\n\n\ndef main("
+    program.write_text(text.replace("def main(", fail))
     assert parent(disconnected, tree, WATCH + "os._exit(0)") == (0, {0, 1})
 
 
