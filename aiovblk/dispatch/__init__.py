@@ -1,12 +1,16 @@
-"""One connection in transmission phase: requests in, handlers, replies out.
+"""Serve one connection in transmission phase: receive requests, run handlers, send replies.
 
-Knows neither the kernel nor the network; both hand it a connected stream socket.
+Independent of kernel and network: both give it a connected stream socket. The ordinary path of a
+request: ``dispatcher.py`` (receive), ``validation.py``, ``scheduler.py`` (tasks, concurrency
+limiter), ``handler_call.py`` (the handler), ``dispatcher.py`` (reply). ``memory_budget.py`` has the
+memory quotas that put backpressure on network clients.
 """
 
 from ..latency import LatencyHistogram
 from .concurrency import MAX_CONCURRENCY, ConcurrencyLimiter
 from .dispatcher import Dispatcher
 from .failures import FailureLog, Reporter, format_exception, is_bug
+from .limits import HandlerLimits
 from .memory_budget import ConnectionQuota, MemoryBudget
 from .slow_requests import DEFAULT_SLOW_REQUEST
 from .stats import Stats
@@ -19,6 +23,7 @@ __all__ = [
     "ConnectionQuota",
     "Dispatcher",
     "FailureLog",
+    "HandlerLimits",
     "LatencyHistogram",
     "MemoryBudget",
     "Reporter",
