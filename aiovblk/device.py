@@ -114,7 +114,7 @@ class BlockDevice:
 
     if TYPE_CHECKING:
         read_only: Any
-        """Whether clients and the kernel are told to refuse writes."""
+        """Whether writes are refused: READ_ONLY is advertised."""
     else:
 
         @property

@@ -41,6 +41,13 @@ _ALWAYS_ALLOWED = {
 
 _CHANGES = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
 
+REFUSAL_REASONS = {
+    errno.EPERM: "refused: the device is read-only",
+    errno.ENOSPC: "refused: beyond the end of the device",
+    errno.EINVAL: "refused: not aligned, beyond the end, or not negotiated",
+}
+"""Why a request was refused, by the error that :meth:`RequestValidator.error_for` returned."""
+
 # Errors for a range beyond the end: the specification has ENOSPC where data would be stored.
 _BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
 

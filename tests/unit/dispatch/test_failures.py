@@ -443,7 +443,7 @@ async def test_event_of_a_request_that_was_refused_has_the_reason() -> None:
     assert events[0].reason.endswith("read-only")
 
 
-async def test_request_that_is_given_up_says_so_and_is_no_failure_of_its_handler(
+async def test_request_cancelled_by_the_server_is_no_failure_of_its_handler(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     device, events = PuppetDevice(), list[RequestEvent]()
@@ -454,8 +454,8 @@ async def test_request_that_is_given_up_says_so_and_is_no_failure_of_its_handler
         server.dispatcher.fail_running()
         await server.client.replies(2)
     assert [event.reason for event in events if isinstance(event, RequestFailed)] == [
-        "given up",
-        "given up",
+        "cancelled by the server",
+        "cancelled by the server",
     ]
     assert not caplog.records
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, scheduler
+from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, reply_sender, scheduler
 from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
@@ -102,7 +102,7 @@ def test_copy_stays_as_it_is_and_travels() -> None:
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A clock that stands still, but for what is put on it: milliseconds."""
     now = [MILLISECOND]
-    for module in (dispatcher, scheduler, slices):
+    for module in (dispatcher, reply_sender, scheduler, slices):
         monkeypatch.setattr(module, "monotonic_ns", lambda: now[0])
 
     def pass_time(milliseconds: int) -> None:
