@@ -40,7 +40,7 @@ def device(**handlers: Any) -> BlockDevice:
     return type("Sync", (Good,), handlers)()  # type: ignore[no-any-return]
 
 
-# What is told from a plain def: what it is sure to return
+# A plain def: what it is sure to return
 
 
 def plain_read(self, offset, length):  # type: ignore[no-untyped-def]
@@ -305,7 +305,7 @@ async def test_plain_def_is_refused_when_it_is_served(path: Path, workers: int |
         Export(disk)
 
 
-async def test_plain_def_of_a_device_that_a_function_makes_is_told_once_and_nobody_is_served(
+async def test_plain_def_of_a_device_from_a_factory_is_logged_once_and_clients_are_refused(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with aiovblk.serve({"a": lambda: PlainDisk()}, unix=path) as server:
@@ -313,9 +313,9 @@ async def test_plain_def_of_a_device_that_a_function_makes_is_told_once_and_nobo
             with pytest.raises((OSError, aiovblk.Error)):
                 async with aiovblk.connect(server.uris[0]):
                     pass
-    told = [each for each in caplog.records if "PlainDisk.read must be async def" in each.message]
-    assert len(told) == 2  # at once, and how often it came again
-    assert told[0].message.startswith("export 'a': opening it failed: TypeError:")
+    logged = [each for each in caplog.records if "PlainDisk.read must be async def" in each.message]
+    assert len(logged) == 2  # at once, and how often it came again
+    assert logged[0].message.startswith("export 'a': opening it failed: TypeError:")
 
 
 async def test_class_is_served_by_workers_and_refused_without(path: Path) -> None:
@@ -357,7 +357,7 @@ def test_class_is_checked_as_its_instances_would_be() -> None:
 
 
 class Untold(BlockDevice):
-    """Nobody can tell beforehand what its read returns."""
+    """What its read returns is unknown before the call."""
 
     blocks = 8
     source: Any = Mock(read=lambda length: bytes(length))

@@ -52,7 +52,7 @@ def test_every_command_rules_the_current_directory_out() -> None:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A directory with modules that whoever may write there would like to have run."""
+    """A directory with modules that an attacker would like to have run."""
     directory = tmp_path / "trap"
     directory.mkdir()
     for name in ("json", "asyncio", "pickle", "socket", "uvloop", "aiovblk", "os", "signal"):

@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of the package and the arrows between them."""
+"""Import rules: the rooms of the package and the allowed arrows between them."""
 
 from __future__ import annotations
 

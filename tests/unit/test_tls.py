@@ -27,7 +27,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As good as the others, of an authority that nobody trusts."""
+    """Valid certificates of an authority that is not trusted."""
     return make_certificates(tmp_path_factory.mktemp("others"))
 
 
@@ -54,7 +54,7 @@ def handshake(
             except ssl.SSLWantReadError:
                 pass
     sides[0].write(b"data")
-    assert sides[1].read() == b"data"  # where TLS 1.3 tells that it did not like the client
+    assert sides[1].read() == b"data"  # in TLS 1.3 a rejected client learns of it here
     return sides[0]
 
 

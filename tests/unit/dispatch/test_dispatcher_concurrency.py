@@ -237,7 +237,7 @@ async def test_drained_is_done_when_the_last_request_is_answered() -> None:
         await server.client.reply()
 
 
-async def test_who_stops_waiting_for_drained_harms_nobody() -> None:
+async def test_cancelled_waiter_of_drained_does_no_harm() -> None:
     device = PuppetDevice()
     async with served(device) as server:
         server.client.send(READ, 0, 512)

@@ -1,4 +1,4 @@
-"""How long payloads live, and that nothing is left behind."""
+"""Lifetime of payloads, and memory that is released."""
 
 from __future__ import annotations
 
