@@ -36,7 +36,7 @@ class UnalignedAdapter(BlockDevice):
         self._inner = inner
         self._block: int = inner.block_size
         self._mask = self._block - 1
-        self._ranges = _RangeLock()
+        self._ranges = _BlockLocks()
         self._unsupported = missing_operations(inner) - {"read", "write_zeroes"}
 
     @property
@@ -134,10 +134,10 @@ class UnalignedAdapter(BlockDevice):
         if first <= last < end:
             yield last, end
 
-    def _lock_range(self, offset: int, length: int) -> _LockedRange:
+    def _lock_range(self, offset: int, length: int) -> _LockedBlocks:
         """Lock these blocks: exclusively for a partial block, else only against such locks."""
         begin, end = self._down(offset), self._up(offset + length)
-        return _LockedRange(self._ranges, begin, end, not self._is_aligned(offset, length))
+        return _LockedBlocks(self._ranges, begin, end, not self._is_aligned(offset, length))
 
     def _is_aligned(self, offset: int, length: int) -> bool:
         return not (offset | length) & self._mask
@@ -149,7 +149,7 @@ class UnalignedAdapter(BlockDevice):
         return -(-offset & -self._block)
 
 
-class _RangeLock:
+class _BlockLocks:
     """The byte ranges that are being written on one device.
 
     Attributes:
@@ -162,7 +162,7 @@ class _RangeLock:
     """
 
     def __init__(self) -> None:
-        self.held: set[_LockedRange] = set()
+        self.held: set[_LockedBlocks] = set()
         self.untracked = 0
         self.exclusive = 0
         self._all_tracked: asyncio.Future[None] | None = None
@@ -182,7 +182,7 @@ class _RangeLock:
             await asyncio.wait([self._all_tracked])
 
 
-class _LockedRange:
+class _LockedBlocks:
     """Hold the lock of a byte range during an ``async with`` block.
 
     Writes of whole blocks are compatible with each other; an exclusive lock (a partial block)
@@ -191,7 +191,7 @@ class _LockedRange:
 
     __slots__ = ("_begin", "_end", "_exclusive", "_ranges", "_released")
 
-    def __init__(self, ranges: _RangeLock, begin: int, end: int, exclusive: bool) -> None:
+    def __init__(self, ranges: _BlockLocks, begin: int, end: int, exclusive: bool) -> None:
         self._ranges = ranges
         self._begin = begin
         self._end = end
@@ -226,7 +226,7 @@ class _LockedRange:
             self._released = asyncio.get_running_loop().create_future()
         return self._released
 
-    def _conflicts_with(self, other: _LockedRange) -> bool:
+    def _conflicts_with(self, other: _LockedBlocks) -> bool:
         overlap = self._begin < other._end and other._begin < self._end
         return overlap and (self._exclusive or other._exclusive)
 

@@ -244,11 +244,10 @@ class HandlerScheduler:
         while queue:
             request, payload = queue.popleft()
             self._current = request
-            # The duration of other commands cannot be estimated: look at the clock after each.
             if request.type <= _WRITE:
                 time_slice.left -= 1 + (request.length >> _LARGE)
             else:
-                time_slice.left = 0
+                time_slice.left = 0  # its duration cannot be estimated: look at the clock
             error, content, reason, runs = 0, _NOTHING, "", 0
             interrupt: BaseException | None = None
             while True:
