@@ -61,6 +61,7 @@ class HandlerAdapter:
         self, device: BlockDevice, negotiated: NegotiationResult, timeout: float | None
     ) -> None:
         self._device = device
+        self._write = handler_for(device, "write")
         self._flush = handler_for(device, "flush")
         self._trim = handler_for(device, "trim")
         self._write_zeroes = handler_for(device, "write_zeroes")
@@ -84,7 +85,7 @@ class HandlerAdapter:
             return self._payload(data, length)
         if command == _WRITE:
             assert payload is not None  # the dispatcher attaches one to each WRITE
-            await device.write(offset, payload)
+            await self._write(offset, payload)
         elif command == _TRIM:
             await self._trim(offset, length)
         elif command == _WRITE_ZEROES:

@@ -16,7 +16,7 @@ from aiovblk.dispatch import transmission_flags
 from aiovblk.dispatch.handler_call import HandlerAdapter
 from aiovblk.dispatch.validation import kernel_negotiation
 from aiovblk.protocol import Command, Request, TransmissionFlag
-from aiovblk.storage import Layer, MemoryDevice
+from aiovblk.storage import Cache, Layer, MemoryDevice, Mirror
 from aiovblk.storage.intercept import Intercept
 from aiovblk.unaligned import UnalignedAdapter
 
@@ -182,3 +182,16 @@ def test_no_device_replaces_its_own_methods() -> None:
 def test_handlers_are_coroutines_of_every_operation() -> None:
     assert {"read", "write", "flush", "trim", "write_zeroes", "extents", "cache"} == OPERATIONS
     assert all(inspect.iscoroutinefunction(getattr(BlockDevice, each)) for each in OPERATIONS)
+
+
+async def test_layers_that_store_refuse_writes_that_the_inner_device_cannot_take() -> None:
+    cache = Cache(OnlyReads(), size=1 << 20, policy="write-back")
+    second = MemoryDevice(4 * 4096)
+    mirror = Mirror(OnlyReads(), second)
+    for layer in (cache, mirror):
+        with pytest.raises(PermissionError):
+            await layer.write(0, memoryview(bytes(4096)))
+        with pytest.raises(PermissionError):
+            await layer.write_zeroes(0, 4096, may_trim=True)
+    assert len(mirror.in_sync) == 2
+    await cache.unmount()

@@ -186,6 +186,9 @@ class Cache(Layer):
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write to ``inner``, or, under ``write-back``, into the cache."""
+        if "write" in self._unsupported:  # refused now, not when it is written back
+            await super().write(offset, data)
+            return
         if self._policy == "write-back":
             assert self._memory is not None
             accepted = self._dirty.accept(self._memory, offset, data)
