@@ -10,6 +10,8 @@ import pytest
 
 from aiovblk.storage import Fault, Faults, MemoryDevice
 
+from ...support.recording_device import Recorder
+
 BLOCK = 4096
 DATA = memoryview(b"x" * BLOCK)
 
@@ -68,9 +70,9 @@ async def test_fault_of_a_range_strikes_what_overlaps(
 
 
 async def test_flush_lies_in_no_range() -> None:
-    await disk(Fault(error=errno.EIO, begin=BLOCK)).flush()
+    await Faults(Recorder(), Fault(error=errno.EIO, begin=BLOCK)).flush()
     with pytest.raises(OSError, match="on purpose"):
-        await Faults.flush(disk(Fault(error=errno.EIO)))
+        await Faults(Recorder(), Fault(error=errno.EIO)).flush()
 
 
 async def test_late_fault_has_done_what_it_fails() -> None:
