@@ -1,4 +1,4 @@
-"""What cannot be served is refused before it is, by the name of its class and method."""
+"""Devices that cannot be served are refused beforehand, by an error with class and method."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Good(BlockDevice):
 
 
 def device(**handlers: Any) -> BlockDevice:
-    """A device of a class called Sync with these handlers."""
+    """Return a device of a class called Sync with these handlers."""
     return type("Sync", (Good,), handlers)()  # type: ignore[no-any-return]
 
 
@@ -109,7 +109,7 @@ def typed_wrapper(self: Any, offset: int, length: int) -> Awaitable[bytes]:
 
 
 def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """What a decorator does that makes a handler of a function which blocks."""
+    """A decorator that makes a handler of a blocking function."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Awaitable[Any]:
@@ -119,7 +119,7 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 
 def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that gives one argument more than it gets."""
+    """A decorator that passes one argument more than it gets."""
 
     @functools.wraps(function)
     async def call(self: Any, *args: Any) -> Any:

@@ -230,10 +230,10 @@ class NeverReads(BlockDevice):
 
 
 @pytest.mark.parametrize("timeout", [0.0, 100.0, 1000.0])
-async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
+async def test_connection_that_the_kernel_has_timed_out_is_reconnected_once(
     timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one that it has lost for another reason always."""
+    """One that is lost for another reason is always reconnected."""
     # However long this test takes, its handler began a minute ago.
     clock = asyncio.get_running_loop().time
     monkeypatch.setattr(Dispatcher, "oldest_start", property(lambda _: clock() - 60))

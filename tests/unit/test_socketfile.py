@@ -1,4 +1,4 @@
-"""The lock of a Unix socket's name, and several that want to listen by the same name at once."""
+"""The lock of a Unix socket's path, with several processes that bind it at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS contexts, by handshakes between the two sides of them; then the client's STARTTLS."""
+"""TLS contexts, tested by handshakes in memory; then the client's STARTTLS."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keys(tmp_path: Path) -> Path:
 def handshake(
     client: ssl.SSLContext, server: ssl.SSLContext, hostname: str | None = "localhost"
 ) -> ssl.SSLObject:
-    """Carry a handshake to its end, in memory; returns the client's side."""
+    """Complete a handshake in memory; return the client's side."""
     pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [
         client.wrap_bio(pipes[0], pipes[1], server_hostname=hostname),

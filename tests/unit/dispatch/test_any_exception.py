@@ -29,7 +29,7 @@ FAILURES = [
 
 
 class Raising(BlockDevice):
-    """Its first read raises; the others are as they should be."""
+    """A device whose first read raises; further reads succeed."""
 
     block_size, blocks = 512, 8
 
@@ -64,7 +64,7 @@ async def test_base_exception_gets_one_reply_and_the_limiter_is_released(
 
 
 class Awkward(OSError):  # noqa: N818 (its name is as good as any)
-    """Its own methods raise."""
+    """An exception whose own methods raise."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")

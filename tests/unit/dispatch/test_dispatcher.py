@@ -1,4 +1,4 @@
-"""Requests in, replies out: what the client of a dispatcher sees."""
+"""Requests and replies of a dispatcher, as its client sees them."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_trim_of_4_gib_allocates_nothing() -> None:
 
 
 class ZeroLogDevice(BlockDevice):
-    """Has no write_zeroes of its own, and logs the writes that stand in for it."""
+    """A device without write_zeroes that records the writes in its place."""
 
     blocks = 2**21
 
@@ -336,7 +336,7 @@ async def test_who_lets_go_of_the_socket_waits_for_replies_that_have_not_left() 
 
 
 class SpyTransport:
-    """Notes what the dispatcher writes, and hands it on."""
+    """Record what the dispatcher sends, and pass it on."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.batches: list[bytes] = []

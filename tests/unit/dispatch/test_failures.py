@@ -31,7 +31,7 @@ REQUEST = Request(0, READ, 1, 1024, 512)
 
 
 def raised(exc: BaseException, line: int = 0) -> BaseException:
-    """An exception as it is once it was raised, at one of two places."""
+    """Raise an exception at one of two places, and return it with its traceback."""
     try:
         if line:
             raise exc
@@ -42,7 +42,7 @@ def raised(exc: BaseException, line: int = 0) -> BaseException:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What time it is; a test sets it."""
+    """The time, which a test sets."""
     now = [1000.0]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
     return now

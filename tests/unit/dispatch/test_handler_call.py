@@ -1,4 +1,4 @@
-"""One request to one handler: what is asked of the device, and what the reply gets."""
+"""HandlerAdapter: the handler calls for each request, and the content of its reply."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOLE, ZERO = 1, 2
 
 
 class PatchworkDevice(Recorder):
-    """A device of extents that a test chooses."""
+    """A device whose extents a test sets."""
 
     block_size = BLOCK
     blocks = SIZE // BLOCK
@@ -251,7 +251,7 @@ async def test_read_around_random_holes_is_what_the_device_has(seed: int) -> Non
 
 
 def plain(content: ReplyContent) -> bytes:
-    """The bytes that a READ's content stands for."""
+    """Return the bytes that the content of a READ's reply represents."""
     if not isinstance(content, SparseData):
         assert isinstance(content, bytes | memoryview)
         return bytes(content)

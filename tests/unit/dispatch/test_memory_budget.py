@@ -1,4 +1,4 @@
-"""How much of the server's memory clients may take, and that they give it back."""
+"""Memory quotas of clients: backpressure, fairness and refunds."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) 
 
 
 def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
-    """Then it reads, and all is answered."""
+    """Let the client read until all requests are answered."""
     limit = 256 * 1024
     with StillLoop() as loop:
         stream = StreamProtocol()

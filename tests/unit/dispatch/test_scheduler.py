@@ -1,4 +1,4 @@
-"""In which tasks handlers run."""
+"""HandlerScheduler: the tasks that handlers run in."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_handler_that_has_waited_does_not_go_on_with_others() -> None:
 
 
 class Incomparable:
-    """What NumPy's arrays are, for one."""
+    """A value that cannot be compared, as NumPy's arrays."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("ambiguous")

@@ -1,4 +1,4 @@
-"""What is counted of requests, and how long they take."""
+"""Counters and latencies of requests."""
 
 from __future__ import annotations
 
