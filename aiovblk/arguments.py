@@ -1,31 +1,31 @@
-"""Checks of the numbers that callers give: counts, seconds, sizes of blocks.
+"""Validate numeric arguments: counts, seconds, block sizes.
 
-A number that cannot be is refused where it is given, by a message that says its name and its
-limits: ``nan`` compares false with everything and passes most checks by accident, ``inf`` and huge
-numbers overflow later, in the event loop or in the kernel.
+An invalid number is refused where it is passed, by a message with its name and limits: ``nan``
+compares false with everything and passes most checks by accident, ``inf`` and huge numbers overflow
+later, in the event loop or in the kernel.
 """
 
 from __future__ import annotations
 
 MAX_SECONDS = 1e9
-"""Seconds of the longest limit, about 30 years. Event loops and the kernel count milliseconds or
+"""Seconds of the longest timeout, about 30 years. Event loops and the kernel count milliseconds or
 nanoseconds in 64 bits, and ``threading.TIMEOUT_MAX`` is 292 years."""
 
 MAX_WORKERS = 1024
-"""Processes, or connections of one device: more than any machine has processors for. Each takes
-descriptors and memory, so a slip of the pen would take the machine's."""
+"""Most processes, or connections of one device: more than any machine has processors for. Each uses
+descriptors and memory, so that a typing error could exhaust those of the machine."""
 
 MAX_BLOCK_SIZE = 64 * 1024
 """Bytes of the largest block that the NBD specification allows ("Block size constraints")."""
 
 
 def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None:
-    """Refuse what is no time limit.
+    """Validate a timeout or another duration in seconds.
 
     Args:
-        name: of the argument.
-        value: seconds; None is taken, for those that have no limit.
-        zero: whether 0 is taken.
+        name: the name of the argument, for the message.
+        value: seconds; None is accepted, for arguments that may be without a limit.
+        zero: whether 0 is accepted.
 
     Raises:
         TypeError: not a number.
@@ -36,7 +36,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    # Not a number is in no range.
+    # NaN compares false, so it is refused here.
     if not (0 < value <= MAX_SECONDS or (zero and value == 0)):
         kind = "0 or a positive" if zero else "a positive"
         raise ValueError(
@@ -47,7 +47,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None
 def check_count(
     name: str, value: int | None, *, minimum: int = 1, maximum: int | None = None
 ) -> None:
-    """Refuse what is no whole number in these limits; None is taken.
+    """Validate a whole number within limits; None is accepted.
 
     Raises:
         TypeError: not an int.
@@ -67,11 +67,11 @@ def check_count(
 def check_block_size(
     value: int | None, *, name: str = "block_size", minimum: int = 1, maximum: int = MAX_BLOCK_SIZE
 ) -> None:
-    """Refuse what is no size of a block; None is taken.
+    """Validate a block size: a power of two within limits; None is accepted.
 
     Raises:
         TypeError: not an int.
-        ValueError: no power of two, or out of range.
+        ValueError: not a power of two, or out of range.
 
     """
     if value is None:

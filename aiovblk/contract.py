@@ -1,8 +1,7 @@
-"""Refuse devices that break the contract of BlockDevice, as far as that shows beforehand.
+"""Validate a device before it is used: handler signatures, ``async def``, and geometry.
 
-What is refused here would fail at each request. What can only be seen when a handler is called is
-left to that call: a plain ``def`` is legal when what it returns can be awaited, and whether it can
-is often not known before.
+What is refused here would fail at each request. What only a call of the handler can show is left to
+that call: a plain ``def`` is legal if its result can be awaited, and that is often unknown before.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 
-from .device import PAGE_SIZE, BlockDevice, Extent, check_geometry, check_instance
+from .device import OPERATIONS, PAGE_SIZE, BlockDevice, Extent, can, check_geometry, check_instance
 
-# How each handler is called, and how it is declared.
+# For each handler: sample arguments, keyword arguments, and its declaration for messages.
 _CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
     "read": ((0, 0), {}, "(self, offset, length)"),
     "write": ((0, b""), {}, "(self, offset, data)"),
@@ -30,16 +29,16 @@ _CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
 }
 
 _NOT_AWAITABLE = {"None", "bytes", "bytearray", "memoryview"}
-"""Annotations of what a handler is to return once it was awaited."""
+"""Return annotations of handlers. On a plain ``def`` they mean that its result is not awaitable."""
 
 
 def check_device(
     device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
 ) -> BlockDevice:
-    """Refuse what cannot be served: no device, handlers that cannot be called, a wrong size.
+    """Refuse a device that cannot be served: wrong type, uncallable handlers, invalid geometry.
 
     Args:
-        device: what is to be served.
+        device: the device to be served.
         min_block_size: bytes of the smallest block; see :func:`aiovblk.device.check_geometry`.
         max_block_size: bytes of the largest.
 
@@ -47,7 +46,7 @@ def check_device(
         The device.
 
     Raises:
-        TypeError: not a :class:`BlockDevice`, or a handler is no ``async def`` of the right
+        TypeError: not a :class:`BlockDevice`, or a handler is not an ``async def`` with the right
             arguments, or a number is not an int.
         ValueError: a number is out of range.
 
@@ -58,11 +57,11 @@ def check_device(
 
 
 def check_inner(device: object, role: str = "inner") -> BlockDevice:
-    """Refuse what a layer cannot lie on.
+    """Refuse an inner device that a layer cannot use: wrong type, or uncallable handlers.
 
     Args:
-        device: what lies below.
-        role: the name of the parameter that it was given as.
+        device: the device below the layer.
+        role: the name of the parameter, for the message.
 
     Raises:
         TypeError: as for :func:`check_device`.
@@ -77,16 +76,18 @@ def check_handlers(device: BlockDevice | type[BlockDevice]) -> None:
     """Refuse handlers that cannot be called and awaited.
 
     Args:
-        device: an instance; or a class, of which one is made later.
+        device: an instance; or a class, which is instantiated later.
 
     Raises:
-        TypeError: one of them cannot be; the message names class and method, and the remedy.
+        TypeError: for the first such handler; the message has class, method and remedy.
 
     """
     for name, (args, options, form) in _CALLS.items():
         handler = getattr(device, name)
         if getattr(handler, "__func__", handler) is getattr(BlockDevice, name):
             continue
+        if isinstance(device, BlockDevice) and name in OPERATIONS and not can(device, name):
+            continue  # never called
         if isinstance(device, type) and isinstance(
             inspect.getattr_static(device, name), FunctionType
         ):
@@ -97,7 +98,7 @@ def check_handlers(device: BlockDevice | type[BlockDevice]) -> None:
 
 
 def defining_class(device: BlockDevice | type[BlockDevice], name: str) -> str:
-    """The name of the class that a handler is defined in."""
+    """Return the name of the class that defines a handler of ``device``."""
     kind = device if isinstance(device, type) else type(device)
     if name in getattr(device, "__dict__", {}):
         return kind.__name__
@@ -105,10 +106,13 @@ def defining_class(device: BlockDevice | type[BlockDevice], name: str) -> str:
 
 
 def check_extents(found: Sequence[Extent]) -> Sequence[Extent]:
-    """Return what a device's ``extents`` told, with which whoever asks on comes to an end.
+    """Validate what a device's ``extents`` returned, so that a loop over a range terminates.
+
+    Returns:
+        ``found``.
 
     Raises:
-        ValueError: it told none, or one without a byte: the next question would be the same.
+        ValueError: no extent, or one of no bytes: the next call would start at the same offset.
 
     """
     if not found:
@@ -120,11 +124,11 @@ def check_extents(found: Sequence[Extent]) -> Sequence[Extent]:
 
 
 def not_awaitable_reason(device: BlockDevice, name: str) -> str:
-    """What to say when a handler has returned what cannot be awaited.
+    """Explain that a handler returned something that cannot be awaited, and how to declare it.
 
     Args:
-        device: whose handler was called; the fault may be one of those below it.
-        name: of the handler.
+        device: the device whose handler was called; the fault may be in a device below it.
+        name: the name of the handler.
 
     """
     while is_async(getattr(device, name)):
@@ -133,19 +137,17 @@ def not_awaitable_reason(device: BlockDevice, name: str) -> str:
             break
         device = inner
     form = _CALLS[name][2]
-    return (
-        f"{defining_class(device, name)}.{name} must be async def {name}{form}: what it returned cannot"
-        " be awaited"
-    )
+    where = f"{defining_class(device, name)}.{name}"
+    return f"{where} must be async def {name}{form}: what it returned cannot be awaited"
 
 
 def is_async(handler: object) -> bool:
-    """Whether this is an ``async def``, or an object that is called by one."""
+    """Return whether this is an ``async def``, or an object whose ``__call__`` is one."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(_code_of(handler))
 
 
 def signature_fault(handler: object, args: tuple[object, ...], options: dict[str, object]) -> str:
-    """Why a call of this handler is sure to fail; empty if it is not."""
+    """Return why a call of this handler is sure to fail; empty if it may succeed."""
     if not callable(handler):
         return f"it is {handler!r}, which cannot be called"
     function = _code_of(handler)
@@ -153,13 +155,13 @@ def signature_fault(handler: object, args: tuple[object, ...], options: dict[str
         return "it is an async generator: return the result, do not yield it"
     if function is not None and not is_async(handler):
         if inspect.isgeneratorfunction(function):
-            # types.coroutine() makes them awaitable.
+            # types.coroutine() makes generators awaitable.
             if not function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
                 return "it is a generator: return the result, do not yield it"
         elif _returns_no_awaitable(function):
             return "it is a plain def, and what that returns cannot be awaited"
     try:
-        # Not what a decorator wraps: it may add arguments, or take some away.
+        # Not the signature of the wrapped function: a decorator may add or remove arguments.
         signature = inspect.signature(handler, follow_wrapped=False)
     except (TypeError, ValueError):  # not every builtin has one
         return ""
@@ -171,7 +173,7 @@ def signature_fault(handler: object, args: tuple[object, ...], options: dict[str
 
 
 def _code_of(handler: object) -> FunctionType | None:
-    """The function of Python that a call runs first; None if it is of another kind."""
+    """Return the Python function that a call runs first; None if it is not a Python function."""
     while True:
         if isinstance(handler, MethodType):
             handler = handler.__func__
@@ -184,18 +186,19 @@ def _code_of(handler: object) -> FunctionType | None:
             return call if isinstance(call, FunctionType) else None
 
 
-# A plain def
+# Does a plain def return an awaitable?
 
 
 def _returns_no_awaitable(function: FunctionType) -> bool:
-    """Whether a plain ``def`` is sure to return what cannot be awaited."""
-    # A decorator may have copied the annotation of what it wraps, and returns a coroutine of that.
+    """Return whether a plain ``def`` is sure to return something that cannot be awaited."""
+    # A decorator may have copied the annotation of the function that it wraps, and return its
+    # coroutine.
     if not hasattr(function, "__wrapped__") and function.__name__ != "<lambda>":
         annotation = function.__annotations__.get("return", "")
         if (annotation if isinstance(annotation, str) else _name(annotation)) in _NOT_AWAITABLE:
             return True
     try:
-        # The code, since getsource() of the function would look at what it wraps.
+        # Of the code object, since getsource() of the function would follow __wrapped__.
         tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
     except (OSError, TypeError, SyntaxError, ValueError):  # no source, or a part of an expression
         return False
@@ -210,7 +213,7 @@ def _name(annotation: object) -> str:
 
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node, but for functions and classes that are defined there."""
+    """Yield all nodes below a node, except those of nested functions and classes."""
     inner = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, inner):
@@ -219,7 +222,7 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_plain(value: ast.expr, function: FunctionType) -> bool:
-    """Whether an expression is sure to have a value that cannot be awaited."""
+    """Return whether the value of an expression is sure not to be awaitable."""
     match value:
         case (
             ast.Constant()
@@ -243,7 +246,7 @@ def _is_plain(value: ast.expr, function: FunctionType) -> bool:
 
 
 def _known(value: ast.expr, function: FunctionType) -> object:
-    """What a name of the module or of the builtins stands for, ``module.name`` included."""
+    """Resolve a global or builtin name, or ``module.name``; None if it is unknown."""
     match value:
         case ast.Name(id=name) if name not in function.__code__.co_varnames:
             return function.__globals__.get(name, getattr(builtins, name, None))
@@ -254,7 +257,7 @@ def _known(value: ast.expr, function: FunctionType) -> object:
 
 
 def _makes_plain(callee: object) -> bool:
-    """Whether a call of this is sure to return what cannot be awaited: of bytes(), os.pread()."""
+    """Return whether a call of this is sure not to be awaitable, as of bytes() or os.pread()."""
     if isinstance(callee, type):
         return callee.__module__ == "builtins"
     return inspect.isbuiltin(callee) and callee.__module__ == "posix"

@@ -1,4 +1,12 @@
-"""The contract between a block device and whoever serves it."""
+"""The interface of a block device: its handlers, its geometry, and what it can do.
+
+What holds here:
+
+* :func:`can` is the only place that answers which operations a device supports. Transmission flags,
+  request handling and layers ask it; nothing declares an ability a second time.
+* A device that depends on another one (a layer, a remote export) names what it cannot do in
+  ``_unsupported``; it never replaces its own methods.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +15,36 @@ import errno
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 _ZEROES = memoryview(bytes(1024 * 1024))
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of a memory page: the largest block that the kernel's NBD driver takes."""
+
+Operation = Literal["read", "write", "flush", "trim", "write_zeroes", "extents", "cache"]
+"""A capability of a device: the name of the handler that serves it."""
+
+OPERATIONS: frozenset[Operation] = frozenset(get_args(Operation))
 
 
 class Extent(NamedTuple):
-    """A run of bytes of one kind; what :meth:`BlockDevice.extents` tells.
+    """A range of bytes with one allocation status, as :meth:`BlockDevice.extents` returns it.
 
-    The two facts are those of the specification's ``base:allocation`` metadata context.
+    The two flags are those of the specification's ``base:allocation`` metadata context.
     """
 
     length: int
-    """Bytes; at least one."""
+    """Bytes; at least 1."""
     hole: bool = False
-    """No space is allocated for it (NBD_STATE_HOLE)."""
+    """No space is allocated for the range (NBD_STATE_HOLE)."""
     zero: bool = False
-    """It reads as zeroes (NBD_STATE_ZERO)."""
+    """The range reads as zeroes (NBD_STATE_ZERO)."""
 
 
 class BlockDevice:
-    """A disk of fixed size, made of coroutines. Subclass it and override what the disk can do.
+    """A virtual disk: subclass it and override a coroutine for each operation it supports.
 
     What a subclass declares, as class attributes, instance attributes or properties:
 
@@ -40,74 +55,78 @@ class BlockDevice:
     * :attr:`read_only`: follows from :meth:`write`; see there.
     * :attr:`multi_conn`: whether several instances, in several processes, may serve one disk.
 
-    What it overrides says what it can do: the transmission flags of the NBD specification are
-    derived from the handlers, never declared a second time.
+    The overridden handlers are the device's capabilities (:func:`can`): the transmission flags of
+    the NBD specification are derived from them, never declared a second time.
 
     **Arguments.** ``offset`` and ``length`` are bytes, multiples of ``block_size``, and lie inside
     the device; ``length`` is at least one block. A request that breaks this never reaches a
     handler. :meth:`read` and :meth:`write` get at most 32 MiB, the others up to 4 GiB from the
     kernel and up to the whole device from the network.
 
-    **Errors.** Raise ``OSError(errno.EIO, "why")`` to fail one request. Any other exception is
-    taken for a bug, and the request fails with EIO; unless it tells of an outage: those of
-    :data:`aiovblk.errors.OUTAGES` and of :attr:`outages`. The device lives on in all cases. (The
-    kernel's driver tells programs EIO whatever the error is.) Each new cause is logged in one line
-    that names device, request and reason, a bug with its traceback; when it comes again it is
-    counted, and told of now and then. KeyboardInterrupt and SystemExit fail the request and are
-    raised on.
+    **Errors.** Raise ``OSError(errno.EIO, "why")`` to fail one request. Any other exception counts
+    as a bug, and the request fails with EIO; except those that report an outage:
+    :data:`aiovblk.errors.OUTAGES` and :attr:`outages`. The device stays usable in all cases. (The
+    kernel's driver reports EIO to programs whatever the error is.) Each new cause is logged in one
+    line with device, request and reason, a bug with its traceback. When the same cause occurs again
+    it is counted, and the count is logged at growing intervals. KeyboardInterrupt and SystemExit
+    fail the request and are raised again.
 
-    **Concurrency.** Handlers run concurrently, up to the limit that was given to
+    **Concurrency.** Handlers run concurrently, up to the ``concurrency`` limit given to
     :func:`aiovblk.mount`, and finish in any order. Writes of neighbouring blocks are often in
     flight together, and a program that writes the same block twice without waiting gets what it
-    asked for. A device that stores in pieces larger than ``block_size`` must keep its own
-    read-modify-write cycles apart, or be mounted with ``concurrency=1``, which runs one handler at
-    a time. A handler must not block the event loop: nothing is served while it does. Each runs in
-    an asyncio task with the context variables of whoever mounted the device; handlers that never
+    asked for. A device that stores data in units larger than ``block_size`` must serialize its own
+    read-modify-write cycles, or be mounted with ``concurrency=1``, which runs one handler at a
+    time. A handler must not block the event loop: nothing is served meanwhile. Each runs in an
+    asyncio task with the context variables of the code that mounted the device; handlers that never
     wait may follow each other in one task.
 
     **Durability.** :meth:`flush` covers every write whose handler had returned before it began.
-    A write that asks to be durable by itself (FUA) is a call of :meth:`write`, then one of
+    A write that must be durable by itself (FUA) is a call of :meth:`write`, then one of
     :meth:`flush`.
 
     **Cancellation.** A handler is cancelled when ``handler_timeout`` has passed, and when the
-    device is taken away by force. It is not cancelled by an unmount in order, nor when the event
-    loop is shut down: a handler that is cancelled from outside is started again, because the
-    kernel still waits for its answer. Handlers must therefore bear being run twice. One that is
-    cancelled again and again, as if it cancelled its own task, fails.
+    device is detached by force. It is not cancelled by a regular unmount, nor when the event loop
+    is shut down: a handler that is cancelled from outside is run again, because the kernel still
+    waits for its reply. So a handler must tolerate being run twice. One that is cancelled again and
+    again, as if it cancelled its own task, fails.
     """
 
     # Declared as Any: a type checker lets a subclass override nothing else by a class attribute, an
-    # attribute of its instances, and a property without a setter alike. What they are is checked
-    # when the device is mounted or served (:func:`check_geometry`).
+    # attribute of its instances, and a property without a setter alike. The values are checked when
+    # the device is mounted or served (:func:`check_geometry`).
     block_size: Any = 4096
     blocks: Any = 0
     rotational: Any = False
     multi_conn: Any = False
     """Whether instances that are made in the same way, each in a process of its own, are one disk:
     what one has written the others read, and a flush of one covers the writes that the others have
-    completed (the promise of NBD_FLAG_CAN_MULTI_CONN). So no instance keeps anything to itself."""
+    completed (the promise of NBD_FLAG_CAN_MULTI_CONN). So no instance may cache data privately."""
 
     outages: tuple[type[BaseException], ...] = ()
-    """Exceptions that tell of an outage of what the device depends on, beside OSError and those of
+    """Exceptions that mean an outage of what the device depends on, beside OSError and those of
     :data:`aiovblk.errors.OUTAGES`: they are logged in one line, not as bugs with a traceback."""
 
     _read_only: bool | None = None
 
+    _unsupported: frozenset[Operation] = frozenset()
+    """Operations that :func:`can` denies although their handlers are overridden: what a layer's
+    inner device, or a server, lacks. Set once, by the constructor."""
+
     if TYPE_CHECKING:
         read_only: Any
-        """Whether the kernel refuses writes."""
+        """Whether writes are refused: READ_ONLY is advertised."""
     else:
 
         @property
         def read_only(self) -> bool:
             """Whether the kernel refuses writes: by default, when :meth:`write` is not overridden.
 
-            ``read_only = False`` in a class without :meth:`write` lets writes come through and
-            fail; ``read_only = True`` keeps them from a class that has it.
+            ``read_only = False`` in a class without :meth:`write` lets writes reach it and fail;
+            ``read_only = True`` keeps them away from a class that has it.
             """
             if self._read_only is not None:
                 return self._read_only
-            return not overrides(self, BlockDevice.write)
+            return not can(self, "write")
 
         @read_only.setter
         def read_only(self, value: bool) -> None:
@@ -115,7 +134,7 @@ class BlockDevice:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole device."""
+        """Total size in bytes."""
         size: int = self.block_size * self.blocks
         return size
 
@@ -124,8 +143,9 @@ class BlockDevice:
 
         Returns:
             Exactly ``length`` bytes, as any contiguous bytes-like object. ``bytes`` and read-only
-            memoryviews are sent as they are and must not change any more; others are copied
-            before the handler's reply is queued. A wrong length is a logged bug, and EIO.
+            memoryviews are sent without copying and must not change any more; others are copied
+            before the handler's reply is queued. A wrong length is logged as a bug and fails the
+            request with EIO.
 
         """
         raise PermissionError(errno.EPERM, "this device cannot be read")
@@ -135,7 +155,7 @@ class BlockDevice:
 
         Args:
             offset: bytes.
-            data: bytes to read from, valid until this call returns; copy what is to outlive it.
+            data: the payload, valid until this call returns; copy what must outlive it.
 
         """
         raise PermissionError(errno.EPERM, "this device cannot be written")
@@ -143,26 +163,27 @@ class BlockDevice:
     async def flush(self) -> None:
         """Make every write whose handler has returned durable.
 
-        Once it has failed it must not succeed before those writes are durable: whoever flushes
-        again takes them for that. fsync() does succeed then, on top of what the kernel has dropped.
+        After a failure it must not succeed before those writes are durable: a caller that flushes
+        again relies on that. (fsync() breaks this rule: it succeeds the second time although the
+        kernel has dropped the pages.)
 
-        When it is not overridden the kernel is told that writes are durable when they return. It
+        When it is not overridden, the kernel is told that writes are durable when they return. It
         is called once more when the device is unmounted.
         """
 
     async def trim(self, offset: int, length: int) -> None:
-        """Take the hint that these bytes are no longer needed; they may read back as anything."""
+        """Discard these bytes: a hint that they are not needed; they may read back as anything."""
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Make these bytes read back as zeroes.
 
         When it is not overridden, zeroes go to :meth:`write` in pieces of at most 1 MiB. (Linux
-        6.12 sends this command even to devices that never asked for it.)
+        6.12 sends this command even to devices that do not advertise it.)
 
         Args:
             offset: bytes.
             length: bytes, up to 4 GiB: far too many to allocate.
-            may_trim: false when the space must stay allocated (NBD_CMD_FLAG_NO_HOLE).
+            may_trim: false if the space must stay allocated (NBD_CMD_FLAG_NO_HOLE).
 
         """
         end = offset + length
@@ -171,56 +192,84 @@ class BlockDevice:
             await self.write(offset, _ZEROES[:piece])
             offset += piece
             if offset < end:
-                await asyncio.sleep(0)  # then others have their turn: it may be terabytes
+                await asyncio.sleep(0)  # let other tasks run: it may be terabytes
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell which parts of these bytes are holes, and which read as zeroes.
+        """Return the allocation status: which parts are holes, and which read as zeroes.
 
-        Asked only over the network (NBD_CMD_BLOCK_STATUS), where copies skip what is told to be
-        zero. When it is overridden, reads of clients that can take it leave zeroes out as well.
+        Only network clients request it (NBD_CMD_BLOCK_STATUS): copies skip what is reported as
+        zero. When it is overridden, replies to READ omit zeroes as well, if the client negotiated
+        structured replies.
 
         Returns:
-            Extents in order, the first at ``offset``. They may end before ``offset + length``, if
-            there is at least one, and beyond it.
+            At least one extent, in order, the first at ``offset``. The last may end before
+            ``offset + length``, or beyond it.
 
         """
         return [Extent(length)]
 
     async def cache(self, offset: int, length: int) -> None:
-        """Take the hint that these bytes will be read soon (NBD_CMD_CACHE, network only)."""
+        """Prefetch: a hint that these bytes will be read soon (NBD_CMD_CACHE, network only)."""
 
     async def unmount(self) -> None:
-        """Let go of everything.
+        """Close the device: release all resources.
 
-        Called once, after the last request and the last flush, on every way out.
+        Called once, after the last request and the last flush, however the mount or server ends.
         """
 
 
 DeviceFactory = Callable[[], BlockDevice | Awaitable[BlockDevice]]
-"""A function, async or not, that makes a device; a class is one as well."""
+"""A function, async or not, that creates a device; a class is one as well."""
 
 
 async def make_device(factory: DeviceFactory) -> BlockDevice:
-    """Make a device."""
+    """Call a factory, async or not, and return the device that it creates."""
     device = factory()
     return await device if inspect.isawaitable(device) else device
 
 
+def can(device: BlockDevice, operation: Operation) -> bool:
+    """Return whether a device supports an operation: its capability, as nbdkit's ``can_trim``.
+
+    It does if it overrides the handler of that name, in its class or on the instance, and if what
+    it depends on (the inner device of a layer, an NBD server) supports it too.
+    """
+    if operation in device._unsupported:
+        return False
+    handler = getattr(device, operation)
+    return getattr(handler, "__func__", None) is not getattr(BlockDevice, operation)
+
+
+def missing_operations(device: BlockDevice) -> frozenset[Operation]:
+    """Return every operation that a device cannot do."""
+    return frozenset(each for each in OPERATIONS if not can(device, each))
+
+
+def handler_for(device: BlockDevice, operation: Operation) -> Callable[..., Awaitable[Any]]:
+    """Return what serves an operation: the device's own handler, or the default of BlockDevice.
+
+    For an operation that the device cannot do (:func:`can`) it is the default, applied to this
+    device: WRITE_ZEROES becomes writes, FLUSH and hints do nothing, EXTENTS reports data.
+    """
+    if can(device, operation):
+        return cast("Callable[..., Awaitable[Any]]", getattr(device, operation))
+    return partial(getattr(BlockDevice, operation), device)
+
+
 def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
-    """Whether ``device`` has a method of its own in place of this one of BlockDevice."""
-    own = getattr(device, method.__name__)
-    return getattr(own, "__func__", None) is not method
+    """Return :func:`can` for a handler that is given as a method of BlockDevice, not by name."""
+    return can(device, cast("Operation", method.__name__))
 
 
 def check_instance(device: object, role: str = "") -> BlockDevice:
-    """Refuse what is no device.
+    """Refuse an argument that is not a device.
 
     Args:
-        device: what was given.
-        role: the name of the parameter that it was given as.
+        device: the argument.
+        role: the name of the parameter, for the message.
 
     Raises:
-        TypeError: it is none; the message says what to do about it.
+        TypeError: not an instance of :class:`BlockDevice`; the message says what to do.
 
     """
     if isinstance(device, BlockDevice):
@@ -239,14 +288,14 @@ def check_instance(device: object, role: str = "") -> BlockDevice:
 def check_geometry(
     device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
 ) -> BlockDevice:
-    """Refuse a device whose declared size its client would refuse, or would misunderstand.
+    """Refuse a device whose block size or size its client would refuse or misinterpret.
 
-    The limits are by default those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
+    The default limits are those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
     512 bytes to one page, and an offset that fits a signed 64-bit number.
 
     Args:
-        device: what is to be served.
-        min_block_size: bytes of the smallest block.
+        device: the device to be served.
+        min_block_size: bytes of the smallest allowed block.
         max_block_size: bytes of the largest.
 
     Returns:

@@ -6,21 +6,22 @@
 
     * :exc:`OptionRefusedError` - the server refused the export, or an option that is needed.
 
-      * :exc:`TLSRequiredError` - the server talks to nobody without TLS.
+      * :exc:`TLSRequiredError` - the server requires TLS.
       * :exc:`TLSUnavailableError` - the server has no TLS.
 
   * :exc:`AttachError` (also :exc:`OSError`) - a device could not be attached, or was lost.
 
-    * :exc:`DeviceBusyError` - somebody else holds the device.
+    * :exc:`DeviceBusyError` - another process or mount uses the device.
     * :exc:`NBDUnavailableError` - this kernel, or this container, offers no NBD device.
 
-  * :exc:`StorageError` (also :exc:`OSError`) - what a disk is kept in is damaged, or not ours.
+  * :exc:`StorageError` (also :exc:`OSError`) - the data of a disk is damaged, or not aiovblk's.
 
-    * :exc:`StorageBusyError` - another process writes to it.
+    * :exc:`StorageBusyError` - another process writes to the disk.
 
-:data:`OUTAGES` and :data:`STOP_EXCEPTIONS` sort what the handlers of a device may raise.
-  * :exc:`MissingExtraError` (also :exc:`ImportError`) - a package is not installed that only some
-    need; the message says which command installs it.
+  * :exc:`MissingExtraError` (also :exc:`ImportError`) - an optional package is not installed; the
+    message has the command that installs it.
+
+:data:`OUTAGES` and :data:`STOP_EXCEPTIONS` classify what the handlers of a device may raise.
 """
 
 from __future__ import annotations
@@ -49,26 +50,27 @@ OUTAGES = (
     "redis.RedisError",
     "websockets.WebSocketException",
 )
-"""Exceptions of well-known clients, as package and class, that tell of an outage, not of a bug in
-a handler: its request fails with EIO, and the log has one line without a traceback. Whatever
-derives from one of them is one too. OSError, and with it TimeoutError and ConnectionError, always
-is. A device names those of its own in :attr:`aiovblk.BlockDevice.outages`."""
+"""Exceptions of well-known client libraries, as package and class, that mean an outage and not a
+bug in a handler: the request fails with EIO, and the log has one line without a traceback.
+Subclasses are included. OSError, and with it TimeoutError and ConnectionError, is always an outage.
+A device adds its own in :attr:`aiovblk.BlockDevice.outages`."""
 
 STOP_EXCEPTIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
-"""What is no failure of what was called, but an order to stop, and is always passed on. All else,
-be it no :exc:`Exception` (a panic of an extension in Rust, ``pytest.fail``), is a failure."""
+"""Exceptions that ask to stop (cancellation, interrupt, exit), and are always raised again. All
+others are failures, even those that are no :exc:`Exception` (a panic of an extension in Rust,
+``pytest.fail``)."""
 
 
 class Error(Exception):
-    """Base class of every exception that aiovblk raises on its own account."""
+    """Base class of all exceptions that aiovblk defines."""
 
 
 class ProtocolError(Error):
-    """The peer sent bytes that are not NBD. Nothing after them can be trusted."""
+    """The peer violated the NBD protocol. Nothing that it sends afterwards can be trusted."""
 
 
 class OptionRefusedError(ProtocolError):
-    """The server refused the export, or an option that is needed; the message has its reason.
+    """The server refused the export, or an option that is needed; the message has the reason.
 
     Args:
         reason: one line that can be shown to a user.
@@ -81,16 +83,16 @@ class OptionRefusedError(ProtocolError):
         self.reply = reply
 
     def __reduce__(self) -> tuple[type[OptionRefusedError], tuple[str, int]]:
-        """Pickle both; an exception's own way knows only what its message is made of."""
+        """Pickle all arguments; the default of exceptions has only those of the message."""
         return type(self), (str(self), self.reply)
 
 
 class TLSRequiredError(OptionRefusedError):
-    """The server talks to nobody without TLS: use ``nbds://``."""
+    """The server requires TLS: use ``nbds://``."""
 
 
 class TLSUnavailableError(OptionRefusedError):
-    """The server has no TLS, which was asked for: use ``nbd://``, or give it a certificate."""
+    """TLS was requested, but the server has none: use ``nbd://``, or give it a certificate."""
 
 
 class AttachError(Error, OSError):
@@ -98,8 +100,8 @@ class AttachError(Error, OSError):
 
     Args:
         errno: the system's error number, as in :exc:`OSError`.
-        reason: what happened, and where it helps, what to do about it.
-        path: the device node, where one is known.
+        reason: what happened, and if that helps, what to do about it.
+        path: the device node, if one is known.
 
     """
 
@@ -117,8 +119,8 @@ class DeviceBusyError(AttachError):
     """The device is in use.
 
     Attributes:
-        holders: who holds it, in words: ``mounted at /mnt``, ``held by dm-0``,
-            ``opened by process 123 (fio)``. Empty when it could not be found out.
+        holders: the users of the device, in words: ``mounted at /mnt``, ``held by dm-0``,
+            ``opened by process 123 (fio)``. Empty if they could not be determined.
 
     """
 
@@ -130,15 +132,15 @@ class DeviceBusyError(AttachError):
 
 
 class NBDUnavailableError(AttachError):
-    """There is no NBD device to attach to; the message says how to get one."""
+    """No NBD device is available to attach to; the message says how to get one."""
 
 
 class StorageError(Error, OSError):
-    """What a disk is kept in is damaged, of another kind, or cannot be changed in this way.
+    """The data that a disk is stored in is damaged, of another format, or cannot be changed so.
 
     Args:
         errno: the system's error number, as in :exc:`OSError`.
-        reason: what is wrong, and where it helps, what to do about it.
+        reason: what is wrong, and if that helps, what to do about it.
 
     """
 
@@ -156,11 +158,11 @@ class StorageBusyError(StorageError):
 
 
 class MissingExtraError(Error, ImportError):
-    """A package that only some need is not installed.
+    """An optional package is not installed.
 
     Args:
         reason: what needs which package, and the command that installs it.
-        extra: the name of the extra that brings it, as in ``pip install 'aiovblk[extra]'``.
+        extra: the name of the extra that includes it, as in ``pip install 'aiovblk[extra]'``.
 
     """
 
@@ -169,5 +171,5 @@ class MissingExtraError(Error, ImportError):
         self.extra = extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        """Pickle both; an exception's own way knows only what its message is made of."""
+        """Pickle all arguments; the default of exceptions has only those of the message."""
         return type(self), (str(self), self.extra)

@@ -1,7 +1,7 @@
-"""What happens to a mount or a server: ``async for event in mount.events()``, ``server.events()``.
+"""Events of a mount or a server: ``async for event in mount.events()``, ``server.events()``.
 
-An event is a small frozen dataclass. Another kind is another subclass of :class:`Event`, and a
-call of :meth:`EventBroadcaster.publish` where it happens; nothing else needs to know of it.
+An event is a small frozen dataclass. A new kind of event is another subclass of :class:`Event`, and
+a call of :meth:`EventBroadcaster.publish` where it happens; nothing else has to change.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from time import time as now
 
 MAX_QUEUED_EVENTS = 1024
-"""Events that wait for one listener; of more, the oldest are dropped."""
+"""Most events in the queue of one listener; beyond that, the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that has happened."""
+    """Base class of all events."""
 
     time: float = field(default_factory=now, kw_only=True)
-    """When; seconds since the epoch."""
+    """When it happened; seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attached(Event):
-    """The device is live. What each listener hears first, whenever it begins."""
+    """The device is live. The first event of each listener, whenever it subscribes."""
 
     path: str
     """The device node."""
@@ -35,42 +35,41 @@ class Attached(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost(Event):
-    """A connection to the kernel ended though nobody wanted it to."""
+    """A connection to the kernel ended unexpectedly."""
 
     connection: int
-    """Which, counted from 1."""
+    """The number of the connection, counted from 1."""
     connections: int
-    """How many the device was attached with. If all of them are lost, that is the end of the mount.
-    """
+    """How many the device was attached with. If all of them are lost, the mount ends."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRestored(Event):
-    """A connection that was lost is made again; what was in flight on it is sent again."""
+    """A lost connection was reconnected; the kernel sends its requests in flight again."""
 
     connection: int
-    """Which, counted from 1."""
+    """The number of the connection, counted from 1."""
     connections: int
-    """How many there are."""
+    """How many the device has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detached(Event):
-    """The device was left attached, for another server to go on. The last event but one."""
+    """The device was left attached, for another server to take over. The last event but one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resized(Event):
-    """The device has another size."""
+    """The device was resized."""
 
     size: int
-    """Bytes."""
+    """The new size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestEvent(Event):
-    """Something has happened to one request. What only a server knows is None for a mount."""
+    """Base class of events about one request. What only a server knows is None for a mount."""
 
     command: str
     """``read``, ``write``, ``flush`` and so on."""
@@ -79,34 +78,34 @@ class RequestEvent(Event):
     length: int
     """Bytes."""
     client: int | None = field(default=None, kw_only=True)
-    """Whose it is, as in :class:`ClientConnected`."""
+    """The client that sent it, as in :class:`ClientConnected`."""
     peer: str | None = field(default=None, kw_only=True)
     """The address of that client."""
     export: str | None = field(default=None, kw_only=True)
-    """What it is for."""
+    """The name of the export."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlowRequest(RequestEvent):
-    """A handler has been running for longer than ``slow_request``. Told once for each."""
+    """A handler has been running for longer than ``slow_request``. Once for each request."""
 
     seconds: float
-    """For how long it has been running."""
+    """How long it has been running."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed(RequestEvent):
-    """A request was answered with an error, by its handler or before it reached one."""
+    """A request was answered with an error, by its handler or by validation."""
 
     errno: int
-    """The error value of the reply: one of those that the NBD specification has."""
+    """The error value of the reply: one of those in the NBD specification."""
     reason: str = field(default="", kw_only=True)
-    """Why, in words: class and text of what its handler raised; at most 300 characters."""
+    """Why: class and text of the exception that its handler raised; at most 300 characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unmounting(Event):
-    """The device is about to be unmounted, for whatever reason."""
+    """The device is about to be unmounted, for any reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,74 +113,76 @@ class Unmounted(Event):
     """The mount has ended. The last event."""
 
     failure: BaseException | None
-    """What :meth:`Mount.wait` raises."""
+    """What :meth:`Mount.wait` raises; None for a regular unmount."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientConnected(Event):
-    """A client of a server has agreed on an export, and may send requests."""
+    """A client of a server has completed the handshake, and may send requests."""
 
     client: int
-    """Which: all that were ever accepted are counted from 1."""
+    """The number of its connection; all that were ever accepted are counted from 1."""
     peer: str
-    """Its address, in words."""
+    """The address of the client, in words."""
     export: str
-    """The name of what it uses."""
+    """The name of the export that it uses."""
     tls: bool
     """Whether the connection is protected by TLS."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientDisconnected(Event):
-    """A client that was connected is gone: all it asked for is answered or given up."""
+    """A client is disconnected: all its requests are answered or abandoned."""
 
     client: int
-    """Which, as in :class:`ClientConnected`."""
+    """The number of its connection, as in :class:`ClientConnected`."""
     peer: str
     export: str
     reason: str | None
-    """None if it was in order: it disconnected as the protocol has it, or was told to leave."""
+    """What went wrong; None if the client disconnected as the protocol says, or was disconnected by
+    a graceful shutdown."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRefused(Event):
-    """A client was turned away, or left when the handshake had not given it what it asked for.
+    """A client was rejected, or left the handshake because a request of it was refused.
 
-    Who leaves the handshake of his own accord, having looked at the exports say, is not told of.
+    There is no event for a client that leaves the handshake without that, after a list of exports,
+    say.
     """
 
     client: int
-    """Which, counted with those of :class:`ClientConnected`."""
+    """The number of its connection, counted with those of :class:`ClientConnected`."""
     peer: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ServerClosing(Event):
-    """A server begins to drain: it takes no more clients, and no more requests."""
+    """A server begins to drain (graceful shutdown): no more clients, no more requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerClosed(Event):
-    """A server serves nobody any more, as :meth:`Server.wait` tells. The last event."""
+    """A server has ended, as :meth:`Server.wait` waits for. The last event."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped(Event):
-    """Events were dropped here, since their listener was too slow."""
+    """Events were dropped at this place of the stream, since the listener was too slow."""
 
     count: int
-    """How many."""
+    """How many events were dropped."""
 
 
 class EventStream(AsyncIterator[Event]):
-    """One who hears what happens from now on, until the end.
+    """Iterate over events from now on, until the mount or server ends: the queue of one listener.
 
-    Concurrency: one task at a time. Cancellation: safe; nothing is lost.
+    Concurrency: one task at a time. Cancellation: safe; no event is lost.
     """
 
     def __init__(self, first: Iterable[Event] = (), *, limit: int = MAX_QUEUED_EVENTS) -> None:
-        """Hear these events first; at most ``limit`` may wait."""
+        """Begin with the events of ``first``; queue at most ``limit``."""
         self._queue = deque(first)
         self._limit = limit
         self._dropped = 0
@@ -189,7 +190,7 @@ class EventStream(AsyncIterator[Event]):
         self._ready = asyncio.Event()
 
     async def __anext__(self) -> Event:
-        """Wait for the next event."""
+        """Return the next event; wait for it if necessary."""
         while not self._queue:
             if self._ended:
                 raise StopAsyncIteration
@@ -198,31 +199,31 @@ class EventStream(AsyncIterator[Event]):
         return self._next()
 
     def drain(self) -> list[Event]:
-        """What has not been heard yet."""
+        """Return all queued events without waiting."""
         return [self._next() for _ in range(len(self._queue) + bool(self._dropped))]
 
     def _next(self) -> Event:
         if self._dropped:
-            missed, self._dropped = EventsDropped(self._dropped), 0
-            return missed
+            dropped, self._dropped = EventsDropped(self._dropped), 0
+            return dropped
         return self._queue.popleft()
 
     def put(self, event: Event) -> None:
-        """Be told of one; called by the feed."""
+        """Queue an event; called by the broadcaster. If the queue is full, drop the oldest."""
         if len(self._queue) == self._limit:
-            lost = self._queue.popleft()
-            self._dropped += lost.count if isinstance(lost, EventsDropped) else 1
+            oldest = self._queue.popleft()
+            self._dropped += oldest.count if isinstance(oldest, EventsDropped) else 1
         self._queue.append(event)
         self._ready.set()
 
     def close(self) -> None:
-        """Be told that there will be no more; called by the feed."""
+        """End the stream after the queued events; called by the broadcaster."""
         self._ended = True
         self._ready.set()
 
 
 class EventBroadcaster:
-    """Tells everybody who listens; nobody is waited for, and who is gone is forgotten."""
+    """Publish events to all listeners, without waiting; listeners are referenced weakly."""
 
     def __init__(self) -> None:
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()
@@ -231,15 +232,15 @@ class EventBroadcaster:
 
     @property
     def has_listeners(self) -> bool:
-        """Whether anybody listens, for whom it would be worth to put an event together."""
+        """Whether there are listeners, so that it is worthwhile to create an event."""
         return bool(self._listeners)
 
     def publish(self, event: Event, *, first: bool = False) -> None:
-        """Tell of an event.
+        """Publish an event to all listeners.
 
         Args:
-            event: what has happened.
-            first: whether those who begin to listen later are to hear it too, before all else.
+            event: the event.
+            first: whether later subscribers get it too, as their first event.
 
         """
         if first:
@@ -248,14 +249,14 @@ class EventBroadcaster:
             listener.put(event)
 
     def close(self) -> None:
-        """Tell that nothing more will happen."""
+        """End the streams of all listeners: there will be no more events."""
         self._ended = True
         for listener in self._listeners:
             listener.close()
-        self._listeners.clear()  # a handler that was given up may fail later still
+        self._listeners.clear()  # an abandoned handler may still fail later
 
     def subscribe(self) -> EventStream:
-        """Begin to listen, now. After the end, that is over at once."""
+        """Return a stream of the events from now on; after :meth:`close` an empty one."""
         if self._ended:
             listener = EventStream()
             listener.close()

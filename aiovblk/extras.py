@@ -1,4 +1,4 @@
-"""Packages that only some need, and what to say where one is missing."""
+"""Import optional dependencies (extras), with an error that says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from .errors import MissingExtraError
 
 @contextmanager
 def extra(name: str, purpose: str) -> Iterator[None]:
-    """Import optional packages in a block, and say how to install the one that is missing.
+    """Import optional packages in this ``with`` block; if one is missing, say how to install it.
 
-    Every import of a package that is no dependency stands in such a block, or runs only after one
-    that does.
+    Every import of an optional package stands in such a block, or runs only after one that does.
 
     Args:
-        name: of the extra in pyproject.toml that brings the packages.
+        name: the extra in pyproject.toml that includes the packages.
         purpose: what needs them, for the message: "disks in object stores".
 
     Raises:
-        MissingExtraError: one is not installed.
+        MissingExtraError: a package is not installed.
 
     """
     try:

@@ -1,10 +1,10 @@
-"""Starting further Python interpreters, which find modules where this one found this package.
+"""Build the commands of Python subprocesses, with a safe ``sys.path``: workers, watchdog, upgrade.
 
-``python -c`` and ``python -m`` look for modules in the current directory first, the standard
-library's among them. Whoever may write there could have his code run by whoever starts a server
-there, root perhaps. So each interpreter that this package starts begins without that directory,
-and takes its modules from where this process took them before any SPEC was looked at. What a user
-has added to ``sys.path`` later is added when user code is to be loaded, and not before.
+``python -c`` and ``python -m`` search the current directory for modules first, even for those of
+the standard library. A user with write access to it could have code run by the user who starts a
+server there, root perhaps. So each interpreter that this package starts begins without that
+directory (``-P``), and with the ``sys.path`` that this process had before any SPEC was evaluated.
+What a user has added to ``sys.path`` later is added when user code is to be loaded, not before.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 import sys
 
 PATH = [os.path.abspath(each) for each in sys.path]
-"""``sys.path`` as it was when this package was imported, whatever becomes the current directory."""
+"""``sys.path`` at the import of this package, absolute: the current directory may change."""
 
 
 def command(code: str, *arguments: str) -> list[str]:
-    """The command that runs ``code`` in another interpreter, with this package's modules at hand.
+    """Return the command that runs ``code`` in another interpreter that can import this package.
 
     Args:
-        code: what to run.
-        arguments: ``sys.argv[1:]`` for it.
+        code: the source code to run.
+        arguments: its ``sys.argv[1:]``.
 
     """
     return [
@@ -34,17 +34,17 @@ def command(code: str, *arguments: str) -> list[str]:
 
 
 def bare_command(*words: str) -> list[str]:
-    """The command of an interpreter that knows nothing but the standard library.
+    """Return the command of an isolated interpreter, with only the standard library.
 
     Args:
-        words: ``-c`` and code, or a file; then its arguments.
+        words: ``-c`` and source code, or a file; then its arguments.
 
     """
     return [sys.executable, "-IS", *words]
 
 
 def _flags() -> list[str]:
-    """``-P``, and what has been ruled out for this interpreter."""
+    """Return ``-P``, and the isolation options of this interpreter."""
     flags = sys.flags
     return [
         "-P",

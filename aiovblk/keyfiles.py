@@ -1,4 +1,4 @@
-"""Files that hold a key."""
+"""Check the permissions of files that hold a key."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ logger = logging.getLogger("aiovblk")
 
 
 def warn_if_shared(path: str | os.PathLike[str]) -> None:
-    """Log a warning if other users than its owner can read or change a file that holds a key.
+    """Log a warning if users other than its owner can read or change a key file.
 
-    Group access to a key of root's is no reason, for a process of another user: it is how that
-    reads it (the rule of PostgreSQL, for keys of the group ssl-cert).
+    Exception: if the file belongs to root and this process does not run as root, read access of the
+    group is allowed, since that is how the process reads it (PostgreSQL has the same rule, for keys
+    of the group ssl-cert).
 
     Args:
-        path: of the file.
+        path: the key file.
 
     """
     status = os.stat(path)

@@ -1,8 +1,8 @@
-"""How long requests took, in a few integers.
+"""A latency histogram with logarithmic buckets: quantiles from a few integers.
 
-A histogram whose buckets grow with what they count, four to each power of two: from nanoseconds to
-hours, what is read from it is a quarter too much at most. The bucket of a number of nanoseconds is
-made of where its highest bit is, and of the two bits behind that.
+There are four buckets for each power of two, so a value read from it is at most a quarter too high,
+from nanoseconds to hours. The bucket of a number of nanoseconds follows from the position of its
+highest bit and from the two bits below that.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
 
 NANOSECONDS = 1_000_000_000
-"""In a second."""
+"""Nanoseconds in a second."""
 
 
 @dataclass(slots=True)
 class LatencyHistogram:
-    """How long each of many took.
+    """Count durations in logarithmic buckets.
 
-    Of a dispatcher: from the arrival of a request until its reply was handed to the socket.
+    A dispatcher counts the time from the arrival of a request until its reply is handed to the
+    socket.
     """
 
     buckets: list[int] = field(default_factory=list)
-    """How many took how long: those of bucket N took less than ``upper_bound(N)`` nanoseconds, and
-    those of the buckets before it did not take longer. There are as many as the slowest needs."""
+    """The count of each bucket. Bucket N has durations of less than ``upper_bound(N)`` nanoseconds,
+    and at least ``upper_bound(N - 1)``. The list ends with the bucket of the slowest."""
     total: int = 0
-    """Nanoseconds that all took together."""
+    """The sum of all durations in nanoseconds."""
 
     def add(self, nanoseconds: int, count: int = 1) -> None:
-        """Count some that took as long as each other."""
+        """Count ``count`` durations of ``nanoseconds`` each."""
         shift = nanoseconds.bit_length() - 3
         bucket = 4 * shift + (nanoseconds >> shift) if shift > 0 else nanoseconds
         try:
@@ -38,50 +39,50 @@ class LatencyHistogram:
         self.total += nanoseconds * count
 
     def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
-        """Both together."""
+        """Return the sum of two histograms."""
         pairs = zip_longest(self.buckets, other.buckets, fillvalue=0)
-        return LatencyHistogram([mine + theirs for mine, theirs in pairs], self.total + other.total)
+        return LatencyHistogram([left + right for left, right in pairs], self.total + other.total)
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """How many durations were counted."""
         return sum(self.buckets)
 
     @property
     def mean(self) -> float:
-        """Seconds; 0 if there were none."""
+        """The mean in seconds; 0 if there were none."""
         return self.total / NANOSECONDS / max(self.count, 1)
 
     @property
     def p50(self) -> float:
-        """Seconds in which half of them were answered; 0 if there were none."""
+        """The median in seconds; 0 if there were none."""
         return self.quantile(0.5)
 
     @property
     def p99(self) -> float:
-        """Seconds in which 99 of 100 were answered."""
+        """The 99th percentile in seconds."""
         return self.quantile(0.99)
 
     @property
     def p999(self) -> float:
-        """Seconds in which 999 of 1000 were answered."""
+        """The 99.9th percentile in seconds."""
         return self.quantile(0.999)
 
-    def quantile(self, share: float) -> float:
-        """Seconds in which this share of them, 0 to 1, was answered; a quarter too many at most."""
-        wanted = max(share * self.count, 1)
-        for bucket, answered in enumerate(accumulate(self.buckets)):
-            if answered >= wanted:
+    def quantile(self, fraction: float) -> float:
+        """Return the quantile for a fraction of 0 to 1, in seconds; at most a quarter too high."""
+        needed = max(fraction * self.count, 1)
+        for bucket, counted in enumerate(accumulate(self.buckets)):
+            if counted >= needed:
                 return upper_bound(bucket) / NANOSECONDS
         return 0.0
 
     def count_below(self, nanoseconds: int) -> int:
-        """How many took less than a power of two of nanoseconds."""
+        """Return how many durations were less than a power of two of nanoseconds."""
         ends = enumerate(self.buckets)
         return sum(count for bucket, count in ends if upper_bound(bucket) <= nanoseconds)
 
 
 def upper_bound(bucket: int) -> int:
-    """Nanoseconds that are too many for a bucket."""
+    """Return the exclusive upper bound of a bucket, in nanoseconds."""
     shift = max(bucket // 4 - 1, 0)
     return (bucket - 4 * shift + 1) << shift

@@ -1,8 +1,8 @@
-"""The name of a Unix socket in the file system, which only one process at a time may take or free.
+"""Lock the path of a Unix socket, so that only one process at a time binds or removes it.
 
-A socket that nobody listens on any more keeps its name. Between finding that out and taking the
-name in its place another process may have done the same, and then both listen, one of them where
-nobody finds it. Between bind() and listen() a new socket looks like one that was left, too.
+A stale socket, whose listener is gone, keeps its path. Between the check for that and bind()
+another process may do the same; then both listen, one of them on a socket that has no path any
+more. Between bind() and listen() a new socket looks stale, too.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOCK_TIMEOUT = 5.0
-"""Seconds to wait for others, who take milliseconds."""
+"""Seconds to wait for other processes, which hold the lock for milliseconds."""
 
 _PAUSE = 0.005
+"""Seconds between two attempts to take the lock."""
 
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the lock of a socket's name: a file beside it, which is gone afterwards.
+    """Hold the lock of a socket's path in a ``with`` block: a lock file beside it.
 
     Raises:
-        TimeoutError: another process holds it, and goes on doing so.
-        OSError: it cannot be made.
+        TimeoutError: another process has held the lock for :data:`LOCK_TIMEOUT`.
+        OSError: the lock file cannot be created.
 
     """
     lock = _take(f"{name}.lock")
     try:
         yield
     finally:
-        os.unlink(f"{name}.lock")  # before others can have it: they look whether it is still there
+        os.unlink(f"{name}.lock")  # while it is locked: others check that it still exists
         os.close(lock)
 
 
 def _take(path: str) -> int:
+    """Take the lock, retrying until :data:`LOCK_TIMEOUT`; return the descriptor of its file."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while (lock := try_to_take(path)) is None:
         if time.monotonic() > deadline:
@@ -47,7 +49,7 @@ def _take(path: str) -> int:
 
 
 def try_to_take(path: str) -> int | None:
-    """Take the lock, if nobody has it; a descriptor of its file."""
+    """Try to take the lock; return the descriptor of its file, or None if it is held."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(path, flags, 0o600)
     try:
@@ -55,7 +57,7 @@ def try_to_take(path: str) -> int | None:
         if os.path.samestat(os.fstat(lock), os.lstat(path)):
             return lock
     except (BlockingIOError, FileNotFoundError):
-        pass  # it is another's; or was, who has removed it
+        pass  # held by another process, or removed by it just now
     except BaseException:
         os.close(lock)
         raise

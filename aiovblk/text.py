@@ -1,26 +1,26 @@
-"""Text that others have written, made fit for a terminal, a log line or an exception.
+"""Escape untrusted text for a terminal, a log line or an exception.
 
-What a peer says (an error's message, a name, a description) may hold terminal escapes, line breaks
-and characters that turn the direction of writing: shown as they are, they forge log lines and
-rewrite what stands on a screen. So they are escaped wherever such text is taken in.
+Text of a peer (an error message, a name, a description) may contain terminal escapes, line breaks
+and characters that change the direction of writing. Unescaped, they could forge log lines and
+rewrite what is on a screen. So they are escaped wherever such text is received.
 """
 
 from __future__ import annotations
 
 MAX_QUOTED = 300
-"""Characters of what a peer says that are shown."""
+"""Most characters of a peer's text that are shown."""
 
 
 def quote(text: str, max_length: int = MAX_QUOTED) -> str:
-    r"""Escape everything in a peer's text that is not printable, and cut it.
+    r"""Escape everything in a peer's text that is not printable, and truncate it.
 
     Quotation marks are not added. Letters of every language stay as they are; control characters,
     line breaks, format characters (such as bidirectional overrides) and lone surrogates become
     ``\x1b``, ``\n``, ``\u202e`` and so on.
 
     Args:
-        text: what the peer says.
-        max_length: characters after which it is cut; the escapes are not counted.
+        text: the text of the peer.
+        max_length: characters after which it is truncated; counted before escaping.
 
     """
     cut = text[: max_length + 1]
@@ -29,7 +29,7 @@ def quote(text: str, max_length: int = MAX_QUOTED) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape everything that is not printable; the same as :func:`quote`, but whole."""
+    """Escape everything that is not printable, as :func:`quote`, without truncating it."""
     return text if text.isprintable() else "".join(map(_escape_character, text))
 
 

@@ -1,4 +1,4 @@
-"""Threads for calls that may wait for the very process that makes them."""
+"""Daemon threads for blocking system calls that may wait for this very process to answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def run_in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    """Start ``function`` in a thread of its own.
+    """Run ``function`` in a new daemon thread; return a future of its result.
 
-    Not in a pool: a pool has a limit, and the call that would free all others could wait behind
-    them. The thread is a daemon, since a call that hangs in the kernel must not keep the
-    interpreter from ending. It blocks all signals: NBD_DO_IT takes one for the order to end, and
-    so does a send to a socket that is full. It inherits the starting thread's PR_SET_IO_FLUSHER.
+    Not in a thread pool: a pool has a limit, and the call that would unblock all others could wait
+    behind them. The thread is a daemon, since a call that hangs in the kernel must not keep the
+    interpreter from exiting. It blocks all signals: a signal ends NBD_DO_IT, and interrupts a send
+    to a full socket. It inherits PR_SET_IO_FLUSHER from the starting thread.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()

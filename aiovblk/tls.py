@@ -1,13 +1,13 @@
-"""TLS contexts from files, for both sides of NBD.
+"""Create TLS contexts from certificate or key files, for NBD clients and servers.
 
-The names of the files are those that libnbd, qemu and nbdkit use:
+The file names are those that libnbd, qemu and nbdkit use:
 
 * a directory of certificates holds ``ca-cert.pem`` and ``server-cert.pem``, ``server-key.pem`` or
   ``client-cert.pem``, ``client-key.pem``;
 * a file of pre-shared keys has lines of ``user:hexadecimal key``, as psktool(1) writes them.
 
-TLS is 1.2 or later, as the NBD specification's "TLS versions" demands. Everything here reads files:
-call it in a thread where that could take time.
+TLS is 1.2 or later, as the NBD specification's "TLS versions" requires. All functions here read
+files: call them in a thread if that could take time.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _KEY_LINE = re.compile("(.+):((?:[0-9A-Fa-f]{2})+)")
 
 
 def client_context(directory: StrPath | None = None, *, verify_peer: bool = True) -> ssl.SSLContext:
-    """For a client: whom it trusts, and its own certificate if it has one.
+    """Create the context of a client: trusted authorities, and its own certificate if it has one.
 
     Args:
-        directory: of certificates; None to trust whom the system trusts.
-        verify_peer: whether the server must have a certificate that is trusted, for its name.
+        directory: certificates; None to trust the authorities that the system trusts.
+        verify_peer: whether the server must have a trusted certificate for its host name.
 
     Raises:
-        OSError: a file is missing, or is not what it should be (ssl.SSLError is one).
+        OSError: a file is missing or invalid (ssl.SSLError is an OSError).
 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -51,24 +51,24 @@ def client_context(directory: StrPath | None = None, *, verify_peer: bool = True
     else:
         _load_authorities(context, directory)
     if directory is not None and os.path.exists(os.path.join(directory, "client-cert.pem")):
-        _load_own(context, directory, "client")
+        _load_certificate(context, directory, "client")
     return context
 
 
 def server_context(directory: StrPath, *, verify_peer: bool = False) -> ssl.SSLContext:
-    """For a server: its own certificate, and whose clients it trusts.
+    """Create the context of a server: its own certificate, and the authority of its clients.
 
     Args:
-        directory: of certificates; ``ca-cert.pem`` is needed only to verify clients.
+        directory: certificates; ``ca-cert.pem`` is needed only to verify clients.
         verify_peer: whether clients must have a certificate that the authority has signed.
 
     Raises:
-        OSError: a file is missing, or is not what it should be (ssl.SSLError is one).
+        OSError: a file is missing or invalid (ssl.SSLError is an OSError).
 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_own(context, directory, "server")
+    _load_certificate(context, directory, "server")
     if verify_peer:
         _load_authorities(context, directory)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -76,15 +76,15 @@ def server_context(directory: StrPath, *, verify_peer: bool = False) -> ssl.SSLC
 
 
 def psk_client_context(file: StrPath, user: str) -> ssl.SSLContext:
-    """For a client that proves by a pre-shared key who it is, as the server does.
+    """Create the context of a client that authenticates, and the server, by a pre-shared key.
 
     Args:
-        file: of keys.
-        user: whose key of them.
+        file: the key file.
+        user: the user whose key of that file is used.
 
     Raises:
-        OSError: the file cannot be read, or has no key of this user; or this Python has no
-            pre-shared keys (they came with 3.13).
+        OSError: the file cannot be read, or has no key of this user; or this Python does not
+            support pre-shared keys (3.13 and later do).
 
     """
     context = _psk_context(ssl.PROTOCOL_TLS_CLIENT)
@@ -97,11 +97,14 @@ def psk_client_context(file: StrPath, user: str) -> ssl.SSLContext:
 
 
 def psk_server_context(file: StrPath) -> ssl.SSLContext:
-    """For a server that lets in whoever has one of these pre-shared keys.
+    """Create the context of a server that accepts clients with one of these pre-shared keys.
+
+    Args:
+        file: the key file.
 
     Raises:
-        OSError: the file cannot be read, or has no key; or this Python has no pre-shared keys (they
-            came with 3.13).
+        OSError: the file cannot be read, or has no key; or this Python does not support pre-shared
+            keys (3.13 and later do).
 
     """
     context = _psk_context(ssl.PROTOCOL_TLS_SERVER)
@@ -109,7 +112,7 @@ def psk_server_context(file: StrPath) -> ssl.SSLContext:
     if not keys:
         raise OSError(errno.ENOKEY, "there is no key; psktool(1) makes one", os.fspath(file))
     if sys.version_info >= (3, 13):
-        # No key for an unknown user ends the handshake.
+        # An empty key, for an unknown user, ends the handshake.
         context.set_psk_server_callback(lambda user: keys.get(user or "", b""))
     return context
 
@@ -122,8 +125,10 @@ def _psk_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
         )
     context = ssl.SSLContext(protocol)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # there are no certificates: both sides know the key
-    # In TLS 1.3 OpenSSL binds such keys to one hash function, which not all peers choose.
+    context.verify_mode = (
+        ssl.CERT_NONE
+    )  # there are no certificates: the key authenticates both sides
+    # In TLS 1.3 OpenSSL binds such keys to one hash function, which not all peers negotiate.
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_PSK_CIPHERS)
     return context
@@ -144,22 +149,22 @@ def _load_keys(file: StrPath) -> dict[str, bytes]:
     return keys
 
 
-def _load_own(context: ssl.SSLContext, directory: StrPath, side: str) -> None:
+def _load_certificate(context: ssl.SSLContext, directory: StrPath, side: str) -> None:
     certificate, key = (_file(directory, f"{side}-{part}.pem") for part in ("cert", "key"))
     warn_if_shared(key)
-    with _naming(certificate, key):
+    with _errors_naming(certificate, key):
         context.load_cert_chain(certificate, key)
 
 
 def _load_authorities(context: ssl.SSLContext, directory: StrPath) -> None:
     file = _file(directory, "ca-cert.pem")
-    with _naming(file):
+    with _errors_naming(file):
         context.load_verify_locations(file)
 
 
 @contextmanager
-def _naming(*files: str) -> Iterator[None]:
-    """Name the files in the ssl module's own error, which does not."""
+def _errors_naming(*files: str) -> Iterator[None]:
+    """Add the file names to errors of the ssl module, which do not have them."""
     try:
         yield
     except ssl.SSLError as exc:
@@ -167,7 +172,7 @@ def _naming(*files: str) -> Iterator[None]:
 
 
 def _file(directory: StrPath, name: str) -> str:
-    """The path of a file that must be there: the ssl module's own error does not name it."""
+    """Return the path of a required file; if it is missing, raise an error that names it."""
     path = os.path.join(directory, name)
     with open(path, "rb"):
         return path

@@ -1,30 +1,32 @@
-"""Requests of any alignment, for a device that takes whole blocks only.
+"""Serve unaligned requests on a device of whole blocks: read-modify-write with range locks.
 
-Most clients do not ask for block sizes, and some that are told of them do not care (nbd-client): to
-refuse what is not aligned would take the export from them.
+Most clients do not ask for block sizes, and some that receive them ignore them (nbd-client):
+refusing unaligned requests would make the export useless to them.
 
 What holds here:
 
-* Whole blocks go to the device as they come. Parts of blocks are read, changed and written back.
-* Nothing else writes to a block while that goes on: neither a part of it, nor all of it, on
-  whatever connection. Otherwise a write that was answered could be undone.
+* Whole blocks go to the device unchanged. Partial blocks are read, modified and written back.
+* Nothing else writes to a block during its read-modify-write cycle: neither a part of it, nor all
+  of it, on any connection. Otherwise a write that was already answered could be undone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
-from types import MethodType
 from typing import Any
 
-from .device import BlockDevice, Extent, overrides
+from .device import BlockDevice, Extent, missing_operations
 
 
 class UnalignedAdapter(BlockDevice):
-    """A device as if its blocks were bytes. It is not unmounted by this.
+    """Make a device byte-addressable: a view with ``block_size`` 1. It does not unmount ``inner``.
+
+    It can do what ``inner`` can (:func:`aiovblk.device.can`). WRITE_ZEROES is its own in any case:
+    by default it would arrive here as pieces of 1 MiB, each of them unaligned.
 
     Args:
-        inner: what is made of blocks.
+        inner: the device of whole blocks.
 
     """
 
@@ -34,14 +36,12 @@ class UnalignedAdapter(BlockDevice):
         self._inner = inner
         self._block: int = inner.block_size
         self._mask = self._block - 1
-        self._ranges = _RangeLock()
-        if not overrides(inner, BlockDevice.extents):
-            # So that nobody takes what is asked of it for knowledge.
-            setattr(self, "extents", MethodType(BlockDevice.extents, self))  # noqa: B010 (a method may not be assigned)
+        self._ranges = _BlockLocks()
+        self._unsupported = missing_operations(inner) - {"read", "write_zeroes"}
 
     @property
     def size(self) -> int:
-        """Bytes of the whole device."""
+        """Total size in bytes."""
         return self._inner.size
 
     def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes | bytearray | memoryview]:
@@ -56,7 +56,7 @@ class UnalignedAdapter(BlockDevice):
         if (offset | length) & self._mask or self._ranges.exclusive:
             await self._write_parts(offset, data)
             return
-        # By far the most: whole blocks, and nobody who asks where.
+        # The common case: whole blocks, and no read-modify-write cycle that could conflict.
         self._ranges.untracked += 1
         try:
             await self._inner.write(offset, data)
@@ -68,7 +68,7 @@ class UnalignedAdapter(BlockDevice):
         await self._inner.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """As in the base class; blocks that are named only in part keep what they hold."""
+        """As in the base class; blocks that the range covers only in part keep their data."""
         first, last = self._up(offset), self._down(offset + length)
         if first < last:
             async with self._lock_range(first, last - first):
@@ -100,7 +100,9 @@ class UnalignedAdapter(BlockDevice):
             first, last = self._down(begin), self._up(end)
             data = memoryview(await self._inner.read(first, last - first)).cast("B")
             if len(data) != last - first:
-                raise ValueError(f"read returned {len(data)} bytes where {last - first} were due")
+                raise ValueError(
+                    f"read returned {len(data)} bytes where {last - first} were asked for"
+                )
             pieces.append(data[begin - first : end - first])
         return b"".join(pieces)
 
@@ -122,7 +124,7 @@ class UnalignedAdapter(BlockDevice):
         await self._inner.write(first, memoryview(block))
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Where the part of a block at the head begins and ends, whole blocks, and the tail."""
+        """Yield begin and end of the partial block at the head, the whole blocks, and the tail."""
         end = offset + length
         first, last = self._up(offset), self._down(end)
         if offset < first:
@@ -132,10 +134,10 @@ class UnalignedAdapter(BlockDevice):
         if first <= last < end:
             yield last, end
 
-    def _lock_range(self, offset: int, length: int) -> _LockedRange:
-        """Keep others from these blocks, as far as that is needed."""
+    def _lock_range(self, offset: int, length: int) -> _LockedBlocks:
+        """Lock these blocks: exclusively for a partial block, else only against such locks."""
         begin, end = self._down(offset), self._up(offset + length)
-        return _LockedRange(self._ranges, begin, end, not self._is_aligned(offset, length))
+        return _LockedBlocks(self._ranges, begin, end, not self._is_aligned(offset, length))
 
     def _is_aligned(self, offset: int, length: int) -> bool:
         return not (offset | length) & self._mask
@@ -147,47 +149,49 @@ class UnalignedAdapter(BlockDevice):
         return -(-offset & -self._block)
 
 
-class _RangeLock:
-    """Ranges of bytes that are being written.
+class _BlockLocks:
+    """The byte ranges that are being written on one device.
 
     Attributes:
-        held: those of which it is known where they are.
-        untracked: how many more there are, all of whole blocks. Nearly always nobody asks where a
-            write is, and to remember it costs as much as a small write in memory.
-        exclusive: how many have, or wait for, a range of their own; then each new one is named.
+        held: the locked ranges whose position is recorded.
+        untracked: how many more writes run, all of whole blocks, whose position is not recorded.
+            It is hardly ever needed, and recording it costs as much as a small write in memory.
+        exclusive: how many exclusive locks are held or waited for. While there is one, each new
+            write is recorded in ``held``.
 
     """
 
     def __init__(self) -> None:
-        self.held: set[_LockedRange] = set()
+        self.held: set[_LockedBlocks] = set()
         self.untracked = 0
         self.exclusive = 0
         self._all_tracked: asyncio.Future[None] | None = None
 
     def release_untracked(self) -> None:
-        """One has ended of which it was not known where it was."""
+        """End an untracked write; wake the lock that waits for the last of them."""
         self.untracked -= 1
         if self._all_tracked is not None and not self.untracked:
             self._all_tracked.set_result(None)
             self._all_tracked = None
 
     async def wait_all_tracked(self) -> None:
-        """Wait until there is none of which it is not known where it is."""
+        """Wait until no untracked write runs."""
         if self.untracked:
             if self._all_tracked is None:
                 self._all_tracked = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._all_tracked])
 
 
-class _LockedRange:
-    """A range of bytes for the length of an ``async with`` block.
+class _LockedBlocks:
+    """Hold the lock of a byte range during an ``async with`` block.
 
-    Writers of whole blocks are in nobody's way but of those who write parts.
+    Writes of whole blocks are compatible with each other; an exclusive lock (a partial block)
+    conflicts with every overlapping range.
     """
 
     __slots__ = ("_begin", "_end", "_exclusive", "_ranges", "_released")
 
-    def __init__(self, ranges: _RangeLock, begin: int, end: int, exclusive: bool) -> None:
+    def __init__(self, ranges: _BlockLocks, begin: int, end: int, exclusive: bool) -> None:
         self._ranges = ranges
         self._begin = begin
         self._end = end
@@ -201,10 +205,10 @@ class _LockedRange:
             if self._exclusive:
                 await ranges.wait_all_tracked()
             while ranges.exclusive:
-                in_the_way = [each for each in ranges.held if self._minds(each)]
-                if not in_the_way:
+                conflicting = [each for each in ranges.held if self._conflicts_with(each)]
+                if not conflicting:
                     break
-                await asyncio.wait([each.released() for each in in_the_way])
+                await asyncio.wait([each.released() for each in conflicting])
         except BaseException:
             ranges.exclusive -= self._exclusive
             raise
@@ -217,17 +221,18 @@ class _LockedRange:
             self._released.set_result(None)
 
     def released(self) -> asyncio.Future[None]:
-        """Done once it is held no more."""
+        """Return a future that is done once the lock is released."""
         if self._released is None:
             self._released = asyncio.get_running_loop().create_future()
         return self._released
 
-    def _minds(self, other: _LockedRange) -> bool:
+    def _conflicts_with(self, other: _LockedBlocks) -> bool:
         overlap = self._begin < other._end and other._begin < self._end
         return overlap and (self._exclusive or other._exclusive)
 
 
 def _without_head(extents: Sequence[Extent], length: int) -> Iterator[Extent]:
+    """Yield extents without their first ``length`` bytes."""
     for extent in extents:
         cut = min(length, extent.length)
         length -= cut

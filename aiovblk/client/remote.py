@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import types
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from ..device import BlockDevice, Extent
+from ..device import BlockDevice, Extent, Operation
 from ..protocol import (
     BlockStatus,
     Command,
@@ -26,7 +25,7 @@ MAX_RANGE = 2**32 - 2**16
 """Longest range, in bytes, of a request without data where its length has 32 bits: a multiple of
 each block size."""
 
-_NEEDED_FLAGS = {
+_NEEDED_FLAGS: dict[Operation, TransmissionFlag] = {
     "flush": TransmissionFlag.SEND_FLUSH,
     "trim": TransmissionFlag.SEND_TRIM,
     "write_zeroes": TransmissionFlag.SEND_WRITE_ZEROES,
@@ -37,8 +36,9 @@ _NEEDED_FLAGS = {
 class RemoteDevice(BlockDevice):
     """The export of an NBD server as a device; :func:`connect` makes it.
 
-    It has the handlers that the server supports: :func:`~aiovblk.device.overrides` is false for
-    the others. So it may be mounted, served, copied and wrapped as any other device.
+    Its capabilities are those of the server (:func:`aiovblk.device.can`). What the server cannot
+    do is as in the base class: no such request is sent. So it may be mounted, served, copied and
+    wrapped as any other device.
 
     Reads return views of memory that does not change.
 
@@ -75,8 +75,7 @@ class RemoteDevice(BlockDevice):
         self._max_payload = _max_payload(self.info, self.block_size)
         is_extended = session.negotiated.mode is ReplyMode.EXTENDED
         self._max_range = 2**63 if is_extended else MAX_RANGE
-        for name in self._missing():
-            setattr(self, name, types.MethodType(getattr(BlockDevice, name), self))
+        self._unsupported = frozenset(self._missing())
 
     def __repr__(self) -> str:
         """Name the export."""
@@ -106,6 +105,9 @@ class RemoteDevice(BlockDevice):
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write. Bytes objects are sent without a copy, other memory is copied."""
+        if "write" in self._unsupported:
+            await super().write(offset, memoryview(data))
+            return
         view = memoryview(data).cast("B")
         if 0 < len(view) <= self._max_payload:
             await self._session.request(Command.WRITE, offset, len(view), data=view)
@@ -117,21 +119,32 @@ class RemoteDevice(BlockDevice):
 
     async def flush(self) -> None:
         """Flush. The first flush after a connection was lost fails if writes may be lost."""
+        if "flush" in self._unsupported:
+            await super().flush()
+            return
         await self._session.flush()
 
     async def trim(self, offset: int, length: int) -> None:
         """Trim, by several requests where the range is long."""
+        if "trim" in self._unsupported:
+            await super().trim(offset, length)
+            return
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.TRIM, *piece)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Write zeroes, by several requests where the range is long."""
+        if "write_zeroes" in self._unsupported:
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+            return
         flags = 0 if may_trim else CommandFlag.NO_HOLE
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.WRITE_ZEROES, *piece, flags=flags)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Query extents; of at most 4 GiB at once unless the server has extended headers."""
+        if "extents" in self._unsupported:
+            return await super().extents(offset, length)
         span = min(length, self._max_range)
         status: BlockStatus = await self._session.request(Command.BLOCK_STATUS, offset, span)
         return [
@@ -141,6 +154,9 @@ class RemoteDevice(BlockDevice):
 
     async def cache(self, offset: int, length: int) -> None:
         """Ask the server to cache a range, by several requests where it is long."""
+        if "cache" in self._unsupported:
+            await super().cache(offset, length)
+            return
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.CACHE, *piece)
 
@@ -148,7 +164,8 @@ class RemoteDevice(BlockDevice):
         """Close the connections, as leaving :func:`connect` does. No-op: closed already."""
         await self._session.close()
 
-    def _missing(self) -> Iterator[str]:
+    def _missing(self) -> Iterator[Operation]:
+        """Yield the operations that the server does not offer, by its flags."""
         flags = self.info.flags
         if flags & TransmissionFlag.READ_ONLY:
             yield from ("write", "trim", "write_zeroes")

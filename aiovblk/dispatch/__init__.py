@@ -1,6 +1,9 @@
-"""One connection in transmission phase: requests in, handlers, replies out.
+"""Serve one connection in transmission phase: receive requests, run handlers, send replies.
 
-Knows neither the kernel nor the network; both hand it a connected stream socket.
+Independent of kernel and network: both give it a connected stream socket. The ordinary path of a
+request: ``dispatcher.py`` (receive), ``validation.py``, ``scheduler.py`` (tasks, concurrency
+limiter), ``handler_call.py`` (the handler), ``dispatcher.py`` (reply). ``memory_budget.py`` has the
+memory quotas that put backpressure on network clients.
 """
 
 from ..latency import LatencyHistogram

@@ -1,29 +1,32 @@
-"""How many handlers of one device run at once, and who is next."""
+"""The concurrency limiter of a device: a FIFO semaphore that its connections share."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 MAX_CONCURRENCY = 128
-"""Handlers at once: as many requests as the kernel has in flight on one connection."""
+"""Default limit: as many requests as the kernel has in flight on one connection."""
 
 
 class Waiter(Protocol):
-    """Who starts handlers: those of one connection."""
+    """A connection that waits for the limiter: its :class:`HandlerScheduler`."""
 
     def start_ready(self) -> None:
-        """Start handlers."""
+        """Start queued handlers, each after :meth:`ConcurrencyLimiter.acquire`."""
 
 
 class ConcurrencyLimiter:
-    """Handlers that run, and requests that wait for one of them to end.
+    """Limit how many handlers run at once; connections that wait are served in FIFO order.
+
+    Unlike :class:`asyncio.Semaphore` it calls the waiting connection back at once, which costs no
+    turn of the event loop and no future for each request.
 
     Args:
-        limit: how many may run at once.
+        limit: how many handlers may run at once.
 
     Attributes:
-        running: how many do.
-        waiting: who waits for a turn, in their order.
+        running: how many run now.
+        waiting: the connections that wait, in order.
 
     """
 
@@ -31,27 +34,33 @@ class ConcurrencyLimiter:
         self.running = 0
         self._limit = limit
         self.waiting: dict[Waiter, None] = {}
-        self._notified: Waiter | None = None  # whose turn it is
+        self._notified: Waiter | None = None  # the connection whose turn it is
         self._notifying = False
 
     def acquire(self, waiter: Waiter) -> bool:
-        """Take a turn; without one, the starter goes on when there is one for it."""
+        """Acquire the limiter for one handler, without waiting.
+
+        Returns:
+            Whether it was acquired. If not, :meth:`Waiter.start_ready` is called when it is the
+            waiter's turn.
+
+        """
         if self.running < self._limit and (not self.waiting or waiter is self._notified):
-            self._notified = None  # for another turn it waits like the others
+            self._notified = None  # for a second handler it waits like the others
             self.running += 1
             return True
         self.waiting[waiter] = None
         return False
 
     def release(self) -> None:
-        """A handler has ended: it is the turn of whoever has waited longest for one."""
+        """Release the limiter after a handler; start the connection that has waited longest."""
         self.running -= 1
-        # Not re-entered: a handler that is done at once comes here again.
+        # Not re-entered: a handler that ends at once releases while _start_next runs.
         if self.waiting and not self._notifying:
             self._start_next()
 
     def cancel_wait(self, waiter: Waiter) -> None:
-        """One does not wait any more."""
+        """Remove a connection from those that wait."""
         self.waiting.pop(waiter, None)
 
     def _start_next(self) -> None:

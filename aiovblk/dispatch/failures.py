@@ -1,13 +1,13 @@
-"""Why requests fail: one line in the log for each new cause, and how often it came again.
+"""Classify and log failed requests: rate-limited, one line for each new cause and its repeats.
 
 What holds here:
 
-* A cause that is new is told at once: a bug with its traceback, an outage in one line.
-* The same cause again is counted, and told of after a pause that doubles each time: an outage of
-  an hour is some ten lines, whatever the number of requests.
-* What is remembered is bounded, and so are the lines: causes without end (texts that differ each
-  time) are no way to fill a disk with logs.
-* No failure of the log, or of an exception's own ``__str__``, costs a request its answer.
+* A new cause is logged at once: a bug with its traceback, an outage in one line.
+* Repeats of the same cause are counted, and the count is logged after a pause that doubles each
+  time: an outage of an hour is some ten lines, whatever the number of requests.
+* The remembered causes and the lines are bounded: an endless variety of messages cannot fill a disk
+  with logs.
+* No failure of logging, or of an exception's own ``__str__``, keeps a request from being answered.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from ..protocol import Command, Request, errno_to_wire
 logger = logging.getLogger("aiovblk")
 
 MIN_PAUSE = 10.0
-"""Seconds after which it is told how often a cause came again; each time it is twice as long."""
+"""Seconds until the repeats of a cause are logged first; the pause doubles each time."""
 
 MAX_PAUSE = 600.0
-"""Seconds of the longest of these pauses."""
+"""Seconds of the longest pause."""
 
 MAX_CAUSES = 64
-"""Causes that are remembered at once; of more, the one that came last is forgotten first."""
+"""Most causes that are remembered; beyond that, the least recent one is forgotten."""
 
 MAX_LINES = 16
-"""Lines about new causes within six times MIN_PAUSE; more are only counted."""
+"""Lines about new causes within six times :data:`MIN_PAUSE`; more are only counted."""
 
 MAX_REASON = 300
-"""Characters of a reason."""
+"""Most characters of a reason."""
 
 _HANDLERS = {
     int(Command.READ): "read",
@@ -57,7 +57,7 @@ _HANDLERS = {
 
 _PACKAGE = __name__.partition(".")[0] + "."
 
-# Numbers and what looks like identifiers differ each time; the cause is the same.
+# Numbers and identifiers differ from failure to failure of the same cause.
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8,}|\d+")
 
 
@@ -66,28 +66,28 @@ class HandlerTimeoutError(TimeoutError):
 
 
 class ContractError(Exception):
-    """A handler has ended as none may; the text says how."""
+    """A handler broke its contract; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailure:
-    """What the exception of a handler comes to."""
+    """The classification of an exception that a handler raised."""
 
     error: int
     """The error value of the reply."""
     reason: str
-    """In words, in one line."""
+    """One line of text."""
     is_bug: bool
-    """Whether it is a mistake in a program, which a traceback helps to find."""
+    """Whether it is a programming error, so that a traceback is logged."""
 
 
 def classify(exc: BaseException, device: BlockDevice, request: Request) -> HandlerFailure:
-    """What a handler's exception comes to; never raises.
+    """Classify an exception of a handler: error value, reason, bug or outage. Never raises.
 
     Args:
-        exc: what was raised.
-        device: whose handler it was.
-        request: which it was called for.
+        exc: the exception.
+        device: the device whose handler raised it.
+        request: the request that the handler was called for.
 
     """
     try:
@@ -98,7 +98,7 @@ def classify(exc: BaseException, device: BlockDevice, request: Request) -> Handl
 
 
 def is_bug(exc: BaseException, device: BlockDevice) -> bool:
-    """Whether a mistake in a program shows, which a traceback helps to find; never raises."""
+    """Return whether an exception is a programming error, not an outage. Never raises."""
     try:
         return _is_bug(exc, device)
     except Exception:  # its own methods may raise anything
@@ -111,13 +111,13 @@ def _is_bug(exc: BaseException, device: BlockDevice) -> bool:
     if isinstance(exc, OSError | KeyboardInterrupt | SystemExit):
         return False
     return not (
-        any(isinstance(exc, each.outages) for each in _layer_names(device))
+        any(isinstance(exc, each.outages) for each in _layers_of(device))
         or any(_full_name(kind) in OUTAGES for kind in type(exc).__mro__)
     )
 
 
-def _layer_names(device: BlockDevice) -> Iterator[BlockDevice]:
-    """A device, and those that it lies on, as far as it tells."""
+def _layers_of(device: BlockDevice) -> Iterator[BlockDevice]:
+    """Yield a device and the devices below it, by their ``inner`` attribute."""
     below: object = device
     while isinstance(below, BlockDevice):
         yield below
@@ -125,7 +125,7 @@ def _layer_names(device: BlockDevice) -> Iterator[BlockDevice]:
 
 
 def _full_name(kind: type) -> str:
-    """Package and class: where within a package it is defined is nobody's business."""
+    """Return package and class; the module within the package is private to it, and left out."""
     return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
@@ -138,10 +138,10 @@ def _reason(exc: BaseException, device: BlockDevice, request: Request) -> str:
 
 
 def format_exception(exc: BaseException) -> str:
-    """Class and text of an exception, in one line; never raises."""
+    """Return class and text of an exception in one line. Never raises."""
     try:
         text = f"{type(exc).__name__}: {exc}".removesuffix(": ")
-    except Exception:  # what its own methods raise
+    except Exception:  # its own methods may raise anything
         return type(exc).__name__
     if isinstance(exc, BaseExceptionGroup):
         text += f": {format_exception(exc.exceptions[0])}"
@@ -149,26 +149,26 @@ def format_exception(exc: BaseException) -> str:
 
 
 def join_lines(text: str) -> str:
-    """A text, which may come from anywhere, as it may be shown in a terminal."""
+    """Escape and truncate a text of any origin, so that it is safe in a log line or a terminal."""
     shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
     return shown if len(shown) <= MAX_REASON else shown[: MAX_REASON - 3] + "..."
 
 
 def _last(traceback: TracebackType | None) -> TracebackType | None:
-    """Where an exception was raised."""
+    """Return the innermost frame: where an exception was raised."""
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback
 
 
 def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether it was raised in this package: where the result of a handler was awaited."""
+    """Return whether an exception was raised in this package: where a handler was awaited."""
     last = _last(traceback)
     return last is not None and last.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE)
 
 
 def format_request(request: Request) -> str:
-    """A request in words."""
+    """Describe a request for the log: command, offset and length."""
     try:
         name = Command(request.type).name
     except ValueError:
@@ -178,33 +178,33 @@ def format_request(request: Request) -> str:
 
 @dataclass(slots=True)
 class _Cause:
-    """Something that makes requests fail."""
+    """A cause of failed requests, and its repeats since the last log line."""
 
     name: str
     reason: str
     reported_at: float
-    """When, in seconds of :func:`time.monotonic`."""
+    """When it was logged last, in seconds of :func:`time.monotonic`."""
     pause: float
     repeats: int = 0
-    """Requests that failed since."""
+    """Requests that failed since then."""
     last_at: str = ""
-    """The last of them."""
+    """The last of these requests, in words."""
 
     @property
     def due(self) -> float:
-        """When it is told how many those were."""
+        """When its repeats are to be logged."""
         return self.reported_at + self.pause
 
     def is_over(self, now: float) -> bool:
-        """Whether it has not come again for so long that it is new once more."""
+        """Return whether it has not occurred for so long that the next failure is a new one."""
         return not self.repeats and now - self.reported_at > 2 * MAX_PAUSE
 
 
 class FailureLog:
-    """What is known of failures, and what was told.
+    """Log failures of requests, rate-limited for each cause; several connections may share it.
 
     Args:
-        pause: seconds after which it is told how often a cause came again.
+        pause: seconds until the repeats of a cause are logged first.
 
     """
 
@@ -212,7 +212,7 @@ class FailureLog:
         self._pause = pause
         self._window = 6 * pause
         self._causes: OrderedDict[object, _Cause] = OrderedDict()
-        self._others = 0  # requests that failed for causes that were not told
+        self._others = 0  # failed requests whose cause was not logged
         self._window_began = -math.inf
         self._lines = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -228,27 +228,27 @@ class FailureLog:
         *,
         of: object = None,
     ) -> None:
-        """Tell of a failure, or count it; never raises.
+        """Log a failure, or count it as a repeat. Never raises.
 
         Args:
-            name: of the device or the export, in words.
-            what: has failed, in words.
-            failure: what :func:`classify` has made of the exception.
-            exc: the exception, which is not kept.
-            of: which device or export it is, where the name may change; hashable.
+            name: the device or the export, in words.
+            what: what has failed, in words.
+            failure: the result of :func:`classify`.
+            exc: the exception; no reference to it is kept.
+            of: a hashable key of the device or export, if its name may change.
 
         """
         try:
             self._report(name, what, failure, exc, name if of is None else of)
-        except Exception:  # a handler of the log, say
-            logger.debug("a failure could not be told", exc_info=True)
+        except Exception:  # of a logging handler, say
+            logger.debug("a failure could not be logged", exc_info=True)
 
     def report_bug(self, name: str, what: str, exc: BaseException) -> None:
-        """Tell, with a traceback, or count, that something failed that is no request."""
+        """Log with a traceback, or count, a failure that is not of a request."""
         self.report(name, what, HandlerFailure(errno.EIO, format_exception(exc), True), exc)
 
     def close(self) -> None:
-        """Tell what was counted and not told; from now on nothing is told later."""
+        """Log all pending repeat counts now; after that nothing is logged later by a timer."""
         self._closed = True
         self._stop_timer()
         self._report_repeated(monotonic(), all_of_them=True)
@@ -328,26 +328,26 @@ class FailureLog:
 
 
 def _key(of: object, reason: str, exc: BaseException) -> object:
-    """What two failures of one cause have in common."""
+    """Return what failures of the same cause have in common: exception, text, place in the code."""
     last = _last(exc.__traceback__)
     where = None if last is None else (last.tb_frame.f_code.co_filename, last.tb_lineno)
     return of, _full_name(type(exc)), _VARIABLE.sub("#", reason), where
 
 
 class Reporter:
-    """Judges and tells what the handlers of one device raise.
+    """Classify and log what the handlers of one device raise.
 
     Args:
-        failures: what is known of failures; several connections may share it.
-        device: whose handlers are called.
-        where: the device node or the export, in words; empty while there is none.
+        failures: the log; several connections may share it.
+        device: the device whose handlers are called.
+        where: the device node or the export, in words; empty if there is none yet.
 
     Attributes:
-        where: the same; may be set.
+        where: as above; may be set.
 
     """
 
-    __slots__ = ("_device", "_failures", "_first", "where")  # each client has one
+    __slots__ = ("_device", "_failures", "_first", "where")  # one for each client
 
     def __init__(self, failures: FailureLog, device: BlockDevice, where: str = "") -> None:
         self.where = self._first = where
@@ -356,12 +356,12 @@ class Reporter:
 
     @property
     def name(self) -> str:
-        """What the device is called in the log."""
+        """The name of the device in the log."""
         kind = type(self._device).__name__
         return f"{self.where} ({kind})" if self.where else kind
 
     def report(self, request: Request, exc: BaseException) -> HandlerFailure:
-        """Judge what a handler has raised, and tell of it; never raises."""
+        """Classify and log what a handler raised. Never raises."""
         failure = classify(exc, self._device, request)
         self._failures.report(self.name, format_request(request), failure, exc, of=self._first)
         return failure

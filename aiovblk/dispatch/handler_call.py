@@ -1,4 +1,4 @@
-"""One request to one handler, and its result to what the reply says."""
+"""Call the handler of one request, with a timeout, and turn its result into the reply's content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 from collections.abc import Awaitable, Callable
 from operator import index
 
-from ..device import BlockDevice, overrides
+from ..device import BlockDevice, can, handler_for
 from ..protocol import (
     BlockStatus,
     Command,
@@ -24,10 +24,10 @@ from ..stream.buffers import ReplyCopyBuffer
 from .failures import HandlerTimeoutError
 
 MIN_HOLE_SIZE = 32 * 1024
-"""Bytes of zeroes that are worth a piece of their own in the reply to a READ."""
+"""Bytes of the smallest hole in the reply to a READ; shorter runs of zeroes are sent as data."""
 
 MAX_EXTENTS = 1 << 16
-"""Extents of one BLOCK_STATUS reply; a client asks again for what follows them."""
+"""Most extents in one BLOCK_STATUS reply; a client requests the rest with another command."""
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
@@ -41,29 +41,36 @@ Handler = Callable[[Request, memoryview | None], Awaitable[ReplyContent]]
 
 
 class HandlerAdapter:
-    """The calls of one device's handlers, as one connection's agreement wants them.
+    """Translate requests into handler calls of one device, on one connection.
+
+    An operation that the device cannot do is served by the default of :class:`BlockDevice`; which
+    those are is determined once, here.
 
     Args:
-        device: whose handlers are called.
-        agreement: what the reply may look like.
-        timeout: seconds that one call may take; None for no limit.
+        device: the device whose handlers are called.
+        negotiated: the result of the handshake: which forms of replies the client takes.
+        timeout: seconds that one call may take (``handler_timeout``); None for no limit.
 
     Attributes:
-        handle: takes a request that :class:`RequestValidator` let pass, and its payload; returns the content
-            of the reply, or raises what the handler raises.
+        handle: takes a request that :class:`RequestValidator` accepted, and its payload. Returns
+            the content of the reply, or raises what the handler raises.
 
     """
 
     def __init__(
-        self, device: BlockDevice, agreement: NegotiationResult, timeout: float | None
+        self, device: BlockDevice, negotiated: NegotiationResult, timeout: float | None
     ) -> None:
         self._device = device
+        self._write = handler_for(device, "write")
+        self._flush = handler_for(device, "flush")
+        self._trim = handler_for(device, "trim")
+        self._write_zeroes = handler_for(device, "write_zeroes")
+        self._extents = handler_for(device, "extents")
+        self._cache = handler_for(device, "cache")
         self._timeout = timeout
         self._copy_buffer = ReplyCopyBuffer()
-        self._allocation = agreement.allocation_context_id
-        self._sends_holes = agreement.mode >= ReplyMode.STRUCTURED and overrides(
-            device, BlockDevice.extents
-        )
+        self._allocation = negotiated.allocation_context_id
+        self._sends_holes = negotiated.mode >= ReplyMode.STRUCTURED and can(device, "extents")
         self.handle: Handler = self._call if timeout is None else self._call_in_time
 
     async def _call(self, request: Request, payload: memoryview | None) -> ReplyContent:
@@ -73,23 +80,23 @@ class HandlerAdapter:
             if self._sends_holes and length > MIN_HOLE_SIZE and not request.flags & _DF:
                 return await self._read_around_holes(offset, length)
             data = await device.read(offset, length)
-            if type(data) is bytes and len(data) == length:  # by far the most
+            if type(data) is bytes and len(data) == length:  # the common case
                 return data
             return self._payload(data, length)
         if command == _WRITE:
-            assert payload is not None  # each WRITE was given one when it was parsed
-            await device.write(offset, payload)
+            assert payload is not None  # the dispatcher attaches one to each WRITE
+            await self._write(offset, payload)
         elif command == _TRIM:
-            await device.trim(offset, length)
+            await self._trim(offset, length)
         elif command == _WRITE_ZEROES:
-            await device.write_zeroes(offset, length, may_trim=not request.flags & _NO_HOLE)
+            await self._write_zeroes(offset, length, may_trim=not request.flags & _NO_HOLE)
         elif command == _BLOCK_STATUS:
             return await self._block_status(request)
         elif command == _CACHE:
-            await device.cache(offset, length)
+            await self._cache(offset, length)
         if command == _FLUSH or (request.flags & _FUA and command != _CACHE):
             # "FUA: the server MUST NOT send a reply until the data has reached stable storage."
-            await device.flush()
+            await self._flush()
         return b""
 
     async def _call_in_time(self, request: Request, payload: memoryview | None) -> ReplyContent:
@@ -104,17 +111,17 @@ class HandlerAdapter:
             raise HandlerTimeoutError(errno.ETIMEDOUT, reason) from exc
 
     async def _block_status(self, request: Request) -> BlockStatus:
-        extents = await self._extents(request.offset, request.length)
+        extents = await self._merged_extents(request.offset, request.length)
         assert self._allocation is not None  # or the request would have been refused
         # "REQ_ONE: the server MUST return exactly one extent per metadata context."
         return BlockStatus(self._allocation, extents[: 1 if request.flags & _REQ_ONE else None])
 
-    async def _extents(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """Length and state of what lies there, neighbours never alike, none beyond the end."""
+    async def _merged_extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return (length, status flags) of each extent: equal neighbours merged, cut at the end."""
         extents: list[tuple[int, int]] = []
         left = length
-        for size, hole, zero in await self._device.extents(offset, length):
-            size = index(size)  # a float could not be packed, and nobody would answer then
+        for size, hole, zero in await self._extents(offset, length):
+            size = index(size)  # a float could not be packed, and no reply would be sent
             if size < 1:
                 raise ValueError(f"extents returned one of {size} bytes")
             state = (_HOLE if hole else 0) | (_ZERO if zero else 0)
@@ -133,7 +140,8 @@ class HandlerAdapter:
         return extents
 
     async def _read_around_holes(self, offset: int, length: int) -> ReplyContent:
-        extents = await self._extents(offset, length)
+        """Read only the data: holes of :data:`MIN_HOLE_SIZE` or more are sent as holes."""
+        extents = await self._merged_extents(offset, length)
         if len(extents) == 1 and not extents[0][1] & _ZERO:
             return await self._read(offset, length)
         mask = self._device.block_size - 1
@@ -157,7 +165,7 @@ class HandlerAdapter:
         return self._payload(await self._device.read(offset, length), length)
 
     def _payload(self, data: bytes | bytearray | memoryview, length: int) -> Payload:
-        """A READ's result in a form that stays as it is while it waits to be sent."""
+        """Check the length of a READ's result; copy it if it might change before it is sent."""
         if type(data) is not bytes:
             view = _view_of(data)
             data = view if view.readonly else self._copy_buffer.copy(view)
@@ -167,6 +175,7 @@ class HandlerAdapter:
 
 
 def _view_of(data: object) -> memoryview:
+    """Return a flat view of bytes of any contiguous bytes-like object."""
     try:
         return memoryview(data).cast("B")  # type: ignore[arg-type]
     except TypeError:

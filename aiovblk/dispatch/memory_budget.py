@@ -1,14 +1,15 @@
-"""How much of the server's memory requests in flight may take.
+"""Memory quotas of network clients: backpressure when requests in flight use too much memory.
 
-The kernel limits itself, and must never be kept waiting. A client from the network may be anybody.
+A network client is untrusted. The kernel has no quota: it limits itself to 128 requests for each
+connection, and must never be kept waiting.
 
 What holds here:
 
-* A request is counted before memory is taken for it: for its payload, although that is still to be
+* A request is charged before its memory is allocated: for its payload, although that is still to be
   received, and for its reply, although that is still to be made.
-* However many connections there are, they take no more than the limit, the request that passes it,
-  and :data:`ALWAYS_ALLOWED` for each.
-* Connections that wait for memory get it in the order in which they came.
+* However many connections there are, they use no more than the limit, the one request that exceeds
+  it, and :data:`ALWAYS_ALLOWED` for each.
+* Connections that wait for memory get it in FIFO order.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from ..protocol import MAX_PAYLOAD, Command, Request
 from .handler_call import MAX_EXTENTS
 
 REQUEST_COST = 4096
-"""Bytes that a request is taken to cost beside its payload."""
+"""Estimated bytes of a request, beside its payload."""
 
 EXTENT_COST = 128
-"""Bytes that an extent takes while the reply to a BLOCK_STATUS is made: as a tuple, with its
-number, and packed. (On the wire there are 8 of them, or 16.)"""
+"""Bytes of an extent while the reply to a BLOCK_STATUS is made: the tuple, its length as an int,
+and its packed form. (On the wire it has 8 bytes, or 16.)"""
 
 MIN_EXTENT = 512
-"""Bytes of an extent, for the estimate of how many there will be."""
+"""Bytes of the shortest extent, for the estimate of how many a reply will have."""
 
 ALWAYS_ALLOWED = 256 * 1024 + REQUEST_COST
-"""Bytes that the only request in flight of a connection may cost, whatever the others take."""
+"""Cost in bytes up to which the only request in flight of a connection never has to wait."""
 
 _WITH_PAYLOAD = int(Command.READ), int(Command.WRITE)
 _BLOCK_STATUS = int(Command.BLOCK_STATUS)
 
 
 def request_cost(request: Request) -> int:
-    """Bytes that a request may take from its arrival until its reply is sent."""
+    """Return the bytes of memory that a request is charged from its arrival until its reply."""
     if request.type in _WITH_PAYLOAD:
         return REQUEST_COST + min(request.length, MAX_PAYLOAD)
     if request.type == _BLOCK_STATUS:
@@ -46,14 +47,14 @@ def request_cost(request: Request) -> int:
 
 
 class MemoryBudget:
-    """Bytes that the requests in flight on several connections may take together.
+    """The memory that the requests in flight on all connections of a server may use together.
 
     Args:
-        limit: bytes; requests are taken until it is reached, so that the last one may pass it.
+        limit: bytes; requests are accepted until it is reached, so the last one may exceed it.
 
     Attributes:
-        used: bytes that are taken.
-        waiting: connections for which there is nothing left, in their order.
+        used: bytes that are charged.
+        waiting: connections that wait for memory, in FIFO order.
 
     """
 
@@ -63,26 +64,26 @@ class MemoryBudget:
         self.waiting: dict[ConnectionQuota, None] = {}
 
     def is_low(self) -> bool:
-        """Whether a connection waits for what others have taken."""
+        """Return whether a connection waits for memory that others use."""
         return bool(self.waiting)
 
     def grant(self) -> None:
-        """Let those who wait have what there is."""
+        """Give free memory to the connections that wait, in FIFO order."""
         while self.waiting and self.used < self.limit:
-            share = next(iter(self.waiting))
-            del self.waiting[share]
-            share.grant()
+            quota = next(iter(self.waiting))
+            del self.waiting[quota]
+            quota.grant()
 
 
 class ConnectionQuota:
-    """What one connection takes of a budget.
+    """The memory quota of one connection within a shared budget.
 
     Args:
-        budget: what is shared.
-        limit: bytes for this connection alone; its last request may pass it.
+        budget: the budget of the server.
+        limit: bytes for this connection alone; its last request may exceed it.
 
     Attributes:
-        reserved: bytes that are taken for the next request.
+        reserved: bytes that are charged in advance for the next request.
 
     """
 
@@ -95,21 +96,21 @@ class ConnectionQuota:
         self.reserved = 0
 
     def available(self) -> int:
-        """Bytes that may still be taken; the last request may pass it. 0 or less: none."""
+        """Return how many bytes may be charged (the last request may exceed it); none if <= 0."""
         budget = self._budget
-        if budget.waiting:  # those come first
+        if budget.waiting:  # those connections come first
             return 0
         return min(self._limit - self._used, budget.limit - budget.used)
 
     def may_charge(self, count: int) -> bool:
-        """Whether a request that costs so many bytes need not wait."""
+        """Return whether a request of this cost in bytes may be accepted without waiting."""
         return self.available() > 0 or (not self._used and count <= ALWAYS_ALLOWED)
 
     async def reserve(self, count: int) -> None:
-        """Wait until the next request may be taken, which costs so many bytes, and take them.
+        """Wait until the next request, of ``count`` bytes, may be accepted, and charge it.
 
-        Concurrency: one at a time.
-        Cancellation: nothing is reserved.
+        Concurrency: one call at a time.
+        Cancellation: safe; nothing is reserved.
 
         """
         if self.may_charge(count):
@@ -130,11 +131,11 @@ class ConnectionQuota:
             self._granted = None
 
     def grant(self) -> None:
-        """Reserve what is waited for, or queue for it."""
+        """Let :meth:`reserve` return if there is memory for it; else queue in the budget."""
         if self._granted is None or self._granted.done():
             return
         if self._used >= self._limit:
-            return  # it asks again when it gives back something itself
+            return  # its own next refund calls this again
         if self._budget.used < self._budget.limit or self.may_charge(self._wanted):
             self._budget.waiting.pop(self, None)
             self._reserve(self._wanted)
@@ -143,40 +144,41 @@ class ConnectionQuota:
             self._budget.waiting[self] = None
 
     def begin_batch(self) -> tuple[int, int]:
-        """Begin to take several requests at once, the first of which may have been paid for.
+        """Begin to accept a batch of requests, the first of which may have been reserved.
 
         Returns:
-            How much may be taken, and how much has been: what is reserved, as a negative number.
-            Whoever adds the costs of requests to that has to tell :meth:`end_batch` of the sum.
+            How many bytes may be charged, and the initial sum: minus what is reserved. The caller
+            adds the cost of each request to the sum, and passes it to :meth:`end_batch`.
 
         """
-        room = self.available()
-        return (max(room, 1 - self.reserved), -self.reserved) if self.reserved else (room, 0)
+        available = self.available()
+        if not self.reserved:
+            return available, 0
+        return max(available, 1 - self.reserved), -self.reserved
 
-    def end_batch(self, taken: int) -> None:
-        """Count the requests of a batch."""
+    def end_batch(self, charged: int) -> None:
+        """Charge the requests of a batch, given the sum that :meth:`begin_batch` began."""
         if self.reserved:
-            if taken == -self.reserved:
-                return  # not used yet
+            if charged == -self.reserved:
+                return  # the reserved request is still to come
             self.reserved = 0
-        if taken >= 0:
-            self.charge(taken)
+        if charged >= 0:
+            self.charge(charged)
         else:
-            self.refund(-taken)
+            self.refund(-charged)
 
     def _reserve(self, count: int) -> None:
         self.reserved = count
         self.charge(count)
 
     def charge(self, count: int) -> None:
-        """Count what is in flight from now on."""
+        """Count bytes that are in flight from now on."""
         self._used += count
         self._budget.used += count
 
     def refund(self, count: int) -> None:
-        """Count what is no longer in flight."""
-        # Nothing is left after the end of the connection, whose last replies may leave, or be
-        # lost, later.
+        """Return bytes that are no longer in flight, and wake connections that wait for memory."""
+        # close() has refunded everything; the last replies may be sent, or lost, after that.
         count = min(count, self._used)
         self._used -= count
         self._budget.used -= count
@@ -184,5 +186,5 @@ class ConnectionQuota:
         self.grant()
 
     def close(self) -> None:
-        """Give all back, with the connection."""
+        """Refund everything, at the end of the connection."""
         self.refund(self._used)

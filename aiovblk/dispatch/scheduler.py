@@ -1,15 +1,15 @@
-"""In which tasks the handlers of one connection run, and how they end.
+"""Run the handlers of one connection: request queue, tasks, cancellation, errors.
 
 What holds here:
 
-* Handlers begin in the order of arrival, as far as there are turns.
+* Handlers start in the order of arrival, as far as the concurrency limiter allows.
 * Each runs in a task: the current task, timeouts and context variables are what they are anywhere
   else in asyncio.
-* A handler that waits has its task to itself until it ends. Those that never wait follow each other
-  in one task: a task for each would cost as much as the rest of a small request.
-* Exactly one answer for each request, whatever its handler does.
-* Requests are served for no longer than a slice of time; what is left in line then waits for the
-  next one, while other connections have theirs.
+* A handler that waits has its task to itself until it ends. Handlers that never wait follow each
+  other in one task: a task for each would cost as much as the rest of a small request.
+* Exactly one reply for each request, whatever its handler does.
+* Queued requests are served for at most a time slice; the rest of the queue then waits for the next
+  slice, while other connections run.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _NOTHING: ReplyContent = b""
 _WRITE = int(Command.WRITE)
 
 _LARGE = 16
-"""Binary logarithm of the bytes of a read or write that takes as long as one more small one."""
+"""Binary logarithm of the bytes of payload that count as one more small request in a slice."""
 
-CANCELLED_BY_SERVER = "given up"
-"""Why a request fails whose handler was cancelled by force."""
+CANCELLED_BY_SERVER = "cancelled by the server"
+"""Why a request fails whose handler was cancelled by force (reset, forced unmount, shutdown)."""
 
 MAX_RUNS = 10
-"""How often a handler is run that is cancelled each time. The end of an event loop cancels it once
-or twice; one that cancels its own task would be run without end."""
+"""How often a handler is run (retried) that is cancelled each time. The shutdown of an event loop
+cancels it once or twice; one that cancels its own task would be run for ever."""
 
 
 class ReplyCallback(Protocol):
-    """Takes a request, its error value, what else its reply says, and why it has failed."""
+    """Takes a request, the error of its reply (0: none), the reply's content, and the reason."""
 
     def __call__(
         self, request: Request, error: int, content: ReplyContent, reason: str = "", /
@@ -58,18 +58,19 @@ class ReplyCallback(Protocol):
 
 
 class HandlerScheduler:
-    """Requests in line, and the tasks that serve them.
+    """Queue the requests of one connection, and run their handlers in tasks.
 
-    The first in line is served by a task that leads: it goes on with the next when that is done.
-    Once a handler has had to wait, its task is that handler's alone, and another one leads.
+    One task, the queue task, serves queued requests one after another. When a handler has to wait,
+    the task belongs to that handler until it ends, and another task serves the rest of the queue.
 
     Args:
         handle: calls the handler of a request, with its payload.
         reply: called once for each request.
-        reporter: judges what a handler has raised.
-        limiter: how many handlers may run at once.
-        time_slice: how long they may follow each other; begun by whoever calls :meth:`start_ready`.
-        slow_request: seconds after which a handler that still runs is told of; None for never.
+        reporter: classifies and logs what a handler raises.
+        limiter: how many handlers may run at once (concurrency).
+        time_slice: how long handlers may follow each other. Begun by the caller of
+            :meth:`start_ready`.
+        slow_request: seconds after which a handler that still runs is reported; None for never.
         on_slow: called with each such request, and for how many seconds it has run.
 
     """
@@ -95,40 +96,45 @@ class HandlerScheduler:
         self._context = copy_context()
         self._queue: deque[tuple[Request, memoryview | None]] = deque()
         self._queue_task: asyncio.Task[None] | None = None
-        self._current: Request  # what the leader has taken last
+        self._current: Request  # the last one that the queue task has started
         self._running = SlowRequestMonitor(slow_request, on_slow)
         self._cancelled = False
         self._failed: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
-        # Before Python 3.12: tasks whose first step is still to come, and what those before were.
+        # Before Python 3.12: tasks whose first step is still to come, and whether the last task to
+        # start had to wait.
         self._starting = 0
         self._slow = False
 
     @property
     def oldest_start(self) -> float | None:
-        """When (in the loop's time) the handler began that has run longest; None if none runs."""
+        """When (in the loop's time) the longest-running handler began; None if none runs."""
         return self._running.oldest_start
 
     def any_running(self) -> bool:
-        """Whether a handler runs that has had to wait."""
+        """Return whether a handler runs that has had to wait."""
         return any(not task.done() for task in self._running.tasks)
 
     def wait_for_slice(self) -> bool:
-        """Whether those in line go on when others have had their slices."""
+        """Return whether the queue is paused, and resumes with its next time slice."""
         return self._paused and self._slice.is_coming(self._resume)
 
     def enqueue(self, request: Request, payload: memoryview | None) -> None:
-        """Put a request in line; it waits there for :meth:`start_ready`."""
+        """Append a request to the queue; :meth:`start_ready` starts it."""
         self._queue.append((request, payload))
 
     def stop_monitoring(self) -> None:
-        """Tell nobody of slow handlers any more."""
+        """Stop reporting slow requests."""
         self._running.stop_monitoring()
 
     def fail_running(self, since: float = math.inf) -> None:
-        """Fail with EIO what has been running since ``since`` (in the loop's time), and live on.
+        """Cancel handlers and fail their requests with EIO; further requests are served.
 
-        Without ``since`` also what waits in line. Handlers are cancelled; one that takes no notice
-        of that is waited for as before.
+        A handler that ignores its cancellation is still waited for.
+
+        Args:
+            since: cancel only handlers that began until then (in the loop's time); by default all,
+                and queued requests fail as well.
+
         """
         if since == math.inf:
             self._fail_queue()
@@ -138,7 +144,7 @@ class HandlerScheduler:
                 task.cancel()
 
     def cancel_all(self) -> None:
-        """Cancel the handlers that still run, and start none any more."""
+        """Cancel the handlers that still run, and start no more."""
         self._cancelled = True
         self._running.stop_monitoring()
         self._fail_queue()
@@ -155,7 +161,7 @@ class HandlerScheduler:
     if sys.version_info >= (3, 12):
 
         def start_ready(self) -> None:
-            """Serve those in line for as long as there are turns, and the slice lasts."""
+            """Start queued requests while the limiter allows it and the time slice lasts."""
             time_slice = self._slice
             while (
                 self._queue
@@ -164,15 +170,15 @@ class HandlerScheduler:
                 and self._limiter.acquire(self)
             ):
                 try:
-                    # Eager: where no handler has to wait, all are done when this returns, at no
-                    # turn of the loop.
+                    # Eager: if no handler has to wait, all are done when this returns, without
+                    # another turn of the loop.
                     task = asyncio.Task(
                         self._run_queue(),
                         loop=self._loop,
                         context=self._context.copy(),
                         eager_start=True,
                     )
-                except BaseException:  # a handler was interrupted; the others are not to wait
+                except BaseException:  # a handler was interrupted; the rest of the queue goes on
                     self._loop.call_soon(self.start_ready)
                     raise
                 if not task.done():
@@ -181,9 +187,10 @@ class HandlerScheduler:
     else:
 
         def start_ready(self) -> None:
-            """Serve those in line for as long as there are turns, and the slice lasts."""
-            # A task begins at the next turn of the loop only, so nobody knows yet whether it will
-            # have to wait. Where the last one had to, each in line is given a task; else one leads.
+            """Start queued requests while the limiter allows it and the time slice lasts."""
+            # A task takes its first step at the next turn of the loop, so it is not known yet
+            # whether it will have to wait. If the last one had to, each queued request gets a task
+            # at once; otherwise one task serves the queue.
             while (
                 len(self._queue) > self._starting
                 and (self._slow or not self._starting)
@@ -197,7 +204,7 @@ class HandlerScheduler:
         def _has_begun(self, task: asyncio.Task[None]) -> None:
             """Called by the loop right after the first step of a task."""
             self._starting -= 1
-            if self._queue_task is not task:  # it was cancelled before, and has taken no request
+            if self._queue_task is not task:  # cancelled before its first step: no request taken
                 self._limiter.release()
             else:
                 self._slow = not task.done()
@@ -206,7 +213,7 @@ class HandlerScheduler:
             self.start_ready()
 
     def _is_paused(self) -> bool:
-        """Whether those in line wait for the next slice."""
+        """Return whether the queue waits for the next slice; pause it if the slice is used up."""
         if not self._paused and self._slice.left <= 0 and self._slice.is_over():
             self._paused = True
             self._slice.enqueue(self._resume)
@@ -218,28 +225,29 @@ class HandlerScheduler:
         self.start_ready()
 
     def _move_to_own_task(self, task: asyncio.Task[None]) -> None:
-        """Its handler has to wait: somebody else may lead."""
+        """Leave a task to its waiting handler; another task may serve the queue."""
         self._running.add(task, self._current)
         self._queue_task = None
 
     async def _run_queue(self) -> None:
-        """Serve those in line, one after another, until a handler has had to wait.
+        """Serve queued requests one after another, until a handler has had to wait.
 
-        It has a turn when it begins.
+        The caller has acquired the limiter for it; it is released at the end. One function of more
+        than 50 lines: for a handler that never waits this loop is the whole request, and each call
+        of a helper would cost some percent of it.
         """
         task = _current_task()
         self._queue_task = task
-        line, turns, handle, time_slice = self._queue, self._limiter, self._handle, self._slice
+        queue, limiter, handle, time_slice = self._queue, self._limiter, self._handle, self._slice
         if not _EAGER and self._starting <= 1:
-            time_slice.begin(monotonic_ns())  # in a turn of the loop of its own
-        while line:
-            request, payload = line.popleft()
+            time_slice.begin(monotonic_ns())  # a new turn of the loop
+        while queue:
+            request, payload = queue.popleft()
             self._current = request
-            # How long anything but a read or a write takes says nothing of the next one.
             if request.type <= _WRITE:
                 time_slice.left -= 1 + (request.length >> _LARGE)
             else:
-                time_slice.left = 0
+                time_slice.left = 0  # its duration cannot be estimated: look at the clock
             error, content, reason, runs = 0, _NOTHING, "", 0
             interrupt: BaseException | None = None
             while True:
@@ -250,9 +258,9 @@ class HandlerScheduler:
                     if self._is_to_run_again(task, runs):
                         continue
                     error, reason = self._after_cancellation(task, request, exc, runs)
-                except BaseException as exc:  # be it a panic of an extension in Rust
+                except BaseException as exc:  # also a panic of an extension written in Rust
                     if isinstance(exc, GeneratorExit) and not _is_running(task):
-                        raise  # the event loop is closed: no client is left to be answered
+                        raise  # the event loop is closed: no client is left to reply to
                     error, reason = self._report(request, exc)
                     interrupt = _interrupt_in(exc)
                 break
@@ -266,26 +274,26 @@ class HandlerScheduler:
             else:
                 self._reply(request, 0, content)
             if interrupt is not None:
-                turns.release()
+                limiter.release()
                 raise interrupt
             if (
                 waited
-                or not line
+                or not queue
                 or not _is_unchanged(self._context)
                 or (time_slice.left <= 0 and self._is_paused())
             ):
                 break
-            if turns.waiting:  # others come first
-                turns.release()
-                if not turns.acquire(self):
+            if limiter.waiting:  # other connections come first
+                limiter.release()
+                if not limiter.acquire(self):
                     return
-        turns.release()
+        limiter.release()
 
     def _is_to_run_again(self, task: asyncio.Task[None], runs: int) -> bool:
-        """Whether this task, not its handler, was cancelled while the client still waits.
+        """Return whether to run (retry) a handler again whose task was cancelled from outside.
 
-        The shutdown of an event loop cancels all tasks. The kernel knows nothing of that: it would
-        take the failure of a write for the loss of its data.
+        The shutdown of an event loop cancels all tasks, but the client still waits for the reply,
+        and the kernel would take the failure of a write for the loss of its data.
         """
         if not task.cancelling() or self._has_failed(task):
             return False
@@ -303,12 +311,12 @@ class HandlerScheduler:
         exc: asyncio.CancelledError,
         runs: int,
     ) -> tuple[int, str]:
-        """Error value and reason of a request whose handler is not run again."""
+        """Return error and reason for a request whose cancelled handler is not run again."""
         if self._has_failed(task) and task.cancelling():
             return errno.EIO, CANCELLED_BY_SERVER
-        reason = "its handler raised CancelledError though nobody cancelled it"
+        reason = "its handler raised CancelledError without being cancelled"
         if runs >= MAX_RUNS:
-            reason = f"its handler was cancelled {runs} times over, as if it cancelled its own task"
+            reason = f"its handler was cancelled {runs} times, as if it cancelled its own task"
         return self._report(request, ContractError(reason).with_traceback(exc.__traceback__))
 
     def _report(self, request: Request, exc: BaseException) -> tuple[int, str]:
@@ -323,7 +331,7 @@ def _current_task() -> asyncio.Task[None]:
 
 
 def _is_running(task: asyncio.Task[None]) -> bool:
-    """Whether a task is being run by its loop, and not just closed."""
+    """Return whether a task is being run by its loop, and not just closed."""
     try:
         return asyncio.current_task() is task
     except RuntimeError:
@@ -331,7 +339,7 @@ def _is_running(task: asyncio.Task[None]) -> bool:
 
 
 def _interrupt_in(exc: BaseException) -> BaseException | None:
-    """What is to be raised on once its request is answered: what ends the program."""
+    """Return the KeyboardInterrupt or SystemExit in an exception, to be raised after the reply."""
     if isinstance(exc, KeyboardInterrupt | SystemExit):
         return exc
     if isinstance(exc, BaseExceptionGroup):
@@ -340,18 +348,21 @@ def _interrupt_in(exc: BaseException) -> BaseException | None:
 
 
 def _is_unchanged(context: Context) -> bool:
-    """Whether no handler has set a context variable: the next one is not to see it."""
+    """Return whether handlers have left all context variables as they were.
+
+    If not, the next handler must run in another task: it must not see the changes.
+    """
     try:
         return copy_context() == context
-    except Exception:  # the value of a variable need not agree to be compared
+    except Exception:  # comparing the values of variables may raise anything
         return False
 
 
 def _release(payload: memoryview | None) -> None:
-    """End the life of a payload, so that a handler which kept it finds out at once."""
+    """Release a payload, so that a handler which kept it gets an error at its next access."""
     if payload is not None:
-        # Where something exports it on (an array, say), the buffer below it stays as it is for as
-        # long as that lives.
+        # If another object still exports it (a NumPy array, say), the receive buffer below stays
+        # unchanged for as long as that lives.
         try:  # noqa: SIM105 (contextlib.suppress costs ten times as much)
             payload.release()
         except BufferError:

@@ -1,4 +1,4 @@
-"""What a dispatcher counts."""
+"""Counters and latencies of the requests of one connection (statistics, metrics)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _UNKNOWN = "unknown"
 
 
 def command_name(number: int) -> str:
-    """What a command is called here: ``read``, ``write_zeroes``, ``unknown`` and so on."""
+    """Return the name of a command: ``read``, ``write_zeroes``, ..., or ``unknown``."""
     return _NAMES.get(number, _UNKNOWN)
 
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one device, since it is served. Bytes are payload that succeeded."""
+    """Counters of one device, since it is served. Bytes are payload of successful requests."""
 
     reads: int = 0
     writes: int = 0
@@ -40,8 +40,7 @@ class Stats:
     bytes_read: int = 0
     bytes_written: int = 0
     errors_by_command: dict[str, int] = field(default_factory=dict)
-    """Requests that were answered with an error, by the name of the command, where there were any.
-    """
+    """Requests that were answered with an error, by the name of the command; without zeroes."""
     in_flight: int = 0
     """Requests that have arrived and are not answered yet."""
     max_in_flight: int = 0
@@ -49,27 +48,27 @@ class Stats:
     latency: dict[str, LatencyHistogram] = field(
         default_factory=lambda: {name: LatencyHistogram() for name in (*_NAMES.values(), _UNKNOWN)}
     )
-    """How long requests took, those included that failed, by the name of the command."""
+    """Latency of requests, failed ones included, by the name of the command."""
 
     @property
     def errors(self) -> int:
-        """Requests that were answered with an error, for whatever reason."""
+        """All requests that were answered with an error."""
         return sum(self.errors_by_command.values())
 
     def record_replies(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
-        """Count requests whose replies have left together.
+        """Count requests whose replies were sent together.
 
         Args:
             succeeded: in any order.
-            failed: those that were answered with an error.
+            failed: requests that were answered with an error.
             now: nanoseconds, of the clock of :attr:`Request.arrival`.
 
         """
         if self.in_flight > self.max_in_flight:
             self.max_in_flight = self.in_flight
         self.in_flight -= len(succeeded) + len(failed)
-        # Those that came together often leave together: a run of the same is counted at once, and
-        # one look at each request is what can be afforded.
+        # Requests that arrived together are often answered together: a run of the same command is
+        # counted at once. This is the only pass over the requests that the hot path can afford.
         count = length = command = arrival = 0
         for request in succeeded:
             if request.arrival == arrival and request.type == command:
@@ -101,12 +100,12 @@ class Stats:
 
     @classmethod
     def sum(cls, several: Iterable[Stats]) -> Stats:
-        """The counters of several connections, added up as they are now."""
+        """Return the sum of the counters of several connections."""
         total = cls()
         for stats in several:
             for name in _SUMS:
                 setattr(total, name, getattr(total, name) + getattr(stats, name))
-            # A copy: exporters call this in threads of their own.
+            # A copy: metrics exporters call this in other threads.
             for name, number in stats.errors_by_command.copy().items():
                 total.errors_by_command[name] = total.errors_by_command.get(name, 0) + number
             for name, latency in stats.latency.items():
@@ -115,7 +114,7 @@ class Stats:
         return total
 
     def copy(self) -> Stats:
-        """The counters as they are now."""
+        """Return a snapshot of the counters."""
         return Stats.sum([self])
 
 

@@ -1,10 +1,13 @@
-"""What a device can do, told in the protocol's words, and which requests follow from that."""
+"""Transmission flags from a device's capabilities, and validation of requests against them.
+
+Which operations a device supports is decided in :func:`aiovblk.device.can`.
+"""
 
 from __future__ import annotations
 
 import errno
 
-from ..device import BlockDevice, overrides
+from ..device import BlockDevice, can
 from ..protocol import (
     MAX_PAYLOAD,
     Command,
@@ -25,6 +28,8 @@ _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
 _DF, _PAYLOAD_LEN = int(CommandFlag.DF), int(CommandFlag.PAYLOAD_LEN)
 _REQ_ONE, _FAST_ZERO = int(CommandFlag.REQ_ONE), int(CommandFlag.FAST_ZERO)
 
+# Commands that are accepted whether advertised or not, with their allowed command flags. Optional
+# ones have a default in BlockDevice; Linux 6.12 sends WRITE_ZEROES without the transmission flag.
 # "If the server has advertised NBD_FLAG_SEND_FUA, it MUST accept FUA on any command."
 _ALWAYS_ALLOWED = {
     _READ: _FUA,
@@ -36,16 +41,24 @@ _ALWAYS_ALLOWED = {
 
 _CHANGES = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
 
-# Beyond the end: the specification asks for ENOSPC where data would be stored.
+REFUSAL_REASONS = {
+    errno.EPERM: "refused: the device is read-only",
+    errno.ENOSPC: "refused: beyond the end of the device",
+    errno.EINVAL: "refused: not aligned, beyond the end, or not negotiated",
+}
+"""Why a request was refused, by the error that :meth:`RequestValidator.error_for` returned."""
+
+# Errors for a range beyond the end: the specification has ENOSPC where data would be stored.
 _BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
 
 
 def transmission_flags(device: BlockDevice, *, multi_conn: bool = False) -> TransmissionFlag:
-    """What the handlers that ``device`` overrides, and its declarations, tell the kernel.
+    """Return the transmission flags that advertise a device's capabilities and declarations.
 
     Args:
-        device: what is served.
-        multi_conn: whether several connections may be used as one; whoever makes them knows.
+        device: the device to be served.
+        multi_conn: whether a flush on one connection covers writes on the others (CAN_MULTI_CONN);
+            that depends on how connections share the device, not on the device alone.
 
     """
     flags = TransmissionFlag.HAS_FLAGS
@@ -55,49 +68,53 @@ def transmission_flags(device: BlockDevice, *, multi_conn: bool = False) -> Tran
         flags |= TransmissionFlag.READ_ONLY
     if device.rotational:
         flags |= TransmissionFlag.ROTATIONAL
-    if overrides(device, BlockDevice.flush):
+    if can(device, "flush"):
         flags |= TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    if overrides(device, BlockDevice.trim):
+    if can(device, "trim"):
         flags |= TransmissionFlag.SEND_TRIM
-    if overrides(device, BlockDevice.write_zeroes):
+    if can(device, "write_zeroes"):
         flags |= TransmissionFlag.SEND_WRITE_ZEROES
     return flags
 
 
 def kernel_negotiation(device: BlockDevice) -> NegotiationResult:
-    """What the kernel is served by: nothing is negotiated with it."""
+    """Return the fixed parameters of a kernel connection: the kernel has no handshake."""
     return NegotiationResult("", ExportInfo(device.size, transmission_flags(device)))
 
 
 class RequestValidator:
-    """Which requests may reach the handlers of a device on one connection.
+    """Decide which requests may reach the handlers of a device on one connection.
 
-    What was told to the client is what it may ask for, and no more. Only WRITE_ZEROES is always
-    taken, since Linux 6.12 sends it unasked.
+    READ, WRITE, FLUSH, TRIM and WRITE_ZEROES are always accepted. CACHE, BLOCK_STATUS and the
+    command flags DF, PAYLOAD_LEN and FAST_ZERO only if they were advertised or negotiated.
+
+    Args:
+        device: the device that is served.
+        negotiated: the result of the handshake.
 
     Attributes:
-        size: bytes of the device; may change while it is served.
+        size: bytes of the device; updated when it is resized.
 
     """
 
-    def __init__(self, device: BlockDevice, agreement: NegotiationResult) -> None:
+    def __init__(self, device: BlockDevice, negotiated: NegotiationResult) -> None:
         self.size = device.size
         self._block_mask = device.block_size - 1
-        self._read_only = TransmissionFlag.READ_ONLY in agreement.info.flags
+        self._read_only = TransmissionFlag.READ_ONLY in negotiated.info.flags
         self._allowed = dict(_ALWAYS_ALLOWED)
-        if agreement.mode >= ReplyMode.STRUCTURED:
+        if negotiated.mode >= ReplyMode.STRUCTURED:
             self._allowed[_READ] |= _DF
-        if agreement.mode >= ReplyMode.EXTENDED:
+        if negotiated.mode >= ReplyMode.EXTENDED:
             self._allowed[_WRITE] |= _PAYLOAD_LEN
-        if TransmissionFlag.SEND_FAST_ZERO in agreement.info.flags:
+        if TransmissionFlag.SEND_FAST_ZERO in negotiated.info.flags:
             self._allowed[_WRITE_ZEROES] |= _FAST_ZERO
-        if TransmissionFlag.SEND_CACHE in agreement.info.flags:
+        if TransmissionFlag.SEND_CACHE in negotiated.info.flags:
             self._allowed[_CACHE] = _FUA
-        if agreement.allocation_context_id is not None:
+        if negotiated.allocation_context_id is not None:
             self._allowed[_BLOCK_STATUS] = _FUA | _REQ_ONE
 
     def error_for(self, request: Request) -> int:
-        """Why a request may not reach a handler, as an error value; 0 if it may."""
+        """Return the error for a request that must not reach a handler; 0 if it may."""
         command, offset, length = request.type, request.offset, request.length
         allowed = self._allowed.get(command)
         if allowed is None or request.flags & ~allowed:

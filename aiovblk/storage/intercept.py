@@ -1,11 +1,11 @@
-"""The base class of layers that treat all requests alike: retry, count, fail, log."""
+"""A layer that treats every request alike: one hook around all handlers (middleware)."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from ..device import Extent
+from ..device import Extent, Operation
 from .layer import Layer
 
 T = TypeVar("T")
@@ -14,19 +14,20 @@ T = TypeVar("T")
 class Intercept(Layer):
     """Passes each request through one method, :meth:`intercept`, which a subclass overrides.
 
-    Only :meth:`unmount` does not go through it.
+    :meth:`unmount` does not, nor does an operation that ``inner`` cannot do
+    (:func:`aiovblk.device.can`): that is as in :class:`~aiovblk.BlockDevice`.
     """
 
     async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
-        """Run one request.
+        """Make one request: call ``call``, with anything before, after or instead of it.
 
         Args:
             command: the name of its handler: ``read``, ``write`` and so on.
             offset: bytes; 0 for ``flush``.
             length: bytes; 0 for ``flush``.
-            call: forwards the request to ``inner``; may be called any number of times.
+            call: makes the request to ``inner``; may be called any number of times.
 
         Returns:
             What ``call`` returned.
@@ -39,19 +40,22 @@ class Intercept(Layer):
         return await self.intercept("read", offset, length, lambda: self.inner.read(offset, length))
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write through :meth:`intercept`."""
-        await self.intercept("write", offset, len(data), lambda: self.inner.write(offset, data))
+        """Write, by way of :meth:`intercept`."""
+        await self._make("write", offset, len(data), lambda: self.inner.write(offset, data))
 
     async def flush(self) -> None:
-        """Flush through :meth:`intercept`."""
-        await self.intercept("flush", 0, 0, self.inner.flush)
+        """Flush, by way of :meth:`intercept`."""
+        await self._make("flush", 0, 0, self.inner.flush)
 
     async def trim(self, offset: int, length: int) -> None:
-        """Trim through :meth:`intercept`."""
-        await self.intercept("trim", offset, length, lambda: self.inner.trim(offset, length))
+        """Trim, by way of :meth:`intercept`."""
+        await self._make("trim", offset, length, lambda: self.inner.trim(offset, length))
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes through :meth:`intercept`."""
+        """Write zeroes, by way of :meth:`intercept`; as writes if ``inner`` can only write."""
+        if "write_zeroes" in self._unsupported:
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+            return
         await self.intercept(
             "write_zeroes",
             offset,
@@ -60,11 +64,19 @@ class Intercept(Layer):
         )
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Return extents through :meth:`intercept`."""
-        return await self.intercept(
+        """Return the extents of ``inner``, by way of :meth:`intercept`."""
+        return await self._make(
             "extents", offset, length, lambda: self.inner.extents(offset, length)
         )
 
     async def cache(self, offset: int, length: int) -> None:
-        """Forward the hint through :meth:`intercept`."""
-        await self.intercept("cache", offset, length, lambda: self.inner.cache(offset, length))
+        """Pass the hint on, by way of :meth:`intercept`."""
+        await self._make("cache", offset, length, lambda: self.inner.cache(offset, length))
+
+    def _make(
+        self, command: Operation, offset: int, length: int, call: Callable[[], Awaitable[T]]
+    ) -> Awaitable[T]:
+        """Make a request by way of :meth:`intercept`, if ``inner`` can do what it asks for."""
+        if command in self._unsupported:
+            return call()
+        return self.intercept(command, offset, length, call)

@@ -1,50 +1,39 @@
-"""The base class of layers: a device on top of another device."""
+"""The base class of storage layers: a device on top of another, ``inner``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MethodType
 from typing import TYPE_CHECKING, ClassVar
 
 from ..contract import check_inner
-from ..device import BlockDevice, Extent, overrides
-
-_OPTIONAL = (
-    BlockDevice.write,
-    BlockDevice.flush,
-    BlockDevice.trim,
-    BlockDevice.write_zeroes,
-    BlockDevice.extents,
-    BlockDevice.cache,
-)
+from ..device import BlockDevice, Extent, missing_operations
 
 
 class Layer(BlockDevice):
-    """A device on top of another, ``inner``, from which it differs in one respect.
+    """A device on top of another, ``inner``, that passes on everything it does not override.
 
-    Everything that a subclass does not override is forwarded to ``inner``: requests, the geometry,
-    and :meth:`unmount`. A subclass that overrides :meth:`write` must handle :meth:`write_zeroes`
-    and :meth:`trim` too: they do not call its :meth:`write`. One that overrides :meth:`unmount`
-    releases its own resources first and then unmounts ``inner`` (``super().unmount()``), even if
-    the first step has failed.
+    Requests, the geometry, and in the end :meth:`unmount` go to ``inner`` unchanged. A subclass
+    that overrides :meth:`write` must override :meth:`write_zeroes` and :meth:`trim` too, for they
+    do not come by way of its :meth:`write`. One that overrides :meth:`unmount` releases its own
+    resources, and then those of ``inner`` (``super().unmount()``), whatever has failed.
 
-    What ``inner`` cannot do the layer cannot do either, whether the subclass overrides it or not:
-    otherwise the kernel would be promised what ends in an error. :attr:`provides` names what a
-    layer can do by itself.
+    **Capabilities.** The layer can do what ``inner`` can (:func:`aiovblk.device.can`), and what
+    :attr:`provides` names. An operation that ``inner`` lacks is lacking here as well, even if the
+    subclass overrides it: nothing is promised to the kernel that ends in an error.
 
     Durability: that of ``inner``. Concurrency: that of ``inner``.
 
     Args:
-        inner: the device below. The layer owns it from now on: only the layer should write to it
-            and unmount it.
+        inner: the device below. The layer owns it from now on: nothing else may write to it or
+            unmount it.
 
     Raises:
-        TypeError: it is no BlockDevice, or has a handler that cannot be called and awaited.
+        TypeError: not a BlockDevice, or a handler that cannot be called and awaited.
 
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
-    """The names of the handlers that this layer has even if ``inner`` does not."""
+    """Operations (names of handlers) that this layer supports even if ``inner`` does not."""
 
     def __init__(self, inner: BlockDevice) -> None:
         self.inner = check_inner(inner)
@@ -52,15 +41,13 @@ class Layer(BlockDevice):
         self.rotational = inner.rotational
         self.multi_conn = inner.multi_conn
         self.outages = inner.outages
-        for method in _OPTIONAL:
-            if method.__name__ not in self.provides and not overrides(inner, method):
-                setattr(self, method.__name__, MethodType(method, self))
+        self._unsupported = missing_operations(inner) - self.provides - {"read"}
 
     if not TYPE_CHECKING:  # a subclass may replace these by attributes, see BlockDevice
 
         @property
         def blocks(self) -> int:
-            """The number of blocks of ``inner``; setting it resizes ``inner``."""
+            """The number of blocks of ``inner``."""
             return self.inner.blocks
 
         @blocks.setter
@@ -89,11 +76,14 @@ class Layer(BlockDevice):
         await self.inner.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """Forward the hint to ``inner``."""
+        """Pass the hint on to ``inner``."""
         await self.inner.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes to ``inner``."""
+        """Have ``inner`` write zeroes; by way of :meth:`write` if ``inner`` can only write."""
+        if "write_zeroes" in self._unsupported:
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+            return
         await self.inner.write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
@@ -101,7 +91,7 @@ class Layer(BlockDevice):
         return await self.inner.extents(offset, length)
 
     async def cache(self, offset: int, length: int) -> None:
-        """Forward the hint to ``inner``."""
+        """Pass the hint on to ``inner``."""
         await self.inner.cache(offset, length)
 
     async def unmount(self) -> None:

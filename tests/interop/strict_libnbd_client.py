@@ -1,4 +1,4 @@
-"""What a client of libnbd does that keeps to all it is told: run as `strict_libnbd_client.py CHECK URI`.
+"""A libnbd client that keeps to all limits it is told: run as `strict_libnbd_client.py CHECK URI`.
 
 libnbd's strict mode, its default, refuses on the client's side what the server has not said that it
 can; so what is sent here is what nbdsh, nbdcopy and the virt tools may send. The situations are

@@ -1,4 +1,6 @@
-"""Starts programs as forks of itself, with everything imported: `python -m tests.kernel.fork_server FD`.
+"""Starts programs as forks of itself, with everything imported.
+
+    python -m tests.kernel.fork_server FD
 
 In an emulated machine an interpreter takes a second to start, and the package five to import; a
 fork takes a twentieth of a second. It is all else that a new process is: it has the environment,

@@ -1,4 +1,4 @@
-"""What the dispatcher's tests share: a client, a server for it, and a device in their hands."""
+"""Helpers of the dispatcher's tests: a raw client, a served device, and a device under control."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """Speaks the transmission phase as the kernel does; takes no reply that it did not ask for."""
+    """A client in transmission phase, as the kernel is; fails on a reply without a request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -56,7 +56,7 @@ class Client:
 
     async def reply(self) -> Reply:
         error, cookie = parse_simple_reply(await self.reader.readexactly(SIMPLE_REPLY.size))
-        request = self._in_flight.pop(cookie)  # KeyError: a reply that nobody waits for
+        request = self._in_flight.pop(cookie)  # KeyError: a reply without a request
         if error or request.type != Command.READ:
             return Reply(cookie, error, b"")
         return Reply(cookie, error, await self.reader.readexactly(request.length))
@@ -103,7 +103,7 @@ class Served:
         await self.disconnected()
 
     async def disconnected(self) -> None:
-        """Wait until the dispatcher has told of a DISC, each of them once."""
+        """Wait until the dispatcher reports the next DISC."""
         await self._disconnects.get()
 
     def has_disconnected(self) -> None:
@@ -111,7 +111,7 @@ class Served:
         self._disconnects.put_nowait(None)
 
     async def arrive(self, data: bytes) -> None:
-        """Have the dispatcher receive these bytes, and look at them, before anything else comes."""
+        """Send these bytes, and wait until the dispatcher has received them."""
         wanted = self._received + len(data)
         self.client.writer.write(data)
         while self._received < wanted:
@@ -139,7 +139,7 @@ async def served(
     limiter: ConcurrencyLimiter | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
-    """Serve ``device`` to a client; leaving checks that it got no byte that it did not read."""
+    """Serve ``device`` to a client; at the end check that no reply was left unread."""
     ours, theirs = socket.socketpair()
     stats = Stats()
     dispatcher = Dispatcher(
@@ -173,7 +173,7 @@ async def served(
 
 
 class Call:
-    """One handler that has begun and waits to be told how to end."""
+    """A handler call that waits until the test completes it."""
 
     def __init__(self, name: str, offset: int, length: int, data: memoryview | None = None) -> None:
         self.name = name
@@ -190,13 +190,13 @@ class Call:
         self.result.set_exception(exc)
 
     def cancel(self) -> None:
-        """Cancel the handler's task from outside: the dispatcher has no part in it."""
+        """Cancel the handler's task from outside, not by the dispatcher."""
         assert self.task is not None
         self.task.cancel()
 
 
 class PuppetDevice(BlockDevice):
-    """A device whose handlers report to ``calls`` and then wait for the test."""
+    """A device whose handlers put a :class:`Call` into ``calls``, and wait for its completion."""
 
     block_size = 512
     blocks = 2**20

@@ -1,4 +1,4 @@
-"""A device that remembers how it was called."""
+"""A device that records the calls of its handlers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiovblk import BlockDevice, Extent
 
 
 class Recorder(BlockDevice):
-    """A device with all handlers and nothing but a hole.
+    """A device with all handlers that stores nothing, and reads as zeroes.
 
     Attributes:
         calls: the name of each handler that was called, and its arguments.

@@ -1,4 +1,4 @@
-"""A device that answers when the test says so."""
+"""A device whose handlers return when the test releases them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from aiovblk.device import Extent
 
 
 class Slow(BlockDevice):
-    """A disk of which each block is full of its number, modulo 251, at first.
+    """A disk whose handlers wait for :meth:`release`; block N is filled with N modulo 251.
 
-    A read brings what there was when it was asked for, a write is there at once; it is the answers
-    that wait.
+    Requests take effect when they are called; only their return is delayed.
 
     Attributes:
-        held: the kinds of requests whose answers wait for :meth:`release`.
+        held: the kinds of requests that wait for :meth:`release`.
         asked: all requests: their kind, and offset and length of those that have them.
-        errors: by kind, what requests fail with.
-        content: what is there.
-        waiting: the answers that wait, the first one first.
+        errors: by kind, the exception that requests fail with.
+        content: the data.
+        waiting: the requests that wait, oldest first.
 
     """
 
@@ -36,12 +35,12 @@ class Slow(BlockDevice):
         self.waiting: list[asyncio.Future[None]] = []
 
     def take(self) -> list[tuple[str, int, int] | tuple[str]]:
-        """What was asked since the last time."""
+        """Return the requests since the last call of this method."""
         asked, self.asked = self.asked, []
         return asked
 
     async def release(self, *, most: int | None = None) -> None:
-        """Answer those that wait, the first ones at least, and let everybody run until it rests."""
+        """Let (at most ``most``) waiting requests return, and run the loop until it is idle."""
         await settle()
         waiting, self.waiting = self.waiting[:most], self.waiting[len(self.waiting[:most]) :]
         for answer in waiting:
@@ -94,6 +93,6 @@ class Slow(BlockDevice):
 
 
 async def settle() -> None:
-    """Let all run who can."""
+    """Run the event loop until tasks that can run have done so."""
     for _ in range(20):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Numbers that callers give, in every function and class that takes some."""
+"""Validation of numeric arguments, in every function and class that takes some."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_count_and_block_size_are_no_floats(value: Any) -> None:
         check_block_size(value)
 
 
-# Everybody who takes numbers
+# All functions that take numbers
 
 Call = Callable[[Any], object]
 

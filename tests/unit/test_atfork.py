@@ -1,4 +1,4 @@
-"""What a forked child is left of its parent's descriptors."""
+"""Forked children get none of the protected descriptors of their parent."""
 
 from __future__ import annotations
 

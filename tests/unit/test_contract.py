@@ -1,4 +1,4 @@
-"""What cannot be served is refused before it is, by the name of its class and method."""
+"""Devices that cannot be served are refused beforehand, by an error with class and method."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Good(BlockDevice):
 
 
 def device(**handlers: Any) -> BlockDevice:
-    """A device of a class called Sync with these handlers."""
+    """Return a device of a class called Sync with these handlers."""
     return type("Sync", (Good,), handlers)()  # type: ignore[no-any-return]
 
 
-# What is told from a plain def: what it is sure to return
+# A plain def: what it is sure to return
 
 
 def plain_read(self, offset, length):  # type: ignore[no-untyped-def]
@@ -110,7 +110,7 @@ def typed_wrapper(self: Any, offset: int, length: int) -> Awaitable[bytes]:
 
 
 def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """What a decorator does that makes a handler of a function which blocks."""
+    """A decorator that makes a handler of a blocking function."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Awaitable[Any]:
@@ -120,7 +120,7 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 
 def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that gives one argument more than it gets."""
+    """A decorator that passes one argument more than it gets."""
 
     @functools.wraps(function)
     async def call(self: Any, *args: Any) -> Any:
@@ -306,7 +306,7 @@ async def test_plain_def_is_refused_when_it_is_served(path: Path, workers: int |
         Export(disk)
 
 
-async def test_plain_def_of_a_device_that_a_function_makes_is_told_once_and_nobody_is_served(
+async def test_plain_def_of_a_device_from_a_factory_is_logged_once_and_clients_are_refused(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with aiovblk.serve({"a": lambda: PlainDisk()}, unix=path) as server:
@@ -314,9 +314,9 @@ async def test_plain_def_of_a_device_that_a_function_makes_is_told_once_and_nobo
             with pytest.raises((OSError, aiovblk.Error)):
                 async with aiovblk.connect(server.uris[0]):
                     pass
-    told = [each for each in caplog.records if "PlainDisk.read must be async def" in each.message]
-    assert len(told) == 2  # at once, and how often it came again
-    assert told[0].message.startswith("export 'a': opening it failed: TypeError:")
+    logged = [each for each in caplog.records if "PlainDisk.read must be async def" in each.message]
+    assert len(logged) == 2  # at once, and how often it came again
+    assert logged[0].message.startswith("export 'a': opening it failed: TypeError:")
 
 
 async def test_class_is_served_by_workers_and_refused_without(path: Path) -> None:
@@ -338,7 +338,7 @@ class WorkersDisk(BlockDevice):
 
 
 async def test_check_of_a_device_in_place_of_a_function_says_what_to_give() -> None:
-    with pytest.raises(TypeError, match="give a function that makes it"):
+    with pytest.raises(TypeError, match="give a function that opens it"):
         await check_block_device(Good())  # type: ignore[arg-type]  # it is what is tried
 
 
@@ -358,7 +358,7 @@ def test_class_is_checked_as_its_instances_would_be() -> None:
 
 
 class Untold(BlockDevice):
-    """Nobody can tell beforehand what its read returns."""
+    """What its read returns is unknown before the call."""
 
     blocks = 8
     source: Any = Mock(read=lambda length: bytes(length))

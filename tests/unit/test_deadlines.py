@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each says by its names what has to be told of it.
+# The names of each are what the report must contain.
 INTERRUPTED = """
 import asyncio, threading, time, pytest
 from tests.support import deadlines
@@ -117,35 +117,35 @@ def run(folder: Path, tests: str, *options: str) -> tuple[int, str]:
 
 @pytest.mark.deadline(120)
 def test_hanging_tests_fail_each_and_tell_where(tmp_path: Path) -> None:
-    status, told = run(tmp_path, INTERRUPTED, "-n", "1")
-    assert status == 1, told
+    status, output = run(tmp_path, INTERRUPTED, "-n", "1")
+    assert status == 1, output
     # A busy machine may take more than this deadline for others, too.
     for name in ("waits_for_a_task", "waits_for_a_thread", "blocks_the_loop", "never_begins"):
-        assert re.search(rf"^(FAILED|ERROR) \S*::test_{name} ", told, re.MULTILINE), told
-    assert re.search(r"^ERROR \S*::test_never_ends ", told, re.MULTILINE), told
+        assert re.search(rf"^(FAILED|ERROR) \S*::test_{name} ", output, re.MULTILINE), output
+    assert re.search(r"^ERROR \S*::test_never_ends ", output, re.MULTILINE), output
     for name in ("forgotten_answer", "forgotten_event", "time.sleep(1000)", "hanging_fixture"):
-        assert name in told
-    assert "what hangs" in told
+        assert name in output
+    assert "what hangs" in output
 
 
 @pytest.mark.deadline(120)
-def test_loop_whose_end_hangs_is_told_of(tmp_path: Path) -> None:
-    status, told = run(tmp_path, STEADY)
-    assert status == 1, told
-    assert "1 error in" in told
-    assert "never_done" in told
+def test_loop_whose_end_hangs_is_reported(tmp_path: Path) -> None:
+    status, output = run(tmp_path, STEADY)
+    assert status == 1, output
+    assert "1 error in" in output
+    assert "never_done" in output
 
 
 @pytest.mark.deadline(120)
 def test_test_that_cannot_be_interrupted_ends_the_run(tmp_path: Path) -> None:
-    status, told = run(tmp_path, DEAF)
-    assert status == 1, told
-    assert "test_takes_no_signal" in told
+    status, output = run(tmp_path, DEAF)
+    assert status == 1, output
+    assert "test_takes_no_signal" in output
 
 
 @pytest.mark.deadline(120)
-def test_thread_that_nobody_joins_ends_the_run(tmp_path: Path) -> None:
-    status, told = run(tmp_path, UNJOINED)
-    assert status == 1, told
-    assert "1 passed" in told
-    assert "never_returns" in told
+def test_thread_that_is_never_joined_ends_the_run(tmp_path: Path) -> None:
+    status, output = run(tmp_path, UNJOINED)
+    assert status == 1, output
+    assert "1 passed" in output
+    assert "never_returns" in output

@@ -1,4 +1,4 @@
-"""What happens to a mount, and who hears of it."""
+"""Events of a mount, and their listeners."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def everything(listener: EventStream) -> list[Event]:
     return [event async for event in listener]
 
 
-async def test_each_listener_hears_all_until_the_end() -> None:
+async def test_each_listener_gets_all_events_until_the_end() -> None:
     feed = EventBroadcaster()
     happened: list[Event] = [Attached("/dev/nbd0"), Resized(4096), Unmounted(None)]
     listening = [asyncio.create_task(everything(feed.subscribe())) for _ in range(2)]
@@ -82,7 +82,7 @@ async def test_listener_waits_for_what_is_to_come() -> None:
     assert [type(event) for event in await everything(listener)] == [Resized]
 
 
-async def test_late_listener_hears_the_first_event_and_no_other() -> None:
+async def test_late_listener_gets_the_first_event_and_no_other() -> None:
     feed = EventBroadcaster()
     feed.publish(Attached("/dev/nbd0", time=1), first=True)
     feed.publish(Resized(4096, time=2))
@@ -92,7 +92,7 @@ async def test_late_listener_hears_the_first_event_and_no_other() -> None:
     assert await everything(listener) == [Attached("/dev/nbd0", time=1), Resized(8192, time=3)]
 
 
-async def test_slow_listener_misses_the_oldest_and_is_told_how_many() -> None:
+async def test_slow_listener_loses_the_oldest_and_gets_their_count() -> None:
     feed = EventBroadcaster()
     slow, quick = feed.subscribe(), feed.subscribe()
     for size in range(MAX_QUEUED_EVENTS + 10):
@@ -142,7 +142,7 @@ def words(event: Event) -> tuple[Any, ...]:
     return (type(event).__name__,)
 
 
-async def test_failed_requests_are_told() -> None:
+async def test_failed_requests_are_events() -> None:
     device = PuppetDevice()
     events: asyncio.Queue[Event] = asyncio.Queue()
     async with served(device, on_event=events.put_nowait) as server:
@@ -154,15 +154,15 @@ async def test_failed_requests_are_told() -> None:
         server.client.send(Command.FLUSH)
         (await device.calls.get()).succeed()
         await server.client.reply()
-    told = [words(events.get_nowait()) for _ in range(events.qsize())]
-    assert told == [
+    reported = [words(events.get_nowait()) for _ in range(events.qsize())]
+    assert reported == [
         ("failed", "read", device.size, 512, errno.EINVAL),
         ("failed", "unknown", 0, 0, errno.EINVAL),
         ("failed", "write", 1024, 512, errno.ENOSPC),
     ]
 
 
-async def test_slow_requests_are_told_once_each() -> None:
+async def test_slow_requests_are_reported_once_each() -> None:
     device = PuppetDevice()
     events: asyncio.Queue[Event] = asyncio.Queue()
     async with served(device, on_event=events.put_nowait, slow_request=0.001) as server:
@@ -186,14 +186,14 @@ async def test_slow_requests_are_told_once_each() -> None:
     assert events.empty()
 
 
-async def test_all_that_are_slow_together_are_told_oldest_first() -> None:
+async def test_requests_that_are_slow_together_are_reported_oldest_first() -> None:
     device = PuppetDevice()
     events: asyncio.Queue[Event] = asyncio.Queue()
     async with served(device, on_event=events.put_nowait, slow_request=0.001) as server:
         for offset in range(0, 4096, 512):
             server.client.send(Command.READ, offset, 512)
-        told = [words(await events.get())[2] for _ in range(8)]
-        assert told == list(range(0, 4096, 512))
+        reported = [words(await events.get())[2] for _ in range(8)]
+        assert reported == list(range(0, 4096, 512))
         for _ in range(8):
             (await device.calls.get()).succeed()
         await server.client.replies(8)
@@ -202,7 +202,7 @@ async def test_all_that_are_slow_together_are_told_oldest_first() -> None:
 # Connections
 
 
-async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
+async def test_lost_connection_is_an_event_and_a_closed_one_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     events = MountState()
@@ -229,11 +229,11 @@ class NeverReads(BlockDevice):
 
 
 @pytest.mark.parametrize("timeout", [0.0, 100.0, 1000.0])
-async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
+async def test_connection_that_the_kernel_has_timed_out_is_reconnected_once(
     timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one that it has lost for another reason always."""
-    # Whoever looks, and however long this test takes, its handler began a minute ago.
+    """One that is lost for another reason is always reconnected."""
+    # However long this test takes, its handler began a minute ago.
     clock = asyncio.get_running_loop().time
     monkeypatch.setattr(Dispatcher, "oldest_start", property(lambda _: clock() - 60))
     events = MountState()
@@ -279,13 +279,13 @@ async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
 
 
 async def test_worker_reports_what_happens_to_its_requests() -> None:
-    told: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+    reported: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     service = ConnectionService(
         partial(MemoryDevice, 4096),
         HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
         False,
         False,
-        lambda *words: told.put_nowait(words),
+        lambda *words: reported.put_nowait(words),
     )
     await service.open()
     ours, theirs = socket.socketpair()
@@ -298,7 +298,9 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
     await running
     await service.close()
     await writer.wait_closed()
-    reports = {name: content for name, *content in [told.get_nowait() for _ in range(told.qsize())]}
+    reports = {
+        name: content for name, *content in [reported.get_nowait() for _ in range(reported.qsize())]
+    }
     [events] = reports["events"]
     assert [words(event) for event in events] == [("failed", "read", 4096, 4096, errno.EINVAL)]
     assert reports["report"][0].errors_by_command == {"read": 1}
@@ -307,7 +309,7 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
 # Mounts
 
 
-async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
+async def test_mount_publishes_its_end_with_the_failure() -> None:
     class Unattached(MountLifecycle):
         async def _attach(self, path: str | None) -> None:
             self.path = "/dev/nbd7"

@@ -1,4 +1,4 @@
-"""Packages that only some need: what is said where one is missing."""
+"""Optional packages (extras): the error when one is missing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ USES: list[tuple[str, Callable[[], Awaitable[None]]]] = [
 
 
 def _hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a package, and what of ours has imported it, look as if it were not installed."""
+    """Make a package look as if it were not installed, for modules that have imported it too."""
     ours = ("aiovblk.metrics.prometheus", "aiovblk.metrics.otel")
     for name in list(sys.modules):
         if name.partition(".")[0] == package or name in ours:

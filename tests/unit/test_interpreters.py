@@ -1,4 +1,4 @@
-"""Interpreters that the package starts: none takes code from the directory it is started in."""
+"""Subprocess interpreters: none imports code from the current directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = Path(aiovblk.__file__).parent
 
 
 def uses_of_the_interpreter(package: Path) -> Iterator[tuple[str, str]]:
-    """Each place that names ``sys.executable``: the file, and the function around it."""
+    """Return each place that uses ``sys.executable``: the file, and the function around it."""
     for path in sorted(package.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -52,7 +52,7 @@ def test_every_command_rules_the_current_directory_out() -> None:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A directory with modules that whoever may write there would like to have run."""
+    """A directory with modules that an attacker would like to have run."""
     directory = tmp_path / "trap"
     directory.mkdir()
     for name in ("json", "asyncio", "pickle", "socket", "uvloop", "aiovblk", "os", "signal"):
@@ -62,7 +62,7 @@ def trap(tmp_path: Path) -> Path:
 
 
 def run(code: str, directory: Path, *arguments: str, **environment: str) -> str:
-    """Run code as an installed program would be, in a directory; what it prints."""
+    """Run code in a directory, as an installed program is; return its output."""
     program = directory.parent / "program.py"
     program.write_text(code)
     done = subprocess.run(

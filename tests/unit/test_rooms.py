@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of the package and the arrows between them."""
+"""Import rules: the rooms of the package and the allowed arrows between them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ NOT_FROM_OUTSIDE: dict[str, set[str]] = {
 
 
 def violations(package: Path) -> list[str]:
-    """Every import under ``package`` that no arrow allows, in words."""
+    """Return every import under ``package`` that no arrow allows, in words."""
     return [
         f"{path.relative_to(package)}:{line}: {room} imports {target}"
         for path in sorted(package.rglob("*.py"))
@@ -126,7 +126,7 @@ def _allowed(room: str, target: str) -> bool:
 
 
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
-    """What a file imports: line, and ``.room`` of the package or the name of another package."""
+    """Yield the imports of a file: line, and ``.room`` or the name of another package."""
     own = (package.name, *path.relative_to(package).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

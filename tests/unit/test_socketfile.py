@@ -1,4 +1,4 @@
-"""The lock of a Unix socket's name, and several that want to listen by the same name at once."""
+"""The lock of a Unix socket's path, with several processes that bind it at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_lock_is_had_by_one_at_a_time(path: Path) -> None:
 
 
 def test_lock_whose_file_is_gone_is_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever had it removes the file while another one waits at it."""
+    """The holder removes the file while another process waits for it."""
     original = fcntl.flock
 
     def flock(descriptor: int, operation: int) -> None:

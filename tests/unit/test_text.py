@@ -1,4 +1,4 @@
-"""Text of others, made fit to be shown."""
+"""Escaping of untrusted text."""
 
 from __future__ import annotations
 

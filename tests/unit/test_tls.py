@@ -1,4 +1,4 @@
-"""TLS contexts, by handshakes between the two sides of them; then the client's STARTTLS."""
+"""TLS contexts, tested by handshakes in memory; then the client's STARTTLS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As good as the others, of an authority that nobody trusts."""
+    """Valid certificates of an authority that is not trusted."""
     return make_certificates(tmp_path_factory.mktemp("others"))
 
 
@@ -39,7 +39,7 @@ def keys(tmp_path: Path) -> Path:
 def handshake(
     client: ssl.SSLContext, server: ssl.SSLContext, hostname: str | None = "localhost"
 ) -> ssl.SSLObject:
-    """Carry a handshake to its end, in memory; returns the client's side."""
+    """Complete a handshake in memory; return the client's side."""
     pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [
         client.wrap_bio(pipes[0], pipes[1], server_hostname=hostname),
@@ -54,7 +54,7 @@ def handshake(
             except ssl.SSLWantReadError:
                 pass
     sides[0].write(b"data")
-    assert sides[1].read() == b"data"  # where TLS 1.3 tells that it did not like the client
+    assert sides[1].read() == b"data"  # in TLS 1.3 a rejected client learns of it here
     return sides[0]
 
 

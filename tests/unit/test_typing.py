@@ -1,4 +1,4 @@
-"""What the docs let a program declare, mypy and pyright let it declare too."""
+"""mypy and pyright accept the declarations that the docs allow."""
 
 from __future__ import annotations
 

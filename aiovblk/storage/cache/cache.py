@@ -195,7 +195,10 @@ class Cache(Layer):
         return await self._reader.read(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write to ``inner``; under ``write-back`` to memory, if there is room."""
+        """Write to ``inner``, or, under ``write-back``, into the cache."""
+        if "write" in self._unsupported:  # refused now, not when it is written back
+            await super().write(offset, data)
+            return
         if self._policy == "write-back":
             assert self._memory is not None
             accepted = self._dirty.accept(self._memory, offset, data)

@@ -110,10 +110,16 @@ class Mirror(Layer):
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write to all members."""
+        if "write" in self._unsupported:  # refused; no member fails for it
+            await super().write(offset, data)
+            return
         await self._members.change(offset, len(data), lambda device: device.write(offset, data))
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes to all members."""
+        """Have all members write zeroes."""
+        if "write_zeroes" in self._unsupported:
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+            return
         await self._members.change(
             offset, length, lambda device: device.write_zeroes(offset, length, may_trim=may_trim)
         )

@@ -1,4 +1,4 @@
-"""Requests in, replies out: what the client of a dispatcher sees."""
+"""Requests and replies of a dispatcher, as its client sees them."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_trim_of_4_gib_allocates_nothing() -> None:
 
 
 class ZeroLogDevice(BlockDevice):
-    """Has no write_zeroes of its own, and logs the writes that stand in for it."""
+    """A device without write_zeroes that records the writes in its place."""
 
     blocks = 2**21
 
@@ -220,19 +220,19 @@ async def test_zeroes_are_written_in_bounded_pieces(length: int) -> None:
 
 
 @pytest.mark.parametrize(("flags", "may_trim"), [(0, True), (NO_HOLE, False), (FUA, True)])
-async def test_write_zeroes_is_told_whether_it_may_trim(flags: int, may_trim: bool) -> None:
-    told: list[bool] = []
+async def test_write_zeroes_passes_on_whether_it_may_trim(flags: int, may_trim: bool) -> None:
+    passed: list[bool] = []
 
     class Device(MemoryDevice):
         async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-            told.append(may_trim)
+            passed.append(may_trim)
 
     async with served(Device(4096)) as server:
         assert (await server.client.call(WRITE_ZEROES, 0, 4096, flags=flags)).error == 0
-    assert told == [may_trim]
+    assert passed == [may_trim]
 
 
-async def test_disc_is_told_to_the_owner_and_gets_no_reply() -> None:
+async def test_disc_is_reported_to_the_owner_and_gets_no_reply() -> None:
     device = PuppetDevice()
     async with served(device) as server:
         server.client.send(READ, 0, 512)
@@ -243,7 +243,7 @@ async def test_disc_is_told_to_the_owner_and_gets_no_reply() -> None:
         assert (await server.client.reply()).data == b"x" * 512
 
 
-async def test_requests_after_disc_are_served_and_a_second_disc_is_told() -> None:
+async def test_requests_after_disc_are_served_and_a_second_disc_is_reported() -> None:
     async with served(MemoryDevice(4096)) as server:
         for _ in range(2):
             await server.accepted()
@@ -325,7 +325,7 @@ async def test_who_lets_go_of_the_socket_waits_for_replies_that_have_not_left() 
         await asyncio.wait([server.serving])
         call.succeed()
         await asyncio.sleep(0)
-        # The handler has ended, and its reply is to leave at the next turn of the loop.
+        # The handler has ended, and its reply is sent at the next turn of the loop.
         drained = server.dispatcher.drained()
         assert not drained.done()
         await drained
@@ -336,7 +336,7 @@ async def test_who_lets_go_of_the_socket_waits_for_replies_that_have_not_left() 
 
 
 class SpyTransport:
-    """Notes what the dispatcher writes, and hands it on."""
+    """Record what the dispatcher sends, and pass it on."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.batches: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Handlers that are cancelled from outside, and connections that are given up."""
+"""Cancelled handlers, retried handlers, and aborted connections."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_waiting_requests_are_served_after_a_cancelled_handler() -> None:
         await server.client.replies(3)
 
 
-async def test_abort_answers_nobody_and_cancels_handlers() -> None:
+async def test_abort_sends_no_reply_and_cancels_handlers() -> None:
     device = PuppetDevice()
     async with served(device, concurrency=2) as server:
         for _ in range(5):
@@ -147,8 +147,8 @@ async def test_abort_before_the_first_step_of_handlers_drains(in_a_batch: bool) 
 
 
 async def test_abort_before_the_first_step_of_a_handler_gives_its_turn_to_others() -> None:
-    device, turns = PuppetDevice(), ConcurrencyLimiter(1)
-    async with served(device, limiter=turns) as one, served(device, limiter=turns) as other:
+    device, limiter = PuppetDevice(), ConcurrencyLimiter(1)
+    async with served(device, limiter=limiter) as one, served(device, limiter=limiter) as other:
         one.client.send(READ, 0, 512)
         running = await device.calls.get()
         one.client.send(READ, 512, 512)
@@ -166,7 +166,7 @@ async def test_abort_before_the_first_step_of_a_handler_gives_its_turn_to_others
         call.succeed(bytes(512))
         assert await other.client.reply() == (cookie, 0, bytes(512))
         await one.client.reader.read()
-        assert turns.running == 0
+        assert limiter.running == 0
 
 
 async def test_handler_done_after_abort_sends_nothing() -> None:

@@ -1,4 +1,4 @@
-"""How many handlers run, in which order, and in which surroundings."""
+"""Concurrency of handlers: how many run, in which order, in which context."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_concurrency_1_serves_in_the_order_of_arrival() -> None:
 
 
 class CoarseDevice(BlockDevice):
-    """Stores in pieces of eight blocks: each write is a read, a change and a write."""
+    """A device that stores units of eight blocks: each write is a read-modify-write cycle."""
 
     block_size, blocks = 512, 8
 
@@ -237,7 +237,7 @@ async def test_drained_is_done_when_the_last_request_is_answered() -> None:
         await server.client.reply()
 
 
-async def test_who_stops_waiting_for_drained_harms_nobody() -> None:
+async def test_cancelled_waiter_of_drained_does_no_harm() -> None:
     device = PuppetDevice()
     async with served(device) as server:
         server.client.send(READ, 0, 512)

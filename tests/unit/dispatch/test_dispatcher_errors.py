@@ -1,4 +1,4 @@
-"""What becomes of an exception, a wrong result and a late one."""
+"""Replies after an exception, an invalid result, or a timeout of a handler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIM, WRITE_ZEROES = Command.TRIM, Command.WRITE_ZEROES
 
 
 class ReadReturns(BlockDevice):
-    """Its first read returns this; the others are as they should be."""
+    """A device whose first read returns this; further reads succeed."""
 
     block_size, blocks = 512, 8
 
@@ -268,5 +268,5 @@ async def test_stats_count_what_was_done_and_what_failed() -> None:
 
 
 def counted(stats: Stats) -> Stats:
-    """The counters without what the clock says."""
+    """Return the counters without the latencies."""
     return replace(stats, latency=Stats().latency)

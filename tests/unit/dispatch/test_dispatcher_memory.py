@@ -1,4 +1,4 @@
-"""How long payloads live, and that nothing is left behind."""
+"""Lifetime of payloads, and memory that is released."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READ, WRITE = Command.READ, Command.WRITE
 
 
 class KeepingDevice(BlockDevice):
-    """Keeps what it is given longer than it may."""
+    """A device that keeps payloads longer than it may."""
 
     block_size, blocks = 512, 8
 

@@ -1,4 +1,4 @@
-"""What never reaches a handler: requests that are refused, and bytes that are none."""
+"""Requests that are refused before they reach a handler, and bytes that are no request."""
 
 from __future__ import annotations
 

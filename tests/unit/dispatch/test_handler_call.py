@@ -1,4 +1,4 @@
-"""One request to one handler: what is asked of the device, and what the reply gets."""
+"""HandlerAdapter: the handler calls for each request, and the content of its reply."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ HOLE, ZERO = 1, 2
 
 
 class PatchworkDevice(Recorder):
-    """A device of extents that a test chooses."""
+    """A device whose extents a test sets."""
 
     block_size = BLOCK
     blocks = SIZE // BLOCK
 
     def __init__(self, extents: Sequence[Extent] = ()) -> None:
         super().__init__()
-        self.told = list(extents)
+        self.result = list(extents)
         self.reads: list[tuple[int, int]] = []
         content = bytearray(Random(1).randbytes(SIZE))
         at = 0
@@ -59,7 +59,7 @@ class PatchworkDevice(Recorder):
         await super().extents(offset, length)
         found: list[Extent] = []
         at = 0
-        for extent in self.told:
+        for extent in self.result:
             begin, at = at, at + extent.length
             if at > offset or extent.length < 1:
                 found.append(extent._replace(length=at - max(begin, offset)))
@@ -116,7 +116,7 @@ async def test_command_with_its_flags_is_these_calls(
 
 
 @pytest.mark.parametrize(
-    ("told", "length", "extents"),
+    ("returned", "length", "extents"),
     [
         ([Extent(SIZE)], 4096, [(4096, 0)]),
         ([Extent(1024, hole=True, zero=True), Extent(SIZE)], 4096, [(1024, 3), (3072, 0)]),
@@ -128,10 +128,10 @@ async def test_command_with_its_flags_is_these_calls(
     ],
 )
 @pytest.mark.one_loop
-async def test_block_status_tells_neighbours_of_one_kind_together_and_none_beyond_the_range(
-    told: list[Extent], length: int, extents: list[tuple[int, int]]
+async def test_block_status_merges_equal_neighbours_and_ends_with_the_range(
+    returned: list[Extent], length: int, extents: list[tuple[int, int]]
 ) -> None:
-    device = PatchworkDevice(told)
+    device = PatchworkDevice(returned)
     assert await call(device, BLOCK_STATUS, 0, length) == BlockStatus(7, extents)
     status = await call(device, BLOCK_STATUS, 0, length, flags=REQ_ONE)
     assert status == BlockStatus(7, extents[:1])
@@ -146,7 +146,7 @@ async def test_block_status_without_extents_of_its_own_is_all_data() -> None:
 
 
 @pytest.mark.one_loop
-async def test_block_status_of_very_many_extents_tells_the_first_of_them() -> None:
+async def test_block_status_of_too_many_extents_has_the_first_of_them() -> None:
     device = PatchworkDevice([Extent(1, zero=bool(at % 2)) for at in range(MAX_EXTENTS + 1)])
     status = await call(device, BLOCK_STATUS, 0, SIZE)
     assert isinstance(status, BlockStatus)
@@ -154,15 +154,15 @@ async def test_block_status_of_very_many_extents_tells_the_first_of_them() -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "why"), [([], "none"), ([Extent(0)], "0 bytes"), ([Extent(512), Extent(-1)], "-1")]
+    ("returned", "why"), [([], "none"), ([Extent(0)], "0 bytes"), ([Extent(512), Extent(-1)], "-1")]
 )
 @pytest.mark.parametrize("command", [BLOCK_STATUS, READ])
 @pytest.mark.one_loop
 async def test_extents_that_cannot_be_are_the_devices_bug(
-    command: Command, told: list[Extent], why: str
+    command: Command, returned: list[Extent], why: str
 ) -> None:
     device = PatchworkDevice()
-    device.told = told
+    device.result = returned
     with pytest.raises(ValueError, match=why):
         await call(device, command, 0, SIZE)
 
@@ -170,7 +170,7 @@ async def test_extents_that_cannot_be_are_the_devices_bug(
 @pytest.mark.one_loop
 async def test_extents_of_a_division_are_the_devices_bug() -> None:
     device = PatchworkDevice()
-    device.told = [Extent(SIZE / 2), Extent(SIZE / 2, True)]  # type: ignore[arg-type]  # what is tested
+    device.result = [Extent(SIZE / 2), Extent(SIZE / 2, True)]  # type: ignore[arg-type]  # what is tested
     with pytest.raises(TypeError, match="float"):
         await call(device, BLOCK_STATUS, 0, SIZE)
 
@@ -251,7 +251,7 @@ async def test_read_around_random_holes_is_what_the_device_has(seed: int) -> Non
 
 
 def plain(content: ReplyContent) -> bytes:
-    """The bytes that a READ's content stands for."""
+    """Return the bytes that the content of a READ's reply represents."""
     if not isinstance(content, SparseData):
         assert isinstance(content, bytes | memoryview)
         return bytes(content)

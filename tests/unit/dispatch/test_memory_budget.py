@@ -1,4 +1,4 @@
-"""How much of the server's memory clients may take, and that they give it back."""
+"""Memory quotas of clients: backpressure, fairness and refunds."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() 
     assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
 
 
-def test_share_has_nothing_left_at_its_own_limit() -> None:
-    share = ConnectionQuota(MemoryBudget(1000), 100)
-    share.charge(99)
-    assert share.available() == 1
-    share.charge(1)
-    assert share.available() == 0
-    share.refund(1)
-    assert share.available() == 1
+def test_quota_has_nothing_left_at_its_own_limit() -> None:
+    quota = ConnectionQuota(MemoryBudget(1000), 100)
+    quota.charge(99)
+    assert quota.available() == 1
+    quota.charge(1)
+    assert quota.available() == 0
+    quota.refund(1)
+    assert quota.available() == 1
 
 
-def test_share_has_nothing_left_where_the_budget_has_but_may_take_one_small_request() -> None:
+def test_quota_has_nothing_left_where_the_budget_has_but_may_take_one_small_request() -> None:
     budget = MemoryBudget(100)
     greedy, modest = ConnectionQuota(budget, 10**9), ConnectionQuota(budget, 10**9)
     greedy.charge(500)
@@ -66,34 +66,34 @@ def test_share_has_nothing_left_where_the_budget_has_but_may_take_one_small_requ
     assert modest.may_charge(10**8)  # one that passes the limit, as long as there is something left
 
 
-async def reserving(share: ConnectionQuota, count: int = 1) -> asyncio.Task[None]:
-    task = asyncio.create_task(share.reserve(count))
+async def reserving(quota: ConnectionQuota, count: int = 1) -> asyncio.Task[None]:
+    task = asyncio.create_task(quota.reserve(count))
     await asyncio.sleep(0)
     assert not task.done()
     return task
 
 
 async def test_reserving_is_done_at_once_where_there_is_room() -> None:
-    share = ConnectionQuota(MemoryBudget(100), 100)
-    share.charge(99)
-    await share.reserve(7)
-    assert share.reserved == 7
-    assert share.available() == -6
+    quota = ConnectionQuota(MemoryBudget(100), 100)
+    quota.charge(99)
+    await quota.reserve(7)
+    assert quota.reserved == 7
+    assert quota.available() == -6
 
 
-async def test_reserving_waits_for_what_the_share_itself_gives_back() -> None:
-    share = ConnectionQuota(MemoryBudget(1000), 100)
-    share.charge(150)
-    task = await reserving(share)
-    share.refund(50)
+async def test_reserving_waits_for_what_the_quota_itself_gives_back() -> None:
+    quota = ConnectionQuota(MemoryBudget(1000), 100)
+    quota.charge(150)
+    task = await reserving(quota)
+    quota.refund(50)
     await asyncio.sleep(0)
     assert not task.done()
-    share.refund(1)
+    quota.refund(1)
     await task
 
 
 @pytest.mark.parametrize("closes", [False, True])
-async def test_reserving_waits_for_what_another_share_gives_back(closes: bool) -> None:
+async def test_reserving_waits_for_what_another_quota_gives_back(closes: bool) -> None:
     budget = MemoryBudget(100)
     greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
     modest.charge(10)
@@ -109,24 +109,24 @@ async def test_reserving_waits_for_what_another_share_gives_back(closes: bool) -
     assert not budget.is_low()
 
 
-async def test_memory_goes_to_those_who_wait_in_their_order_and_to_nobody_before_them() -> None:
+async def test_waiting_connections_get_memory_in_fifo_order_before_all_others() -> None:
     budget = MemoryBudget(100)
-    shares = [ConnectionQuota(budget, 1000) for _ in range(3)]
+    quotas = [ConnectionQuota(budget, 1000) for _ in range(3)]
     greedy = ConnectionQuota(budget, 1000)
     greedy.charge(200)
-    for share in shares:
-        share.charge(1)
-    tasks = [await reserving(share, 200) for share in shares]
+    for quota in quotas:
+        quota.charge(1)
+    tasks = [await reserving(quota, 200) for quota in quotas]
     for task in tasks:
         assert greedy.available() <= 0
         budget.limit = budget.used + 1
         greedy.refund(0)
         await task  # though it is the first that waits, it is the only one that is given any
         assert not greedy.may_charge(1)
-    assert [share.reserved for share in shares] == [200] * 3
+    assert [quota.reserved for quota in quotas] == [200] * 3
 
 
-async def test_share_that_waits_for_the_budget_still_gets_its_one_small_request() -> None:
+async def test_quota_that_waits_for_the_budget_still_gets_its_one_small_request() -> None:
     budget = MemoryBudget(100)
     greedy, modest = ConnectionQuota(budget, 1000), ConnectionQuota(budget, 1000)
     greedy.charge(500)
@@ -141,31 +141,31 @@ async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
     granted: bool,
 ) -> None:
     budget = MemoryBudget(1000)
-    share = ConnectionQuota(budget, 100)
-    share.charge(100)
-    task = await reserving(share, 50)
+    quota = ConnectionQuota(budget, 100)
+    quota.charge(100)
+    task = await reserving(quota, 50)
     if granted:
-        share.refund(1)
+        quota.refund(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert budget.used == (99 if granted else 100)
-    assert share.reserved == 0
+    assert quota.reserved == 0
     if not granted:
-        task = await reserving(share, 50)
-        share.refund(1)
+        task = await reserving(quota, 50)
+        quota.refund(1)
         await task
     else:
-        await share.reserve(50)
+        await quota.reserve(50)
     assert budget.used == 149
 
 
-async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> None:
+async def test_quota_closed_while_it_waits_blocks_no_other() -> None:
     budget = MemoryBudget(100)
     greedy, leaving, other = (ConnectionQuota(budget, 1000) for _ in range(3))
     greedy.charge(100)
-    for share in (leaving, other):
-        share.charge(1)
+    for quota in (leaving, other):
+        quota.charge(1)
     waits = await reserving(leaving, 10**6)
     stays = await reserving(other, 10**6)
     waits.cancel()
@@ -175,14 +175,14 @@ async def test_share_that_is_closed_while_it_waits_is_waited_for_by_nobody() -> 
     assert budget.used == 10**6 + 1
 
 
-def test_share_that_is_closed_has_nothing_left_to_give_back() -> None:
+def test_quota_that_is_closed_has_nothing_left_to_give_back() -> None:
     budget = MemoryBudget(100)
-    share, other = ConnectionQuota(budget, 100), ConnectionQuota(budget, 100)
+    quota, other = ConnectionQuota(budget, 100), ConnectionQuota(budget, 100)
     other.charge(30)
-    share.charge(50)
-    share.close()
+    quota.charge(50)
+    quota.close()
     assert budget.used == 30
-    share.refund(50)  # the last replies leave, or are lost, after the end
+    quota.refund(50)  # the last replies leave, or are lost, after the end
     assert budget.used == 30
 
 
@@ -192,9 +192,9 @@ def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) 
     with StillLoop() as loop:
         stream = StreamProtocol()
         transport = MemoryTransport(stream, stalled=True)
-        share = ConnectionQuota(budget, 1 << 20)
+        quota = ConnectionQuota(budget, 1 << 20)
         dispatcher = Dispatcher(
-            MemoryDevice(1 << 20), Stats(), quota=share, on_disconnect=lambda: None
+            MemoryDevice(1 << 20), Stats(), quota=quota, on_disconnect=lambda: None
         )
         dispatcher.attach_stream(stream)
         serving = loop.start(dispatcher.run())
@@ -206,7 +206,7 @@ def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) 
         assert budget.used >= 3 * 128 * 1024
         serving.cancel()
         loop.run_due()
-        share.close()
+        quota.close()
         assert budget.used == 0
         if reads:
             transport.read()
@@ -215,7 +215,7 @@ def test_replies_that_leave_after_the_end_are_not_given_back_twice(reads: bool) 
 
 
 def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
-    """Then it reads, and all is answered."""
+    """Let the client read until all requests are answered."""
     limit = 256 * 1024
     with StillLoop() as loop:
         stream = StreamProtocol()
@@ -243,8 +243,8 @@ def test_client_that_does_not_read_is_taken_no_more_requests_from() -> None:
 
 async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() -> None:
     device = PuppetDevice()
-    share = ConnectionQuota(MemoryBudget(1), 1)
-    async with served(device, quota=share) as server:
+    quota = ConnectionQuota(MemoryBudget(1), 1)
+    async with served(device, quota=quota) as server:
         for _ in range(2):
             server.client.send(Command.READ, 0, 1 << 20)
         first = await device.calls.get()

@@ -1,4 +1,4 @@
-"""In which tasks handlers run."""
+"""HandlerScheduler: the tasks that handlers run in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ variable: ContextVar[object] = ContextVar("variable", default="unset")
 
 
 class Recorder(BlockDevice):
-    """Remembers in which task each block was read, and does there what it is told."""
+    """Records the task that each block was read in, and runs an action there."""
 
     block_size, blocks = 512, 16
 
@@ -78,7 +78,7 @@ async def test_handler_that_has_waited_does_not_go_on_with_others() -> None:
 
 
 class Incomparable:
-    """What NumPy's arrays are, for one."""
+    """A value that cannot be compared, as NumPy's arrays."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("ambiguous")
@@ -113,7 +113,7 @@ async def test_context_that_was_put_back_is_no_reason_for_another_task() -> None
     assert device.tasks[0][1] is device.tasks[1][1]
 
 
-async def test_handler_that_cancels_its_task_and_returns_harms_nobody() -> None:
+async def test_handler_that_cancels_its_task_and_returns_does_no_harm() -> None:
     def cancel_itself() -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -129,13 +129,13 @@ async def test_handler_that_cancels_its_task_and_returns_harms_nobody() -> None:
 
 async def test_connections_that_share_a_turn_take_it_one_after_the_other() -> None:
     order: list[str] = []
-    turns = ConcurrencyLimiter(1)
+    limiter = ConcurrencyLimiter(1)
 
     def device(name: str) -> Recorder:
         return Recorder({block: partial(order.append, f"{name} {block}") for block in (0, 1, 2, 8)})
 
     a, b = device("a"), device("b")
-    async with served(a, limiter=turns) as one, served(b, limiter=turns) as other:
+    async with served(a, limiter=limiter) as one, served(b, limiter=limiter) as other:
         await read_together(one, 8, 0, 1, 2)
         await read_together(other, 8, 0, 1)
         await a.waiting.acquire()
@@ -144,7 +144,7 @@ async def test_connections_that_share_a_turn_take_it_one_after_the_other() -> No
         b.release.set()
         await one.client.replies(2)
         await other.client.replies(3)
-        assert turns.running == 0
+        assert limiter.running == 0
     assert order == ["a 8", "a 0", "b 8", "a 1", "b 0", "a 2", "b 1"]
 
 

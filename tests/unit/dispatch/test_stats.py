@@ -1,4 +1,4 @@
-"""What is counted of requests, and how long they take."""
+"""Counters and latencies of requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, scheduler
+from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, reply_sender, scheduler
 from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
@@ -39,9 +39,9 @@ def test_bucket_holds_what_is_counted_in_it(nanoseconds: int) -> None:
 
 @given(st.integers(8, 2**45))
 def test_quantile_is_a_quarter_too_much_at_most(nanoseconds: int) -> None:
-    told = of(nanoseconds).p50 * 1e9
-    assert nanoseconds < told * 1.000001
-    assert told <= nanoseconds * 1.250001
+    median = of(nanoseconds).p50 * 1e9
+    assert nanoseconds < median * 1.000001
+    assert median <= nanoseconds * 1.250001
 
 
 @given(st.lists(times), st.lists(times))
@@ -54,7 +54,7 @@ def test_count_below_a_power_of_two_is_exact(several: list[int], power: int) -> 
     assert of(*several).count_below(1 << power) == sum(each < 1 << power for each in several)
 
 
-def test_quantiles_tell_the_slow_from_the_many() -> None:
+def test_quantiles_separate_slow_requests_from_the_rest() -> None:
     latency = of(*[MILLISECOND] * 990, *[50 * MILLISECOND] * 9, 2000 * MILLISECOND)
     assert latency.count == 1000
     assert 0.001 <= latency.p50 == latency.p99 <= 0.00125
@@ -100,9 +100,9 @@ def test_copy_stays_as_it_is_and_travels() -> None:
 
 @pytest.fixture
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A clock that stands still, but for what is put on it: milliseconds."""
+    """A clock that advances only when the test calls this, by milliseconds."""
     now = [MILLISECOND]
-    for module in (dispatcher, scheduler, slices):
+    for module in (dispatcher, reply_sender, scheduler, slices):
         monkeypatch.setattr(module, "monotonic_ns", lambda: now[0])
 
     def pass_time(milliseconds: int) -> None:
@@ -144,7 +144,7 @@ async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> Non
         assert server.stats.latency["read"] == of(10 * MILLISECOND, 20 * MILLISECOND)
 
 
-async def test_requests_of_one_batch_are_told_apart_by_command(
+async def test_requests_of_one_batch_are_counted_by_command(
     pass_time: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (dispatcher, slices):

@@ -1,4 +1,4 @@
-"""Which requests reach a handler, by what was agreed upon."""
+"""RequestValidator: the requests that reach a handler, by what was negotiated."""
 
 from __future__ import annotations
 

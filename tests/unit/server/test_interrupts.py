@@ -90,10 +90,10 @@ os._exit(0)
 """
 
 PLACES = [
-    ("Dispatcher._reply", 1),
-    ("Dispatcher._reply", 3),
-    ("Dispatcher._send", 1),
-    ("Dispatcher._send", 2),
+    ("ReplySender._reply", 1),
+    ("ReplySender._reply", 3),
+    ("ReplySender._send", 1),
+    ("ReplySender._send", 2),
     ("Stats.record_replies", 1),
     ("ConcurrencyLimiter.release", 2),
     ("Server.close", 1),

@@ -10,6 +10,8 @@ import pytest
 
 from aiovblk.storage import Fault, Faults, MemoryDevice
 
+from ...support.recording_device import Recorder
+
 BLOCK = 4096
 DATA = memoryview(b"x" * BLOCK)
 
@@ -67,10 +69,10 @@ async def test_fault_of_a_range_hits_requests_that_overlap(
         await reading
 
 
-async def test_flush_is_in_no_range() -> None:
-    await disk(Fault(error=errno.EIO, begin=BLOCK)).flush()
+async def test_flush_lies_in_no_range() -> None:
+    await Faults(Recorder(), Fault(error=errno.EIO, begin=BLOCK)).flush()
     with pytest.raises(OSError, match="on purpose"):
-        await Faults.flush(disk(Fault(error=errno.EIO)))
+        await Faults(Recorder(), Fault(error=errno.EIO)).flush()
 
 
 async def test_late_fault_fails_a_request_that_was_done() -> None:
