@@ -6,14 +6,12 @@ are unsigned longs, passed by value (nbd_ioctl in the kernel's drivers/block/nbd
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 from enum import IntEnum
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
-_libc.syncfs.argtypes = [ctypes.c_int]
+from .. import libc
+
+_libc = libc.Functions(ioctl=["int", "ulong", "ulong"], syncfs=["int"])
 
 # _IO(0xab, n) of include/uapi/linux/nbd.h, _IO(0x12, n) of fs.h. These architectures have a bit for
 # "no argument".
@@ -45,8 +43,7 @@ def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:
 
     """
     if _libc.ioctl(fd, request, argument) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{request.name}: {os.strerror(number)}")
+        raise libc.last_error(request.name)
 
 
 def syncfs(fd: int) -> None:
@@ -57,5 +54,4 @@ def syncfs(fd: int) -> None:
 
     """
     if _libc.syncfs(fd) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"syncfs: {os.strerror(number)}")
+        raise libc.last_error("syncfs")

@@ -13,21 +13,18 @@ processes that are started from then on.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
-import os
 import resource
 from collections.abc import Callable
 
+from .. import libc
 from . import sysfs
 from .capabilities import Capability, has_capability
 
 logger = logging.getLogger("aiovblk")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_libc.mlockall.argtypes = [ctypes.c_int]
+_libc = libc.Functions(prctl=["int", *["ulong"] * 4], mlockall=["int"])
 
 PR_SET_IO_FLUSHER = 57  # include/uapi/linux/prctl.h, since Linux 5.6
 MCL_CURRENT = 1  # include/uapi/asm-generic/mman.h
@@ -62,7 +59,7 @@ def _attempt(step: Callable[[], None], name: str, capability: Capability, level:
 
 def _set_io_flusher() -> None:
     if _libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0:
-        raise _error()
+        raise libc.last_error()
 
 
 def _lock_memory() -> None:
@@ -71,13 +68,8 @@ def _lock_memory() -> None:
         # It might succeed; and then fail every allocation beyond the limit.
         raise OSError(errno.EPERM, f"RLIMIT_MEMLOCK is {limit} bytes")
     if _libc.mlockall(MCL_CURRENT | MCL_FUTURE) < 0:
-        raise _error()
+        raise libc.last_error()
 
 
 def _disable_oom_kill() -> None:
     (sysfs.PROC / "self/oom_score_adj").write_text(str(OOM_SCORE_ADJ_MIN))
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

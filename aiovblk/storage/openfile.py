@@ -6,7 +6,6 @@ share, is moved by SEEK_DATA and SEEK_HOLE and used by nobody.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import io
@@ -15,6 +14,7 @@ import stat
 import sys
 from collections.abc import Sequence
 
+from .. import libc
 from ..device import Extent
 from .fsync import Fsync
 
@@ -186,14 +186,10 @@ class OpenFile:
         return OSError(errno.EIO, f"{self._path} has become shorter than {self.size} bytes")
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-# fallocate() of glibc takes 32 bits on machines of 32; other libraries have one function only.
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc = libc.Functions(fallocate=["int", "int", "int64", "int64"])
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Call the system's function of this name, which the standard library lacks."""
-    if _fallocate(fd, mode, offset, length):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    if _libc.fallocate(fd, mode, offset, length):
+        raise libc.last_error()

@@ -23,8 +23,10 @@ from .messages import Call, Notification, Result, StartupMessage
 logger = logging.getLogger("aiovblk")
 
 EXIT_TIMEOUT = 5.0
-"""Seconds for a worker to end that has nothing more to do; and again once it is killed, which the
-kernel puts off while the worker waits for a disk."""
+"""Seconds for a worker to end that has nothing more to do, before it is killed."""
+
+KILLED_TIMEOUT = 5.0
+"""Seconds for a killed worker to end, which the kernel puts off while it waits for a disk."""
 
 Notify = Callable[..., None]
 
@@ -260,7 +262,7 @@ def _reap(process: subprocess.Popen[bytes]) -> int | None:
         return process.wait(EXIT_TIMEOUT)
     process.kill()
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(EXIT_TIMEOUT)
+        return process.wait(KILLED_TIMEOUT)
     return None
 
 

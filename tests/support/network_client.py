@@ -67,10 +67,13 @@ class NetworkClient(Client):
         await self.writer.start_tls(context, server_hostname="localhost")
 
     async def closed(self) -> bytes:
-        """What the server still sends before it closes; a reset counts as the end."""
+        """What the server still sends before it closes.
+
+        A reset counts as the end, and so does that there was nobody left to write to.
+        """
         try:
             return await self.reader.read()
-        except ConnectionResetError:
+        except (ConnectionResetError, BrokenPipeError):
             return b""
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.timers import timers
+
 from ..support.fake_kernel import kernel
 from ..support.kernel_tree import tree
 from ..support.sizes import by_size
 
-__all__ = ["kernel", "tree"]
+__all__ = ["kernel", "timers", "tree"]
 
 # The same examples each time: chance has its place in tools/fuzz.
 settings.register_profile(

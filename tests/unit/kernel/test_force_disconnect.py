@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -26,7 +27,7 @@ class Machine:
         self.tree = tree
         self.directory = tree.device("nbd0", "43:0", sectors=8, thread=SERVER)
         self.steps: list[str] = []
-        self.when: dict[str, Callable[[], None]] = {}
+        self.when: dict[str, Callable[[], object]] = {}
 
     def serve(self) -> None:
         self.tree.process(SERVER, "python", opens=("/dev/nbd0",))
@@ -90,17 +91,12 @@ def test_server_that_hangs_is_asked_then_cut_off(machine: Machine) -> None:
 
 def test_step_that_hangs_or_fails_is_told_and_followed_by_the_next(machine: Machine) -> None:
     machine.serve()
-    ended: list[None] = []
-
-    def hang() -> None:
-        while not ended:
-            pass
-
-    machine.when["NBD_DISCONNECT"] = hang
+    ended = threading.Event()
+    machine.when["NBD_DISCONNECT"] = ended.wait
     machine.when["NBD_CLEAR_SOCK"] = refuse(errno.ENXIO)
     machine.when["NBD_CMD_DISCONNECT"] = machine.free
     told = machine.take_away()
-    ended.append(None)
+    ended.set()
     assert told == [
         "NBD_DISCONNECT",
         "NBD_DISCONNECT: no answer in 0.3 s",

@@ -171,6 +171,7 @@ async def test_what_does_not_end_keeps_the_device(tmp_path: Path) -> None:
             await GracefulTask(leaving.run(None), lambda: pytest.fail("it was cancelled"))
         call.succeed(bytes(512))
         await client.reply()
+        leaving._patience = 50
         task = asyncio.create_task(leaving.run(None))
         (await device.calls.get()).fail(OSError(errno.ENOSPC, "full"))
         with pytest.raises(Error, match=r"flush\(\) failed: .*full"):

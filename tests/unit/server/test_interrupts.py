@@ -29,15 +29,21 @@ from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.storage import MemoryDevice
 import socket
 
+# A shell that is no terminal's starts what it runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 path, loop, where, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 package = os.path.dirname(aiovblk.__file__)
 ready = threading.Event()
 done = threading.Event()
 
 class Slow(MemoryDevice):
+    turn = asyncio.Lock()
+
     async def read(self, offset, length):
         if offset:
-            await asyncio.sleep(0.01)
+            # One by one, so that each has a reply, and a turn of the loop, of its own.
+            async with self.turn:
+                await asyncio.sleep(0.01)
         return await super().read(offset, length)
 
 def interrupt_at(frame, event, argument):
@@ -57,8 +63,8 @@ def client():
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(path)
     sock.sendall((3).to_bytes(4) + serialize_option(Option.GO, serialize_info_request("", [])))
-    for at in range(12):
-        sock.sendall(serialize_request(Request(0, Command.READ, at, at % 3 * 4096, 4096)))
+    requests = [Request(0, Command.READ, at, at % 3 * 4096, 4096) for at in range(12)]
+    sock.sendall(b"".join(map(serialize_request, requests)))  # all there when one is
     while sock.recv(1 << 16):
         pass
 

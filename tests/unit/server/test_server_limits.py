@@ -19,6 +19,7 @@ from aiovblk.server import connection as connection_module
 from aiovblk.server import stalls, warning_limiter
 from aiovblk.server.warning_limiter import MAX_LINES, WarningLimiter
 from aiovblk.stream.reader import BUFFER_SIZE
+from tests.support.timers import LATER, Timers
 
 from ...support.network_client import (
     DISC,
@@ -26,7 +27,6 @@ from ...support.network_client import (
     READ,
     WRITE,
     LoggingDevice,
-    NetworkClient,
     PuppetDisk,
     clients_of,
     connected,
@@ -111,26 +111,24 @@ async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
 
 @pytest.mark.parametrize("stage", ["mute", "after the greeting", "within an option", "one by one"])
 async def test_client_that_does_not_come_to_an_end_of_its_handshake_is_sent_away(
-    path: Path, stage: str, caplog: pytest.LogCaptureFixture
+    path: Path, stage: str, timers: Timers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def drip(client: NetworkClient) -> None:
-        while not client.transport.is_closing():
-            client.writer.write(serialize_option(Option.LIST))
-            await asyncio.sleep(0.01)
-
     async with (
-        serve(LoggingDevice(), unix=path, handshake_timeout=0.1),
+        serve(LoggingDevice(), unix=path, handshake_timeout=LATER),
         connected(path) as client,
     ):
+        await until(lambda: timers.count() == 1)
         if stage != "mute":
             await client.greet()
         if stage == "within an option":
             client.writer.write(serialize_option(Option.GO, bytes(100))[:-1])
-        dripping = asyncio.create_task(drip(client)) if stage == "one by one" else None
+        if stage == "one by one":
+            for _ in range(10):
+                await client.ask(Option.LIST)
+        assert timers.count() == 1  # for all that it says
+        timers.go_off()
         await client.closed()
-        if dripping is not None:
-            dripping.cancel()
-    assert "a local client: no agreement within 0.1 s" in caplog.text
+    assert "a local client: no agreement within 3600 s" in caplog.text
 
 
 async def test_no_timer_runs_for_a_client_that_is_idle(
@@ -182,11 +180,14 @@ async def test_concurrency_limits_the_handlers_of_one_client(path: Path) -> None
     assert device.most == 3
 
 
-async def test_handler_timeout_fails_the_request_alone(path: Path) -> None:
+async def test_handler_timeout_fails_the_request_alone(path: Path, timers: Timers) -> None:
     device = PuppetDisk()
-    async with serve(device, unix=path, handler_timeout=0.05), using(path) as client:
-        assert (await client.call(READ, 0, 512)).error == errno.EIO
-        assert (await device.calls.get()).result.cancelled()
+    async with serve(device, unix=path, handler_timeout=LATER), using(path) as client:
+        client.send(READ, 0, 512)
+        call = await device.calls.get()
+        timers.go_off()
+        assert (await client.reply()).error == errno.EIO
+        assert call.result.cancelled()
         client.send(READ, 0, 512)
         (await device.calls.get()).succeed()
         assert (await client.reply()).error == 0

@@ -15,6 +15,7 @@ from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import Slice, handshake
 from tests.support.certificates import make_certificates
+from tests.support.timers import LATER, Timers
 
 from ...support.network_client import (
     MIB,
@@ -199,14 +200,17 @@ async def test_client_that_says_anything_but_tls_is_cut_off(
 
 
 @pytest.mark.deadline(30)  # asyncio's own limit for it is 60 s
-async def test_client_that_never_begins_tls_is_sent_away(path: Path, certificates: Path) -> None:
+async def test_client_that_never_begins_tls_is_sent_away(
+    path: Path, certificates: Path, timers: Timers
+) -> None:
     context = tls.server_context(certificates)
     async with (
-        serve(disk(), unix=path, tls=context, handshake_timeout=0.1),
+        serve(disk(), unix=path, tls=context, handshake_timeout=LATER),
         connected(path) as client,
     ):
         await client.greet()
         await client.ask(Option.STARTTLS)
+        timers.go_off()
         await client.closed()
 
 

@@ -26,6 +26,7 @@ from aiovblk.server.stalls import (
 )
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol
+from tests.support.timers import LATER, Timers
 
 from ...support.network_client import (
     MIB,
@@ -315,25 +316,26 @@ async def test_client_that_does_not_finish_its_request_is_disconnected(
     assert "write" not in device.events
 
 
-async def test_idle_client_is_disconnected_where_that_is_wanted(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serve(LoggingDevice(), unix=path, idle_timeout=0.05) as server:
+async def test_idle_client_is_disconnected_where_that_is_wanted(path: Path, timers: Timers) -> None:
+    async with serve(LoggingDevice(), unix=path, idle_timeout=LATER) as server:
         events = server.events()
         async with using(path) as client:
             assert await client.read(0, 512) == bytes(512)
+            timers.go_off(LATER / 2)  # so that it was not idle for long enough
+            assert await client.read(0, 512) == bytes(512)
+            timers.go_off()
             assert await client.closed() == b""
         reasons = [getattr(await anext(events), "reason", "") for _ in range(2)]
-    assert reasons == ["", "it has been idle for 0.05 s"]
+    assert reasons == ["", "it has been idle for 3600 s"]
 
 
-async def test_client_whose_request_takes_long_is_not_idle(path: Path) -> None:
+async def test_client_whose_request_takes_long_is_not_idle(path: Path, timers: Timers) -> None:
     device = PuppetDisk()
-    async with serve(device, unix=path, idle_timeout=0.01), using(path) as client:
+    async with serve(device, unix=path, idle_timeout=LATER), using(path) as client:
         client.send(READ, 0, 512)
         call = await device.calls.get()
         for _ in range(5):
-            await asyncio.sleep(0.01)  # as long as idle clients may stay
+            timers.go_off()
         call.succeed()
         assert (await client.reply()).error == 0
 

@@ -210,10 +210,12 @@ async def test_a_worker_that_the_kernel_does_not_let_go_is_not_waited_for(
             # As while it waits for a disk.
             patched.setattr(subprocess.Popen, "kill", lambda process: None)
             patched.setattr(worker_module, "EXIT_TIMEOUT", 0.1)
+            patched.setattr(worker_module, "KILLED_TIMEOUT", 0.1)
             worker.call("hang")
             worker.kill()
             assert "hangs in the kernel" in await worker.lost
             await worker.stop()
+        # It is let go after all; stopping it once more, as the block does, leaves no zombie.
         os.kill(worker.pid, signal.SIGKILL)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 
 import pytest
 import trustme
 
+from aiovblk.aio.backoff import _Attempts
 from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
-from aiovblk.storage.http import redact_url
+from aiovblk.storage.http import redact_url, resource
 from aiovblk.storage.http.url import HTTPURL
 from aiovblk.storage.objects.client import from_url
 
@@ -69,27 +71,38 @@ async def test_failure_that_passes_is_not_noticed(web: Web, failure: str) -> Non
     ],
 )
 async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends(
-    web: Web, failure: str, reason: str, caplog: pytest.LogCaptureFixture
+    web: Web,
+    failure: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     url = web.url("/disk.img?signature=1", user="user:password@")
-    device = await HTTPDevice.open(url, patience=0.3)
+    if failure == "silence":
+        monkeypatch.setattr(resource, "_SILENCE", 0.1)
+        monkeypatch.setattr(resource, "_SLOWEST", 1)  # it is not the answer as a whole that is late
+    device = await HTTPDevice.open(url)
     web.next = [failures()[failure]] * 100
+    asked = len(web.requests)
+    # The third attempt is the last, however long each takes.
+    monkeypatch.setattr(_Attempts, "is_last", lambda *_: len(web.requests) >= asked + 3)
     with pytest.raises(StorageError, match=reason) as caught:
         await device.read(0, 512)
     await device.unmount()
     assert caught.value.errno == errno.EIO
-    assert len(web.next) < 99 or failure == "silence"
+    assert len(web.requests) == asked + 3
     assert str(caught.value).startswith(f"http://127.0.0.1:{web.port}/disk.img: ")
     told = [str(caught.value), *(each.getMessage() for each in caplog.records)]
     assert not [text for text in told for secret in SECRETS if secret in text]
 
 
 async def test_server_that_is_not_there_is_named(web: Web) -> None:
-    async with serving(Web(CONTENT)) as gone:
-        url = gone.url()
-    with pytest.raises(StorageError, match=f"no connection to 127.0.0.1:{gone.port}: .*refused"):
-        await HTTPDevice.open(url, patience=0.2)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        web.port = sock.getsockname()[1]
+        with pytest.raises(StorageError, match=f"no connection to 127.0.0.1:{web.port}: .*refused"):
+            await HTTPDevice.open(web.url(), patience=0.2)
 
 
 async def test_lines_that_are_no_http_are_an_error(web: Web) -> None:

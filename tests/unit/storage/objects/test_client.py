@@ -14,6 +14,7 @@ import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
+from aiovblk.aio.backoff import _Attempts
 from aiovblk.storage.objects import (
     Limits,
     ObjectStoreClient,
@@ -179,16 +180,18 @@ async def test_bad_network_makes_a_disk_slow_and_nothing_else(
 
 
 async def test_store_that_stays_away_is_an_error_when_patience_ends(
-    port: int, weather: s3_server.Weather
+    port: int, weather: s3_server.Weather, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weather.throttled = 1
+    # The second attempt is the last, however long each takes.
+    monkeypatch.setattr(_Attempts, "is_last", lambda *_: weather.counts["throttled"] >= 2)
     async with s3_server.proxy(port, weather) as proxy:
         store = s3_server.store(proxy, retry_config={"max_retries": 0})
-        client = ObjectStoreClient(store, patience=1)
+        client = ObjectStoreClient(store)
         with pytest.raises(OSError, match="503") as caught:
             await client.get("a")
     assert caught.value.errno == errno.EIO
-    assert weather.counts["throttled"] >= 2
+    assert weather.counts["throttled"] == 2
 
 
 class Races(s3_server.Weather):

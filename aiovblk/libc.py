@@ -1,0 +1,47 @@
+"""Functions of the C library that Python does not offer.
+
+ctypes is imported when the first of them is called. Some builds of libffi, which it imports, keep a
+file open from then on (their trampolines, as on Debian 14), and that would get the number of a
+standard descriptor that the command was started without: see ``cli/descriptors.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class Functions:
+    """Functions that set errno, as attributes.
+
+    They are called without the interpreter's lock.
+
+    Args:
+        arguments: by the function's name, the types of its arguments as ctypes calls them, without
+            the ``c_``.
+
+    """
+
+    def __init__(self, **arguments: list[str]) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        """Load a function; from then on it is an attribute like others."""
+        if name not in self.__dict__.get("_arguments", ()):
+            raise AttributeError(f"{name} is not declared")
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        # Off_t of 64 bits has functions of its own in glibc on machines of 32; others have one.
+        function = getattr(library, f"{name}64", None) or getattr(library, name)
+        function.argtypes = [getattr(ctypes, f"c_{type_}") for type_ in self._arguments[name]]
+        setattr(self, name, function)
+        return function
+
+
+def last_error(call: str = "") -> OSError:
+    """What the last call of this thread failed with."""
+    import ctypes
+
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}" if call else os.strerror(number))
