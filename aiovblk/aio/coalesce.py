@@ -1,4 +1,4 @@
-"""One run of an operation for all who ask for it before it begins."""
+"""Coalesce concurrent calls of an operation into one run: a shared flush, or group commit."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Awaitable, Callable
 
 
 class CoalescedCall:
-    """An operation that is run once for many callers, and never beside itself.
+    """Coalesce concurrent calls of an operation, such as a flush, into as few runs as possible.
 
-    A caller is served by a run that begins after it has called: the next one, if one is under way.
+    Invariants:
 
-    Cancellation: of a caller, not of the run: others may wait for it, and what it has begun must
-    not come late, in the middle of the next one. If it fails when nobody waits any more, the next
-    caller is told, since an error may be raised only once for what it is about.
+    * A call is served by a run that begins after the call was made: while a run is in progress, all
+      new calls share the next one (group commit). So a flush covers every write before it.
+    * Runs never overlap.
+
+    Cancellation: cancels the caller, not the run. Others may wait for the run, and what it has
+    begun must not take effect late, in the middle of the next run. If a run fails when no caller
+    waits for it any more, the next caller gets the error: an error may be raised only once for
+    the data that it is about.
 
     Args:
-        operation: what is run.
+        operation: called once for each run.
 
     """
 
@@ -27,15 +32,15 @@ class CoalescedCall:
         self._unreported: BaseException | None = None
 
     async def __call__(self) -> None:
-        """Run it, or join others.
+        """Run the operation, or share the next run with other callers.
 
         Raises:
-            BaseException: what the run raises; all its callers get that.
+            BaseException: what the run raises; all its callers get it.
 
         """
         if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._run(self._running))
-            self._next.add_done_callback(_retrieve)
+            self._next.add_done_callback(_mark_retrieved)
         try:
             await asyncio.shield(self._next)
         except asyncio.CancelledError:
@@ -46,35 +51,36 @@ class CoalescedCall:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no run is under way, and no error is left to be told."""
+        """Whether no run is in progress or scheduled, and no error remains to be raised."""
         runs = (self._running, self._next)
         return self._unreported is None and all(run is None or run.done() for run in runs)
 
     async def close(self) -> None:
-        """Cancel what is under way, and wait until it has ended."""
+        """Cancel the runs in progress and scheduled, and wait until they have ended."""
         runs = [run for run in (self._running, self._next) if run is not None]
         for run in runs:
             run.cancel()
         await asyncio.gather(*runs, return_exceptions=True)
 
-    async def _run(self, before: asyncio.Task[None] | None) -> None:
-        await asyncio.sleep(0)  # a loop may start tasks at once, before this one is known
-        if before and not before.done():
-            await asyncio.wait([before])  # its callers are told its error before this goes on
+    async def _run(self, previous: asyncio.Task[None] | None) -> None:
+        await asyncio.sleep(0)  # an eager task starts before self._next is assigned
+        if previous and not previous.done():
+            await asyncio.wait([previous])  # its callers get its error before this run begins
         self._running, self._next = self._next, None
-        untold, self._unreported = self._unreported, None
+        unreported, self._unreported = self._unreported, None
         try:
-            if untold:
-                raise untold
+            if unreported:
+                raise unreported
             await self._operation()
         except asyncio.CancelledError:
             raise
-        except BaseException as exc:  # be it no Exception: its callers are told, or the next one
+        # BaseException, since this run's callers, or the next one, must get any error.
+        except BaseException as exc:
             self._unreported = exc
             raise
 
 
-def _retrieve(run: asyncio.Task[None]) -> None:
-    """Keep the loop from reporting an error that is told otherwise."""
+def _mark_retrieved(run: asyncio.Task[None]) -> None:
+    """Keep the event loop from logging an error that the callers get."""
     if not run.cancelled():
         run.exception()

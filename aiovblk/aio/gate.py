@@ -1,4 +1,4 @@
-"""Changes side by side, and pauses without any."""
+"""A gate for concurrent changes, which a pause closes: a shared/exclusive lock."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from contextlib import asynccontextmanager
 
 
 class PausableGate:
-    """A gate that changes pass, any number at a time, unless there is a pause.
+    """Admit any number of changes concurrently, except during a pause.
 
-    ``async with changes:`` around a change; it waits until there is no pause. ``async with
-    changes.pause():`` waits until all changes are done, and holds others off until it is left.
+    A change is ``async with gate:`` (the shared side): it waits until there is no pause. A pause is
+    ``async with gate.pause():`` (the exclusive side): it waits until all changes are done, and
+    keeps new ones waiting until its body ends.
+
+    Invariants:
+
+    * During a pause no change runs.
+    * A pause that waits keeps new changes out, so that changes cannot starve it.
+    * There is one pause at a time.
+
+    Cancellation: safe while waiting, on either side.
     """
 
     def __init__(self) -> None:
@@ -22,7 +31,8 @@ class PausableGate:
     async def __aenter__(self) -> None:
         if self._pause.locked():
             async with self._pause:
-                self._running += 1  # within, or the next pause might begin in between
+                # Counted while the lock is held, or the next pause might begin in between.
+                self._running += 1
         else:
             self._running += 1
 
@@ -33,7 +43,7 @@ class PausableGate:
 
     @asynccontextmanager
     async def pause(self) -> AsyncIterator[None]:
-        """Be alone; one pause at a time."""
+        """Wait until no change runs, and keep changes out during the body."""
         async with self._pause:
             while self._running:
                 self._idle = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Requests that are made side by side, and end together."""
+"""Run requests concurrently until all have ended; at most so many at a time, as by a semaphore."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ T = TypeVar("T")
 
 
 async def gather_all(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all of them, whatever becomes of some, then raise the first of their errors.
+    """Run all of them concurrently, wait until all have ended, then raise the first error.
+
+    Unlike :func:`asyncio.gather`, which raises while others still run.
 
     Returns:
-        The results, in order.
+        The results, in the order of ``requests``.
+
+    Raises:
+        BaseException: the first exception, in the order of ``requests``.
 
     Cancellation: cancels all of them, and waits until they have ended.
 
@@ -29,10 +34,10 @@ async def gather_all(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 async def run_bounded(
     requests: Iterator[Callable[[], Awaitable[object]]], *, limit: int = 32
 ) -> None:
-    """Make each of these requests, at most ``limit`` at a time; none after the first that fails.
+    """Call each of ``requests``, at most ``limit`` concurrently; start none after a failure.
 
     Raises:
-        BaseException: what the first of them raised, when those in flight have ended.
+        BaseException: what the first of them raised, once those in flight have ended.
 
     Cancellation: as for :func:`gather_all`.
 

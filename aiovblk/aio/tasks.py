@@ -1,4 +1,7 @@
-"""Tasks that serve somebody, and must not end before he lets go."""
+"""Graceful tasks: cancel() requests a graceful shutdown, and waits that survive cancellation.
+
+A task that serves a client must run until the client disconnects, even while the event loop ends.
+"""
 
 from __future__ import annotations
 
@@ -11,45 +14,51 @@ import anyio
 T = TypeVar("T")
 
 RECHECK_INTERVAL = 1.0
-"""Seconds after which whoever waits for the end of something looks by himself whether it has come.
+"""Seconds after which a wait for a task checks by itself whether the task is done.
 
-``asyncio.Runner`` raises KeyboardInterrupt at the second Ctrl-C, wherever the main thread happens
-to be: in a callback that was to tell of the end, say, which nobody calls again. Still the end of
-the loop has to come to an end.
+``asyncio.Runner`` raises KeyboardInterrupt at the second Ctrl-C, wherever the main thread is at
+that moment: for example in the callback that would have reported the end, which is not called
+again. The loop's shutdown has to complete nevertheless.
 """
 
 
 class GracefulTask(asyncio.Task[T]):
-    """A task that takes its cancellation for the order to stop in due form.
+    """A task that treats ``cancel()`` as a request to shut down gracefully.
 
-    The end of an event loop cancels every task there is. The tasks that serve must go on until
-    their client has let go, or it would wait for answers that nobody gives.
+    When an event loop ends, it cancels all tasks. A task that serves must go on until its client
+    has disconnected; otherwise the client would wait for replies that never come.
+
+    Args:
+        coroutine: what the task runs.
+        on_cancel: called for each ``cancel()``; starts the graceful shutdown.
+
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], on_cancel: Callable[[], None]) -> None:
         """Start ``coroutine`` on the running loop."""
-        self._on_cancel = on_cancel  # first: from then on it may be cancelled
+        self._on_cancel = on_cancel  # set first: the task can be cancelled once super() has it
         super().__init__(coroutine, loop=asyncio.get_running_loop())
 
     def cancel(self, msg: Any = None) -> bool:
-        """Do not cancel."""
+        """Request a graceful shutdown; do not cancel. Returns False, as for a task that is done."""
         self._on_cancel()
         return False
 
     def force_cancel(self) -> None:
-        """Cancel after all."""
+        """Cancel the task, as :meth:`asyncio.Task.cancel` does."""
         super().cancel()
 
 
 async def wait_uncancelled(task: asyncio.Task[Any], *, recheck: float | None = None) -> bool:
-    """Wait until ``task`` is done, whatever happens meanwhile.
+    """Wait until ``task`` is done, even if the caller is cancelled meanwhile.
 
     Args:
-        task: what is waited for.
-        recheck: seconds after which to look for oneself; see :data:`RECHECK_INTERVAL`. None for never.
+        task: what to wait for.
+        recheck: seconds after which to check whether the task is done, in case its callback was
+            lost; see :data:`RECHECK_INTERVAL`. None: never.
 
     Returns:
-        Whether the caller was cancelled meanwhile; it has to raise that when it can.
+        Whether the caller was cancelled meanwhile. It has to raise CancelledError when it can.
 
     """
     cancelled = False
@@ -58,14 +67,14 @@ async def wait_uncancelled(task: asyncio.Task[Any], *, recheck: float | None = N
             try:
                 await asyncio.wait([task], timeout=recheck)
             except asyncio.CancelledError:
-                cancelled = True  # natively; anyio's scopes do not reach in here
+                cancelled = True  # asyncio's own; anyio's cancel scopes are shielded off
     return cancelled
 
 
 def set_once(event: asyncio.Future[None]) -> None:
-    """Set an event, if it is not set.
+    """Set a future that serves as an event; no-op if it is set already.
 
-    The events here are futures, so that no cancellation reaches whoever waits for them.
+    Futures serve as events in this package so that a cancelled waiter does not affect the others.
     """
     if not event.done():
         event.set_result(None)

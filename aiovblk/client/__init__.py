@@ -1,4 +1,7 @@
-"""An asynchronous NBD client: the export of a server as a device."""
+"""NBD client: use an export of an NBD server as a device, :func:`connect`.
+
+:func:`connect` is long because its options are documented where ``help()`` and editors show them.
+"""
 
 from __future__ import annotations
 
@@ -33,40 +36,40 @@ def connect(
 ) -> AbstractAsyncContextManager[RemoteDevice]:
     """Connect to an export of an NBD server.
 
-    ``async with connect("nbd://server/export") as remote:``. Entering means that the export is
-    there and can be used. Leaving lets requests in flight be answered, takes leave of the server
-    and closes; ten seconds at most. Writes that no flush followed may be lost with the server.
+    ``async with connect("nbd://server/export") as remote:``. Entering connects; then the export
+    can be used. Leaving waits until requests in flight are answered, disconnects (NBD_CMD_DISC)
+    and closes; ten seconds at most. Writes after the last flush may be lost with the server.
 
     Args:
         uri: ``nbd://HOST[:PORT]/EXPORT`` or ``nbd+unix:///EXPORT?socket=PATH``, with TLS ``nbds:``
             or ``nbds+unix:``; also as given by other tools, with libnbd's TLS parameters.
-        tls: what to use for TLS in place of what the URI says; the server's certificate must be
+        tls: context to use for TLS in place of what the URI says; the server's certificate must be
             for ``tls-hostname``, else for the host (localhost for Unix sockets).
-        connections: at most as many at once, where the server allows for more than one. Those
+        connections: at most as many at once, where the server permits more than one. Those
             after the first join in the background.
         timeout: seconds for connecting and negotiating.
         request_timeout: seconds in which each request must be answered whole, however the server
-            goes on sending; else its connection is broken off, like one that is lost: see
+            goes on sending; else its connection is aborted and handled as a lost one: see
             ``reconnect``. By default there is no limit, since a server may have reasons to take its
             time.
-        reconnect: seconds after a loss of the connection during which it is tried to get it back
-            (``math.inf`` for ever);
-            an attempt that begins by then has a second at least. Requests wait then. Those in
-            flight are made again, except for :meth:`write`, :meth:`trim` and :meth:`write_zeroes`,
-            which fail with EIO; the first :meth:`flush` after a loss fails with EIO, if there were
-            writes that no flush has made durable. By default a lost connection stays lost.
-        replay_writes: make those again as well. That is right only where nobody writes to the
-            same place before the first write has returned, and the server forgets what a broken
-            connection has asked for.
+        reconnect: seconds after the loss of a connection during which reconnecting is retried, with
+            backoff (``math.inf``: forever); an attempt that begins by then has a second at least.
+            Requests wait meanwhile. Those in flight are replayed, except :meth:`write`,
+            :meth:`trim` and :meth:`write_zeroes`, which fail with EIO; the first :meth:`flush`
+            after a loss fails with EIO, if there were writes that no flush has made durable. By
+            default there is no reconnect: a lost connection stays lost.
+        replay_writes: replay those as well. That is right only where no other request writes to
+            the same place before the first write has returned, and the server drops the requests
+            of a broken connection.
 
     Raises:
-        ValueError: the URI or a number cannot be.
+        ValueError: the URI or a number is invalid.
         OSError: on entering: the server cannot be reached, or not within ``timeout``
             (TimeoutError), or TLS failed (ssl.SSLError).
         ProtocolError: on entering: the server does not speak NBD. RefusedError: it refuses the
-            export. TLSRequiredError, TLSUnavailableError: ``nbds:`` is wanted, or is not there.
+            export. TLSRequiredError, TLSUnavailableError: it requires TLS, or has none.
 
-    Cancellation: safe. While leaving, it gives up what is in flight.
+    Cancellation: safe. While leaving, it drops the requests in flight.
 
     """
     parsed = URI.parse(uri)
@@ -75,7 +78,7 @@ def connect(
     check_count("connections", connections, maximum=MAX_WORKERS)
     check_seconds("timeout", timeout)
     check_seconds("request_timeout", request_timeout)
-    if reconnect != math.inf:  # which is for ever
+    if reconnect != math.inf:  # forever
         check_seconds("reconnect", reconnect)
 
     async def dial_within(limit: float | None) -> ClientConnection:
@@ -104,8 +107,8 @@ async def _connected(uri: str, make_session: Callable[[], Session]) -> AsyncIter
         remote = RemoteDevice(uri, session)
         if remote.left_out:
             logger.warning(
-                "%s: its %d bytes are no multiple of the server's smallest block (%d): the last %d"
-                " are left out, since they can be neither read nor written",
+                "%s: its size, %d bytes, is not a multiple of the server's minimum block size (%d):"
+                " the last %d bytes can be neither read nor written, and are left out",
                 uri,
                 remote.info.size,
                 remote.block_size,

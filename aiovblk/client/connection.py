@@ -1,16 +1,16 @@
-"""One connection in transmission phase, the client's side.
+"""One connection of the client in transmission phase: it sends requests and receives replies.
 
 What holds here:
 
-* A request is known by its cookie from the moment it is queued until its reply has come to its
-  end, whether or not somebody still waits for it.
-* Requests that are made in one turn of the event loop leave together, in one ``writelines``.
-* While the server does not read, no further request is queued: what waits to be sent is bounded by
-  :data:`SEND_BUFFER`, and by one request.
+* A request is known by its cookie from the moment it is queued until its reply is complete, also
+  when its caller was cancelled.
+* Requests that are made in one turn of the event loop are sent together, in one ``writelines``.
+* Backpressure: while the server does not read, no further request is queued. What waits to be sent
+  is bounded by :data:`SEND_BUFFER`, and by one request.
 * What is queued belongs to the connection. A caller may be cancelled, and its buffer used again,
-  while the transport still holds on to what was to be sent; so memory that may change is copied.
-* Whatever the server sends that it may not send ends the connection.
-* Where requests have a limit, one that is not answered whole within it ends the connection: its
+  while the transport still holds what is to be sent; so memory that may change is copied.
+* Any violation of the protocol by the server ends the connection.
+* With a request timeout, a request that is not answered whole within it ends the connection: its
   reply could still come in parts, at any time, and those behind it wait.
 """
 
@@ -36,34 +36,34 @@ from ..stream import StreamProtocol
 from .pending import PendingBlockStatus, PendingRead, PendingRequest
 
 SEND_BUFFER = 1024 * 1024
-"""Bytes that may wait to be sent before requests wait: some of a usual size."""
+"""Bytes that may wait to be sent before further requests wait: room for some of a usual size."""
 
 
 class ConnectionLostError(Exception):
-    """The connection ended before the request was answered.
+    """Raised when the connection ended before the request was answered.
 
     Attributes:
-        sent: whether the server may have seen the request.
+        sent: whether the server may have received the request.
 
     """
 
-    def __init__(self, why: Exception, *, sent: bool) -> None:
-        super().__init__(str(why))
+    def __init__(self, cause: Exception, *, sent: bool) -> None:
+        super().__init__(str(cause))
         self.sent = sent
 
 
 class ClientConnection:
-    """Carries requests to a server, any number of them at once, and their replies back.
+    """Send requests to a server, any number of them at once, and receive their replies.
 
     :meth:`run` must run all the time: it receives.
 
     Args:
-        stream: what connects it with a server, the handshake done.
-        negotiated: what the handshake led to.
+        stream: the connection, after the handshake.
+        negotiated: the result of the handshake.
         request_timeout: seconds in which each request must be answered; None for no limit.
 
     Attributes:
-        negotiated: the same.
+        negotiated: the result of the handshake.
 
     """
 
@@ -87,14 +87,14 @@ class ClientConnection:
         self._send_is_due = False
         self._write_resumed = asyncio.Event()
         self._idle = asyncio.Event()
-        self._why: Exception | None = None
+        self._cause: Exception | None = None
         self._closing = False
         stream.on_write_resumed = self._write_resumed.set
         stream.transport.set_write_buffer_limits(SEND_BUFFER)
 
     @property
     def in_flight(self) -> int:
-        """How many requests have no answer yet."""
+        """Count the requests that are not answered yet."""
         return len(self._pending)
 
     async def call(
@@ -107,61 +107,63 @@ class ClientConnection:
         data: memoryview | None = None,
         into: memoryview | None = None,
     ) -> Any:
-        """Make a request and wait for its reply.
+        """Send a request and wait for its reply.
 
         Args:
-            command: what to do.
+            command: of the request.
             offset: bytes.
             length: bytes, one at least where the command has a range.
             flags: command flags.
-            data: of a WRITE; what is in it need not stay as it is once this call has ended, but
-                nobody else may release this view.
-            into: zeroes that a READ puts its data into.
+            data: of a WRITE; its content may change once this call has ended, but the caller must
+                not release this view.
+            into: a zeroed buffer that a READ puts its data into.
 
         Returns:
             A view for READ, a :class:`BlockStatus` for BLOCK_STATUS, else None.
 
         Raises:
-            OSError: the server could not.
-            LostError: the connection ended before the reply.
+            OSError: the server answered with an error.
+            ConnectionLostError: the connection ended before the reply.
+            ValueError: the offset or the length does not fit the protocol.
 
-        Cancellation: the request is not taken back.
+        Cancellation: the request is not withdrawn; its reply is received and dropped.
 
         """
-        while self._stream.write_paused and self._why is None:
+        while self._stream.write_paused and self._cause is None:
             self._write_resumed.clear()
             await self._write_resumed.wait()
-        if self._why is not None or self._closing:
-            raise ConnectionLostError(self._why or ConnectionError("it is closed"), sent=False)
+        if self._cause is not None or self._closing:
+            raise ConnectionLostError(self._cause or ConnectionError("it is closed"), sent=False)
         request = Request(flags, command, next(self._cookies), offset, length)
         try:
             header = serialize_request(request, self.negotiated.mode)
         except struct.error:  # a number that the protocol has no room for
-            raise ValueError(f"no {command.name} at {offset} of {length} bytes") from None
-        awaited = self._expect(request, into)
-        self._pending[request.cookie] = awaited
+            reason = f"{command.name} at {offset} of {length} bytes does not fit the protocol"
+            raise ValueError(reason) from None
+        pending = self._make_pending(request, into)
+        self._pending[request.cookie] = pending
         if self._request_timeout is not None:
-            awaited.deadline = self._loop.time() + self._request_timeout
-            self._watch()
+            pending.deadline = self._loop.time() + self._request_timeout
+            self._start_timer()
         self._queue(header, data)
-        return await awaited.result
+        return await pending.result
 
     async def run(self) -> Exception:
-        """Receive until the connection ends; requests without reply fail then.
+        """Receive until the connection ends; then fail the requests that were not answered.
 
         Returns:
             Why it ended.
 
         """
-        why: Exception = ConnectionAbortedError("it was given up")
+        cause: Exception = ConnectionAbortedError("it was aborted by this client")
         try:
-            why = await self._receive()
+            cause = await self._receive()
         finally:
-            self._fail(why)
-        return self._overdue or why
+            self._fail_pending(cause)
+        return self._overdue or cause
 
     async def close(self) -> None:
-        """Wait until all requests are answered, then tell the server and close.
+        """Shut down gracefully: wait until all requests are answered, send NBD_CMD_DISC, close.
 
         Cancellation: call :meth:`abort`.
 
@@ -170,9 +172,9 @@ class ClientConnection:
         while self._pending:
             self._idle.clear()
             await self._idle.wait()
-        if self._why is None:
-            goodbye = Request(0, Command.DISC, 0, 0, 0)
-            self._queue(serialize_request(goodbye, self.negotiated.mode), None)
+        if self._cause is None:
+            disconnect = Request(0, Command.DISC, 0, 0, 0)
+            self._queue(serialize_request(disconnect, self.negotiated.mode), None)
             self._send()
             self._stream.transport.close()
         await asyncio.wait([self._stream.closed])
@@ -184,13 +186,13 @@ class ClientConnection:
 
     # Sending
 
-    def _expect(self, request: Request, into: memoryview | None) -> PendingRequest:
+    def _make_pending(self, request: Request, into: memoryview | None) -> PendingRequest:
         mode, result = self.negotiated.mode, self._loop.create_future()
         if request.type == Command.READ:
             return PendingRead(request, mode, result, into)
         if request.type == Command.BLOCK_STATUS:
             context_id = self.negotiated.allocation_context_id
-            assert context_id is not None  # else nobody asks
+            assert context_id is not None  # else `extents` is not supported
             return PendingBlockStatus(request, mode, result, context_id)
         return PendingRequest(request, mode, result)
 
@@ -200,32 +202,32 @@ class ClientConnection:
             self._send_queue.append(data if isinstance(data.obj, bytes) else bytes(data))
             self._queued += len(data)
         if self._queued > SEND_BUFFER:
-            self._send()  # so that the next one finds out whether it must wait
+            self._send()  # so that the next request sees whether it must wait
         elif not self._send_is_due:
             self._send_is_due = True
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
         self._send_is_due = False
-        outgoing, self._send_queue, self._queued = self._send_queue, [], 0
-        self._stream.send(outgoing)
+        buffers, self._send_queue, self._queued = self._send_queue, [], 0
+        self._stream.send(buffers)
 
     # Receiving
 
     async def _receive(self) -> Exception:
         reader = self._stream.reader
-        wanted = SIMPLE_REPLY.size
+        nbytes = SIMPLE_REPLY.size
         try:
-            while await reader.wait_for(wanted):
-                wanted = self._take_batch()
+            while await reader.wait_for(nbytes):
+                nbytes = self._take_batch()
         except EOFError:
             return ConnectionResetError("the server closed it within a reply")
         except (OSError, ProtocolError) as exc:
             return exc
         return ConnectionResetError("the server closed it")
 
-    def _watch(self) -> None:
-        """See to it that the oldest request, the first in order, is answered in time."""
+    def _start_timer(self) -> None:
+        """Start the request timeout of the oldest request, which is the first in order."""
         if self._timer is None and self._pending:
             oldest = next(iter(self._pending.values()))
             self._timer = self._loop.call_at(oldest.deadline, self._check_oldest)
@@ -234,7 +236,7 @@ class ClientConnection:
         self._timer = None
         oldest = next(iter(self._pending.values()), None)
         if oldest is None or oldest.deadline > self._loop.time():
-            self._watch()
+            self._start_timer()
             return
         command = Command(oldest.request.type).name
         self._overdue = TimeoutError(
@@ -243,21 +245,21 @@ class ClientConnection:
         )
         self._stream.transport.abort()  # so that `run` ends
 
-    def _fail(self, why: Exception) -> None:
-        why = self._overdue or why
-        self._why = why
+    def _fail_pending(self, cause: Exception) -> None:
+        cause = self._overdue or cause
+        self._cause = cause
         if self._timer is not None:
             self._timer.cancel()
         self._stream.transport.abort()
-        awaited, self._pending = self._pending, {}
-        for each in awaited.values():
+        unanswered, self._pending = self._pending, {}
+        for each in unanswered.values():
             if not each.result.done():
-                each.result.set_exception(ConnectionLostError(why, sent=True))
+                each.result.set_exception(ConnectionLostError(cause, sent=True))
         self._idle.set()
         self._write_resumed.set()
 
     def _take_batch(self) -> int:
-        """Take in every chunk that has arrived whole.
+        """Process every reply, or chunk of one, that has arrived whole.
 
         Returns:
             How many bytes the next one needs.
@@ -271,14 +273,16 @@ class ClientConnection:
             if end - start < size:
                 return size
             header = parse_reply_header(mode, buffer, start)
-            awaited = self._pending.get(header.cookie)
-            if awaited is None:
-                raise ProtocolError(f"a reply to nothing that was asked (cookie {header.cookie})")
-            length = size + awaited.payload_size(header)
+            pending = self._pending.get(header.cookie)
+            if pending is None:
+                raise ProtocolError(
+                    f"the server replied to a request that was not sent (cookie {header.cookie})"
+                )
+            length = size + pending.payload_size(header)
             if end - start < length:
                 return length
             reader.start = start + length
-            awaited.feed(header, memoryview(buffer)[start + size : start + length])
+            pending.feed(header, memoryview(buffer)[start + size : start + length])
             if header.done:
                 self._discard(header.cookie)
         return SIMPLE_REPLY.size

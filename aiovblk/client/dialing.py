@@ -1,4 +1,4 @@
-"""From a URI to a connection in transmission phase."""
+"""Connect to the server of an NBD URI: socket, TLS, handshake; and explain TLS failures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ async def dial(
     timeout: float,
     request_timeout: float | None = None,
 ) -> ClientConnection:
-    """Connect to a server, and negotiate.
+    """Connect to a server, and run the handshake.
 
     Args:
-        uri: where to.
-        context: for TLS; needed where the URI asks for it.
-        timeout: seconds that it may take.
+        uri: of the server and its export.
+        context: for TLS; required where the URI asks for TLS.
+        timeout: seconds for all of it.
         request_timeout: seconds in which each request must be answered; None for no limit.
 
     Raises:
@@ -34,7 +34,7 @@ async def dial(
             connection, or TLS fails (ssl.SSLError).
         ProtocolError: it does not speak NBD, or refuses the export.
 
-    Cancellation: what was opened is closed.
+    Cancellation: the connection is closed.
 
     """
     handshake = ClientHandshake(uri.export, tls=uri.tls)
@@ -42,23 +42,23 @@ async def dial(
         async with asyncio.timeout(timeout):
             stream = await _open(uri)
             try:
-                agreement = await _negotiate(handshake, stream, uri, context)
-                return ClientConnection(stream, agreement, request_timeout=request_timeout)
+                negotiated = await _negotiate(handshake, stream, uri, context)
+                return ClientConnection(stream, negotiated, request_timeout=request_timeout)
             except BaseException:
                 stream.transport.abort()
                 raise
     except TimeoutError as exc:
         reason = f"{uri} did not answer within {timeout:g} s"
         if handshake.expected_reply == "greeting":
-            reason += ": it takes connections, but does not greet; is this an NBD server?"
+            reason += ": it accepts connections, but does not greet; is this an NBD server?"
         raise TimeoutError(errno.ETIMEDOUT, reason) from exc
 
 
 async def load_context(uri: URI) -> ssl.SSLContext:
-    """The TLS context that a URI describes.
+    """Make the TLS context that a URI describes, in a thread, since it reads files.
 
     Raises:
-        OSError: a file is missing or wrong, or this Python cannot do it.
+        OSError: a file is missing or invalid, or this Python lacks pre-shared keys.
 
     """
     return await asyncio.to_thread(_load_context, uri)
@@ -88,7 +88,7 @@ async def _open(uri: URI) -> StreamProtocol:
 
 
 async def _connect_to_abstract(name: str) -> socket.socket:
-    # uvloop takes such names for paths.
+    # uvloop treats names in the abstract namespace as paths.
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.setblocking(False)
@@ -103,8 +103,8 @@ async def _negotiate(
     handshake: ClientHandshake, stream: StreamProtocol, uri: URI, context: ssl.SSLContext | None
 ) -> NegotiationResult:
     async def start_tls() -> None:
-        assert context is not None  # nothing else asks for TLS than a URI that has one
-        # The certificate of a server on this machine's sockets is for localhost.
+        assert context is not None  # TLS is only started where the URI asks for it
+        # Of a Unix socket `host` is localhost, which is what its certificate must be for.
         hostname = uri.tls_hostname or uri.host
         await stream.start_tls(context, server_side=False, hostname=hostname)
 
@@ -113,32 +113,36 @@ async def _negotiate(
     except ssl.SSLError as exc:
         raise _explain(exc, uri) from exc
     except (EOFError, ConnectionError) as exc:
-        how = "broke off" if isinstance(exc, OSError) else "closed"
+        how = "aborted" if isinstance(exc, OSError) else "closed"
         reason = f"{uri}: the server {how} the connection during the handshake"
-        if handshake.expected_reply == "tls":  # where TLS 1.3 tells, if at all
-            reason += "; it may want a certificate of ours: tls-certificates=FOLDER in the URI"
+        if handshake.expected_reply == "tls":  # in TLS 1.3 a refusal arrives here, if at all
+            reason += "; it may require a client certificate: tls-certificates=FOLDER in the URI"
         raise ConnectionResetError(errno.ECONNRESET, reason) from None
 
 
 _ADVICE = {
-    "CERTIFICATE_REQUIRED": "it wants a certificate of ours: tls-certificates=FOLDER in the URI",
-    "BAD_CERTIFICATE": "it does not trust our certificate",
-    "CERTIFICATE_UNKNOWN": "it does not trust our certificate",
-    "UNKNOWN_CA": "it does not trust who signed our certificate",
-    "WRONG_VERSION_NUMBER": "it agreed to TLS and does not speak it",
-    "HANDSHAKE_FAILURE": "it shares no cipher with us; has it keys (tls-psk-file) instead?",
-    "DECRYPT_ERROR": "our pre-shared key (tls-psk-file) is not the one that it has",
+    "CERTIFICATE_REQUIRED": (
+        "it requires a client certificate: tls-certificates=FOLDER in the URI"
+    ),
+    "BAD_CERTIFICATE": "it does not trust the client certificate",
+    "CERTIFICATE_UNKNOWN": "it does not trust the client certificate",
+    "UNKNOWN_CA": "it does not trust the authority that signed the client certificate",
+    "WRONG_VERSION_NUMBER": "it agreed to TLS but does not speak it",
+    "HANDSHAKE_FAILURE": "no common cipher; does it use pre-shared keys (tls-psk-file) instead?",
+    "DECRYPT_ERROR": "the pre-shared key (tls-psk-file) differs from the server's",
 }
 
 
 def _explain(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
-    """The same kind of error, with the server's name, and what helps where that is known."""
+    """Make an error of the same class that names the server, and a fix where one is known."""
     if isinstance(failure, ssl.SSLCertVerificationError):
         reason = f"{uri}: the server's certificate is refused: {quote(failure.verify_message)}"
-        if failure.verify_code in _NAMES:
-            reason += "; tls-hostname=NAME in the URI tells which name it has"
-        elif failure.verify_code in _AUTHORITIES:
-            reason += "; tls-certificates=FOLDER in the URI tells whom to trust (ca-cert.pem)"
+        if failure.verify_code in _NAME_MISMATCHES:
+            reason += "; tls-hostname=NAME in the URI says which name it has"
+        elif failure.verify_code in _UNKNOWN_ISSUERS:
+            reason += (
+                "; tls-certificates=FOLDER in the URI says which authority to trust (ca-cert.pem)"
+            )
         explained = ssl.SSLCertVerificationError(failure.errno, reason)
         explained.verify_code = failure.verify_code
         explained.verify_message = failure.verify_message
@@ -152,5 +156,5 @@ def _explain(failure: ssl.SSLError, uri: URI) -> ssl.SSLError:
 # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH; those of an issuer that is not
 # known: UNABLE_TO_GET_ISSUER_CERT, DEPTH_ZERO_SELF_SIGNED_CERT, SELF_SIGNED_CERT_IN_CHAIN,
 # UNABLE_TO_GET_ISSUER_CERT_LOCALLY, UNABLE_TO_VERIFY_LEAF_SIGNATURE.
-_NAMES = frozenset({62, 64})
-_AUTHORITIES = frozenset({2, 18, 19, 20, 21})
+_NAME_MISMATCHES = frozenset({62, 64})
+_UNKNOWN_ISSUERS = frozenset({2, 18, 19, 20, 21})

@@ -1,11 +1,11 @@
-"""What a client knows of a request that it has sent, and what it makes of the reply. No I/O.
+"""Pending requests of the client: each one's reply is validated and assembled here. No I/O.
 
-The rules that hold here, from the specification's "Structured replies":
+What holds here, from the specification's "Structured replies":
 
-* A READ that succeeds tells each byte of its range once, in chunks of any order.
+* A READ that succeeds delivers each byte of its range exactly once, in chunks of any order.
 * An error chunk fails the request, whatever came before it or comes after it.
-* No length is believed that the request does not explain: a chunk is measured by its header before
-  its payload is waited for.
+* No length is trusted: whether a chunk's length fits the request is checked by its header, before
+  its payload is received.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from ..protocol.replies import (
 from ..text import quote
 
 MIN_ZERO_COPY = 256 * 1024
-"""Bytes from which on a READ's result is a view of the receive buffer of 1 MiB. For as long as
-somebody keeps a smaller one, it would hold on to many times its size."""
+"""Bytes from which on a READ's result is a view of the receive buffer of 1 MiB, not a copy. A
+smaller view would keep many times its size alive, for as long as its caller keeps it."""
 
 MAX_READ_FRAGMENTS = 4096
-"""Parts with gaps between them in which a READ may be told. No server needs as many, and the
-search among any number of them would take any time."""
+"""Parts with gaps between them that a READ's reply may have. No server needs as many, and without a
+limit a search among them could take any time."""
 
 _NONE, _OFFSET_DATA, _OFFSET_HOLE = (
     int(ReplyType.NONE),
@@ -56,16 +56,16 @@ _NONE, _OFFSET_DATA, _OFFSET_HOLE = (
 
 
 class PendingRequest:
-    """A request whose reply has not come to its end, and which returns nothing.
+    """Assemble the reply to a request, which returns None unless a subclass says otherwise.
 
     Args:
         request: as it was sent.
-        mode: how replies look.
-        result: done when the reply has come to its end; an OSError where the server could not.
-            Cancelling it gives the reply up, which is then received for nobody.
+        mode: format of replies: simple, structured or extended.
+        result: done when the reply is complete; an OSError where the server answered with an
+            error. If it is cancelled, the reply is received and dropped.
 
     Attributes:
-        deadline: by the loop's clock, when the whole reply must have come.
+        deadline: when (in the loop's time) the whole reply must have arrived.
 
     """
 
@@ -78,10 +78,10 @@ class PendingRequest:
         self._error: OSError | None = None
 
     def payload_size(self, header: ReplyHeader) -> int:
-        """How many bytes follow this header.
+        """Return how many bytes follow a header.
 
         Raises:
-            ProtocolError: this cannot be a reply, or a part of one, to the request.
+            ProtocolError: it cannot be of a reply, or a part of one, to the request.
 
         """
         chunk = header.type
@@ -97,10 +97,10 @@ class PendingRequest:
         return 0
 
     def feed(self, header: ReplyHeader, payload: memoryview) -> None:
-        """Take in what follows this header, and end the request if it is the last.
+        """Process what follows a header, and complete the request if it is the last.
 
         Raises:
-            ProtocolError: this cannot be a part of a reply to the request.
+            ProtocolError: it cannot be a part of a reply to the request.
 
         """
         chunk = header.type
@@ -117,15 +117,15 @@ class PendingRequest:
             self._finish()
 
     def _finish(self) -> None:
-        outcome = None if self._error else self._outcome()
-        if self.result.done():  # whoever waited was cancelled
+        value = None if self._error else self._value()
+        if self.result.done():  # the caller was cancelled
             return
         if self._error:
             self.result.set_exception(self._error)
         else:
-            self.result.set_result(outcome)
+            self.result.set_result(value)
 
-    # What the reply may hold, by the command
+    # What the reply may contain, by command
 
     def _simple_payload_size(self) -> int:
         return 0
@@ -137,9 +137,9 @@ class PendingRequest:
         pass
 
     def _feed_content(self, chunk: int, payload: memoryview) -> None:
-        raise NotImplementedError  # it would have been measured before
+        raise NotImplementedError  # refused by _content_payload_size
 
-    def _outcome(self) -> object:
+    def _value(self) -> object:
         return None
 
     def _mismatch(self, what: str) -> ProtocolError:
@@ -148,10 +148,10 @@ class PendingRequest:
 
 
 class PendingRead(PendingRequest):
-    """A READ; its result is a read-only view.
+    """Assemble the reply to a READ; its result is a read-only view.
 
     Args:
-        into: zeroes to put the data into, where it is a part of something larger.
+        into: a zeroed buffer to put the data into, where it is a part of a larger read.
 
     """
 
@@ -165,7 +165,7 @@ class PendingRead(PendingRequest):
         super().__init__(request, mode, result)
         self._into = into
         self._whole: memoryview | None = None
-        self._received_any = Coverage(request.offset, request.offset + request.length)
+        self._coverage = Coverage(request.offset, request.offset + request.length)
 
     def _simple_payload_size(self) -> int:
         if self._mode is not ReplyMode.SIMPLE:
@@ -187,12 +187,12 @@ class PendingRead(PendingRequest):
         if chunk == _OFFSET_DATA:
             self._feed_data(OFFSET.unpack_from(payload)[0], payload[OFFSET.size :])
         else:
-            # Nothing to store: where it goes there are zeroes.
+            # Nothing to store: the buffer is zeroed.
             offset, length = HOLE.unpack(payload)
-            self._received_any.add(offset, offset + length)
+            self._coverage.add(offset, offset + length)
 
     def _feed_data(self, offset: int, data: memoryview) -> None:
-        self._received_any.add(offset, offset + len(data))
+        self._coverage.add(offset, offset + len(data))
         if len(data) == self.request.length and self._into is None:
             self._whole = (
                 data.toreadonly() if len(data) >= MIN_ZERO_COPY else memoryview(bytes(data))
@@ -203,8 +203,8 @@ class PendingRead(PendingRequest):
         start = offset - self.request.offset
         self._into[start : start + len(data)] = data
 
-    def _outcome(self) -> memoryview:
-        if not self._received_any.complete:
+    def _value(self) -> memoryview:
+        if not self._coverage.complete:
             raise self._mismatch("only a part of the data")
         if self._whole is not None:
             return self._whole
@@ -214,10 +214,10 @@ class PendingRead(PendingRequest):
 
 
 class PendingBlockStatus(PendingRequest):
-    """A BLOCK_STATUS; its result is a :class:`BlockStatus`.
+    """Assemble the reply to a BLOCK_STATUS; its result is a :class:`BlockStatus`.
 
     Args:
-        context_id: of the only metadata context that was agreed upon.
+        context_id: of the only metadata context that was negotiated.
 
     """
 
@@ -240,7 +240,7 @@ class PendingBlockStatus(PendingRequest):
         if self._mode is ReplyMode.EXTENDED:
             expected, head = ReplyType.BLOCK_STATUS_EXT, CONTEXT_ID_AND_COUNT.size
             entry = EXTENDED_EXTENT.size
-        # There is no more than one extent for each byte.
+        # At most one extent for each byte.
         if chunk != expected or length > head + entry * self.request.length:
             raise self._mismatch(f"a chunk of type {chunk} and {length} bytes")
         return length
@@ -248,45 +248,45 @@ class PendingBlockStatus(PendingRequest):
     def _feed_content(self, chunk: int, payload: memoryview) -> None:
         status = parse_block_status(chunk, payload)
         if status.context_id != self._context_id or self._status is not None:
-            raise self._mismatch("a context that was not agreed upon, or one twice")
+            raise self._mismatch("a metadata context that was not negotiated, or one twice")
         self._status = status
 
-    def _outcome(self) -> BlockStatus:
+    def _value(self) -> BlockStatus:
         if self._status is None:
             raise self._mismatch("no extents")
         return self._status
 
 
 class Coverage:
-    """Which bytes of a range have been told; each may be told once.
+    """Track which bytes of a range were received; each may be received once.
 
     Args:
         start: offset of the first byte.
-        end: offset behind the last.
+        end: offset behind the last byte.
 
     """
 
     def __init__(self, start: int, end: int) -> None:
         self._range = start, end
-        # The parts told so far, in order, none next to another.
+        # The parts received so far, sorted; adjacent ones are merged.
         self._starts: list[int] = []
         self._ends: list[int] = []
 
     @property
     def complete(self) -> bool:
-        """Whether each byte has been told."""
+        """Return whether each byte was received."""
         return ([self._range[0]], [self._range[1]]) == (self._starts, self._ends)
 
     def add(self, start: int, end: int) -> None:
-        """Take note that the bytes from ``start`` to ``end`` have been told.
+        """Record that the bytes from ``start`` to ``end`` were received.
 
         Raises:
-            ProtocolError: there are none, some are outside of the range, or were told before; or
-                what has been told has too many gaps.
+            ProtocolError: there are none, some are outside of the range, or were received before;
+                or what was received has too many gaps.
 
         """
         if not self._range[0] <= start < end <= self._range[1]:
-            raise ProtocolError(f"the server sent data at {start} that was not asked for")
+            raise ProtocolError(f"the server sent data at {start} that was not requested")
         starts, ends = self._starts, self._ends
         at = bisect_right(starts, start)
         if (at > 0 and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):

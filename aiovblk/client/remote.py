@@ -1,4 +1,4 @@
-"""The device at the other end of a session."""
+"""RemoteDevice: the export of a server as a block device, over the connections of a session."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..protocol import (
 from .session import Session
 
 SECTOR = 512
-"""Bytes of a block where the server does not demand more: of what nearly every disk is made."""
+"""Default block size in bytes, unless the server's minimum is larger: that of nearly every disk."""
 
 MAX_RANGE = 2**32 - 2**16
-"""Bytes that a request without data may span where its length has 32 bits: a multiple of each
-block size."""
+"""Longest range, in bytes, of a request without data where its length has 32 bits: a multiple of
+each block size."""
 
 _NEEDED_FLAGS = {
     "flush": TransmissionFlag.SEND_FLUSH,
@@ -35,30 +35,30 @@ _NEEDED_FLAGS = {
 
 
 class RemoteDevice(BlockDevice):
-    """An export of an NBD server; :func:`connect` makes it.
+    """The export of an NBD server as a device; :func:`connect` makes it.
 
-    It can do what the server can: :func:`~aiovblk.device.overrides` is false for what it cannot.
-    So it may be mounted, served, copied and wrapped as any other device.
+    It has the handlers that the server supports: :func:`~aiovblk.device.overrides` is false for
+    the others. So it may be mounted, served, copied and wrapped as any other device.
 
-    Reads return views of memory that nobody changes.
+    Reads return views of memory that does not change.
 
     **Concurrency.** Any number of calls at once, all in flight together.
 
-    **Cancellation.** A request that has been sent is not taken back: a write that is cancelled may
-    be stored or not.
+    **Cancellation.** A request that was sent is not withdrawn: a write that is cancelled may be
+    stored or not.
 
     **Errors.** ``OSError`` with the server's error value and message; ENOTCONN once the connection
-    is lost for good, or closed; EIO where a connection broke and it is not known what the server
+    is lost permanently, or closed; EIO where a connection broke and it is not known what the server
     has stored.
 
-    **A size that is no multiple of the server's smallest block.** What follows the last whole block
-    can neither be read nor written, since the server refuses requests for less. The device ends
-    before it, so that it can be mounted and served, with :attr:`left_out` bytes less than the
-    export has; the log says so, and :func:`~aiovblk.storage.copy` refuses to copy it.
+    **A size that is no multiple of the server's minimum block size.** What follows the last whole
+    block can neither be read nor written, since the server refuses smaller requests. The device
+    ends before it, so that it can be mounted and served, with :attr:`left_out` bytes less than the
+    export has; a warning is logged, and :func:`~aiovblk.storage.copy` refuses to copy it.
 
     Attributes:
-        uri: where it is, as it was given to :func:`connect`.
-        info: what the server tells about the export.
+        uri: of the export, as given to :func:`connect`.
+        info: the export's size, flags and block sizes, as negotiated.
         left_out: bytes at the end of the export that no request can reach.
 
     """
@@ -84,16 +84,16 @@ class RemoteDevice(BlockDevice):
 
     @property
     def description(self) -> str:
-        """What the server says of the export, for people; often nothing."""
+        """The server's description of the export, for people; often empty."""
         return self.info.description
 
     @property
     def connections(self) -> int:
-        """How many connections there are now; more than one may join in the course of time."""
+        """How many connections there are now; those after the first join in the background."""
         return self._session.connections
 
     async def read(self, offset: int, length: int) -> memoryview:
-        """As in the base class. The view keeps up to 1 MiB alive; copy what is to be kept long."""
+        """Read. The view keeps up to 1 MiB alive; copy it to keep it for long."""
         if 0 < length <= self._max_payload:
             view: memoryview = await self._session.request(Command.READ, offset, length)
             return view
@@ -105,7 +105,7 @@ class RemoteDevice(BlockDevice):
         return data.toreadonly()
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """As in the base class. Bytes are sent as they are, other memory is copied."""
+        """Write. Bytes objects are sent without a copy, other memory is copied."""
         view = memoryview(data).cast("B")
         if 0 < len(view) <= self._max_payload:
             await self._session.request(Command.WRITE, offset, len(view), data=view)
@@ -116,22 +116,22 @@ class RemoteDevice(BlockDevice):
         )
 
     async def flush(self) -> None:
-        """As in the base class. It fails once where the server may have lost what it had."""
+        """Flush. The first flush after a connection was lost fails if writes may be lost."""
         await self._session.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """As in the base class."""
+        """Trim, by several requests where the range is long."""
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.TRIM, *piece)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """As in the base class."""
+        """Write zeroes, by several requests where the range is long."""
         flags = 0 if may_trim else CommandFlag.NO_HOLE
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.WRITE_ZEROES, *piece, flags=flags)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """As in the base class; at most 4 GiB at once where the server has no more."""
+        """Query extents; of at most 4 GiB at once unless the server has extended headers."""
         span = min(length, self._max_range)
         status: BlockStatus = await self._session.request(Command.BLOCK_STATUS, offset, span)
         return [
@@ -140,12 +140,12 @@ class RemoteDevice(BlockDevice):
         ]
 
     async def cache(self, offset: int, length: int) -> None:
-        """As in the base class."""
+        """Ask the server to cache a range, by several requests where it is long."""
         for piece in _pieces(offset, length, self._max_range):
             await self._session.request(Command.CACHE, *piece)
 
     async def unmount(self) -> None:
-        """Close the connections, as leaving :func:`connect` does; once is enough."""
+        """Close the connections, as leaving :func:`connect` does. No-op: closed already."""
         await self._session.close()
 
     def _missing(self) -> Iterator[str]:
@@ -158,13 +158,13 @@ class RemoteDevice(BlockDevice):
 
 
 def _block_size(info: ExportInfo) -> int:
-    """A block that divides the size, so that the device does not end within one."""
+    """Choose a block size that divides the size, so that the last block is whole."""
     lowest_bit = info.size & -info.size or SECTOR
     return max(info.minimum_block, min(lowest_bit, SECTOR))
 
 
 def _max_payload(info: ExportInfo, block_size: int) -> int:
-    """Whole blocks of those that the server prefers if one fits, else of those that it takes."""
+    """Return the most bytes of a READ or WRITE: whole blocks, preferred ones if one fits."""
     preferred = info.preferred_block if info.preferred_block % block_size == 0 else block_size
     units = preferred, block_size, info.minimum_block
     unit = next(unit for unit in units if unit <= info.maximum_payload)
@@ -172,13 +172,13 @@ def _max_payload(info: ExportInfo, block_size: int) -> int:
 
 
 def _pieces(offset: int, length: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of each part of a range."""
+    """Split a range: offset and length of each part."""
     end = offset + length
     return ((start, min(longest, end - start)) for start in range(offset, end, longest))
 
 
 async def _together(requests: Iterator[Coroutine[Any, Any, object]]) -> None:
-    """Wait for all of them, then raise the first of their errors."""
+    """Run all of them at once, wait for all, then raise the first of their errors."""
     for result in await asyncio.gather(*requests, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

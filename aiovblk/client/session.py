@@ -1,15 +1,16 @@
-"""The connections to one export: which of them a request takes, and what happens when they break.
+"""A client's session: several connections to one export, reconnect with backoff, and replay.
 
 What holds here:
 
-* The session lives until it is closed or given up. Then every request fails with ENOTCONN.
-* Requests take the connection with the fewest in flight. Where there is none, but one is being
-  made, they wait.
-* A request whose connection broke is made again where that does no harm. A WRITE may do harm: the
-  old connection's server may execute the first copy yet, after a later write to the same place.
+* The session lives until it is closed or fails permanently. Then every request fails with ENOTCONN.
+* A request takes the least busy connection: the one with the fewest requests in flight. Where there
+  is none, but one is being made, requests wait.
+* A request whose connection was lost is replayed on another connection where that does no harm. The
+  replay of a WRITE may do harm: the old connection's server may execute the first copy late, after
+  a later write to the same place.
 * A server that went down may have lost writes that it had acknowledged and that no flush has made
-  durable. The first flush after that fails, so that whoever relies on flushes is told once.
-* A server that breaks the protocol, or that comes back as another, is given up at once.
+  durable. The first flush after that fails, once, so that a caller who relies on flushes knows.
+* If a server violates the protocol, or comes back with another export, the session fails at once.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ from .connection import ClientConnection, ConnectionLostError
 logger = logging.getLogger("aiovblk")
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds for requests in flight to be answered, and for the connections to close after that."""
+"""Seconds at a graceful close for requests in flight to be answered and connections to close."""
 
-MIN_PAUSE, MAX_PAUSE = 0.1, 5.0
-"""Seconds between attempts to reconnect; each pause is twice the one before."""
+MIN_BACKOFF, MAX_BACKOFF = 0.1, 5.0
+"""Seconds between attempts to reconnect: exponential backoff, each pause twice the one before."""
 
 MIN_ATTEMPT_TIMEOUT = 1.0
-"""Seconds for each attempt at least, however little is left, so that the last one tells why."""
+"""Least seconds for an attempt to reconnect, also at the deadline, so that the last one fails with
+the cause rather than with a timeout."""
 
 MAX_ATTEMPTS = 5
-"""How often one request is made. Where the request itself breaks the server, more does not help."""
+"""How often a request is sent at most. If the request itself breaks the server, more retries do not
+help."""
 
 Dial = Callable[[float | None], Awaitable[ClientConnection]]
-"""Makes a connection, within that many seconds if they are fewer than its own limit."""
+"""Makes a connection, within so many seconds if they are fewer than its own timeout."""
 
-_REPEATABLE = {Command.READ, Command.BLOCK_STATUS, Command.CACHE, Command.FLUSH}
-_STORING = {Command.WRITE, Command.WRITE_ZEROES}
+_REPLAYABLE = {Command.READ, Command.BLOCK_STATUS, Command.CACHE, Command.FLUSH}
+_WRITING = {Command.WRITE, Command.WRITE_ZEROES}
 _CAPABILITIES = (
     TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_TRIM
@@ -54,17 +57,17 @@ _CAPABILITIES = (
 
 
 class Session:
-    """Carries the requests of one device.
+    """Send the requests of one device over its connections; reconnect and replay them.
 
     Args:
         name: of the export, for messages: its URI.
         dial: makes a connection.
-        connections: how many there are, where the server allows for more than one.
-        reconnect: seconds after a loss in which to get a connection again; None not to try.
-        replay_writes: whether WRITE, TRIM and WRITE_ZEROES may be made again.
+        connections: how many, where the server permits more than one.
+        reconnect: seconds after a loss during which reconnecting is retried; None for no retry.
+        replay_writes: whether WRITE, TRIM and WRITE_ZEROES may be replayed.
 
     Attributes:
-        negotiated: what the first handshake led to; those that follow led to no less.
+        negotiated: the result of the first handshake; later ones must not offer less.
 
     """
 
@@ -83,17 +86,17 @@ class Session:
         self._dial = dial
         self._connections = connections
         self._reconnect = reconnect
-        self._repeatable = {*Command} if replay_writes else _REPEATABLE
+        self._replayable = {*Command} if replay_writes else _REPLAYABLE
         self._loop = asyncio.get_running_loop()
         self._live: list[ClientConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._ended: str | None = None
+        self._end_reason: str | None = None
         # How many writes were acknowledged, how many of those a flush has made durable, and how
-        # many are on a server that went down before one could.
-        self._stored = 0
+        # many may be lost, since their connection was lost before a flush.
+        self._acknowledged = 0
         self._durable = 0
-        self._uncertain = 0
+        self._maybe_lost = 0
 
     @property
     def connections(self) -> int:
@@ -101,13 +104,13 @@ class Session:
         return len(self._live)
 
     async def start(self) -> None:
-        """Make the first connection; the others follow by themselves.
+        """Make the first connection; the others join in the background.
 
-        Those are not waited for: a server that allows for many may still take one at a time
-        (qemu-nbd without --shared does), and leave the next one without an answer.
+        Those are not waited for: a server that permits several may still accept one at a time
+        (qemu-nbd without --shared does), and never answer the next one.
 
         Raises:
-            OSError: there is no connection.
+            OSError: connecting failed.
             ProtocolError: the server does not speak NBD, or refuses the export.
 
         """
@@ -119,12 +122,16 @@ class Session:
                 self._spawn(self._add())
 
     async def request(self, command: Command, *where: int, **options: Any) -> Any:
-        """Make a request; the arguments are those of :meth:`ClientConnection.call`.
+        """Send a request over the least busy connection; retry it if that connection is lost.
+
+        The arguments are those of :meth:`ClientConnection.call`.
 
         Raises:
-            OSError: the server could not; or there is no connection any more.
+            OSError: the server answered with an error; EIO: the connection was lost, and a replay
+                may do harm, or has failed :data:`MAX_ATTEMPTS` times; ENOTCONN: the session has
+                ended.
 
-        Cancellation: the request is not taken back.
+        Cancellation: the request is not withdrawn.
 
         """
         for _ in range(MAX_ATTEMPTS):
@@ -134,31 +141,34 @@ class Session:
             except ConnectionLostError as exc:
                 lost = exc
                 if lost.sent:
-                    self._check_repeatable(command)
+                    self._check_replayable(command)
                 continue
-            if command in _STORING:
-                self._note_stored(connection)
+            if command in _WRITING:
+                self._count_write(connection)
             return result
-        raise OSError(errno.EIO, f"{self._name}: the connection broke at each attempt: {lost}")
+        raise OSError(
+            errno.EIO,
+            f"{self._name}: the connection was lost at each of {MAX_ATTEMPTS} attempts: {lost}",
+        )
 
     async def flush(self) -> None:
-        """Make every write that was acknowledged durable.
+        """Make all acknowledged writes durable.
 
         Raises:
-            OSError: the server could not; or it may have lost some, which is told once.
+            OSError: the server answered with an error; or EIO, once, if it may have lost some.
 
         """
         self._raise_if_writes_lost()
-        stored = self._stored
+        acknowledged = self._acknowledged
         await self.request(Command.FLUSH)
-        self._durable = max(self._durable, stored)
+        self._durable = max(self._durable, acknowledged)
 
     async def close(self) -> None:
-        """Let requests in flight be answered, and close; new ones fail.
+        """Close gracefully: fail new requests, wait until those in flight are answered.
 
-        Takes :data:`CLOSE_TIMEOUT` at most.
+        Takes :data:`CLOSE_TIMEOUT` at most. No-op: closed already.
 
-        Cancellation: what is in flight is given up.
+        Cancellation: the requests in flight fail.
 
         """
         self._end(f"the connection to {self._name} is closed")
@@ -167,39 +177,45 @@ class Session:
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await asyncio.gather(*(each.close() for each in self._live))
             except TimeoutError:
-                logger.warning("%s did not answer everything before it was closed", self._name)
+                logger.warning(
+                    "%s did not answer all requests within %g s; closing anyway",
+                    self._name,
+                    CLOSE_TIMEOUT,
+                )
             finally:
                 await self._abort()
 
     # Requests
 
     async def _least_busy(self) -> ClientConnection:
-        while not self._live or self._ended is not None:
-            if self._ended is not None:
-                raise OSError(errno.ENOTCONN, self._ended)
+        while not self._live or self._end_reason is not None:
+            if self._end_reason is not None:
+                raise OSError(errno.ENOTCONN, self._end_reason)
             self._changed.clear()
             await self._changed.wait()
         return min(self._live, key=_in_flight)
 
-    def _check_repeatable(self, command: Command) -> None:
-        if self._ended is not None:
-            raise OSError(errno.ENOTCONN, self._ended)
+    def _check_replayable(self, command: Command) -> None:
+        if self._end_reason is not None:
+            raise OSError(errno.ENOTCONN, self._end_reason)
         if command is Command.FLUSH:
             self._raise_if_writes_lost()
-        if command not in self._repeatable:
-            reason = "the connection broke; it is not known whether this was stored"
+        if command not in self._replayable:
+            reason = (
+                f"the connection was lost; it is not known whether this {command.name} was stored"
+            )
             raise OSError(errno.EIO, f"{self._name}: {reason}")
 
-    def _note_stored(self, connection: ClientConnection) -> None:
+    def _count_write(self, connection: ClientConnection) -> None:
         if connection in self._live:
-            self._stored += 1
-        elif self._has_cache:  # it broke right after its answer
-            self._uncertain += 1
+            self._acknowledged += 1
+        elif self._has_cache:  # the connection was lost right after the reply
+            self._maybe_lost += 1
 
     def _raise_if_writes_lost(self) -> None:
-        if self._uncertain:
-            count, self._uncertain = self._uncertain, 0
-            reason = f"it is not known whether {count} writes from before the connection broke"
+        if self._maybe_lost:
+            count, self._maybe_lost = self._maybe_lost, 0
+            reason = f"it is not known whether {count} writes from before the connection was lost"
             raise OSError(errno.EIO, f"{self._name}: {reason} are stored")
 
     @property
@@ -216,9 +232,9 @@ class Session:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and self._ended is None:
+        if error is not None and self._end_reason is None:
             logger.error("%s: a bug in aiovblk", self._name, exc_info=error)
-            if not self._live:  # nobody else is about to make a connection, for which all wait
+            if not self._live:  # no other task makes a connection, and all requests wait for one
                 self._fail_permanently(error)
 
     def _join(self, connection: ClientConnection) -> None:
@@ -227,21 +243,23 @@ class Session:
         self._spawn(self._run_connection(connection))
 
     async def _run_connection(self, connection: ClientConnection) -> None:
+        """Receive on a connection until it is lost; then reconnect, or fail permanently."""
         try:
-            why = await connection.run()
+            cause = await connection.run()
         finally:
             self._live.remove(connection)
-        if self._ended is not None:
+        if self._end_reason is not None:
             return
         if self._has_cache:
-            self._uncertain += self._stored - self._durable
-        self._durable = self._stored
-        if self._reconnect is None or isinstance(why, ProtocolError):
-            self._fail_permanently(why)
+            self._maybe_lost += self._acknowledged - self._durable
+        self._durable = self._acknowledged
+        if self._reconnect is None or isinstance(cause, ProtocolError):
+            self._fail_permanently(cause)
         else:
-            await self._replace(why, self._reconnect)
+            await self._reconnect_within(self._reconnect, cause)
 
     async def _add(self) -> None:
+        """Add one more connection to the first; without one if that fails."""
         try:
             connection = await self._dial_same(None)
         except (OSError, Error) as exc:
@@ -249,57 +267,59 @@ class Session:
         else:
             self._join(connection)
 
-    async def _replace(self, why: Exception, seconds: float) -> None:
-        """Make a connection in place of one that was lost."""
-        logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(why))
-        lost = self._loop.time()
-        pause = min(MIN_PAUSE, seconds / 2)
-        left = seconds
-        while left > 0:
-            await asyncio.sleep(min(pause, left))
+    async def _reconnect_within(self, seconds: float, cause: Exception) -> None:
+        """Make a connection in place of one that was lost: retry with exponential backoff."""
+        logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(cause))
+        lost_at = self._loop.time()
+        backoff = min(MIN_BACKOFF, seconds / 2)
+        remaining = seconds
+        while remaining > 0:
+            await asyncio.sleep(min(backoff, remaining))
             try:
-                connection = await self._dial_same(max(left, MIN_ATTEMPT_TIMEOUT))
+                connection = await self._dial_same(max(remaining, MIN_ATTEMPT_TIMEOUT))
             except (OSError, ProtocolError) as exc:
-                logger.debug("no connection to %s yet: %s", self._name, _text(exc))
-                why = exc
-                pause = min(2 * pause, MAX_PAUSE)
-                left = lost + seconds - self._loop.time()
+                logger.debug("reconnecting to %s failed: %s", self._name, _text(exc))
+                cause = exc
+                backoff = min(2 * backoff, MAX_BACKOFF)
+                remaining = lost_at + seconds - self._loop.time()
             except Error as exc:
                 self._fail_permanently(exc)
                 return
             else:
                 self._join(connection)
-                duration = self._loop.time() - lost
-                logger.warning("the connection to %s is back after %.1f s", self._name, duration)
+                duration = self._loop.time() - lost_at
+                logger.warning("reconnected to %s after %.1f s", self._name, duration)
                 return
         if self._live:
-            logger.warning("%s does without one connection: %s", self._name, _text(why))
+            logger.warning(
+                "%s: one connection stays lost, the others go on: %s", self._name, _text(cause)
+            )
         else:
-            self._fail_permanently(why)
+            self._fail_permanently(cause)
 
     async def _dial_same(self, timeout: float | None) -> ClientConnection:
-        """Make another connection to what the first one led to.
+        """Make another connection, to the same export as the first one.
 
         Raises:
-            Error: it led to something else.
+            Error: the server offers less, or another size; or the session has ended.
 
         """
         connection = await self._dial(timeout)
         difference = _difference(self.negotiated, connection.negotiated)
-        if difference is None and self._ended is None:
+        if difference is None and self._end_reason is None:
             return connection
         connection.abort()
-        raise Error(f"the server now {difference}" if difference else "it is not needed any more")
+        raise Error(f"the server now {difference}" if difference else "the session has ended")
 
-    def _fail_permanently(self, why: BaseException) -> None:
-        if self._ended is None:
-            self._end(f"the connection to {self._name} was lost: {_text(why)}")
-            logger.warning("%s", self._ended)
+    def _fail_permanently(self, cause: BaseException) -> None:
+        if self._end_reason is None:
+            self._end(f"the connection to {self._name} was lost: {_text(cause)}")
+            logger.warning("%s", self._end_reason)
         for each in self._live:
             each.abort()
 
     def _end(self, reason: str) -> None:
-        self._ended = self._ended or reason
+        self._end_reason = self._end_reason or reason
         self._changed.set()
 
     async def _abort(self) -> None:
@@ -320,7 +340,7 @@ def _text(exc: BaseException) -> str:
 
 
 def _difference(first: NegotiationResult, other: NegotiationResult) -> str | None:
-    """What ``other`` has less than ``first``, in words."""
+    """Return what ``other`` offers less than ``first``, in words; None if nothing."""
     info, now = first.info, other.info
     if now.size != info.size:
         return f"has {now.size} bytes instead of {info.size}"
@@ -333,5 +353,5 @@ def _difference(first: NegotiationResult, other: NegotiationResult) -> str | Non
     if other.mode < first.mode or (
         first.allocation_context_id is not None and other.allocation_context_id is None
     ):
-        return "speaks less of the protocol"
+        return "supports less of the protocol"
     return None

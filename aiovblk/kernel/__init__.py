@@ -1,11 +1,19 @@
-"""The Linux side: blocking calls, to be made in threads. No asyncio in here."""
+"""The Linux side: attach, watch, take over and detach /dev/nbdN.
+
+Nearly all calls block, some until the server has answered requests: make them in threads, never in
+the thread of the event loop that serves the device. No asyncio in this room.
+
+The ordinary path: :func:`.attaching.attach` makes an :class:`.Attachment` (by ioctl or by netlink),
+which is started, waited for, synced, disconnected and closed.
+"""
 
 from . import locks, memory_safety, sysfs, users
-from .attaching import attach, attachment_for_existing, find_by_identity, take_over_orphan
+from .attaching import attach
 from .attachment import AttachConfig, Attachment, socket_pair
 from .claims import ExclusiveClaims
 from .netlink_attachment import NetlinkAttachment
 from .request_queue import RequestQueue
+from .takeover import attachment_for_existing, find_by_identity, take_over_orphan
 from .unmounting import unmount
 
 __all__ = [

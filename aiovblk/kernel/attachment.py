@@ -1,10 +1,10 @@
-"""One attachment of one /dev/nbdN, from the first call to the last close.
+"""The attachment of one /dev/nbdN, from the first call to the last close.
 
-What both ways to attach have in common; each has a class of its own, in :mod:`.ioctl_link` and
-:mod:`.netlink_link`.
+This module has what both ways to attach have in common: the configuration, the socket pairs, and
+the abstract class. Each way has a subclass: :mod:`.ioctl_attachment`, :mod:`.netlink_attachment`.
 
-All functions there and here block, and some wait for requests that the server has to answer. None
-may be called in the thread of the event loop that serves the device.
+Invariant: nearly everything here blocks, and some of it waits for requests that the server has to
+answer. None of it may be called in the thread of the event loop that serves the device.
 """
 
 from __future__ import annotations
@@ -31,9 +31,59 @@ from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
 
-
 NODE_TIMEOUT = 3.0
-"""Seconds for steps that were given up to close the node, once the device is detached."""
+"""Seconds for abandoned steps to close the node, once the device is detached."""
+
+FORCE_TIMEOUT = 5.0
+"""Seconds for the kernel to answer a forced disconnect, by netlink."""
+
+SOCKET_BUFFER = 4 * 1024 * 1024
+"""Bytes of each socket's send buffer; the default of 208 KiB makes large requests wait."""
+
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+
+
+@dataclass(frozen=True, slots=True)
+class AttachConfig:
+    """What the kernel has to know to attach a device.
+
+    Args:
+        sockets: descriptors of the kernel's ends; several need CAN_MULTI_CONN among the flags.
+        block_size: bytes.
+        blocks: size of the device in blocks.
+        flags: the NBD specification's transmission flags.
+        timeout: seconds after which the kernel drops a connection that does not answer a request;
+            0 for its default: never with one connection, 30 with several.
+        queue: settings of the request queue.
+        dead_conn_timeout: seconds for which requests wait when no connection is left, before they
+            fail; by netlink only.
+        survive: seconds for which the device outlives its server; by netlink only.
+        identity: the name by which the next server finds the device then; by netlink only.
+
+    """
+
+    sockets: Sequence[int]
+    block_size: int
+    blocks: int
+    flags: int
+    timeout: int
+    queue: RequestQueue
+    dead_conn_timeout: int = 0
+    survive: float = 0
+    identity: str | None = None
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Make the two ends of a connection: the server's, and the kernel's."""
+    ends = socket.socketpair()
+    for end in ends:
+        atfork.protect_socket(end)
+        try:
+            # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    return ends
 
 
 class Attachment(ABC):
@@ -44,98 +94,43 @@ class Attachment(ABC):
     Attributes:
         index: N of /dev/nbdN.
         path: the device node.
-        ended: done once the kernel has let go of the sockets and no request is stuck any more; its
-            result is the error number of the call that stayed until then, or 0.
+        ended: done once the kernel has released the sockets and no request is stuck any more. By
+            ioctl its result is the error number of NBD_DO_IT, or 0; by netlink it is 0.
 
     """
 
     ended: Future[int]
 
-    def __init__(self, index: int, path: str, lock: int, terms: AttachConfig) -> None:
-        """Take over a lock; see :func:`~aiovblk.kernel.attaching.attach`, which makes these."""
+    def __init__(self, index: int, path: str, lock: int, config: AttachConfig) -> None:
+        """Become the owner of a lock; :func:`.attaching.attach` makes attachments."""
         self.index = index
         self.path = path
-        self._terms = terms
+        self._config = config
         self._lock = lock
         self._claim: int | None = None
         self._queue_before: dict[str, str] = {}
         self._guard = threading.Lock()
-        self._settled = threading.Condition(self._guard)
+        self._node_closed = threading.Condition(self._guard)
         self._opening = 0
         self._closed = False
         self._server_thread: int | None = None
 
+    # Going live
+
     @abstractmethod
     def start(self) -> None:
-        """Let the kernel send requests, where it does not yet."""
-
-    def resize(self, blocks: int) -> None:
-        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
-        self._resize(blocks)
-        # A change of the size sets it back since then (blk_apply_bdi_limits).
-        try:
-            request_queue.apply(self.index, {}, read_ahead_kb=self._terms.queue.read_ahead_kb)
-        except OSError as exc:
-            # It has the new size all the same, and whoever asked for that has to know it.
-            logger.warning("the read-ahead is not what it was before the resize: %s", exc)
-
-    def claim_beyond(self, size: int, claims: ExclusiveClaims) -> None:
-        """Claim what reaches beyond a smaller size, in bytes.
-
-        Raises:
-            DeviceBusyError, OSError: as :func:`aiovblk.kernel.claims.claim_beyond`.
-
-        """
-        claim_beyond(self.index, self.path, size, claims)
-
-    @abstractmethod
-    def _resize(self, blocks: int) -> None:
-        """Change the size."""
-
-    @abstractmethod
-    def disconnect_kernel(self) -> None:
-        """Have :attr:`ended` come, our ends of the sockets being closed."""
-
-    def replace_dead_connection(self, seconds: float) -> socket.socket | None:
-        """Offer the kernel a connection in place of one that is dead.
-
-        Args:
-            seconds: for which to wait until one is.
-
-        Returns:
-            The server's end of it, on which requests come at once; None where none is dead.
-
-        Raises:
-            OSError: the device is no longer attached, or its connections cannot be replaced.
-
-        """
-        raise OSError(errno.EOPNOTSUPP, "a device that was attached by ioctl ends with it")
-
-    def abandon(self) -> None:
-        """Let go of a device that this process will not serve any more, nor unmount."""
-        self.disconnect_kernel()
-        self.close()
-        self.wait_until_free(0)
-
-    def _apply_queue_settings(self) -> None:
-        """Set what requests look like; waits until none is in flight."""
-        request_queue.apply(
-            self.index,
-            self._queue_before,
-            scheduler=self._terms.queue.scheduler,
-            max_sectors_kb=self._terms.queue.max_sectors_kb,
-        )
+        """Have the kernel send requests, if it does not yet."""
 
     def wait_until_live(self, seconds: float) -> None:
         """Wait until the device can be read, and the kernel has scanned it for partitions.
 
-        The first open of an attached device does that (unless the driver was loaded with
-        ``max_part=0``), so it reads; it does not return before the server has answered. What the
-        scan finds is not said: a table that could not be read is as good as none.
+        The first open of an attached device does the scan (unless the driver was loaded with
+        ``max_part=0``), so it reads; it does not return before the server has answered. The
+        result of the scan is not reported: a table that could not be read counts as none.
 
         Raises:
             TimeoutError: not live after ``seconds``.
-            OSError: NBD_DO_IT returned at once.
+            OSError: the attachment ended at once, or was closed meanwhile.
 
         """
         deadline = time.monotonic() + seconds
@@ -144,7 +139,8 @@ class Attachment(ABC):
                 raise OSError(errno.ECANCELED, "it was detached before it was live")
             if self.ended.done():
                 number = self.ended.result() or errno.EIO
-                raise OSError(number, f"NBD_DO_IT: {os.strerror(number)}")
+                reason = os.strerror(number)
+                raise OSError(number, f"the kernel ended it before it was live: {reason}")
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel did not start the device")
             time.sleep(sysfs.POLL)
@@ -152,30 +148,79 @@ class Attachment(ABC):
             self._server_thread = sysfs.server_thread(self.index)
         self._open_live()
         request_queue.apply(
-            self.index, self._queue_before, read_ahead_kb=self._terms.queue.read_ahead_kb
+            self.index, self._queue_before, read_ahead_kb=self._config.queue.read_ahead_kb
         )
-
-    def wait_for_partitions(self, seconds: float) -> None:
-        """Wait until each partition can be opened, when the device is live.
-
-        Raises:
-            AttachError, OSError: as :func:`aiovblk.kernel.partitions.wait_for_nodes`.
-
-        """
-        with self._using_node():
-            partitions.wait_for_nodes(self.index, self.path, seconds, lambda: self._closed)
 
     @abstractmethod
     def _open_live(self) -> None:
         """Open the node of the device, which can be read by now."""
 
-    def claim_exclusively(self) -> None:
-        """Make sure that nobody uses the device, and that nobody begins to.
+    def wait_for_partitions(self, seconds: float) -> None:
+        """Wait until the node of each partition can be opened, once the device is live.
 
         Raises:
-            DeviceBusyError: a file system on it is mounted, or something else holds it or one of
-                its partitions exclusively; or a loop device lies on it, or it is exported, which
-                claims nothing. Mere readers and writers do not count.
+            AttachError, OSError: as :func:`.partitions.wait_for_nodes`.
+
+        """
+        with self._using_node():
+            partitions.wait_for_nodes(self.index, self.path, seconds, lambda: self._closed)
+
+    def _apply_queue_settings(self) -> None:
+        """Set the form of requests; waits until none is in flight."""
+        request_queue.apply(
+            self.index,
+            self._queue_before,
+            scheduler=self._config.queue.scheduler,
+            max_sectors_kb=self._config.queue.max_sectors_kb,
+        )
+
+    # While it is live
+
+    def resize(self, blocks: int) -> None:
+        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
+        self._resize(blocks)
+        # Since then a change of the size resets the read-ahead (blk_apply_bdi_limits).
+        try:
+            request_queue.apply(self.index, {}, read_ahead_kb=self._config.queue.read_ahead_kb)
+        except OSError as exc:
+            # The device has the new size nevertheless, and the caller has to know that.
+            logger.warning("resized, but the read-ahead could not be restored: %s", exc)
+
+    @abstractmethod
+    def _resize(self, blocks: int) -> None:
+        """Have the kernel change the size."""
+
+    def claim_beyond(self, size: int, claims: ExclusiveClaims) -> None:
+        """Claim exclusively what reaches beyond a smaller size, in bytes.
+
+        Raises:
+            DeviceBusyError, OSError: as :func:`.claims.claim_beyond`.
+
+        """
+        claim_beyond(self.index, self.path, size, claims)
+
+    def replace_dead_connection(self, seconds: float) -> socket.socket | None:
+        """Reconnect: offer the kernel a connection in place of a dead one.
+
+        Args:
+            seconds: for which to wait until a connection is dead.
+
+        Returns:
+            The server's end of the new one, on which requests come at once; None if none is dead.
+
+        Raises:
+            OSError: the device is no longer attached, or its connections cannot be replaced.
+
+        """
+        raise OSError(errno.EOPNOTSUPP, "a device that was attached by ioctl ends with it")
+
+    def claim_exclusively(self) -> None:
+        """Claim the device exclusively: fail if it is in use, and keep it from being used.
+
+        Raises:
+            DeviceBusyError: a file system on it is mounted, or something else has claimed it or one
+                of its partitions; or a loop device lies on it, or it is exported, which claims
+                nothing. Mere readers and writers do not count.
 
         """
         try:
@@ -196,14 +241,15 @@ class Attachment(ABC):
         atfork.close_protected(claim)  # opened too late: the device has been detached meanwhile
 
     def sync(self) -> None:
-        """Have everything written that the kernel still caches for the device.
+        """Write back all dirty data that the kernel has cached for the device.
 
         Raises:
-            OSError: some of it could not be written, and is lost; and nobody has been told yet.
+            OSError: some of it could not be written and is lost, and no program has got that error
+                yet.
 
         """
-        # A descriptor of its own: one that was open when a write failed is told so even after the
-        # program that wrote has been (the kernel's errseq_t).
+        # A descriptor of its own: one that was open when a write failed reports the error even
+        # after the program that wrote has got it (the kernel's errseq_t).
         with self._using_node():
             try:
                 fd = atfork.open_protected(self.path)
@@ -217,7 +263,9 @@ class Attachment(ABC):
 
     @abstractmethod
     def _sync_without_node(self) -> None:
-        """Have everything written although the node cannot be opened."""
+        """Write back all dirty data although the node cannot be opened."""
+
+    # Detaching
 
     def disconnect(self) -> None:
         """Have the kernel send DISC. Nothing else happens before the server closes its socket."""
@@ -225,9 +273,13 @@ class Attachment(ABC):
             ioctl(fd, Ioctl.NBD_DISCONNECT)
 
     def clear_socket(self) -> None:
-        """Take the socket from the device: whatever is in flight or comes after fails with EIO."""
+        """Take the socket from the device: what is in flight or comes after fails with EIO."""
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_SOCK)
+
+    @abstractmethod
+    def disconnect_kernel(self) -> None:
+        """Have :attr:`ended` come, now that the server's ends of the sockets are closed."""
 
     def force_disconnect(self) -> None:
         """Free a device that :meth:`clear_socket` could not free, without opening its node.
@@ -236,12 +288,19 @@ class Attachment(ABC):
             OSError: the kernel refused, or did not answer.
 
         """
-        netlink.disconnect(self.index, timeout=5)
+        netlink.disconnect(self.index, timeout=FORCE_TIMEOUT)
+
+    def abandon(self) -> None:
+        """Detach from a device that this process will neither serve any more, nor unmount."""
+        self.disconnect_kernel()
+        self.close()
+        self.wait_until_free(0)
 
     def close(self) -> None:
-        """Close the device, and give its index back. Does nothing the second time.
+        """Close the device, and restore its queue's settings. No-op: already closed.
 
-        Only after :attr:`ended`: before, closing can wait for requests that nobody answers.
+        Call it only after :attr:`ended`: before, closing can wait for requests that nothing
+        answers.
         """
         if not self._close_claim():
             return
@@ -255,7 +314,7 @@ class Attachment(ABC):
                 partitions.drop_partitions(self.index, self.path)
 
     def _close_claim(self) -> bool:
-        """Begin to close; False where that has been done."""
+        """Mark the attachment closed, and release its claim; False if that has been done."""
         with self._guard:
             if self._closed:
                 return False
@@ -267,27 +326,36 @@ class Attachment(ABC):
 
     @abstractmethod
     def _close_node(self) -> None:
-        """Close the node, where it is open for as long as the device lives."""
+        """Close the node, if it is open for as long as the device lives."""
 
     def wait_until_free(self, seconds: float) -> bool:
-        """Wait until the index can be attached again, then let others try.
+        """Wait until the index can be attached again, then release its lock.
 
         Returns:
-            False when somebody still has the node open after ``seconds``. (By netlink another
-            server may have attached it meanwhile, since the kernel knows nothing of our locks.)
+            False if a program still has the node open after ``seconds``. (By netlink another server
+            may have attached it meanwhile, since the kernel knows nothing of our locks.)
 
         """
         with self._guard:
-            self._settled.wait_for(lambda: not self._opening, NODE_TIMEOUT)
+            self._node_closed.wait_for(lambda: not self._opening, NODE_TIMEOUT)
         free = wait_until_free(self.index, seconds, self._server_thread)
         self._unlock()
         return free
 
+    def _unlock(self) -> None:
+        with self._guard:
+            lock, self._lock = self._lock, -1
+        if lock >= 0:
+            atfork.close_protected(lock)
+
+    # The node
+
     @contextmanager
     def _using_node(self) -> Iterator[None]:
-        """Have :meth:`wait_until_free` wait for what this process itself still has open.
+        """Have :meth:`wait_until_free` wait for a step of this process that has the node open.
 
-        That is a step that was given up because the server did not answer; it ends now.
+        Such a step may have been abandoned because the server did not answer. It ends once the
+        device is detached.
         """
         with self._guard:
             self._opening += 1
@@ -296,68 +364,13 @@ class Attachment(ABC):
         finally:
             with self._guard:
                 self._opening -= 1
-                self._settled.notify_all()
-
-    def _unlock(self) -> None:
-        with self._guard:
-            lock, self._lock = self._lock, -1
-        if lock >= 0:
-            atfork.close_protected(lock)
+                self._node_closed.notify_all()
 
     @abstractmethod
     def _control(self) -> AbstractContextManager[int]:
-        """The node, open for ioctls.
+        """Open the node for ioctls.
 
         Raises:
             OSError: the device is already detached.
 
         """
-
-
-@dataclass(frozen=True, slots=True)
-class AttachConfig:
-    """What the kernel has to know of a device.
-
-    Args:
-        sockets: descriptors of its ends; several need CAN_MULTI_CONN among the flags.
-        block_size: bytes.
-        blocks: how many.
-        flags: the NBD specification's transmission flags.
-        timeout: seconds after which the kernel gives up a connection that does not answer a
-            request; 0 for its default, which is never for one, and 30 for several.
-        queue: what requests are to look like.
-        dead_conn_timeout: seconds for which requests wait when no connection is left, before they
-            fail; by netlink only.
-        survive: seconds for which the device outlives its server; by netlink only.
-        identity: what to know it by then.
-
-    """
-
-    sockets: Sequence[int]
-    block_size: int
-    blocks: int
-    flags: int
-    timeout: int
-    queue: RequestQueue
-    dead_conn_timeout: int = 0
-    survive: float = 0
-    identity: str | None = None
-
-
-SOCKET_BUFFER = 4 * 1024 * 1024
-"""Bytes that each end may have under way; the default of 208 KiB makes large requests wait."""
-
-_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
-
-
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """The server's end of a connection, and the kernel's."""
-    ends = socket.socketpair()
-    for end in ends:
-        atfork.protect_socket(end)
-        try:
-            # Beyond net.core.wmem_max, which takes CAP_NET_ADMIN.
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
-        except PermissionError:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-    return ends

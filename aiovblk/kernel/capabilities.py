@@ -1,4 +1,4 @@
-"""What this process may do, as the kernel sees it."""
+"""Check this process's capabilities and namespaces: what privileges the kernel grants it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import sysfs
 
 
 class Capability(IntEnum):
-    """Those that something here takes (include/uapi/linux/capability.h)."""
+    """The capabilities that something in this package needs (include/uapi/linux/capability.h)."""
 
     CAP_NET_ADMIN = 12
     CAP_IPC_LOCK = 14
@@ -19,15 +19,16 @@ class Capability(IntEnum):
 
 
 # include/linux/proc_ns.h: PROC_USER_INIT_INO, PROC_PID_INIT_INO
-_INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
+_INITIAL_INODES = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 
 def has_capability(capability: Capability) -> bool:
-    """Whether this process has a capability where it counts: in the initial user namespace."""
+    """Tell whether this process has a capability where it counts: in the initial user namespace."""
     return is_initial("user") is not False and bool(_effective() >> capability & 1)
 
 
 def _effective() -> int:
+    """Return the bit mask of the effective capabilities; 0 without /proc."""
     for line in (sysfs.read(sysfs.PROC / "self/status") or "").splitlines():
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
@@ -35,7 +36,7 @@ def _effective() -> int:
 
 
 def is_initial(kind: str) -> bool | None:
-    """Whether this process is in the initial namespace of a kind; None when that cannot be told.
+    """Tell whether this process is in the initial namespace of a kind; None if unknown.
 
     Args:
         kind: ``user``, ``pid``, or another, which is compared with that of process 1: in a
@@ -43,7 +44,10 @@ def is_initial(kind: str) -> bool | None:
 
     """
     own = _namespace("self", kind)
-    initial = f"{kind}:[{_INITIAL[kind]}]" if kind in _INITIAL else _namespace("1", kind)
+    if kind in _INITIAL_INODES:
+        initial: str | None = f"{kind}:[{_INITIAL_INODES[kind]}]"
+    else:
+        initial = _namespace("1", kind)
     return None if own is None or initial is None else own == initial
 
 

@@ -1,6 +1,8 @@
-"""Who would lose something when a live device becomes smaller.
+"""Exclusive claims (O_EXCL) on the part of a live device that a resize would cut off.
 
-The kernel asks nobody: a mounted file system finds out when a request beyond the end fails.
+The kernel does not ask the users of a device that shrinks: a mounted file system finds out when a
+request beyond the end fails. So what lies beyond the new end is claimed before; users of it make
+the resize fail.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from . import sysfs, users
 
 
 class ExclusiveClaims:
-    """Exclusive opens, which keep others from mounting or holding what is about to go.
+    """A set of exclusively opened nodes, which others can neither mount nor claim meanwhile.
 
-    Concurrency: one thread adds; any may release, before, meanwhile or after.
+    Concurrency: one thread adds; any thread may release, before, meanwhile or after.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,10 @@ class ExclusiveClaims:
         self._released = False
 
     def add(self, path: str) -> bool:
-        """Claim a node; false when somebody holds it, or for a whole device a partition of it.
+        """Claim a node exclusively.
+
+        Returns:
+            False if it is claimed already, or for a whole device one of its partitions is.
 
         Raises:
             OSError: it cannot be opened.
@@ -47,7 +52,7 @@ class ExclusiveClaims:
         return True
 
     def release(self) -> None:
-        """Give up all that are claimed, and claim no more. May wait: a last close writes back."""
+        """Release all claims, and claim no more. May block: a last close writes back."""
         with self._guard:
             self._released = True
             fds, self._fds = self._fds, []
@@ -56,18 +61,18 @@ class ExclusiveClaims:
 
 
 def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> None:
-    """Claim what reaches beyond a smaller size of a device.
+    """Claim exclusively what reaches beyond a smaller size of a device.
 
     Args:
         index: N of /dev/nbdN.
         path: the device node.
-        size: bytes that are to be left.
-        claims: takes the claims.
+        size: the new size in bytes.
+        claims: receives the claims.
 
     Raises:
-        DeviceBusyError: a file system, swap, another device or a program has the whole device, or
-            a partition that ends beyond ``size``, for itself; or a loop device lies on it, or it
-            is exported. Mere readers and writers do not count.
+        DeviceBusyError: a file system, swap, another device or a program has claimed the whole
+            device, or a partition that ends beyond ``size``; or a loop device lies on it, or it is
+            exported. Mere readers and writers do not count.
         OSError: a node cannot be opened.
 
     """
@@ -76,8 +81,8 @@ def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> N
         raise _in_use_error(path, size, holders)
     if claims.add(path):
         return
-    # The kernel lets somebody have the whole device or others its partitions, not both
-    # (bd_may_claim). So if a partition that stays is held, only the partitions matter.
+    # The kernel grants a claim on the whole device, or claims on its partitions, not both
+    # (bd_may_claim). So if a partition that stays is claimed, only the partitions matter.
     within = [name for name in sysfs.partitions(index) if name not in beyond]
     holders = users.exclusive_users(index, [f"nbd{index}", *beyond])
     if holders or not users.exclusive_users(index, within):
@@ -88,20 +93,20 @@ def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> N
 
 
 def _partitions_beyond(index: int, size: int) -> list[str]:
-    return [name for name, end in _ends(index) if end > size]
+    return [name for name, end in _partition_ends(index) if end > size]
 
 
-def _ends(index: int) -> Iterator[tuple[str, int]]:
-    """Each partition, and at which byte of the device it ends."""
+def _partition_ends(index: int) -> Iterator[tuple[str, int]]:
+    """Yield each partition, and the byte of the device at which it ends."""
     for name in sysfs.partitions(index):
-        begin, length = (
+        start, length = (
             int(sysfs.partition_attribute(index, name, attribute) or 0) * sysfs.SECTOR
             for attribute in ("start", "size")
         )
-        yield name, begin + length
+        yield name, start + length
 
 
 def _in_use_error(path: str, size: int, holders: list[str]) -> DeviceBusyError:
     reason = f"it cannot shrink to {size} bytes while what lies beyond is in use"
-    words = f": {', '.join(holders)}" if holders else ""
-    return DeviceBusyError(errno.EBUSY, reason + words, path, holders)
+    named = f": {', '.join(holders)}" if holders else ""
+    return DeviceBusyError(errno.EBUSY, reason + named, path, holders)

@@ -1,4 +1,4 @@
-"""The system calls that Python has no safe way to make: NBD's ioctls, and syncfs.
+"""The ioctls of NBD devices and block devices.
 
 ``fcntl.ioctl`` takes its argument as a C int, which ends at 2 GiB; the arguments of NBD's ioctls
 are unsigned longs, passed by value (nbd_ioctl in the kernel's drivers/block/nbd.c).
@@ -20,7 +20,7 @@ _BASE = _NO_DIRECTION | 0xAB00
 
 
 class Ioctl(IntEnum):
-    """Those of include/uapi/linux/nbd.h and linux/fs.h that are in use here."""
+    """The requests in use here, from include/uapi/linux/nbd.h and linux/fs.h."""
 
     NBD_SET_SOCK = _BASE + 0
     NBD_SET_BLKSIZE = _BASE + 1
@@ -36,10 +36,10 @@ class Ioctl(IntEnum):
 
 
 def ioctl(fd: int, request: Ioctl, argument: int = 0) -> None:
-    """Make one request of a device, without holding the interpreter's lock.
+    """Make one ioctl on an open device node. Blocks without holding the interpreter's lock.
 
     Raises:
-        OSError: with the number that the kernel gave, EINTR included.
+        OSError: with the kernel's error number, EINTR included.
 
     """
     if _libc.ioctl(fd, request, argument) < 0:

@@ -15,107 +15,53 @@ from .writeback import sync
 
 
 class IoctlAttachment(Attachment):
-    """Attached by ioctl, with a thread that stays in NBD_DO_IT.
+    """An attachment by ioctl, with a thread that stays in NBD_DO_IT.
 
-    When the process dies, however, the kernel fails what is in flight and lets go at once. But any
+    When the process dies, the kernel fails what is in flight and frees the device at once. But any
     stop of that thread ends the device too: Ctrl-Z, a debugger, a frozen container, a suspend.
     """
 
-    def __init__(self, index: int, path: str, lock: int, terms: AttachConfig) -> None:
-        """Hand the kernel its ends of the socket pairs, then all it has to know.
+    def __init__(self, index: int, path: str, lock: int, config: AttachConfig) -> None:
+        """Give the kernel its ends of the socket pairs, then the rest of the configuration.
 
-        SET_SOCK goes first: it is what decides between two who want the same device. Only the
+        SET_SOCK goes first: it decides between two processes that want the same device. Only the
         thread that made the first may make the others.
 
         Raises:
-            OSError: EBUSY when somebody else was first, EPERM without CAP_SYS_ADMIN.
-            AttachError: the kernel refuses what is wanted of its queue.
+            OSError: EBUSY if another process was first, EPERM without CAP_SYS_ADMIN.
+            AttachError: the kernel refuses a setting of the request queue.
 
         """
-        super().__init__(index, path, lock, terms)
+        super().__init__(index, path, lock, config)
         self._fd = -1
         # Read-only is enough for each ioctl and for fsync, and closing such a descriptor does not
         # make udev probe the device.
         self._fd = atfork.open_protected(path)
         try:
-            ioctl(self._fd, Ioctl.NBD_SET_SOCK, terms.sockets[0])
-            self._configure(terms)
+            ioctl(self._fd, Ioctl.NBD_SET_SOCK, config.sockets[0])
+            self._configure(config)
         except BaseException:
             self.close()
             raise
 
-    def _configure(self, terms: AttachConfig) -> None:
+    def _configure(self, config: AttachConfig) -> None:
         try:
-            for sock in terms.sockets[1:]:
+            for sock in config.sockets[1:]:
                 ioctl(self._fd, Ioctl.NBD_SET_SOCK, sock)
-            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, terms.block_size)
-            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, terms.blocks)
-            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, terms.flags)
-            # Always: what was set before survives in the queue's own timeout.
-            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, terms.timeout)
+            ioctl(self._fd, Ioctl.NBD_SET_BLKSIZE, config.block_size)
+            ioctl(self._fd, Ioctl.NBD_SET_SIZE_BLOCKS, config.blocks)
+            ioctl(self._fd, Ioctl.NBD_SET_FLAGS, config.flags)
+            # Even if it is 0: an earlier timeout stays set in the queue.
+            ioctl(self._fd, Ioctl.NBD_SET_TIMEOUT, config.timeout)
             self._apply_queue_settings()  # now, while nothing can be in flight
         except OSError:
-            # Only now is the device known to be ours to clear.
+            # Only since SET_SOCK is the device known to be ours to clear.
             ioctl(self._fd, Ioctl.NBD_CLEAR_SOCK)
             raise
 
     def start(self) -> None:
-        """Let the kernel send requests, from a thread that stays in NBD_DO_IT until the end."""
+        """Have the kernel send requests, by a thread that stays in NBD_DO_IT until the end."""
         self.ended = run_in_daemon_thread(self._do_it)
-
-    def _open_live(self) -> None:
-        # Once more NBD_DO_IT asks for a scan after the device can be read, but before it releases
-        # config_lock (nbd_start_device_ioctl). Whoever opened it second would have the partitions
-        # taken away for a moment. This does nothing but wait for the lock.
-        with self._control() as fd:
-            ioctl(fd, Ioctl.NBD_CLEAR_QUE)
-        with self._using_node():
-            atfork.close_protected(atfork.open_protected(self.path))
-        self._drop_cache()
-
-    def wait_for_partitions(self, seconds: float) -> None:
-        """Wait until each partition can be opened, when the device is live."""
-        super().wait_for_partitions(seconds)
-        self._drop_cache()
-
-    def _drop_cache(self) -> None:
-        """Have the kernel forget what its look for partitions has left in the page cache.
-
-        Of other devices it drops that when their last user closes them. This one always has a
-        user, the thread in NBD_DO_IT; so what is written below the cache (by device mapper, say)
-        would not be what the next program reads that uses the node itself.
-        """
-        with self._control() as fd, suppress(OSError):  # refused without CAP_SYS_ADMIN
-            ioctl(fd, Ioctl.BLKFLSBUF)
-
-    @contextmanager
-    def _control(self) -> Iterator[int]:
-        """A duplicate of the descriptor, so that a close meanwhile cannot give it another file."""
-        with self._guard:
-            if self._fd < 0:
-                raise OSError(errno.ENODEV, "the device is already detached")
-            fd = atfork.protect_fd(os.dup(self._fd))
-        try:
-            yield fd
-        finally:
-            atfork.close_protected(fd)
-
-    def _sync_without_node(self) -> None:
-        with self._control() as fd:
-            sync(self.index, fd)
-
-    def _resize(self, blocks: int) -> None:
-        with self._control() as fd:
-            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
-
-    def _close_node(self) -> None:
-        with self._guard:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            atfork.close_protected(fd)
-
-    def disconnect_kernel(self) -> None:
-        """NBD_DO_IT returns by itself."""
 
     def _do_it(self) -> int:
         result = 0
@@ -125,8 +71,62 @@ class IoctlAttachment(Attachment):
             result = exc.errno or errno.EIO
         finally:
             # When our end of the socket closes, requests in flight are not failed but forgotten,
-            # and whoever waits for them hangs (nbd_start_device_ioctl). This fails them. It is
-            # refused where the process has given up its privileges; closing has to do then.
+            # and programs that wait for them hang (nbd_start_device_ioctl). This fails them. It is
+            # refused if the process has given up its privileges; closing has to do then.
             with suppress(OSError):
                 self.clear_socket()
         return result
+
+    def _open_live(self) -> None:
+        # NBD_DO_IT asks for one more scan after the device can be read, but before it releases
+        # config_lock (nbd_start_device_ioctl). The second program to open it would find the
+        # partitions gone for a moment. NBD_CLEAR_QUE does nothing but wait for that lock.
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_CLEAR_QUE)
+        with self._using_node():
+            atfork.close_protected(atfork.open_protected(self.path))
+        self._drop_cache()
+
+    def wait_for_partitions(self, seconds: float) -> None:
+        """Wait until the node of each partition can be opened, once the device is live."""
+        super().wait_for_partitions(seconds)
+        self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        """Drop what the scan for partitions has left in the page cache.
+
+        The kernel drops the cache of other devices when their last user closes them. This one
+        always has a user, the thread in NBD_DO_IT; so what is written below the cache (by device
+        mapper, say) would not be what the next program reads that uses the node itself.
+        """
+        with self._control() as fd, suppress(OSError):  # refused without CAP_SYS_ADMIN
+            ioctl(fd, Ioctl.BLKFLSBUF)
+
+    def _resize(self, blocks: int) -> None:
+        with self._control() as fd:
+            ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
+
+    def _sync_without_node(self) -> None:
+        with self._control() as fd:
+            sync(self.index, fd)
+
+    def disconnect_kernel(self) -> None:
+        """No-op: NBD_DO_IT returns by itself once the sockets are closed."""
+
+    def _close_node(self) -> None:
+        with self._guard:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            atfork.close_protected(fd)
+
+    @contextmanager
+    def _control(self) -> Iterator[int]:
+        """Duplicate the descriptor, so that a close meanwhile cannot make it another file's."""
+        with self._guard:
+            if self._fd < 0:
+                raise OSError(errno.ENODEV, "the device is already detached")
+            fd = atfork.protect_fd(os.dup(self._fd))
+        try:
+            yield fd
+        finally:
+            atfork.close_protected(fd)

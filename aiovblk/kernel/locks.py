@@ -1,6 +1,8 @@
-"""A lock per index, which keeps programs that use this library apart, and tells who has it.
+"""A lock file per device index: only one process that uses this library attaches /dev/nbdN.
 
-It goes away with the process, and can be handed to another one.
+The lock (flock) is released when its process ends, and can be handed over to another one. Its file
+names the owner: ``PID:TOKEN``. A new owner writes a new token, from which the watchdog of the last
+server sees that the device has been taken over.
 """
 
 from __future__ import annotations
@@ -17,22 +19,23 @@ from ..errors import AttachError
 from . import sysfs
 
 LOCKS = Path("/run/aiovblk")
-"""A directory that only root can write to: in /run/lock anybody could take all locks."""
+"""A directory that only root can write to: in /run/lock any user could take all locks."""
 
 
 def acquire(index: int) -> int:
-    """Take the lock of an index, which :func:`write_owner` then tells others of.
+    """Take the lock of an index, without waiting.
 
-    Until then :func:`holder` names nobody: who only finds out that a device is taken is not the one
-    who has it.
+    The file does not name this process before :func:`write_owner` does, and until then
+    :func:`holder` returns None: a process that only finds out that a device is taken must not be
+    reported as its server.
 
     Returns:
-        A descriptor; closing it gives the lock back (:func:`aiovblk.atfork.close`).
+        A descriptor; closing it releases the lock (:func:`aiovblk.atfork.close_protected`).
 
     Raises:
-        BlockingIOError: somebody else has it.
-        PermissionError: the directory is another user's.
-        AttachError: others may write to it.
+        BlockingIOError: another process has it.
+        PermissionError: the directory belongs to another user.
+        AttachError: other users may write to the directory.
 
     """
     try:
@@ -42,7 +45,7 @@ def acquire(index: int) -> int:
     except OSError as exc:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
-        # No /run (a minimal container): other checks have to do.
+        # No /run (a minimal container): the other checks of an attach have to do.
         return atfork.open_protected(os.devnull)
     atfork.protect_fd(lock)
     try:
@@ -54,7 +57,7 @@ def acquire(index: int) -> int:
 
 
 def _check_is_private() -> None:
-    """Refuse a directory in which others could take a lock, or answer in a server's place."""
+    """Refuse a directory in which other users could take a lock, or pose as a server."""
     status = os.stat(LOCKS)
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         reason = (
@@ -65,25 +68,25 @@ def _check_is_private() -> None:
 
 
 def write_owner(lock: int) -> None:
-    """Note that this process has a lock, which may have been another one's."""
+    """Write this process's id and a new token to a lock file, in place of an earlier owner's."""
     clear_owner(lock)
     with suppress(OSError):
         os.pwrite(lock, f"{os.getpid()}:{secrets.token_hex(8)}\n".encode(), 0)
 
 
 def clear_owner(lock: int) -> None:
-    """Take back what :func:`write_owner` noted: this process does not attach the device after all."""
+    """Undo :func:`write_owner`: this process does not attach the device after all."""
     with suppress(OSError):
         os.ftruncate(lock, 0)
 
 
 def owner_token(lock: int) -> str:
-    """What a lock was signed with, a word like no other; nothing where there are no locks."""
+    """Return what :func:`write_owner` wrote, which is unique; empty where there are no locks."""
     return os.pread(lock, 64, 0).decode(errors="replace").strip()
 
 
 def holder(index: int) -> tuple[int, str] | None:
-    """The process that has the lock of an index, and its name; None if nobody has it."""
+    """Return the id and name of the process that has the lock of an index; None if it is free."""
     try:
         lock = os.open(_file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -99,9 +102,9 @@ def holder(index: int) -> tuple[int, str] | None:
 
 
 def server(index: int) -> tuple[int, str] | None:
-    """The process that serves a device, as far as it can be seen, and its name.
+    """Return the id and name of the process that serves a device; None if none can be seen.
 
-    That is who attached it, or who has taken it over since.
+    That is the process that attached it, or that has taken it over since.
     """
     thread = sysfs.server_thread(index)
     if thread is None:
@@ -110,7 +113,7 @@ def server(index: int) -> tuple[int, str] | None:
 
 
 def socket_path(index: int) -> Path:
-    """Where the server of an index can be asked to hand it over."""
+    """Return the path of the Unix socket on which a server accepts handover requests."""
     return LOCKS / f"nbd{index}.socket"
 
 

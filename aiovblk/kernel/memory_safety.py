@@ -1,14 +1,15 @@
-"""Serving a disk although memory is short.
+"""Protect a server from deadlock under memory pressure, and from the OOM killer (``memory_safe``).
 
-When memory runs out, the kernel has whoever asks for some wait until something is written to disk.
-If that is the server of the disk, it waits for itself. Three things help: the flag
-PR_SET_IO_FLUSHER, with which the kernel does not have a thread wait so (made for servers like this
-one); memory that is locked, so that no page of the server has to be read back; and being spared
-when the kernel kills processes to have memory again.
+When memory runs out, the kernel makes a thread that asks for some wait until dirty pages are
+written to disk. If that thread serves the disk, it waits for itself. Three measures help:
 
-The flag is a thread's own. Threads and processes that it starts from then on inherit it, others of
-the process do not have it. Locks are the process's, and not inherited; being spared is inherited by
-processes that are started from then on.
+* The flag PR_SET_IO_FLUSHER, made for servers like this one, exempts a thread from that wait.
+* Locked memory never has to be read back from a swap device or a file.
+* The process is exempt from the OOM killer.
+
+The flag belongs to a thread. Threads and processes that it starts from then on inherit it; other
+threads of the process do not have it. Memory locks belong to the process and are not inherited.
+The exemption from the OOM killer is inherited by processes that are started from then on.
 """
 
 from __future__ import annotations
@@ -33,17 +34,23 @@ OOM_SCORE_ADJ_MIN = -1000  # include/uapi/linux/oom.h: never killed
 
 
 def protect_thread(*, level: int = logging.WARNING) -> None:
-    """Keep this thread, and those that it starts from now on, from waiting for write-back.
+    """Exempt this thread, and those that it starts from now on, from waiting for write-back.
 
-    What is refused is logged at ``level``.
+    Args:
+        level: of the log message, if the kernel refuses.
+
     """
     _attempt(_set_io_flusher, "PR_SET_IO_FLUSHER", Capability.CAP_SYS_RESOURCE, level)
 
 
 def protect_process(*, level: int = logging.WARNING) -> None:
-    """Lock this process's memory, now and in future, and spare it when memory runs out.
+    """Lock this process's memory, now and in future, and exempt it from the OOM killer.
 
-    Blocks until all of it is in memory. What is refused is logged at ``level``.
+    Blocks until all of it is in memory.
+
+    Args:
+        level: of the log messages, if the kernel refuses.
+
     """
     _attempt(_lock_memory, "mlockall", Capability.CAP_IPC_LOCK, level)
     _attempt(_disable_oom_kill, "oom_score_adj", Capability.CAP_SYS_RESOURCE, level)

@@ -1,15 +1,17 @@
-"""Generic netlink: the other way to attach a device, and the only one to free some.
+"""NBD's generic netlink family: attach, reconfigure and disconnect devices by index.
 
-An ioctl takes an open node, and a thread that stays in NBD_DO_IT. A netlink command takes an index,
+An ioctl needs an open node, and a thread that stays in NBD_DO_IT. A netlink command needs an index,
 or finds a free one without a race, and returns at once: the device then lives for as long as its
-sockets do, or longer. DISCONNECT works on devices that were attached by ioctl as well: when a
-program is stuck in open() of a node, waiting for a server that is gone, every further open() waits
-behind it, and no ioctl can be made.
+sockets do, or longer. DISCONNECT works on devices that were attached by ioctl as well, and is the
+only way to free some of them: when a program is stuck in open() of a node, waiting for a server
+that is gone, every further open() waits behind it, and no ioctl can be made.
 
 Messages: include/uapi/linux/netlink.h, genetlink.h and nbd-netlink.h, in native byte order; what
-the commands do is in drivers/block/nbd.c, from nbd_genl_connect on. This is less code than a
-library for netlink takes to be called, and no import: pyroute2 0.9 takes 0.15 s and 25 MB for it,
-and an event loop of its own in each thread.
+the commands do is in drivers/block/nbd.c, from nbd_genl_connect on. This is less code than it takes
+to call a netlink library, and needs no import: pyroute2 0.9 takes 0.15 s and 25 MB for it, and an
+event loop of its own in each thread.
+
+The watchdog process runs this file without the package: it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum, IntFlag
 
+# include/uapi/linux/netlink.h and genetlink.h
 NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
@@ -41,21 +44,21 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 TIMEOUT = 10.0
-"""Seconds for the kernel to answer. One other program's command that waits holds up all."""
+"""Seconds for the kernel to answer. A command of another program that waits delays all others."""
 
 
 class NetlinkCommand(IntEnum):
-    """What the family can be asked (enum nbd_cmd)."""
+    """The commands of the family (enum nbd_cmd)."""
 
     CONNECT = 1
     DISCONNECT = 2
     RECONFIGURE = 3
     LINK_DEAD = 4
-    """An event: a connection has died, though nobody asked to disconnect."""
+    """An event: a connection has died without a disconnect."""
 
 
 class Attribute(IntEnum):
-    """What a command says (enum nbd_attr)."""
+    """The attributes of a command (enum nbd_attr)."""
 
     INDEX = 1
     SIZE_BYTES = 2
@@ -68,12 +71,12 @@ class Attribute(IntEnum):
     BACKEND_IDENTIFIER = 10
 
 
-SOCK_ITEM = 1
-SOCK_FD = 1
+SOCK_ITEM = 1  # enum nbd_sock_item
+SOCK_FD = 1  # enum nbd_sock_attr
 
 
 class ClientFlag(IntFlag):
-    """How the kernel is to treat the device (NBD_CFLAG_*)."""
+    """How the kernel treats the device (NBD_CFLAG_*)."""
 
     DESTROY_ON_DISCONNECT = 1
     DISCONNECT_ON_CLOSE = 2
@@ -96,24 +99,25 @@ def connect(
     dead_conn_timeout: int = 0,
     identity: str | None = None,
 ) -> int:
-    """Attach a device; requests come at once.
+    """Attach a device; the kernel sends requests at once.
 
     Args:
-        index: N of /dev/nbdN; None for any that is free, without a race.
+        index: N of /dev/nbdN; None for any that is free, chosen by the kernel without a race.
         sockets: descriptors of the kernel's ends, connected stream sockets.
         size: bytes.
         block_size: bytes.
         flags: the NBD specification's transmission flags.
-        timeout: seconds after which a connection that does not answer is given up; 0 for none.
+        timeout: seconds after which the kernel drops a connection that does not answer; 0 for none.
         dead_conn_timeout: seconds for which requests wait when no connection is left; 0 fails them.
-        identity: what :func:`reconfigure` has to repeat; /sys tells it (``backend``).
+        identity: the backend identifier, which :func:`reconfigure` has to repeat; /sys shows it
+            (``backend``).
 
     Returns:
         The index.
 
     Raises:
-        OSError: EBUSY when it is attached, or merely open; EPERM without CAP_SYS_ADMIN; ENOENT
-            where this network namespace has no NBD family.
+        OSError: EBUSY if it is attached, or merely open; EPERM without CAP_SYS_ADMIN; ENOENT where
+            this network namespace has no NBD family.
 
     """
     attributes = [
@@ -142,19 +146,19 @@ def reconfigure(
     dead_conn_timeout: int | None = None,
     sockets: Sequence[int] = (),
 ) -> None:
-    """Change what is given, of a device that was attached by netlink.
+    """Change the given settings of a device that was attached by netlink.
 
     Args:
         index: N of /dev/nbdN.
-        identity: what it was attached with, and None without one.
+        identity: that with which it was attached; None if without.
         size: bytes.
-        client_flags: how the kernel is to treat it.
+        client_flags: how the kernel treats it.
         dead_conn_timeout: as for :func:`connect`.
-        sockets: each in place of one that is dead. Where none is, the kernel drops it without a
-            word (nbd_reconnect_socket).
+        sockets: each replaces a dead connection. If none is dead, the kernel drops the socket
+            without an error (nbd_reconnect_socket).
 
     Raises:
-        OSError: EINVAL where the identity is another or nothing is attached by netlink; else as
+        OSError: EINVAL if the identity differs, or nothing is attached there by netlink; else as
             for :func:`disconnect`.
 
     """
@@ -173,7 +177,7 @@ def reconfigure(
 def offer_connection(
     index: int, identity: str | None, ours: socket.socket, theirs: socket.socket
 ) -> bool:
-    """Offer a device a connection in place of one that is dead.
+    """Offer the kernel a connection in place of a dead one: reconnect a device.
 
     Args:
         index: N of /dev/nbdN.
@@ -182,7 +186,7 @@ def offer_connection(
         theirs: the kernel's end, which is closed here.
 
     Returns:
-        Whether the kernel has taken it. If so requests come at once; if not, no connection is dead.
+        True if the kernel has taken it; it sends requests at once. False if no connection is dead.
 
     Raises:
         OSError: as for :func:`reconfigure`.
@@ -190,14 +194,14 @@ def offer_connection(
     """
     with theirs:
         reconfigure(index, identity, sockets=[theirs.fileno()])
-    # That end is gone now unless the kernel has it.
+    # The kernel's end is closed by now, unless the kernel has kept it.
     poll = select.poll()
     poll.register(ours, select.POLLRDHUP)
     return not poll.poll(0)
 
 
 def disconnect(index: int, timeout: float = TIMEOUT) -> None:
-    """Disconnect a device at once; requests in flight fail with EIO, dirty pages are dropped.
+    """Disconnect a device at once: requests in flight fail with EIO, dirty pages are dropped.
 
     Args:
         index: N of /dev/nbdN.
@@ -205,14 +209,15 @@ def disconnect(index: int, timeout: float = TIMEOUT) -> None:
 
     Raises:
         OSError: EPERM without CAP_SYS_ADMIN, EINVAL for an unknown index, ENOENT where this
-            network namespace has no NBD family, a time-out otherwise.
+            network namespace has no NBD family.
+        TimeoutError: the kernel did not answer.
 
     """
     _command(NetlinkCommand.DISCONNECT, _number(Attribute.INDEX, index, 4), timeout=timeout)
 
 
 def is_available() -> bool:
-    """Whether the kernel has the family, in this network namespace; may load its module."""
+    """Tell whether this network namespace has the NBD family; may load the kernel's module."""
     try:
         with _open(TIMEOUT) as sock:
             _look_up(sock)
@@ -222,7 +227,7 @@ def is_available() -> bool:
 
 
 class LinkDeadListener:
-    """Tells of each connection that dies, from now on.
+    """A socket that receives an event (LINK_DEAD) for each connection that dies from now on.
 
     In another network namespace than the first there are no events (nbd_mcast_index).
 
@@ -236,7 +241,7 @@ class LinkDeadListener:
         try:
             self._family, answer = _look_up(self._sock)
             groups = dict(_attributes(answer))[CTRL_ATTR_MCAST_GROUPS]
-            (_, group), *_ = _attributes(groups)  # there is one
+            (_, group), *_ = _attributes(groups)  # the family has one
             number = _NUMBER[4].unpack(dict(_attributes(group))[CTRL_ATTR_MCAST_GRP_ID])[0]
             self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, number)
         except BaseException:
@@ -244,11 +249,11 @@ class LinkDeadListener:
             raise
 
     def fileno(self) -> int:
-        """The descriptor, to be polled."""
+        """Return the descriptor, to be polled for input."""
         return self._sock.fileno()
 
     def read(self) -> list[int]:
-        """The indices of the devices that have lost a connection each."""
+        """Return the indices of the devices that have lost a connection. Blocks for an event."""
         return [
             int(_NUMBER[4].unpack(dict(_attributes(body[_GENERIC.size :]))[Attribute.INDEX])[0])
             for kind, _, body in _messages(self._sock.recv(65536))
@@ -256,12 +261,13 @@ class LinkDeadListener:
         ]
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket: receive no more events."""
         self._sock.close()
 
 
 def _command(command: NetlinkCommand, *attributes: bytes, timeout: float = TIMEOUT) -> bytes:
-    # A socket of its own: two users of one socket would take each other's answers.
+    """Send a command to the family; return the attributes of the answer."""
+    # A socket for each command: two users of one socket would receive each other's answers.
     with _open(timeout) as sock:
         return _call(sock, _look_up(sock)[0], command, b"".join(attributes))
 
@@ -269,7 +275,7 @@ def _command(command: NetlinkCommand, *attributes: bytes, timeout: float = TIMEO
 def _open(timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
     sock.settimeout(timeout)
-    # The reason of a refusal in words, in place of a copy of the message.
+    # Have a refusal answered with its reason in words, in place of a copy of the message.
     sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
     sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
     sock.bind((0, 0))
@@ -277,14 +283,14 @@ def _open(timeout: float) -> socket.socket:
 
 
 def _look_up(sock: socket.socket) -> tuple[int, bytes]:
-    """The family's number, and all that is told of it."""
+    """Return the family's number, and all attributes of its description."""
     name = _attribute(CTRL_ATTR_FAMILY_NAME, b"nbd\0")
     answer = _call(sock, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name)
     return int(_NUMBER[2].unpack(dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0]), answer
 
 
 def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> bytes:
-    """Send one command; return the attributes of its answer, after the kernel acknowledged it."""
+    """Send a command, wait until the kernel acknowledges it; return its answer's attributes."""
     body = _GENERIC.pack(command, 1, 0) + attributes
     length = _MESSAGE.size + len(body)
     sock.send(_MESSAGE.pack(length, family, NLM_F_REQUEST_ACK, 1, 0) + body)
@@ -301,7 +307,7 @@ def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> 
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """The messages of one datagram: type, flags and what follows the header."""
+    """Yield the messages of one datagram: type, flags and what follows the header."""
     while data:
         length, kind, flags = struct.unpack_from("=IHH", data)
         if length < _MESSAGE.size:
@@ -311,11 +317,12 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _reason(number: int, flags: int, body: bytes) -> str:
+    """Format an error number, with the kernel's own message if there is one."""
     reason = os.strerror(number)
     if flags & NLM_F_ACK_TLVS:
-        said = dict(_attributes(body[4 + _MESSAGE.size :])).get(NLMSGERR_ATTR_MSG)
-        if said:
-            reason += f" ({said.rstrip(bytes(1)).decode(errors='replace')})"
+        message = dict(_attributes(body[4 + _MESSAGE.size :])).get(NLMSGERR_ATTR_MSG)
+        if message:
+            reason += f" ({message.rstrip(bytes(1)).decode(errors='replace')})"
     return reason
 
 
@@ -335,11 +342,13 @@ def _number(kind: int, value: int, size: int) -> bytes:
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
+    """Serialize one attribute, padded to four bytes."""
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + b"\0" * (-length % 4)
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Parse attributes: yield the type and value of each."""
     while data:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if length < _ATTRIBUTE.size:

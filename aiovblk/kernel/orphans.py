@@ -1,4 +1,4 @@
-"""Devices that are attached, though no server shows: what is said of one, and when it is freed."""
+"""Orphans and zombies: attached devices without a server. Explain one, and free it if unused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from .status import DeviceState, busy_error, wait_until_free
 logger = logging.getLogger("aiovblk")
 
 FREEING_TIMEOUT = 1.0
-"""Seconds for the kernel to let go of a device that nobody serves and nobody uses."""
+"""Seconds for the kernel to free a device that has neither server nor users."""
 
 
 def free_if_unused(index: int) -> bool:
-    """Free a device whose server is gone, if nobody uses it; whether it is free now.
+    """Free a device whose server is gone, if nothing uses it.
 
-    So ends a device by netlink whose server was killed together with its watchdog, as happens to
-    all processes of a container: the kernel keeps it.
+    The kernel keeps a device that was attached by netlink when its server is killed together with
+    its watchdog, as happens to all processes of a container. This ends such a device.
+
+    Returns:
+        True if it is free now.
+
     """
     if sysfs.is_free(index):
         return True
@@ -35,7 +39,7 @@ def free_if_unused(index: int) -> bool:
 
 
 def orphan_error(index: int, path: str) -> DeviceBusyError:
-    """Why a device cannot be attached that is attached, though no server shows."""
+    """Make the error for a device that is taken without a visible server; says what frees it."""
     if sysfs.server_thread(index) is None:
         return busy_error(index, path)
     holders = users.users(index)
@@ -47,8 +51,8 @@ def orphan_error(index: int, path: str) -> DeviceBusyError:
             remedy = "`aiovblk doctor --clean` frees it"
         case DeviceState.LOST:
             name = status.identity(index)
-            whose = f"another of the identity {name!r}" if name else "that"
-            reason = f"it has lost its server, and waits for {whose} to come back"
+            successor = f"another of the identity {name!r}" if name else "that"
+            reason = f"it has lost its server, and waits for {successor} to come back"
             remedy = f"{force} gives it up"
         case DeviceState.ALIVE:
             reason = "it has a server that cannot be seen from here, in another container, say"

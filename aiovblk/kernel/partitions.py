@@ -1,7 +1,7 @@
-"""The partitions of a device that has just been attached, and of one that is detached.
+"""Partitions: wait for their nodes after an attach, and drop them after a detach.
 
-Tables are the kernel's affair: it scans the device at the first open after an attach or a resize
-(GD_NEED_PART_SCAN), before that open() returns, or when BLKRRPART tells it to, before that returns
+The kernel reads the partition table itself: it scans the device at the first open after an attach
+or a resize (GD_NEED_PART_SCAN), before that open() returns, or on BLKRRPART, before that returns
 (bdev_disk_changed in the kernel's block/partitions/core.c).
 """
 
@@ -17,26 +17,27 @@ from ..errors import AttachError, DeviceBusyError
 from . import sysfs, users
 from .ioctl import Ioctl, ioctl
 
-POLL = 0.01  # seconds between tries, and between looks at /dev
+POLL = 0.01  # seconds between attempts, and between looks at /dev
 
 
 def wait_for_nodes(
     index: int, path: str, seconds: float, is_detached: Callable[[], bool] = lambda: False
 ) -> None:
-    """Wait until each partition of an attached device that has been opened can be opened too.
+    """Wait until the node of each partition can be opened, of a device that has been opened.
 
-    Blocks. Where the open has found none it has the device scanned again: the driver may have been
-    loaded with ``max_part=0``, which leaves scans out, or somebody else's open may have been one
-    moment too early.
+    Blocks. If the open has found no partitions, the device is scanned again: the driver may have
+    been loaded with ``max_part=0``, which leaves out scans, or another program's open may have been
+    a moment too early.
 
     Args:
         index: N of /dev/nbdN.
         path: the node of the device.
-        seconds: for others to let go of the device, and for the nodes to appear.
-        is_detached: whether it is meanwhile, and may be another one by now.
+        seconds: for others to close the device, and for the nodes to appear.
+        is_detached: returns whether the device was detached meanwhile, and may be another one by
+            now.
 
     Raises:
-        DeviceBusyError: others keep the device from being scanned.
+        DeviceBusyError: other users of the device prevent the scan.
         AttachError: the node of a partition is missing; the message says what to do about it.
         OSError: the server has not let the kernel read its table.
 
@@ -66,24 +67,8 @@ def _check(is_detached: Callable[[], bool]) -> None:
         raise OSError(errno.ECANCELED, "the device was detached meanwhile")
 
 
-def drop_partitions(index: int, path: str) -> None:
-    """Have the kernel drop the partitions of a detached device; they would stay until its next.
-
-    Raises:
-        OSError: it is in use, or gone.
-
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        # Not where the open has done it, since another program may have attached it meanwhile.
-        if sysfs.partitions(index) and sysfs.size(index) == 0:
-            ioctl(fd, Ioctl.BLKRRPART)
-    finally:
-        os.close(fd)
-
-
 def _scan(path: str) -> bool:
-    """Have the kernel scan a device; false when somebody keeps it from that.
+    """Have the kernel scan a device; False if another user prevents that.
 
     Raises:
         OSError: the table cannot be read.
@@ -104,11 +89,11 @@ def _scan(path: str) -> bool:
 
 
 def _problem(index: int, name: str) -> str | None:
-    """Why the node of a partition cannot be used yet."""
+    """Tell why the node of a partition cannot be used yet; None if it can."""
     node = f"/dev/{name}"
     number = sysfs.partition_attribute(index, name, "dev")
     if number is None:
-        return None  # it was dropped meanwhile: somebody has changed the table
+        return None  # it was dropped meanwhile: another program has changed the table
     try:
         status = os.stat(node)
         if f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" != number:
@@ -129,3 +114,19 @@ def _advice(index: int, name: str, problem: str) -> str:
         f"the device has a partition {name}, but /dev/{name} {problem}; in a container nodes do not"
         f" appear by themselves: `mknod /dev/{name} b {number}`"
     )
+
+
+def drop_partitions(index: int, path: str) -> None:
+    """Have the kernel drop the partitions of a detached device; they would stay until its next use.
+
+    Raises:
+        OSError: it is in use, or gone.
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # Not if the open has done it, since another program may have attached it meanwhile.
+        if sysfs.partitions(index) and sysfs.size(index) == 0:
+            ioctl(fd, Ioctl.BLKRRPART)
+    finally:
+        os.close(fd)

@@ -1,6 +1,6 @@
-"""How the kernel forms its requests: the attributes in /sys/block/nbdN/queue.
+"""Request queue settings: request size, read-ahead and I/O scheduler, in /sys/block/nbdN/queue.
 
-They outlive a detach, so whoever changes them has to put them back
+They outlive a detach, so a server that changes them has to restore them
 (Documentation/ABI/stable/sysfs-block in the kernel's source).
 """
 
@@ -19,17 +19,16 @@ logger = logging.getLogger("aiovblk")
 MAX_REQUEST_KB = 32768
 """KiB of the largest request that the driver has ever sent (its max_hw_sectors_kb)."""
 
-
 MAX_READ_AHEAD_KB = (1 << 30) - 4
 """KiB of the longest read-ahead; far more than the kernel ever reads at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestQueue:
-    """How the kernel forms the requests of one device. None leaves a value as it is.
+    """How the kernel forms the requests of one device; None leaves a setting as it is.
 
     Raises:
-        TypeError, ValueError: a number is out of range, or none.
+        TypeError, ValueError: a value is no number, or out of range.
 
     """
 
@@ -37,14 +36,14 @@ class RequestQueue:
     """KiB of the largest read or write; a multiple of 4, to 32768. Larger ones are split. (The
     kernel's own default is 128, since Linux 6.12 it is 1280.)"""
     read_ahead_kb: int | None = 4096
-    """KiB that are read before they are asked for, where a program reads from front to back and
-    through the page cache; 0 for none. (The kernel's own default is 128 or 256.)"""
+    """KiB of read-ahead, for a program that reads sequentially through the page cache; 0 for none.
+    (The kernel's own default is 128 or 256.)"""
     scheduler: str | None = "none"
     """The I/O scheduler: ``none``, ``mq-deadline``, or another that the kernel has. ``none`` sends
-    requests as they come, which suits whatever does not spin."""
+    requests as they come, which suits all devices that do not spin."""
 
     def __post_init__(self) -> None:
-        """Find out what the kernel would refuse, or would round."""
+        """Check the values: refuse those that the kernel would refuse, or would round."""
         check_count("max_sectors_kb", self.max_sectors_kb, minimum=4)
         check_count("read_ahead_kb", self.read_ahead_kb, minimum=0)
         largest = self.max_sectors_kb
@@ -58,14 +57,15 @@ class RequestQueue:
 
 
 def apply(index: int, before: dict[str, str], **values: int | str | None) -> None:
-    """Set attributes of a device's queue, in this order; None leaves one as it is.
+    """Set attributes of a device's request queue, in this order; None leaves one as it is.
 
-    Where /sys cannot be written to (in a container, say) they stay as they are; a warning tells.
+    Where /sys cannot be written to (in a container, say) they stay as they are, with a warning.
 
     Args:
         index: N of /dev/nbdN.
-        before: takes what they were, for another call of this, unless it knows already.
-        values: by name.
+        before: receives the old value of each changed attribute that it does not have yet. To
+            restore them, pass them to this function again.
+        values: the new values by attribute name.
 
     Raises:
         AttachError: the kernel refuses a value.

@@ -1,14 +1,14 @@
-"""Whether anybody serves a device, as far as that can be told from outside.
+"""The status of a device, as seen from outside: is it alive, is it free, who keeps it busy.
 
-The file ``pid`` does not tell. It stays until the last user has let go of a device whose server is
-long gone; and of a device that was attached by netlink it names the thread that sent CONNECT, which
-may have ended while the device lives.
+The file ``pid`` in /sys does not tell whether a device has a server. It stays until the last user
+has closed a device whose server is long gone; and of a device that was attached by netlink it names
+the thread that sent CONNECT, which may have ended while the device lives.
 
-What tells is the kernel's receiving thread. One runs for each connection of a device, from
-attaching until the connection ends, and its name says for which device: ``kworker/u8:1+nbd0-recv``,
-with a minus when it has ended (recv_work in drivers/block/nbd.c, wq_worker_comm in
-kernel/workqueue.c). Since any process may call itself so, it also has to be one of the kernel's. In
-a container with process ids of its own the kernel's threads do not show.
+The kernel's receiving threads do tell. One runs for each connection of a device, from attaching
+until the connection ends, and its name contains the device: ``kworker/u8:1+nbd0-recv``, with a
+minus once it has ended (recv_work in drivers/block/nbd.c, wq_worker_comm in kernel/workqueue.c).
+Since any process may take such a name, it also has to be a kernel thread. In a container with
+process ids of its own, kernel threads are not visible.
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ from ..protocol.constants import TransmissionFlag
 from . import locks, sysfs, users
 
 _RECEIVER = re.compile(rb"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
-_KTHREADD = "2"  # the process id of the parent of all threads of the kernel
+_KTHREADD = "2"  # the process id of the parent of all kernel threads
+
+
+# Alive or dead
 
 
 class DeviceState(StrEnum):
-    """What has become of an attached device."""
+    """Whether an attached device has a server."""
 
     ALIVE = "alive"
-    """It has a server, with which the kernel is connected."""
+    """The kernel is connected with a server."""
     LOST = "lost"
-    """It has no connection, but who attached it is there, or it has an identity by which a server
-    may come back to it."""
+    """No connection; but the process that attached it runs, or it has an identity, by which a
+    server may take it over."""
     DEAD = "dead"
-    """It has no connection, and who attached it is gone."""
+    """A zombie: no connection, and the process that attached it is gone."""
     UNKNOWN = "unknown"
-    """The thread that attached it is not to be seen, and neither are the kernel's."""
+    """Neither the thread that attached it is visible, nor are the kernel's."""
 
 
 def state(index: int) -> DeviceState:
-    """What has become of a device that is attached."""
+    """Return the state of a device that is attached."""
     if count_receivers()[index]:
         return DeviceState.ALIVE
-    is_there = locks.server(index) is not None
+    has_process = locks.server(index) is not None
     if not sees_kernel_threads():
-        return DeviceState.ALIVE if is_there else DeviceState.UNKNOWN
-    return DeviceState.LOST if is_there or identity(index) is not None else DeviceState.DEAD
+        return DeviceState.ALIVE if has_process else DeviceState.UNKNOWN
+    return DeviceState.LOST if has_process or identity(index) is not None else DeviceState.DEAD
 
 
 def count_receivers() -> Counter[int]:
-    """How many connections each device has that the kernel receives from."""
+    """Count the connections of each device from which the kernel receives."""
     return Counter(
         int(found[1])
         for thread, name in _thread_names()
@@ -72,15 +75,15 @@ def _thread_names() -> Iterator[tuple[str, bytes]]:
 
 
 def sees_kernel_threads() -> bool:
-    """Whether the kernel's threads show in this /proc."""
+    """Tell whether this /proc shows kernel threads."""
     name = sysfs.read(sysfs.PROC / _KTHREADD / "comm")
     return name == "kthreadd" and sysfs.is_kernel_thread(_KTHREADD)
 
 
 def receives_link_dead_events() -> bool:
-    """Whether the kernel tells this process when connections die, as far as can be seen.
+    """Tell whether the kernel sends this process an event when a connection dies, if known.
 
-    It tells the first network namespace only, in which its own threads are.
+    It sends them in the first network namespace only, the one of its own threads.
     """
     try:
         own, first = (os.readlink(sysfs.PROC / each / "ns/net") for each in ("self", _KTHREADD))
@@ -89,26 +92,29 @@ def receives_link_dead_events() -> bool:
     return own == first and sees_kernel_threads()
 
 
+# What it was attached with
+
+
 def identity(index: int) -> str | None:
-    """What a server that attached a device by netlink named it, for one that comes back to it."""
-    return sysfs.attribute(index, "backend") or None  # the file is there even if it has no name
+    """Return the identity with which a device was attached by netlink; None without one."""
+    return sysfs.attribute(index, "backend") or None  # without an identity the file is empty
 
 
 def transmission_flags(index: int) -> TransmissionFlag:
-    """The transmission flags: from debugfs, which only root may read, or from what they led to.
+    """Return a device's transmission flags: from debugfs, else as its attributes show them.
 
-    Since Linux 6.12 some of the latter outlive a detach: ROTATIONAL and SEND_WRITE_ZEROES may have
-    been meant for an earlier server of the same device.
+    Only root may read debugfs. Since Linux 6.12 some of the attributes outlive a detach: ROTATIONAL
+    and SEND_WRITE_ZEROES may have been set by an earlier server of the same device.
     """
     directory = sysfs.SYS_BLOCK.parent / f"kernel/debug/nbd/nbd{index}"
-    if told := re.match(r"Hex: 0x([0-9a-f]+)", sysfs.read(directory / "flags") or ""):
-        return TransmissionFlag(int(told[1], 16))
+    if flags := re.match(r"Hex: 0x([0-9a-f]+)", sysfs.read(directory / "flags") or ""):
+        return TransmissionFlag(int(flags[1], 16))
     return _flags_from_sysfs(index)
 
 
 def _flags_from_sysfs(index: int) -> TransmissionFlag:
     queue = sysfs.queue_attribute
-    seen = {
+    shown = {
         TransmissionFlag.READ_ONLY: sysfs.is_read_only(index),
         TransmissionFlag.SEND_FLUSH: queue(index, "write_cache") == "write back",
         TransmissionFlag.SEND_FUA: queue(index, "fua") == "1",
@@ -119,25 +125,31 @@ def _flags_from_sysfs(index: int) -> TransmissionFlag:
         ),
     }
     flags = TransmissionFlag.HAS_FLAGS
-    for flag, is_set in seen.items():
+    for flag, is_set in shown.items():
         if is_set:
             flags |= flag
     return flags
 
 
 def is_rotational(index: int) -> bool:
-    """Whether the kernel takes a device for a disk that spins."""
+    """Tell whether the kernel treats a device as a spinning disk."""
     return sysfs.queue_attribute(index, "rotational") == "1"
 
 
+# Free or busy
+
+
 def wait_until_free(index: int, seconds: float, server: int | None = None) -> bool:
-    """Wait until a device is no longer attached; false if it still is after ``seconds``.
+    """Wait until a device is no longer attached. Blocks.
 
     Args:
-        index: of the device.
-        seconds: for which to wait.
-        server: the thread that attached it (:func:`.sysfs.server_thread`): if it has been attached
-            by another one since, it was free. None for whoever it is.
+        index: N of /dev/nbdN.
+        seconds: the timeout.
+        server: the thread that attached it (:func:`.sysfs.server_thread`): if another one has
+            attached it since, it was free. None for any.
+
+    Returns:
+        False if it is still attached after ``seconds``.
 
     """
     deadline = time.monotonic() + seconds
@@ -151,16 +163,16 @@ def wait_until_free(index: int, seconds: float, server: int | None = None) -> bo
 
 
 def busy_error(index: int, path: str) -> DeviceBusyError:
-    """The exception that names who uses a device that is claimed."""
+    """Make the error for a device that is in use, which names its users."""
     holders = users.users(index) or [users.UNKNOWN_USER]
     reason = f"the device is in use: {', '.join(holders)}"
     return DeviceBusyError(errno.EBUSY, reason, path, holders)
 
 
 def refuse_if_unclaimed_users(index: int, path: str) -> None:
-    """Look for those who use a device and claim nothing, once it has been claimed.
+    """Check a device that has been claimed for users that claim nothing (loop devices, exports).
 
-    (Whoever begins to while this looks is not found: the kernel lets him, and tells nobody.)
+    One that begins to use it during the check is not found: the kernel allows that silently.
 
     Raises:
         DeviceBusyError: there are some.

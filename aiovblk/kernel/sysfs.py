@@ -1,7 +1,7 @@
-"""What /sys and /proc tell about NBD devices, without opening one.
+"""Read what /sys and /proc show of NBD devices, without opening a node.
 
-Opening a node can wait for its server, and makes whoever does it one of its users. Reading these
-files does neither.
+Opening a node can block until its server answers, and makes the process a user of the device.
+Reading these files does neither.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from pathlib import Path
 SYS_BLOCK = Path("/sys/block")
 PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
-PF_KTHREAD = 0x00200000
-POLL = 0.002  # seconds between looks at /sys, which cannot be waited on
+PF_KTHREAD = 0x00200000  # include/linux/sched.h
+POLL = 0.002  # seconds between looks at /sys, whose changes cannot be waited for
 
 
 def read(path: Path) -> str | None:
-    """What a file holds, without white space around it; None when it is not there.
-
-    Also None for one that this process may not read.
-    """
-    # A device that is being detached right now answers ENODEV in place of ENOENT. The names of
-    # processes are cut to 15 bytes, even within a character.
+    """Read a file, without white space around its text; None if it is missing or not readable."""
+    # A device that is being detached right now answers ENODEV in place of ENOENT. The kernel cuts
+    # names of processes to 15 bytes, even within a character.
     try:
         return path.read_bytes().decode(errors="backslashreplace").strip()
     except OSError:
@@ -33,13 +30,13 @@ def read(path: Path) -> str | None:
 
 
 def indices() -> list[int]:
-    """The numbers N of all nbdN that exist, in order."""
+    """Return the numbers N of all nbdN that the kernel has, in order."""
     names = (re.fullmatch(r"nbd(\d+)", entry.name) for entry in SYS_BLOCK.glob("nbd*"))
     return sorted(int(name[1]) for name in names if name)
 
 
 def name_of(device_number: int) -> str | None:
-    """The kernel's name of a block device (``nbd0``, ``nbd0p1``, ``sda``)."""
+    """Return the kernel's name of a block device (``nbd0``, ``nbd0p1``, ``sda``)."""
     number = f"{os.major(device_number)}:{os.minor(device_number)}"
     try:
         return os.path.basename(os.readlink(SYS_BLOCK.parent / "dev/block" / number))
@@ -48,85 +45,89 @@ def name_of(device_number: int) -> str | None:
 
 
 def server_thread(index: int) -> int | None:
-    """The thread that attached a device, or None when the device is not attached.
+    """Return the id of the thread that attached a device; None if it is not attached.
 
-    The file ``pid`` exists from attaching until the last user has let go; it holds a thread id.
+    The file ``pid`` exists from attaching until the last user has closed the device.
     """
     text = read(SYS_BLOCK / f"nbd{index}/pid")
     return int(text) if text and text.isdigit() else None
 
 
 def size(index: int) -> int:
-    """Bytes; 0 for a device that is not attached."""
+    """Return the size of a device in bytes; 0 if it is not attached."""
     return int(read(SYS_BLOCK / f"nbd{index}/size") or 0) * SECTOR
 
 
 def is_free(index: int) -> bool:
-    """Whether nobody serves a device. Somebody may still have its node open."""
+    """Tell whether a device is not attached. A program may still have its node open."""
     return server_thread(index) is None and size(index) == 0
 
 
 def attribute(index: int, name: str) -> str | None:
-    """A file of /sys/block/nbdN."""
+    """Read a file of /sys/block/nbdN."""
     return read(SYS_BLOCK / f"nbd{index}" / name)
 
 
 def in_flight(index: int) -> int:
-    """How many reads and writes the kernel has sent, or is about to, and waits for."""
+    """Count the reads and writes that the kernel waits for, including those not sent yet."""
     return sum(map(int, (attribute(index, "inflight") or "").split()))
 
 
 def block_size(index: int) -> int:
-    """Bytes of a logical block."""
+    """Return the size of a logical block in bytes."""
     return int(queue_attribute(index, "logical_block_size") or SECTOR)
 
 
 def queue_attribute(index: int, name: str) -> str | None:
-    """A file of /sys/block/nbdN/queue; of one that lists choices, the choice."""
+    """Read a file of /sys/block/nbdN/queue; if it lists choices, return the current one."""
     text = read(_queue(index) / name)
     chosen = re.search(r"\[(\S+)\]", text or "")
     return chosen[1] if chosen else text
 
 
 def queue_choices(index: int, name: str) -> list[str]:
-    """What such a file lists, when it does."""
+    """Return the choices that such a file lists; empty if it lists none."""
     text = read(_queue(index) / name) or ""
     return re.sub(r"[][]", "", text).split() if "[" in text else []
 
 
 def set_queue_attribute(index: int, name: str, value: str) -> None:
-    """Write to such a file. Most wait until no request is in flight.
+    """Write to such a file. Most writes block until no request is in flight.
 
     Raises:
-        OSError: EINVAL when the kernel refuses the value.
+        OSError: EINVAL if the kernel refuses the value.
 
     """
     (_queue(index) / name).write_text(value)
 
 
+def _queue(index: int) -> Path:
+    return SYS_BLOCK / f"nbd{index}/queue"
+
+
 def is_read_only(index: int) -> bool:
-    """Whether the kernel refuses writes."""
+    """Tell whether the kernel refuses writes."""
     return read(SYS_BLOCK / f"nbd{index}/ro") == "1"
 
 
 def io_counters(index: int) -> list[int]:
-    """The numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); none when it is gone."""
+    """Return the numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); [] without it."""
     return [int(number) for number in (attribute(index, "stat") or "").split()]
 
 
 def partitions(index: int) -> list[str]:
-    """The names of a device's partitions (``nbd0p1``)."""
+    """Return the names of a device's partitions (``nbd0p1``)."""
     entries = (SYS_BLOCK / f"nbd{index}").glob(f"nbd{index}p*")
     return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
 
 
 def partition_attribute(index: int, name: str, attribute: str) -> str | None:
-    """A file of a partition (``nbd0p1``); ``start`` and ``size`` are in sectors of 512 bytes."""
+    """Read a file of a partition (``nbd0p1``); ``start`` and ``size`` are in 512-byte sectors."""
     return read(SYS_BLOCK / f"nbd{index}" / name / attribute)
 
 
 def process_of(thread: int) -> tuple[int, str] | None:
-    """The process id and name of a thread, or None when it has ended or cannot be seen."""
+    """Return the process id and name of a thread; None if it has ended or is not visible."""
     status = read(PROC / str(thread) / "status")
     if status is None:
         return None
@@ -135,21 +136,21 @@ def process_of(thread: int) -> tuple[int, str] | None:
 
 
 def is_kernel_thread(thread: int | str) -> bool:
-    """Whether a thread is one of the kernel's own, and not one that only has such a name.
+    """Tell whether a thread is a kernel thread, and not a process that only has such a name.
 
-    Any process can give itself any name (PR_SET_NAME). The kernel's own threads are told by a flag
-    that no other has (PF_KTHREAD of include/linux/sched.h; the ninth field of /proc/PID/stat).
+    Any process can take any name (PR_SET_NAME). Kernel threads have a flag that no other thread has
+    (PF_KTHREAD of include/linux/sched.h; the ninth field of /proc/PID/stat).
     """
     fields = (read(PROC / str(thread) / "stat") or "").rpartition(")")[2].split()
     return len(fields) > 6 and bool(int(fields[6]) & PF_KTHREAD)
 
 
 def index_of_node(path: str) -> int:
-    """The index of the whole NBD device that a node stands for.
+    """Return the index N of the whole NBD device that a node stands for.
 
     Raises:
         FileNotFoundError: no such node.
-        ValueError: it stands for something else; the message says what.
+        ValueError: it stands for something else; the message says for what.
 
     """
     status = os.stat(path)
@@ -163,17 +164,19 @@ def index_of_node(path: str) -> int:
     return int(match[1])
 
 
-def _queue(index: int) -> Path:
-    return SYS_BLOCK / f"nbd{index}/queue"
-
-
 def directories(index: int, names: Collection[str] | None = None) -> list[Path]:
-    """The directories of a device and its partitions; with ``names`` (``nbd0``) only of these."""
+    """Return the directories in /sys of a device and its partitions.
+
+    Args:
+        index: N of /dev/nbdN.
+        names: only of these (``nbd0``, ``nbd0p1``); None for all.
+
+    """
     whole = SYS_BLOCK / f"nbd{index}"
     every = [whole, *(whole / name for name in partitions(index))]
     return [path for path in every if names is None or path.name in names]
 
 
 def processes() -> Iterator[Path]:
-    """The folders of all processes that can be seen, the kernel's threads included."""
+    """Yield the directories in /proc of all visible processes, kernel threads included."""
     return (entry for entry in PROC.iterdir() if entry.name.isdigit())

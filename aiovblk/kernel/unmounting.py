@@ -1,4 +1,11 @@
-"""Unmounting a device that another process serves."""
+"""Unmount a device that another process serves: gracefully, or by force.
+
+* :func:`unmount` is the entry. Without force it claims the device, writes back and disconnects, in
+  a child process that can be left behind when the server does not answer.
+* :func:`force_disconnect` takes a device away from its server and its users, by ever stronger
+  steps, each with a timeout.
+* :func:`kill_openers` ends the processes that keep the index of a dead device taken.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +24,32 @@ from .. import interpreter
 from ..errors import AttachError, DeviceBusyError
 from ..threads import run_in_daemon_thread
 from . import netlink, status, sysfs, users
-from .attaching import resolve
+from .driver import resolve
 from .ioctl import Ioctl, ioctl
 from .status import DeviceState, busy_error, refuse_if_unclaimed_users, wait_until_free
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
 
+STEP_TIMEOUT = 3.0
+"""Seconds for each step of a forced disconnect, before the next, stronger one."""
+
+SETTLE_TIMEOUT = 0.2
+"""Seconds for a server to close the node of a device that is disconnected."""
+
+KILL_TIMEOUT = 2.0
+"""Seconds for processes to end after a signal."""
+
+POLL = 0.02  # seconds between looks at all processes
+
+NETLINK_TIMEOUT = 30.0
+"""Seconds for the kernel to disconnect a device gracefully, by netlink."""
+
+Report = Callable[[str], object]
+
 
 def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
-    """Unmount a device in order, whoever serves it: write back, disconnect, wait until it is free.
+    """Unmount a device that any process serves: write back, disconnect, wait until it is free.
 
     Blocks; each step for ``timeout`` seconds at most.
 
@@ -40,19 +63,22 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
         DeviceBusyError: it is in use; with ``force``, it is disconnected, but its index stays taken
             until its file system is unmounted, say.
         AttachError: it is not mounted, or its server does not answer.
-        OSError: what the kernel cached could not be written; with ``force`` that is let pass.
+        OSError: what the kernel cached could not be written; ignored with ``force``.
 
     """
     index = resolve(path)
     if sysfs.is_free(index):
         raise AttachError(errno.ENODEV, "not mounted", path)
     if force:
-        force_disconnect(index, path, lambda what: logger.debug("%s: %s", path, what))
+        force_disconnect(index, path, lambda step: logger.debug("%s: %s", path, step))
     else:
-        _unmount_in_order(index, path, timeout)
+        _unmount_gracefully(index, path, timeout)
 
 
-def _unmount_in_order(index: int, path: str, timeout: float) -> None:
+# Gracefully
+
+
+def _unmount_gracefully(index: int, path: str, timeout: float) -> None:
     try:
         _unmount_in_child(path, timeout)
         if not wait_until_free(index, timeout):
@@ -80,14 +106,14 @@ def _unmount_in_order(index: int, path: str, timeout: float) -> None:
 
 
 def _unmount_in_child(path: str, timeout: float) -> None:
-    """Run :func:`disconnect_in_order` in a process that can be left behind.
+    """Run :func:`disconnect_gracefully` in a process that can be left behind.
 
-    A sync that nobody answers cannot be killed, nor can the process whose thread waits in it: it
+    A sync that is not answered cannot be killed, nor can the process whose thread waits in it: it
     would not even exit.
 
     Raises:
-        TimeoutError: it has not ended in time.
-        OSError: what it raised.
+        TimeoutError: the child has not ended in time.
+        OSError: what the child raised.
 
     """
     output, childs_output = os.pipe()
@@ -117,20 +143,20 @@ def _unmount_in_child(path: str, timeout: float) -> None:
 
 
 def main(path: str) -> None:
-    """What the child process does: print the error number of the attempt, 0 for none."""
+    """Run in the child process: try to disconnect, and print the error number, 0 for none."""
     try:
-        disconnect_in_order(path)
+        disconnect_gracefully(path)
     except OSError as exc:
         print(exc.errno, flush=True)
     else:
         print(0, flush=True)
 
 
-def disconnect_in_order(path: str) -> None:
-    """Claim a device, write back what is cached for it, and disconnect it; may wait for ever.
+def disconnect_gracefully(path: str) -> None:
+    """Claim a device, write back its dirty data, and disconnect it. May block for ever.
 
     Raises:
-        OSError: EBUSY when it is in use; another when something could not be written.
+        OSError: EBUSY if it is in use; another if something could not be written.
 
     """
     index = resolve(path)
@@ -138,46 +164,35 @@ def disconnect_in_order(path: str) -> None:
     try:
         refuse_if_unclaimed_users(index, path)
         sync(index, fd)
-        if _is_served_by_thread(index):
+        if _has_server_thread(index):
             ioctl(fd, Ioctl.NBD_DISCONNECT)
         else:
-            # Attached by netlink: nobody waits in NBD_DO_IT, so nobody would clean up.
-            netlink.disconnect(index, timeout=30.0)
+            # Attached by netlink: no thread waits in NBD_DO_IT, so none would clean up.
+            netlink.disconnect(index, timeout=NETLINK_TIMEOUT)
     finally:
         os.close(fd)
 
 
-def _is_served_by_thread(index: int) -> bool:
+def _has_server_thread(index: int) -> bool:
     thread = sysfs.server_thread(index)
     return thread is not None and sysfs.process_of(thread) is not None
 
 
-STEP_TIMEOUT = 3.0
-"""Seconds for each step, before the next, ruder one."""
-
-SETTLE_TIMEOUT = 0.2
-"""Seconds for a server to close the node of a device that is disconnected."""
-
-KILL_TIMEOUT = 2.0
-"""Seconds for processes to end that were told to."""
-
-POLL = 0.02  # seconds between looks at all processes
-
-Report = Callable[[str], object]
+# By force
 
 
 def force_disconnect(index: int, path: str, report: Report) -> None:
-    """Disconnect a device, whoever serves and uses it, and wait until it is free.
+    """Disconnect a device by force, whatever serves and uses it, and wait until it is free.
 
-    Blocks; for seconds where something hangs.
+    Blocks; for seconds if something hangs.
 
     Args:
         index: N of /dev/nbdN.
         path: the device node.
-        report: called with each step, in words, before it is tried.
+        report: called with the name of each step before it is tried, and with its failure.
 
     Raises:
-        DeviceBusyError: it is disconnected, but its index stays taken; the message says by whom.
+        DeviceBusyError: it is disconnected, but its index stays taken; the message names the users.
         AttachError: it cannot be disconnected.
 
     """
@@ -197,9 +212,9 @@ def force_disconnect(index: int, path: str, report: Report) -> None:
             return
     if not _is_disconnected(index, 0):
         number, reason = (
-            (errno.EPERM, "taking a device away takes root")
+            (errno.EPERM, "a forced disconnect takes root")
             if refused
-            else (errno.EBUSY, "the kernel does not let go of it; see its log")
+            else (errno.EBUSY, "the kernel does not free it; see its log")
         )
         raise AttachError(number, reason, path)
     if users.exclusive_users(index) or not wait_until_free(index, STEP_TIMEOUT):
@@ -207,6 +222,7 @@ def force_disconnect(index: int, path: str, report: Report) -> None:
 
 
 def _steps(index: int, path: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the names and functions of the steps, from the gentlest to the strongest."""
     if status.state(index) in (DeviceState.ALIVE, DeviceState.UNKNOWN):
         with suppress(OSError, FutureTimeoutError):
             run_in_daemon_thread(lambda: _on_node(path, lambda fd: sync(index, fd))).result(
@@ -226,7 +242,7 @@ def _on_node(path: str, step: Callable[[int], None]) -> None:
 
 
 def _is_disconnected(index: int, seconds: float) -> bool:
-    """Whether the kernel has no server for a device any more, or not ``seconds`` later."""
+    """Wait until the kernel has no server for a device; False if it still has one at the end."""
     deadline = time.monotonic() + seconds
     while not sysfs.is_free(index) and status.state(index) is DeviceState.ALIVE:
         if time.monotonic() >= deadline:
@@ -236,7 +252,7 @@ def _is_disconnected(index: int, seconds: float) -> bool:
 
 
 def still_held_error(index: int, path: str) -> DeviceBusyError:
-    """Why the index of a device that is disconnected is not free, and what frees it."""
+    """Make the error for a disconnected device whose index is not free; says what frees it."""
     holders = users.users(index)
     points = users.mount_points(index)
     openers = [process for process, _ in users.openers(index)]
@@ -244,7 +260,7 @@ def still_held_error(index: int, path: str) -> DeviceBusyError:
         point = shlex.quote(points[0])
         until = f"its file system is unmounted (`umount {point}`, or `umount -l {point}`)"
     elif users.exclusive_users(index):
-        until = "they let go"
+        until = "they release it"
     elif openers:
         until = f"it is closed (`kill {' '.join(map(str, openers))}`)"
     else:
@@ -255,10 +271,18 @@ def still_held_error(index: int, path: str) -> DeviceBusyError:
     )
 
 
-def kill_openers(index: int, report: Report) -> None:
-    """End the processes that have a dead device open, with SIGTERM, those that stay with SIGKILL.
+# The processes that have it open
 
-    Whatever they read or write there fails. Process 1 and this one are left alone.
+
+def kill_openers(index: int, report: Report) -> None:
+    """Kill the processes that have a dead device open: with SIGTERM, then with SIGKILL.
+
+    Their reads and writes of the device fail anyway. Process 1 and this one are left alone.
+
+    Args:
+        index: N of /dev/nbdN.
+        report: called with each signal before it is sent.
+
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process, name in users.openers(index):

@@ -1,11 +1,13 @@
-"""Who uses a device, as far as /sys and /proc tell: what claims it, what only has it open.
+"""Find the users of a device in /sys and /proc: what has claimed it, what only has it open.
 
-An exclusive open (O_EXCL) tells that somebody claims a device: a mounted file system, swap, device
-mapper, md. It does not tell who; and there are users that claim nothing, and lose what they have
-not written when the device goes: a loop device on it, and what exports it to other machines.
+An exclusive open (O_EXCL) fails if a device is claimed: by a mounted file system, swap, device
+mapper, md. It does not say by which; and there are users that claim nothing, and lose what they
+have not written when the device goes: a loop device on it, and what exports it to other machines.
 
-A file system that was unmounted lazily (``umount -l``) shows in no mount table any more, but goes
-on until the last program has let go of its files. Some kinds show in /sys/fs all the same.
+A file system that was unmounted lazily (``umount -l``) is in no mount table any more, but stays in
+use until the last program has closed its files. Some kinds show in /sys/fs nevertheless.
+
+Descriptions of users are phrases that end a sentence: "mounted at /mnt", "held by dm-0".
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from .. import atfork
 from ..text import escape
 from . import locks, sysfs
 
-_MAX_DEPTH = 8  # levels of devices on devices; the kernel allows no circles
+_MAX_DEPTH = 8  # levels of stacked devices; the kernel allows no cycles
 
 # What exports a file or a block device to others, and which of its attributes names that: the
 # kernel's NVMe target (drivers/nvme/target/configfs.c), its SCSI target (target_core_configfs.c),
-# its USB mass storage (f_mass_storage.c). None of them need claim what it exports.
+# its USB mass storage (f_mass_storage.c). None of them has to claim what it exports.
 _EXPORTS = {
     "an NVMe target": "nvmet/subsystems/*/namespaces/*/device_path",
     "a SCSI target": "target/core/*/*/udev_path",
@@ -39,20 +41,25 @@ UNKNOWN_USER = (
     " while programs still use it, or that is mounted where this process cannot see it, or a"
     " program of another container"
 )
-"""How to end a sentence about a device that is claimed, though nobody is found who does."""
+"""The description of the user of a device that is claimed although no user is found."""
 
 
 def users(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Who uses a device or its partitions, in words that end a sentence about it.
+    """Describe the users of a device or its partitions.
 
-    With ``names`` (``nbd0``, ``nbd0p1``) only of these, as in what follows. Programs that merely
-    have it open are named where nobody else is found; its server is none of them.
+    Programs that merely have it open are named only if nothing else is found; its server never is.
+
+    Args:
+        index: N of /dev/nbdN.
+        names: look at these only (``nbd0``, ``nbd0p1``), here and in the other functions; None for
+            the device and all its partitions.
+
     """
     return exclusive_users(index, names) or _describe_openers(index, names)
 
 
 def exclusive_users(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Who would lose something if a device or its partitions went away, in such words."""
+    """Describe the users that would lose data if a device or its partitions went away."""
     directories = sysfs.directories(index, names)
     points = mount_points(index, names)
     return [
@@ -65,46 +72,46 @@ def exclusive_users(index: int, names: Collection[str] | None = None) -> list[st
 
 
 def shared_users(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Those of :func:`exclusive_users` that no exclusive open finds."""
+    """Describe those of :func:`exclusive_users` that claim nothing: loop devices, exports."""
     directories = sysfs.directories(index, names)
     return [*_describe_loops(directories, _MAX_DEPTH), *_exported(directories)]
 
 
 def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
-    """Where the file systems of a device and of its partitions are mounted, in any namespace."""
+    """Return where file systems of a device and its partitions are mounted, in any namespace."""
     return _mounted(sysfs.directories(index, names))
 
 
 def stacked_mount_points(index: int) -> list[str]:
-    """The same of the devices on top of it as well; those on top come first."""
+    """Return the mount points of a device and of all devices on top of it, from the top down."""
     points = [point for above in _above(index) for point in _mounted([above])]
     return list(dict.fromkeys([*points, *mount_points(index)]))
 
 
 def stacked_devices(index: int) -> list[str]:
-    """The kernel's names of the devices that are made of this one or its partitions, top first."""
+    """Return the kernel's names of all devices on top of this one, from the top down."""
     return [directory.name for directory in _above(index)]
 
 
 def holding_devices(index: int) -> list[str]:
-    """The kernel's names of the devices that are made of this one or its partitions (``dm-0``)."""
+    """Return the kernel's names of the devices directly on it or its partitions (``dm-0``)."""
     directories = sysfs.directories(index)
     names = [holder.name for directory in directories for holder in _holders_of(directory)]
     return sorted([*names, *(loop.name for loop in _loops(directories))])
 
 
 def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:
-    """Processes that have a device or one of its partitions open: their ids and names."""
+    """Return the ids and names of the processes that have a device or a partition open."""
     return [(process, name) for process, name, _ in _openers(index, names)]
 
 
 def opened_by(process: int, name: str) -> str:
-    """How :func:`users` tells of a process."""
-    return f"opened by process {process} ({escape(name)})"  # which it has chosen itself
+    """Describe a process that has a device open, as :func:`users` does."""
+    return f"opened by process {process} ({escape(name)})"  # a name that the process has chosen
 
 
 def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
-    """Processes, their names, and which of their descriptors are of the device."""
+    """Yield processes, their names, and their descriptors that are of the device."""
     nodes = {f"/dev/{directory.name}" for directory in sysfs.directories(index, names)}
     for process in sysfs.processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
@@ -115,15 +122,15 @@ def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, s
 
 def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
     server = locks.server(index)
-    words = []
+    others = []
+    is_open_here = False
     for process, name, descriptors in _openers(index, names):
         if process == os.getpid():
-            if not atfork.are_protected(descriptors):
-                words.append("opened by this process")
-        # Attached by ioctl it has its own device open, once.
+            is_open_here = not atfork.are_protected(descriptors)
+        # A server that attached its device by ioctl has it open, once.
         elif (process, name) != server or len(descriptors) > 1:
-            words.append(opened_by(process, name))
-    return words if len(words) < 2 else [each for each in words if each != "opened by this process"]
+            others.append(opened_by(process, name))
+    return others or (["opened by this process"] if is_open_here else [])
 
 
 def _target(link: str) -> str | None:
@@ -131,6 +138,9 @@ def _target(link: str) -> str | None:
         return os.readlink(link)
     except OSError:  # the file was closed meanwhile
         return None
+
+
+# Mounts and swap
 
 
 def _mounted(directories: Collection[Path]) -> list[str]:
@@ -141,16 +151,16 @@ def _mounted(directories: Collection[Path]) -> list[str]:
         for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
             before, _, after = line.partition(b" - ")
             fields = before.split(b" ")
-            # btrfs shows a device number of its own, but names its source; XFS names where it has
+            # btrfs shows a device number of its own, but names its source; XFS names the devices of
             # its log and its realtime section (logdev=, rtdev=).
-            words = after.replace(b",", b" ").split(b" ")[1:]
-            if fields[2] in numbers or sources & {word.rpartition(b"=")[2] for word in words}:
+            options = after.replace(b",", b" ").split(b" ")[1:]
+            if fields[2] in numbers or sources & {each.rpartition(b"=")[2] for each in options}:
                 found[_unescape(fields[4])] = None
     return list(found)
 
 
 def _not_mounted(directories: Collection[Path]) -> Iterator[str]:
-    """File systems that are in use although no mount table has them."""
+    """Describe file systems that are in use although no mount table has them."""
     for directory in directories:
         for kind, pattern in _SHOWN_IN_SYS.items():
             if any((sysfs.SYS_BLOCK.parent / "fs" / kind).glob(pattern.format(directory.name))):
@@ -169,6 +179,9 @@ def _swaps(directories: Collection[Path]) -> Iterator[str]:
             yield f"{node} is in use as swap"
 
 
+# Devices on top, and exports
+
+
 def _held(directories: Collection[Path], depth: int) -> Iterator[str]:
     for directory in directories:
         for holder in _holders_of(directory):
@@ -185,7 +198,7 @@ def _describe_loops(directories: Collection[Path], depth: int) -> Iterator[str]:
 
 
 def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
-    """What holds a device, and what that is used for in turn."""
+    """Describe what holds a device, with its own users in parentheses."""
     uses = [label] if label else []
     if depth and (directory := sysfs.SYS_BLOCK / device).is_dir():
         above = [directory, *_partitions_of(directory)]
@@ -195,7 +208,7 @@ def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
 
 
 def _above(index: int) -> list[Path]:
-    """The directories of all devices on top of one, those on top first."""
+    """Return the directories of all devices on top of one, from the top down."""
     found: dict[str, Path] = {}
     level = sysfs.directories(index)
     for _ in range(_MAX_DEPTH):
@@ -206,7 +219,7 @@ def _above(index: int) -> list[Path]:
             whole = sysfs.SYS_BLOCK / name
             level += [whole, *_partitions_of(whole)]
         for directory in level:
-            found.pop(directory.name, None)  # it is deeper than it was taken for
+            found.pop(directory.name, None)  # found again, on a higher level
             found[directory.name] = directory
     return list(reversed(found.values()))
 
@@ -220,7 +233,7 @@ def _partitions_of(directory: Path) -> list[Path]:
 
 
 def _loops(directories: Collection[Path]) -> list[Path]:
-    """The loop devices that lie on these devices, which do not show that."""
+    """Return the loop devices on these devices; ``holders`` does not show them."""
     return [
         file.parent.parent
         for file in sorted(sysfs.SYS_BLOCK.glob("loop*/loop/backing_file"))
@@ -230,16 +243,16 @@ def _loops(directories: Collection[Path]) -> list[Path]:
 
 def _exported(directories: Collection[Path]) -> Iterator[str]:
     root = sysfs.SYS_BLOCK.parent / "kernel/config"
-    for what, pattern in _EXPORTS.items():
+    for exporter, pattern in _EXPORTS.items():
         for file in sorted(root.glob(pattern)):
             if _is_one_of(sysfs.read(file), directories):
-                yield f"exported by {what} ({file.parent.relative_to(root)})"
+                yield f"exported by {exporter} ({file.parent.relative_to(root)})"
 
 
 def _is_one_of(path: str | None, directories: Collection[Path]) -> bool:
-    """Whether a path is that of one of these devices' nodes."""
+    """Tell whether a path is the node of one of these devices."""
     if not path or not path.startswith("/dev/"):
-        return False  # only there: to look at a file may wait for the server of its file system
+        return False  # stat() of a file elsewhere may block on the server of its file system
     if path.removeprefix("/dev/") in {directory.name for directory in directories}:
         return True
     number = _number_of(path)
@@ -255,6 +268,7 @@ def _number_of(node: str) -> str:
 
 
 def _mount_tables() -> Iterator[bytes]:
+    """Yield the mount table of each mount namespace that is visible."""
     seen: set[str] = set()
     for process in (sysfs.PROC / "self", *sysfs.processes()):
         with suppress(OSError):

@@ -1,9 +1,12 @@
-"""A process that outlives this one by as long as it takes to disconnect its devices.
+"""The watchdog: a process that outlives this one, to disconnect its netlink devices if it dies.
 
-The kernel keeps a device that was attached by netlink when its server dies, and whoever waits for
-it hangs, immune to SIGKILL. Nobody else would free it. (One that was attached by ioctl goes with
-the thread in NBD_DO_IT.) One that is to survive its server gets so many seconds for another to
-come.
+The kernel keeps a device that was attached by netlink when its server dies, and programs that wait
+for it hang, immune to SIGKILL. Nothing else would free it. (One that was attached by ioctl goes
+with the thread in NBD_DO_IT.) For a device that is to survive its server, the watchdog waits some
+seconds for the next server.
+
+This module is the parent's side; the process runs :mod:`.watchdog_process`. They talk through a
+pipe, in lines of text.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _PROGRAM = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:
-    """One for all devices of this process.
+    """The watchdog process for all devices of this process, started with the first one.
 
     Concurrency: any method may be called from any thread.
     """
@@ -37,40 +40,42 @@ class Watchdog:
         atexit.register(self._outlive)
 
     def reset_after_fork(self) -> None:
-        """Know of nothing, in a child that a fork has made: what was watched is its parent's."""
+        """Forget everything, in a forked child: what is watched is its parent's."""
         if self._process is not None:
             assert self._process.stdin is not None  # it was made with a pipe
             self._process.stdin.close()
-            self._process.returncode = 0  # it is no child of this process, and not to be missed
+            self._process.returncode = 0  # it is no child of this process: Popen must not complain
         self._lock = threading.Lock()  # another thread may have had it
         self._process = None
         self._watched = {}
         self._may_outlive = False
 
     def watch_pending(self, thread: int) -> None:
-        """Watch over the device that a thread is about to attach, whichever it will be."""
+        """Watch the device that a thread is about to attach, whichever it will be."""
         self._set(thread, f"+{thread}")
 
-    def watch(self, thread: int, index: int, survive: float, signature: str = "") -> None:
-        """Watch over the device that a thread has attached.
+    def watch(self, thread: int, index: int, survive: float, owner_token: str = "") -> None:
+        """Watch the device that a thread has attached.
 
         Args:
-            thread: whose it is.
+            thread: the thread that :meth:`watch_pending` was called with.
             index: N of /dev/nbdN.
-            survive: seconds for another server to come when this one is gone.
-            signature: that of the lock, which another server changes.
+            survive: seconds for another server to come after this process.
+            owner_token: of the device's lock (:func:`.locks.owner_token`), which another server
+                changes.
 
         """
-        # The thread as /sys knows it: in a container it has another number; and of a device that
-        # was taken over it is another thread.
-        self._set(thread, f"+{thread} {index} {sysfs.server_thread(index)} {survive} {signature}")
+        # The attaching thread by the number in /sys: in a container the thread has another number;
+        # and of a device that was taken over it is another thread.
+        attacher = sysfs.server_thread(index)
+        self._set(thread, f"+{thread} {index} {attacher} {survive} {owner_token}")
 
     def forget(self, thread: int) -> None:
-        """Watch no longer over what a thread has attached; the last one ends the watchdog."""
+        """Stop watching what a thread has attached; the last one ends the watchdog process."""
         self._end(f"-{thread}", thread)
 
     def release_to_successor(self, thread: int) -> None:
-        """Act as if this process had ended now, as to what a thread has attached."""
+        """Leave what a thread has attached to another server, as if this process had ended."""
         self._end(f"={thread}", thread)
 
     def _end(self, line: str, thread: int) -> None:
@@ -84,7 +89,8 @@ class Watchdog:
             process, self._process = self._process, None
             assert process.stdin is not None  # it was made with a pipe
             if self._may_outlive:
-                # Said, since some child may keep the pipe open that was forked when it was made.
+                # The end of the pipe is not enough: a child that was forked when the pipe was made
+                # may keep it open.
                 with suppress(BrokenPipeError):
                     process.stdin.write(b".\n")
             else:
@@ -100,9 +106,10 @@ class Watchdog:
 
     def _outlive(self) -> None:
         for process in self._outliving:
-            process.returncode = 0  # it was not forgotten, as Popen would complain
+            process.returncode = 0  # left running on purpose: Popen must not complain
 
     def _set(self, thread: int, line: str) -> None:
+        """Send a line about a thread; start the process if there is none, or it was killed."""
         with self._lock:
             self._outliving = [each for each in self._outliving if each.poll() is None]
             self._watched[thread] = line
@@ -114,14 +121,15 @@ class Watchdog:
                 self._send(each)
 
     def _send(self, line: str) -> None:
-        assert self._process is not None  # whoever calls this has looked
+        assert self._process is not None  # all callers have checked
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # somebody has killed it; the next mount starts another
+        with suppress(BrokenPipeError):  # it was killed; the next mount starts another
             self._process.stdin.write(line.encode() + b"\n")
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # Inherited: what ends this process in order must not end the watchdog before.
+    # All signals are blocked, which is inherited: a signal that ends this process gracefully must
+    # not end the watchdog before it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         return subprocess.Popen(
@@ -129,17 +137,17 @@ def _start() -> subprocess.Popen[bytes]:
             interpreter.bare_command(str(_PROGRAM), str(os.getpid()), str(locks.LOCKS)),
             bufsize=0,
             stdin=subprocess.PIPE,
-            # Whoever reads what this process prints must not wait for the watchdog as well.
+            # A program that reads this process's output must not wait for the watchdog as well.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            process_group=0,  # Ctrl-Z at a terminal is not for it
+            process_group=0,  # Ctrl-Z at a terminal must not stop it
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 watchdog = Watchdog()
-"""That of this process."""
+"""The one of this process."""
 
 os.register_at_fork(after_in_child=watchdog.reset_after_fork)

@@ -1,13 +1,20 @@
-"""What the watchdog does; a program of its own, which has netlink.py and nothing else of ours.
+"""The watchdog's program: disconnect the netlink devices of a process that died.
 
     watchdog_process.py PARENT LOCKS
 
-On its standard input it is told what to watch: ``+THREAD`` before a thread attaches a device,
-``+THREAD INDEX PID SURVIVE SIGNATURE`` when it has, ``-THREAD`` when it is detached, ``=THREAD``
-when it is left to whoever comes for it, and ``.`` when there is nothing more. A device that is
-left, or whose parent is gone, is disconnected after SURVIVE seconds, unless somebody has come. It
-is taken for the one that was meant only while its file ``pid`` in /sys says the same: the thread,
-as those see it who are not in a container; and while nobody else has signed its lock.
+It imports netlink.py from beside it, and nothing else of the package. On its standard input it gets
+lines that say what to watch:
+
+* ``+THREAD`` before a thread attaches a device;
+* ``+THREAD INDEX PID SURVIVE TOKEN`` when it has attached it;
+* ``-THREAD`` when it is detached;
+* ``=THREAD`` when it is left to another server;
+* ``.`` when nothing more follows.
+
+A device that is left, or whose parent is gone, is disconnected after SURVIVE seconds, unless
+another server has come. It counts as the same device only while its file ``pid`` in /sys says PID
+(the thread's number outside of containers), and while no other server has written its token to the
+lock.
 """
 
 from __future__ import annotations
@@ -21,7 +28,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-# At the end, since there is a queue.py beside it. Now, since the file may be gone one day.
+# At the end, so that no file beside this one shadows a module of the standard library. Imported
+# now, since the file may be gone one day.
 sys.path.append(str(Path(__file__).parent))
 
 import netlink  # type: ignore[import-not-found]  # it is the one beside this file
@@ -30,84 +38,94 @@ SYS_BLOCK = Path("/sys/block")
 LOCKS = Path("/run/aiovblk")
 
 HANDOVER_TIMEOUT = 10.0
-"""Seconds for a server to begin that was handed a device."""
+"""Seconds for a server that a device was handed over to, to begin to serve it."""
 
 
 class OrphanedDevice(NamedTuple):
-    """A device that nobody serves, perhaps."""
+    """A device that was left by its server, and is to be disconnected unless another has come.
+
+    Attributes:
+        until: the deadline, by :func:`time.monotonic`.
+        number: N of nbdN, or ``*`` if unknown.
+        pid: what the file ``pid`` in /sys says.
+        survives: whether another server may have taken it over.
+        owner_token: what the lock file said.
+
+    """
 
     until: float
     number: str
     pid: str
     survives: bool
-    signature: str
+    owner_token: str
 
 
 def main(parent: int) -> None:
-    """Watch until the parent is gone, or has nothing more to be watched, and nothing is left."""
+    """Watch until the parent is gone or has nothing more to watch; then free what is left."""
     watched: dict[str, list[str]] = {}
-    left: list[OrphanedDevice] = []
+    orphans: list[OrphanedDevice] = []
     poll = select.poll()
     poll.register(0, select.POLLIN)
     # The end of the pipe is not enough: a child of the parent's may have inherited it.
-    patience: float | None = None
+    timeout: float | None = None
     try:
         poll.register(os.pidfd_open(parent), select.POLLIN)
-    except ProcessLookupError:  # gone already, and what it had to say is in the pipe
-        patience = 0
+    except ProcessLookupError:  # gone already, and its last lines are in the pipe
+        timeout = 0
     pending = b""
     while True:
-        ready = [fd for fd, _ in poll.poll(_soonest(left, patience))]
+        ready = [fd for fd, _ in poll.poll(_soonest(orphans, timeout))]
         data = os.read(0, 4096) if 0 in ready else b""
         *lines, pending = (pending + data).split(b"\n")
         for line in filter(b".".__ne__, lines):
-            handle_line(line.decode(), watched, left)
-        free_what_is_due(left)
-        if b"." in lines or ((ready or patience == 0) and not data):
+            handle_line(line.decode(), watched, orphans)
+        free_what_is_due(orphans)
+        if b"." in lines or ((ready or timeout == 0) and not data):
             break
-    left += [release_to_successor(thread, device) for thread, device in watched.items()]
-    while left:
-        time.sleep(max(0, min(left).until - time.monotonic()))
-        free_what_is_due(left)
+    orphans += [release_to_successor(thread, device) for thread, device in watched.items()]
+    while orphans:
+        time.sleep(max(0, min(orphans).until - time.monotonic()))
+        free_what_is_due(orphans)
 
 
-def handle_line(line: str, watched: dict[str, list[str]], left: list[OrphanedDevice]) -> None:
-    """Take note of what is to be watched."""
+def handle_line(line: str, watched: dict[str, list[str]], orphans: list[OrphanedDevice]) -> None:
+    """Handle one line of the parent: change what is watched."""
     thread, *device = line[1:].split()
     if line.startswith("+"):
         watched[thread] = device
         return
     device = watched.pop(thread, [])
     if line.startswith("=") and device:
-        left.append(release_to_successor(thread, device, at_least=HANDOVER_TIMEOUT))
+        orphans.append(release_to_successor(thread, device, at_least=HANDOVER_TIMEOUT))
 
 
 def release_to_successor(thread: str, device: list[str], at_least: float = 0) -> OrphanedDevice:
-    """Begin to count for a device that is left."""
-    number, pid, survive, *signature = device or ["*", thread, "0"]
+    """Set the deadline for another server to come to a device that its server has left."""
+    number, pid, survive, *owner_token = device or ["*", thread, "0"]
     seconds = max(float(survive), at_least)
-    return OrphanedDevice(time.monotonic() + seconds, number, pid, seconds > 0, "".join(signature))
+    until = time.monotonic() + seconds
+    return OrphanedDevice(until, number, pid, seconds > 0, "".join(owner_token))
 
 
-def free_what_is_due(left: list[OrphanedDevice]) -> None:
-    """Disconnect those whose time is up."""
+def free_what_is_due(orphans: list[OrphanedDevice]) -> None:
+    """Disconnect the devices whose deadline has passed."""
     now = time.monotonic()
-    for device in sorted(left):
+    for device in sorted(orphans):
         if device.until <= now:
-            left.remove(device)
+            orphans.remove(device)
             free(device)
 
 
 def free(device: OrphanedDevice) -> None:
-    """Disconnect the device of an index, or any, that is said to be attached by ``pid``."""
+    """Disconnect a device, or each one that ``pid`` has attached, unless it has a new server."""
     for file in SYS_BLOCK.glob(f"nbd{device.number}/pid"):
         index = int(file.parent.name.removeprefix("nbd"))
         try:
             if file.read_text().strip() != device.pid:
                 continue
-            # The file says the same when another server has come back to the device, which has
-            # then signed the lock; where it has another /run, only the kernel knows: it takes a
-            # connection where one is dead.
+            # The file says the same when another server has taken over the device, which has then
+            # written its token to the lock. If that server has another /run, only the kernel
+            # knows: it accepts a connection where one is dead.
             if device.survives and (
                 has_new_owner(device)
                 or not is_connection_accepted(file.with_name("backend"), index)
@@ -115,32 +133,32 @@ def free(device: OrphanedDevice) -> None:
                 continue
             netlink.disconnect(index)
         except OSError as exc:
-            # What the parent printed to is not kept open for as long as this runs.
+            # To syslog: the parent's output is not kept open for as long as this runs.
             syslog.syslog(f"aiovblk: {file.parent.name} cannot be disconnected: {exc}")
 
 
 def has_new_owner(device: OrphanedDevice) -> bool:
-    """Whether a lock was signed by somebody else since, who may be gone as well by now."""
-    if not device.signature:
+    """Tell whether another server, which may be gone as well by now, has owned the lock since."""
+    if not device.owner_token:
         return False
     try:
-        return (LOCKS / f"nbd{device.number}.lock").read_text().strip() != device.signature
+        return (LOCKS / f"nbd{device.number}.lock").read_text().strip() != device.owner_token
     except OSError:
         return False
 
 
 def is_connection_accepted(backend: Path, index: int) -> bool:
-    """Whether a device lacks a connection; if so it has one now, on which nobody answers."""
+    """Tell whether a device lacks a connection, by offering one; it stays without an answer."""
     ours, theirs = socket.socketpair()
     taken: bool = netlink.offer_connection(index, backend.read_text().strip(), ours, theirs)
     return taken
 
 
-def _soonest(left: list[OrphanedDevice], patience: float | None) -> float | None:
-    """Milliseconds until the first is due, if any is."""
-    if not left:
-        return patience
-    return max(0, min(left).until - time.monotonic()) * 1000
+def _soonest(orphans: list[OrphanedDevice], timeout: float | None) -> float | None:
+    """Return the milliseconds until the first deadline; ``timeout`` without one."""
+    if not orphans:
+        return timeout
+    return max(0, min(orphans).until - time.monotonic()) * 1000
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing back what the kernel caches for a device."""
+"""Write back what the kernel has cached for a device: its page cache, and file systems on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ logger = logging.getLogger("aiovblk")
 
 
 def sync(index: int, fd: int) -> None:
-    """Write back what is cached for a device, from the top down.
+    """Write back all dirty data of a device, from the top of its stack down. Blocks.
 
-    File systems on it and on the devices on top of it first, then those devices (a loop device
-    keeps what was written through it), then partitions, then itself. Each of them has a page cache
-    of its own, and a mounted file system keeps what it has not written in none of them.
+    First the file systems on it and on the devices on top of it, then those devices (a loop device
+    caches what was written through it), then its partitions, then the device itself. Each of them
+    has a page cache of its own, and a mounted file system holds dirty data that is in none of them.
+
+    Args:
+        index: N of /dev/nbdN.
+        fd: its open node.
 
     Raises:
         OSError: the last error, after everything was tried.
@@ -34,6 +38,7 @@ def sync(index: int, fd: int) -> None:
 
 
 def _sync_path(path: str, *, file_system: bool) -> OSError | None:
+    """Sync one file system or device; return the error, None if there is none to report."""
     try:
         fd = atfork.open_protected(path)
     except OSError as exc:

@@ -1,8 +1,8 @@
-"""The counters of mounts and servers, for Prometheus and OpenTelemetry.
+"""Export the counters of mounts and servers to Prometheus and OpenTelemetry.
 
-Nothing is counted here that :class:`~aiovblk.dispatch.Stats` does not count anyway, and nothing is
-kept: each scrape reads the counters as they are then. What an exporter needs is imported when it is
-asked for.
+Exporters count nothing themselves, and keep nothing: each scrape reads the counters of
+:class:`~aiovblk.dispatch.Stats` as they are then. The packages that an exporter needs are imported
+when it is asked for.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["StatsSource", "prometheus_collector", "register_otel"]
 
 
 def prometheus_collector(sources: Mapping[str, StatsSource]) -> Collector:
-    """What yields the counters to a registry of prometheus-client, which has to be told of it.
+    """Make a collector for prometheus-client; register it: ``registry.register(collector)``.
 
     Args:
-        sources: mounts and servers by name, which becomes the label ``device``. It is looked at
-            anew for each scrape, so that some may be added and removed.
+        sources: mounts and servers by name, which becomes the label ``device``. The mapping is read
+            at each scrape, so entries may be added and removed at any time.
 
     Raises:
         MissingExtraError: prometheus-client is not installed.
@@ -38,11 +38,11 @@ def prometheus_collector(sources: Mapping[str, StatsSource]) -> Collector:
 
 
 def register_otel(sources: Mapping[str, StatsSource], meter: Meter | None = None) -> None:
-    """Make observable instruments of OpenTelemetry for the counters.
+    """Create observable instruments of OpenTelemetry for the counters.
 
     Args:
         sources: as for :func:`prometheus_collector`; the name becomes the attribute ``device``.
-        meter: who makes them; by default that of the provider that is set globally.
+        meter: creates the instruments; by default a meter of the global meter provider.
 
     Raises:
         MissingExtraError: opentelemetry-api is not installed.

@@ -1,4 +1,4 @@
-"""What is measured, in words that both exporters use."""
+"""The metrics, with names and descriptions that both exporters share: add a new counter here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..dispatch import LatencyHistogram, Stats
 
 
 class StatsSource(Protocol):
-    """What has counters: a :class:`~aiovblk.Mount`, a :class:`~aiovblk.Server`, its clients."""
+    """Anything with counters: :class:`~aiovblk.Mount`, :class:`~aiovblk.Server`, its clients."""
 
     @property
     def stats(self) -> Stats:
@@ -17,19 +17,20 @@ class StatsSource(Protocol):
 
 
 class Measure(NamedTuple):
-    """One number, or one for each value of a label."""
+    """A metric: one value, or one for each value of a label."""
 
     name: str
-    """Words with underscores, without the unit."""
+    """In snake case, without prefix and unit."""
     text: str
+    """The description for users."""
     unit: str
-    """``bytes``, or nothing where requests are counted."""
+    """``bytes``, or empty for a number of requests."""
     monotonic: bool
-    """Whether it only ever grows."""
+    """Whether it is a counter, which never decreases; otherwise a gauge."""
     label: str
-    """What the values are told apart by; empty if there is one."""
+    """Name of the label that distinguishes the values; empty if there is one value."""
     values: Callable[[Stats], Iterable[tuple[str, int]]]
-    """The value of the label, and the number."""
+    """Returns each value of the label, and the metric's value."""
 
 
 MEASURES = (
@@ -73,5 +74,5 @@ DURATION = "Time from the arrival of a request until its reply was handed to the
 
 
 def used_commands(stats: Stats) -> list[tuple[str, LatencyHistogram]]:
-    """The commands that were used at least once, and how long they took."""
+    """Return the commands that were used at least once, with their latency histograms."""
     return [(name, latency) for name, latency in stats.latency.items() if latency.buckets]

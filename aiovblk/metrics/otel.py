@@ -1,4 +1,4 @@
-"""The counters as observable instruments of OpenTelemetry."""
+"""OpenTelemetry exporter: the counters as observable instruments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def make_instruments(sources: Mapping[str, StatsSource], meter: Meter | None) -> None:
-    """Make one for each measure; the readers of the meter's provider call them."""
+    """Create an instrument for each metric; the provider's metric readers call them."""
     meter = meter or get_meter("aiovblk")
     for measure in MEASURES:
         make = (
@@ -25,12 +25,12 @@ def make_instruments(sources: Mapping[str, StatsSource], meter: Meter | None) ->
         )
         make(
             f"aiovblk.{measure.name}",
-            [_observing(sources, measure)],
+            [_observe_measure(sources, measure)],
             unit="By" if measure.unit == "bytes" else "{request}",
             description=measure.text,
         )
-    # The interface has no histogram that is observed: what it is made of instead, and what it is
-    # for.
+    # OpenTelemetry has no observable histogram. Instead of one, there are its parts, count and sum,
+    # and the quantiles that it would serve for.
     meter.create_observable_counter(
         "aiovblk.requests",
         [_observe_each(sources, _requests)],
@@ -55,6 +55,8 @@ Found = Iterable[tuple[float, dict[str, str]]]
 
 
 def _observe_each(sources: Mapping[str, StatsSource], find: Callable[[Stats], Found]) -> Observe:
+    """Make a callback that observes each source, with its name as the attribute ``device``."""
+
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         for name, source in sources.items():
             for value, attributes in find(source.stats):
@@ -63,7 +65,7 @@ def _observe_each(sources: Mapping[str, StatsSource], find: Callable[[Stats], Fo
     return observe
 
 
-def _observing(sources: Mapping[str, StatsSource], measure: Measure) -> Observe:
+def _observe_measure(sources: Mapping[str, StatsSource], measure: Measure) -> Observe:
     def find(stats: Stats) -> Found:
         for label, value in measure.values(stats):
             yield value, {measure.label: label} if measure.label else {}
@@ -83,5 +85,5 @@ def _time(stats: Stats) -> Found:
 
 def _quantiles(stats: Stats) -> Found:
     for command, latency in used_commands(stats):
-        for share in QUANTILES:
-            yield latency.quantile(share), {"command": command, "quantile": str(share)}
+        for quantile in QUANTILES:
+            yield latency.quantile(quantile), {"command": command, "quantile": str(quantile)}

@@ -1,4 +1,4 @@
-"""The counters as prometheus-client wants them."""
+"""Prometheus exporter: the counters as a collector of prometheus-client."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ..dispatch import LatencyHistogram
 from .definitions import DURATION, MEASURES, Measure, StatsSource, used_commands
 
 BOUNDS = [1 << power for power in range(12, 37)]
-"""Nanoseconds: 4 us to 69 s. The powers of two are where the counters' own buckets meet."""
+"""Upper bounds of the exported buckets, in nanoseconds: 4 us to 69 s. Powers of two, at which the
+buckets of :class:`LatencyHistogram` meet too, so that the counts are exact."""
 
 
 class Collector(registry.Collector):
-    """Mounts and servers as a collector; register it where the application keeps its own.
+    """Collect the counters of mounts and servers; register it at the application's registry.
 
     Args:
-        sources: by what becomes the label ``device``.
+        sources: mounts and servers by name, which becomes the label ``device``.
 
     """
 
@@ -25,12 +26,12 @@ class Collector(registry.Collector):
         self._sources = sources
 
     def describe(self) -> Iterable[core.Metric]:
-        """Tell a registry the names, without a look at the counters."""
+        """Return the metrics' names, without reading the counters."""
         return [*map(_family, MEASURES), _durations()]
 
     def collect(self) -> Iterable[core.Metric]:
-        """The counters, as they are now."""
-        # One look at each: what a scrape shows was true at one time.
+        """Return the counters, as they are now."""
+        # Each source is read once, so that its metrics in one scrape are of the same time.
         stats = {name: source.stats for name, source in self._sources.items()}
         for measure in MEASURES:
             family = _family(measure)

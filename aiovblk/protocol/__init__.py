@@ -1,4 +1,4 @@
-"""The NBD protocol on the wire: bytes to values and back, no I/O at all."""
+"""The NBD protocol on the wire: handshake, requests and replies to bytes and back; no I/O."""
 
 from .client_handshake import ClientHandshake
 from .constants import (
@@ -16,6 +16,7 @@ from .constants import (
     StatusFlag,
     TransmissionFlag,
 )
+from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
 from .options import ExportInfo, NegotiationResult
 from .replies import (
     SERIALIZERS,
@@ -44,7 +45,7 @@ from .requests import (
     serialize_request,
     serialize_simple_reply,
 )
-from .server_handshake import OpenExport, Pause, Receive, ServerHandshake, StartTLS, TLSMode
+from .server_handshake import ServerHandshake, TLSMode
 from .uri import URI
 
 __all__ = [
@@ -65,6 +66,8 @@ __all__ = [
     "Command",
     "CommandFlag",
     "ExportInfo",
+    "Handshake",
+    "HandshakeSteps",
     "Info",
     "NegotiationResult",
     "OpenExport",
@@ -82,6 +85,7 @@ __all__ = [
     "SparseData",
     "StartTLS",
     "StatusFlag",
+    "Step",
     "TLSMode",
     "TransmissionFlag",
     "errno_to_wire",

@@ -1,12 +1,11 @@
-"""The client's side of the handshake phase, as a talk that does no I/O.
+"""The client's side of the handshake phase (fixed newstyle negotiation), without I/O.
 
-The form is that of :mod:`.server_handshake`: a generator that yields what it needs next.
+:mod:`.handshake` says how it is driven.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from ..errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
 from ..text import quote
@@ -21,6 +20,7 @@ from .constants import (
     ReplyMode,
     TransmissionFlag,
 )
+from .handshake import Handshake, HandshakeSteps, Receive, StartTLS
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
@@ -43,35 +43,30 @@ from .options import (
     serialize_info_request,
     serialize_option,
 )
-from .server_handshake import Receive, StartTLS
 
 MAX_OPTION_REPLY = 64 * 1024
-"""Bytes of an option reply's data, at most."""
+"""Maximum bytes of the data of one option reply."""
 
 MAX_OPTION_REPLIES = 10_000
-"""Replies to one option, at most: no server has reason to send as many."""
+"""Maximum number of replies to one option: no server has reason to send as many."""
 
 MAX_OPTION_REPLIES_SIZE = 16 * 1024 * 1024
-"""Bytes of all replies to one option, at most: they are kept until the last has come."""
-
-HandshakeSteps = Generator[Receive | StartTLS, Any, NegotiationResult]
-Replies = Generator[Receive | StartTLS, Any, list[tuple[int, bytes]]]
-
+"""Maximum bytes of all replies to one option: they are kept until the last one has arrived."""
 
 _MAGIC = NBD_MAGIC.to_bytes(8, "big")
 
-_USE_TLS = "it talks only over TLS: use nbds:// in place of nbd://, nbds+unix: of nbd+unix:"
-_NO_TLS = "it has no TLS: nbd:// in place of nbds:// goes without, unprotected"
+_USE_TLS = "it requires TLS: use nbds:// in place of nbd://, or nbds+unix: in place of nbd+unix:"
+_NO_TLS = "it has no TLS: nbd:// in place of nbds:// connects without it, unencrypted"
 
 
 def _refused(option: Option, reply: int, payload: bytes) -> OptionRefusedError:
-    """What an error reply to an option means."""
+    """Make the exception for an error reply to an option."""
     try:
         name = OptionReply(reply).name
     except ValueError:
         name = f"error {reply:#x}"
-    told = quote(payload[:MAX_STRING].decode(errors="replace")) or name
-    refused = f"the server refused {option.name}: {told}"
+    reason = quote(payload[:MAX_STRING].decode(errors="replace")) or name
+    refused = f"the server refused {option.name}: {reason}"
     if reply == OptionReply.ERR_TLS_REQD and option != Option.STARTTLS:
         return TLSRequiredError(f"{refused}; {_USE_TLS}", reply)
     if option == Option.STARTTLS:
@@ -79,14 +74,18 @@ def _refused(option: Option, reply: int, payload: bytes) -> OptionRefusedError:
     return OptionRefusedError(refused, reply)
 
 
-class ClientHandshake:
-    """One handshake with one server.
+class ClientHandshake(Handshake[NegotiationResult]):
+    """Negotiate with one server: TLS, reply mode, ``base:allocation``, and an export.
 
     Args:
-        name: of the export; empty for the server's default one.
-        tls: whether TLS must begin before anything else.
-        mode: the most that replies may look like; what the server has decides.
-        allocation: whether ``base:allocation`` is asked for.
+        name: of the export; empty for the server's default export.
+        tls: whether to start TLS before anything else.
+        mode: the highest reply mode to ask for; the highest that the server accepts is used.
+        allocation: whether to ask for ``base:allocation``.
+
+    Attributes:
+        expected_reply: what the server is to send next, for error messages: ``greeting``, or
+            ``tls`` (its first bytes over TLS); empty for anything else.
 
     """
 
@@ -98,29 +97,22 @@ class ClientHandshake:
         mode: ReplyMode = ReplyMode.EXTENDED,
         allocation: bool = True,
     ) -> None:
+        super().__init__()
         self._name = name
         self._tls = tls
         self._max_mode = mode
         self._allocation = allocation
         self._mode = ReplyMode.SIMPLE
-        self._data_to_send = bytearray()
         self.expected_reply = ""
-        """What the server owes us: ``greeting``, ``tls`` for its first words over that; or less."""
 
-    def data_to_send(self) -> bytes:
-        """What is to be sent now; it is not returned twice."""
-        taken = bytes(self._data_to_send)
-        self._data_to_send.clear()
-        return taken
-
-    def run(self) -> HandshakeSteps:
-        """Carry the handshake, up to the transmission phase.
+    def run(self) -> HandshakeSteps[NegotiationResult]:
+        """Run the handshake up to the transmission phase.
 
         Raises:
-            ProtocolError: the server does not speak fixed newstyle NBD, or breaks its rules.
-            RefusedError: it refuses the export.
-            TLSRequiredError: it wants TLS.
-            TLSUnavailableError: it has no TLS, which is wanted.
+            ProtocolError: the server does not speak fixed newstyle NBD, or breaks the protocol.
+            OptionRefusedError: it refuses the export.
+            TLSRequiredError: it requires TLS, and ``tls`` is off.
+            TLSUnavailableError: it refuses TLS, and ``tls`` is on.
 
         """
         no_zeroes = yield from self._exchange_greetings()
@@ -139,8 +131,10 @@ class ClientHandshake:
             info = yield from self._export_name(no_zeroes)
         return NegotiationResult(self._name, info, self._mode, allocation)
 
-    def _exchange_greetings(self) -> Generator[Receive | StartTLS, Any, bool]:
-        # Others greet with less than a whole greeting, and wait for an answer then.
+    def _exchange_greetings(self) -> HandshakeSteps[bool]:
+        """Receive the greeting and send the client flags; returns whether padding is omitted."""
+        # The magic first: servers of other protocols send less than a whole NBD greeting, and then
+        # wait for an answer.
         self.expected_reply = "greeting"
         begin: bytes = yield Receive(len(_MAGIC))
         self.expected_reply = ""
@@ -150,14 +144,14 @@ class ClientHandshake:
         rest: bytes = yield Receive(GREETING.size - len(_MAGIC))
         _, style, offered = GREETING.unpack(begin + rest)
         if style == OLDSTYLE_MAGIC:
-            raise ProtocolError("the server speaks oldstyle NBD, without options, only")
+            raise ProtocolError("the server speaks only oldstyle NBD, which has no options")
         if style != IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
             raise ProtocolError("the server does not speak fixed newstyle NBD")
         flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
         self._data_to_send += CLIENT_FLAGS.pack(flags)
         return bool(flags & HandshakeFlag.NO_ZEROES)
 
-    def _negotiate_mode(self) -> Generator[Receive | StartTLS, Any, None]:
+    def _negotiate_mode(self) -> HandshakeSteps[None]:
         for option, mode in (
             (Option.EXTENDED_HEADERS, ReplyMode.EXTENDED),
             (Option.STRUCTURED_REPLY, ReplyMode.STRUCTURED),
@@ -169,11 +163,11 @@ class ClientHandshake:
             except TLSRequiredError:
                 raise
             except OptionRefusedError:
-                continue  # it does without
+                continue  # try the next lower mode
             self._mode = mode
             return
 
-    def _negotiate_allocation(self) -> Generator[Receive | StartTLS, Any, int | None]:
+    def _negotiate_allocation(self) -> HandshakeSteps[int | None]:
         if self._mode is ReplyMode.SIMPLE or not self._allocation:
             return None
         data = serialize_context_request(self._name, [BASE_ALLOCATION])
@@ -191,12 +185,12 @@ class ClientHandshake:
                     return number
         return None
 
-    def _go(self) -> Generator[Receive | StartTLS, Any, ExportInfo]:
+    def _go(self) -> HandshakeSteps[ExportInfo]:
         data = serialize_info_request(self._name, [Info.BLOCK_SIZE, Info.DESCRIPTION])
         replies = yield from self._send_option(Option.GO, data)
         return _export_info(data for reply, data in replies if reply == OptionReply.INFO)
 
-    def _export_name(self, no_zeroes: bool) -> Generator[Receive | StartTLS, Any, ExportInfo]:
+    def _export_name(self, no_zeroes: bool) -> HandshakeSteps[ExportInfo]:
         self._data_to_send += serialize_option(Option.EXPORT_NAME, self._name.encode())
         data: bytes = yield Receive(EXPORT_NAME_REPLY.size)
         if not no_zeroes:
@@ -204,11 +198,16 @@ class ClientHandshake:
         size, flags = EXPORT_NAME_REPLY.unpack(data)
         return ExportInfo(_check_size(size), TransmissionFlag(flags))
 
-    def _send_option(self, option: Option, data: bytes = b"") -> Replies:
+    def _send_option(
+        self, option: Option, data: bytes = b""
+    ) -> HandshakeSteps[list[tuple[int, bytes]]]:
         """Send an option, and receive its replies up to the final ACK.
 
+        Returns:
+            Type and data of each reply, without the ACK.
+
         Raises:
-            RefusedError: the server refused it.
+            OptionRefusedError: the server refused it.
 
         """
         self._data_to_send += serialize_option(option, data)
@@ -218,7 +217,7 @@ class ClientHandshake:
             magic, about, reply, length = OPTION_REPLY.unpack((yield Receive(OPTION_REPLY.size)))
             self.expected_reply = ""
             if magic != OPTION_REPLY_MAGIC or about != option:
-                raise ProtocolError("the server sent something else than a reply to our option")
+                raise ProtocolError("the server sent something other than a reply to our option")
             if length > MAX_OPTION_REPLY:
                 raise ProtocolError(f"the server sent an option reply of {length} bytes")
             payload: bytes = (yield Receive(length)) if length else b""
@@ -228,7 +227,7 @@ class ClientHandshake:
                 raise _refused(option, reply, payload)
             replies.append((reply, payload))
             size += length
-        raise ProtocolError("the server sent replies to one option without end")
+        raise ProtocolError(f"the server sent too many replies to {option.name}")
 
 
 def _export_info(replies: Iterator[bytes]) -> ExportInfo:
@@ -248,25 +247,26 @@ def _export_info(replies: Iterator[bytes]) -> ExportInfo:
             fields.unpack(U16)
             description = decode(fields.rest())
     if found is None:
-        raise ProtocolError("the server agreed to an export, but did not tell its size")
+        raise ProtocolError("the server accepted GO, but did not report the export's size")
     size, flags = found
     return ExportInfo(_check_size(size), TransmissionFlag(flags), *blocks, description)
 
 
 def _check_size(size: int) -> int:
     if size >= 1 << 63:
-        raise ProtocolError(f"the server tells a size of {size} bytes")
+        raise ProtocolError(f"the server reports an invalid size of {size} bytes")
     return size
 
 
 def _check_block_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
-    """Block sizes, if they can be ("Block size constraints")."""
-    sane = (
+    """Return the block sizes, if they are valid ("Block size constraints")."""
+    valid = (
         0 < minimum <= 65536
         and not minimum & (minimum - 1)
         and preferred >= minimum
         and maximum >= minimum
     )
-    if not sane:
-        raise ProtocolError(f"the server tells block sizes that cannot be: {minimum}, {preferred}")
+    if not valid:
+        sizes = f"{minimum}, {preferred}, {maximum}"
+        raise ProtocolError(f"the server reports invalid block sizes: {sizes}")
     return minimum, preferred, min(maximum, MAX_PAYLOAD)

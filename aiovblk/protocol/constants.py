@@ -1,4 +1,4 @@
-"""The numbers of the NBD specification (doc/proto.md, "Values"), by its own names."""
+"""Constants of the NBD specification (doc/proto.md, "Values"), under the names that it uses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ DEFAULT_PORT = 10809
 """The TCP port that IANA has assigned to NBD."""
 
 MAX_PAYLOAD = 32 * 1024 * 1024
-"""The longest READ or WRITE, in bytes: the limit that the specification's "Block sizes" lets
-every client rely on, and the most that the kernel sends (max_hw_sectors_kb of nbd.c)."""
+"""Maximum bytes of one READ or WRITE: the limit that the specification's "Block sizes" lets every
+client rely on, and the most that the kernel sends (max_hw_sectors_kb of nbd.c)."""
 
 MAX_STRING = 4096
-"""Bytes of the longest name, description, query or message ("Values")."""
+"""Maximum bytes of a name, description, query or message ("Values")."""
 
 BASE_ALLOCATION = "base:allocation"
-"""The metadata context that tells holes and zeroes."""
+"""The metadata context that reports holes and zeroes."""
 
 
 # Transmission phase
@@ -47,7 +47,7 @@ class CommandFlag(IntFlag):
 
 
 class TransmissionFlag(IntFlag):
-    """What a server tells about an export; the kernel takes them from NBD_SET_FLAGS."""
+    """Transmission flags: what an export supports. The kernel gets them by NBD_SET_FLAGS."""
 
     HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
@@ -65,7 +65,7 @@ class TransmissionFlag(IntFlag):
 
 
 class ReplyMode(IntEnum):
-    """How requests and replies look, as it was negotiated; each can all that the one before can."""
+    """The negotiated form of requests and replies; each mode includes the ones before it."""
 
     SIMPLE = 0
     STRUCTURED = 1
@@ -85,10 +85,10 @@ class ReplyType(IntEnum):
 
 
 CHUNK_DONE = 1 << 0
-"""NBD_REPLY_FLAG_DONE: the last chunk of its reply."""
+"""NBD_REPLY_FLAG_DONE: marks the last chunk of a reply."""
 
 CHUNK_ERROR = 1 << 15
-"""The bit that all error chunks have in their type, known or not."""
+"""The bit that marks error chunks in a chunk's type, whether the type is known or not."""
 
 
 class StatusFlag(IntFlag):

@@ -1,10 +1,10 @@
-"""The handshake phase on the wire: greeting, options, option replies, and what they carry.
+"""Handshake messages on the wire: greeting, options, option replies, and their data.
 
-The rules that hold here, from the specification's "Fixed newstyle negotiation":
+Rules from the specification's "Fixed newstyle negotiation":
 
-* The server greets, the client answers with its flags, then sends one option after the other. Each
+* The server sends a greeting, the client its flags, then one option after the other. Each option
   has a length, so that an unknown one can be skipped.
-* All strings are UTF-8 of at most 4096 bytes, counted, not terminated.
+* All strings are UTF-8 of at most 4096 bytes, preceded by their length, not terminated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPTION_REPLY_MAGIC = 0x3E889045565A9
 OLDSTYLE_MAGIC = 0x00420281861253
 
 GREETING = struct.Struct(">QQH")
-"""What the server sends first: NBDMAGIC, IHAVEOPT, handshake flags."""
+"""The server's greeting: NBDMAGIC, IHAVEOPT, handshake flags."""
 
 CLIENT_FLAGS = struct.Struct(">I")
 
@@ -33,12 +33,12 @@ OPTION_REPLY = struct.Struct(">QIII")
 """Option reply header: magic, option, reply type, length of its data."""
 
 EXPORT_NAME_REPLY = struct.Struct(">QH")
-"""Size and transmission flags; then 124 zero bytes, unless both have agreed to omit them."""
+"""Size and transmission flags; 124 zero bytes follow unless NO_ZEROES was negotiated."""
 
 PADDING = 124
 
 MAX_QUERIES = 1024
-"""Metadata contexts that a client may ask for at once."""
+"""Maximum number of metadata context queries in one option."""
 
 INFO_EXPORT = struct.Struct(">HQH")
 INFO_BLOCK_SIZE = struct.Struct(">HIII")
@@ -48,7 +48,7 @@ U32 = struct.Struct(">I")
 
 @dataclass(frozen=True, slots=True)
 class ExportInfo:
-    """What a server tells about an export; sizes in bytes."""
+    """An export as a server describes it; sizes in bytes."""
 
     size: int
     flags: TransmissionFlag
@@ -60,21 +60,21 @@ class ExportInfo:
 
 @dataclass(frozen=True, slots=True)
 class NegotiationResult:
-    """What a handshake led to."""
+    """The result of a handshake: the export, and what was negotiated for its transmission phase."""
 
     name: str
-    """Of the export."""
+    """Name of the export."""
     info: ExportInfo
     mode: ReplyMode = ReplyMode.SIMPLE
     allocation_context_id: int | None = None
-    """The id of ``base:allocation`` in block status replies; None where it was not agreed upon."""
+    """The context id of ``base:allocation`` in block status replies; None: not negotiated."""
 
 
 class OptionReader:
-    """Reads the data of an option, or of an option reply, field by field.
+    """Parse the data of an option, or of an option reply, field by field.
 
     Raises:
-        ProtocolError: from each method, when the data ends too early or a string cannot be.
+        ProtocolError: from each method, if the data ends too early or a string is invalid.
 
     """
 
@@ -83,22 +83,22 @@ class OptionReader:
         self._position = 0
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
-        """The next fixed fields."""
+        """Read the next fixed-size fields."""
         return layout.unpack(self.read_bytes(layout.size))
 
     def string(self) -> str:
-        """The next string with its length before it."""
+        """Read the next string, which is preceded by its length."""
         (length,) = self.unpack(U32)
         if length > MAX_STRING:
-            raise ProtocolError(f"a string of {length} bytes; at most {MAX_STRING} are allowed")
+            raise ProtocolError(f"a string has {length} bytes; at most {MAX_STRING} are allowed")
         return decode(self.read_bytes(length))
 
     def rest(self) -> bytes:
-        """All that is left."""
+        """Read all remaining bytes."""
         return self.read_bytes(len(self._data) - self._position)
 
     def read_bytes(self, count: int) -> bytes:
-        """The next ``count`` bytes."""
+        """Read the next ``count`` bytes."""
         taken = self._data[self._position : self._position + count]
         if len(taken) < count:
             raise ProtocolError("the data of an option ends too early")
@@ -106,83 +106,83 @@ class OptionReader:
         return taken
 
     def expect_end(self) -> None:
-        """Make sure that nothing is left."""
+        """Check that no bytes remain."""
         if self._position != len(self._data):
             raise ProtocolError("the data of an option is longer than its contents")
 
 
 def decode(data: bytes) -> str:
-    """A string of the wire.
+    """Decode a string of the wire.
 
     Raises:
         ProtocolError: it is longer than 4096 bytes, or not UTF-8.
 
     """
     if len(data) > MAX_STRING:
-        raise ProtocolError(f"a string of {len(data)} bytes; at most {MAX_STRING} are allowed")
+        raise ProtocolError(f"a string has {len(data)} bytes; at most {MAX_STRING} are allowed")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ProtocolError("a string that is not UTF-8") from None
+        raise ProtocolError("a string is not UTF-8") from None
 
 
 def serialize_string(text: str) -> bytes:
-    """A string with its length before it."""
+    """Serialize a string, preceded by its length."""
     data = text.encode()
     return U32.pack(len(data)) + data
 
 
 def serialize_option(option: int, data: bytes = b"") -> bytes:
-    """One option of the client."""
+    """Serialize one option of the client."""
     return OPTION.pack(IHAVEOPT, option, len(data)) + data
 
 
 def serialize_option_reply(option: int, reply: int, data: bytes = b"") -> bytes:
-    """One reply of the server."""
+    """Serialize one option reply of the server."""
     return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
 
 
 def serialize_info_request(name: str, wanted: Sequence[Info]) -> bytes:
-    """The data of INFO and GO."""
+    """Serialize the data of INFO or GO."""
     types = b"".join(map(U16.pack, wanted))
     return serialize_string(name) + U16.pack(len(wanted)) + types
 
 
 def parse_info_request(data: bytes) -> tuple[str, list[int]]:
-    """The export's name and the information types that INFO or GO ask for.
+    """Parse the data of INFO or GO: the export's name, and the information types asked for.
 
     Raises:
-        ProtocolError: the data cannot be.
+        ProtocolError: the data is malformed.
 
     """
     fields = OptionReader(data)
     name = fields.string()
     (count,) = fields.unpack(U16)
-    # At once: there may be 32,000 of them, and a server has other clients.
+    # In one call: there may be 32,000 of them, and the server has other clients.
     wanted = [each for (each,) in U16.iter_unpack(fields.read_bytes(count * U16.size))]
     fields.expect_end()
     return name, wanted
 
 
 def serialize_context_request(name: str, queries: Sequence[str]) -> bytes:
-    """The data of LIST_META_CONTEXT and SET_META_CONTEXT."""
+    """Serialize the data of LIST_META_CONTEXT or SET_META_CONTEXT."""
     return b"".join(
         [serialize_string(name), U32.pack(len(queries)), *map(serialize_string, queries)]
     )
 
 
 def parse_context_request(data: bytes) -> tuple[str, list[str]]:
-    """The export's name and the queries that LIST_META_CONTEXT or SET_META_CONTEXT make.
+    """Parse the data of LIST_META_CONTEXT or SET_META_CONTEXT: the export's name, and the queries.
 
     Raises:
-        ProtocolError: the data cannot be.
+        ProtocolError: the data is malformed, or has more than :data:`MAX_QUERIES` queries.
 
     """
     fields = OptionReader(data)
     name = fields.string()
     (count,) = fields.unpack(U32)
     if count > MAX_QUERIES:
-        raise ProtocolError(f"{count} queries; at most {MAX_QUERIES} are looked at")
+        raise ProtocolError(f"{count} metadata context queries; at most {MAX_QUERIES} are allowed")
     queries = [fields.string() for _ in range(count)]
     fields.expect_end()
     return name, queries

@@ -1,16 +1,16 @@
-"""Structured and extended replies: what a server says in chunks, and what a client makes of them.
+"""Serialize and parse replies: simple, structured, and structured with extended headers.
 
-The rules that hold here, from the specification's "Structured replies":
+Rules from the specification's "Structured replies":
 
-* A reply is one or more chunks; the last, and only it, is marked DONE.
+* A reply is one or more chunks; only the last one is marked DONE.
 * The chunks of a READ that succeeded cover its range, each byte once; OFFSET_HOLE stands for
   zeroes.
-* An error chunk ends the hope for the whole request, wherever it comes.
-* A chunk has a header of 20 bytes, with extended headers 32, then a payload of the length that the
-  header names. A client believes no length that its request does not explain.
+* An error chunk means that the whole request has failed, wherever the chunk comes.
+* A chunk has a header of 20 bytes, 32 with extended headers, and a payload of the length in the
+  header. A client rejects a length that its request does not explain.
 
-A server answers each command by a structured reply once it may. (Simple replies are still allowed
-for commands that return nothing; two forms would gain nothing.)
+Once structured replies are negotiated, the server uses them for every command. (Simple replies are
+still allowed for commands that return no data; using both forms would gain nothing.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXTENDED_REPLY = struct.Struct(">IHHQQQ")
 """Chunk header with extended headers: magic, flags, type, cookie, offset, payload length."""
 
 STRUCTURED_DATA = struct.Struct(">IHHQIQ")
-"""Chunk header of OFFSET_DATA, and the offset that the payload begins with."""
+"""Chunk header of OFFSET_DATA, with the offset at the start of its payload."""
 
 OFFSET = struct.Struct(">Q")
 HOLE = struct.Struct(">QI")
@@ -44,10 +44,10 @@ CONTEXT_ID_AND_COUNT = struct.Struct(">II")
 EXTENDED_EXTENT = struct.Struct(">QQ")
 
 MAX_EXTENTS = 1 << 20
-"""Extents of one BLOCK_STATUS reply, at most."""
+"""Maximum number of extents in one BLOCK_STATUS reply."""
 
 MAX_EXTENT = (1 << 32) - 4096
-"""Bytes of one extent where it has 32 bits; a multiple of each usual block size."""
+"""Maximum bytes of an extent with a length of 32 bits; a multiple of all usual block sizes."""
 
 _DONE, _NONE, _ERROR = CHUNK_DONE, int(ReplyType.NONE), int(ReplyType.ERROR)
 _OFFSET_DATA, _OFFSET_HOLE = int(ReplyType.OFFSET_DATA), int(ReplyType.OFFSET_HOLE)
@@ -56,14 +56,14 @@ Payload = bytes | memoryview
 
 
 class SparseData(NamedTuple):
-    """The result of a READ, in pieces that cover its range in order."""
+    """The data of a READ with holes, in pieces that cover its range in order."""
 
     pieces: Sequence[Payload | int]
-    """Bytes, or the length of a hole."""
+    """Each piece is bytes, or the length of a hole in bytes."""
 
 
 class BlockStatus(NamedTuple):
-    """The result of a BLOCK_STATUS."""
+    """The extents that BLOCK_STATUS returns."""
 
     context_id: int
     extents: Sequence[tuple[int, int]]
@@ -71,22 +71,22 @@ class BlockStatus(NamedTuple):
 
 
 ReplyContent = Payload | SparseData | BlockStatus
-"""What a handler has to say beyond its success; ``b""`` for nothing."""
+"""What a successful reply carries; ``b""`` for nothing."""
 
 Serializer = Callable[[Request, int, ReplyContent], list[Payload]]
-"""Request, error value and content to the buffers of its reply; an error has no content."""
+"""Makes the buffers of a reply from request, error value and content; an error has no content."""
 
 
 def simple_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
-    """The whole reply to a request, as simple reply."""
-    assert not isinstance(content, tuple)  # nothing else has been negotiated
+    """Serialize a simple reply: the buffers to send, payload not copied."""
+    assert not isinstance(content, tuple)  # sparse data and extents need structured replies
     head = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, request.cookie)
     return [head, content] if content else [head]
 
 
 def structured_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
-    """The whole reply to a request, as structured reply."""
-    if type(content) is bytes and content and not error:  # by far the most: packed at once
+    """Serialize a structured reply: the buffers to send, payload not copied."""
+    if type(content) is bytes and content and not error:  # the common case: one pack()
         length = OFFSET.size + len(content)
         head = STRUCTURED_DATA.pack(
             STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA, request.cookie, length, request.offset
@@ -96,7 +96,7 @@ def structured_reply(request: Request, error: int, content: ReplyContent) -> lis
 
 
 def extended_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
-    """The whole reply to a request, as structured reply with extended headers."""
+    """Serialize a structured reply with extended headers: the buffers to send."""
     return _reply_in_chunks(_extended_header, request, error, content)
 
 
@@ -161,8 +161,8 @@ def _status_payload(content: BlockStatus, *, extended: bool) -> tuple[int, bytes
         return ReplyType.BLOCK_STATUS_EXT, head + b"".join(
             EXTENDED_EXTENT.pack(*e) for e in extents
         )
-    short = [EXTENT.pack(min(length, MAX_EXTENT), state) for length, state in extents]
-    # What follows an extent that had to be cut is for the client to ask again.
+    short = [EXTENT.pack(min(length, MAX_EXTENT), flags) for length, flags in extents]
+    # The reply ends behind an extent that had to be shortened; the client asks again from there.
     cut = next((i + 1 for i, (length, _) in enumerate(extents) if length > MAX_EXTENT), len(short))
     return ReplyType.BLOCK_STATUS, CONTEXT_ID.pack(content.context_id) + b"".join(short[:cut])
 
@@ -171,15 +171,15 @@ def _status_payload(content: BlockStatus, *, extended: bool) -> tuple[int, bytes
 
 
 class ReplyHeader(NamedTuple):
-    """A simple reply, or the header of one chunk."""
+    """The header of a simple reply, or of one chunk."""
 
     cookie: int
     type: int | None
     """Type of the chunk; None for a simple reply."""
     done: bool
-    """Whether the reply ends with this."""
+    """Whether this is the last chunk of its reply."""
     length: int
-    """Bytes of the chunk's payload. (That of a simple reply is the request's affair.)"""
+    """Bytes of the chunk's payload. (That of a simple reply follows from its request.)"""
     error: int
     """Error value of a simple reply."""
 
@@ -187,7 +187,7 @@ class ReplyHeader(NamedTuple):
 def reply_header_size(
     mode: ReplyMode, buffer: bytes | bytearray | memoryview, position: int
 ) -> int:
-    """Bytes of the header whose first four lie at ``position``."""
+    """Return the size of the reply header at ``position``, whose first four bytes must be there."""
     if mode == ReplyMode.EXTENDED:
         return EXTENDED_REPLY.size
     if mode == ReplyMode.STRUCTURED and buffer[position : position + 4] == _STRUCTURED_START:
@@ -201,11 +201,11 @@ _STRUCTURED_START = STRUCTURED_REPLY_MAGIC.to_bytes(4)
 def parse_reply_header(
     mode: ReplyMode, buffer: bytes | bytearray | memoryview, position: int = 0
 ) -> ReplyHeader:
-    """Read the header at ``position``; :func:`reply_header_size` bytes must be there.
+    """Parse the reply header at ``position``; :func:`reply_header_size` bytes must be there.
 
     Raises:
-        ProtocolError: these bytes are no reply that ``mode`` allows, or it names more payload than
-            any reply can have.
+        ProtocolError: these bytes are no reply that ``mode`` allows, or the payload's length is
+            more than any chunk of its type can have.
 
     """
     size = reply_header_size(mode, buffer, position)
@@ -219,7 +219,7 @@ def parse_reply_header(
     else:
         magic, flags, chunk, cookie, _, length = EXTENDED_REPLY.unpack_from(buffer, position)
         if magic != EXTENDED_REPLY_MAGIC:
-            raise ProtocolError(f"expected an extended reply, found magic number {magic:#010x}")
+            raise ProtocolError(f"expected an extended reply, found the magic {magic:#010x}")
     if length > _max_payload(chunk):
         raise ProtocolError(f"a chunk of type {chunk} cannot have {length} bytes")
     return ReplyHeader(cookie, chunk, bool(flags & CHUNK_DONE), length, 0)
@@ -240,37 +240,37 @@ def _max_payload(chunk: int) -> int:
 
 
 def parse_error(payload: memoryview) -> tuple[int, str]:
-    """Error value and message of an error chunk; unknown ones begin as the known do.
+    """Parse the error value and message of an error chunk; unknown types begin as known ones do.
 
     Raises:
-        ProtocolError: it does not hold what it says.
+        ProtocolError: it is truncated, or its error value is 0.
 
     """
     if len(payload) < ERROR.size:
-        raise ProtocolError("an error chunk without an error")
+        raise ProtocolError("an error chunk without an error value")
     error, length = ERROR.unpack_from(payload)
     message = bytes(payload[ERROR.size : ERROR.size + length])
     if len(message) < length or not error:
-        raise ProtocolError("an error chunk that is cut short, or without an error")
+        raise ProtocolError("an error chunk that is cut short, or without an error value")
     return error, message.decode(errors="replace")
 
 
 def parse_block_status(chunk: int, payload: memoryview) -> BlockStatus:
-    """The extents of a BLOCK_STATUS or BLOCK_STATUS_EXT chunk.
+    """Parse the extents of a BLOCK_STATUS or BLOCK_STATUS_EXT chunk.
 
     Raises:
-        ProtocolError: there are none, they are cut short, or one is empty.
+        ProtocolError: there are none, they are truncated, or one is empty.
 
     """
     head, entry = CONTEXT_ID, EXTENT
     if chunk == ReplyType.BLOCK_STATUS_EXT:
         head, entry = CONTEXT_ID_AND_COUNT, EXTENDED_EXTENT
     if len(payload) <= head.size or (len(payload) - head.size) % entry.size:
-        raise ProtocolError("a block status without extents, or cut short")
+        raise ProtocolError("a block status chunk without extents, or cut short")
     context_id, *count = head.unpack_from(payload)
     extents = list(entry.iter_unpack(payload[head.size :]))
     if count and count[0] != len(extents):
-        raise ProtocolError("a block status with another number of extents than it says")
+        raise ProtocolError("a block status chunk with another number of extents than it says")
     if not all(length for length, _ in extents):
-        raise ProtocolError("a block status with an empty extent")
+        raise ProtocolError("a block status chunk with an empty extent")
     return BlockStatus(context_id, extents)

@@ -1,15 +1,16 @@
 """Requests and simple replies of the transmission phase, bytes to values and back.
 
-The rules that hold here, from the NBD specification (doc/proto.md, "Transmission phase"):
+Rules from the NBD specification (doc/proto.md, "Transmission phase"):
 
 * A request is a header of 28 bytes, 32 with extended headers, all integers big-endian; only WRITE
   is followed by a payload.
 * Command flags and command type are two fields. A flag never makes a command unknown.
-* ``length`` counts payload bytes for READ and WRITE only. TRIM, WRITE_ZEROES and the like may name
-  a whole device that never crosses the wire, so nothing may be allocated by their length.
-* A simple reply is a header of 16 bytes, then, for a READ that succeeded and for nothing else,
-  exactly ``length`` bytes of payload.
-* The cookie is opaque and comes back as it was.
+* ``length`` counts payload bytes for READ and WRITE only. The length of TRIM, WRITE_ZEROES and
+  the like may cover a whole device, whose data never crosses the wire, so nothing may be allocated
+  by it.
+* A simple reply is a header of 16 bytes. Exactly ``length`` bytes of payload follow it if it
+  answers a READ that succeeded; otherwise nothing does.
+* The cookie is opaque, and the reply repeats it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ REQUEST = struct.Struct(">IHHQQI")
 """Request header: magic, command flags, type, cookie, offset, length."""
 
 EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
-"""Request header with extended headers: the same fields, the length one of 64 bits."""
+"""Request header with extended headers: the same fields, with a length of 64 bits."""
 
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """Simple reply header: magic, error, cookie."""
@@ -46,9 +47,9 @@ WIRE_ERRORS = frozenset(
         errno.ESHUTDOWN,
     }
 )
-"""The values that the specification's "Error values" allows; Linux's numbers are the wire's."""
+"""The values of the specification's "Error values"; Linux uses the same numbers."""
 
-# Plain ints: an IntEnum's comparison costs as much as the rest of a check.
+# Plain ints: comparing an IntEnum costs as much as the rest of a check.
 _WRITE, _PAYLOAD_LEN = int(Command.WRITE), int(CommandFlag.PAYLOAD_LEN)
 
 _ERRNO_TO_WIRE = {
@@ -60,21 +61,21 @@ _ERRNO_TO_WIRE = {
 
 
 def errno_to_wire(number: int | None) -> int:
-    """The error value that stands for a system error number on the wire.
+    """Return the error value on the wire for a system's errno.
 
-    What the specification has no value for becomes EIO, as it asks for.
+    An errno that the specification has no value for becomes EIO, as it asks for.
     """
     if number in WIRE_ERRORS:
-        return int(number or 0)  # anybody may raise OSError with a float
+        return int(number or 0)  # int(): a handler may raise OSError with a float
     return _ERRNO_TO_WIRE.get(number or 0, errno.EIO)
 
 
 @dataclass(slots=True)
 class Request:
-    """One request header, as it came: nothing in it has been checked but the magic number.
+    """A request header as received: only its magic number has been checked.
 
-    Nobody changes one. It is not frozen because one is made for each request, which would cost
-    four times as much; a named tuple would cost more with each look at a field.
+    Treat it as immutable. It is not a frozen dataclass, since creating one for each request would
+    cost four times as much; a named tuple would cost more at each access to a field.
     """
 
     flags: int
@@ -82,25 +83,24 @@ class Request:
     type: int
     """Request type; see :class:`Command`."""
     cookie: int
-    """Opaque; names the request in its reply."""
+    """Opaque; identifies the request in its reply."""
     offset: int
     """Bytes from the start of the export."""
     length: int
     """Bytes; up to 2**32 - 1, with extended headers up to 2**64 - 1."""
     arrival: int = field(default=0, compare=False)
-    """When it was received, by whatever clock its receiver has; not of the wire."""
+    """When it was received, by the clock of its receiver; not part of the wire format."""
 
     def payload_length(self, *, extended: bool = False) -> int:
-        """How many bytes follow this header.
+        """Return how many bytes of payload follow this header.
 
         Args:
             extended: whether it is an extended header, in which a flag may announce a payload for
                 any command.
 
         Raises:
-            ProtocolError: more than :data:`MAX_PAYLOAD` bytes. There is no way to stay in step
-                with such a client but to read on past all of it, which is what the limit protects
-                from.
+            ProtocolError: more than :data:`MAX_PAYLOAD` bytes. To stay in step with such a client,
+                all of them would have to be received, which is what the limit protects from.
 
         """
         if self.type != _WRITE and not (extended and self.flags & _PAYLOAD_LEN):
@@ -116,13 +116,13 @@ class Request:
 def parse_request(
     buffer: bytes | bytearray | memoryview, position: int = 0, arrival: int = 0
 ) -> Request:
-    """Read the request header that starts at ``position``; 28 bytes must be there.
+    """Parse the request header at ``position``; 28 bytes must be there.
 
     Raises:
         ProtocolError: these bytes are not a request header.
 
     """
-    # Field by field: to call its __init__ costs half as much again as all of this.
+    # Field by field: calling __init__ would add half of the cost of this whole function.
     request = object.__new__(Request)
     fields = REQUEST.unpack_from(buffer, position)
     magic, request.flags, request.type, request.cookie, request.offset, request.length = fields
@@ -135,7 +135,7 @@ def parse_request(
 def parse_extended_request(
     buffer: bytes | bytearray | memoryview, position: int = 0, arrival: int = 0
 ) -> Request:
-    """Read the extended request header that starts at ``position``; 32 bytes must be there.
+    """Parse the extended request header at ``position``; 32 bytes must be there.
 
     Raises:
         ProtocolError: these bytes are not an extended request header.
@@ -143,12 +143,12 @@ def parse_extended_request(
     """
     magic, flags, command, cookie, offset, length = EXTENDED_REQUEST.unpack_from(buffer, position)
     if magic != EXTENDED_REQUEST_MAGIC:
-        raise ProtocolError(f"expected an extended request, found the magic {magic:#010x}")
+        raise ProtocolError(f"expected an extended request, found the magic number {magic:#010x}")
     return Request(flags, command, cookie, offset, length, arrival)
 
 
 def serialize_request(request: Request, mode: ReplyMode = ReplyMode.SIMPLE) -> bytes:
-    """The header of a request; the payload of a WRITE goes behind it."""
+    """Serialize the header of a request; the payload of a WRITE follows it."""
     flags, command = request.flags, request.type
     where = request.cookie, request.offset, request.length
     if mode < ReplyMode.EXTENDED:
@@ -159,14 +159,14 @@ def serialize_request(request: Request, mode: ReplyMode = ReplyMode.SIMPLE) -> b
 
 
 def serialize_simple_reply(error: int, cookie: int) -> bytes:
-    """The 16 bytes of a simple reply; the payload of a successful READ goes behind them."""
+    """Serialize a simple reply, 16 bytes; the payload of a successful READ follows them."""
     return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
 
 
 def parse_simple_reply(
     buffer: bytes | bytearray | memoryview, position: int = 0
 ) -> tuple[int, int]:
-    """Read the simple reply that starts at ``position``: its error value and its cookie.
+    """Parse the simple reply at ``position``: its error value and its cookie.
 
     Raises:
         ProtocolError: these bytes are not a simple reply.

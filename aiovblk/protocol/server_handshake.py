@@ -1,28 +1,19 @@
-"""The server's side of the handshake phase, as a talk that does no I/O.
+"""The server's side of the handshake phase (fixed newstyle negotiation), without I/O.
 
-:meth:`ServerHandshake.run` is a generator. It yields what it needs next, and gets it by ``send``:
+:mod:`.handshake` says how it is driven. Invariants:
 
-* :class:`Receive`: that many bytes of the client.
-* :class:`OpenExport`: what there is to tell about an export, or None where it cannot be had.
-* :class:`Pause`: nothing; what is outgoing is to be sent before there is more of it.
-* :class:`StartTLS`: nothing, after TLS has begun. Bytes of before must not be read after it.
-
-Before each of these, and at the end, whoever drives it sends what :meth:`ServerHandshake.data_to_send`
-returns.
-
-What holds here:
-
-* An option that is unknown, malformed or too long gets an error reply, and the talk goes on: its
-  length says where the next one begins. Only wrong magic numbers and flags end it.
-* Nothing that was agreed upon before TLS outlives its beginning.
-* While TLS is required and has not begun, a client learns nothing but that.
+* An option that is unknown, malformed or too long gets an error reply, and the handshake goes on:
+  the option's length says where the next one begins. Only wrong magic numbers and flags end it, and
+  an EXPORT_NAME that cannot be served, to which no error reply exists.
+* Everything negotiated before TLS is dropped when TLS starts.
+* While TLS is required and has not begun, each option but STARTTLS (and ABORT) is answered by
+  ERR_TLS_REQD: a client learns nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, NamedTuple
 
 from ..errors import ProtocolError
 from .constants import (
@@ -34,6 +25,7 @@ from .constants import (
     ReplyMode,
     TransmissionFlag,
 )
+from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
@@ -56,96 +48,68 @@ from .options import (
 )
 
 MAX_OPTION = 64 * 1024
-"""Bytes of an option's data that are looked at; a longer one is skipped and answered by TOO_BIG."""
+"""Maximum bytes of an option's data; a longer option is skipped and answered by ERR_TOO_BIG."""
 
 MAX_UNSENT_REPLIES = 64 * 1024
-"""Bytes of the reply to LIST after which they are sent, before the rest of it is made."""
+"""Bytes of unsent replies to LIST after which they are sent before more are made."""
 
 ALLOCATION_ID = 1
-"""The id of ``base:allocation`` in block status replies."""
+"""The context id of ``base:allocation`` in block status replies."""
 
-
-class Receive(NamedTuple):
-    """Needs this many bytes of the peer."""
-
-    length: int
-
-
-class OpenExport(NamedTuple):
-    """Needs the :class:`ExportInfo` of an export; its answer is None where it cannot be opened."""
-
-    name: str
-
-
-class StartTLS(NamedTuple):
-    """Needs TLS to begin, now that what is outgoing has been sent."""
-
-
-class Pause(NamedTuple):
-    """Needs nothing but that what is outgoing is sent."""
-
-
-Step = Receive | OpenExport | Pause | StartTLS
-HandshakeSteps = Generator[Step, Any, NegotiationResult | None]
+_NegotiationSteps = HandshakeSteps[NegotiationResult | None]
 
 
 class TLSMode(Enum):
-    """Whether a server has TLS."""
+    """Whether a server offers or requires TLS."""
 
     OFF = "off"
     OFFERED = "offered"
     REQUIRED = "required"
 
 
-class ServerHandshake:
-    """One handshake with one client.
+class ServerHandshake(Handshake[NegotiationResult | None]):
+    """Negotiate with one client: options, TLS, and the export that it chooses.
 
     Args:
-        exports: name to description of each, as LIST tells them.
-        tls: whether STARTTLS is answered.
+        exports: name to description of each, as LIST reports them.
+        tls: whether STARTTLS is accepted or required.
 
     Attributes:
-        refusal: why the client cannot have what it asked for last, in words; None if it can.
+        refusal: why the client's last request was refused, in words; None if it was not.
 
     """
 
     def __init__(self, exports: Mapping[str, str], *, tls: TLSMode = TLSMode.OFF) -> None:
+        super().__init__()
         self._exports = exports
         self._tls = tls
         self.refusal: str | None = None
         self._secure = False
-        self._data_to_send = bytearray()
         self._no_zeroes = False
         self._mode = ReplyMode.SIMPLE
         self._allocation_of: str | None = None
-        self._in_progress: dict[int, Callable[[bytes], HandshakeSteps]] = {
+        self._stepwise_options: dict[int, Callable[[bytes], _NegotiationSteps]] = {
             Option.LIST: self._list,
             Option.STARTTLS: self._start_tls,
             Option.INFO: self._info,
             Option.GO: self._go,
         }
-        self._option_replies: dict[int, Callable[[bytes], None]] = {
+        self._immediate_options: dict[int, Callable[[bytes], None]] = {
             Option.STRUCTURED_REPLY: self._structured_reply,
             Option.EXTENDED_HEADERS: self._extended_headers,
             Option.LIST_META_CONTEXT: self._list_meta_context,
             Option.SET_META_CONTEXT: self._set_meta_context,
         }
 
-    def data_to_send(self) -> bytes:
-        """What is to be sent now; it is not returned twice."""
-        taken = bytes(self._data_to_send)
-        self._data_to_send.clear()
-        return taken
-
-    def run(self) -> HandshakeSteps:
-        """Carry the handshake; see the module's text.
+    def run(self) -> _NegotiationSteps:
+        """Run the handshake until the client chooses an export, or aborts.
 
         Returns:
-            The agreement, or None when the client ended it politely.
+            The result of the negotiation; None if the client ended it by ABORT.
 
         Raises:
             ProtocolError: the client does not speak fixed newstyle NBD, or asked by EXPORT_NAME
-                for an export that it cannot have, to which no other answer exists.
+                for an export that it cannot have, to which no error reply exists.
 
         """
         offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
@@ -164,12 +128,12 @@ class ServerHandshake:
                 return None
             if option == Option.EXPORT_NAME:
                 return (yield from self._export_name(data))
-            agreement = yield from self._handle_option(option, data)
-            if agreement is not None:
-                return agreement
+            result = yield from self._handle_option(option, data)
+            if result is not None:
+                return result
 
-    def _receive(self, length: int) -> Generator[Step, Any, bytes | None]:
-        """The data of an option; None if it is too long, and was skipped."""
+    def _receive(self, length: int) -> HandshakeSteps[bytes | None]:
+        """Receive the data of an option; None if it was too long, and is skipped."""
         if length <= MAX_OPTION:
             return (yield Receive(length)) if length else b""
         while length:
@@ -178,22 +142,22 @@ class ServerHandshake:
             length -= piece
         return None
 
-    def _handle_option(self, option: int, data: bytes | None) -> HandshakeSteps:
+    def _handle_option(self, option: int, data: bytes | None) -> _NegotiationSteps:
         if self._tls is TLSMode.REQUIRED and not self._secure and option != Option.STARTTLS:
             self.refusal = "the client did not ask for TLS, which is required"
-            self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
+            self._reply(option, OptionReply.ERR_TLS_REQD, b"TLS is required: send STARTTLS first")
             return None
         if option == Option.SET_META_CONTEXT:
             # It "replaces all previously-set metadata contexts (including when this command fails)"
             self._allocation_of = None
         if data is None:
-            self._reply(option, OptionReply.ERR_TOO_BIG, b"that is too long for an option")
+            self._reply(option, OptionReply.ERR_TOO_BIG, b"the option is too long")
             return None
         try:
-            if option in self._in_progress:
-                return (yield from self._in_progress[option](data))
-            if option in self._option_replies:
-                self._option_replies[option](data)
+            if option in self._stepwise_options:
+                return (yield from self._stepwise_options[option](data))
+            if option in self._immediate_options:
+                self._immediate_options[option](data)
             else:
                 self._reply(option, OptionReply.ERR_UNSUP, b"this server has no such option")
         except ProtocolError as exc:
@@ -202,12 +166,12 @@ class ServerHandshake:
 
     # Options
 
-    def _export_name(self, data: bytes | None) -> HandshakeSteps:
+    def _export_name(self, data: bytes | None) -> _NegotiationSteps:
         if self._tls is TLSMode.REQUIRED and not self._secure:
             raise ProtocolError("the client asked for an export without TLS, which is required")
         if self._mode is ReplyMode.EXTENDED:
             # "Once extended headers are requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
-            raise ProtocolError("the client asked for an export by what extended headers rule out")
+            raise ProtocolError("the client sent EXPORT_NAME, which extended headers forbid")
         name = None if data is None else self._resolve(decode(data))
         info = None if name is None else (yield OpenExport(name))
         if name is None or info is None:
@@ -217,7 +181,7 @@ class ServerHandshake:
             self._data_to_send += bytes(PADDING)
         return self._result(name, info)
 
-    def _list(self, data: bytes) -> HandshakeSteps:
+    def _list(self, data: bytes) -> _NegotiationSteps:
         _refuse_data(data)
         for name, description in self._exports.items():
             entry = serialize_string(name) + description.encode()
@@ -227,27 +191,27 @@ class ServerHandshake:
         self._reply(Option.LIST, OptionReply.ACK)
         return None
 
-    def _start_tls(self, data: bytes) -> HandshakeSteps:
+    def _start_tls(self, data: bytes) -> _NegotiationSteps:
         _refuse_data(data)
         if self._tls is TLSMode.OFF:
             self._reply(Option.STARTTLS, OptionReply.ERR_UNSUP, b"this server has no TLS")
             return None
         if self._secure:
-            raise ProtocolError("TLS has begun already")
+            raise ProtocolError("TLS has been started already")
         self._reply(Option.STARTTLS, OptionReply.ACK)
         yield StartTLS()
         self._secure, self.refusal = True, None
         self._mode, self._allocation_of = ReplyMode.SIMPLE, None
         return None
 
-    def _info(self, data: bytes) -> HandshakeSteps:
+    def _info(self, data: bytes) -> _NegotiationSteps:
         yield from self._reply_info(Option.INFO, data)
         return None
 
-    def _go(self, data: bytes) -> HandshakeSteps:
+    def _go(self, data: bytes) -> _NegotiationSteps:
         return (yield from self._reply_info(Option.GO, data))
 
-    def _reply_info(self, option: Option, data: bytes) -> HandshakeSteps:
+    def _reply_info(self, option: Option, data: bytes) -> _NegotiationSteps:
         asked, wanted = parse_info_request(data)
         name = self._resolve(asked)
         info: ExportInfo | None = None if name is None else (yield OpenExport(name))
@@ -256,15 +220,15 @@ class ServerHandshake:
             self.refusal = f"the client asked for an export that {why}"
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return None
-        tell = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
+        infos = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
         if Info.BLOCK_SIZE in wanted:
             sizes = info.minimum_block, info.preferred_block, info.maximum_payload
-            tell.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
+            infos.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
         if Info.NAME in wanted:
-            tell.append(U16.pack(Info.NAME) + name.encode())
+            infos.append(U16.pack(Info.NAME) + name.encode())
         if Info.DESCRIPTION in wanted and info.description:
-            tell.append(U16.pack(Info.DESCRIPTION) + info.description.encode())
-        for each in tell:
+            infos.append(U16.pack(Info.DESCRIPTION) + info.description.encode())
+        for each in infos:
             self._reply(option, OptionReply.INFO, each)
         self._reply(option, OptionReply.ACK)
         return self._result(name, info)
@@ -272,18 +236,18 @@ class ServerHandshake:
     def _structured_reply(self, data: bytes) -> None:
         _refuse_data(data)
         if self._mode is ReplyMode.EXTENDED:
-            text = b"extended headers are agreed upon already"
+            text = b"extended headers have been negotiated already"
             self._reply(Option.STRUCTURED_REPLY, OptionReply.ERR_EXT_HEADER_REQD, text)
             return
         if self._mode is ReplyMode.STRUCTURED:
-            raise ProtocolError("structured replies are agreed upon already")
+            raise ProtocolError("structured replies have been negotiated already")
         self._mode = ReplyMode.STRUCTURED
         self._reply(Option.STRUCTURED_REPLY, OptionReply.ACK)
 
     def _extended_headers(self, data: bytes) -> None:
         _refuse_data(data)
         if self._mode is ReplyMode.EXTENDED:
-            raise ProtocolError("extended headers are agreed upon already")
+            raise ProtocolError("extended headers have been negotiated already")
         self._mode = ReplyMode.EXTENDED
         self._reply(Option.EXTENDED_HEADERS, OptionReply.ACK)
 
@@ -302,11 +266,11 @@ class ServerHandshake:
                 self._reply_context(Option.SET_META_CONTEXT, ALLOCATION_ID)
             self._reply(Option.SET_META_CONTEXT, OptionReply.ACK)
 
-    # Parts of answers
+    # Parts of replies
 
     def _contexts_exist(self, option: Option, asked: str) -> bool:
         if self._mode is ReplyMode.SIMPLE:
-            raise ProtocolError("metadata contexts need structured replies first")
+            raise ProtocolError("metadata contexts need structured replies: negotiate them first")
         if self._resolve(asked) is None:
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return False
@@ -317,13 +281,13 @@ class ServerHandshake:
         self._reply(option, OptionReply.META_CONTEXT, data)
 
     def _resolve(self, asked: str) -> str | None:
-        """The export that a name stands for; the empty one stands for the only one there is."""
+        """Return the export of this name; an empty name means the only export, if there is one."""
         if asked in self._exports:
             return asked
         return next(iter(self._exports)) if not asked and len(self._exports) == 1 else None
 
     def _flags(self, info: ExportInfo) -> TransmissionFlag:
-        """What is told of an export, given what was agreed upon."""
+        """Return the transmission flags of an export in the negotiated reply mode."""
         if self._mode is ReplyMode.SIMPLE:
             return info.flags & ~TransmissionFlag.SEND_DF
         return info.flags | TransmissionFlag.SEND_DF
@@ -339,4 +303,4 @@ class ServerHandshake:
 
 def _refuse_data(data: bytes) -> None:
     if data:
-        raise ProtocolError("this option has no data")
+        raise ProtocolError("this option takes no data")

@@ -1,10 +1,10 @@
-"""NBD URIs, text to values and back (the specification's doc/uri.md).
+"""Parse and format NBD URIs (the specification's doc/uri.md).
 
-What holds here, beyond that text:
+Rules beyond that text:
 
-* What a URI asks for and this library would not do is an error, never ignored: a parameter that
-  nobody knows, TLS parameters without TLS, a host before a Unix socket.
-* ``tls-certificates`` and ``tls-psk-file`` are those of libnbd.
+* Whatever this library cannot do for a URI is an error, never ignored: an unknown parameter, TLS
+  parameters without TLS, a host with a Unix socket.
+* ``tls-certificates`` and ``tls-psk-file`` are libnbd's parameters.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ _PARAMETERS = {_SOCKET, _CERTIFICATES, _PSK_FILE, _HOSTNAME, _VERIFY_PEER}
 
 @dataclass(frozen=True, slots=True)
 class URI:
-    """Where an export is, and how to get there."""
+    """The address of an export: its name, its server, and how to connect."""
 
     export: str = ""
-    """Name of the export; empty for the server's default one."""
+    """Name of the export; empty for the server's default export."""
     host: str = "localhost"
-    """Name or address; has no meaning where there is a :attr:`socket`."""
+    """Host name or address; not used if :attr:`socket` is set."""
     port: int = DEFAULT_PORT
-    """Of TCP."""
+    """TCP port; not used if :attr:`socket` is set."""
     socket: str | None = None
     """Path of a Unix socket; one that begins with a NUL is in Linux's abstract namespace."""
     tls: bool = False
     """Whether TLS is required."""
     user: str | None = None
-    """Who we are, for TLS with pre-shared keys."""
+    """The client's identity, for TLS with pre-shared keys."""
     tls_certificates: str | None = None
     """Directory of ``ca-cert.pem``, ``client-cert.pem`` and ``client-key.pem``."""
     tls_psk_file: str | None = None
     """File of pre-shared keys, lines of ``user:hexadecimal key``."""
     tls_hostname: str | None = None
-    """Whom the server's certificate must name, where that is not :attr:`host`."""
+    """The name that the server's certificate must have, if it is not :attr:`host`."""
     tls_verify_peer: bool = True
-    """Whether the server's certificate is looked at."""
+    """Whether the server's certificate is verified."""
 
     @classmethod
     def parse(cls, text: str) -> URI:
-        """Read a URI of one of the schemes nbd, nbds, nbd+unix and nbds+unix.
+        """Parse a URI of one of the schemes nbd, nbds, nbd+unix and nbds+unix.
 
         Raises:
-            ValueError: it is none, or asks for what cannot be had; the message says what.
+            ValueError: it is not such a URI, or asks for what is not supported; the message says
+                what.
 
         """
         try:
@@ -65,7 +66,7 @@ class URI:
             raise ValueError(f"{shown!r} cannot be used as an NBD URI: {exc}") from None
 
     def __str__(self) -> str:
-        """The URI without what goes without saying; :meth:`parse` makes the same of it."""
+        """Format the URI without defaults; :meth:`parse` of the result returns an equal one."""
         scheme = f"nbd{'s' if self.tls else ''}{'' if self.socket is None else '+unix'}"
         user = "" if self.user is None else f"{_quote(self.user)}@"
         query = "&".join(f"{name}={_quote(value, '/')}" for name, value in self._query())
@@ -90,7 +91,7 @@ class URI:
 
 
 def without_password(text: str) -> str:
-    """Return a URI to be shown: whatever stands where other URIs have a password is left out."""
+    """Redact the password in a URI, for messages and logs (NBD URIs have none; others do)."""
     return _PASSWORD.sub(r"\1:...@", text, count=1)
 
 
@@ -100,7 +101,7 @@ _PASSWORD = re.compile(r"(?<=//)([^/?#:]*):[^/?#]*@")
 def _parse(text: str) -> URI:
     scheme, _, rest = text.partition(":")
     if scheme.lower() not in SCHEMES:
-        raise ValueError(f"its scheme is none of {', '.join(SCHEMES)}")
+        raise ValueError(f"its scheme must be one of {', '.join(SCHEMES)}")
     if not rest.startswith("//"):
         raise ValueError(f"// must follow {scheme}:")
     parts = urlsplit(text)
@@ -143,7 +144,7 @@ def _address(parts: SplitResult) -> tuple[str, int]:
 
 def _user(parts: SplitResult) -> str | None:
     if parts.password is not None:
-        raise ValueError("there are no passwords in NBD; for keys there is tls-psk-file")
+        raise ValueError("NBD has no passwords; use tls-psk-file for keys")
     return None if parts.username is None else unquote(parts.username)
 
 
@@ -154,8 +155,8 @@ def _parameters(parts: SplitResult) -> dict[str, str]:
         if name not in _PARAMETERS:
             raise ValueError(f"its parameter {name!r} is unknown")
         if name in found:
-            raise ValueError(f"its parameter {name!r} is there twice")
-        # Not what forms of web pages use: a plus sign stands for itself. Paths need not be UTF-8.
+            raise ValueError(f"its parameter {name!r} is given twice")
+        # Unlike in a form of a web page, a plus sign means itself. Paths need not be UTF-8.
         found[name] = unquote(value, errors="surrogateescape")
     _check_parameters(parts, found)
     return found
@@ -175,7 +176,7 @@ def _check_parameters(parts: SplitResult, found: dict[str, str]) -> None:
 
 def _boolean(name: str, value: str) -> bool:
     if value not in ("0", "1"):
-        raise ValueError(f"{name} is 0 or 1, not {value!r}")
+        raise ValueError(f"{name} must be 0 or 1, not {value!r}")
     return value == "1"
 
 

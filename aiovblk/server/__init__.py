@@ -1,7 +1,9 @@
-"""The same devices over the NBD network protocol: :func:`serve` and :class:`Server`.
+"""NBD server: serve devices over TCP or a Unix socket, :func:`serve` and :class:`Server`.
 
 For clients that need no kernel driver and no root: qemu, nbdcopy, libnbd, nbd-client, another
 machine. (The specification is doc/proto.md of the NetworkBlockDevice project.)
+
+:func:`serve` is long because its options are documented where ``help()`` and editors show them.
 """
 
 from __future__ import annotations
@@ -38,19 +40,20 @@ __all__ = [
 ]
 
 MAX_CONNECTIONS = 1024
-"""Clients at once; the next is turned away."""
+"""Default limit of clients at once; further clients are refused."""
 
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds within which a client must have chosen its export."""
+"""Default handshake timeout: seconds within which a client must have chosen its export."""
 
 DRAIN_TIMEOUT = 30.0
-"""Seconds for requests in flight when the server ends."""
+"""Default drain timeout: seconds for requests in flight at a graceful shutdown."""
 
 MAX_CONNECTION_MEMORY = 64 * 1024 * 1024
-"""Bytes that one client's requests in flight may take before it has to wait."""
+"""Default memory quota of one client: bytes that its requests in flight may take. At the quota no
+more of its requests are read (backpressure)."""
 
 MAX_MEMORY = 512 * 1024 * 1024
-"""Bytes that the requests in flight of all clients may take together."""
+"""Default memory budget: bytes that the requests in flight of all clients may take together."""
 
 
 @asynccontextmanager
@@ -76,73 +79,77 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """Serve devices to NBD clients for the length of an ``async with`` block.
 
-    Entering means that clients can connect. Leaving drains: no client is accepted any more, no
-    request is taken any more, requests in flight are answered, connections are closed; then each
-    shared device gets its ``flush()`` and ``unmount()``.
+    On entering, it listens: clients can connect. On leaving, it shuts down gracefully (drains):
+    it accepts no more clients, reads no more requests, answers requests in flight, and closes
+    connections; then it calls ``flush()`` and ``unmount()`` of each shared device.
 
     Args:
-        exports: what is served: by name, or one device whose name is empty. A device is shared by
-            all connections; a function, async or not, is called for each and returns a device that
-            lives as long as the connection. An :class:`Export` adds a description, or makes either
-            read-only. A client that names no export gets the only one there is.
+        exports: the devices to serve: a mapping from export names, or one device, whose name is
+            empty. A device is shared by all connections; a function, async or not, is called for
+            each connection and returns a device that lives as long as the connection. An
+            :class:`Export` adds a description, or makes either read-only. A client that names no
+            export gets the only one there is.
         unix: path of a Unix socket to listen on.
         host: name or address to listen on; empty for all addresses. Without it, ``localhost``.
-        port: TCP port; 0 takes any that is free. Without it, 10809.
-        sockets: sockets to use, listening ones as well as connected ones. They are closed.
-        tls: certificates, for clients that ask for TLS, or a function that loads them. None serves
-            without.
-        require_tls: whether clients that do not ask for TLS are turned away.
-        workers: so many processes share the clients, since one interpreter keeps one processor
-            busy. Each client belongs to one of them and has a device of its own there, so each
-            export has to be a function (of a module, or a functools.partial of one), and so does
-            ``tls``. Clients that use several connections are told that they may where the device
-            declares :attr:`BlockDevice.multi_conn` and has blocks of 512 bytes or less. A process
-            that is lost takes its clients' connections with it, and is replaced.
-        max_connections: how many clients are served at once.
+        port: TCP port; 0 takes any free port. Without it, 10809.
+        sockets: sockets to use, listening or connected (socket activation). They are closed.
+        tls: an ``SSLContext`` for clients that ask for TLS, or a function that makes one. Without
+            it, TLS is off.
+        require_tls: whether to refuse clients that do not ask for TLS.
+        workers: size of a worker pool: so many processes share the clients, since one interpreter
+            keeps one processor busy. Each client belongs to one worker and has a device of its own
+            there, so each export has to be a function (of a module, or a functools.partial of
+            one), and so does ``tls``. Such exports permit several connections per client where the
+            device declares :attr:`BlockDevice.multi_conn` and has blocks of 512 bytes or less. If a
+            worker is lost, its clients' connections are lost too, and a new worker replaces it.
+        max_connections: limit of clients at once; further clients are refused.
         handshake_timeout: seconds within which a client must have chosen its export.
-        idle_timeout: seconds after which a client that asks for nothing is disconnected; None for
+        idle_timeout: seconds without a request after which a client is disconnected; None for
             never, since an idle virtual machine is a normal client.
         drain_timeout: seconds to wait for requests in flight when leaving, and again for
             ``flush()`` and ``unmount()``; handlers that take longer are cancelled.
-        concurrency: how many handlers may run at once for one connection.
+        concurrency: limit of handlers that run at once for one connection.
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
-        slow_request: seconds after which :meth:`Server.events` tells that a handler still runs;
+        slow_request: seconds after which :meth:`Server.events` reports a handler that still runs;
             None for never.
-        connection_memory: bytes that one client's requests may take; it waits when they do.
-        memory: bytes that all clients' requests may take together. Those beyond wait for others to
-            end, but for one small request (256 KiB) of each client. A client that holds memory and
-            does not go on is disconnected: if it moves less than 512 KiB in a minute, or nothing in
-            five seconds while others wait.
+        connection_memory: memory quota of one client, in bytes for its requests in flight; at the
+            quota, no more of its requests are read (backpressure).
+        memory: memory budget of all clients together, in bytes. Requests beyond it wait until
+            others end, except one small request (256 KiB) of each client. A client that holds
+            memory and stalls is disconnected: if it moves less than 512 KiB in a minute, or
+            nothing in five seconds while others wait for memory.
 
     With none of ``unix``, ``host``, ``port`` and ``sockets``, it listens on localhost, port 10809.
 
     Raises:
-        TypeError, ValueError: an export, or an option, cannot be.
-        OSError: it cannot listen there; the message says why.
+        TypeError, ValueError: an export, or an option, is invalid.
+        OSError: listening failed; the message gives the reason.
         Error: on leaving: a device could not store its data, or its ``unmount()`` failed.
 
-    Cancellation: drains, then goes on.
+    Cancellation: drains, then raises CancelledError.
 
     """
-    check_count("port", port, minimum=0, maximum=65535)
-    check_count("workers", workers, maximum=MAX_WORKERS)
-    check_count("max_connections", max_connections)
-    check_count("concurrency", concurrency)
-    check_count("connection_memory", connection_memory)
-    check_count("memory", memory)
-    check_seconds("handshake_timeout", handshake_timeout)
-    check_seconds("idle_timeout", idle_timeout)
-    check_seconds("drain_timeout", drain_timeout)
-    check_seconds("handler_timeout", handler_timeout)
-    check_seconds("slow_request", slow_request)
+    _check_numbers(
+        port=port,
+        counts={
+            "max_connections": max_connections,
+            "concurrency": concurrency,
+            "connection_memory": connection_memory,
+            "memory": memory,
+        },
+        seconds={
+            "handshake_timeout": handshake_timeout,
+            "idle_timeout": idle_timeout,
+            "drain_timeout": drain_timeout,
+            "handler_timeout": handler_timeout,
+            "slow_request": slow_request,
+        },
+        workers=workers,
+    )
     if unix is not None and not os.fspath(unix):
         raise ValueError("unix is empty: it must be the path of a socket")
     known = exports_of(exports)
-    if not (tls is None or isinstance(tls, ssl.SSLContext) or callable(tls)):
-        raise TypeError(
-            f"tls must be an ssl.SSLContext (aiovblk.tls makes one) or a function that makes one,"
-            f" not {tls!r}"
-        )
+    _check_exports(known, tls, workers)
     make = partial(
         make_settings,
         exports=known,
@@ -159,13 +166,9 @@ async def serve(
     )
     make_clients: Callable[[Callable[[], None]], Clients]
     if workers is None:
-        _check_exports_for_one_process(known)
         make_clients = partial(LocalClients, make())
     else:
-        _check_exports_for_workers(known, tls)
         make_clients = partial(WorkerPool, workers, make, drain_timeout)
-    if unix is None and host is None and port is None and sockets is None:
-        host = "localhost"
     server = Server(
         known,
         make_clients,
@@ -173,27 +176,74 @@ async def serve(
         max_connections=max_connections,
         drain_timeout=drain_timeout,
     )
-    sockets = list(sockets or ())
-    own: list[socket.socket] = []
+    if unix is None and host is None and port is None and sockets is None:
+        host = "localhost"
+    given, opened = list(sockets or ()), list[socket.socket]()
     try:
-        if unix is not None:
-            own.append(listen_unix(name := os.fspath(unix)))
-            server.file = SocketFile(name)
-        if host is not None or port is not None:
-            own += await listen_tcp(
-                "localhost" if host is None else host, DEFAULT_PORT if port is None else port
-            )
+        await _listen(server, opened, unix, host, port)
         try:
-            await server.start([*own, *sockets])
+            await server.start([*opened, *given])
             yield server
         finally:
-            failures = await server.close_after_error()
+            failures = await server.drain_and_close()
     finally:
         if server.file is not None:
             server.file.remove()
-        close_all([*own, *sockets])
+        close_all([*opened, *given])
     if failures:
-        raise Error("it is no longer served, but " + "; ".join(failures))
+        raise Error("the server has closed, but " + "; ".join(failures))
+
+
+def _check_numbers(
+    *,
+    port: int | None,
+    workers: int | None,
+    counts: Mapping[str, int],
+    seconds: Mapping[str, float | None],
+) -> None:
+    check_count("port", port, minimum=0, maximum=65535)
+    check_count("workers", workers, maximum=MAX_WORKERS)
+    for name, count in counts.items():
+        check_count(name, count)
+    for name, value in seconds.items():
+        check_seconds(name, value)
+
+
+async def _listen(
+    server: Server,
+    opened: list[socket.socket],
+    unix: str | os.PathLike[str] | None,
+    host: str | None,
+    port: int | None,
+) -> None:
+    """Open the listening sockets that the options name.
+
+    Each is appended to ``opened`` at once: the caller closes them, also when a later one fails.
+    """
+    if unix is not None:
+        opened.append(listen_unix(name := os.fspath(unix)))
+        server.file = SocketFile(name)
+    if host is not None or port is not None:
+        opened += await listen_tcp(
+            "localhost" if host is None else host, DEFAULT_PORT if port is None else port
+        )
+
+
+def _check_exports(
+    exports: Mapping[str, Export],
+    tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
+    workers: int | None,
+) -> None:
+    """Refuse devices and certificates that cannot be served by this process, or by workers."""
+    if not (tls is None or isinstance(tls, ssl.SSLContext) or callable(tls)):
+        raise TypeError(
+            f"tls must be an ssl.SSLContext (aiovblk.tls makes one) or a function that makes one,"
+            f" not {tls!r}"
+        )
+    if workers is None:
+        _check_exports_for_one_process(exports)
+    else:
+        _check_exports_for_workers(exports, tls)
 
 
 def _check_exports_for_one_process(exports: Mapping[str, Export]) -> None:
@@ -213,8 +263,11 @@ def _check_exports_for_workers(
     for name, export in exports.items():
         if isinstance(export.device, BlockDevice):
             raise TypeError(
-                f"export {name!r} is a device of this process; for workers, give a function that"
-                " makes one"
+                f"export {name!r} is a device of this process, which workers cannot use: give a"
+                " function that makes one"
             )
     if isinstance(tls, ssl.SSLContext):
-        raise TypeError("an SSLContext stays in its process; for workers, give what makes one")
+        raise TypeError(
+            "tls is an SSLContext of this process, which workers cannot use: give a function that"
+            " makes one"
+        )

@@ -1,4 +1,10 @@
-"""Those who are connected: served in this process, and the same as seen from elsewhere."""
+"""The connected clients of a server: the interface, and clients that this process serves.
+
+:class:`Clients` is what :class:`~aiovblk.server.server.Server` accepts sockets for: either
+:class:`LocalClients`, here, or a :class:`~aiovblk.server.workers.pool.WorkerPool`. Its life:
+``open()``, then ``accept()`` for each client; for a graceful shutdown ``stop()``, at the drain
+deadline ``cancel_handlers()``, and ``close()`` once ``count()`` is 0.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +19,18 @@ from .. import atfork
 from ..aio.tasks import GracefulTask, set_once
 from ..dispatch import Stats
 from ..events import ClientDisconnected, ClientRefused, EventBroadcaster, EventStream
-from .connection import ConnectionSettings, ServerConnection, ServerProtocol, format_error
+from .client_stream import ServerProtocol
+from .connection import ConnectionSettings, ServerConnection, format_error
 from .listeners import address_of_peer
 
 logger = logging.getLogger("aiovblk")
 
 
 class Client(Protocol):
-    """Somebody who is connected.
+    """A connected client.
 
     Attributes:
-        number: which of the server's clients it is, counted from 1.
+        number: of the client; all that the server has accepted are counted from 1.
         peer: its address in words.
         export: the name of the export that it uses; None during the handshake.
         stats: counters of its requests.
@@ -36,94 +43,105 @@ class Client(Protocol):
     stats: Stats
 
     def stop(self) -> None:
-        """Take no more requests of it; what is in flight is answered."""
+        """Disconnect it gracefully: read no more requests; those in flight are answered."""
 
 
 class Clients(Protocol):
-    """All clients of one server, wherever they are served.
+    """Serve all clients of one server, in this process or in workers.
 
     Attributes:
-        broadcaster: who tells what happens to them.
+        broadcaster: publishes the events of the clients.
 
     """
 
     broadcaster: EventBroadcaster
 
     async def open(self) -> None:
-        """Get ready to accept some."""
+        """Prepare to accept clients: start worker processes, if any."""
 
     def count(self) -> int:
-        """How many there are, those included that are just being accepted."""
+        """Return how many clients there are, including those that are just being accepted."""
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`."""
+        """Find clients that have disconnected without a callback.
+
+        See :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`.
+        """
 
     def connected(self) -> Sequence[Client]:
-        """Who is connected now."""
+        """Return the clients that are connected now."""
 
     def stats(self) -> Stats:
-        """The counters of all there are and were, added up as they are now."""
+        """Return the summed counters of all clients, present and past."""
 
     def listen(self) -> EventStream:
-        """Hear what happens from now on."""
+        """Subscribe to events from now on."""
 
     def accept(self, sock: socket.socket, number: int) -> None:
-        """Serve whoever is at the other end; the socket is taken over."""
+        """Serve the client that is connected to ``sock``, which is owned by this object now."""
 
     def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
 
     def cancel_handlers(self) -> None:
-        """Give up what is in flight."""
+        """End the drain by force: cancel handlers that still run, close their connections."""
 
     async def close(self) -> list[str]:
-        """Let go of the devices, once there is no client; what went wrong, in words."""
+        """Close the shared devices, once no client is left.
+
+        Returns:
+            Failures, in words.
+
+        """
 
 
 class LocalClients:
-    """Clients that are served in this process.
+    """Serve clients in this process.
 
     Args:
-        settings: what they have in common.
-        on_left: called when one has left.
+        settings: what their connections share.
+        on_disconnect: called when a client has disconnected.
 
     """
 
-    def __init__(self, settings: ConnectionSettings, on_left: Callable[[], None]) -> None:
-        self.broadcaster = settings.feed
+    def __init__(self, settings: ConnectionSettings, on_disconnect: Callable[[], None]) -> None:
+        self.broadcaster = settings.broadcaster
         self._settings = settings
-        self._on_left = on_left
+        self._on_disconnect = on_disconnect
         self._accepting: dict[socket.socket, asyncio.Task[object]] = {}
         self._serving: dict[asyncio.Task[None], ServerConnection] = {}
         self._stopped = False
-        self._left = Stats()  # the counters of those who have left
+        self._past_stats = Stats()  # of disconnected clients
 
     async def open(self) -> None:
-        """There is nothing to get ready."""
+        """No-op: there is nothing to prepare."""
 
     def count(self) -> int:
-        """How many there are."""
+        """Return how many clients there are, including those that are just being accepted."""
         return len(self._accepting) + len(self._serving)
 
     def recheck(self) -> None:
-        """Look who has left, and was not noticed; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`."""
+        """Find clients that have disconnected without a callback.
+
+        See :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`.
+        """
         for serving in [each for each in self._serving if each.done()]:
             self._on_end(serving)
 
     def connected(self) -> list[ServerConnection]:
-        """Who is connected now."""
+        """Return the clients that are connected now."""
         return list(self._serving.values())
 
     def stats(self) -> Stats:
-        """The counters of all there are and were."""
-        return Stats.sum([self._left, *(each.stats for each in self.connected())])
+        """Return the summed counters of all clients, present and past."""
+        return Stats.sum([self._past_stats, *(each.stats for each in self.connected())])
 
     def listen(self) -> EventStream:
-        """Hear what happens from now on."""
+        """Subscribe to events from now on."""
         return self.broadcaster.subscribe()
 
     def accept(self, sock: socket.socket, number: int) -> None:
-        """Serve whoever is at the other end."""
+        """Serve the client that is connected to ``sock``, which is owned by this object now."""
         atfork.protect_socket(sock)
         loop = asyncio.get_running_loop()
         make = partial(
@@ -138,19 +156,24 @@ class LocalClients:
         accepting.add_done_callback(partial(self._on_accepted, sock, number))
 
     def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
         self._stopped = True
         for connection in self._serving.values():
             connection.stop()
 
     def cancel_handlers(self) -> None:
-        """Give up what is in flight."""
-        set_once(self._settings.expired)
+        """End the drain by force: cancel handlers that still run, close their connections."""
+        set_once(self._settings.drain_expired)
 
     async def close(self) -> list[str]:
-        """Flush and unmount the devices that connections share."""
+        """Flush and unmount the devices that connections share.
+
+        Returns:
+            Failures, in words.
+
+        """
         settings = self._settings
-        # A device that has two names is closed once.
+        # A device with two export names is closed once.
         devices = {id(each.device): each for each in settings.shared.values()}
         closing = [
             GracefulTask(each.close(settings.drain_timeout), lambda: None)
@@ -158,7 +181,7 @@ class LocalClients:
         ]
         failures = [failure for each in closing for failure in await each]
         settings.failures.close()
-        settings.complaints.close()
+        settings.warnings.close()
         return failures
 
     def _on_accepted(
@@ -166,13 +189,13 @@ class LocalClients:
     ) -> None:
         error = accepting.exception()
         if error is not None:
-            logger.warning("a client was lost at once: %s", error)
+            logger.warning("cannot serve a client: %s", error)
             self.broadcaster.publish(
                 ClientRefused(number, address_of_peer(sock), format_error(error))
             )
             sock.close()
             self._accepting.pop(sock, None)
-            self._on_left()
+            self._on_disconnect()
 
     def _on_connected(self, sock: socket.socket, number: int, stream: ServerProtocol) -> None:
         del self._accepting[sock]
@@ -187,18 +210,18 @@ class LocalClients:
         connection = self._serving.pop(serving, None)
         if connection is None:
             return
-        self._left = Stats.sum([self._left, connection.stats])
-        self._left.in_flight = 0  # what was given up is not waited for any more
+        self._past_stats = Stats.sum([self._past_stats, connection.stats])
+        self._past_stats.in_flight = 0  # handlers that did not end when they were cancelled
         if serving.exception() is not None:
             connection.reason = "a bug in aiovblk"
             logger.error("%s: a bug in aiovblk", connection.peer, exc_info=serving.exception())
         publish_disconnect(self.broadcaster, connection, connection.reason)
-        self._on_left()
+        self._on_disconnect()
 
 
-def publish_disconnect(feed: EventBroadcaster, client: Client, reason: str | None) -> None:
-    """Tell that a client has left, or was turned away before it had an export."""
+def publish_disconnect(broadcaster: EventBroadcaster, client: Client, reason: str | None) -> None:
+    """Publish that a client has disconnected, or was refused before it had an export."""
     if client.export is not None:
-        feed.publish(ClientDisconnected(client.number, client.peer, client.export, reason))
+        broadcaster.publish(ClientDisconnected(client.number, client.peer, client.export, reason))
     elif reason is not None:
-        feed.publish(ClientRefused(client.number, client.peer, reason))
+        broadcaster.publish(ClientRefused(client.number, client.peer, reason))

@@ -1,10 +1,19 @@
-"""One client: the handshake, the transmission phase, and a way out that answers what it asked."""
+"""One client's connection, from the handshake through transmission to the graceful shutdown.
+
+:meth:`ServerConnection.run` reads top-down: handshake (:meth:`~ServerConnection._negotiate`),
+transmission phase (:meth:`~ServerConnection._transmit`), drain (:meth:`~ServerConnection._drain`),
+close. What holds here:
+
+* Every request that was received is answered, also when the client has closed its sending side or
+  the server shuts down, unless the drain deadline passes or the client stalls.
+* The memory of a connection is refunded when its replies were sent or the connection is closed.
+* However the connection ends, the devices that were opened for it are flushed and unmounted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,32 +33,25 @@ from ..dispatch import (
 from ..errors import STOP_EXCEPTIONS, ProtocolError
 from ..events import ClientConnected, EventBroadcaster, RequestEvent
 from ..protocol import ExportInfo, NegotiationResult, ServerHandshake, TLSMode
-from ..stream import StreamProtocol, run_handshake
+from ..stream import run_handshake
+from .client_stream import ServerProtocol
 from .exports import Export, OpenDevice, open_device, open_shared
-from .listeners import address
-from .stalls import IdleTimer, Progress, StallMonitor
+from .stalls import IdleTimer, StallMonitor
 from .warning_limiter import WarningLimiter
 
 logger = logging.getLogger("aiovblk")
 
-WRITE_BUFFER = 1024 * 1024
-"""Bytes of replies that may wait for a client before no more of its requests are taken."""
-
-SOCKET_BUFFER = 2 * 1024 * 1024
-"""Bytes of replies that the kernel may hold for a client on a Unix socket, as far as
-``net.core.wmem_max`` lets it. The default of 208 KiB is less than one large read: the rest of it
-would wait for another turn of the loop. TCP sizes its buffers by itself."""
-
 CLOSE_TIMEOUT = 5.0
-"""Seconds for a client to take what is left for it; and for handlers to end that are cancelled."""
+"""Seconds for a client to read its last replies, and for cancelled handlers to end."""
 
 
 @dataclass(slots=True)
 class ConnectionSettings:
-    """What all connections of a server have in common."""
+    """Hold what all connections of a server in one process share; options as in ``serve``."""
 
     exports: Mapping[str, Export]
     shared: Mapping[str, OpenDevice]
+    """The open devices that connections share, by export name."""
     tls: ssl.SSLContext | None
     require_tls: bool
     handshake_timeout: float
@@ -59,17 +61,18 @@ class ConnectionSettings:
     slow_request: float | None
     connection_memory: int
     budget: MemoryBudget
+    """The memory budget of all connections together."""
     idle_timeout: float | None = None
-    expired: asyncio.Future[None] = field(
+    drain_expired: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    """Done when requests in flight have been waited for long enough."""
-    feed: EventBroadcaster = field(default_factory=EventBroadcaster)
-    """Who tells what happens to clients and their requests."""
+    """Done when the drain deadline has passed, or a shutdown is forced: handlers are cancelled."""
+    broadcaster: EventBroadcaster = field(default_factory=EventBroadcaster)
+    """Publishes the events of clients and their requests."""
     failures: FailureLog = field(default_factory=FailureLog)
-    """Who tells in the log why requests fail."""
-    complaints: WarningLimiter = field(default_factory=WarningLimiter)
-    """Who tells in the log of clients that go wrong."""
+    """Logs why requests fail, rate-limited."""
+    warnings: WarningLimiter = field(default_factory=WarningLimiter)
+    """Logs refused and broken clients, rate-limited."""
 
 
 def make_settings(
@@ -79,12 +82,12 @@ def make_settings(
     memory: int,
     **others: Any,
 ) -> ConnectionSettings:
-    """What the connections of this process have in common.
+    """Make the settings of this process's connections: load certificates, open shared devices.
 
     Args:
         exports: by name.
-        tls: the certificates, or what loads them.
-        memory: bytes for the requests in flight of all.
+        tls: the context, or a function that makes it.
+        memory: bytes for the requests in flight of all connections.
         others: as in :class:`ConnectionSettings`.
 
     """
@@ -97,76 +100,15 @@ def make_settings(
     )
 
 
-class ServerProtocol(StreamProtocol):
-    """A stream whose peer may be anybody.
-
-    Attributes:
-        stalled: how the client was found not to go on, in words; None while it goes on.
-
-    Args:
-        on_connected: called with this, once.
-        is_short: whether others wait for memory.
-
-    """
-
-    def __init__(
-        self, on_connected: Callable[[ServerProtocol], None], is_short: Callable[[], bool]
-    ) -> None:
-        super().__init__()
-        self.stalled: str | None = None
-        self.is_short = is_short
-        self._on_connected: Callable[[ServerProtocol], None] | None = on_connected
-        self._monitor = StallMonitor(
-            self._progress, is_short, partial(self.abort_stalled, "it has read too little")
-        )
-        self._congestions = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the transport, and again when TLS has begun."""
-        super().connection_made(transport)
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        if self._on_connected is not None:
-            _enlarge_buffer(self.transport.get_extra_info("socket"))
-            tell, self._on_connected = self._on_connected, None
-            tell(self)
-
-    def pause_writing(self) -> None:
-        """As in the base class; a client that does not read is not waited for without end."""
-        super().pause_writing()
-        self._congestions += 1
-        self._monitor.start()
-
-    def abort_stalled(self, how: str, seconds: float) -> None:
-        """Close the connection at once.
-
-        Args:
-            how: the client has stalled, in words.
-            seconds: for how long.
-
-        """
-        self.stalled = f"{how} for {seconds:g} s"
-        logger.warning("%s: %s; it is given up", self.peer(), self.stalled)
-        self.transport.abort()
-
-    def peer(self) -> str:
-        """The client's address in words."""
-        return address(self.transport.get_extra_info("peername"))
-
-    def _progress(self) -> Progress | None:
-        if not self.write_paused or self.transport.is_closing():
-            return None
-        return self._congestions, self.queued - self.transport.get_write_buffer_size()
-
-
 class ServerConnection:
-    """A client that is connected.
+    """Serve one connected client.
 
     Attributes:
-        number: which of the server's clients it is.
+        number: of the client; all that the server has accepted are counted from 1.
         peer: its address in words.
         export: the name of the export that it uses; None during the handshake.
         stats: counters of its requests.
-        reason: why it was turned away, or has left, in words; None while that is in order.
+        reason: why it was refused or its connection ended, in words; None after an orderly end.
 
     """
 
@@ -184,19 +126,19 @@ class ServerConnection:
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
-        """Who uses what."""
+        """Name the client and its export."""
         return f"<Connection of {self.peer} to {self.export!r}>"
 
     def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
         set_once(self._stopping)
 
     async def run(self) -> None:
-        """Serve the client until it leaves, or is told to; never raises."""
+        """Serve the client until it disconnects or :meth:`stop` is called; never raises."""
         try:
-            agreement = await self._negotiate()
-            if agreement is not None:
-                await self._transmit(agreement)
+            negotiated = await self._negotiate()
+            if negotiated is not None:
+                await self._transmit(negotiated)
         finally:
             await self._close()
             for opened in self._opened.values():
@@ -205,6 +147,7 @@ class ServerConnection:
     # Handshake
 
     async def _negotiate(self) -> NegotiationResult | None:
+        """Run the handshake within the handshake timeout; None if it led to no export."""
         settings = self._settings
         tls = TLSMode.REQUIRED if settings.require_tls else TLSMode.OFFERED
         listed = {name: export.description for name, export in settings.exports.items()}
@@ -222,15 +165,17 @@ class ServerConnection:
         )
         self.reason = handshake.refusal
         if not negotiating.done():
-            self.reason = "it was told to leave before it had chosen an export"
+            self.reason = "the server closed the connection before the client chose an export"
             if not self._stopping.done():
-                self.reason = f"no agreement within {settings.handshake_timeout:g} s"
-                settings.complaints.warn("%s: %s", self.peer, self.reason)
+                self.reason = (
+                    f"handshake timeout: no export chosen in {settings.handshake_timeout:g} s"
+                )
+                settings.warnings.warn("%s: %s", self.peer, self.reason)
             negotiating.cancel()
             await asyncio.wait([negotiating], timeout=CLOSE_TIMEOUT)
-        return self._outcome(negotiating)
+        return self._handshake_result(negotiating)
 
-    def _outcome(
+    def _handshake_result(
         self, negotiating: asyncio.Task[NegotiationResult | None]
     ) -> NegotiationResult | None:
         if not negotiating.done() or negotiating.cancelled():
@@ -239,11 +184,10 @@ class ServerConnection:
         if error is None:
             return negotiating.result()
         if isinstance(error, (EOFError, ConnectionError)):
-            logger.debug("%s left during the handshake", self.peer)
+            logger.debug("%s disconnected during the handshake", self.peer)
         elif isinstance(error, (ProtocolError, OSError)):
             self.reason = format_error(error)
-            complain = self._settings.complaints.warn
-            complain("%s: the handshake failed: %s", self.peer, self.reason)
+            self._settings.warnings.warn("%s: the handshake failed: %s", self.peer, self.reason)
         else:
             self.reason = f"the handshake failed: {type(error).__name__}"
             logger.error("%s: the handshake failed", self.peer, exc_info=error)
@@ -262,7 +206,7 @@ class ServerConnection:
             except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:  # a factory may raise anything
-                # Again and again, since clients come again.
+                # Rate-limited, since clients retry.
                 self._settings.failures.report_bug(f"export {name!r}", "opening it", exc)
                 return None
             self._opened[name] = opened
@@ -270,24 +214,46 @@ class ServerConnection:
 
     # Transmission phase
 
-    async def _transmit(self, agreement: NegotiationResult) -> None:
-        settings, stream = self._settings, self._stream
-        opened = settings.shared.get(agreement.name) or self._opened[agreement.name]
-        self.export = agreement.name
-        logger.info("%s uses export %r", self.peer, agreement.name)
-        settings.feed.publish(
-            ClientConnected(self.number, self.peer, agreement.name, self._over_tls)
+    async def _transmit(self, negotiated: NegotiationResult) -> None:
+        """Serve requests until the client disconnects or the connection is stopped; then drain."""
+        settings = self._settings
+        self.export = negotiated.name
+        logger.info("%s uses export %r", self.peer, negotiated.name)
+        settings.broadcaster.publish(
+            ClientConnected(self.number, self.peer, negotiated.name, self._over_tls)
         )
-        share = ConnectionQuota(settings.budget, settings.connection_memory)
+        quota = ConnectionQuota(settings.budget, settings.connection_memory)
+        dispatcher, monitor = self._make_dispatcher(negotiated, quota)
+        idle_timer = IdleTimer(
+            settings.idle_timeout, lambda: dispatcher.idle_since, self._stop_idle
+        )
+        serving = asyncio.create_task(dispatcher.run())
+        await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
+        monitor.stop()
+        idle_timer.stop()
+        serving.cancel()
+        await asyncio.wait([serving])
+        self.reason = self._end_reason(serving)
+        await self._drain(dispatcher)
+        dispatcher.close()
+        await self._close()
+        quota.close()  # not before the replies were sent
+
+    def _make_dispatcher(
+        self, negotiated: NegotiationResult, quota: ConnectionQuota
+    ) -> tuple[Dispatcher, StallMonitor]:
+        """Make what serves the requests, and what watches that they arrive whole."""
+        settings, stream = self._settings, self._stream
+        opened = settings.shared.get(negotiated.name) or self._opened[negotiated.name]
         dispatcher = Dispatcher(
             opened.adapter,
             self.stats,
-            negotiated=agreement,
-            quota=share,
+            negotiated=negotiated,
+            quota=quota,
             limiter=ConcurrencyLimiter(settings.concurrency),
             handler_timeout=settings.handler_timeout,
             slow_request=settings.slow_request,
-            reporter=Reporter(settings.failures, opened.device, f"export {agreement.name!r}"),
+            reporter=Reporter(settings.failures, opened.device, f"export {negotiated.name!r}"),
             on_event=self._publish,
             on_disconnect=self.stop,
             on_unfinished=lambda: monitor.start(),
@@ -298,69 +264,66 @@ class ServerConnection:
             stream.is_short,
             partial(stream.abort_stalled, "it has sent too little of a request"),
         )
-        idling = IdleTimer(settings.idle_timeout, lambda: dispatcher.idle_since, self._reject)
-        serving = asyncio.create_task(dispatcher.run())
-        await asyncio.wait([serving, self._stopping], return_when=asyncio.FIRST_COMPLETED)
-        monitor.stop()
-        idling.stop()
-        serving.cancel()
-        await asyncio.wait([serving])
-        self.reason = self._end_reason(serving)
-        await self._finish(dispatcher)
-        dispatcher.close()
-        await self._close()
-        share.close()  # not before the replies have left
-
-    async def _finish(self, dispatcher: Dispatcher) -> None:
-        """Let the requests in flight end, if need be by force."""
-        drained = dispatcher.drained()
-        expired = self._settings.expired
-        forgotten: int | None = None
-        while not drained.done() and not expired.done():
-            await asyncio.wait(
-                [drained, expired], timeout=RECHECK_INTERVAL, return_when=asyncio.FIRST_COMPLETED
-            )
-            before, forgotten = forgotten, dispatcher.abandoned()
-            if forgotten and forgotten == before:
-                self.reason = "requests in flight were interrupted; they are given up"
-                logger.warning("%s: %s", self.peer, self.reason)
-                dispatcher.abort()
-                return
-        if not drained.done():
-            self.reason = "requests in flight took too long; they are given up"
-            logger.warning("%s: %s", self.peer, self.reason)
-            dispatcher.abort()
-            await asyncio.wait([drained], timeout=CLOSE_TIMEOUT)
+        return dispatcher, monitor
 
     def _end_reason(self, serving: asyncio.Task[None]) -> str | None:
-        """The reason, in words; None if it was in order."""
+        """Return why the transmission phase ended, in words; None after an orderly end."""
         error = None if serving.cancelled() else serving.exception()
         if self._stream.stalled is not None:
             return self._stream.stalled
         if error is None and self._stopping.done():
             return self.reason
         if error is None or isinstance(error, (EOFError, ConnectionError)):
-            logger.info("%s left without a word", self.peer)
-            return "it left without a word"
+            reason = "disconnected without NBD_CMD_DISC"
+            logger.info("%s: %s", self.peer, reason)
+            return reason
         if isinstance(error, (ProtocolError, OSError)):
-            complain = self._settings.complaints.warn
-            complain("%s: the connection was broken off: %s", self.peer, format_error(error))
-            return format_error(error)
-        logger.error("%s: the connection was broken off", self.peer, exc_info=error)
-        return f"the connection was broken off: {type(error).__name__}"
+            reason = format_error(error)
+            self._settings.warnings.warn("%s: connection aborted: %s", self.peer, reason)
+            return reason
+        logger.error("%s: connection aborted", self.peer, exc_info=error)
+        return f"connection aborted: {type(error).__name__}"
 
-    def _reject(self) -> None:
-        self.reason = f"it has been idle for {self._settings.idle_timeout:g} s"
+    def _stop_idle(self) -> None:
+        self.reason = f"idle timeout: no request for {self._settings.idle_timeout:g} s"
         logger.info("%s: %s", self.peer, self.reason)
         self.stop()
 
     def _publish(self, event: RequestEvent) -> None:
-        if self._settings.feed.has_listeners:
-            self._settings.feed.publish(
+        if self._settings.broadcaster.has_listeners:
+            self._settings.broadcaster.publish(
                 replace(event, client=self.number, peer=self.peer, export=self.export)
             )
 
+    # Graceful shutdown
+
+    async def _drain(self, dispatcher: Dispatcher) -> None:
+        """Wait until requests in flight are answered; cancel them at the drain deadline.
+
+        It also aborts what can never be answered, since an interrupt (KeyboardInterrupt) has hit
+        the code that was to answer it; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`.
+        """
+        drained = dispatcher.drained()
+        expired = self._settings.drain_expired
+        abandoned: int | None = None
+        while not drained.done() and not expired.done():
+            await asyncio.wait(
+                [drained, expired], timeout=RECHECK_INTERVAL, return_when=asyncio.FIRST_COMPLETED
+            )
+            before, abandoned = abandoned, dispatcher.abandoned()
+            if abandoned and abandoned == before:
+                self.reason = "requests in flight were interrupted; they are aborted"
+                logger.warning("%s: %s", self.peer, self.reason)
+                dispatcher.abort()
+                return
+        if not drained.done():
+            self.reason = "requests in flight took too long; they are cancelled"
+            logger.warning("%s: %s", self.peer, self.reason)
+            dispatcher.abort()
+            await asyncio.wait([drained], timeout=CLOSE_TIMEOUT)
+
     async def _close(self) -> None:
+        """Close the connection once its last replies were sent, or after CLOSE_TIMEOUT."""
         stream = self._stream
         if not self._closed:
             stream.transport.close()
@@ -372,11 +335,6 @@ class ServerConnection:
             stream.reader.release()
 
 
-def _enlarge_buffer(sock: socket.socket) -> None:
-    if sock.family == socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-
-
 def format_error(error: BaseException) -> str:
-    """What went wrong, for people."""
+    """Return an error's message without its number; its class name where it has none."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,7 @@
-"""What a server offers by name, and how one device serves many connections."""
+"""Exports: the devices that a server offers by name, and their opening, flags and closing.
+
+A device that is given as an object is shared by all connections; a factory makes one for each.
+"""
 
 from __future__ import annotations
 
@@ -20,29 +23,29 @@ from ..unaligned import UnalignedAdapter
 logger = logging.getLogger("aiovblk")
 
 PREFERRED_BLOCK = 4096
-"""Bytes of the block that clients are told to prefer, unless the device's own blocks are larger:
-what file systems and page caches read and write."""
+"""Bytes of the preferred block size that clients are given, unless the device's own blocks are
+larger: what file systems and page caches read and write."""
 
 MIN_REQUEST = 512
 """Bytes of the smallest write of the kernel, which does not ask for block sizes."""
 
 CLOSE_DEVICE_TIMEOUT = 5.0
-"""Seconds for a handler to end that is cancelled."""
+"""Seconds for a cancelled ``flush()`` or ``unmount()`` to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One name that clients may ask for.
+    """Describe one export: its device, and how clients may use it.
 
     Args:
-        device: what is served: one device, shared by all connections, or a function, async or not,
-            that returns a device of its own for each. Such a device is unmounted with its
-            connection.
+        device: the device to serve, shared by all connections; or a function, async or not, that
+            is called for each connection and returns its own device, which is unmounted when the
+            connection has ended.
         description: a text for people; at most 4096 bytes.
-        read_only: refuse whatever would change it, although the device could.
+        read_only: refuse requests that would change it, although the device could.
 
     Raises:
-        TypeError, ValueError: the device, or the description, cannot be.
+        TypeError, ValueError: the device, or the description, is invalid.
 
     """
 
@@ -51,7 +54,7 @@ class Export:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        """Find out now what no client should have to."""
+        """Check the device and the description before the first client does."""
         if isinstance(self.device, BlockDevice):
             check_network_device(self.device)
         elif isinstance(self.device, type) and issubclass(self.device, BlockDevice):
@@ -65,16 +68,16 @@ ExportSource = BlockDevice | DeviceFactory | Export
 
 
 def exports_of(served: ExportSource | Mapping[str, ExportSource]) -> dict[str, Export]:
-    """What :func:`aiovblk.serve` is given, as exports by name.
+    """Normalise the ``exports`` argument of :func:`aiovblk.serve` to exports by name.
 
     Raises:
-        TypeError, ValueError: a name, or what it stands for, cannot be.
+        TypeError, ValueError: a name, or its export, is invalid.
 
     """
     if not isinstance(served, Mapping):
         served = {"": served}
     if not served:
-        raise ValueError("there is nothing to serve: no exports were given")
+        raise ValueError("exports is empty: give at least one device to serve")
     exports: dict[str, Export] = {}
     for name, each in served.items():
         if not isinstance(name, str):
@@ -85,7 +88,7 @@ def exports_of(served: ExportSource | Mapping[str, ExportSource]) -> dict[str, E
 
 
 def check_network_device(device: object) -> BlockDevice:
-    """Refuse a device that cannot be served, or whose declarations the protocol does not allow."""
+    """Raise if a device cannot be served, or declares what the protocol does not allow."""
     return check_device(device, min_block_size=1, max_block_size=MAX_BLOCK_SIZE)
 
 
@@ -95,30 +98,34 @@ def _check_string(what: str, text: str) -> None:
 
 
 class OpenDevice:
-    """A device that is served on one connection or several.
+    """Hold a device that is being served, by one connection or shared by several.
 
     Args:
         name: of the export.
-        adapter: the device, for requests of any alignment; see :func:`accept_unaligned`.
+        device: the device itself.
+        adapter: the device for requests of any alignment; see :func:`accept_unaligned`.
+        export: where the device is from.
+        shared: whether all connections use this device.
 
     Attributes:
-        name: what it is called in the log.
-        device: what it is.
+        name: the export and the device's class, for the log.
+        device: the device itself.
+        adapter: the device for requests of any alignment.
 
     """
 
     def __init__(
-        self, name: str, device: BlockDevice, served: BlockDevice, export: Export, *, shared: bool
+        self, name: str, device: BlockDevice, adapter: BlockDevice, export: Export, *, shared: bool
     ) -> None:
         self.name = f"export {name!r} ({type(device).__name__})"
         self.device = device
-        self.adapter = served
+        self.adapter = adapter
         self._shared = shared
         self._export = export
 
     @property
     def info(self) -> ExportInfo:
-        """What a client is told of it, as it is now."""
+        """Return what the handshake tells a client of the device, as it is now."""
         device = self.device
         return ExportInfo(
             device.size,
@@ -129,45 +136,46 @@ class OpenDevice:
         )
 
     def _minimum_block(self) -> int:
-        """Bytes of the smallest request.
+        """Return the minimum block size in bytes.
 
         "The minimum block size represents the smallest addressable length and alignment within the
         export", by read-modify-write where need be; clients refuse to send smaller requests
-        (libnbd). So it is a byte, but where others may change the same block meanwhile of whom this
-        process does not know: by devices of their own, on the same disk.
+        (libnbd). So it is one byte, except where another process, or another device of the same
+        factory, may change the same block between the read and the write: the range lock of a
+        read-modify-write covers one device object only.
         """
         device = self.device
-        is_changed = not (self._export.read_only or device.read_only)
-        apart = device.multi_conn and not self._shared
-        return device.block_size if apart and is_changed else 1
+        is_writable = not (self._export.read_only or device.read_only)
+        has_siblings = device.multi_conn and not self._shared
+        return device.block_size if has_siblings and is_writable else 1
 
     def _flags(self) -> TransmissionFlag:
         device = self.device
-        # One flush() of a shared device covers what came by any connection. Devices of the same
-        # factory may promise the same; but what is less than a block is changed by reading and
-        # writing back, which keeps off others on this device only. Some clients never ask for the
-        # minimum block.
-        promised = device.multi_conn and device.block_size <= MIN_REQUEST
-        flags = transmission_flags(device, multi_conn=self._shared or promised)
+        # CAN_MULTI_CONN: one flush() of a shared device covers the writes of all connections.
+        # Devices of the same factory may promise the same (`multi_conn`); but a part of a block is
+        # changed by read-modify-write, whose lock covers one device object only. Some clients never
+        # ask for the minimum block size, so blocks must be no larger than the smallest write.
+        is_safe = device.multi_conn and device.block_size <= MIN_REQUEST
+        flags = transmission_flags(device, multi_conn=self._shared or is_safe)
         if self._export.read_only:
             flags |= TransmissionFlag.READ_ONLY
         if overrides(device, BlockDevice.cache):
             flags |= TransmissionFlag.SEND_CACHE
         if TransmissionFlag.SEND_WRITE_ZEROES in flags:
-            # A device overrides write_zeroes because it knows better than to write them.
+            # A device overrides write_zeroes because it need not write the zeroes.
             flags |= TransmissionFlag.SEND_FAST_ZERO
         return flags
 
-    async def close(self, patience: float) -> list[str]:
-        """Flush and unmount the device, waiting ``patience`` seconds for each.
+    async def close(self, timeout: float) -> list[str]:
+        """Flush and unmount the device, within ``timeout`` seconds each.
 
         Returns:
-            What went wrong, in words; it is logged as well.
+            Failures, in words; they are logged as well.
 
         """
         failures: list[str] = []
         for method in ("flush", "unmount"):
-            error = await _wait_outcome(patience, getattr(self.device, method))
+            error = await _call_handler(getattr(self.device, method), timeout)
             if error is not None:
                 handler = f"{defining_class(self.device, method)}.{method}()"
                 failure = f"{self.name}: {handler} failed: {format_exception(error)}"
@@ -176,35 +184,35 @@ class OpenDevice:
         return failures
 
 
-async def _wait_outcome(
-    patience: float, handler: Callable[[], Coroutine[Any, Any, None]]
+async def _call_handler(
+    handler: Callable[[], Coroutine[Any, Any, None]], timeout: float
 ) -> BaseException | None:
-    """Call a handler; what it has raised, be it no :exc:`Exception`."""
+    """Call a handler within ``timeout`` seconds; return what it raised, any BaseException."""
 
     async def call() -> None:
         await handler()
 
-    # Neither asyncio.timeout() nor the end of the loop may have a part in it: the one cannot cancel
-    # a task that serves, the other must not cancel what stores a device's data.
+    # Not by asyncio.timeout(), which cannot cancel the GracefulTask that this runs in. By a
+    # GracefulTask of its own: the end of the loop must not cancel what stores a device's data.
     task = GracefulTask(call(), lambda: None)
-    await asyncio.wait([task], timeout=patience)
+    await asyncio.wait([task], timeout=timeout)
     late = not task.done()
     if late:
         task.force_cancel()
         await asyncio.wait([task], timeout=CLOSE_DEVICE_TIMEOUT)
     if late and (not task.done() or task.cancelled()):
-        return TimeoutError(f"it was not done within {patience:g} s")
+        return TimeoutError(f"timed out after {timeout:g} s")
     if task.cancelled():
-        return asyncio.CancelledError("it was cancelled, though nobody did so")
+        return asyncio.CancelledError("the handler cancelled itself")
     return task.exception()
 
 
 async def open_device(name: str, export: Export) -> OpenDevice:
-    """The device for one connection to an export that has a factory.
+    """Open a device for one connection, to an export that has a factory.
 
     Raises:
-        Exception: whatever the factory raises; TypeError or ValueError when what it returns cannot
-            be served.
+        Exception: any that the factory raises; TypeError or ValueError if it returns a device
+            that cannot be served.
 
     """
     assert not isinstance(export.device, BlockDevice)  # shared ones are open already
@@ -213,7 +221,7 @@ async def open_device(name: str, export: Export) -> OpenDevice:
 
 
 def open_shared(exports: Mapping[str, Export]) -> dict[str, OpenDevice]:
-    """The devices that connections share, by name of their export."""
+    """Open the devices that connections share; by export name."""
     opened: dict[str, OpenDevice] = {}
     for name, export in exports.items():
         device = export.device
@@ -228,15 +236,16 @@ _of_loops: WeakKeyDictionary[
 
 
 def accept_unaligned(device: BlockDevice) -> BlockDevice:
-    """The device as clients may use it, who need not care for its blocks.
+    """Wrap a device so that requests need not be aligned to its blocks.
 
-    It is one for all servers of an event loop, and for all clients to whom a function gives the
-    same device: what is less than a block is kept from those only who come by the same way.
+    There is one adapter for each device and event loop, shared by all servers and by all clients
+    to whom a factory gives the same device: read-modify-write of a block excludes only requests
+    through the same adapter.
     """
     if device.block_size == 1:
         return device
     known = _of_loops.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-    # By its id, which is no other's while this lives: a device need not be hashable.
+    # By its id, which is unique while this adapter lives: a device need not be hashable.
     aligned = known.get(id(device))
     if aligned is None:
         aligned = known[id(device)] = UnalignedAdapter(device)

@@ -1,4 +1,4 @@
-"""The sockets that a server listens on, and how clients name them."""
+"""Listening sockets: TCP and Unix, the accept loop, keepalive, and their URIs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..protocol import URI
 logger = logging.getLogger("aiovblk")
 
 BACKLOG = 128
-"""Clients that may wait for being accepted."""
+"""Listen backlog: connections that the kernel queues until they are accepted."""
 
 KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
-"""Seconds without a packet after which a client is asked whether it is there, seconds between such
-questions, and how many of them may go unanswered: a client whose machine or network is gone is
-found out within two minutes. (The kernel's defaults are two hours and eleven minutes.)"""
+"""TCP keepalive: seconds without a packet before the first probe, seconds between probes, and how
+many may go unanswered. So a client whose machine or network is gone is detected within two minutes.
+(The kernel's defaults are two hours and eleven minutes.)"""
 
 ACCEPT_PAUSE = 1.0
-"""Seconds to wait when the system has nothing left to accept a client with."""
+"""Seconds until accept() is retried after descriptors or memory ran out."""
 
 
 class SocketFile:
-    """The file of a Unix socket, which outlives the socket unless it is removed.
+    """Remove the file of a Unix socket, which outlives the socket otherwise.
 
     Args:
-        name: its path; one that begins with NUL is in the abstract namespace, and no file.
+        name: its path; one that begins with NUL is in the abstract namespace: there is no file.
 
     """
 
@@ -41,7 +41,7 @@ class SocketFile:
         self._identity = self._inode()
 
     def remove(self) -> None:
-        """Take the file away, unless it is somebody else's by now."""
+        """Remove the file, unless another process has replaced it. No-op: removed already."""
         if self._identity is not None and self._inode() == self._identity:
             os.unlink(self._name)
         self._identity = None
@@ -55,11 +55,13 @@ class SocketFile:
 
 
 class SocketAcceptor:
-    """Accepts clients on one socket, on the running loop.
+    """Accept clients on one listening socket, on the running loop.
+
+    When descriptors or memory run out, it logs the error and retries after ACCEPT_PAUSE.
 
     Args:
-        sock: which listens.
-        accept: takes over the socket of each client.
+        sock: the listening socket; it is closed by :meth:`close`.
+        accept: called with the socket of each client, which it owns from then on.
 
     """
 
@@ -72,7 +74,7 @@ class SocketAcceptor:
         self._resume()
 
     def close(self) -> None:
-        """Accept nobody any more, and close the socket."""
+        """Stop accepting, and close the socket."""
         self._loop.remove_reader(self._sock)
         self._sock.close()
         if self._pause is not None:
@@ -82,14 +84,16 @@ class SocketAcceptor:
         self._loop.add_reader(self._sock, self._on_ready)
 
     def _on_ready(self) -> None:
-        for _ in range(BACKLOG):  # then others have their turn
+        for _ in range(BACKLOG):  # then other callbacks of the loop run
             try:
                 client, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                # Out of descriptors or memory: whoever waits is accepted when there are some.
-                logger.error("no client can be accepted now: %s", exc.strerror)
+                # Out of descriptors or memory: clients stay in the backlog until the retry.
+                logger.error(
+                    "cannot accept clients: %s; retrying every %g s", exc.strerror, ACCEPT_PAUSE
+                )
                 self._loop.remove_reader(self._sock)
                 self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume)
                 return
@@ -98,10 +102,10 @@ class SocketAcceptor:
 
 
 def tune(client: socket.socket) -> None:
-    """Set the options of a client's socket, wherever it was accepted."""
+    """Set TCP_NODELAY and keepalive on a client's socket. No-op: it is a Unix socket."""
     if client.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    # A reply must not wait for the acknowledgement of the one before.
+    # A reply must not wait for the acknowledgement of the one before (Nagle's algorithm).
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
@@ -109,13 +113,14 @@ def tune(client: socket.socket) -> None:
 
 
 def listen_unix(name: str) -> socket.socket:
-    """Listen on a Unix socket; its file is made with the mode that the umask leaves.
+    """Listen on a Unix socket; the umask decides its file's mode.
 
-    The caller takes the file away. One that a server left which is gone is replaced; of several
-    that find it so at once, one does that, and the others find that it listens.
+    The caller removes the file (:class:`SocketFile`). A stale file, of a server that has ended, is
+    replaced: under a lock, so that of several servers that start at once one replaces it and the
+    others fail, since that one listens.
 
     Raises:
-        OSError: something else has that name, a server listens there, or it cannot be made.
+        OSError: the path is another file, a server listens there, or the socket cannot be made.
 
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -143,7 +148,7 @@ def _bind(sock: socket.socket, name: str) -> None:
 
 
 def _is_stale(name: str) -> bool:
-    """Whether a name is that of a socket on which nobody listens."""
+    """Return whether a path is a socket on which no process listens."""
     if name.startswith("\0") or not stat.S_ISSOCK(os.lstat(name).st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -162,10 +167,12 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
 
     Args:
         host: a name or an address; empty for every address of this machine.
-        port: 0 takes any that is free, the same for all addresses.
+        port: 0 takes any free port, the same for all addresses.
 
     Raises:
-        OSError: there is no such host, or an address cannot be listened on.
+        OSError: the host does not resolve, or listening on an address failed.
+
+    Cancellation: what was opened is closed.
 
     """
     try:
@@ -183,7 +190,7 @@ async def listen_tcp(host: str, port: int) -> list[socket.socket]:
             try:
                 sockets.append(_listen(family, (address[0], port, *address[2:])))
             except OSError as exc:
-                # A name has addresses of families, too, that this machine has switched off.
+                # A name may resolve to addresses of a family that is disabled on this machine.
                 if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 missing = exc
@@ -210,19 +217,19 @@ def _listen(family: int, address: tuple[str | int, ...]) -> socket.socket:
 
 
 def _listen_error(exc: OSError, where: str) -> OSError:
-    # Of a path that is too long Python, not the system, finds out: it has no number.
+    # A path that is too long is found by Python, not by the system: its error has no number.
     reason = f"cannot listen there: {exc.strerror or exc}"
     return OSError(exc.errno or errno.EINVAL, reason, where)
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
-    """Close sockets, closed ones too."""
+    """Close sockets. No-op for those that are closed."""
     for sock in sockets:
         sock.close()
 
 
 def address(peer: object) -> str:
-    """The name of a client's socket, as ``getpeername()`` has it, in words."""
+    """Format a client's address, as ``getpeername()`` returns it."""
     if isinstance(peer, tuple):
         host, port = peer[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -230,15 +237,15 @@ def address(peer: object) -> str:
 
 
 def address_of_peer(sock: socket.socket) -> str:
-    """Who is connected to a socket, in words."""
+    """Format the address of the client that is connected to a socket."""
     try:
         return address(sock.getpeername())
     except OSError:
-        return "a client that is gone"
+        return "a disconnected client"
 
 
 def uri(sock: socket.socket, name: str, *, tls: bool) -> str:
-    """How a client names an export on a listening socket."""
+    """Return the NBD URI of an export on a listening socket."""
     address = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return str(URI(export=name, socket=os.fsdecode(address), tls=tls))
@@ -246,5 +253,5 @@ def uri(sock: socket.socket, name: str, *, tls: bool) -> str:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Whether a socket accepts connections; otherwise it is one."""
+    """Return whether a socket listens; otherwise it is a connection."""
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

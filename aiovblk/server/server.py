@@ -1,4 +1,10 @@
-"""A server at work: where it listens, and its end."""
+"""The running server: it accepts clients up to max_connections, and shuts down gracefully.
+
+A server's life: listen (:meth:`Server.start`); close (:meth:`Server.close`): no more clients, no
+more requests; drain: requests in flight are answered, by the drain deadline at the latest; closed,
+when no client is left (:meth:`Server.wait`). :meth:`Server.drain_and_close` does all that, and
+closes the shared devices.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .. import atfork
 from ..aio.tasks import RECHECK_INTERVAL, GracefulTask, set_once, wait_uncancelled
 from ..dispatch import Stats
-from ..events import ClientRefused, ServerClosed, ServerClosing
-from ..events import EventStream as EventListener
+from ..events import ClientRefused, EventStream, ServerClosed, ServerClosing
 from .clients import Client, Clients
 from .listeners import SocketAcceptor, SocketFile, address_of_peer, is_listening, tune, uri
 from .warning_limiter import WarningLimiter
@@ -20,15 +25,15 @@ logger = logging.getLogger("aiovblk")
 
 
 class Server:
-    """Devices that are being served, made by :func:`serve`.
+    """A running server, made by :func:`serve`.
 
     Attributes:
-        uris: where clients find each export: ``nbd://localhost:10809/name`` and the like.
+        uris: the NBD URIs of each export: ``nbd://localhost:10809/name`` and the like.
 
     """
 
     uris: list[str]
-    _patience: asyncio.TimerHandle
+    _drain_timer: asyncio.TimerHandle
 
     def __init__(
         self,
@@ -39,99 +44,103 @@ class Server:
         max_connections: int,
         drain_timeout: float,
     ) -> None:
-        """Make one that listens nowhere.
+        """Make a server that does not listen yet; see :meth:`start`.
 
         Args:
             names: of the exports.
-            make_clients: is given what has to be called when a client has left.
+            make_clients: makes what serves clients; it is given a function to call when a client
+                has disconnected.
             tls: whether clients have to use TLS.
-            max_connections: how many there may be.
-            drain_timeout: seconds for requests in flight at the end.
+            max_connections: limit of clients at once; further clients are refused.
+            drain_timeout: seconds for requests in flight at a graceful shutdown.
 
         """
         self.uris = []
-        self.file: SocketFile | None = None  # of the Unix socket that is its own
+        self.file: SocketFile | None = None  # of the Unix socket that `serve` has opened
         self._names = list(names)
         self._tls = tls
         self._max_connections = max_connections
         self._drain_timeout = drain_timeout
         self._listeners: list[SocketAcceptor] = []
         self._clients = make_clients(self._finish_if_idle)
-        self._complaints = WarningLimiter()
+        self._warnings = WarningLimiter()
         self._accepted = 0
         self._starting = True
-        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def connections(self) -> Sequence[Client]:
-        """Who is connected now."""
+        """The clients that are connected now."""
         return self._clients.connected()
 
     @property
     def stats(self) -> Stats:
-        """The counters of all clients since it began, as they are now; those included that left."""
+        """The summed counters of all clients, present and past, as they are now."""
         return self._clients.stats()
 
-    def events(self) -> EventListener:
-        """What happens from now on, for ``async for``; see :mod:`aiovblk.events`.
+    def events(self) -> EventStream:
+        """Subscribe to events from now on, for ``async for``; see :mod:`aiovblk.events`.
 
-        Clients come and go, requests fail or are slow. It ends with
-        :class:`~aiovblk.events.ServerClosed`, when nobody is served any more; what goes wrong after that
-        is raised on leaving the block. Any number may listen. Nobody waits for a listener: of what
-        it has not heard yet the oldest events are dropped when there are too many, and
-        :class:`~aiovblk.events.EventsDropped` tells how many those were.
+        Clients connect and disconnect, requests fail or are slow. The last event is
+        :class:`~aiovblk.events.ServerClosed`, when no client is left; what fails after that is
+        raised on leaving the block. There may be any number of subscribers. A slow subscriber
+        delays nothing: when too many events wait for it, the oldest are dropped, and
+        :class:`~aiovblk.events.EventsDropped` says how many.
 
-        With workers it is the same, some tenths of a second late. What a worker that is lost had
-        not told yet by then is lost with it; of its clients that it had told of, it is told here
-        that they have left.
+        With workers, events arrive some tenths of a second late. If a worker is lost, so are its
+        events that had not arrived; for each of its clients that was known here,
+        :class:`~aiovblk.events.ClientDisconnected` is published.
         """
         return self._clients.listen()
 
     def close(self, *, force: bool = False) -> None:
-        """Begin to drain, as leaving the block does; :meth:`wait` tells when it is done.
+        """Begin a graceful shutdown (drain), as leaving the block does; see :meth:`wait`.
+
+        No-op without ``force``: closing already.
 
         Args:
-            force: give up the requests in flight, now or in a drain that goes on.
+            force: cancel the requests in flight at once, also of a drain that is under way.
 
         """
         if force:
             self._clients.cancel_handlers()
-        if self._stopping.done():
+        if self._closing.done():
             return
-        set_once(self._stopping)
-        logger.info("ending, with %d connections", self._clients.count())
+        set_once(self._closing)
+        logger.info("shutting down, draining %d connections", self._clients.count())
         self._clients.broadcaster.publish(ServerClosing())
         if self.file is not None:
-            # While somebody listens there, so that nobody takes the name for one that is left over.
+            # While the socket still listens, or another server may take the file for a stale one.
             self.file.remove()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         self._clients.stop()
-        self._patience = asyncio.get_running_loop().call_later(
+        self._drain_timer = asyncio.get_running_loop().call_later(
             self._drain_timeout, self._clients.cancel_handlers
         )
         self._finish_if_idle()
 
     async def wait(self) -> None:
-        """Wait until nobody is served any more.
+        """Wait until the server has closed: it accepts no more clients, and none is left.
 
-        That is when it was closed and has drained; or when it had nothing but connected sockets,
-        and their clients have left.
+        That is when it was closed and has drained; or, where it was given connected sockets only,
+        when their clients have disconnected.
 
-        Cancellation: it goes on serving.
+        Cancellation: safe; the server goes on.
 
         """
-        await asyncio.shield(self._ended)
+        await asyncio.shield(self._closed)
 
-    # What follows is for `serve`.
+    # For `serve`
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept clients on listening sockets, serve those that are connected.
+        """Accept clients on listening sockets; serve the clients of connected sockets.
 
         Raises:
             ValueError: one is no stream socket.
+            Exception: from workers: a process did not start.
 
         """
         try:
@@ -144,7 +153,7 @@ class Server:
 
     def _start_on(self, sock: socket.socket) -> None:
         if sock.type != socket.SOCK_STREAM:
-            raise ValueError(f"NBD needs stream sockets, which {sock!r} is not")
+            raise ValueError(f"{sock!r} is no stream socket, which NBD needs")
         atfork.protect_socket(sock)
         if is_listening(sock):
             self._listeners.append(SocketAcceptor(sock, self._accept))
@@ -152,21 +161,28 @@ class Server:
         else:
             self._accept(socket.socket(fileno=sock.detach()))
 
-    async def close_after_error(self) -> list[str]:
-        """Drain, close, and let go of the shared devices; what went wrong, in words."""
-        self.close()
-        ending = GracefulTask(self._shut_down(), lambda: None)
-        if await wait_uncancelled(ending, recheck=RECHECK_INTERVAL):
-            raise asyncio.CancelledError
-        return ending.result()
+    async def drain_and_close(self) -> list[str]:
+        """Shut down gracefully: drain, then flush and unmount the shared devices.
 
-    async def _shut_down(self) -> list[str]:
-        while not self._ended.done():
-            await asyncio.wait([self._ended], timeout=RECHECK_INTERVAL)
+        Returns:
+            Failures of the devices, in words.
+
+        Cancellation: raised when the shutdown is complete.
+
+        """
+        self.close()
+        closing = GracefulTask(self._finish_shutdown(), lambda: None)
+        if await wait_uncancelled(closing, recheck=RECHECK_INTERVAL):
+            raise asyncio.CancelledError
+        return closing.result()
+
+    async def _finish_shutdown(self) -> list[str]:
+        while not self._closed.done():
+            await asyncio.wait([self._closed], timeout=RECHECK_INTERVAL)
             self._clients.recheck()
             self._finish_if_idle()
-        self._patience.cancel()
-        self._complaints.close()
+        self._drain_timer.cancel()
+        self._warnings.close()
         return await self._clients.close()
 
     def _accept(self, sock: socket.socket) -> None:
@@ -174,7 +190,7 @@ class Server:
         if self._clients.count() >= self._max_connections:
             peer = address_of_peer(sock)
             reason = f"max_connections ({self._max_connections}) reached"
-            self._complaints.warn("%s: refused: %s", peer, reason)
+            self._warnings.warn("%s: refused: %s", peer, reason)
             refusal = ClientRefused(self._accepted, peer, reason)
             self._clients.broadcaster.publish(refusal)
             sock.close()
@@ -183,9 +199,9 @@ class Server:
             self._clients.accept(sock, self._accepted)
 
     def _finish_if_idle(self) -> None:
-        if self._ended.done():
+        if self._closed.done():
             return
         if not self._starting and not self._listeners and not self._clients.count():
-            set_once(self._ended)
+            set_once(self._closed)
             self._clients.broadcaster.publish(ServerClosed())
             self._clients.broadcaster.close()

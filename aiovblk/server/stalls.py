@@ -1,6 +1,7 @@
-"""Clients that hold memory and do not go on, and clients that are idle.
+"""Stall detection and idle timeout of clients.
 
-The first have sent a part of a request, and not the rest, or read nothing of their replies.
+A stalled client holds memory and does not go on: it has sent a part of a request and not the rest,
+or does not read its replies. An idle client has no request in flight and sends none.
 """
 
 from __future__ import annotations
@@ -9,32 +10,32 @@ import asyncio
 from collections.abc import Callable
 
 STALL_TIMEOUT = 60.0
-"""Seconds in which a client has to move :data:`MIN_PROGRESS`, or all that there is."""
+"""Seconds in which a client has to move :data:`MIN_PROGRESS`, or all that is to be moved."""
 
 MIN_PROGRESS = 512 * 1024
-"""Bytes: 70 kbit/s."""
+"""Bytes in :data:`STALL_TIMEOUT`: 70 kbit/s."""
 
 LOW_MEMORY_TIMEOUT = 5.0
-"""Seconds in which it has to move anything at all, while others wait for the memory that it holds.
-TCP sends again what was lost after a fifth of a second, then after twice as long each time."""
+"""Seconds in which it has to move any byte at all, while others wait for the memory that it holds.
+TCP retransmits what was lost after a fifth of a second, then after twice as long each time."""
 
 CHECK_INTERVAL = 1.0
-"""Seconds."""
+"""Seconds between checks of a transfer."""
 
-LATE = 2.0
-"""Seconds after which a look comes too late to tell anything: this process has been stopped
-(SIGSTOP, a frozen container), or busy, and has not received what the client has sent meanwhile."""
+MAX_DELAY = 2.0
+"""Seconds by which a check may be late. A later one says nothing about the client: this process was
+stopped (SIGSTOP, a frozen container) or busy, and has not received what was sent meanwhile."""
 
 Progress = tuple[int, int]
-"""Which transfer it is, and how many bytes of it have been moved."""
+"""The number of a transfer, and how many bytes of it have been moved."""
 
 
 class StallMonitor:
-    """Looks at one direction of one connection, while something is to be moved there.
+    """Watch one direction of one connection, while there is a transfer.
 
     Args:
-        progress: how far it is; None where nothing is to be moved.
-        is_short: whether others wait for memory.
+        progress: returns how far the transfer is; None where there is none.
+        is_short: returns whether others wait for memory.
         on_stalled: called once, with the seconds in which too little was moved.
 
     """
@@ -51,30 +52,30 @@ class StallMonitor:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._last: Progress = 0, 0
-        self._moved_at = 0.0  # anything at all
-        self._mark = 0
+        self._moved_at = 0.0  # when any byte was moved last
+        self._mark = 0  # bytes at which the last MIN_PROGRESS was complete
         self._marked_at = 0.0
-        self._due = 0.0  # when to look next
+        self._due = 0.0  # when the next check is
 
     def start(self) -> None:
-        """Look from now on, until there is nothing to be moved. No-op: it does."""
+        """Check regularly from now on, while there is a transfer. No-op: it does already."""
         if self._timer is None and (progress := self._progress()) is not None:
             self._begin(progress)
-            self._look_later()
+            self._schedule()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Check no more. No-op: stopped already."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def check(self) -> None:
-        """Look, and again in a while."""
+        """Check the transfer: report a stall, or schedule the next check."""
         self.stop()
         if (progress := self._progress()) is None:
             return
         now = self._loop.time()
-        if progress[0] != self._last[0] or now > self._due + LATE:
+        if progress[0] != self._last[0] or now > self._due + MAX_DELAY:
             self._begin(progress)
         elif progress != self._last:
             self._last, self._moved_at = progress, now
@@ -85,9 +86,9 @@ class StallMonitor:
         elif now - self._moved_at >= LOW_MEMORY_TIMEOUT and self._is_short():
             self._on_stalled(LOW_MEMORY_TIMEOUT)
         else:
-            self._look_later()
+            self._schedule()
 
-    def _look_later(self) -> None:
+    def _schedule(self) -> None:
         self._due = self._loop.time() + CHECK_INTERVAL
         self._timer = self._loop.call_at(self._due, self.check)
 
@@ -97,12 +98,12 @@ class StallMonitor:
 
 
 class IdleTimer:
-    """Looks whether a client asks for anything.
+    """Detect the idle timeout of a client.
 
     Args:
         timeout: seconds without a request in flight after which it is idle; None for never.
-        idle_since: when (in the loop's time) the last request was answered; None if one is in
-            flight.
+        idle_since: returns when (in the loop's time) the last request was answered; None if one is
+            in flight.
         on_idle: called once.
 
     """
@@ -121,7 +122,7 @@ class IdleTimer:
             self._timer = self._loop.call_later(timeout, self._check, timeout)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Check no more. No-op: stopped already."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,7 +1,7 @@
-"""Warnings about clients: anybody may come and be refused any number of times.
+"""Rate limiter for warnings about clients.
 
-What does not fit into a minute is counted, and told of at its end, so that nobody fills a disk with
-logs.
+Any client may connect and fail any number of times, and must not fill a disk with log lines. So of
+each minute the first warnings are logged, and a summary at its end counts the rest.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from time import monotonic
 logger = logging.getLogger("aiovblk")
 
 WINDOW = 60.0
-"""Seconds."""
+"""Seconds of one rate-limit window."""
 
 MAX_LINES = 16
-"""Warnings within them; the others are only counted."""
+"""Warnings that are logged within a window; further ones are only counted."""
 
 
 class WarningLimiter:
-    """What the log is told of clients that are turned away, or broken off."""
+    """Log warnings about refused and broken clients, rate-limited."""
 
     def __init__(self) -> None:
         self._began = -math.inf
         self._lines = 0
-        self._others = 0
+        self._suppressed = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def warn(self, text: str, *arguments: object) -> None:
-        """Log a warning, or count it."""
+        """Log a warning, or only count it once :data:`MAX_LINES` is reached."""
         now = monotonic()
         if now - self._began >= WINDOW:
             self.close()
@@ -39,16 +39,16 @@ class WarningLimiter:
         if self._lines <= MAX_LINES:
             logger.warning(text, *arguments)
             return
-        self._others += 1
+        self._suppressed += 1
         if self._timer is None:
-            left = self._began + WINDOW - now
-            self._timer = asyncio.get_running_loop().call_later(left, self.close)
+            remaining = self._began + WINDOW - now
+            self._timer = asyncio.get_running_loop().call_later(remaining, self.close)
 
     def close(self) -> None:
-        """Tell what was only counted."""
+        """Log how many warnings were only counted."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._others:
-            logger.warning("%d more clients were turned away or broken off", self._others)
-            self._others = 0
+        if self._suppressed:
+            logger.warning("%d more clients were refused or failed", self._suppressed)
+            self._suppressed = 0

@@ -1,4 +1,4 @@
-"""Devices that are ready to be mounted, layers for any device, and what is done with both."""
+"""Devices that are ready to be mounted, layers on top of any device, and :func:`copy`."""
 
 from .blocksize import BlockSize
 from .cache import Cache

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 def runs(blocks: int) -> Iterator[tuple[int, int]]:
-    """Where blocks begin that follow one another, and where they end."""
+    """Yield the runs of consecutive blocks in a set: the first of each, and the one after it."""
     begin = 0
     while blocks:
         gap = (blocks & -blocks).bit_length() - 1

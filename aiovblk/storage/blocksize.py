@@ -1,4 +1,4 @@
-"""A layer that gives a device another block size."""
+"""Change the block size of a device: larger, or smaller by read-modify-write."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Sequence
 from ..arguments import check_block_size
 from ..device import BlockDevice, Extent, overrides
 from ..unaligned import UnalignedAdapter
+from .extents import in_whole_blocks
 from .layer import Layer
 
 
 class BlockSize(Layer):
-    """Shows a device with blocks of another size: sectors of 512 bytes, say, on one of 4096.
+    """Gives a device blocks of another size: for instance 512-byte sectors on one of 4096.
 
-    Larger blocks cost nothing. Smaller ones are served by read-modify-write of the inner device's
-    own; requests that fit those pass as they are.
+    Larger blocks cost nothing. Smaller ones are served by read-modify-write of the blocks of
+    ``inner``; requests that are aligned to those pass unchanged.
 
     Durability: that of ``inner``. A write of a part of an inner block writes the whole block again.
     A crash may leave a larger block written in part, as it may with several blocks of ``inner``.
 
-    Concurrency: any. While a part of a block is changed, no other write of that block is in flight.
-    Only this process knows of that, so a device with smaller blocks that can be written does not
-    say :attr:`BlockDevice.multi_conn`.
+    Concurrency: any number of requests. While a part of a block is changed, no other write of that
+    block is in flight. This lock exists in this process only, so a writable device with smaller
+    blocks does not set :attr:`BlockDevice.multi_conn`.
 
     Args:
-        inner: the device.
+        inner: the device below.
         block_size: bytes, a power of two that divides the device's size.
 
     Raises:
-        TypeError, ValueError: it cannot have such blocks.
+        TypeError, ValueError: ``block_size`` is no such number.
 
     """
 
@@ -49,7 +50,7 @@ class BlockSize(Layer):
 
     @property
     def blocks(self) -> int:
-        """As many as the inner device has bytes for; it is resized when this is set."""
+        """The size of ``inner`` in these blocks; setting it resizes ``inner``."""
         blocks: int = self.inner.size // self.block_size
         return blocks
 
@@ -75,21 +76,21 @@ class BlockSize(Layer):
         await self._parts.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Have ``inner`` write zeroes."""
+        """Write zeroes to ``inner``."""
         await self._parts.write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what ``inner`` tells; a block that is a hole, or zero, only in part is data."""
+        """Return the extents of ``inner``; a block that is a hole or zero only in part is data."""
         found = await self._parts.extents(offset, length)
         is_larger = self.block_size > self.inner.block_size
-        return _in_whole_blocks(found, offset, self.block_size) if is_larger else found
+        return in_whole_blocks(found, offset, self.block_size) if is_larger else found
 
     async def cache(self, offset: int, length: int) -> None:
-        """Pass the hint on."""
+        """Forward the hint to ``inner``."""
         await self._parts.cache(offset, length)
 
     def _pass_by(self) -> None:
-        """Have requests go straight to ``inner``'s handlers: none of theirs is misaligned."""
+        """Call the handlers of ``inner`` directly: larger blocks are always aligned to its own."""
         for method in (BlockDevice.read, *_HANDLERS):
             if overrides(self.inner, method):
                 setattr(self, method.__name__, getattr(self.inner, method.__name__))
@@ -102,21 +103,3 @@ _HANDLERS = (
     BlockDevice.write_zeroes,
     BlockDevice.cache,
 )
-
-
-def _in_whole_blocks(found: Sequence[Extent], offset: int, block: int) -> list[Extent]:
-    extents: list[Extent] = []
-    begin = position = offset  # of what is not told yet, and of what was looked at
-    for length, hole, zero in found:
-        first, last = -(-position // block) * block, (position + length) // block * block
-        position += length
-        if (hole or zero) and first < last:
-            if begin < first:
-                extents.append(Extent(first - begin))
-            extents.append(Extent(last - first, hole, zero))
-            begin = last
-    # Of a block at the end of which only a part was told the client asks again.
-    last = position // block * block
-    if begin < last:
-        extents.append(Extent(last - begin))
-    return extents or [Extent(block)]

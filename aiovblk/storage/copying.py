@@ -1,28 +1,30 @@
-"""The contents of one device to another."""
+"""Copy the contents of one device to another, with many requests in flight."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 
 from ..arguments import check_count
 from ..contract import check_extents
 from ..device import BlockDevice
+from .ranges import split_range
 
 PIECE = 256 * 1024
-"""Bytes of one request: where throughput no longer grows much, and zeroes are still found."""
+"""Bytes of one request: more hardly raises throughput, and makes runs of zeroes harder to find."""
 
 REQUESTS = 32
 """Requests in flight."""
 
 MAX_RUN = 1 << 30
-"""Bytes of zeroes to write at once; more would leave the progress standing still."""
+"""Bytes of zeroes to write at once; with more, the reported progress would stand still."""
 
 _ZEROES = bytes(PIECE)
 
 Run = tuple[int, int, bool]
+"""Offset and length in bytes, and whether these bytes are known to be zeroes."""
 
 
 async def copy(
@@ -32,47 +34,47 @@ async def copy(
     requests: int = REQUESTS,
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Copy all of ``source`` to the beginning of ``target``, and flush that.
+    """Copy all of ``source`` to the beginning of ``target``, then flush ``target``.
 
-    What reads as zeroes is not copied: ``target`` is told to write zeroes there, and may make a
-    hole. Zeroes are found by ``source.extents()``, and in what was read.
+    Zeroes are not copied: ``target.write_zeroes()`` is called for them, which may make a hole.
+    They are found by ``source.extents()``, and in the data that was read.
 
     Args:
-        source: what is read; it must not change meanwhile.
-        target: what is written; at least as large. What it has beyond the end of ``source`` stays.
-        requests: how many reads and writes may be in flight.
-        advance: called with the number of bytes that were done since it was last called.
+        source: the device to read; it must not change meanwhile.
+        target: the device to write; at least as large. Its bytes beyond the end of ``source`` stay.
+        requests: the number of reads and writes in flight.
+        advance: called for progress, with the number of bytes done since the last call.
 
     Raises:
         ValueError: ``target`` is too small, or read-only; or ``source`` has an end that cannot be
             read (:attr:`.RemoteDevice.left_out`).
-        OSError: what the first handler raises that fails. What was copied until then stays.
+        OSError: the first error of a handler. What was copied before stays in ``target``.
 
-    Cancellation: safe; a part has been copied.
+    Cancellation: safe; ``target`` holds a part of the copy.
 
     """
     _check(source, target, requests)
-    turn = asyncio.Semaphore(requests)
+    slots = asyncio.Semaphore(requests)
     try:
         async with asyncio.TaskGroup() as group, aclosing(_runs(source, target)) as runs:
             async for offset, length, zero in runs:
-                await turn.acquire()
-                part = _zero if zero else partial(_move, source)
+                await slots.acquire()
+                part = _zero if zero else partial(_copy_piece, source)
                 task = group.create_task(part(target, offset, length))
-                task.add_done_callback(partial(_done, turn, advance, length))
+                task.add_done_callback(partial(_done, slots, advance, length))
     except* Exception as failures:
         raise _first(failures) from None
-    await _move_end(source, target)
+    await _copy_end(source, target)
     await target.flush()
 
 
 def _done(
-    turn: asyncio.Semaphore,
+    slots: asyncio.Semaphore,
     advance: Callable[[int], object],
     length: int,
     part: asyncio.Task[None],
 ) -> None:
-    turn.release()
+    slots.release()
     advance(length)
 
 
@@ -86,10 +88,10 @@ def _check(source: BlockDevice, target: BlockDevice, requests: int) -> None:
 
 
 def check_source(source: BlockDevice) -> None:
-    """Refuse to copy a device of which a part cannot be read: the copy would look whole.
+    """Refuse to copy a device whose end cannot be read: the copy would look complete.
 
     Raises:
-        ValueError: it is the export of a server that has an end which no request can reach.
+        ValueError: ``source`` is the export of a server, with an end that no request can reach.
 
     """
     left_out: int = getattr(source, "left_out", 0)
@@ -101,13 +103,13 @@ def check_source(source: BlockDevice) -> None:
 
 
 def _whole_blocks(source: BlockDevice, target: BlockDevice) -> int:
-    """Bytes of the source up to where it ends within a block of the target, if it does."""
+    """Return how many bytes of the source are whole blocks of both devices."""
     block: int = max(source.block_size, target.block_size)
     return source.size - source.size % block
 
 
-async def _move_end(source: BlockDevice, target: BlockDevice) -> None:
-    """Put what is left of the source into the block of the target that holds other bytes too."""
+async def _copy_end(source: BlockDevice, target: BlockDevice) -> None:
+    """Copy the end of the source, a part of a target block, by read-modify-write."""
     begin = _whole_blocks(source, target)
     length = source.size - begin
     if length:
@@ -117,33 +119,29 @@ async def _move_end(source: BlockDevice, target: BlockDevice) -> None:
 
 
 async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run, None]:
-    """Offset and length of each piece of the source, and whether it is known to be zero."""
+    """Yield the pieces of the source, and whether each is known to be zeroes."""
     mask = max(source.block_size, target.block_size) - 1
     size = _whole_blocks(source, target)
-    begin = position = 0  # of what has not been handed out, and of what has not been asked for
+    begin = position = 0  # of what has not been yielded, and of what has not been asked for
     while position < size:
         for length, _, zero in check_extents(await source.extents(position, size - position)):
             end = min(position + length, size)
             # A block that is zero only in part is data.
             first = min((position + mask) & ~mask, size)
             last = end & ~mask
-            for piece in _pieces(begin, first if zero else last, PIECE):
+            for piece in split_range(begin, first if zero else last, PIECE):
                 yield *piece, False
             begin = max(begin, first if zero else last)
             if zero:
-                for piece in _pieces(begin, last, MAX_RUN):
+                for piece in split_range(begin, last, MAX_RUN):
                     yield *piece, True
                 begin = max(begin, last)
             position = end
 
 
-def _pieces(begin: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(longest, end - start)) for start in range(begin, end, longest))
-
-
-async def _move(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
+async def _copy_piece(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
     data = memoryview(await source.read(offset, length)).cast("B")
-    # A view compares byte by byte, bytes do so at once; most data is told by its first byte.
+    # bytes are compared by one memcmp(), views in a loop. The first byte rules out most data.
     if not data[0] and bytes(data) == _ZEROES[:length]:
         await _zero(target, offset, length)
     else:

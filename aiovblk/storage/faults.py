@@ -1,4 +1,4 @@
-"""A device that fails, or is slow, on purpose."""
+"""Inject faults: make requests fail, or delay them, for tests."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to some requests.
+    """A fault to inject: which requests it hits, and what happens to them.
 
     Raises:
-        ValueError: there is no such command, or the numbers make no sense.
+        ValueError: the command does not exist, or a number is out of range.
 
     """
 
     command: str | None = None
-    """The name of the handler, ``read`` for one; None for all."""
+    """The name of the handler, for instance ``read``; None for all."""
     error: int = 0
-    """The error number that the request fails with; 0 for none."""
+    """The error number (errno) that the request fails with; 0 for none."""
     delay: float = 0.0
-    """Seconds that it waits first."""
+    """Seconds that the request waits first."""
     rate: float = 1.0
-    """How likely it is, 0 to 1."""
+    """The probability that a matching request is hit, 0 to 1."""
     begin: int = 0
-    """Bytes; requests that lie before it are let pass."""
+    """Offset in bytes; requests that lie before it pass."""
     end: int | None = None
-    """Bytes; requests that lie behind it are let pass. A flush lies nowhere: it is let pass if
-    there is a ``begin`` or an ``end``."""
+    """Offset in bytes; requests that lie behind it pass. A flush has no offset: it passes if there
+    is a ``begin`` or an ``end``."""
     skip: int = 0
-    """How many of the others are let pass first."""
+    """The number of matching requests that pass first."""
     times: int | None = None
-    """How many it happens to at most; None for any number."""
+    """The number of requests to hit at most; None for no limit."""
     late: bool = False
-    """Whether a request fails only when it is done, so that nobody knows what it did."""
+    """Whether to fail the request after ``inner`` has done it: it has failed, but took effect."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Validate the arguments."""
         if self.command not in (None, *COMMANDS):
-            raise ValueError(f"there is no command {self.command!r}: {', '.join(COMMANDS)}")
+            raise ValueError(f"no command {self.command!r}: use one of {', '.join(COMMANDS)}")
         if not self.error and not self.delay:
             raise ValueError("a fault needs an error or a delay")
         if not 0 <= self.rate <= 1:
-            raise ValueError(f"a rate is from 0 to 1, not {self.rate}")
+            raise ValueError(f"rate must be from 0 to 1, not {self.rate}")
         check_seconds("delay", self.delay, zero=True)
         for name in ("begin", "end", "skip", "times"):
             check_count(name, getattr(self, name), minimum=0)
 
     def matches(self, command: str, offset: int, length: int) -> bool:
-        """Whether it is about such a request."""
+        """Return whether the fault is about such a request."""
         if self.command not in (None, command):
             return False
         if command == "flush":
@@ -68,7 +68,7 @@ class Fault:
 
 
 class _Armed:
-    """A fault, and how often it was near."""
+    """A fault, with how many requests it still lets pass and still hits."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -89,7 +89,7 @@ class _Armed:
 
 
 class Faults(Intercept):
-    """Fails and delays requests, to see how what lies above bears it.
+    """Fails and delays requests, to test how the layers and programs above handle errors.
 
     ::
 
@@ -97,15 +97,16 @@ class Faults(Intercept):
         faults.add(Fault(error=errno.EIO, rate=0.01))
         faults.add(Fault("read", delay=0.5, begin=0, end=1 << 20))
 
-    Durability: that of ``inner``, but for flushes that it fails.
+    Durability: that of ``inner``, except for flushes that it fails.
 
     Args:
-        inner: what the others go to.
-        faults: what happens; delays of several add up, and of several errors the first counts.
-        seed: of chance. The same requests in the same order have the same faults.
+        inner: the device below, which the other requests go to.
+        faults: the faults to inject. If several hit a request, their delays add up and the first
+            error counts.
+        seed: of the random numbers. The same requests in the same order get the same faults.
 
     Attributes:
-        injected: how many requests a fault has happened to.
+        injected: the number of requests that were hit.
 
     """
 
@@ -116,17 +117,17 @@ class Faults(Intercept):
         self._armed = [_Armed(fault) for fault in faults]
 
     def add(self, fault: Fault) -> None:
-        """From now on this happens too."""
+        """Inject this fault too, from now on."""
         self._armed.append(_Armed(fault))
 
     def clear(self) -> None:
-        """From now on nothing happens; requests that wait go on waiting."""
+        """Inject no faults from now on. Requests that are being delayed stay delayed."""
         self._armed.clear()
 
     async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
-        """Let the faults happen to one."""
+        """Run a request, with the faults that hit it."""
         faults = [
             armed.fault
             for armed in self._armed

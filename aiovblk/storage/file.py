@@ -1,4 +1,4 @@
-"""A regular file, or a block device, as a disk."""
+"""Serve a regular file or a block device as a disk, with a thread pool for its system calls."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from .openfile import PUNCH_HOLE, ZERO_RANGE, OpenFile
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS = 16  # per device; a disk's own queue is rarely used deeper
+_THREADS = 16  # per device; more requests in flight rarely make a disk faster
 
 MAX_REQUEST = 2**63 - 1
-"""Bytes of the largest file that Linux can address."""
+"""Bytes of the largest file that Linux can address (off_t)."""
 
 
 class FileDevice(BlockDevice):
     """A disk that is kept in a regular file or on a block device.
 
-    Its size is that of the file when it is opened. What somebody cuts off the file afterwards
-    fails with EIO when it is read.
+    Its size is that of the file when it is opened. If the file is truncated afterwards, reads of
+    the missing part fail with EIO.
 
-    The file is locked until :meth:`unmount`: against everybody else who takes a lock (``flock``),
-    or, if it is read-only, against those who want to write. A block device is claimed for writing
-    (``O_EXCL``), which fails while it, or a partition of it, is mounted.
+    The file is locked (``flock``) until :meth:`unmount`: exclusively, or shared with other readers
+    if it is read-only. A block device that is opened for writing is claimed (``O_EXCL``), which
+    fails while it, or a partition of it, is mounted.
 
-    Concurrency: up to 16 requests at a time run in threads of the device's own; further ones wait.
+    Concurrency: up to 16 requests run at a time, in a thread pool of the device's own; others wait.
 
-    Durability: writes go to the page cache, which :meth:`flush` makes durable. Once that has
+    Durability: writes go to the page cache, which :meth:`flush` makes durable. Once a flush has
     failed, the kernel may have dropped what it could not write, so every later flush fails too.
 
-    Cancellation: a call that waits in a thread cannot be interrupted. Its handler ends at once, but
-    the next change, and :meth:`unmount`, wait until the thread is done. One that hangs for good
-    keeps the interpreter from ending.
+    Cancellation: a system call in a thread cannot be interrupted. Its handler ends at once, but
+    the next change, and :meth:`unmount`, wait until the thread is done. A call that hangs for good
+    keeps the interpreter from exiting.
 
     Args:
         path: of the file. It must exist; see :meth:`create`.
-        block_size: bytes, a power of two: for which size of sectors the file's contents are made.
-            By default 512, as nearly every disk image, or that of the block device; less where the
-            file's size is no multiple of it: that can be served over the network, but not mounted,
-            and ``truncate -s %512 PATH`` fills such a file up with zeroes.
+        block_size: bytes, a power of two: the sector size that the file's contents are made for.
+            By default 512, as for nearly every disk image, or that of the block device; less if
+            the file's size is no multiple of it: such a disk can be served over the network, but
+            not mounted. ``truncate -s %512 PATH`` pads such a file with zeroes.
         read_only: whether to open it for reading only.
         multi_conn: whether several processes serve the file together, as the workers of one mount
-            do. It is then locked against all others only. Not for a block device.
+            do. They share the lock, against all other processes. Not for a block device.
 
     Raises:
         BlockingIOError: another process has locked the file.
-        OSError: it cannot be opened, or, with EBUSY, is a block device in use.
-        TypeError, ValueError: it is empty, its size is no multiple of ``block_size``, which must be
-            a power of two, or it is neither a regular file nor a block device.
+        OSError: the file cannot be opened, or, with EBUSY, is a block device in use.
+        TypeError, ValueError: the file is empty, its size is no multiple of ``block_size``, which
+            must be a power of two, or it is neither a regular file nor a block device.
 
     """
 
@@ -83,8 +83,8 @@ class FileDevice(BlockDevice):
             raise ValueError(f"{self.path} has {size} bytes, no multiple of {block_size}")
         self.block_size = block_size
         self.blocks = size // block_size
-        # Its threads start when they are needed. The loop's default executor would make them wait
-        # for whatever else the application runs there.
+        # The threads start when they are needed. In the loop's default executor, requests would
+        # wait for everything else that the application runs there.
         name = f"aiovblk {os.path.basename(self.path)}"
         self._threads = ThreadPoolExecutor(_THREADS, name, initializer=_block_signals)
         self._unfinished: set[Future[Any]] = set()
@@ -93,10 +93,10 @@ class FileDevice(BlockDevice):
     def create(
         cls, path: str | os.PathLike[str], size: int, *, block_size: int | None = None
     ) -> Self:
-        """Make a file of ``size`` bytes, all of them a hole, for its owner only, and open it.
+        """Create a sparse file of ``size`` bytes, accessible to its owner only, and open it.
 
         Raises:
-            FileExistsError: there is such a file; it is left as it is.
+            FileExistsError: the file exists; it is left unchanged.
             OSError, TypeError, ValueError: as for the class; then no file is left.
 
         """
@@ -110,9 +110,10 @@ class FileDevice(BlockDevice):
 
     @property
     def identity(self) -> str:
-        """What tells this file from others, and from what others make of it later, for a cache.
+        """Identify this file and its version, for :class:`Cache`.
 
-        Where it is, which file that is, and when it was last changed; of a block device its number.
+        Of a regular file its path, inode and modification time; of a block device its path and
+        number, from which a change of its contents cannot be seen.
         """
         return self._file.identity
 
@@ -122,39 +123,39 @@ class FileDevice(BlockDevice):
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write to the file."""
-        # A view of the thread's own: the caller releases `data` when this is cancelled.
+        # A view for the thread alone: the caller releases `data` when this is cancelled.
         await self._change(self._file.write, offset, data[:])
 
     async def flush(self) -> None:
-        """Have the kernel write back what it caches of the file (fdatasync)."""
+        """Make all writes that have returned durable (fdatasync)."""
         await asyncio.wrap_future(self._threads.submit(self._file.flush))
 
     async def trim(self, offset: int, length: int) -> None:
-        """Punch a hole, which reads as zeroes; do nothing where the file system cannot."""
+        """Punch a hole, which reads as zeroes; no-op if the file system cannot do that."""
         await self._change(self._file.allocate, [PUNCH_HOLE], offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Have the file system make zeroes; write them where it cannot."""
+        """Zero the range by fallocate(); write zeroes if the file system cannot do that."""
         modes = [PUNCH_HOLE, ZERO_RANGE] if may_trim else [ZERO_RANGE]
         if not await self._change(self._file.allocate, modes, offset, length):
             await super().write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell the holes of the file; of a block device nothing is known."""
+        """Return the data and the holes of the file; a block device is reported as data."""
         if self._file.is_block_device:
             return await super().extents(offset, length)
         job = self._threads.submit(self._file.extents, offset, length, self.block_size)
         return await asyncio.wrap_future(job)
 
     async def unmount(self) -> None:
-        """Wait for the threads, end them, and close the file."""
-        # With a limiter of its own: the common one may be used up by calls that wait for this.
+        """Wait for the threads to finish, and close the file."""
+        # With a limiter of its own: the default one may be exhausted by calls that wait for this.
         await anyio.to_thread.run_sync(self._close, limiter=anyio.CapacityLimiter(1))
 
     async def _change(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what changes the file, and never beside what a cancelled handler has left behind.
+        """Run a change of the file in a thread, after those that cancelled handlers left running.
 
-        A write that comes late would overwrite what was written since.
+        Otherwise a cancelled write that is late would overwrite what was written since.
         """
         while self._unfinished:
             others = [asyncio.wrap_future(job) for job in list(self._unfinished)]
@@ -163,7 +164,7 @@ class FileDevice(BlockDevice):
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
-            if not job.cancel():  # it has begun
+            if not job.cancel():  # it runs already
                 self._unfinished.add(job)
                 job.add_done_callback(self._unfinished.discard)
             raise
@@ -174,5 +175,5 @@ class FileDevice(BlockDevice):
 
 
 def _block_signals() -> None:
-    # They would interrupt fallocate(), which then has to begin anew.
+    # A signal would interrupt fallocate(), which then starts from the beginning.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -1,4 +1,4 @@
-"""fsync(), which must not succeed once it has failed, and the names of new files."""
+"""Call fsync() so that a failure is never forgotten; create files with a durable name."""
 
 from __future__ import annotations
 
@@ -10,51 +10,56 @@ from threading import Lock
 
 
 class Fsync:
-    """The calls of fsync() for one file or directory, from any threads.
+    """Coalesces the calls of fsync() for one file or directory, and fails all after one failure.
 
-    The kernel takes pages for clean that it could not write, and reports that once to each open
-    file (Documentation/filesystems/vfs.rst, "Handling errors during writeback"). So of two threads
-    that sync one file at the same time only one is told, and the next call succeeds on top of what
-    was lost. Therefore:
+    After a failed write-back the kernel marks the pages clean, and reports the error once to each
+    open file (Documentation/filesystems/vfs.rst, "Handling errors during writeback"). So if two
+    threads sync one file at the same time, only one gets the error, and the next call succeeds
+    although data was lost. Therefore:
 
-    * One call at a time. Who waits for his turn is served by a call that began after he asked.
-    * Once one has failed, all fail. Whoever wants to go on opens the file anew, and reads what is
-      there.
+    * One call at a time (group commit): all callers that wait while one runs share the next one.
+    * Once a call has failed, all later ones fail. To continue, open the file again, and read what
+      it holds.
+
+    Concurrency: may be called from any threads.
 
     Args:
-        path: of the file, for messages.
+        path: of the file, for error messages.
 
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._counting = Lock()
-        self._turn = Lock()
-        self._asked = self._covered = 0
+        self._count_lock = Lock()
+        self._sync_lock = Lock()
+        self._requested = self._covered = 0  # calls so far, and how many of them are durable
         self._error = 0
 
     def check(self) -> None:
-        """Raise OSError if a call has failed before."""
+        """Raise OSError if an earlier call has failed."""
         if self._error:
-            reason = f"{self._path} has lost data in an earlier flush; open it anew, and look"
+            reason = (
+                f"{self._path} has lost data in an earlier flush that failed:"
+                " open it again, and check what it holds"
+            )
             raise OSError(self._error, reason)
 
     def __call__(self, sync: Callable[[], object]) -> None:
         """Call ``sync``, or share a call that began after this one.
 
         Raises:
-            OSError: it has failed, now or before.
+            OSError: the call has failed, or an earlier one has.
 
         """
-        with self._counting:
-            self._asked += 1
-            number = self._asked
-        with self._turn:
+        with self._count_lock:
+            self._requested += 1
+            number = self._requested
+        with self._sync_lock:
             self.check()
             if self._covered >= number:
                 return
-            with self._counting:
-                covered = self._asked
+            with self._count_lock:
+                covered = self._requested
             try:
                 sync()
             except OSError as exc:
@@ -64,7 +69,7 @@ class Fsync:
 
 
 def sync_path(path: str) -> None:
-    """Open a file or directory, and sync it."""
+    """Open a file or directory, and fsync() it."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -73,19 +78,19 @@ def sync_path(path: str) -> None:
 
 
 def sync_directory_of(path: str | os.PathLike[str]) -> None:
-    """Make the name of a new file durable, unless its directory cannot be read."""
-    with suppress(PermissionError):  # of open(), which sync needs
+    """Make the name of a new file durable by fsync() of its directory, if that can be opened."""
+    with suppress(PermissionError):  # of open(): fsync() needs a descriptor
         sync_path(os.path.dirname(os.path.abspath(path)))
 
 
 def create_file(path: str | os.PathLike[str], size: int) -> None:
-    """Make a file of ``size`` bytes, all of them a hole, for its owner only; its name is durable.
+    """Create a sparse file of ``size`` bytes with a durable name, accessible to its owner only.
 
-    What a disk holds is no other user's business, whatever the umask.
+    Its mode is 0600 whatever the umask: the contents of a disk are private.
 
     Raises:
-        FileExistsError: there is one; it is left as it is.
-        OSError: it cannot be made; then none is left.
+        FileExistsError: the file exists; it is left unchanged.
+        OSError: the file cannot be created; then none is left.
 
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

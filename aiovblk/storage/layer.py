@@ -1,4 +1,4 @@
-"""A device on top of another."""
+"""The base class of layers: a device on top of another device."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _OPTIONAL = (
 class Layer(BlockDevice):
     """A device on top of another, ``inner``, from which it differs in one respect.
 
-    What a subclass does not override goes to ``inner`` as it is: requests, the geometry, and in the
-    end :meth:`unmount`. A subclass that overrides :meth:`write` must see to :meth:`write_zeroes`
-    and :meth:`trim` too, for they do not come by way of its :meth:`write`. One that overrides
-    :meth:`unmount` lets go of what is its own, and then of ``inner`` (``super().unmount()``),
-    whatever has failed.
+    Everything that a subclass does not override is forwarded to ``inner``: requests, the geometry,
+    and :meth:`unmount`. A subclass that overrides :meth:`write` must handle :meth:`write_zeroes`
+    and :meth:`trim` too: they do not call its :meth:`write`. One that overrides :meth:`unmount`
+    releases its own resources first and then unmounts ``inner`` (``super().unmount()``), even if
+    the first step has failed.
 
-    What ``inner`` cannot do the layer cannot do either, whether the subclass overrides it or not,
-    so that nothing is promised to the kernel that ends in an error; :attr:`provides` tells what a layer
-    can do by itself.
+    What ``inner`` cannot do the layer cannot do either, whether the subclass overrides it or not:
+    otherwise the kernel would be promised what ends in an error. :attr:`provides` names what a
+    layer can do by itself.
 
     Durability: that of ``inner``. Concurrency: that of ``inner``.
 
     Args:
-        inner: what lies below. It belongs to the layer from now on: nobody else should write to it
-            or unmount it.
+        inner: the device below. The layer owns it from now on: only the layer should write to it
+            and unmount it.
 
     Raises:
         TypeError: it is no BlockDevice, or has a handler that cannot be called and awaited.
@@ -56,11 +56,11 @@ class Layer(BlockDevice):
             if method.__name__ not in self.provides and not overrides(inner, method):
                 setattr(self, method.__name__, MethodType(method, self))
 
-    if not TYPE_CHECKING:  # what a subclass may put in their place, see BlockDevice
+    if not TYPE_CHECKING:  # a subclass may replace these by attributes, see BlockDevice
 
         @property
         def blocks(self) -> int:
-            """As many as ``inner`` has."""
+            """The number of blocks of ``inner``; setting it resizes ``inner``."""
             return self.inner.blocks
 
         @blocks.setter
@@ -69,7 +69,7 @@ class Layer(BlockDevice):
 
         @property
         def read_only(self) -> bool:
-            """Whether ``inner`` is read-only, unless something else was set."""
+            """Whether ``inner`` is read-only, unless this was set."""
             return self.inner.read_only if self._read_only is None else self._read_only
 
         @read_only.setter
@@ -89,21 +89,21 @@ class Layer(BlockDevice):
         await self.inner.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """Pass the hint on."""
+        """Forward the hint to ``inner``."""
         await self.inner.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Have ``inner`` write zeroes."""
+        """Write zeroes to ``inner``."""
         await self.inner.write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what ``inner`` tells."""
+        """Return the extents of ``inner``."""
         return await self.inner.extents(offset, length)
 
     async def cache(self, offset: int, length: int) -> None:
-        """Pass the hint on."""
+        """Forward the hint to ``inner``."""
         await self.inner.cache(offset, length)
 
     async def unmount(self) -> None:
-        """Let go of ``inner``."""
+        """Unmount ``inner``."""
         await self.inner.unmount()

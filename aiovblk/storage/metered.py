@@ -1,4 +1,4 @@
-"""What passes at one point of a stack of layers, in numbers."""
+"""Count requests, bytes, errors and latencies at one point of a stack of layers."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ COMMANDS = ("read", "write", "flush", "trim", "write_zeroes", "extents", "cache"
 
 @dataclass(slots=True)
 class CommandStats:
-    """Counters of one command."""
+    """The counters of one command."""
 
     requests: int = 0
-    """How many have ended, those included that failed."""
+    """Requests that have ended, with or without an error."""
     errors: int = 0
-    """How many raised something, be it that they were cancelled."""
+    """Requests that raised an exception; cancellation counts."""
     bytes: int = 0
-    """What those covered that succeeded."""
+    """Bytes that the successful requests covered."""
     in_flight: int = 0
-    """How many have begun and not ended."""
+    """Requests that have begun and not ended."""
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
-    """How long they took, those included that failed."""
+    """How long the requests took, with or without an error."""
 
 
 class Metered(Intercept):
-    """Counts the requests that go through it.
+    """Counts the requests that pass through it.
 
-    Above a cache it counts what is asked of that, below what the cache asks for. What the whole
-    device is asked is counted anyway: ``mount.stats``.
+    Above a cache it counts the requests to the cache, below it those that the cache makes. The
+    requests to the whole device are always counted: ``mount.stats``.
 
     Durability: that of ``inner``.
 
     Args:
-        inner: what the requests go to.
+        inner: the device below.
 
     Attributes:
-        counts: the counters, by the name of the command: ``stats.counts["read"].latency.p99``.
+        counts: the counters by the name of the command: ``metered.counts["read"].latency.p99``.
 
     """
 
@@ -55,7 +55,7 @@ class Metered(Intercept):
     async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
-        """Count one."""
+        """Run a request, and count it."""
         counts = self.counts[command]
         counts.in_flight += 1
         began = monotonic_ns()

@@ -1,7 +1,7 @@
-"""A file that is open: the calls that may wait for a medium, for any thread to make.
+"""The blocking system calls of one open file, for any thread to call.
 
-Offsets are given with each call (pread, pwrite). The position of the file, which all threads
-share, is moved by SEEK_DATA and SEEK_HOLE and used by nobody.
+Each call has its offset (pread, pwrite). The position of the file, which all threads share, is
+moved by SEEK_DATA and SEEK_HOLE, and never used.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from collections.abc import Sequence
 
 from .. import libc
 from ..device import Extent
+from .extents import MAX_EXTENTS
 from .fsync import Fsync
+from .ranges import round_down, round_up
 
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02 | _FALLOC_FL_KEEP_SIZE  # FALLOC_FL_PUNCH_HOLE, which is refused without the other
 ZERO_RANGE = 0x10 | _FALLOC_FL_KEEP_SIZE  # FALLOC_FL_ZERO_RANGE
 
-# What file systems, block devices and system call filters say to a mode that they do not know;
-# EINVAL is for a part of a block of a block device, too.
+# What file systems, block devices and system call filters return for a mode that they do not know.
+# A block device also returns EINVAL for a part of a block.
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 _SECTOR = 512
 _BLKSSZGET = 0x1268  # include/uapi/linux/fs.h
 
-_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
-
 
 class OpenFile:
-    """A regular file or block device, locked.
+    """An open regular file or block device, locked against other processes.
 
     Args:
         path: of the file.
-        read_only: whether to open it for reading only, and to share it with others who do.
-        shared: whether to share it with all others who say so.
+        read_only: whether to open it for reading only, with a lock that readers share.
+        shared: whether to share the lock with all others that do so.
 
     Raises:
-        BlockingIOError: another process has locked it.
-        OSError: it cannot be opened, or, with EBUSY, is a block device in use.
-        ValueError: it is empty, or neither a regular file nor a block device.
+        BlockingIOError: another process has locked the file.
+        OSError: the file cannot be opened, or, with EBUSY, is a block device in use.
+        ValueError: the file is empty, or neither a regular file nor a block device.
 
     Attributes:
-        size: bytes; later calls take it for granted.
+        size: bytes, when the file was opened; later calls rely on it.
         sector_size: bytes of a logical block of a block device; 512 for a file, as in nearly every
-            image of a disk.
-        is_block_device: whether it is one.
+            disk image.
+        is_block_device: whether it is a block device.
 
     """
 
     def __init__(self, path: str, *, read_only: bool, shared: bool = False) -> None:
         self._path = path
-        # Asked before it is opened: opening a pipe waits for its other end.
+        # stat() before open(): opening a pipe waits for its other end.
         mode = os.stat(path).st_mode
         self.is_block_device = stat.S_ISBLK(mode)
         if not self.is_block_device and not stat.S_ISREG(mode):
@@ -70,7 +70,7 @@ class OpenFile:
         try:
             self._lock(shared=read_only or shared)
             self.sector_size = self._sector_size()
-            self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() tells none of a block device
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)  # stat() has 0 for a block device
             if not self.size:
                 raise ValueError(f"{path} is empty; `truncate -s 1G {path}` gives it a size")
         except BaseException:
@@ -79,23 +79,23 @@ class OpenFile:
 
     @property
     def identity(self) -> str:
-        """What tells it from other files, and a regular one from what it was at other times."""
+        """Identify the file; of a regular file also its version, by inode and modification time."""
         status = os.fstat(self._fd)
         if self.is_block_device:
             return f"{self._where} {status.st_rdev}"
         return f"{self._where} {status.st_dev} {status.st_ino} {status.st_mtime_ns}"
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
+        """Read exactly ``length`` bytes."""
         pieces = []
         while length:
             piece = os.pread(self._fd, length, offset)
             if not piece:
-                raise self._cut_off()
+                raise self._truncated_error()
             pieces.append(piece)
             offset += len(piece)
             length -= len(piece)
-        return b"".join(pieces)  # no copy if there is but one
+        return b"".join(pieces)  # no copy if there is only one
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data``."""
@@ -105,11 +105,16 @@ class OpenFile:
             data = data[written:]
 
     def flush(self) -> None:
-        """Make durable what was written; once that failed, it always fails."""
+        """Make all writes durable (fdatasync). Once it has failed, it always fails."""
         self._sync(lambda: os.fdatasync(self._fd))
 
     def allocate(self, modes: Sequence[int], offset: int, length: int) -> bool:
-        """Punch or zero by the first of these modes that is known here; returns whether one is."""
+        """Call fallocate() with the first of ``modes`` that is supported.
+
+        Returns:
+            Whether one is.
+
+        """
         for mode in modes:
             try:
                 fallocate(self._fd, mode, offset, length)
@@ -121,32 +126,32 @@ class OpenFile:
         return False
 
     def extents(self, offset: int, length: int, block_size: int) -> list[Extent]:
-        """What is a hole, and what is not; a block that is both is data."""
+        """Return holes and data, at most 1024; a block that is a hole only in part is data."""
         end = offset + length
         found: list[Extent] = []
-        while offset < end and len(found) < _MAX_EXTENTS:
+        while offset < end and len(found) < MAX_EXTENTS:
             data, hole = self._next_data(offset)
-            data = min(data // block_size * block_size, end)
-            hole = min(-(-hole // block_size) * block_size, end)
+            data = min(round_down(data, block_size), end)
+            hole = min(round_up(hole, block_size), end)
             if offset < data:
                 found.append(Extent(data - offset, hole=True, zero=True))
             if data < hole:
                 found.append(Extent(hole - data))
             offset = hole
         if os.fstat(self._fd).st_size < self.size:
-            raise self._cut_off()  # what is missing was taken for a hole
-        return found[:_MAX_EXTENTS]
+            raise self._truncated_error()  # the missing end was taken for a hole
+        return found[:MAX_EXTENTS]
 
     def close(self) -> None:
-        """Close the file, which unlocks it. May be called again."""
+        """Close and unlock the file. Idempotent."""
         if not self._file.closed and not self.is_block_device:
-            # A forked child has the same lock, which would last as long as that does.
+            # Explicitly: a forked child shares the lock, which would last as long as the child.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._file.close()
 
     def _open(self, read_only: bool) -> io.FileIO:
-        # Without O_CREAT, O_EXCL has a meaning for block devices only. They are not locked with
-        # flock() as well: udev holds that lock for a moment whenever a disk has changed.
+        # Without O_CREAT, O_EXCL has a meaning for block devices only: an exclusive claim. They are
+        # not locked by flock() as well: udev holds that lock shortly whenever a disk has changed.
         claim = os.O_EXCL if self.is_block_device and not read_only else 0
         return io.FileIO(
             self._path,
@@ -157,8 +162,8 @@ class OpenFile:
     def _sector_size(self) -> int:
         if not self.is_block_device:
             return _SECTOR
-        answer = fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4))
-        return int.from_bytes(answer, sys.byteorder)
+        result = fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4))
+        return int.from_bytes(result, sys.byteorder)
 
     def _lock(self, *, shared: bool) -> None:
         if self.is_block_device:
@@ -171,18 +176,18 @@ class OpenFile:
             ) from None
 
     def _next_data(self, offset: int) -> tuple[int, int]:
-        """Where the first data behind ``offset`` begins and ends."""
+        """Return begin and end of the first data at or behind ``offset``."""
         try:
             begin = os.lseek(self._fd, offset, os.SEEK_DATA)
             return begin, os.lseek(self._fd, begin, os.SEEK_HOLE)
         except OSError as exc:
-            if exc.errno == errno.ENXIO:  # there is none up to the end
+            if exc.errno == errno.ENXIO:  # no data up to the end
                 return self.size, self.size
             if exc.errno in _UNSUPPORTED:
                 return offset, self.size
             raise
 
-    def _cut_off(self) -> OSError:
+    def _truncated_error(self) -> OSError:
         return OSError(errno.EIO, f"{self._path} has become shorter than {self.size} bytes")
 
 
@@ -190,6 +195,6 @@ _libc = libc.Functions(fallocate=["int", "int", "int64", "int64"])
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Call the system's function of this name, which the standard library lacks."""
+    """Punch a hole or zero a range by the system call, which the standard library lacks."""
     if _libc.fallocate(fd, mode, offset, length):
         raise libc.last_error()

@@ -1,4 +1,4 @@
-"""A part of a device."""
+"""Serve a byte range of a device as a device of its own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .layer import Layer
 
 
 class Partition(Layer):
-    """A part of a device, as a device.
+    """Serves a byte range of a device as a device of its own.
 
-    Durability: that of ``inner``; a flush makes durable what was written to all of it.
+    Durability: that of ``inner``; a flush covers writes to all of it, outside of the range too.
 
     Args:
-        inner: what it is a part of.
+        inner: the device that the range is in.
         offset: bytes from the beginning, a multiple of its ``block_size``.
         size: bytes, a multiple of its ``block_size``.
 
     Raises:
-        TypeError, ValueError: these are not whole blocks inside of ``inner``.
+        TypeError, ValueError: the range is not made of whole blocks inside of ``inner``.
 
     """
 
@@ -37,7 +37,7 @@ class Partition(Layer):
 
     @property
     def blocks(self) -> int:
-        """How many there are; may be set to as many as ``inner`` has there."""
+        """The size in blocks; may be set as long as the range stays inside of ``inner``."""
         return self._blocks
 
     @blocks.setter
@@ -50,25 +50,25 @@ class Partition(Layer):
         self._blocks = value
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
-        """Read from the part."""
+        """Read from the range."""
         return await self.inner.read(self.offset + offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write to the part."""
+        """Write to the range."""
         await self.inner.write(self.offset + offset, data)
 
     async def trim(self, offset: int, length: int) -> None:
-        """Trim in the part."""
+        """Trim inside of the range."""
         await self.inner.trim(self.offset + offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes to the part."""
+        """Write zeroes to the range."""
         await self.inner.write_zeroes(self.offset + offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell the extents of the part; the last may be longer than it."""
+        """Return the extents of the range; the last may reach beyond its end."""
         return await self.inner.extents(self.offset + offset, length)
 
     async def cache(self, offset: int, length: int) -> None:
-        """Pass the hint on."""
+        """Forward the hint to ``inner``."""
         await self.inner.cache(self.offset + offset, length)

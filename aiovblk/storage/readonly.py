@@ -1,4 +1,4 @@
-"""A device that cannot be written any more."""
+"""Make a device read-only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from .layer import Layer
 
 
 class ReadOnly(Layer):
-    """A device of which only reads come through.
+    """Forwards reads only.
 
-    The kernel is told so, and refuses writes itself.
+    The device is announced as read-only, so the kernel refuses writes itself.
 
     Durability: nothing is written.
 
     Args:
-        inner: what is read.
+        inner: the device below.
 
     """
 

@@ -1,4 +1,4 @@
-"""A device whose passing failures nobody notices."""
+"""Retry requests that failed with a transient error, with exponential backoff and jitter."""
 
 from __future__ import annotations
 
@@ -36,44 +36,44 @@ PERMANENT_ERRNOS = frozenset(
         errno.EOVERFLOW,
     }
 )
-"""What will be no different in a minute."""
+"""Errors that a retry does not cure: permissions, a full disk, what is not supported."""
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether it may be gone the next time; so it is with all that is not known to last."""
+    """Return whether a retry may succeed: true for every error not known to be permanent."""
     return error.errno not in PERMANENT_ERRNOS
 
 
 class Retry(Intercept):
-    """Makes requests again that have failed, after a while.
+    """Retries requests that failed with a transient error, with exponential backoff and jitter.
 
-    A flush is never made again. Who fails one may have lost what it should have made durable; a
-    second one, which has nothing left to do and succeeds, would hide that.
+    A flush is never retried. A device that fails one may have lost what the flush should have made
+    durable; the second one, with nothing left to do, would succeed and hide that.
 
-    The pauses double from ``delay`` to ``longest_delay``; chance makes each up to a half shorter,
-    so that requests that failed together do not come again together.
+    The pause between two attempts doubles from ``delay`` to ``longest_delay``. Jitter shortens each
+    by up to a half, so that requests that failed together do not come back together.
 
     Durability: that of ``inner``.
 
-    Concurrency: a write that is made again may come after one of the same blocks that was asked for
-    later and has succeeded meanwhile. That does no harm: until it is answered it is in flight,
-    beside the other, and of two writes in flight either may be the last. A program that cares waits
-    for the first before it makes the second. What ``inner`` must see to is that a write which it
-    has failed does not take effect later: it could then undo one that came after its success.
+    Concurrency: a retried write may reach ``inner`` after a later write of the same blocks that has
+    already succeeded. That is correct: the first is still in flight, beside the second, and of two
+    writes in flight either may be the last. A program that depends on the order waits for the first
+    before it makes the second. ``inner`` must make sure that a write it has failed does not take
+    effect later: it could then undo one that was made after the retry's success.
 
-    Cancellation: safe, at any time; nothing is made again.
+    Cancellation: safe at any time; there is no further attempt.
 
     Args:
-        inner: what the requests go to.
-        attempts: how often each is made at most.
-        delay: seconds before it is made again.
-        longest_delay: seconds that a pause may grow to.
-        is_transient: tells which errors to try again after; by default all but those in
-            :data:`PERMANENT_ERRNOS`. What is no OSError never is one of them.
-        random: shortens the pauses.
+        inner: the device below.
+        attempts: how often each request is tried at most.
+        delay: seconds before the first retry.
+        longest_delay: seconds that the pause may grow to.
+        is_transient: returns whether to retry after this error; by default after all but
+            :data:`PERMANENT_ERRNOS`. An exception that is no OSError is never retried.
+        random: makes the jitter.
 
     Raises:
-        TypeError, ValueError: a number makes no sense.
+        TypeError, ValueError: a number is out of range.
 
     """
 
@@ -102,20 +102,19 @@ class Retry(Intercept):
     async def intercept(
         self, command: str, offset: int, length: int, call: Callable[[], Awaitable[T]]
     ) -> T:
-        """Make one, until it succeeds or that is enough."""
+        """Try a request until it succeeds, fails for good, or ``attempts`` are used up."""
         for pause in self._pauses() if command != "flush" else ():
             try:
                 return await call()
             except OSError as exc:
                 if not self._is_transient(exc):
                     raise
-                logger.info(
-                    "%s at %d failed, and is made again in %.3g s: %s", command, offset, pause, exc
-                )
+                logger.info("%s at %d failed, retrying in %.3g s: %s", command, offset, pause, exc)
             await sleep(pause)
         return await call()
 
     def _pauses(self) -> Iterator[float]:
+        """Yield the seconds to wait before each retry."""
         longest = self._delay
         for _ in range(self._attempts - 1):
             yield longest * self._random.uniform(0.5, 1)

@@ -1,4 +1,4 @@
-"""One device below many layers."""
+"""Share one read-only device between several layers, by reference counting."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from .layer import Layer
 
 
 class Shared:
-    """A device that several layers lie upon at once, which only read it.
+    """Shares a device between several layers that only read it.
 
-    A layer unmounts what lies below it. So each gets a handle of its own, and the last handle that
-    is unmounted unmounts the device; hold one to keep the device between two users.
+    A layer unmounts the device below it. So each layer gets a handle of its own, and the last
+    handle that is unmounted unmounts the device. Keep a handle to keep the device open between two
+    users.
 
     Args:
-        device: what is shared. It belongs to the handles from when there is one.
+        device: the shared device. The handles own it as soon as there is one.
 
     """
 
@@ -26,10 +27,10 @@ class Shared:
         self._is_closed = False
 
     def handle(self) -> BlockDevice:
-        """Make a read-only device that is the shared one.
+        """Make a read-only device that forwards to the shared one.
 
         Raises:
-            OSError: the last handle was unmounted, and with it the device (EBADF).
+            OSError: the last handle was unmounted already, and the device with it (EBADF).
 
         """
         if self._is_closed:

@@ -1,4 +1,4 @@
-"""A connected stream: bytes received in place, and the handshake that may come before."""
+"""A connected stream: in-place (zero-copy) receiving, backpressure, fairness, and the handshake."""
 
 from .buffers import BufferPool
 from .handshake import run_handshake

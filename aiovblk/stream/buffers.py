@@ -1,7 +1,7 @@
-"""Buffers that are used again once nobody looks at them.
+"""Pools of buffers that are reused once no memoryview of them is left.
 
-Fresh memory costs more than it seems: the kernel maps it in page by page, which takes longer than
-to copy as much.
+Fresh memory is expensive: the kernel maps it page by page, which takes longer than copying the same
+number of bytes.
 """
 
 from __future__ import annotations
@@ -9,26 +9,29 @@ from __future__ import annotations
 from ..protocol import Payload
 
 MAX_POOLED_BUFFERS = 2
-"""How many buffers that are still in use are remembered, to be used again."""
+"""Maximum number of buffers still in use that are kept for reuse."""
 
 
 class BufferPool:
-    """Buffers of one size, for one user.
+    """Reuse the buffers of one connection once no memoryview of them is left.
 
-    The interpreter itself knows whether views of one are out, since a bytearray refuses to be
-    resized then.
+    The interpreter knows whether there are views: a bytearray with views refuses to be resized.
     """
 
     def __init__(self) -> None:
         self._buffers: list[bytearray] = []
 
     def swap(self, used: bytearray, size: int) -> bytearray:
-        """Take note of a buffer that may still be in use; return one that is not.
+        """Return a buffer of ``size`` bytes that has no views, and keep ``used`` for reuse.
 
-        It may be the same. What lies in it is of no meaning.
+        Args:
+            used: a buffer that may still have views.
+            size: bytes of the returned buffer, which may be ``used`` itself. Its contents are
+                undefined.
+
         """
-        # Those that are in use stay alive through their views. Only as many are kept for later as
-        # a device needs whose handlers are quick, and none of a size that was for one payload.
+        # Views keep their buffers alive. Only as many are kept here as a device with quick handlers
+        # needs, and none whose size was for one large payload.
         fitting = [each for each in (*self._buffers, used) if len(each) == size]
         self._buffers = fitting[-MAX_POOLED_BUFFERS:]
         for at, buffer in enumerate(self._buffers):
@@ -46,16 +49,18 @@ def _is_viewed(buffer: bytearray) -> bool:
 
 
 COPY_BUFFER_SIZE = 1024 * 1024
-"""Bytes of the memory that copies share."""
+"""Bytes of a buffer that several copies share."""
 
 MIN_POOLED_COPY = 32 * 1024
-"""Bytes below which a copy has memory of its own, which the allocator keeps at hand."""
+"""Minimum bytes of a copy in a shared buffer; a smaller one is a ``bytes`` object, for which the
+allocator has memory at hand."""
 
 
 class ReplyCopyBuffer:
-    """The copies that one connection has under way.
+    """Copy reply payloads of one connection into pooled buffers.
 
-    None changes while anybody looks at it.
+    For payloads that their handler may change before they are sent. A copy does not change while
+    there is a view of it.
     """
 
     def __init__(self) -> None:
@@ -64,7 +69,7 @@ class ReplyCopyBuffer:
         self._used = 0
 
     def copy(self, view: memoryview) -> Payload:
-        """Copy these bytes."""
+        """Return a copy of these bytes, as ``bytes`` or as a view of a pooled buffer."""
         if not MIN_POOLED_COPY <= len(view) <= COPY_BUFFER_SIZE:
             return bytes(view)
         begin, end = self._used, self._used + len(view)

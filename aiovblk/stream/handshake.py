@@ -1,27 +1,19 @@
-"""Carries a handshake, which does no I/O by itself, over a connection."""
+"""Drive a handshake, which does no I/O by itself, over a connection."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from time import monotonic_ns
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
-from ..protocol import ExportInfo, OpenExport, Receive, StartTLS
+from ..protocol import ExportInfo, Handshake, OpenExport, Receive, StartTLS, Step
 from .protocol import StreamProtocol
 from .slices import Slice
 
-T = TypeVar("T", covariant=True)
+T = TypeVar("T")
 
-
-class Handshake(Protocol[T]):
-    """Either side of the handshake phase."""
-
-    def data_to_send(self) -> bytes:
-        """What is to be sent now."""
-
-    def run(self) -> Generator[Any, Any, T]:
-        """What the handshake needs, step by step."""
+OpenExportFunction = Callable[[str], Awaitable[ExportInfo | None]]
 
 
 async def run_handshake(
@@ -29,56 +21,62 @@ async def run_handshake(
     stream: StreamProtocol,
     *,
     start_tls: Callable[[], Awaitable[None]],
-    open_export: Callable[[str], Awaitable[ExportInfo | None]] | None = None,
+    open_export: OpenExportFunction | None = None,
 ) -> T:
-    """Carry ``handshake`` over ``stream`` to its end.
+    """Run ``handshake`` over ``stream`` until it ends, and return its result.
 
-    While the peer does not read, nothing more is received: what waits for it stays bounded. A peer
-    that sends options without end leaves others their time: see :mod:`aiovblk.stream.slices`.
+    Backpressure: while the peer does not read, nothing more is received from it, so the replies
+    that wait for it stay bounded. A peer that sends options without end does not starve other
+    connections: see :mod:`.slices`.
 
     Args:
-        handshake: a side of it that has not begun.
-        stream: what connects it with the other side.
-        start_tls: begins TLS on the stream.
-        open_export: answers the server's side; see :class:`OpenExport`.
+        handshake: the client's or the server's side, not yet begun.
+        stream: the connection to the other side.
+        start_tls: starts TLS on the stream.
+        open_export: opens an export, for the server's side; see :class:`OpenExport`.
 
     Raises:
-        ProtocolError: the peer does not keep to the protocol.
+        ProtocolError: the peer broke the protocol.
         EOFError: the connection ended before the handshake did.
-        OSError: it broke, or TLS failed.
+        OSError: the connection broke, or TLS failed.
 
     """
-    talk = handshake.run()
+    steps = handshake.run()
     answer: Any = None
     time_slice = Slice()
     time_slice.begin(monotonic_ns())
-    decongested = asyncio.Event()
-    stream.on_write_resumed = decongested.set
+    write_resumed = asyncio.Event()
+    stream.on_write_resumed = write_resumed.set
     try:
         while True:
-            step = talk.send(answer)
+            step = steps.send(answer)
             _send(stream, handshake.data_to_send())
-            answer = None
             if isinstance(step, StartTLS):
-                # At once: the peer answers with the first bytes of TLS, which must not be received
-                # as a part of the handshake that nothing protects.
+                # At once: the peer's first bytes of TLS must not be received without protection.
                 await start_tls()
+                answer = None
                 continue
             if time_slice.is_over():
                 await time_slice.next()
             while stream.write_paused:
-                decongested.clear()
-                await decongested.wait()
-            if isinstance(step, Receive):
-                answer = await stream.reader.readexactly(step.length)
-            elif isinstance(step, OpenExport):
-                assert open_export is not None  # only a server asks for it
-                answer = await open_export(step.name)
+                write_resumed.clear()
+                await write_resumed.wait()
+            answer = await _answer(step, stream, open_export)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        return cast(T, end.value)
     finally:
         _send(stream, handshake.data_to_send())
+
+
+async def _answer(
+    step: Step, stream: StreamProtocol, open_export: OpenExportFunction | None
+) -> bytes | ExportInfo | None:
+    if isinstance(step, Receive):
+        return await stream.reader.readexactly(step.length)
+    if isinstance(step, OpenExport):
+        assert open_export is not None  # only a server's handshake asks for it
+        return await open_export(step.name)
+    return None
 
 
 def _send(stream: StreamProtocol, data: bytes) -> None:

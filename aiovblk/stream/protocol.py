@@ -1,4 +1,11 @@
-"""Between a transport and whoever parses what it brings."""
+"""The asyncio protocol of a connection: receiving, sending with backpressure, TLS, and its end.
+
+Backpressure: when the peer does not read, the transport's write buffer fills up and asyncio calls
+:meth:`StreamProtocol.pause_writing`, which sets ``write_paused``. :meth:`StreamProtocol.send` never
+blocks: the code that produces replies or requests (dispatcher, handshake, client) checks
+``write_paused``, and continues when ``on_write_resumed`` is called. In the other direction,
+:mod:`.reader` pauses receiving while its buffer is full.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +20,24 @@ from ..errors import ProtocolError
 from .reader import InPlaceStreamReader
 
 TLS_SHUTDOWN_TIMEOUT = 5.0
-"""Seconds for a peer to confirm the end of TLS."""
+"""Seconds for the peer to confirm the end of TLS (close_notify)."""
 
 JOIN_LIMIT = 16 * 1024
-"""Bytes up to which one reply is joined with its header: what asyncio's own ``writelines`` does for
-each call costs more. (In uvloop they cost the same.)"""
+"""Maximum bytes of a payload that is copied behind its header for one ``write``: up to this size, a
+call of asyncio's ``writelines`` costs more than the copy. (In uvloop they cost the same.)"""
 
 
 class StreamProtocol(asyncio.BufferedProtocol):
-    """Feeds an :class:`InPlaceStreamReader` and tells when the connection is gone.
+    """Receive a connection's bytes into its reader, and send buffers with backpressure.
 
     Attributes:
-        reader: what is received.
-        transport: what to send by; another one since TLS has begun.
-        closed: done once the transport has closed; its result is the error that closed it, if any.
-        write_paused: whether the peer does not read as fast as is sent to it.
-        queued: bytes that were sent while it was congested.
-        on_write_resumed: called when that is over.
+        reader: the :class:`InPlaceStreamReader` of the received bytes.
+        transport: the transport to send by; replaced by another one when TLS begins.
+        closed: done once the transport has closed; its result is the error that closed it, or None.
+        write_paused: whether the transport's write buffer is above its limit, since the peer reads
+            more slowly than is sent to it (backpressure).
+        queued: bytes that were sent in spite of that; a running total.
+        on_write_resumed: called when the buffer has drained, or the connection is lost.
 
     """
 
@@ -46,21 +54,22 @@ class StreamProtocol(asyncio.BufferedProtocol):
     async def start_tls(
         self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None
     ) -> None:
-        """Go on over TLS; what was written before is sent without it.
+        """Start TLS on this connection; what was written before is sent without it.
 
         Args:
-            context: certificates, and what is asked of the peer's.
+            context: the certificates, and how the peer's are verified.
             server_side: whether this is the server.
             hostname: the server's name, which its certificate must have.
 
         Raises:
-            ProtocolError: the peer has sent something behind its agreement to TLS. Whoever sits
-                between could have put it there.
-            OSError: the TLS handshake failed; ssl.SSLError is one.
+            ProtocolError: the peer has sent bytes after agreeing to TLS and before TLS began. A
+                man in the middle could have injected them.
+            OSError: the TLS handshake failed (ssl.SSLError is a subclass), or the connection was
+                closed meanwhile.
 
         """
         if self.reader.end != self.reader.start:
-            raise ProtocolError("the peer sent bytes before TLS that nobody protects")
+            raise ProtocolError("the peer sent unprotected bytes before TLS began")
         self._over_tls = True
         try:
             transport = await asyncio.get_running_loop().start_tls(
@@ -72,7 +81,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
                 ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
             )
         except BaseException as exc:
-            # asyncio tells nobody of the end of a connection on which TLS never began.
+            # asyncio does not call connection_lost() for a connection on which TLS never began.
             self.transport.abort()
             self.connection_lost(exc if isinstance(exc, Exception) else None)
             raise
@@ -81,7 +90,10 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.connection_made(transport)
 
     def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send these, which must not change any more; nothing once the connection is closed."""
+        """Send buffers, which must not change any more; no-op once the connection is closed.
+
+        Never blocks: see ``write_paused``.
+        """
         transport = self.transport
         if not buffers or transport.is_closing():
             return
@@ -94,24 +106,26 @@ class StreamProtocol(asyncio.BufferedProtocol):
         low, high = transport.get_write_buffer_limits()
         if not self.write_paused and transport.get_write_buffer_size() > high:
             # writelines of asyncio in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses
-            # (CVE-2024-12254). This looks at the limit once more.
+            # (CVE-2024-12254). Setting the limits makes the transport check them again.
             transport.set_write_buffer_limits(high, low)
 
     async def drain(self) -> None:
-        """Wait until all that was sent has left, or the connection is gone."""
-        self.transport.set_write_buffer_limits(0)  # so that any byte left is congestion
-        decongested = asyncio.Event()
-        self.on_write_resumed = decongested.set
+        """Wait until the write buffer is empty, or the connection is lost."""
+        self.transport.set_write_buffer_limits(0)  # so that a single byte pauses writing
+        resumed = asyncio.Event()
+        self.on_write_resumed = resumed.set
         if self.write_paused:
-            await decongested.wait()
+            await resumed.wait()
         self.on_write_resumed = None
         self.transport.set_write_buffer_limits()
 
     def detach(self) -> tuple[int, bytes]:
-        """Let go of the connection without closing it; reading must be paused, all be written.
+        """Release the socket without shutting the connection down, for a handover.
+
+        Reading must be paused, and all be written.
 
         Returns:
-            A descriptor of its socket, and what was received but not consumed.
+            A duplicate descriptor of the socket, and the bytes that were received and not consumed.
 
         """
         duplicate = os.dup(self.transport.get_extra_info("socket").fileno())
@@ -120,44 +134,44 @@ class StreamProtocol(asyncio.BufferedProtocol):
         return duplicate, bytes(memoryview(reader.buffer)[reader.start : reader.end])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the transport when it is ready."""
-        # A stream's transport reads and writes; uvloop's only does not say so by its class.
+        """Called by the transport when the connection is established, and when TLS is."""
+        # A stream's transport reads and writes; that of uvloop is no subclass of asyncio.Transport.
         self.transport = cast(asyncio.Transport, transport)
         atfork.protect_socket(self)
         self.reader.set_transport(transport)
 
     def fileno(self) -> int:
-        """The descriptor of the socket; -1 once the connection is closed."""
+        """Return the socket's descriptor; -1 once the connection is closed."""
         if self.closed.done():
             return -1
         sock = self.transport.get_extra_info("socket")
         return -1 if sock is None else int(sock.fileno())
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Called by the transport before it receives."""
+        """Called by the transport before it receives: the buffer to receive into."""
         return self.reader.receive_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Called by the transport after it received."""
+        """Called by the transport after it has received ``nbytes`` bytes into that buffer."""
         self.reader.received(nbytes)
 
     def eof_received(self) -> bool:
-        """Keep the writing side open: replies may still be under way. TLS has no such half."""
+        """Keep the writing side open for replies in flight; TLS cannot be half closed."""
         self.reader.feed_eof()
         return not self._over_tls
 
     def pause_writing(self) -> None:
-        """Called by the transport when it holds more than it should."""
+        """Called by the transport when its write buffer is above the limit: backpressure begins."""
         self.write_paused = True
 
     def resume_writing(self) -> None:
-        """Called by the transport when it has sent most of that."""
+        """Called by the transport when its write buffer has drained: backpressure ends."""
         self.write_paused = False
         if self.on_write_resumed is not None:
             self.on_write_resumed()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the transport when it is closed, by either side."""
+        """Called by the transport when the connection is closed, by either side, or broke."""
         if exc is not None:
             self.reader.set_exception(exc)
         self.reader.feed_eof()

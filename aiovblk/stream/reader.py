@@ -1,16 +1,17 @@
-"""A StreamReader whose bytes are received in place, and parsed where they lie.
+"""A StreamReader that receives in place: zero-copy, payloads are views of the receive buffer.
 
-What holds here:
+Invariants:
 
 * The transport receives into ``buffer[end:]``; ``buffer[start:end]`` has not been consumed.
-* A consumer may take a memoryview of what it consumed and hand it on. A buffer is never moved,
-  refilled or resized while such a view is alive: reception goes on in another buffer, to which
-  only the bytes not yet consumed are copied. :class:`BufferPool` knows whether views are out.
-* Bytes that have arrived are never waited for.
-* Memory follows what arrives, not what a peer says will arrive: a connection on which little
-  happens has a small buffer, and one for a large payload grows as that comes in.
-* Reception pauses while the buffer is full and the consumer has not looked at it yet. Otherwise
-  uvloop would receive up to 32 times before the consumer's turn, each time into a larger buffer.
+* A consumer may take a memoryview of what it consumed and pass it on. A buffer is never moved,
+  refilled or resized while such a view is alive: receiving continues in another buffer, to which
+  only the bytes not yet consumed are copied. :class:`BufferPool` knows whether there are views.
+* The consumer never waits for bytes that have arrived.
+* Memory follows what arrives, not what a peer announces: an idle connection has a small buffer, and
+  the buffer for a large payload grows as it comes in.
+* Backpressure: receiving pauses while the buffer is full and the consumer has not looked at it yet.
+  Otherwise uvloop would receive up to 32 times before the consumer runs, each time into a larger
+  buffer.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ from typing import Any, SupportsIndex, cast
 from .buffers import BufferPool
 
 BUFFER_SIZE = 1024 * 1024
-"""Bytes of an ordinary buffer: a few writes of the kernel's usual size, so that copying the
+"""Bytes of a full-size receive buffer: a few writes of the kernel's usual size, so that copying the
 unfinished one to the next buffer is rare, and small enough to stay in a processor's cache."""
 
 INITIAL_BUFFER_SIZE = 8 * 1024
-"""Bytes of the buffer until more arrives at once than fits into it. A handshake fits, and so do
-the requests of a client that makes few; there may be a thousand of those."""
+"""Bytes of the first buffer, used until more arrives at once than fits into it. A handshake fits,
+and so do the requests of a client that makes few; there may be a thousand of such clients."""
 
 MIN_RECEIVE_ROOM = 64 * 1024
-"""With less room than this, reception goes on in a new buffer: a system call for a few bytes
+"""Bytes of room below which receiving continues in a new buffer: a system call for a few bytes
 costs as much as one for many."""
 
 
 class InPlaceStreamReader(asyncio.StreamReader):
     """An :class:`asyncio.StreamReader` that an :class:`asyncio.BufferedProtocol` fills in place.
 
-    The plain class copies each payload three times. This one adds :meth:`wait_for` and three
-    attributes, with which a parser works on the received bytes themselves, one await per batch.
+    asyncio's own class copies each payload three times. This one adds :meth:`wait_for` and three
+    attributes, with which a parser reads the received bytes where they lie, with one await per
+    batch of requests.
 
     Concurrency: one consumer at a time.
 
     Attributes:
-        buffer: where the bytes lie; another object after each :meth:`wait_for`.
-        start: index of the first byte that is not consumed; the consumer moves it on.
+        buffer: the received bytes; may be another object after each :meth:`wait_for`.
+        start: index of the first byte not consumed; the consumer advances it.
         end: index behind the last byte received.
 
     """
@@ -69,10 +71,10 @@ class InPlaceStreamReader(asyncio.StreamReader):
         """Wait until ``nbytes`` bytes lie between :attr:`start` and :attr:`end`.
 
         Returns:
-            False when the stream ended, and nothing was left over.
+            False if the stream ended and no unconsumed byte is left; otherwise True.
 
         Raises:
-            asyncio.IncompleteReadError: the stream ended with fewer bytes, but some.
+            asyncio.IncompleteReadError: the stream ended with fewer bytes, but at least one.
             OSError: the connection broke.
 
         Cancellation: safe; no byte is lost.
@@ -115,8 +117,8 @@ class InPlaceStreamReader(asyncio.StreamReader):
             return b""
         return self._take(min(n, self.end - self.start))
 
-    async def readuntil(self, separator: Any = b"\n") -> bytes:  # what it may be varies by version
-        """As in the base class, without its limit: the buffer grows until the end is there."""
+    async def readuntil(self, separator: Any = b"\n") -> bytes:  # its type varies by version
+        """As in the base class, but without a limit: the buffer grows up to the separator."""
         separators = separator if isinstance(separator, tuple) else (bytes(separator),)
         if not all(separators):
             raise ValueError("Separator should be at least one-byte string")
@@ -153,7 +155,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
     # The transport's side
 
     def receive_buffer(self) -> memoryview:
-        """Room for the transport to receive into."""
+        """Return the room that the transport receives into, in place."""
         buffer, end = self.buffer, self.end
         unconsumed, room = end - self.start, len(buffer) - end
         if room < self._wanted - unconsumed or (
@@ -164,7 +166,7 @@ class InPlaceStreamReader(asyncio.StreamReader):
         return memoryview(buffer)[end:]
 
     def received(self, count: int) -> None:
-        """Take note that the transport has put ``count`` bytes into :meth:`receive_buffer`."""
+        """Record that the transport has received ``count`` bytes into :meth:`receive_buffer`."""
         self.end += count
         room = len(self.buffer) - self.end
         if not room:
@@ -176,19 +178,19 @@ class InPlaceStreamReader(asyncio.StreamReader):
             self._transport.pause_reading()
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
-        """As in the base class: what to pause."""
-        # A stream's transport can read; uvloop's only does not say so by its class.
+        """As in the base class: the transport to pause and resume."""
+        # A stream's transport can read; that of uvloop is no subclass of asyncio.ReadTransport.
         self._transport = cast(asyncio.ReadTransport, transport)
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        """As in the base class: for a transport that brings its own bytes."""
-        rest = memoryview(bytes(data))
-        while rest:
+        """As in the base class: copy bytes that were received elsewhere."""
+        remaining = memoryview(bytes(data))
+        while remaining:
             with self.receive_buffer() as room:
-                count = min(len(room), len(rest))
-                room[:count] = rest[:count]
+                count = min(len(room), len(remaining))
+                room[:count] = remaining[:count]
             self.received(count)
-            rest = rest[count:]
+            remaining = remaining[count:]
 
     def feed_eof(self) -> None:
         """As in the base class."""
@@ -201,10 +203,10 @@ class InPlaceStreamReader(asyncio.StreamReader):
         self._wake()
 
     def release(self) -> None:
-        """Drop what was received and not consumed, and the memory for it: the connection is closed.
+        """Free the buffers, with all bytes not consumed; for a connection that is closed.
 
-        It may be 32 MiB, and would wait for the garbage collector with whatever belongs to the
-        connection.
+        They may hold 32 MiB, and would otherwise live until the garbage collector frees the
+        connection's objects.
         """
         self.buffer = bytearray()
         self.start = self.end = 0
@@ -214,9 +216,9 @@ class InPlaceStreamReader(asyncio.StreamReader):
     def _make_room(self, unconsumed: int, room: int) -> None:
         size = self._next_size(unconsumed)
         if room >= MIN_RECEIVE_ROOM and self.start == 0 and len(self.buffer) >= size:
-            return  # a part of a large payload; the rest gets its room as this one fills up
+            return  # a part of a large payload; there will be room for the rest as this fills up
         old, self.buffer = self.buffer, self._pool.swap(self.buffer, size)
-        # Views of the same bytes may overlap here: it is the buffer itself that was not in use.
+        # `old` may be the new buffer itself, if it has no views: the two slices may overlap.
         memoryview(self.buffer)[:unconsumed] = memoryview(old)[self.start : self.end]
         self.start, self.end = 0, unconsumed
 
@@ -225,16 +227,16 @@ class InPlaceStreamReader(asyncio.StreamReader):
             self._usual_size = BUFFER_SIZE
         size = self._usual_size
         if size == BUFFER_SIZE:
-            # With room behind what is wanted, or its last bytes would make it all move once more.
+            # With room behind what is wanted, or its last bytes would have it all copied once more.
             # But a header of 28 bytes can announce 32 MiB that never come.
-            believed = max(2 * BUFFER_SIZE, 4 * unconsumed)
-            size = max(size, min(self._wanted + MIN_RECEIVE_ROOM, believed))
+            credible = max(2 * BUFFER_SIZE, 4 * unconsumed)
+            size = max(size, min(self._wanted + MIN_RECEIVE_ROOM, credible))
         if unconsumed >= self._wanted:
             size = max(size, 2 * unconsumed)
         return size
 
     def _wake(self) -> bool:
-        # A parser that waits for a whole payload need not look at each part of it.
+        # A parser that waits for a whole payload is not woken for each part of it.
         enough = self.end - self.start >= self._wanted or self._ended or self._error is not None
         if enough and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)

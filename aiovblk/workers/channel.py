@@ -1,4 +1,4 @@
-"""Messages between two processes of one program, with open sockets in them."""
+"""A message channel between two processes of one program, which also passes open sockets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 from .. import atfork
 
 MAX_MESSAGE = 1024 * 1024
-"""Bytes. A message is small: a call, a result, a record of the log."""
+"""Maximum bytes of a message. Messages are small: a call, a result, a log record."""
 
 MAX_SOCKETS = 4
-"""Open sockets in one message."""
+"""Maximum number of open sockets in one message."""
 
-Receive = Callable[[Any, list[socket.socket]], None]
+OnMessage = Callable[[Any, list[socket.socket]], None]
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that keep messages apart."""
+    """Create the two ends of a channel: Unix sockets that keep message boundaries."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
@@ -32,21 +32,23 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end, on the running loop.
+    """One end of a channel, on the running loop. Sends and receives anything that can be pickled.
 
-    Whatever can be pickled can be sent. Both ends trust each other.
+    Both ends trust each other: unpickling runs code.
 
     Args:
         sock: one of :func:`socket_pair`.
-        on_message: called with each message, and with the sockets in it, which it has to close.
-        on_end: called once, when the other end is closed or gone.
+        on_message: called with each message and the sockets in it, which it has to close.
+        on_end: called once, when the other end has been closed or its process has ended.
 
     """
 
     def __init__(
-        self, sock: socket.socket, on_message: Receive, on_end: Callable[[], None]
+        self, sock: socket.socket, on_message: OnMessage, on_end: Callable[[], None]
     ) -> None:
-        self._sock = atfork.protect_socket(sock)  # a child would hide that this end is gone
+        # Protected, since a copy in a forked child would keep the other end from seeing that this
+        # end is closed.
+        self._sock = atfork.protect_socket(sock)
         self._on_message = on_message
         self._on_end = on_end
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -55,13 +57,13 @@ class Channel:
         self._loop.add_reader(sock, self._receive)
 
     def send(self, message: object, *sockets: socket.socket) -> None:
-        """Send a message; it leaves at once, or as soon as the other end has read some.
+        """Send a message with open sockets: at once, or queued until the other end has read some.
 
-        Nothing happens when the other end is gone.
+        No-op if the channel is closed. The caller may close its sockets at once.
 
         Raises:
-            ValueError: it is too large.
-            Exception: whatever pickle raises for what it cannot pickle.
+            ValueError: the message is too large.
+            Exception: what pickle raises for an object that it cannot pickle.
 
         """
         data = pickle.dumps(message)
@@ -69,12 +71,12 @@ class Channel:
             raise ValueError(f"a message of {len(data)} bytes is too large")
         if self._sock.fileno() < 0:
             return
-        # Of their own, since the caller may close his while the message waits.
+        # Duplicates, since the caller may close its sockets while the message is queued.
         self._unsent.append((data, [atfork.protect_fd(os.dup(sock.fileno())) for sock in sockets]))
         self._send()
 
     def close(self) -> None:
-        """Let go of the other end, which notices."""
+        """Close this end, and drop what is queued; the other end's ``on_end`` is called."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
@@ -91,7 +93,7 @@ class Channel:
                 self._loop.add_writer(self._sock, self._send)
                 return
             except OSError:
-                pass  # the other end is gone, as _receive is told as well
+                pass  # the other end is closed, which _receive finds out as well
             self._unsent.popleft()
             _close(descriptors)
         self._loop.remove_writer(self._sock)
@@ -112,10 +114,10 @@ class Channel:
 
 
 def receive_first(sock: socket.socket) -> Any:
-    """The first message, in a process that has no loop yet; blocks.
+    """Wait for the first message, in a process that has no event loop yet; blocks.
 
     Raises:
-        EOFError: the other end is gone.
+        EOFError: the other end is closed.
 
     """
     data, _ = receive(sock, MAX_MESSAGE, MAX_SOCKETS)
@@ -124,21 +126,21 @@ def receive_first(sock: socket.socket) -> Any:
     return pickle.loads(data)
 
 
-def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
-    """One message of :func:`socket.send_fds`.
+def receive(sock: socket.socket, size: int, max_files: int) -> tuple[bytes, list[int]]:
+    """Receive one message of :func:`socket.send_fds`, with its file descriptors.
 
     Args:
-        sock: what it is received from.
-        size: bytes of the largest message.
-        most: open files that one brings.
+        sock: the Unix socket to receive from.
+        size: maximum bytes of a message.
+        max_files: maximum number of descriptors in a message.
 
     Returns:
-        The message, nothing at the end; and the descriptors of its files, which nobody inherits.
+        The message, empty at the end of the stream; and its descriptors, which are not inheritable.
 
     """
-    # socket.recv_fds drops its flags, and the descriptors would be inherited.
+    # socket.recv_fds drops its flags, so the descriptors would be inheritable.
     files = array.array("i")
-    room = socket.CMSG_LEN(most * files.itemsize)
+    room = socket.CMSG_LEN(max_files * files.itemsize)
     data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -1,4 +1,12 @@
-"""What a worker process does: run a service for the process that started it."""
+"""The worker process itself: runs a service for its parent process.
+
+Invariants:
+
+* It ends when the parent closes the channel or ends, not by SIGINT, SIGTERM or SIGHUP: the parent
+  decides, since the worker is needed until the device is unmounted.
+* Every call gets a result, whatever its method raises.
+* What is logged here is logged by the parent.
+"""
 
 from __future__ import annotations
 
@@ -24,39 +32,45 @@ from .messages import Call, Notification, Result, StartupMessage
 from .worker import MakeService, Service
 
 MAX_ERROR_REPR = 4096
-"""Characters that an exception is told in."""
+"""Maximum characters of an exception's ``repr()`` in a result."""
 
 
 def main(descriptor: int) -> None:
-    """Serve the process at the other end of a channel until it lets go, or is gone."""
+    """Run the worker process: serve the parent until it closes the channel or ends.
+
+    Args:
+        descriptor: the worker's end of the channel.
+
+    """
     # The parent decides when a worker ends: it is needed until the device is unmounted. (Handlers,
     # not SIG_IGN, which programs that the device starts would inherit.)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    # The thread that started this had all signals blocked, and programs would inherit that too.
+    # The parent's thread that started this process had all signals blocked; programs that the
+    # device starts would inherit that too.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     try:
-        preparation: StartupMessage = receive_first(sock)
+        startup: StartupMessage = receive_first(sock)
     except EOFError:
         return
-    spawn.prepare(preparation.data)
-    factory = uvloop.new_event_loop if preparation.is_uvloop else asyncio.new_event_loop
+    spawn.prepare(startup.data)
+    factory = uvloop.new_event_loop if startup.is_uvloop else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_Child(preparation).run(sock))
+        runner.run(_Child(startup).run(sock))
 
 
 class _Child:
-    """The service, and who calls it."""
+    """Run the service, and answer the parent's calls."""
 
-    def __init__(self, preparation: StartupMessage) -> None:
+    def __init__(self, startup: StartupMessage) -> None:
         self._service: Service | None = None
-        self._log_level = preparation.log_level
+        self._log_level = startup.log_level
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, sock: socket.socket) -> None:
-        """Answer calls until the parent lets go."""
+        """Answer calls until the parent closes the channel or ends, then shut the service down."""
         ended = asyncio.Event()
         self._channel = Channel(sock, self._on_message, ended.set)
         logging.getLogger().addHandler(_Forwarder(asyncio.get_running_loop(), self._channel))
@@ -82,10 +96,11 @@ class _Child:
             else:
                 result = await getattr(self._service, call.name)(*arguments, *sockets)
             self._channel.send(Result(call.number, pickle.dumps(result)))
-        except BaseException as exc:  # whatever it is, the parent waits for an answer
+        except BaseException as exc:  # of any kind, since the parent waits for a result
             exc.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
-            self._channel.send(Result(call.number, _pickled(exc), _format_error(exc)))
-            # Nobody cancels these tasks; but a factory may have been, or a future that it awaits.
+            self._channel.send(Result(call.number, _pickle_exception(exc), _format_error(exc)))
+            # CancelledError ends here: these tasks are never cancelled, but a future that the
+            # service or a device factory awaits may be.
             if isinstance(exc, GeneratorExit | KeyboardInterrupt | SystemExit):
                 raise
 
@@ -93,11 +108,11 @@ class _Child:
         self._channel.send(Notification(name, arguments))
 
 
-def _pickled(exc: BaseException) -> bytes:
+def _pickle_exception(exc: BaseException) -> bytes:
     try:
         content = pickle.dumps(exc)
     except Exception:
-        return b""  # the parent makes do with its words
+        return b""  # the parent makes do with its repr()
     return content if len(content) <= MAX_MESSAGE // 4 else b""
 
 
@@ -109,10 +124,10 @@ def _format_error(exc: BaseException) -> str:
 
 
 class _Forwarder(QueueHandler):
-    """Hands what is logged here to the parent, which knows where it is to go."""
+    """Forward log records to the parent, whose logging configuration applies."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
-        super().__init__(SimpleQueue())  # it has to have one
+        super().__init__(SimpleQueue())  # required by the base class, not used
         self._loop = loop
         self._thread = threading.get_ident()
         self._channel = channel

@@ -1,4 +1,4 @@
-"""What a parent and its worker tell each other."""
+"""The messages between a parent process and its worker process."""
 
 from __future__ import annotations
 
@@ -6,40 +6,47 @@ from typing import Any, NamedTuple
 
 
 class StartupMessage(NamedTuple):
-    """The first message: what the worker needs to find the parent's modules."""
+    """The first message to a worker: its setup, and how to import the parent's modules."""
 
     data: dict[str, Any]
-    """What :mod:`multiprocessing` hands to a process that it spawns."""
+    """The preparation data of :mod:`multiprocessing`, as for a process that it spawns."""
     is_uvloop: bool
+    """Whether to run uvloop, as the parent does."""
     log_level: int
+    """Level of the worker's root logger."""
 
 
 class Call(NamedTuple):
-    """The parent calls a method of the service.
+    """From the parent: call a method of the service.
 
-    What user code is part of is pickled by itself: if it cannot be loaded, the call fails, and not
-    the channel.
+    The arguments, which may contain user code, are pickled separately: if they cannot be loaded,
+    the call fails, and not the channel.
     """
 
     number: int
+    """Identifies the call in its result."""
     name: str
+    """Name of the method."""
     arguments: bytes
+    """The positional arguments, a pickled tuple."""
     sockets: int = 0
-    """How many come with it. Fewer arrive where the worker has no descriptor left for them."""
+    """How many sockets come with it. Fewer arrive if the worker has no descriptor left for them."""
 
 
 class Result(NamedTuple):
-    """What became of a call."""
+    """From the worker: the result of a call, or its exception."""
 
     number: int
+    """That of the call."""
     content: bytes
-    """The result; or the exception, or nothing where that cannot be pickled."""
+    """The pickled result or exception; empty if the exception cannot be pickled."""
     error: str = ""
-    """The exception in words; empty for none."""
+    """The exception's ``repr()``; empty if the call succeeded."""
 
 
 class Notification(NamedTuple):
-    """The service tells something of its own accord."""
+    """From the worker: a notification that the service sends without being called."""
 
     name: str
+    """What it is about; see the service."""
     arguments: tuple[Any, ...]

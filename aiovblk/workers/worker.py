@@ -1,4 +1,4 @@
-"""A worker as its parent sees it."""
+"""The parent's side of a worker process: start it, call its service, notice its end, stop it."""
 
 from __future__ import annotations
 
@@ -23,52 +23,54 @@ from .messages import Call, Notification, Result, StartupMessage
 logger = logging.getLogger("aiovblk")
 
 EXIT_TIMEOUT = 5.0
-"""Seconds for a worker to end that has nothing more to do, before it is killed."""
+"""Seconds for a worker process to exit after its channel is closed, before it is killed."""
 
 KILLED_TIMEOUT = 5.0
-"""Seconds for a killed worker to end, which the kernel puts off while it waits for a disk."""
+"""Seconds for a killed process to exit, which the kernel delays while it waits for a disk."""
 
 Notify = Callable[..., None]
+"""Sends the parent a notification from a service: a name, and arguments that can be pickled."""
 
 
 class WorkerLostError(ConnectionError):
-    """A worker's process has ended though nobody told it to."""
+    """A worker process has ended unexpectedly, or was stopped while a call was pending."""
 
 
 _NOT_STARTED = (
-    "before it could begin: what it says on stderr tells why. A worker imports the main program, so"
-    ' what that starts belongs under `if __name__ == "__main__":`'
+    "before it had started: see its output on stderr. A worker imports the main program, so put"
+    ' what that program starts under `if __name__ == "__main__":`'
 )
 
 
 class Service(Protocol):
-    """What a worker does: coroutine methods of any name, which the parent calls."""
+    """The object that runs in a worker: coroutine methods of any name, which the parent calls."""
 
     async def shutdown(self) -> None:
-        """Let go of everything: the parent is gone, or needs it no longer."""
+        """Release everything, gracefully: the parent has ended, or has stopped the worker."""
 
 
 MakeService = Callable[[Notify], Service]
-"""Called in the worker with a function that tells the parent something: a name, and arguments."""
+"""Makes the service; called in the worker process, with the function that notifies the parent."""
 
 
 class Worker:
-    """A process of its own that runs a service.
+    """Start and control one worker process, which runs a service.
 
-    Concurrency: any number of calls at once.
+    Concurrency: any number of calls at once, on one event loop.
 
     Args:
-        on_event: called with a name and arguments, when the service tells something.
+        on_event: called with the name and arguments of each notification of the service.
 
     Attributes:
         lost: done when the process ends before :meth:`stop`; its result says how, in words.
+            Cancelled by :meth:`stop`.
 
     """
 
     def __init__(self, on_event: Callable[[str, tuple[Any, ...]], None]) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_event = on_event
-        self._gone: str | None = None
+        self._end_reason: str | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._channel: Channel | None = None
@@ -78,31 +80,32 @@ class Worker:
         """Start the process and its service.
 
         Args:
-            make_service: picklable, so a function of a module, or a partial() of one.
+            make_service: makes the service. Must be picklable: a function of a module, or a
+                functools.partial() of one.
 
         Raises:
-            TypeError: it cannot be pickled; the message says why.
-            WorkerLostError: the process ended at once.
+            TypeError: ``make_service`` cannot be pickled; the message says why.
+            WorkerLostError: the process ended while it started.
             Exception: what ``make_service`` raises.
 
-        Cancellation: the process ends.
+        Cancellation: ends the process.
 
         """
         loop = asyncio.get_running_loop()
         ours, theirs = socket_pair()
         with ours:
-            # In a thread: from a large process it takes a while.
+            # In a thread: it takes a while to start a process from a large one.
             self._spawning = run_in_daemon_thread(_spawn, theirs)
             try:
                 await asyncio.shield(asyncio.wrap_future(self._spawning))
             except BaseException as exc:
-                self._release(f"a worker process did not begin: {exc!r}")
+                self._release(f"a worker process did not start: {exc!r}")
                 raise
             self._channel = Channel(ours.dup(), self._on_message, self._on_end)
         try:
             self._channel.send(
                 StartupMessage(
-                    _preparation_data(make_service),
+                    _startup_data(make_service),
                     is_uvloop=type(loop).__module__.partition(".")[0] == "uvloop",
                     log_level=logger.getEffectiveLevel(),
                 )
@@ -112,49 +115,61 @@ class Worker:
             except WorkerLostError as exc:
                 raise WorkerLostError(f"{exc} {_NOT_STARTED}") from None
         except BaseException as exc:
-            self._release(f"worker process {self.pid} did not begin: {exc!r}")
+            self._release(f"worker process {self.pid} did not start: {exc!r}")
             raise
 
     @property
     def pid(self) -> int:
-        """The process id; only of one that has been started."""
+        """The process id; only after :meth:`start` has spawned the process."""
         assert self._spawning is not None  # see above
         return self._spawning.result().pid
 
     def call(
         self, name: str, *arguments: Any, sockets: tuple[socket.socket, ...] = ()
     ) -> asyncio.Future[Any]:
-        """Call a method of the service; a future of its result.
+        """Call a method of the service in the worker process.
+
+        Args:
+            name: of the method.
+            arguments: positional arguments; must be picklable.
+            sockets: passed as further positional arguments; the worker gets duplicates.
+
+        Returns:
+            A future of the result. Its exception is the method's, with a note of its traceback; a
+            RuntimeError with its ``repr()`` if it cannot be unpickled here; or a
+            :class:`WorkerLostError` if the process ends first.
 
         Raises:
             TypeError: an argument cannot be pickled.
-            OSError: there is no descriptor left for the sockets on their way.
+            OSError: there is no descriptor left to duplicate the sockets.
 
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        # Nobody need ask what became of it.
+        # Mark its exception as retrieved: callers need not await the result.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if self._gone is not None:
-            future.set_exception(WorkerLostError(self._gone))
+        if self._end_reason is not None:
+            future.set_exception(WorkerLostError(self._end_reason))
             return future
-        assert self._channel is not None  # only one that has been started is called
+        assert self._channel is not None  # calls are made only after start()
         number = next(self._numbers)
-        self._channel.send(Call(number, name, _pickled(arguments), len(sockets)), *sockets)
+        self._channel.send(Call(number, name, _pickle(arguments), len(sockets)), *sockets)
         self._calls[number] = future
         return future
 
     def kill(self) -> None:
-        """End a process that hangs: it is lost, as if it had ended by itself."""
-        assert self._channel is not None  # only one that has been started can hang
+        """Kill a process that hangs; it is reported as :attr:`lost`."""
+        assert self._channel is not None  # called only after start()
         assert self._spawning is not None
         self._channel.close()
         self._spawning.result().kill()
         self._on_end()
 
     async def stop(self) -> None:
-        """Let the process end, and wait until it has; after some seconds it is killed.
+        """Stop the process gracefully, and wait until it has exited.
 
-        One that was never started, or could not be, need not be stopped, but may.
+        It is killed after :data:`EXIT_TIMEOUT` seconds, and waited for at most
+        :data:`KILLED_TIMEOUT` more. Pending calls fail with
+        :class:`WorkerLostError`. No-op if the process was never started, or could not be.
         """
         self.lost.cancel()
         reaping = self._release("the worker process was stopped")
@@ -162,7 +177,7 @@ class Worker:
             await asyncio.wrap_future(reaping)
 
     def _release(self, reason: str) -> Future[str] | None:
-        """Have the process end, if there is one or will be; what waits for it in a thread."""
+        """Make the process end, if there is or will be one; returns the result of its wait."""
         self._fail_calls(reason)
         if self._channel is not None:
             self._channel.close()
@@ -175,56 +190,56 @@ class Worker:
             case Notification(name, arguments):
                 self._on_event(name, arguments)
             case logging.LogRecord():
-                receiver = logging.getLogger(message.name)
-                if receiver.isEnabledFor(message.levelno):
-                    receiver.handle(message)
+                target = logging.getLogger(message.name)
+                if target.isEnabledFor(message.levelno):
+                    target.handle(message)
             case Result(number, content, error):
                 self._complete(self._calls.pop(number), content, error)
 
     def _complete(self, call: asyncio.Future[Any], content: bytes, error: str) -> None:
-        if call.done():  # whoever waited was cancelled
+        if call.done():  # the caller was cancelled
             return
         if error:
-            call.set_exception(_exception(content, error))
+            call.set_exception(_load_exception(content, error))
             return
         try:
             call.set_result(pickle.loads(content))
         except Exception as exc:
-            call.set_exception(RuntimeError(f"what a worker has returned is of no use: {exc!r}"))
+            call.set_exception(RuntimeError(f"cannot unpickle the result of a worker: {exc!r}"))
 
     def _on_end(self) -> None:
-        assert self._spawning is not None  # there was somebody at the other end
-        how = asyncio.wrap_future(run_in_daemon_thread(_exit_reason, self._spawning))
-        how.add_done_callback(self._on_lost)
+        assert self._spawning is not None  # a process was at the other end
+        exit_reason = asyncio.wrap_future(run_in_daemon_thread(_exit_reason, self._spawning))
+        exit_reason.add_done_callback(self._on_lost)
 
-    def _on_lost(self, how: asyncio.Future[str]) -> None:
+    def _on_lost(self, exit_reason: asyncio.Future[str]) -> None:
         if self.lost.done():
             return
-        reason = f"worker process {self.pid} {how.result()}"
+        reason = f"worker process {self.pid} {exit_reason.result()}"
         self.lost.set_result(reason)
         self._fail_calls(reason)
 
     def _fail_calls(self, reason: str) -> None:
-        self._gone = self._gone or reason
+        self._end_reason = self._end_reason or reason
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.done():
                 call.set_exception(WorkerLostError(reason))
 
 
-def _preparation_data(make_service: MakeService) -> dict[str, Any]:
+def _startup_data(make_service: MakeService) -> dict[str, Any]:
     data = spawn.get_preparation_data("aiovblk worker")
-    del data["authkey"]  # multiprocessing's own, which refuses to be pickled
-    if b"__main__" not in _pickled(make_service):
-        # Nothing is needed of the main module, so it need not be run again.
+    del data["authkey"]  # multiprocessing's own type, which refuses to be pickled
+    if b"__main__" not in _pickle(make_service):
+        # The service needs nothing of the main module, so the worker need not run it again.
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
     return data
 
 
-def _pickled(what: object) -> bytes:
+def _pickle(value: object) -> bytes:
     try:
-        return pickle.dumps(what)
+        return pickle.dumps(value)
     except Exception as exc:
         raise TypeError(
             f"{exc}; what a worker process is to use must be a function or a class of a module,"
@@ -233,7 +248,7 @@ def _pickled(what: object) -> bytes:
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    # The user's own modules are found when it is prepared, with this process's sys.path of then.
+    # The user's modules are found once StartupMessage has set sys.path to this process's.
     code = "from aiovblk.workers.child import main; main(int(sys.argv[1]))"
     with theirs:
         return subprocess.Popen(
@@ -246,9 +261,9 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def _exit_reason(spawning: Future[subprocess.Popen[bytes]]) -> str:
-    """Wait for a process that ought to end, or that need not begin any more; how it did."""
+    """Wait for a process that is to end, kill it if it does not, and say in words how it ended."""
     if spawning.exception() is not None:
-        return "did not begin"
+        return "did not start"
     status = _reap(spawning.result())
     if status is None:
         return "hangs in the kernel, which does not let it be killed"
@@ -270,14 +285,14 @@ def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"  # between the real-time signals that have names
+        return f"signal {number}"  # a real-time signal; only SIGRTMIN and SIGRTMAX have names
 
 
-def _exception(content: bytes, words: str) -> Exception:
-    """What to raise here for what was raised in the worker: the same, where that can be."""
+def _load_exception(content: bytes, description: str) -> Exception:
+    """Unpickle an exception of the worker; a RuntimeError with its description if that fails."""
     with suppress(Exception):
         raised = pickle.loads(content)
-        # A future refuses StopIteration, and would take CancelledError for its own.
+        # A future refuses StopIteration, and takes CancelledError as its own cancellation.
         if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
             return raised
-    return RuntimeError(words)
+    return RuntimeError(description)

@@ -32,7 +32,7 @@ from aiovblk.protocol.options import (
     serialize_string,
 )
 
-from ..support.handshake_transcript import talk_together
+from ..support.handshake_transcript import transcribe_both
 from .targets import CALLS, CLIENT_SETTINGS, EXPORTS, SERVER_SETTINGS
 
 FLAGS = bytes([0, 0, 0, 3])
@@ -79,7 +79,7 @@ def client_handshake() -> Iterator[bytes]:
         server = partial(
             ServerHandshake, {"disk": "a disk"}, tls=TLSMode.REQUIRED if tls else TLSMode.OFF
         )
-        yield bytes([setting]) + talk_together(client, server, EXPORTS).from_server
+        yield bytes([setting]) + transcribe_both(client, server, EXPORTS).from_server
     greeting = b"NBDMAGICIHAVEOPT\0\1"
     go = Option.GO
     yield b"\0" + greeting + serialize_option_reply(go, OptionReply.ERR_UNSUP) + bytes(8 + 2 + 124)

@@ -36,7 +36,7 @@ from aiovblk.protocol import (
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol
 
-from ..support.handshake_transcript import hold
+from ..support.handshake_transcript import transcribe
 from ..support.simulated_loop import MemoryTransport, StillLoop, converse_in_memory
 
 LARGEST_BUFFER = MAX_PAYLOAD + 128 * 1024
@@ -68,17 +68,17 @@ def server_handshake(data: bytes) -> None:
         return
     tls, names = SERVER_SETTINGS[data[0] % len(SERVER_SETTINGS)]
     handshake = ServerHandshake({name: f"this is {name}" for name in names}, tls=tls)
-    held = hold(handshake, data[1:], EXPORTS)
+    transcript = transcribe(handshake, data[1:], EXPORTS)
     # Nothing is amplified but by LIST, which is bounded by what it lists.
-    assert len(held.sent) <= 18 + 64 * len(names) * (len(data) + 64)
-    agreement = held.agreement
+    assert len(transcript.sent) <= 18 + 64 * len(names) * (len(data) + 64)
+    agreement = transcript.result
     if agreement is not None:
         assert agreement.name in names
         assert EXPORTS[agreement.name] is agreement.info
         assert agreement.allocation_context_id is None or agreement.mode is not ReplyMode.SIMPLE
-        assert tls is not TLSMode.REQUIRED or held.secured_after
-    if tls is TLSMode.REQUIRED and not held.secured_after:
-        assert not held.opened  # "a client learns nothing but that"
+        assert tls is not TLSMode.REQUIRED or transcript.secured_after
+    if tls is TLSMode.REQUIRED and not transcript.secured_after:
+        assert not transcript.opened  # "a client learns nothing but that"
 
 
 def client_handshake(data: bytes) -> None:
@@ -87,12 +87,12 @@ def client_handshake(data: bytes) -> None:
         return
     tls, mode, allocation = CLIENT_SETTINGS[data[0] % len(CLIENT_SETTINGS)]
     handshake = ClientHandshake("disk", tls=tls, mode=mode, allocation=allocation)
-    held = hold(handshake, data[1:])
-    assert len(held.sent) <= 1024
-    agreement = held.agreement
+    transcript = transcribe(handshake, data[1:])
+    assert len(transcript.sent) <= 1024
+    agreement = transcript.result
     if agreement is not None:
         assert agreement.mode <= mode
-        assert bool(held.secured_after) is tls
+        assert bool(transcript.secured_after) is tls
         assert 0 <= agreement.info.size < 1 << 63
         assert 0 < agreement.info.minimum_block <= agreement.info.maximum_payload <= MAX_PAYLOAD
         assert agreement.allocation_context_id is None or (allocation and agreement.mode)

@@ -1,6 +1,7 @@
-"""Ceph on one machine: a monitor, an OSD that stores in memory, and gateways that speak S3.
+"""Run Ceph on one machine: a monitor, an OSD that stores in memory, and gateways that speak S3.
 
-Everything listens on 127.0.0.1, lives in one temporary folder, and is ended by whoever started it.
+Everything listens on 127.0.0.1, and is in one temporary folder. Each process is ended by the
+context manager that has started it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import NoReturn, Self
 
 import pytest
 
-PATIENCE = 60.0  # seconds for any one command, and for a gateway to answer
-_LAST_WORDS = 2000  # characters of a log that a failure shows
+TIMEOUT = 60.0  # seconds for any one command, and for a gateway to answer
+_LOG_TAIL = 2000  # characters of a log that a failure shows
 
 _PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")
 
@@ -52,20 +53,20 @@ mon data avail crit = 0
 paxos propose interval = 0.1
 rgw thread pool size = 64
 """
-# cephx stays on, because a gateway without it never gets past its monitor.  A monitor would leave
-# when the disk that its folder is on is nearly full.  By default each change of the cluster's maps
+# cephx stays on, because a gateway without it never gets past its monitor. A monitor would exit
+# when the disk of its folder is nearly full.  By default each change of the cluster's maps
 # waits for a second, and a gateway makes eight when it comes first.
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the programs are."""
+    """The folder with Ceph's programs."""
 
     root: Path
 
     @classmethod
     def find(cls) -> Installation:
-        """What the system has, or what ``tools/setup rgw`` has unpacked."""
+        """Find the system's, or the one that ``tools/setup rgw`` has unpacked."""
         if all(shutil.which(name) for name in _PROGRAMS):
             return cls(Path("/"))
         general = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -85,7 +86,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """In which the programs run."""
+        """The environment of the programs."""
         if self.root == Path("/"):
             return dict(os.environ)
         library = str(self.libraries)
@@ -109,7 +110,7 @@ class Ceph:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Be there for the time of a block."""
+        """Run the cluster for the time of a block."""
         self._prepare()
         with ExitStack() as daemons:
             daemons.enter_context(self.daemon("ceph-mon", "-i", "a"))
@@ -138,7 +139,7 @@ class Ceph:
         self.run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
 
     def run(self, name: str, *arguments: str) -> None:
-        """Run one of its programs to the end."""
+        """Run one of its programs, and wait for it."""
         try:
             done = subprocess.run(
                 [name, "-c", f"{self._folder}/ceph.conf", *arguments],
@@ -147,7 +148,7 @@ class Ceph:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=PATIENCE,
+                timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired as exc:
             self.fail(str(exc))
@@ -157,7 +158,7 @@ class Ceph:
     @contextmanager
     def daemon(self, name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run one of its daemons for the time of a block."""
-        # It ends with the tests, however these end.
+        # It is killed when the tests end, however they end.
         command = ["setpriv", "--pdeathsig", "KILL", "--", name, "-f"]
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -174,14 +175,14 @@ class Ceph:
             end(process)
 
     def fail(self, reason: str) -> NoReturn:
-        """Fail the test that runs, with what the daemons have said."""
+        """Fail the running test, with the end of the daemons' logs."""
         logs = sorted(self._folder.glob("*.log"))
-        said = [f"{log.name}: {log.read_text(errors='replace')[-_LAST_WORDS:]}" for log in logs]
-        pytest.fail("\n".join([reason, *said]), pytrace=False)
+        tails = [f"{log.name}: {log.read_text(errors='replace')[-_LOG_TAIL:]}" for log in logs]
+        pytest.fail("\n".join([reason, *tails]), pytrace=False)
 
 
 class Gateway:
-    """A radosgw; it may be killed, and started again."""
+    """A radosgw, which may be killed and started again."""
 
     def __init__(self, ceph: Ceph) -> None:
         self.port = free_port()
@@ -191,7 +192,7 @@ class Gateway:
     @classmethod
     @contextmanager
     def of(cls, ceph: Ceph) -> Iterator[Self]:
-        """One that is there for the time of a block."""
+        """Run a gateway for the time of a block."""
         gateway = cls(ceph)
         with gateway._running:
             gateway.start()
@@ -201,20 +202,20 @@ class Gateway:
         """Start it, and wait until it listens."""
         frontend = f"--rgw-frontends=beast endpoint=127.0.0.1:{self.port}"
         self._process = self._running.enter_context(self._ceph.daemon("radosgw", frontend))
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not _listens(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._ceph.fail(f"radosgw does not answer; its status is {self._process.poll()}")
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it at once, in the middle of what it does."""
+        """Kill it, in the middle of requests."""
         self._process.kill()
         self._running.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and end it if it does not."""
+    """Terminate a process; kill it if it does not end."""
     process.terminate()
     try:
         process.wait(timeout=10)
@@ -224,7 +225,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port on this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""One cluster for all tests here, and a folder of a bucket for each."""
+"""One Ceph cluster for all tests here, and a folder of a bucket for each test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _folders = count()
 
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Ceph]:
-    # So that the folder goes when the tests are ended from outside, too; the daemons would anyway.
+    # So that the folder is deleted also when the tests are terminated; the daemons end in any case.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Not below pytest's folder: that is kept, and a monitor's data is large.
     with tempfile.TemporaryDirectory(prefix="aiovblk-ceph-") as folder:
@@ -34,7 +34,7 @@ def ceph() -> Iterator[Ceph]:
 
 @pytest.fixture(scope="session")
 def port(ceph: Ceph) -> Iterator[int]:
-    """Of a gateway, with a bucket."""
+    """The port of a gateway, with a bucket."""
     with Gateway.of(ceph) as gateway:
         with administration(gateway.port) as s3_client:
             s3_client.create_bucket(Bucket=s3_server.BUCKET)
@@ -50,7 +50,7 @@ def another(ceph: Ceph, port: int) -> Iterator[Gateway]:
 
 @pytest.fixture
 def folder() -> str:
-    return f"test {next(_folders)} ü+%2F"  # what a signature, or a path, could get wrong
+    return f"test {next(_folders)} ü+%2F"  # characters that signatures and paths get wrong
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def client(port: int, folder: str) -> ObjectStoreClient:
 
 
 def at(port: int, folder: str) -> ObjectStoreClient:
-    """A client of a gateway, or of a proxy before it; what obstore tried again we would not see."""
+    """Return a client of a gateway, or of a proxy before it, without obstore's own retries."""
     return ObjectStoreClient(s3_server.store(port, retry_config={"max_retries": 0}), folder)
 
 
 @contextmanager
 def administration(port: int) -> Iterator[Any]:
-    """Amazon's own client, for what obstore has not."""
+    """Return Amazon's own client, for requests that obstore does not have."""
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
     client = boto3.client(
         "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", **keys

@@ -1,4 +1,4 @@
-"""A process that uses a store until it dies: what it has asked for then may arrive, late."""
+"""A process that crashes while requests are in flight; some of them arrive late."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..support.object_store import DeadError
 T = TypeVar("T")
 
 
-class Life:
-    """Of a process.
+class ProcessLife:
+    """The life of a process, and its requests in flight.
 
     Args:
-        random: decides about what is in flight at its end.
-        changes: after which it ends, a moment later, if it has not been ended before.
+        random: decides which requests in flight are cut off by the crash.
+        changes: after which it crashes, a moment later, unless it has been ended before.
 
     """
 
@@ -31,7 +31,7 @@ class Life:
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     def end(self) -> None:
-        """Cut the connections of some requests; others are with the store already."""
+        """Crash: cut the connections of some requests; others have reached the store."""
         if self._over.done():
             return
         self._over.set_result(None)
@@ -40,25 +40,25 @@ class Life:
                 task.cancel()
 
     def change(self) -> None:
-        """Count a change of the store, before it is asked for."""
+        """Count a change of the store, before the request."""
         if self._changes == 0:
-            # About as long as a request takes, so that it is met in all its parts.
+            # About as long as a request takes, so that the crash meets it at any point.
             asyncio.get_running_loop().call_later(self._random.uniform(0, 0.02), self.end)
         elif self._changes:
             self._changes -= 1
 
-    async def ask(self, request: Coroutine[Any, Any, T]) -> T:
+    async def run(self, request: Coroutine[Any, Any, T]) -> T:
         """Make a request.
 
         Raises:
-            DeadError: the process dies, or has died.
+            DeadError: the process crashes, or has crashed.
 
         """
         if self._over.done():
             request.close()
             raise DeadError
-        held = self._changes == 0 and self._random.random() < 0.5
-        task = asyncio.create_task(_held(request, self._random) if held else request)
+        delayed = self._changes == 0 and self._random.random() < 0.5
+        task = asyncio.create_task(_delayed(request, self._random) if delayed else request)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         task.add_done_callback(lambda done: request.close())  # it may not have begun
@@ -68,40 +68,40 @@ class Life:
         return await task
 
     async def settle(self) -> None:
-        """Wait until nothing is in flight any more."""
+        """Wait until no request is in flight."""
         await asyncio.gather(*self._in_flight, return_exceptions=True)
 
 
-async def _held(request: Coroutine[Any, Any, T], random: Random) -> T:
-    """Make a request that the network holds back, until the next process has begun perhaps."""
+async def _delayed(request: Coroutine[Any, Any, T], random: Random) -> T:
+    """Make a request that the network delays, perhaps until the next process has begun."""
     await asyncio.sleep(random.uniform(0.02, 0.5))
     return await request
 
 
-class Mortal:
-    """See :class:`aiovblk.storage.objects.ObjectStore`."""
+class CrashingStore:
+    """An object store client of a process that crashes."""
 
-    def __init__(self, store: ObjectStoreClient, life: Life) -> None:
+    def __init__(self, store: ObjectStoreClient, life: ProcessLife) -> None:
         self.life = life
         self._store = store
 
-    def subfolder(self, path: str) -> Mortal:
-        return Mortal(self._store.subfolder(path), self.life)
+    def subfolder(self, path: str) -> CrashingStore:
+        return CrashingStore(self._store.subfolder(path), self.life)
 
     async def get(self, path: str) -> memoryview:
-        return await self.life.ask(self._store.get(path))
+        return await self.life.run(self._store.get(path))
 
     async def put(self, path: str, data: Buffer) -> None:
         self.life.change()
-        await self.life.ask(self._store.put(path, bytes(data)))
+        await self.life.run(self._store.put(path, bytes(data)))
 
     async def create(self, path: str, data: Buffer) -> None:
         self.life.change()
-        await self.life.ask(self._store.create(path, bytes(data)))
+        await self.life.run(self._store.create(path, bytes(data)))
 
     async def delete(self, paths: Iterable[str]) -> None:
         self.life.change()
-        await self.life.ask(self._store.delete(paths))
+        await self.life.run(self._store.delete(paths))
 
     async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
-        return await self.life.ask(self._store.list_objects(folder, after=after))
+        return await self.life.run(self._store.list_objects(folder, after=after))

@@ -1,4 +1,4 @@
-"""Processes and gateways that die, and networks that lose: no flushed write is lost in Ceph."""
+"""Crashes of processes and gateways, and a bad network: no flushed write is lost in Ceph."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from aiovblk.storage.objects import (
 
 from ..support import s3_server
 from ..support.object_store import BLOCK, CHUNK
-from ..unit.storage.objects.test_crashes import BLOCKS, LIMITS, Model
-from ..unit.storage.objects.test_crashes import Life as Work
+from ..support.object_store_workload import BLOCKS, LIMITS, Model, Workload
 from .ceph import Gateway
 from .conftest import at
-from .dying_process import Life, Mortal
+from .dying_process import CrashingStore, ProcessLife
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(200)]
 
@@ -31,7 +30,7 @@ LEASE = 2.0  # seconds
 
 
 class Disk:
-    """One disk, and what each of its blocks may be."""
+    """One disk, and what each of its blocks may hold."""
 
     def __init__(self, client: ObjectStoreClient, seed: int) -> None:
         self.random = Random(seed)
@@ -42,24 +41,24 @@ class Disk:
     async def create(self) -> None:
         await create(self._client, "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK)
 
-    async def crash(self, seen: ObjectStoreClient, life: Life) -> None:
-        """Be a process that verifies the disk, writes and flushes until it dies."""
+    async def crash(self, seen: ObjectStoreClient, life: ProcessLife) -> None:
+        """Run a process that verifies the disk, writes and flushes until it crashes."""
         # Another machine would wait for as long as the lease is valid.
         await self._client.delete(["disk/lease"])
-        # It is taken over by one that is dead, if that was about to open it.
+        # A crashed process takes it over, if its request to open it arrives late.
         with pytest.raises(OSError, match=r"crashed|not stored yet|taken over"):
             device = await ObjectStoreDevice.open(
-                Mortal(seen, life), "disk", limits=LIMITS, lease=LEASE
+                CrashingStore(seen, life), "disk", limits=LIMITS, lease=LEASE
             )
             try:
                 await self.model.verify(device)
-                await self._work(device).go_on()
+                await self._work(device).run()
             finally:
                 life.end()
                 await device.unmount()
 
     async def work_for(self, device: ObjectStoreDevice, seconds: float) -> None:
-        """Write and flush, which must not fail, and unmount the device."""
+        """Write and flush, which must not fail; unmount the device."""
         work = self._work(device)
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
@@ -72,12 +71,12 @@ class Disk:
         await device.unmount()
         self.model.flushed()
 
-    def _work(self, device: ObjectStoreDevice) -> Work:
+    def _work(self, device: ObjectStoreDevice) -> Workload:
         self._stamps += 1
-        return Work(device, self.model, self.random, self._stamps << 20)
+        return Workload(device, self.model, self.random, self._stamps << 20)
 
     async def finish(self) -> None:
-        """Verify it, and that nothing lies about."""
+        """Verify the disk, and that no garbage is left after a collection."""
         assert (await check(self._client, "disk")).problems == []
         await self._client.delete(["disk/lease"])
         device = await ObjectStoreDevice.open(self._client, "disk")
@@ -91,12 +90,12 @@ class Disk:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_crashes_lose_nothing_that_was_flushed(client: ObjectStoreClient, seed: int) -> None:
-    """What a dead process has asked for may arrive when the next one has begun."""
+    """Requests of a crashed process may arrive when the next one has begun."""
     disk = Disk(client, seed)
     await disk.create()
     lives = []
     for _ in range(CRASHES):
-        lives.append(Life(disk.random, disk.random.randint(0, 30)))
+        lives.append(ProcessLife(disk.random, disk.random.randint(0, 30)))
         await disk.crash(client, lives[-1])
         if disk.random.random() < 0.2:
             await collect_garbage(client, "disk")
@@ -111,35 +110,39 @@ async def test_crashes_on_a_bad_network_lose_nothing_that_was_flushed(
 ) -> None:
     disk = Disk(at(port, folder), seed)
     await disk.create()
-    weather = s3_server.Weather(disk.random, delay=0.002, errors=0.04, throttled=0.04, resets=0.08)
+    faults = s3_server.NetworkFaults(
+        disk.random, delay=0.002, errors=0.04, throttled=0.04, resets=0.08
+    )
     lives = []
-    async with s3_server.proxy(port, weather) as outside:
+    async with s3_server.proxy(port, faults) as outside:
         for _ in range(CRASHES):
-            lives.append(Life(disk.random, disk.random.randint(0, 30)))
+            lives.append(ProcessLife(disk.random, disk.random.randint(0, 30)))
             await disk.crash(at(outside, folder), lives[-1])
         for life in lives:
             await life.settle()
-    assert set(weather.counts) == {"passed", "errors", "throttled", "resets"}
+    assert set(faults.counts) == {"passed", "errors", "throttled", "resets"}
     await disk.finish()
 
 
 async def test_bad_network_makes_a_disk_slow_and_nothing_else(port: int, folder: str) -> None:
     disk = Disk(at(port, folder), 1)
     await disk.create()
-    weather = s3_server.Weather(disk.random, delay=0.002, errors=0.05, throttled=0.05, resets=0.1)
-    async with s3_server.proxy(port, weather) as outside:
+    faults = s3_server.NetworkFaults(
+        disk.random, delay=0.002, errors=0.05, throttled=0.05, resets=0.1
+    )
+    async with s3_server.proxy(port, faults) as outside:
         for _ in range(2):
             device = await ObjectStoreDevice.open(at(outside, folder), "disk", limits=LIMITS)
             await disk.model.verify(device)
             await disk.work_for(device, 5)
-    assert min(weather.counts.values()) > 5
+    assert min(faults.counts.values()) > 5
     await disk.finish()
 
 
 async def test_gateway_that_is_killed_makes_a_disk_slow_and_nothing_else(
     client: ObjectStoreClient, folder: str, another: Gateway
 ) -> None:
-    """It leaves changes of the index half done, which a list has to finish by itself."""
+    """It leaves changes of the index half done, which a list has to complete."""
     disk = Disk(client, 1)
     await disk.create()
     for number in range(KILLS):
@@ -148,7 +151,7 @@ async def test_gateway_that_is_killed_makes_a_disk_slow_and_nothing_else(
         work = asyncio.create_task(disk.work_for(device, 3))
         await asyncio.sleep(disk.random.uniform(0.2, 1))
         another.kill()
-        # Another machine may see now what the dead gateway has left.
+        # Another gateway sees now what the killed one has left.
         assert (await check(client, "disk")).problems == [], number
         await asyncio.to_thread(another.start)
         await work

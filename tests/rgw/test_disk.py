@@ -1,4 +1,4 @@
-"""Disks in Ceph: the contract of a block device, one writer, snapshots and upkeep."""
+"""Disks in Ceph: the contract of a block device, one writer, snapshots, garbage, checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from aiovblk.storage.objects import (
 from aiovblk.storage.objects.journal import FencedError
 from aiovblk.testing import check_block_device
 
-from .dying_process import Life, Mortal
+from .dying_process import CrashingStore, ProcessLife
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(120)]
 
@@ -36,13 +36,13 @@ KEY = bytes(range(32))
 
 
 class Bench:
-    """A disk whose writer dies now and then."""
+    """A disk whose writer crashes now and then."""
 
     def __init__(self, client: ObjectStoreClient, **options: Any) -> None:
         self._client = client
         self._options = options
         self._random = Random(1)
-        self._lives: list[Life] = []
+        self._lives: list[ProcessLife] = []
 
     async def check(self, seed: int) -> None:
         key = self._options.get("key")
@@ -54,9 +54,9 @@ class Bench:
 
     async def open(self) -> ObjectStoreDevice:
         await forget_lease(self._client)
-        self._lives.append(Life(self._random))
+        self._lives.append(ProcessLife(self._random))
         return await ObjectStoreDevice.open(
-            Mortal(self._client, self._lives[-1]),
+            CrashingStore(self._client, self._lives[-1]),
             "disk",
             key=self._options.get("key"),
             limits=Limits(memory=8 * CHUNK, unstored=16 * CHUNK),
@@ -70,7 +70,7 @@ class Bench:
 
 
 async def forget_lease(client: ObjectStoreClient) -> None:
-    """As if it had not been renewed for long."""
+    """Make the lease expire: delete it."""
     await client.delete(["disk/lease"])
 
 
@@ -109,7 +109,7 @@ async def test_second_writer_is_refused_while_the_first_lives(client: ObjectStor
 
 
 async def test_of_many_who_open_a_disk_at_once_one_writes(client: ObjectStoreClient) -> None:
-    """Nobody has the lease yet, so that the history decides."""
+    """The lease is free at first, so the history decides."""
     await create(client, "disk", size=SIZE)
     results = await asyncio.gather(
         *(ObjectStoreDevice.open(client, "disk", lease=3) for _ in range(8)),
@@ -156,7 +156,7 @@ async def test_late_flush_of_a_fenced_writer_fails_and_changes_nothing(
     assert len(await client.list_objects("disk/chunks")) == 2
 
 
-# Snapshots and upkeep
+# Snapshots, garbage collection, checks
 
 
 async def test_snapshots_clones_and_garbage(client: ObjectStoreClient) -> None:

@@ -1,4 +1,4 @@
-"""What a disk relies on: of several who create an object one succeeds, and a list has all."""
+"""What a disk relies on: conditional puts succeed once, and a list has every object."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_list_has_at_once_what_was_put_through_another_gateway(
 async def test_list_has_what_a_killed_gateway_has_put_and_nothing_else(
     client: ObjectStoreClient, folder: str, another: Gateway
 ) -> None:
-    """It leaves changes of the index half done, which a list has to finish by itself."""
+    """It leaves changes of the index half done, which a list has to complete."""
     random, were_there = Random(1), 0
     for number in range(5):
         other = at(another.port, folder)

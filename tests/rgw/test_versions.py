@@ -1,6 +1,6 @@
-"""Buckets with versioning, where Ceph ignores If-None-Match: all who create an object succeed.
+"""Buckets with versioning, where Ceph ignores If-None-Match: every conditional put succeeds.
 
-They are refused for writing, for two writers would not notice each other.
+Disks there are read-only, since two writers would not notice each other.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def test_disk_that_is_there_is_not_replaced(bucket: Bucket) -> None:
 
 
 async def test_disk_is_only_read_when_its_bucket_gets_versioning(bucket: Bucket) -> None:
-    """Otherwise two writers would both be told that what they have flushed is safe."""
+    """Otherwise two writers could both flush, and one would lose its data."""
     await create(bucket.client, "disk", size=SIZE)
     await enable(bucket)
     with pytest.raises(StorageError, match="If-None-Match"):

@@ -1,4 +1,4 @@
-"""Certificates and keys for tests, in the files that NBD's tools look for."""
+"""Certificates and pre-shared keys for tests, under the file names that NBD tools use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ USER, KEY = "alice", "00112233445566778899aabbccddeeff"
 
 
 def make_certificates(directory: Path, *, host: str = "localhost") -> Path:
-    """Certificates of an authority, of a server on ``host`` and of a client."""
+    """Make certificates of an authority, of a server on ``host`` and of a client."""
     directory.mkdir(exist_ok=True)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(directory / "ca-cert.pem"))
@@ -24,7 +24,7 @@ def make_certificates(directory: Path, *, host: str = "localhost") -> Path:
 
 
 def make_keys(file: Path) -> Path:
-    """Pre-shared keys of two users."""
+    """Write pre-shared keys of two users."""
     file.write_text(f"# of a test\n\n{USER}:{KEY}\nbob:{KEY[::-1]}\n")
     file.chmod(0o600)
     return file

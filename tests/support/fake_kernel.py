@@ -1,21 +1,20 @@
-"""A stand-in for the kernel's NBD driver, at the border of its system calls.
+"""A fake of the kernel's NBD driver, in the place of its system calls.
 
-``mount()`` runs from end to end in a test, with real links, threads and sockets. What the kernel
-would do is done here: /dev/nbdN can be opened, also exclusively; ioctls and netlink's commands
-attach and detach it; what a program has written stays in a page cache until somebody syncs, and
+``mount()`` runs from end to end in a test, with real attachments, threads and sockets. What the
+kernel would do is done here: /dev/nbdN can be opened, also exclusively; ioctls and netlink's
+commands attach and detach it; what a program has written stays in a page cache until a sync, and
 goes to the server as requests then. /sys shows what is attached.
 
-It is like the driver in what an unmount depends on. NBD_DO_IT stays until all connections have
-ended. Requests in flight when they do are forgotten until NBD_CLEAR_SOCK (nbd_start_device_ioctl)
-or netlink's disconnect fails them. An index is free again with the last close of its node. Writing
-back fails with EIO where there is no connection, and what was cached is gone.
+It is like the driver in everything that an unmount depends on. NBD_DO_IT stays until all
+connections have ended. Requests in flight when they do are forgotten until NBD_CLEAR_SOCK
+(nbd_start_device_ioctl) or netlink's disconnect fails them. An index is free again with the last
+close of its node. Write-back fails with EIO if there is no connection, and what was cached is lost.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import os
 import re
 import socket
@@ -31,84 +30,23 @@ import pytest
 from aiovblk import atfork
 from aiovblk.kernel import attaching, ioctl, locks, netlink, netlink_attachment, sysfs
 from aiovblk.kernel.ioctl import Ioctl
-from aiovblk.protocol import (
-    SIMPLE_REPLY,
-    Command,
-    Request,
-    TransmissionFlag,
-    parse_simple_reply,
-    serialize_request,
-)
-from aiovblk.threads import run_in_daemon_thread
+from aiovblk.protocol import Command, TransmissionFlag
 
+from .kernel_end import KernelEnd
 from .kernel_tree import KernelTree
 
 PAGE = 4096
 
 
-class Connection:
-    """The kernel's end of a socket pair, and what is in flight on it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.in_flight: dict[int, tuple[Request, Future[bytes]]] = {}
-        self.has_given_up = False
-        self._cookies = itertools.count(1)
-        self._sending = threading.Lock()
-        self.receiving = run_in_daemon_thread(self._receive)
-
-    def send(self, command: Command, offset: int, length: int, data: bytes) -> Future[bytes]:
-        answer: Future[bytes] = Future()
-        with self._sending:
-            request = Request(0, command, next(self._cookies), offset, length)
-            if command != Command.DISC:
-                self.in_flight[request.cookie] = request, answer
-            try:
-                self.sock.sendall(serialize_request(request) + data)
-            except OSError as exc:
-                self.in_flight.pop(request.cookie, None)
-                answer.set_exception(OSError(errno.EIO, f"sending failed: {exc}"))
-        return answer
-
-    def _receive(self) -> None:
-        with suppress(OSError):
-            while head := self._exactly(SIMPLE_REPLY.size):
-                error, cookie = parse_simple_reply(head)
-                found = self.in_flight.pop(cookie, None)
-                if found is None and self.has_given_up:
-                    return  # it came too late
-                assert found is not None, "a reply that nobody waits for"
-                request, answer = found
-                data = self._exactly(request.length) if request.type == Command.READ else b""
-                if error:
-                    answer.set_exception(OSError(error, "the server said so"))
-                else:
-                    answer.set_result(data)
-
-    def _exactly(self, count: int) -> bytes:
-        return self.sock.recv(count, socket.MSG_WAITALL)
-
-    def shut_down(self) -> None:
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-    def fail_all(self) -> None:
-        self.has_given_up = True
-        while self.in_flight:
-            with suppress(KeyError):
-                _, (_, answer) = self.in_flight.popitem()
-                answer.set_exception(OSError(errno.EIO, "the kernel gave up"))
-
-
 class FakeKernel:
-    """One device, /dev/nbd0, and who uses it.
+    """One device, /dev/nbd0, and its users.
 
     Attributes:
         log: what has happened, in order; devices add what they do.
-        holder: whether somebody (a mounted file system) has the device exclusively.
+        holder: whether a user (a mounted file system) has claimed the device exclusively.
         stuck: names of calls that do not return before :meth:`free`.
-        sends_disc: whether NBD_DISCONNECT does anything.
-        freed_by_netlink: whether netlink's disconnect is as good as :meth:`free`.
+        sends_disc: whether NBD_DISCONNECT has any effect.
+        freed_by_netlink: whether netlink's disconnect does what :meth:`free` does.
 
     """
 
@@ -116,7 +54,7 @@ class FakeKernel:
         self.log: list[str] = []
         self.holder = False
         self.stuck: set[str] = set()
-        self.connections: list[Connection] = []
+        self.connections: list[KernelEnd] = []
         self.sends_disc = True
         self.freed_by_netlink = False
         self._awaited: dict[str, Future[None]] = {}
@@ -140,7 +78,7 @@ class FakeKernel:
                 awaited.set_result(None)
 
     def when(self, what: str) -> Future[None]:
-        """Done as soon as something is in the log."""
+        """Return a future that is done as soon as something is in the log."""
         with self._guard:
             awaited = self._awaited.setdefault(what, Future())
             if what in self.log:
@@ -150,26 +88,26 @@ class FakeKernel:
     # Programs
 
     def write(self, page: int, content: bytes) -> None:
-        """A program writes a page; the server hears nothing of it yet."""
+        """Write a page as a program does, into the page cache; no request is sent yet."""
         self._dirty[page * PAGE] = content.ljust(PAGE, b"\0")
 
     def request(self, command: Command, offset: int, length: int, data: bytes = b"") -> bytes:
-        """A program makes a request that goes by the page cache; waits for its answer."""
+        """Make a request as a program does with O_DIRECT; wait for its answer."""
         if not self.connections or self._cut:
             raise OSError(errno.EIO, "no connection")
         return self.connections[0].send(command, offset, length, data).result()
 
     def disconnect_from_outside(self) -> None:
-        """As ``nbd-client -d`` does it."""
+        """Disconnect as ``nbd-client -d`` does."""
         self._nbd_disconnect()
 
     def break_connections(self) -> None:
-        """They end, and nobody has asked for it."""
+        """End all connections without a disconnect."""
         for each in self.connections:
             each.shut_down()
 
     def open_for_a_program(self) -> int:
-        """A program opens the node, and keeps it open; its descriptor."""
+        """Open the node as a program does, and keep it open; return the descriptor."""
         return os.open(self._node, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
@@ -178,11 +116,11 @@ class FakeKernel:
         return sysfs.is_free(0)
 
     def free(self) -> None:
-        """Have what is stuck return."""
+        """Have the calls that are stuck return."""
         self._freed.set()
 
     def end(self) -> None:
-        """Have no thread left."""
+        """End all threads."""
         self.free()
         self.break_connections()
         for each in self.connections:
@@ -259,7 +197,7 @@ class FakeKernel:
     # The driver, by ioctl
 
     def _nbd_set_sock(self, sock: int) -> None:
-        self.connections.append(Connection(socket.socket(fileno=os.dup(sock))))
+        self.connections.append(KernelEnd(socket.socket(fileno=os.dup(sock))))
 
     def _nbd_set_blksize(self, size: int) -> None:
         self._block_size = size
@@ -326,12 +264,12 @@ class FakeKernel:
             self._show(size, sysfs.server_thread(0))
 
     def disconnect(self, index: int, timeout: float = 10) -> None:
-        """As netlink does it: DISC, and then the connections are shut."""
+        """Disconnect as the kernel does by netlink: send DISC, then shut the connections down."""
         self.note(f"netlink disconnects within {timeout:g} s")
         self._pass("netlink")
         if self.freed_by_netlink:
             self.free()
-        self._cut = True  # before the server hears of it
+        self._cut = True  # before the server receives DISC
         for each in self.connections:
             each.send(Command.DISC, 0, 0, b"")
         self._pass("the end of the connections")
@@ -342,8 +280,8 @@ class FakeKernel:
         self._attached = False
 
 
-class NoDeaths:
-    """Netlink's events, of which there are none."""
+class SilentLinkDeadListener:
+    """A listener for netlink's events of dead connections that never receives one."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -359,22 +297,22 @@ class NoDeaths:
 
 
 class NoWatchdog:
-    """Does without the process that outlives this one."""
+    """A watchdog without a process."""
 
     def watch_pending(self, thread: int) -> None:
         pass
 
-    def watch(self, thread: int, index: int, survive: float, signature: str = "") -> None:
+    def watch(self, thread: int, index: int, survive: float, owner_token: str = "") -> None:
         pass
 
     def forget(self, thread: int) -> None:
         pass
 
-    leave = forget
+    release_to_successor = forget
 
 
 def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Put the stand-in where the package makes its system calls."""
+    """Put the fake where the package makes its system calls."""
     exists: Callable[[str], bool] = os.path.exists
     patch.setattr(atfork, "open_protected", kernel.open)
     patch.setattr(atfork, "close_protected", kernel.close)
@@ -385,20 +323,20 @@ def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None
     patch.setattr(locks, "LOCKS", folder / "locks")
     patch.setattr(attaching, "prefers_netlink", lambda: False)
     patch.setattr(netlink_attachment, "watchdog", NoWatchdog())
-    for name, stand_in in {
+    for name, replacement in {
         "connect": kernel.connect,
         "reconfigure": kernel.reconfigure,
         "disconnect": kernel.disconnect,
-        "LinkDeadListener": NoDeaths,
+        "LinkDeadListener": SilentLinkDeadListener,
     }.items():
-        patch.setattr(netlink, name, stand_in)
+        patch.setattr(netlink, name, replacement)
 
 
 @pytest.fixture
 def kernel(
     tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeKernel]:
-    """The stand-in, in the place of the kernel."""
+    """Put the fake in the place of the kernel."""
     made = FakeKernel(tree, tmp_path)
     install(made, monkeypatch, tmp_path)
     yield made

@@ -1,4 +1,4 @@
-"""As much of S3 as a disk needs, which refuses what it is told to refuse."""
+"""A fake S3 server: the requests that a disk needs, with injected error responses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BUCKET = "bucket"
 
 
 @dataclass
-class Refusal:
-    """An answer that is none of those that were hoped for."""
+class ErrorResponse:
+    """An error response."""
 
     status: int
     code: str = ""
     message: str = "why"
     more: str = ""
-    """Elements."""
+    """Further XML elements of the body."""
 
     @property
     def body(self) -> bytes:
@@ -47,16 +47,17 @@ class Request:
 
     @property
     def key_id(self) -> str:
-        """Of the credentials."""
+        """The access key id of the credentials."""
         found = re.search("Credential=([^/]*)/", self.headers.get("authorization", ""))
         return found[1] if found else ""
 
 
 @dataclass
 class FakeS3:
-    """The store."""
+    """The server, and its objects by path."""
 
-    judge: Callable[[Request], Refusal | None] = lambda request: None
+    error_for: Callable[[Request], ErrorResponse | None] = lambda request: None
+    """Returns the error to respond with, or None to serve the request."""
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     port: int = 0
@@ -67,7 +68,7 @@ class FakeS3:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def client(self, folder: str = "disk", **options: Any) -> ObjectStoreClient:
-        """A client of it, by fixed credentials."""
+        """Return a client of it, with fixed credentials."""
         fixed = {
             "endpoint": self.endpoint,
             "access_key_id": "key",
@@ -86,8 +87,8 @@ class FakeS3:
             path, _, query = target.partition("?")
             request = Request(method, unquote(path), query, headers)
             self.requests.append(request)
-            refusal = self.judge(request)
-            status, body = (refusal.status, refusal.body) if refusal else self._do(request, data)
+            error = self.error_for(request)
+            status, body = (error.status, error.body) if error else self._do(request, data)
             writer.write(
                 f'HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nETag: "e"\r\n'
                 "Last-Modified: Tue, 01 Sep 2026 00:00:00 GMT\r\n"
@@ -116,7 +117,7 @@ class FakeS3:
             return 204, b""
         if path in self.objects:
             return 200, self.objects[path]
-        return 404, Refusal(404, "NoSuchKey", "The specified key does not exist.").body
+        return 404, ErrorResponse(404, "NoSuchKey", "The specified key does not exist.").body
 
     def _list(self, request: Request) -> bytes:
         found = re.search("prefix=([^&]*)", request.query)
@@ -136,7 +137,7 @@ class FakeS3:
 
 @asynccontextmanager
 async def serving(store: FakeS3, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeS3]:
-    """The store listens."""
+    """Run the server for the time of a block."""
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

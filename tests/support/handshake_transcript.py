@@ -1,4 +1,4 @@
-"""Handshakes with literal bytes: either side's talk, driven to its end or to where it waits."""
+"""Run either side of a handshake against literal bytes, to its end or until it waits for more."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LONGEST_RECEIVE = 64 * 1024
 
 
 @dataclass
-class Held:
-    """What became of a talk."""
+class Transcript:
+    """What one side of a handshake did."""
 
     sent: bytes = b""
-    """All that it sent."""
+    """All bytes that it sent."""
     left: bytes = b""
-    """What it did not receive."""
+    """The bytes that it did not receive."""
     ended: bool = False
-    """Whether it came to an end; otherwise it waits for more bytes."""
-    agreement: NegotiationResult | None = None
+    """Whether it ended; otherwise it waits for more bytes."""
+    result: NegotiationResult | None = None
     error: ProtocolError | None = None
     opened: list[str] = field(default_factory=list)
     """The exports that it asked for."""
@@ -42,12 +42,12 @@ class Held:
     """How many bytes it wanted, each time."""
 
 
-def hold(
+def transcribe(
     handshake: ServerHandshake | ClientHandshake,
     incoming: bytes,
     exports: Mapping[str, ExportInfo | None] | None = None,
-) -> Held:
-    """Let ``handshake`` talk to a peer that sends ``incoming``, and look at nothing it gets.
+) -> Transcript:
+    """Run ``handshake`` against a peer that sends ``incoming``, whatever it receives.
 
     Args:
         handshake: either side.
@@ -55,72 +55,75 @@ def hold(
         exports: what there is to open, for the server's side.
 
     """
-    held = Held(left=incoming)
-    talk: Generator[Any, Any, NegotiationResult | None] = handshake.run()
+    transcript = Transcript(left=incoming)
+    steps: Generator[Any, Any, NegotiationResult | None] = handshake.run()
     answer: object = None
     try:
         while True:
-            step = talk.send(answer)
-            held.sent += handshake.data_to_send()
+            step = steps.send(answer)
+            transcript.sent += handshake.data_to_send()
             if isinstance(step, Receive):
                 assert 0 < step.length <= LONGEST_RECEIVE
-                if len(held.left) < step.length:
-                    return held
-                held.received.append(step.length)
-                answer, held.left = held.left[: step.length], held.left[step.length :]
+                if len(transcript.left) < step.length:
+                    return transcript
+                transcript.received.append(step.length)
+                answer, transcript.left = (
+                    transcript.left[: step.length],
+                    transcript.left[step.length :],
+                )
             elif isinstance(step, OpenExport):
-                held.opened.append(step.name)
+                transcript.opened.append(step.name)
                 answer = (exports or {}).get(step.name)
             elif isinstance(step, Pause):
                 answer = None
             else:
                 assert isinstance(step, StartTLS)
-                held.secured_after.append(len(held.sent))
+                transcript.secured_after.append(len(transcript.sent))
                 answer = None
     except StopIteration as end:
-        held.agreement = end.value
+        transcript.result = end.value
     except ProtocolError as exc:
-        held.error = exc
-    held.sent += handshake.data_to_send()
-    held.ended = True
-    return held
+        transcript.error = exc
+    transcript.sent += handshake.data_to_send()
+    transcript.ended = True
+    return transcript
 
 
 @dataclass
-class Together:
-    """What became of two sides that talked to each other."""
+class BothTranscripts:
+    """What both sides of a handshake did with each other."""
 
     from_client: bytes
     from_server: bytes
     client: NegotiationResult | None = None
     server: NegotiationResult | None = None
     error: ProtocolError | None = None
-    """Why the client gave up."""
+    """What the client raised."""
     secured: bool = False
 
 
-def talk_together(
+def transcribe_both(
     make_client: Callable[[], ClientHandshake],
     make_server: Callable[[], ServerHandshake],
     exports: Mapping[str, ExportInfo | None],
-) -> Together:
-    """Let both sides talk to each other until both have come to their end."""
-    # Talks are short. Beginning anew with all that the other side has said meanwhile is simple.
+) -> BothTranscripts:
+    """Run both sides against each other until both have ended."""
+    # Handshakes are short: it is simplest to start again with all that the other side has sent.
     from_client = from_server = b""
     while True:
-        listening = hold(make_server(), from_client, exports)
-        speaking = hold(make_client(), listening.sent)
+        listening = transcribe(make_server(), from_client, exports)
+        speaking = transcribe(make_client(), listening.sent)
         if (speaking.sent, listening.sent) == (from_client, from_server):
             break
         from_client, from_server = speaking.sent, listening.sent
     assert speaking.ended
     assert speaking.left == b"", "the server sent something behind the handshake"
     assert speaking.error or (listening.ended and listening.left == b"")
-    return Together(
+    return BothTranscripts(
         from_client,
         from_server,
-        speaking.agreement,
-        listening.agreement,
+        speaking.result,
+        listening.result,
         speaking.error,
         bool(listening.secured_after),
     )

@@ -1,4 +1,7 @@
-"""A fake /sys and /proc, as the kernel lays them out."""
+"""A fake /sys and /proc, laid out as the kernel does it.
+
+The fixture ``tree`` puts them in the place of the real ones (:mod:`aiovblk.kernel.sysfs`).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,17 @@ import pytest
 from aiovblk.kernel import sysfs
 
 KERNEL_THREAD = 0x208040
-"""The flags of a thread of the kernel, PF_KTHREAD among them."""
+"""The flags of a kernel thread in /proc/PID/stat, PF_KTHREAD among them."""
 
 
 class KernelTree:
-    """What a machine with some NBD devices shows in /sys and /proc."""
+    """The files of /sys and /proc of a machine with some NBD devices.
+
+    Attributes:
+        block: /sys/block.
+        proc: /proc.
+
+    """
 
     def __init__(self, root: Path) -> None:
         self.block = root / "sys/block"
@@ -25,12 +34,22 @@ class KernelTree:
         self.write(self.proc / "swaps", "Filename\tType\tSize\tUsed\tPriority\n")
 
     def write(self, path: Path, text: str | bytes) -> None:
+        """Write a file; make its directory."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode() if isinstance(text, str) else text)
 
     def device(
         self, name: str, number: str, *, sectors: int = 0, thread: int | None = None
     ) -> Path:
+        """Add a block device; return its directory.
+
+        Args:
+            name: ``nbd0``.
+            number: ``MAJOR:MINOR``.
+            sectors: its size in sectors of 512 bytes.
+            thread: the thread that attached it; None if it is not attached.
+
+        """
         directory = self.block / name
         self._number(directory, number)
         self.write(directory / "size", f"{sectors}\n")
@@ -42,6 +61,7 @@ class KernelTree:
         return directory
 
     def partition(self, name: str, number: str) -> Path:
+        """Add a partition (``nbd0p1``) to a device; return its directory."""
         directory = self.block / name.rpartition("p")[0] / name
         self._number(directory, number)
         (directory / "holders").mkdir()
@@ -61,6 +81,16 @@ class KernelTree:
         namespace: int = 1,
         flags: int = 0x400040,
     ) -> Path:
+        """Add a process; return its directory.
+
+        Args:
+            number: its id.
+            name: what ``comm`` says.
+            opens: the paths that it has open.
+            namespace: of mounts.
+            flags: in ``stat``; :data:`KERNEL_THREAD` for a kernel thread.
+
+        """
         directory = self.proc / str(number)
         comm = name if isinstance(name, bytes) else name.encode()
         self.write(directory / "comm", comm + b"\n")
@@ -79,7 +109,7 @@ class KernelTree:
     def task(
         self, process: int, name: str, *, state: str = "S", flags: int = 0, stack: str = ""
     ) -> None:
-        """The thread of a process, which shares its open files."""
+        """Add the thread of a process, which shares its open files."""
         directory = self.proc / str(process) / "task" / str(process)
         self.write(directory / "comm", f"{name}\n")
         self.write(directory / "stat", f"{process} ({name}) {state} 1 1 1 0 -1 {flags} 0 0 0 0\n")
@@ -88,7 +118,7 @@ class KernelTree:
         (directory / "cwd").symlink_to("/")
 
     def kernel_threads(self, *receiving: str) -> None:
-        """The kernel's own, among them those that receive for these devices (``nbd0``)."""
+        """Add kernel threads, among them a receiver for each of these devices (``nbd0``)."""
         self.process(2, "kthreadd", flags=KERNEL_THREAD)
         self.process(30, "kworker/R-nbd0-recv", flags=KERNEL_THREAD)
         for number, device in enumerate(receiving, 31):
@@ -97,12 +127,14 @@ class KernelTree:
     def mount(
         self, process: int, number: str, point: str, source: str, *, kind: str = "ext4"
     ) -> None:
+        """Add a mount to the table of a process."""
         with (self.proc / str(process) / "mountinfo").open("a", encoding="utf-8") as table:
             table.write(f"36 25 {number} / {point} rw,relatime shared:1 - {kind} {source} rw\n")
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelTree:
+    """Put a fake /sys and /proc in the place of the real ones."""
     made = KernelTree(tmp_path)
     monkeypatch.setattr(sysfs, "SYS_BLOCK", made.block)
     monkeypatch.setattr(sysfs, "PROC", made.proc)

@@ -1,4 +1,4 @@
-"""A client from the network in the hands of a test, and devices that tell what became of them."""
+"""A network client that a test drives byte by byte, and devices that record their calls."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from aiovblk.protocol.options import (
     serialize_option,
 )
 from aiovblk.server.clients import LocalClients
+from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 
 from .dispatch_client import Client, PuppetDevice
@@ -39,7 +40,7 @@ class NetworkClient(Client):
     """Speaks the handshake, then the transmission phase with simple replies."""
 
     async def greet(self, flags: int = FIXED_NEWSTYLE | NO_ZEROES) -> int:
-        """Receive the greeting and answer it; the server's flags."""
+        """Receive the greeting and answer it; returns the server's flags."""
         magic, style, offered = GREETING.unpack(await self.reader.readexactly(GREETING.size))
         assert (magic, style) == (0x4E42444D41474943, IHAVEOPT)
         self.writer.write(struct.pack(">I", flags))
@@ -67,10 +68,7 @@ class NetworkClient(Client):
         await self.writer.start_tls(context, server_hostname="localhost")
 
     async def closed(self) -> bytes:
-        """What the server still sends before it closes.
-
-        A reset counts as the end, and so does that there was nobody left to write to.
-        """
+        """Read until the server closes; a reset counts as the end, and so does a broken pipe."""
         try:
             return await self.reader.read()
         except (ConnectionResetError, BrokenPipeError):
@@ -82,7 +80,7 @@ Address = Path | tuple[str, int]
 
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[NetworkClient]:
-    """A client that has connected, and has not said a word."""
+    """A client that has connected, and has sent nothing."""
     if isinstance(address, Path):
         client = NetworkClient(*await asyncio.open_unix_connection(address))
     else:
@@ -103,9 +101,15 @@ async def using(address: Address, name: str = "") -> AsyncIterator[NetworkClient
 
 
 def clients_of(server: Server) -> LocalClients:
-    """What the tests look into."""
+    """The server's clients, for tests of what nothing public shows."""
     assert isinstance(server._clients, LocalClients)
     return server._clients
+
+
+def worker_pids(server: Server) -> list[int]:
+    """The processes of the server's worker pool."""
+    assert isinstance(server._clients, WorkerPool)
+    return [slot.worker.pid for slot in server._clients._slots]
 
 
 async def until_left(server: Server, *, but: int = 0) -> None:
@@ -114,13 +118,13 @@ async def until_left(server: Server, *, but: int = 0) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what nobody tells; the test's deadline ends it."""
+    """Poll until a condition holds; the test's deadline ends it."""
     while not holds():  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
 class LoggingDevice(MemoryDevice):
-    """A disk in memory that remembers the end of its life."""
+    """A memory device that records writes, flushes and unmounts."""
 
     def __init__(self, size: int = MIB) -> None:
         super().__init__(size, block_size=512)
@@ -138,7 +142,7 @@ class LoggingDevice(MemoryDevice):
 
 
 class PuppetDisk(PuppetDevice):
-    """A puppet whose end needs no strings."""
+    """A PuppetDevice whose flush and unmount return at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +156,7 @@ class PuppetDisk(PuppetDevice):
 
 
 class FailingDisk(LoggingDevice):
-    """A disk that cannot store what it was given."""
+    """A device whose flush fails."""
 
     async def flush(self) -> None:
         await super().flush()

@@ -1,4 +1,4 @@
-"""An object store in memory, whose owner decides what happens when, and a disk in it."""
+"""An object store in memory with injected delays, failures and crashes, and a disk in it."""
 
 from __future__ import annotations
 
@@ -14,75 +14,80 @@ CHUNK, BLOCK = 16384, 4096
 SIZE = 8 * CHUNK
 
 Before = Callable[[str, str], object]
-"""What happens before a request, to a path; if it can be awaited the request waits for it."""
+"""Called before a request, with its kind and path; what it returns is awaited, if it can be."""
 
 
 def undisturbed(request: str, path: str) -> None:
-    """Nothing."""
+    """Do nothing before a request."""
 
 
 class DeadError(OSError):
-    """The process that asks has crashed, as far as the store is concerned."""
+    """The process that makes the request has crashed."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "crashed")
 
 
 class Bucket:
-    """What outlives the processes that use it."""
+    """The stored objects, which outlive the processes that use them."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
-        self.ignores_conditions = False  # as stores do that know of none
+        self.ignores_conditions = False  # as stores without conditional puts do
 
-    def client(self, *, lives: int | None = None) -> Client:
-        """A process, which crashes at the change after so many (and that one may be made)."""
-        return Client(self, "", _Life(lives))
+    def client(self, *, crash_after: int | None = None) -> Client:
+        """Return a client of a new process.
+
+        Args:
+            crash_after: changes, after which it crashes at the next; that may be made or not.
+
+        """
+        return Client(self, "", _Process(crash_after))
 
     def forget_lease(self) -> None:
-        """As if it had not been renewed for long."""
+        """Make the lease expire: delete it."""
         self.objects.pop("disk/lease", None)
 
     def names(self, folder: str) -> list[str]:
         return sorted(name for name in self.objects if name.startswith(folder + "/"))
 
 
-class _Life:
+class _Process:
     def __init__(self, changes: int | None) -> None:
         self.changes = changes
         self.made = 0
-        self.is_over = False
-        self.loses_an_answer = False
+        self.has_crashed = False
+        self.loses_a_response = False
 
     def step(self) -> None:
-        if self.is_over:
+        if self.has_crashed:
             raise DeadError
         self.made += 1
         if self.changes is not None and self.made > self.changes:
-            self.is_over = True
+            self.has_crashed = True
 
 
 class Client:
-    """See :class:`aiovblk.storage.objects.ObjectStore`."""
+    """An object store client of one process; see :class:`aiovblk.storage.objects.ObjectStore`."""
 
-    def __init__(self, bucket: Bucket, folder: str, life: _Life) -> None:
+    def __init__(self, bucket: Bucket, folder: str, process: _Process) -> None:
         self.bucket = bucket
         self.folder = folder
-        self.life = life
+        self.process = process
         self.before: Before = undisturbed
 
     def subfolder(self, path: str) -> Client:
-        other = Client(self.bucket, self._full(path), self.life)
+        other = Client(self.bucket, self._full(path), self.process)
         other.before = lambda request, name: self.before(request, name)
         return other
 
     def crash(self) -> None:
-        self.life.is_over = True
+        self.process.has_crashed = True
 
-    def lose_an_answer(self) -> None:
-        """Of the next object that is created, which is there then."""
-        self.life.loses_an_answer = True
+    def lose_a_response(self) -> None:
+        """Lose the response to the next create(); the object is stored."""
+        self.process.loses_a_response = True
 
     async def get(self, path: str) -> memoryview:
         await self._begin("get", path)
@@ -100,9 +105,9 @@ class Client:
         if self._full(path) in self.bucket.objects and not self.bucket.ignores_conditions:
             raise FileExistsError(errno.EEXIST, path)
         self._change(path, data)
-        if self.life.loses_an_answer:
-            self.life.loses_an_answer = False
-            raise OSError(errno.EIO, "no answer")
+        if self.process.loses_a_response:
+            self.process.loses_a_response = False
+            raise OSError(errno.EIO, "no response")
 
     async def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -119,46 +124,46 @@ class Client:
         ]
 
     async def _begin(self, request: str, path: str) -> None:
-        if self.life.is_over:
+        if self.process.has_crashed:
             raise DeadError
         self.bucket.requests.append((request, self._full(path)))
         waits = self.before(request, path)
         if hasattr(waits, "__await__"):
             await waits
-        if self.life.is_over:
+        if self.process.has_crashed:
             raise DeadError
 
     def _change(self, path: str, data: Buffer | None) -> None:
-        dies = self.life.changes is not None and self.life.made >= self.life.changes
-        # The last change of all is made or not; whoever asked for it does not hear of it.
-        if not dies or self.life.made % 2:
+        crashes = self.process.changes is not None and self.process.made >= self.process.changes
+        # The last change of all is made or not; the caller gets no response.
+        if not crashes or self.process.made % 2:
             if data is None:
                 self.bucket.objects.pop(self._full(path), None)
             else:
                 self.bucket.objects[self._full(path)] = bytes(data)
-        self.life.step()
-        if dies:
+        self.process.step()
+        if crashes:
             raise DeadError
 
     def _full(self, path: str) -> str:
         return f"{self.folder}/{path}".strip("/")
 
 
-# What happens before requests, which are called by what is asked and by folder: ``get log``
+# Actions before requests, which are named by kind and folder: ``get log``
 
 
-def _called(request: str, path: str) -> str:
+def _request_name(request: str, path: str) -> str:
     return f"{request} {path.partition('/')[0]}"
 
 
 def failing(*requests: str) -> Before:
-    """These fail, each once."""
+    """Make the next of each of these requests fail."""
     left = list(requests)
 
     def before(request: str, path: str) -> None:
-        word = _called(request, path)
-        if word in left:
-            left.remove(word)
+        name = _request_name(request, path)
+        if name in left:
+            left.remove(name)
             raise OSError(errno.EIO, "the store is away")
 
     return before
@@ -167,7 +172,7 @@ def failing(*requests: str) -> Before:
 def once(
     client: Client, word: str, action: Callable[[], Awaitable[object]], *, after: str = ""
 ) -> None:
-    """Do something before the next such request, or the next after one of another kind."""
+    """Run an action before the next such request; with ``after``, the next one after that."""
     waiting = bool(after)
 
     async def act() -> None:
@@ -177,9 +182,9 @@ def once(
     def before(request: str, path: str) -> Any:
         nonlocal waiting
         if waiting:
-            waiting = _called(request, path) != after
+            waiting = _request_name(request, path) != after
             return None
-        return act() if _called(request, path) == word else None
+        return act() if _request_name(request, path) == word else None
 
     client.before = before
 
@@ -188,7 +193,7 @@ def once(
 
 
 async def make_disk(bucket: Bucket, path: str = "disk", **options: Any) -> None:
-    """Make one that is small."""
+    """Create a small disk."""
     await create(bucket.client(), path, **{"size": SIZE, "chunk_size": CHUNK} | options)
 
 
@@ -216,13 +221,20 @@ async def write(device: ObjectStoreDevice, offset: int, data: bytes) -> None:
 
 
 async def fill(device: ObjectStoreDevice, index: int, letter: bytes) -> None:
-    """Write a chunk."""
+    """Fill a chunk with a letter."""
     await write(device, index * CHUNK, letter * CHUNK)
 
 
 async def contents(bucket: Bucket, path: str = "disk", *, snapshot: str | None = None) -> bytes:
-    """All of a disk, as it is stored."""
+    """Return all data of a disk, as it is stored."""
     device = await open_disk(bucket.client(), path, snapshot=snapshot, read_only=True)
     data = bytes(await device.read(0, device.size))
     await device.unmount()
     return data
+
+
+async def letter_of(bucket: Bucket, snapshot: str | None = None) -> bytes:
+    """Return the byte that fills the first chunk, of a disk or a snapshot."""
+    data = (await contents(bucket, snapshot=snapshot))[:CHUNK]
+    assert data == data[:1] * CHUNK
+    return data[:1]

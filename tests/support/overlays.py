@@ -1,4 +1,4 @@
-"""Overlays to look at, over a base of which each block is told from all others."""
+"""Overlays over a base in which each block has different contents."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from aiovblk import BlockDevice
 from aiovblk.storage import Overlay
 
-from .power_failure import BLOCK, Fragile, pattern
+from .power_failure import BLOCK, VolatileDisk, pattern
 
 BLOCKS = 64
 
 
 class OnlyReads(BlockDevice):
-    """A base that can do nothing else, and keeps account."""
+    """A base that has no handler but read, and records its reads."""
 
     block_size = BLOCK
     blocks = BLOCKS
@@ -32,9 +32,11 @@ def contents(first: int, last: int, version: int = 0) -> bytes:
     return b"".join(pattern(number, version) for number in range(first, last))
 
 
-async def an_overlay(base: BlockDevice | None = None, **options: Any) -> tuple[Overlay, Fragile]:
+async def make_overlay(
+    base: BlockDevice | None = None, **options: Any
+) -> tuple[Overlay, VolatileDisk]:
     base = base or OnlyReads()
-    diff = Fragile(Overlay.diff_size(base, size=options.get("size")))
+    diff = VolatileDisk(Overlay.diff_size(base, size=options.get("size")))
     overlay = await Overlay.create(base, diff, **options)
     diff.requests.clear()
     return overlay, diff
@@ -48,8 +50,8 @@ async def write(device: BlockDevice, first: int, last: int, version: int = 1) ->
     await device.write(first * BLOCK, memoryview(contents(first, last, version)))
 
 
-class Stepped(Fragile):
-    """A disk that waits before each change until the test lets it go on."""
+class Stepped(VolatileDisk):
+    """A disk that waits before each change for a step of the test."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -63,6 +65,6 @@ class Stepped(Fragile):
         await super()._change(name, offset, length)
 
 
-async def a_stepped_overlay() -> tuple[Overlay, Stepped]:
+async def make_stepped_overlay() -> tuple[Overlay, Stepped]:
     diff = Stepped(Overlay.diff_size(OnlyReads()))
     return await Overlay.create(OnlyReads(), diff), diff

@@ -1,4 +1,4 @@
-"""Disks with a write cache, and a power supply that fails at a chosen request."""
+"""Disks with a volatile write cache, and a power supply that fails at a chosen request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Survives = Callable[[], bool]
 
 
 def pattern(number: int, version: int = 0) -> bytes:
-    """What a block contains: nothing else has the same."""
+    """Return the contents of a block, which no other block and version has."""
     return (number.to_bytes(4, "little") + version.to_bytes(4, "little")) * (BLOCK // 8)
 
 
 class Power:
-    """The supply of several disks: lasts for so many requests that change something."""
+    """The power supply of several disks, which lasts for a number of changing requests."""
 
     def __init__(self, requests: int = 1 << 30) -> None:
         self.requests = requests
@@ -33,7 +33,7 @@ class Power:
         self.used += 1
 
 
-class Fragile(BlockDevice):
+class VolatileDisk(BlockDevice):
     """A disk whose writes are durable when they were flushed; trimmed blocks become garbage."""
 
     block_size = BLOCK
@@ -75,10 +75,16 @@ class Fragile(BlockDevice):
             self.durable[at] = block
         del self.cached[:cached]
 
-    def after_crash(self, survives: Survives, power: Power | None = None) -> Fragile:
-        """What is found when there is power again, if of each cached block this one survives."""
+    def after_crash(self, survives: Survives, power: Power | None = None) -> VolatileDisk:
+        """Return the disk after a power failure.
+
+        Args:
+            survives: called for each write in the cache: whether it is on the disk.
+            power: the supply of the new disk.
+
+        """
         contents = self.durable | {at: block for at, block in self.cached if survives()}
-        return Fragile(self.size, power, contents)
+        return VolatileDisk(self.size, power, contents)
 
     async def _change(self, name: str, offset: int, length: int) -> None:
         await asyncio.sleep(0)
@@ -96,7 +102,7 @@ class Fragile(BlockDevice):
         return range(offset // BLOCK, (offset + length) // BLOCK)
 
 
-def luck(seed: int) -> Survives:
-    """Nothing survives, everything does, or what chance wills."""
+def survival(seed: int) -> Survives:
+    """Choose which cached writes survive: none (seed 0), all (seed 1), or random ones."""
     random = Random(seed)
     return {0: lambda: False, 1: lambda: True}.get(seed, lambda: random.random() < 0.5)

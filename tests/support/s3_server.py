@@ -1,4 +1,4 @@
-"""An S3 server (that of moto, over HTTP), and a proxy before it that makes a bad network of it.
+"""An S3 server (moto's, over HTTP), and a proxy before it that injects network faults.
 
 ``python -m tests.support.s3_server`` runs the server, with an empty bucket, until its input ends.
 """
@@ -24,7 +24,7 @@ BUCKET = "bucket"
 
 @contextmanager
 def server() -> Iterator[int]:
-    """A server with an empty bucket; its port on this machine."""
+    """Run a server with an empty bucket for the time of a block; yield its port."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ def server() -> Iterator[int]:
 
 
 def store(port: int, **options: object) -> S3Store:
-    """A client of the server, or of a proxy before it."""
+    """Return a client (of obstore) of the server, or of a proxy before it."""
     from obstore.store import S3Store
 
     return S3Store(
@@ -67,39 +67,39 @@ async def make_bucket(port: int) -> None:
 
 
 @dataclass
-class Weather:
-    """What the proxy does to requests; shares of one."""
+class NetworkFaults:
+    """The faults that the proxy injects, and the probability of each."""
 
     random: Random
     delay: float = 0
-    """Seconds before each is passed on."""
+    """Seconds before each request is passed on."""
     errors: float = 0
-    """Are answered with 500."""
+    """500, InternalError."""
     throttled: float = 0
-    """Are answered with 503, SlowDown."""
+    """503, SlowDown."""
     resets: float = 0
-    """End with a reset, half of them after the server has carried them out."""
+    """Reset of the connection; half of the time after the server has carried the request out."""
     counts: dict[str, int] = field(default_factory=dict)
 
     def next(self) -> str:
-        """What becomes of the next request."""
-        lot = self.random.random()
-        fate = "passed"
+        """Choose the fault of the next request, or ``passed``."""
+        drawn = self.random.random()
+        fault = "passed"
         for name in ("errors", "throttled", "resets"):
-            if 0 <= lot < (share := getattr(self, name)):
-                fate = name
-            lot -= share
-        self.counts[fate] = self.counts.get(fate, 0) + 1
-        return fate
+            if 0 <= drawn < (probability := getattr(self, name)):
+                fault = name
+            drawn -= probability
+        self.counts[fault] = self.counts.get(fault, 0) + 1
+        return fault
 
 
 @asynccontextmanager
-async def proxy(port: int, weather: Weather) -> AsyncIterator[int]:
-    """A proxy before the server; its port."""
+async def proxy(port: int, faults: NetworkFaults) -> AsyncIterator[int]:
+    """Run a proxy before the server for the time of a block; yield its port."""
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_serve(reader, writer, port, weather))
+        task = asyncio.create_task(_serve(reader, writer, port, faults))
         connections.add(task)
         task.add_done_callback(connections.discard)
 
@@ -114,22 +114,22 @@ async def proxy(port: int, weather: Weather) -> AsyncIterator[int]:
 
 
 async def _serve(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, weather: Weather
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, faults: NetworkFaults
 ) -> None:
     try:
         while (request := await _request(reader)) is not None:
-            await asyncio.sleep(weather.delay)
-            fate = weather.next()
-            if fate == "errors":
-                writer.write(_answer("500 Internal Server Error", "InternalError"))
-            elif fate == "throttled":
-                writer.write(_answer("503 Slow Down", "SlowDown"))
-            elif fate == "conflicts" and request.startswith(b"PUT "):
-                writer.write(_answer("409 Conflict", "ConditionalRequestConflict"))
-            elif fate == "resets":
-                if weather.random.random() < 0.5:
+            await asyncio.sleep(faults.delay)
+            fault = faults.next()
+            if fault == "errors":
+                writer.write(_error_response("500 Internal Server Error", "InternalError"))
+            elif fault == "throttled":
+                writer.write(_error_response("503 Slow Down", "SlowDown"))
+            elif fault == "conflicts" and request.startswith(b"PUT "):
+                writer.write(_error_response("409 Conflict", "ConditionalRequestConflict"))
+            elif fault == "resets":
+                if faults.random.random() < 0.5:
                     await _pass_on(request, port)
-                # Without lingering, closing is a reset.
+                # With a linger time of 0, close() sends a reset.
                 sock = writer.get_extra_info("socket")
                 sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
                 return
@@ -160,17 +160,17 @@ async def _pass_on(request: bytes, port: int) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
         writer.write(request)
-        answer = await reader.read(-1)
+        response = await reader.read(-1)
     finally:
         writer.close()
         await writer.wait_closed()
-    # The client's connection stays; the answer tells its length.
-    head, _, body = answer.partition(b"\r\n\r\n")
+    # The client's connection is kept alive; the response has a Content-Length.
+    head, _, body = response.partition(b"\r\n\r\n")
     lines = [each for each in head.split(b"\r\n") if not each.lower().startswith(b"connection:")]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def _answer(status: str, code: str) -> bytes:
+def _error_response(status: str, code: str) -> bytes:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
     return f"{head}\r\n\r\n".encode() + body

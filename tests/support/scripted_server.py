@@ -1,4 +1,4 @@
-"""A server in the hands of a test: it negotiates as it is told to, then says what the test says."""
+"""A scripted NBD server: it negotiates an :class:`Export`, then sends what the test says."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALLOCATION_ID = 77
 
 @dataclass
 class Export:
-    """What a peer tells in the handshake."""
+    """What the server offers in the handshake."""
 
     size: int = 1 << 20
     flags: int = ALL_FLAGS
@@ -96,12 +96,12 @@ class Peer:
         return [await self.request() for _ in range(count)]
 
     async def disconnected(self) -> None:
-        """See the client take its leave, and nothing after that."""
+        """Expect NBD_CMD_DISC, and nothing after that."""
         assert (await self.request()).type == Command.DISC
         assert await self.reader.read() == b""
 
     async def hung_up(self) -> None:
-        """See the client close without a word."""
+        """Expect the client to close without NBD_CMD_DISC."""
         assert await self.reader.read() == b""
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class Peer:
         self.chunk(request, chunk, payload, done=done)
 
     def succeed(self, request: Request, data: bytes = b"") -> None:
-        """The usual reply in the mode that was agreed upon."""
+        """Send the usual reply, in the mode that was negotiated."""
         if self.mode is ReplyMode.SIMPLE:
             self.simple(request, data)
         elif data:
@@ -166,8 +166,8 @@ class Server:
     export: Export
     refuses: bool = False
     """Whether connections are closed at once."""
-    most: int | None = None
-    """How many connections get an answer; the others wait for one."""
+    max_answered: int | None = None
+    """How many connections get an answer; the others wait forever. None for all."""
     _peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     _refused: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     _ignored: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
@@ -187,18 +187,18 @@ class Server:
         return await self._peers.get()
 
     async def refused(self) -> None:
-        """Wait until another client has been sent away."""
+        """Wait until another client was refused."""
         await self._refused.get()
 
     async def ignored(self) -> None:
-        """Wait until another client has come that gets no answer."""
+        """Wait until another client has connected that gets no answer."""
         await self._ignored.get()
 
     async def listen(self) -> None:
         self._listener = await asyncio.start_unix_server(self._serve, self.path)
 
     async def stop(self) -> None:
-        """Go down, with all connections."""
+        """Close the listening socket and all connections."""
         assert self._listener is not None
         self._listener.close()
         for writer in self._writers:
@@ -211,13 +211,13 @@ class Server:
             writer.close()
             self._refused.put_nowait(None)
             return
-        if self.most is not None and len(self._writers) > self.most:
+        if self.max_answered is not None and len(self._writers) > self.max_answered:
             self._ignored.put_nowait(None)
             return
         writer.write(b"NBDMAGICIHAVEOPT\0\3")
         try:
             await self._negotiate(reader, writer)
-        except (EOFError, OSError):  # the client does not like what it hears
+        except (EOFError, OSError):  # the client refuses the negotiation
             writer.close()
         else:
             self._peers.put_nowait(Peer(reader, writer, self.export.mode))
@@ -252,7 +252,7 @@ async def listening(export: Export | None = None, **fields: Any) -> AsyncIterato
 async def remote_of(
     export: Export | None = None, *, options: dict[str, Any] | None = None, **fields: Any
 ) -> AsyncIterator[tuple[RemoteDevice, Peer]]:
-    """A device and its only connection; leaving checks that the client takes its leave."""
+    """A device and its only connection; leaving checks that the client disconnects."""
     async with listening(export, **fields) as server:
         async with connect(server.uri, **(options or {})) as remote:
             peer = await server.peer()
@@ -296,7 +296,7 @@ async def logged(text: str) -> None:
 
 
 async def stored(remote: RemoteDevice, peer: Peer) -> None:
-    """Have a write acknowledged."""
+    """Make a write, and acknowledge it."""
     writing = asyncio.ensure_future(remote.write(0, b"x"))
     peer.succeed(await peer.request())
     await writing

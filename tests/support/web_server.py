@@ -1,4 +1,4 @@
-"""A web server with one file, which can be told to misbehave."""
+"""A fake web server with one file, ranges and conditions, and injected responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 
 @dataclass
 class Answer:
-    """What is sent, and what is done then."""
+    """A response, and what happens to the connection after it."""
 
     status: str = "206 Partial Content"
     headers: dict[str, str] = field(default_factory=dict)
@@ -37,36 +37,36 @@ class Answer:
 
 @dataclass
 class Request:
-    """What has come."""
+    """A request."""
 
     target: str
     headers: dict[str, str]
 
     @property
     def range(self) -> tuple[int, int]:
-        """First byte, and the one after the last."""
+        """The first byte, and the one after the last."""
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"])
         assert found
         return int(found[1]), int(found[2]) + 1
 
 
 class Web:
-    """The server: what its file holds, and what it does."""
+    """The server: its file, and its responses."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.etag = '"first"'
         self.modified = DATE
         self.conditional = True
-        """Whether it knows If-Match and If-Unmodified-Since."""
+        """Whether it honours If-Match and If-Unmodified-Since."""
         self.requests: list[Request] = []
         self.connections = 0
         self.silent = asyncio.Event()
-        """Is set when it has got a request and answers nothing."""
+        """Set when a request has come that is not answered."""
         self.next: list[Answer | None] = []
-        """What it answers before it is itself again; None is silence."""
+        """Responses to the next requests, before it serves the file again; None for no response."""
         self.change: Callable[[Answer], None] = lambda answer: None
-        """Is done to all answers with a part."""
+        """Called with all responses that have a part; may change them."""
         self.port = 0
         self.scheme = "http"
 
@@ -74,7 +74,7 @@ class Web:
         return f"{self.scheme}://{user}127.0.0.1:{self.port}{path}"
 
     def part(self, request: Request) -> Answer:
-        """The answer of a server that is all right."""
+        """Return the response of a correct server."""
         first, end = request.range
         if self.conditional and self._fails(request.headers):
             return Answer("412 Precondition Failed")
@@ -107,14 +107,14 @@ class Web:
             answer = self.next.pop(0) if self.next else self.part(request)
             if answer is None:
                 self.silent.set()
-                await reader.read()  # until the client has had enough
+                await reader.read()  # until the client closes the connection
                 return
             writer.write(answer.serialize())
             await writer.drain()
             if answer.then == "stall":
                 await reader.read()
             if answer.then == "reset":
-                # Without lingering, closing is a reset.
+                # With a linger time of 0, close() sends a reset.
                 sock = writer.get_extra_info("socket")
                 sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
             if answer.then != "go on":
@@ -123,7 +123,7 @@ class Web:
 
 @asynccontextmanager
 async def serving(web: Web, tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
-    """The server listens."""
+    """Run the server for the time of a block."""
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,7 +154,7 @@ async def serving(web: Web, tls: ssl.SSLContext | None = None) -> AsyncIterator[
 
 @asynccontextmanager
 async def opened(web: Web, path: str = "/disk.img", **options: Any) -> AsyncIterator[HTTPDevice]:
-    """The file as a disk, for a block."""
+    """Open the file as a disk for the time of a block."""
     device = await HTTPDevice.open(web.url(path), **options)
     try:
         yield device

@@ -1,1 +1,1 @@
-"""A server whose clients are served by a pool of worker processes."""
+"""A worker pool for a server: clients are served by several processes."""

@@ -1,4 +1,14 @@
-"""Clients that several processes serve: their parent's side."""
+"""Worker pool: the parent's side of a server whose clients are served by several processes.
+
+What holds here:
+
+* The parent accepts every client and sends its socket to the worker with the fewest clients.
+* A worker that is lost takes its clients' connections with it, and its slot restarts another.
+* At a shutdown, a worker that does not answer within the hang timeout is killed.
+* What is known of a worker's clients is what it has reported: some tenths of a second old.
+
+A slot counts a client from the moment its socket is sent until the worker sends "left".
+"""
 
 from __future__ import annotations
 
@@ -21,12 +31,12 @@ from .service import ClientReport, ClientService
 logger = logging.getLogger("aiovblk")
 
 WORKER_HANG_TIMEOUT = 5.0
-"""Seconds, beyond those that a flush may take, in which a worker has to answer its parent at the
-end; then it hangs. And seconds until it is asked again."""
+"""Hang timeout: seconds, beyond those that a flush may take, within which a worker must answer its
+parent at a forced shutdown, or it is killed. Also seconds until it is asked again."""
 
 
 class RemoteClient:
-    """Somebody who is served by a worker; what is known of it is some tenths of a second old."""
+    """A client that is served by a worker, as of the worker's last report."""
 
     def __init__(self, worker: Worker, report: ClientReport) -> None:
         self.number = report.number
@@ -36,28 +46,25 @@ class RemoteClient:
         self._worker = worker
 
     def __repr__(self) -> str:
-        """Who uses what."""
+        """Name the client and its export."""
         return f"<RemoteClient {self.peer} of {self.export!r}>"
 
     def stop(self) -> None:
-        """Take no more requests of it; what is in flight is answered."""
+        """Disconnect it gracefully: read no more requests; those in flight are answered."""
         self._worker.call("stop_client", self.number)
 
 
 class WorkerPool:
-    """Processes that serve clients, each of which belongs to one of them.
-
-    The parent accepts them all and gives each to the process that has the fewest. A process that
-    is lost takes its clients with it, and is replaced.
+    """Serve clients by a pool of worker processes; each client belongs to one worker.
 
     Args:
-        workers: how many.
-        make_settings: makes, in each of them, what its clients have in common.
+        workers: how many processes.
+        make_settings: makes, in each worker, what its clients' connections share.
         drain_timeout: seconds that a device's flush may take.
-        on_left: called when clients have left.
+        on_disconnect: called when clients have disconnected.
 
     Attributes:
-        broadcaster: who tells what happens to clients.
+        broadcaster: publishes the events of the clients.
 
     """
 
@@ -66,26 +73,26 @@ class WorkerPool:
         workers: int,
         make_settings: Callable[[], ConnectionSettings],
         drain_timeout: float,
-        on_left: Callable[[], None],
+        on_disconnect: Callable[[], None],
     ) -> None:
-        patience = drain_timeout + WORKER_HANG_TIMEOUT
+        hang_timeout = drain_timeout + WORKER_HANG_TIMEOUT
         self.broadcaster = EventBroadcaster()
         self._slots = [
-            _WorkerSlot(make_settings, patience, self._on_change, self.broadcaster)
+            _WorkerSlot(make_settings, hang_timeout, self._on_change, self.broadcaster)
             for _ in range(workers)
         ]
-        self._on_left = on_left
+        self._on_disconnect = on_disconnect
         self._stopped = False
 
     async def open(self) -> None:
         """Start the processes.
 
         Raises:
-            TypeError: an export, or an option, cannot be handed to another process.
-            WorkerLostError: one ended at once.
+            TypeError: an export, or an option, cannot be sent to another process.
+            WorkerLostError: a process ended at once.
 
         """
-        starting = [asyncio.ensure_future(member.start()) for member in self._slots]
+        starting = [asyncio.ensure_future(slot.start()) for slot in self._slots]
         try:
             await asyncio.gather(*starting)
         finally:
@@ -94,99 +101,102 @@ class WorkerPool:
             await asyncio.wait(starting)
 
     def count(self) -> int:
-        """How many clients there are."""
-        return sum(member.count for member in self._slots)
+        """Return how many clients there are, including those that are just being accepted."""
+        return sum(slot.count for slot in self._slots)
 
     def recheck(self) -> None:
-        """Ask the processes how many clients they have; see :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`."""
-        for member in self._slots:
-            member.recheck()
+        """Ask the workers how many clients they have.
+
+        See :data:`aiovblk.aio.tasks.RECHECK_INTERVAL`.
+        """
+        for slot in self._slots:
+            slot.recheck()
 
     def connected(self) -> list[RemoteClient]:
-        """Who is connected now."""
-        return [client for member in self._slots for client in member.clients.values()]
+        """Return the clients that are connected now, as far as they were reported."""
+        return [client for slot in self._slots for client in slot.clients.values()]
 
     def stats(self) -> Stats:
-        """The counters of all there are and were, as far as they were reported."""
-        return Stats.sum(stats for member in self._slots for stats in (member.past, member.stats))
+        """Return the summed counters of all clients, present and past, as far as reported."""
+        return Stats.sum(stats for slot in self._slots for stats in (slot.past, slot.stats))
 
     def listen(self) -> EventStream:
-        """Hear what happens from now on; in the workers, from when they are told."""
-        for member in self._slots:
-            member.listen()
+        """Subscribe to events from now on; in the workers, from when the message arrives."""
+        for slot in self._slots:
+            slot.listen()
         return self.broadcaster.subscribe()
 
     def accept(self, sock: socket.socket, number: int) -> None:
-        """Give whoever is at the other end to a worker."""
+        """Send a client's socket to the least busy worker."""
         with sock:
-            alive = [member for member in self._slots if member.is_alive()]
+            alive = [slot for slot in self._slots if slot.is_alive()]
             if alive:
-                min(alive, key=lambda member: member.count).accept(sock, number)
+                min(alive, key=lambda slot: slot.count).accept(sock, number)
             else:
-                reason = "no worker is left to serve it"
-                logger.warning("a client is turned away: %s", reason)
+                reason = "no worker process is running"
+                logger.warning("client refused: %s", reason)
                 self.broadcaster.publish(ClientRefused(number, address_of_peer(sock), reason))
 
     def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
         self._stopped = True
-        for member in self._slots:
-            member.stop()
+        for slot in self._slots:
+            slot.stop()
 
     def cancel_handlers(self) -> None:
-        """Give up what is in flight, and a worker that hangs."""
-        for member in self._slots:
-            member.cancel_handlers()
+        """End the drain by force: cancel handlers that still run, and kill workers that hang."""
+        for slot in self._slots:
+            slot.cancel_handlers()
 
     async def close(self) -> list[str]:
-        """End the processes; nothing is shared that would have to be closed."""
-        # Not left off at the end of the loop, which cancels all tasks.
-        closing = [GracefulTask(member.close(), lambda: None) for member in self._slots]
+        """End the processes; returns no failures, since no device is shared."""
+        # By tasks that the end of the loop, which cancels all others, does not cancel.
+        closing = [GracefulTask(slot.close(), lambda: None) for slot in self._slots]
         for each in closing:
             await each
         return []
 
-    def _on_change(self, member: _WorkerSlot) -> None:
-        if not member.is_alive() and not self._stopped:
-            member.replace()
-        self._on_left()
+    def _on_change(self, slot: _WorkerSlot) -> None:
+        if not slot.is_alive() and not self._stopped:
+            slot.restart()
+        self._on_disconnect()
 
 
 class _WorkerSlot:
-    """One place in a crew, and the process that has it at the time.
+    """Hold one place in the pool: the worker that has it, and restart that worker when it is lost.
 
     Args:
-        make_settings: makes, in the process, what its clients have in common.
-        patience: seconds for the process to answer when it is to give up.
-        on_change: called when clients have left.
-        broadcaster: who tells what happens to clients.
+        make_settings: makes, in the worker, what its clients' connections share.
+        hang_timeout: seconds within which the worker must answer at a forced shutdown.
+        on_change: called when clients have disconnected, or the worker was lost.
+        broadcaster: publishes the events of the clients.
 
     """
 
     def __init__(
         self,
         make_settings: Callable[[], ConnectionSettings],
-        patience: float,
+        hang_timeout: float,
         on_change: Callable[[_WorkerSlot], None],
-        feed: EventBroadcaster,
+        broadcaster: EventBroadcaster,
     ) -> None:
         self.count = 0
         self.clients: dict[int, RemoteClient] = {}
         self.stats = Stats()
-        self.past = Stats()  # of the processes that had its place before
+        self.past = Stats()  # of lost workers
         self.worker = Worker(self._on_event)
         self._make_service = partial(ClientService, make_settings)
-        self._patience = patience
+        self._hang_timeout = hang_timeout
         self._on_change = on_change
-        self._feed = feed
+        self._broadcaster = broadcaster
         self._has_listeners = False
         self._started = False
-        self._replacing: asyncio.Task[None] | None = None
+        self._restarting: asyncio.Task[None] | None = None
         self._cancelling: GracefulTask[None] | None = None
         self._counting: asyncio.Future[int] | None = None
 
     def is_alive(self) -> bool:
-        """Whether it can take clients."""
+        """Return whether the worker can take clients."""
         return self._started
 
     async def start(self) -> None:
@@ -198,24 +208,24 @@ class _WorkerSlot:
             self.worker.call("listen")
 
     def listen(self) -> None:
-        """Have the process tell what happens, and whichever takes its place."""
+        """Make the worker, and those that replace it, report events. No-op: it does already."""
         if self._started and not self._has_listeners:
             self.worker.call("listen")
         self._has_listeners = True
 
-    def replace(self) -> None:
-        """Start another process in place of one that was lost."""
+    def restart(self) -> None:
+        """Start another process in place of one that was lost; log it if that fails."""
         self.worker = Worker(self._on_event)
-        self._replacing = asyncio.create_task(self._replace())
+        self._restarting = asyncio.create_task(self._restart())
 
-    async def _replace(self) -> None:
+    async def _restart(self) -> None:
         try:
             await self.start()
-        except Exception as exc:  # what loads the certificates may raise anything
-            logger.error("no other process can take its place: %r", exc)
+        except Exception as exc:  # the function that loads the certificates may raise anything
+            logger.error("cannot restart the worker process: %r", exc)
 
     def accept(self, sock: socket.socket, number: int) -> None:
-        """Take a client."""
+        """Send a client's socket to the worker."""
         refusal = partial(ClientRefused, number, address_of_peer(sock))
         try:
             accepting = self.worker.call("accept", number, sockets=(sock,))
@@ -226,61 +236,65 @@ class _WorkerSlot:
         accepting.add_done_callback(partial(self._on_accepted, refusal))
 
     def _lose_client(self, refusal: Callable[[str], ClientRefused], error: BaseException) -> None:
-        logger.error("a client is lost: %s", error)
-        self._feed.publish(refusal(format_error(error)))
+        logger.error("cannot hand a client over to a worker process: %s", error)
+        self._broadcaster.publish(refusal(format_error(error)))
 
     def _on_accepted(
         self, refusal: Callable[[str], ClientRefused], accepting: asyncio.Future[None]
     ) -> None:
         error = accepting.exception()
-        # With the process all its clients are lost, and are not counted any more.
+        # If the worker was lost, its clients are not counted any more; see _on_lost.
         if error is not None and not isinstance(error, WorkerLostError):
             self._lose_client(refusal, error)
             self.count -= 1
             self._on_change(self)
 
     def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
         if self._started:
             self.worker.call("stop")
 
     def recheck(self) -> None:
-        """Ask the process how many clients it has."""
+        """Ask the worker how many clients it has. No-op: it has none, or was asked already."""
         if self._started and self.count and (self._counting is None or self._counting.done()):
             self._counting = self.worker.call("count")
             self._counting.add_done_callback(self._on_count)
 
     def _on_count(self, counting: asyncio.Future[int]) -> None:
-        # While the server ends nobody is accepted, and what a worker tells comes in order: if fewer
-        # are left than are known, then who left was not noticed.
+        # A server that shuts down accepts no clients, and a worker's messages arrive in order: if
+        # it has fewer clients than are counted here, a "left" was lost.
         if not counting.exception() and counting.result() < self.count:
             self.count = counting.result()
             self._on_change(self)
 
     def cancel_handlers(self) -> None:
-        """Give up what is in flight; and the process, should it hang."""
+        """Cancel handlers that still run; kill the worker if it hangs. No-op: under way."""
         if self._started and self._cancelling is None:
-            # The end of the loop cannot cancel it, since the server's end waits for this one.
+            # Not cancelled by the end of the loop: the server's shutdown waits for it.
             self._cancelling = GracefulTask(self._cancel_handlers(), lambda: None)
 
     async def _cancel_handlers(self) -> None:
-        # It has deadlines of its own for what it does at the end, which hold while it can answer.
+        # While a worker answers, it is not killed: it has deadlines of its own for its shutdown.
         while self.count:
             answer = self.worker.call("cancel_handlers")
-            await asyncio.wait([answer], timeout=self._patience)
+            await asyncio.wait([answer], timeout=self._hang_timeout)
             if not answer.done():
-                logger.error("worker process %d hangs; it is killed", self.worker.pid)
+                logger.error(
+                    "worker process %d hangs: no answer in %g s; killing it",
+                    self.worker.pid,
+                    self._hang_timeout,
+                )
                 self.worker.kill()
                 return
             await asyncio.sleep(WORKER_HANG_TIMEOUT)
 
     async def close(self) -> None:
-        """End the process, or its replacement in the midst of its start."""
+        """End the process, also one that is just being restarted."""
         if self._cancelling is not None:
             self._cancelling.force_cancel()
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.wait([self._replacing])
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         self._started = False
         await self.worker.stop()
 
@@ -298,14 +312,14 @@ class _WorkerSlot:
                 self.stats = stats
             case "events", events:
                 for event in events:
-                    self._feed.publish(event)
+                    self._broadcaster.publish(event)
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
-        if lost.cancelled():  # it was stopped
+        if lost.cancelled():  # the worker was stopped
             return
-        logger.error("%s, and with it %d connections are lost", lost.result(), self.count)
+        logger.error("%s; %d connections are lost with it", lost.result(), self.count)
         for client in self.clients.values():
-            publish_disconnect(self._feed, client, lost.result())
+            publish_disconnect(self._broadcaster, client, lost.result())
         self._started, self.count, self.clients = False, 0, {}
         self.past = Stats.sum([self.past, self.stats])
         self.past.in_flight = 0

@@ -1,4 +1,9 @@
-"""Clients that several processes serve: what each of them does."""
+"""Worker service: serve clients in a worker process, and report to the parent.
+
+The parent's calls are the coroutine methods of :class:`ClientService`. Its messages to the parent
+arrive in order: ``clients`` (reports of new and changed clients), ``gone`` (a client's number),
+``stats`` (summed counters), ``events``, and ``left``, once for each client that has disconnected.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +19,18 @@ from ..clients import LocalClients
 from ..connection import ConnectionSettings, ServerConnection
 
 REPORT_INTERVAL = 0.2
-"""Seconds between reports of who is connected, and what happens, while there is some."""
+"""Seconds between reports of clients and events, while there are changes."""
 
 MAX_REPORTS = 16
-"""In one message, whose size has a limit: one may take 16 KiB, with a long name, and requests of
-each kind that took times of each magnitude."""
-
+"""Limit of reports in one message, whose size is limited: one report may take 16 KiB, with a long
+export name, and latencies of each magnitude for each command."""
 
 MAX_EVENTS = 32
-"""In one message, likewise: one may take little more than 5 KiB, with a long name."""
+"""Limit of events in one message: one may take little more than 5 KiB, with a long export name."""
 
 
 class ClientReport(NamedTuple):
-    """What the parent is told of a client."""
+    """Report a client to the parent."""
 
     number: int
     peer: str
@@ -35,70 +39,70 @@ class ClientReport(NamedTuple):
 
 
 class ClientService:
-    """Some of a server's clients.
+    """Serve some of a server's clients in a worker process.
 
     Args:
-        make_settings: makes what they have in common.
-        tell: tells the parent.
+        make_settings: makes what their connections share.
+        notify: sends a message to the parent.
 
     """
 
-    def __init__(self, make_settings: Callable[[], ConnectionSettings], tell: Notify) -> None:
+    def __init__(self, make_settings: Callable[[], ConnectionSettings], notify: Notify) -> None:
         self._settings = make_settings()
-        self._clients = LocalClients(self._settings, self._on_left)
-        self._notify = tell
+        self._clients = LocalClients(self._settings, self._on_disconnect)
+        self._notify = notify
         self._reported: dict[int, ClientReport] = {}
         self._events: EventStream | None = None
-        self._alone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self._reporting = asyncio.create_task(self._report_regularly())
 
     async def listen(self) -> None:
-        """Tell what happens from now on; until then nobody cares."""
+        """Report events from now on; before, the parent has no subscriber."""
         self._events = self._clients.listen()
 
     async def accept(self, number: int, sock: socket.socket) -> None:
-        """Serve whoever is at the other end."""
+        """Serve the client that is connected to ``sock``."""
         sock.setblocking(False)
         self._clients.accept(sock, number)
 
     async def stop_client(self, number: int) -> None:
-        """Take no more requests of one."""
+        """Disconnect one client gracefully. No-op: it has disconnected."""
         for connection in self._clients.connected():
             if connection.number == number:
                 connection.stop()
 
     async def stop(self) -> None:
-        """Take no more requests; what is in flight is answered."""
+        """Begin a graceful shutdown: read no more requests; those in flight are answered."""
         self._clients.stop()
 
     async def count(self) -> int:
-        """How many there are; who has left was told of before."""
+        """Return how many clients there are; a "left" was sent before for each other one."""
         return self._clients.count()
 
     async def cancel_handlers(self) -> None:
-        """Give up what is in flight."""
+        """End the drain by force: cancel handlers that still run, close their connections."""
         self._clients.cancel_handlers()
 
     async def shutdown(self) -> None:
-        """Let those who are left drain, as they would if the parent were there."""
+        """Drain the remaining clients within the drain timeout; the parent is gone or stops us."""
         self._reporting.cancel()
         self._clients.stop()
-        patience = asyncio.get_running_loop().call_later(
+        drain_timer = asyncio.get_running_loop().call_later(
             self._settings.drain_timeout, self._clients.cancel_handlers
         )
         while self._clients.count():
-            self._alone.clear()
-            await self._alone.wait()
-        patience.cancel()
+            self._disconnected.clear()
+            await self._disconnected.wait()
+        drain_timer.cancel()
         self._settings.failures.close()
-        self._settings.complaints.close()
+        self._settings.warnings.close()
 
-    def _on_left(self) -> None:
-        self._alone.set()
+    def _on_disconnect(self) -> None:
+        self._disconnected.set()
         try:
             self._report()
         finally:
-            # Whatever becomes of the report: the parent waits for as many as it has handed over.
+            # Also when the report fails: the parent waits for one for each client that it sent.
             self._notify("left")
 
     async def _report_regularly(self) -> None:
@@ -128,5 +132,5 @@ class ClientService:
 
 
 def _is_reported(report: ClientReport | None, client: ServerConnection) -> bool:
-    """Whether nothing has changed since."""
+    """Return whether a client is as it was reported last."""
     return report is not None and report[1:] == (client.peer, client.export, client.stats)

@@ -1,4 +1,4 @@
-"""A fast device in front of a slow one."""
+"""A cache: a fast device, or memory, in front of a slow device."""
 
 from .cache import Cache, Policy
 from .lines import CacheStats

@@ -1,4 +1,4 @@
-"""A fast device in front of a slow one."""
+"""The cache layer: read, write-through or write-back, in memory or on a store that persists."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Literal, get_args
 
+from ...aio.rangelock import RangeLock
 from ...arguments import check_count
 from ...contract import check_inner
 from ...device import BlockDevice, Extent
 from ...errors import STOP_EXCEPTIONS
+from ..extents import with_data
 from ..layer import Layer
-from .changes import ChangeLock
 from .device_slots import CacheHeader, DeviceSlots
 from .dirty import Dirty
-from .extents import with_data
 from .lines import CacheStats, Lines
 from .memory import MemorySlots
 from .reader import CacheReader
@@ -29,69 +29,70 @@ logger = logging.getLogger("aiovblk")
 Policy = Literal["read", "write-through", "write-back"]
 
 _FETCH_CONCURRENCY = 4 << 20
-"""Bytes to fetch at a time for a hint."""
+"""Bytes in flight for one CACHE hint."""
 
 _RESTORE_CONCURRENCY = 10_000
-"""Lines to take over before others have a turn."""
+"""Lines to restore from the store before other tasks run."""
 
 
 class Cache(Layer):
-    """Keeps what was read of a slow device, and perhaps what is written, where it is at hand.
+    """Caches reads of a slow device, and perhaps writes, in memory or on a fast device (the store).
 
-    What is read is fetched in whole lines, once for all who want it at the same time. Who reads one
-    line after the other is noticed, and what he will want next is fetched before he asks. Lines
-    that are read again stay in the cache while others, of a scan for example, come and go.
+    Reads fetch whole lines; concurrent reads of one line share one fetch. Sequential reads are
+    detected, and the next lines are read ahead. Lines that are read repeatedly stay in the cache
+    while others, of a scan for example, come and go (S3-FIFO).
 
     The policies:
 
-    * ``read``: a write goes to ``inner``, and what was cached of it is dropped.
+    * ``read``: a write goes to ``inner``; what is cached of these blocks is dropped.
     * ``write-through``: a write goes to ``inner``, and then into the cache.
-    * ``write-back``: a write is done when it is in memory. :meth:`flush` brings it to ``inner``,
-      in large pieces, many at a time; so does the background, when half of ``dirty_limit`` is used.
-      What finds no room goes to ``inner`` at once.
+    * ``write-back``: a write returns when it is in memory; its blocks are dirty. :meth:`flush`
+      writes them back to ``inner``, coalesced, many at a time; so does a task in the background,
+      when half of ``dirty_limit`` is used. A write that finds no room goes to ``inner`` at once.
 
-    Durability: :meth:`flush` covers every write that had returned, under all policies: what is
-    dirty is written to ``inner``, then ``inner`` is flushed. What was not flushed is lost when the
-    process ends otherwise than by :meth:`unmount`, under ``write-back`` always, and never comes
-    back later. A flush that cannot write something back raises the error; that data stays dirty,
-    and the next one tries again. Errors of the background are only logged, for the next flush tries
-    again too.
+    Durability: :meth:`flush` covers every write that had returned, under all policies: dirty blocks
+    are written back to ``inner``, then ``inner`` is flushed. Dirty blocks that were not flushed are
+    lost if the process ends without :meth:`unmount`, and never come back later. A flush that
+    cannot write something back raises the error; that data stays dirty, and the next flush retries.
+    Errors of the background are only logged, since the next flush retries too.
 
-    The store: without one, the cache is in memory. A block device, usually a
-    :class:`~aiovblk.storage.FileDevice` on a fast disk, is filled instead and keeps what is cached
-    until the next time, if the cache was unmounted in order, for the same ``inner`` and options.
-    After anything else (a crash, a failure of the store or of the last flush) the cache begins
-    empty. If anybody else may change ``inner`` in the meantime, its identity has to tell.
-    The first request opens the store, and fails if it cannot: to go on without it would let it fall
-    behind unnoticed, unless it is a new one for which there is no room. When it fails later it is
-    given up with a warning in the log, and no request fails for it. What is dirty is always in
-    memory: under ``write-back`` there is a cache in memory on top of the one in the store (which is
-    the ``inner`` of that one), with ``2 * dirty_limit`` bytes.
+    The store: without one, the cache is in memory. A store is a block device, usually a
+    :class:`~aiovblk.storage.FileDevice` on a fast disk. It holds the cached lines instead, and
+    keeps them until the next mount, for the same ``inner`` and options, if the cache was unmounted
+    cleanly. After anything else (a crash, a failure of the store or of the last flush) the cache
+    starts empty. If ``inner`` may be changed by others in the meantime, ``identity`` must show it.
+    The first request opens the store, and fails if that fails: without the store the cache would
+    change ``inner``, and the store would be stale unnoticed. The exception is a blank store that is
+    full: it holds nothing that could become stale. If the store fails later, caching stops, with a
+    warning in the log; no request fails because of it. Dirty blocks are always in memory: under
+    ``write-back`` there is a cache in memory, of ``2 * dirty_limit`` bytes, whose ``inner`` is the
+    cache on the store.
 
-    Errors: a read that fails on ``inner`` fails for all who wait for the same fetch, though perhaps
-    for a block that they did not ask for. It is not remembered. Errors of what nobody asked for are
-    not told.
+    Errors: if a fetch fails, all reads that wait for it fail, perhaps because of a block that they
+    did not request. The error is not cached. Errors of read-ahead and hints are ignored.
 
-    Concurrency: any. Writes that overlap are passed to ``inner`` one after the other.
+    Concurrency: any number of requests. Overlapping writes are passed to ``inner`` one after the
+    other.
 
-    Cancellation: a fetch goes on while anybody waits for it. What a cancelled change was to change
-    is dropped.
+    Cancellation: a fetch continues as long as another reader waits for it. Blocks whose change was
+    cancelled are dropped from the cache.
 
     Args:
         inner: the slow device.
-        store: where to keep what is cached; None for memory. It belongs to the cache from now on.
-            A new one is all zeroes; one that holds anything else than a cache is refused.
+        store: the device to keep the cached lines on; None for memory. The cache owns it from now
+            on. A new store is all zeroes; one that holds something other than a cache is refused.
         size: bytes that the cache may take; by default all of ``store``. Each line takes about 300
             bytes of memory besides.
         policy: see above.
-        line_size: bytes of what is fetched and evicted, a multiple of ``inner``'s ``block_size``.
-        read_ahead: bytes that are fetched ahead at most for one reader; 0 for no read-ahead. At
-            most an eighth of the cache is.
-        dirty_limit: bytes that may wait to be written back.
-        identity: what ``inner`` is called, for instance its URI; or a function that tells what it
-            holds, such as ``lambda: disk.identity``, if others may change it while it is not
-            mounted here. It is called when the store is opened, and when all is flushed at the end.
-            A store that was left with another identity (size, block size) is emptied.
+        line_size: bytes that are fetched and evicted as one, a multiple of ``inner``'s
+            ``block_size``.
+        read_ahead: bytes that are read ahead at most for one sequential reader; 0 for no
+            read-ahead. At most an eighth of the cache is used for it.
+        dirty_limit: bytes that may be dirty.
+        identity: the name of ``inner``, for instance its URI; or a function that returns the
+            version of its contents, such as ``lambda: disk.identity``, if others may change it
+            while it is not mounted here. It is called when the store is opened, and after the last
+            flush. A store with another identity (size, block size) is emptied.
 
     Raises:
         TypeError, ValueError: there is neither a size nor a store, not a single line would fit, the
@@ -117,7 +118,7 @@ class Cache(Layer):
         dirty_limit: int = 64 << 20,
         identity: str | Callable[[], str] = "",
     ) -> None:
-        _check(inner, store, size, policy, line_size, dirty_limit, read_ahead)
+        _check_options(inner, store, size, policy, line_size, dirty_limit, read_ahead)
         if store is not None and policy == "write-back":
             inner = Cache(
                 inner,
@@ -138,12 +139,14 @@ class Cache(Layer):
         slots = self._store.slots if self._store else (size or 0) // line_size
         if not slots:
             raise ValueError(f"no line of {line_size} bytes fits into the cache")
-        where = self._store or MemorySlots(slots * line_size)
-        self._memory = where.memory if isinstance(where, MemorySlots) else None
+        contents = self._store or MemorySlots(slots * line_size)
+        self._memory = contents.memory if isinstance(contents, MemorySlots) else None
         self._lines = Lines(slots, line_size, inner.block_size, self.stats)
-        self._changes = ChangeLock()
+        # Overlapping changes of the inner device, made at once, would take effect in an unknown
+        # order: what is cached could differ from what the device holds.
+        self._changes = RangeLock()
         window = min(read_ahead // line_size, slots // 8)
-        self._reader = CacheReader(inner, where, self._lines, self._changes, window, self.stats)
+        self._reader = CacheReader(inner, contents, self._lines, self._changes, window, self.stats)
         self._dirty = Dirty(self._lines, dirty_limit, self.stats)
         self._write_back = WriteBack(self._dirty, self._clean)
         self._ready = store is None
@@ -151,7 +154,10 @@ class Cache(Layer):
 
     @property
     def blocks(self) -> int:
-        """As many as ``inner`` has. What is cached of those that are taken away is dropped."""
+        """The number of blocks of ``inner``; setting it resizes ``inner``.
+
+        What is cached, or dirty, beyond a smaller size is dropped.
+        """
         blocks: int = self.inner.blocks
         return blocks
 
@@ -161,18 +167,22 @@ class Cache(Layer):
         if self.size < old:
             self._reader.fetches.invalidate(self.size, old)
             with self._dirty.superseding(self.size, old):
-                pass  # it has nowhere to go any more
+                pass  # dirty blocks there have no place to be written back to
             self._lines.drop(self.size, old)
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
-        """Read from the cache; fetch what is not there."""
+        """Read from the cache; fetch what is missing.
+
+        A hit within one line in memory is served here, without a task or a list of pieces: the rest
+        of the path is :class:`CacheReader`.
+        """
         number = offset // self._line_size
         line = self._lines.by_number.get(number)
         if line is not None and self._memory is not None:
             begin = offset - number * self._line_size
             end = begin + length
             blocks = (1 << end // self.block_size) - (1 << begin // self.block_size)
-            if line.valid & blocks == blocks:  # no other line's, for a line has no further bits
+            if line.valid & blocks == blocks:  # never across lines: a line has no further bits
                 if line.seen & blocks:
                     line.hot = True
                 line.seen |= blocks
@@ -185,7 +195,7 @@ class Cache(Layer):
         return await self._reader.read(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write to ``inner``, or, under ``write-back``, into the cache."""
+        """Write to ``inner``; under ``write-back`` to memory, if there is room."""
         if self._policy == "write-back":
             assert self._memory is not None
             accepted = self._dirty.accept(self._memory, offset, data)
@@ -193,42 +203,42 @@ class Cache(Layer):
             if accepted:
                 return
         end = offset + len(data)
-        async with self._alone(offset, end):
+        async with self._exclusive(offset, end):
             with self._superseding(offset, end):
                 await self.inner.write(offset, data)
             if self._policy == "write-through":
                 await self._reader.put(offset, data)
 
     async def flush(self) -> None:
-        """Write back what is dirty, and flush ``inner``."""
+        """Write back all dirty blocks, then flush ``inner``."""
         await self._write_back.clean(self.size)
         await self.inner.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """Pass the hint on, and drop what is cached."""
+        """Forward the hint to ``inner``, and drop what is cached."""
         end = offset + length
-        async with self._alone(offset, end):
+        async with self._exclusive(offset, end):
             with self._superseding(offset, end):
                 await self.inner.trim(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Have ``inner`` write zeroes, and drop what is cached."""
+        """Write zeroes to ``inner``, and drop what is cached."""
         end = offset + length
-        async with self._alone(offset, end):
+        async with self._exclusive(offset, end):
             with self._superseding(offset, end):
                 await self.inner.write_zeroes(offset, length, may_trim=may_trim)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what ``inner`` tells, and that what is dirty is data."""
+        """Return the extents of ``inner``, with dirty blocks as data."""
         if not self.stats.dirty_bytes:
             return await self.inner.extents(offset, length)
-        # Asked for first: what is dirty now may be the inner device's when that answers.
+        # Before inner.extents(): what is dirty now may have been written back when that returns.
         dirty = self._dirty.ranges(offset, offset + length)
         found = await self.inner.extents(offset, length)
         return with_data(found, offset, offset + length, dirty)
 
     async def cache(self, offset: int, length: int) -> None:
-        """Fetch what is not there, as much as half of the cache takes."""
+        """Fetch what is missing, at most half of the cache's size (prefetch)."""
         if not self._ready:
             await self._open()
         begin, end = offset // self._line_size, -(-(offset + length) // self._line_size)
@@ -240,11 +250,11 @@ class Cache(Layer):
                 await self._reader.fetches.wait(fetches)
 
     async def unmount(self) -> None:
-        """Write back and flush, close the store, and let go of ``inner``.
+        """Write back and flush, close the store, and unmount the store and ``inner``.
 
         Raises:
-            OSError: what was dirty could not be written back, and is lost, or not be flushed. All
-                the same everything was let go of.
+            OSError: dirty blocks could not be written back, and are lost, or the flush has failed.
+                Store and ``inner`` were unmounted all the same.
 
         """
         async with AsyncExitStack() as stack:
@@ -257,21 +267,21 @@ class Cache(Layer):
                 await self.flush()
             finally:
                 if lost := self.stats.dirty_bytes:
-                    logger.error("%s bytes could not be written back, and are lost", lost)
+                    logger.error("%d dirty bytes could not be written back and are lost", lost)
             await self._save()
 
     @asynccontextmanager
-    async def _alone(self, begin: int, end: int) -> AsyncIterator[None]:
-        """Change ``inner`` between these bytes, by the body, when nobody else does so."""
+    async def _exclusive(self, begin: int, end: int) -> AsyncIterator[None]:
+        """Wait until no other change of these bytes is in progress; the body changes ``inner``."""
         if not self._ready:
-            await self._open()  # which first has the store say that it may fall behind
-        async with self._changes.exclusive(begin, end):
+            await self._open()  # marks the store as in use before ``inner`` changes
+        async with self._changes.hold(begin, end):
             self._reader.fetches.invalidate(begin, end)
             yield
 
     @contextmanager
     def _superseding(self, begin: int, end: int) -> Iterator[None]:
-        """Drop what is cached between these bytes, but what is written while the body runs."""
+        """Drop what is cached between these bytes, except what is written while the body runs."""
         try:
             with self._dirty.superseding(begin, end):
                 yield
@@ -279,31 +289,32 @@ class Cache(Layer):
             self._lines.drop(begin, end)
 
     async def _clean(self, begin: int, end: int) -> None:
-        """Write to ``inner`` what is dirty between these bytes."""
+        """Write back the dirty blocks between these bytes."""
         assert self._memory is not None
-        async with self._alone(begin, end):
+        async with self._exclusive(begin, end):
             with self._dirty.superseding(begin, end):
                 for first, last in self._dirty.ranges(begin, end):
-                    # A copy, for what is being written must not change.
+                    # A copy: the data of a write in flight must not change.
                     data = self._dirty.data(self._memory, first, last)
                     await self.inner.write(first, memoryview(data))
 
     def _header(self) -> CacheHeader:
+        """Make the header that the store must have for this ``inner`` and these options."""
         identity = self._identity if isinstance(self._identity, str) else self._identity()
         return CacheHeader.of(self.inner, identity, self._line_size, self._lines.slots)
 
     async def _open(self) -> None:
-        """Take over what the store holds, once."""
+        """Open the store and restore the lines that it holds. Idempotent."""
         async with self._opening:
             if self._ready or self._store is None:
                 return
             try:
                 lines = iter(await self._store.open(self._header()))
             except OSError as exc:
-                # What holds no cache cannot fall behind.
+                # A blank store on a full disk is no error: it holds nothing that could be stale.
                 if not (self._store.is_blank and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
                     raise
-                self._reader.fail_all(exc)
+                self._reader.stop_caching(exc)
                 self._ready = True
                 return
             while batch := list(islice(lines, _RESTORE_CONCURRENCY)):
@@ -313,17 +324,19 @@ class Cache(Layer):
             self._ready = True
 
     async def _save(self) -> None:
-        """Have the store say what it holds, if it holds what ``inner`` does."""
+        """Write the table of the store, and mark it as closed cleanly, unless it has failed."""
         if self._store and self._ready and not self._reader.failed:
             try:
                 await self._store.close(self._header(), self._lines.whole(self.size))
             except STOP_EXCEPTIONS:
                 raise
             except BaseException as exc:
-                logger.warning("what is cached will not be there the next time: %s", exc)
+                logger.warning(
+                    "the cache will start empty next time, its store could not be closed: %s", exc
+                )
 
 
-def _check(
+def _check_options(
     inner: BlockDevice,
     store: BlockDevice | None,
     size: int | None,
@@ -340,12 +353,12 @@ def _check(
     check_count("dirty_limit", dirty_limit)
     check_count("read_ahead", read_ahead, minimum=0)
     if policy not in get_args(Policy):
-        raise ValueError(f"the policy is one of {', '.join(get_args(Policy))}, not {policy!r}")
+        raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {policy!r}")
     if line_size % inner.block_size:
         raise ValueError(f"line_size must be a multiple of {inner.block_size}, not {line_size}")
     if store is None:
         if size is None:
-            raise ValueError("a cache in memory needs a size")
+            raise ValueError("a cache in memory needs a size: add size=")
         return
     if store.read_only:
         raise ValueError("the store is read-only")

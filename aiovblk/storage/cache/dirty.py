@@ -1,4 +1,4 @@
-"""What was written to the cache and not yet to the inner device."""
+"""Track dirty blocks: written to the cache, and not yet to the inner device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from .lines import CacheStats, Line, Lines, Piece
 
 
 class Dirty:
-    """The dirty blocks of all lines; they are in memory.
+    """The dirty blocks of all lines. They are in memory.
 
-    Whoever changes the inner device holds the dirty blocks there: what is written to the cache
-    meanwhile is newer, and dirty for itself. Blocks are held by one at a time, because changes of
-    the inner device do not overlap.
+    A block that is dirty becomes held while the inner device is changed there: it is written back,
+    or overwritten. A write to the cache meanwhile is newer, and makes the block dirty again.
+    Invariant: a block is held by one change at a time, since changes of the inner device do not
+    overlap.
 
     Args:
-        lines: all lines.
-        limit: bytes that may be dirty. Besides, at most half of the lines may, so that others find
-            a place.
-        stats: where dirty bytes are counted.
+        lines: all cached lines.
+        limit: bytes that may be dirty. At most half of the lines may be dirty too, so that slots
+            remain for others.
+        stats: counts dirty bytes.
 
     """
 
@@ -33,14 +34,19 @@ class Dirty:
 
     @property
     def over_limit(self) -> bool:
-        """Whether it is time to write some back."""
+        """Whether half of what may be dirty is, so that write-back should run in the background."""
         return (
             2 * self._stats.dirty_bytes > self._limit
             or 4 * len(self._by_number) > self._lines.slots
         )
 
     def accept(self, memory: mmap.mmap, offset: int, data: memoryview) -> bool:
-        """Take a write into memory; returns whether there was room for it. Does not wait."""
+        """Write to the cache, if there is room. Never waits.
+
+        Returns:
+            Whether there was room: ``limit`` is not exceeded, and each line got a slot.
+
+        """
         pieces = list(self._lines.pieces(offset, offset + len(data)))
         if (
             self._stats.dirty_bytes + len(data) > self._limit
@@ -62,10 +68,10 @@ class Dirty:
 
     @contextmanager
     def superseding(self, begin: int, end: int) -> Iterator[None]:
-        """Change the inner device between these bytes, by the body.
+        """Hold the dirty blocks between these bytes while the body changes the inner device there.
 
-        What was dirty there is so no more, unless the body fails; then the inner device may not
-        have it.
+        They are clean afterwards. If the body fails or is cancelled they are dirty again, since the
+        inner device may not have them.
         """
         held = self._hold(begin, end)
         try:
@@ -78,11 +84,16 @@ class Dirty:
             self._set(line, line.dirty, line.held & ~blocks)
 
     def ranges(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Where between these bytes of the device blocks are dirty or held, neighbours joined."""
+        """Return the dirty or held ranges between these bytes of the device, coalesced.
+
+        Returns:
+            Begin and end of each range in bytes, ascending. Adjacent blocks are one range.
+
+        """
         line_size, block_size = self._lines.line_size, self._lines.block_size
         numbers = range(begin // line_size, -(-end // line_size))
         found: list[tuple[int, int]] = []
-        for number in sorted(_both(self._by_number, numbers)):
+        for number in sorted(_common(self._by_number, numbers)):
             line = self._by_number[number]
             blocks = (line.dirty | line.held) & self._lines.blocks(number, begin, end)
             for first, last in runs(blocks):
@@ -94,7 +105,7 @@ class Dirty:
         return found
 
     def data(self, memory: mmap.mmap, begin: int, end: int) -> bytes:
-        """A copy of what is dirty or held between these bytes of the device: of all of it."""
+        """Copy the contents between these bytes of the device, all of which are dirty or held."""
         view = memoryview(memory)
         return b"".join(
             view[line.base + piece.begin : line.base + piece.end]
@@ -103,6 +114,7 @@ class Dirty:
         )
 
     def _hold(self, begin: int, end: int) -> list[tuple[Line, int]]:
+        """Turn dirty blocks between these bytes into held ones; return them by line."""
         held = []
         if self._by_number:
             for line, blocks in self._lines.within(begin, end):
@@ -112,19 +124,20 @@ class Dirty:
         return held
 
     def _claim(self, pieces: list[Piece]) -> list[Line] | None:
-        """A line for each; None if there are not enough."""
+        """Return a line with a slot for each piece; None if there are not enough slots."""
         lines: list[Line] = []
         for piece in pieces:
             line = self._lines.claim(piece.number)
             if line is None:
                 break
-            line.pins += 1  # or the next one could get its slot
+            line.pins += 1  # or the next claim could evict it
             lines.append(line)
         for line in lines:
             line.pins -= 1
         return lines if len(lines) == len(pieces) else None
 
     def _set(self, line: Line, dirty: int, held: int) -> None:
+        """Set the dirty and the held blocks of a line, and count the difference."""
         before, after = line.dirty | line.held, dirty | held
         line.dirty, line.held = dirty, held
         count = after.bit_count() - before.bit_count()
@@ -135,8 +148,8 @@ class Dirty:
             self._by_number.pop(line.number, None)
 
 
-def _both(lines: dict[int, Line], numbers: range) -> list[int]:
-    """The numbers that are in both."""
+def _common(lines: dict[int, Line], numbers: range) -> list[int]:
+    """Intersect, by iterating over the smaller of the two."""
     if len(lines) < len(numbers):
         return [number for number in lines if number in numbers]
     return [number for number in numbers if number in lines]

@@ -1,33 +1,30 @@
-"""Slots in memory."""
+"""Slots for cached lines in memory."""
 
 from __future__ import annotations
 
-import mmap
-
-_MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python names it since 3.13
+from ..sparse_memory import map_sparse
 
 
 class MemorySlots:
-    """Memory for lines, which is taken when it is first written to.
+    """Slots in memory, whose pages are allocated when they are first written.
 
     Args:
         size: bytes.
 
     Attributes:
-        memory: for whoever wants to read without waiting. A slice is a copy, as it must be: the
-            slot may become another line's.
+        memory: the slots, to read without waiting. A slice is a copy, as it must be: the slot may
+            be reused for another line.
 
     """
 
     def __init__(self, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self.memory = mmap.mmap(-1, size, flags=flags)
+        self.memory = map_sparse(size)
         self._view = memoryview(self.memory).toreadonly()
 
     async def read(self, begin: int, length: int) -> memoryview:
-        """Show what is in a slot; does not wait."""
+        """Return a view of a part of a slot. Never waits."""
         return self._view[begin : begin + length]
 
     async def write(self, begin: int, data: memoryview) -> None:
-        """Copy into a slot; does not wait."""
+        """Copy data into a slot. Never waits."""
         self.memory[begin : begin + len(data)] = data

@@ -1,17 +1,17 @@
-"""Who reads one line after the other, and what he will want next."""
+"""Detect sequential reads, and decide which lines to read ahead for them."""
 
 from __future__ import annotations
 
 _MAX_STREAMS = 64
-"""How many are remembered; a random read looks like the beginning of one."""
+"""Streams that are remembered; every random read that misses looks like the begin of one."""
 
 
 class _Stream:
-    """A reader that goes forward.
+    """A sequential reader.
 
     Attributes:
-        edge: the first line that was not fetched for it.
-        window: how many lines were fetched ahead at the last time.
+        edge: the first line that was not read ahead for it.
+        window: lines of its last read-ahead.
 
     """
 
@@ -23,44 +23,53 @@ class _Stream:
 
 
 class ReadAhead:
-    """What to fetch before it is asked for.
+    """Detects sequential reads, and returns which lines to fetch before they are requested.
 
-    A read that misses may be the beginning of a stream: one more read where it ended, and it is
-    one. From then on, whenever the reader gets to the lines that were fetched for it last, the next
-    ones are fetched, twice as many as before. Thus it costs a hit no more than a look whether its
-    line is awaited, and nothing is fetched for a reader that has turned away.
+    A read that misses may be the begin of a stream. If a second read continues where it ended, the
+    stream is sequential. From then on, each time the reader reaches the lines of its last
+    read-ahead, the next window is fetched, twice as large as the last one, up to ``max_window``.
+    So a hit costs only a look whether its line is in ``awaited``, and nothing is fetched for a
+    reader that has stopped.
 
     Args:
-        most: lines to fetch at a time; 0 for no read-ahead.
+        max_window: lines of one read-ahead at most; 0 for no read-ahead.
 
     Attributes:
-        awaited: the streams, by the line that has to be asked for to move them on.
+        awaited: the streams, by the line whose read continues them.
 
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_window: int) -> None:
         self.awaited: dict[int, _Stream] = {}
-        self._max_ahead = most
+        self._max_window = max_window
 
     def demand(self, lines: range, *, missed: bool) -> range:
-        """Take note of a read of these lines; returns those to fetch ahead, perhaps none."""
-        if not self._max_ahead:
+        """Record a read of ``lines``; return the lines to read ahead, perhaps none.
+
+        Args:
+            lines: the lines of the read.
+            missed: whether it has to wait for ``inner``, so that it may begin a stream.
+
+        """
+        if not self._max_window:
             return range(0)
         awaited = next((number for number in lines if number in self.awaited), None)
         if awaited is not None:
             return self._advance(self.awaited.pop(awaited), lines)
         if missed:
-            self._wait_for(lines.stop, _Stream(lines.stop))
+            self._await(lines.stop, _Stream(lines.stop))
         return range(0)
 
     def _advance(self, stream: _Stream, lines: range) -> range:
+        """Return the next window of a stream."""
         begin = max(stream.edge, lines.stop)
-        stream.window = min(2 * max(stream.window, len(lines)), self._max_ahead)
+        stream.window = min(2 * max(stream.window, len(lines)), self._max_window)
         stream.edge = begin + stream.window
-        self._wait_for(begin, stream)
+        self._await(begin, stream)
         return range(begin, stream.edge)
 
-    def _wait_for(self, number: int, stream: _Stream) -> None:
+    def _await(self, number: int, stream: _Stream) -> None:
+        """Continue the stream when this line is read; forget the oldest one if there are many."""
         self.awaited[number] = stream
         if len(self.awaited) > _MAX_STREAMS:
             del self.awaited[next(iter(self.awaited))]

@@ -1,4 +1,9 @@
-"""What is cached, and how it is read and filled."""
+"""Read through the cache: serve valid blocks from slots, fetch the others, and store them.
+
+Invariant: a block is valid only if its slot holds what the inner device, or a newer write, holds.
+So a block that is stored becomes valid after the slot was written, and only if no change has
+invalidated the data meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+from ...aio.rangelock import RangeLock
 from ...device import BlockDevice
 from ...errors import STOP_EXCEPTIONS
 from ..bitset import runs
-from .changes import ChangeLock
 from .fetch import Fetch, Fetches
 from .lines import CacheStats, Line, Lines, Piece
 from .memory import MemorySlots
@@ -21,49 +26,49 @@ logger = logging.getLogger("aiovblk")
 
 Data = bytes | bytearray | memoryview
 
-_BATCHES_AHEAD = 4
-"""How many full windows may be under way ahead of all streams together."""
+_WINDOWS_AHEAD = 4
+"""Full read-ahead windows that may be in flight for all streams together."""
 
 
 class Slots(Protocol):
-    """Where the lines' contents are; offsets are counted from the first slot."""
+    """Where the contents of lines are; offsets are bytes from the first slot."""
 
     async def read(self, begin: int, length: int) -> Data:
-        """Read from a slot. The result need not last any longer than until others run."""
+        """Read from a slot. The result needs to be valid only until another task runs."""
 
     async def write(self, begin: int, data: memoryview) -> None:
         """Write to a slot."""
 
 
 class _Want(NamedTuple):
-    """What a read wants of one line."""
+    """What a read needs of one line."""
 
     piece: Piece
     line: Line | None
-    """Where some of it may be."""
+    """The cached line, which may hold some of the blocks."""
     missing: int
-    """The blocks that were not there."""
+    """The blocks that were not valid."""
     fetch: Fetch | None
-    """What brings them."""
+    """The fetch of these."""
 
 
 class CacheReader:
     """The cached contents of a device.
 
-    Errors of the slots are nobody's: after the first nothing is cached any more.
+    Errors of the slots are never raised to a request: after the first, caching stops.
 
     Args:
         inner: the device.
-        slots: where its lines are cached.
-        lines: which are, and where.
-        changes: the changes of ``inner`` that are under way.
-        window: lines that are fetched ahead at most.
+        slots: hold the contents of the lines.
+        lines: which lines are cached, and where.
+        changes: the changes of ``inner`` in progress.
+        window: lines of one read-ahead at most.
         stats: the counters.
 
     Attributes:
-        fetches: the reads of ``inner`` that are under way.
-        ahead: who reads one line after the other.
-        failed: whether the slots have failed.
+        fetches: the reads of ``inner`` in flight.
+        ahead: detects sequential readers.
+        failed: whether the slots have failed, so that nothing is cached any more.
 
     """
 
@@ -72,7 +77,7 @@ class CacheReader:
         inner: BlockDevice,
         slots: Slots,
         lines: Lines,
-        changes: ChangeLock,
+        changes: RangeLock,
         window: int,
         stats: CacheStats,
     ) -> None:
@@ -80,30 +85,30 @@ class CacheReader:
         self._slots = slots
         self._lines = lines
         self._stats = stats
-        self._max_ahead = _BATCHES_AHEAD * window
+        self._max_ahead = _WINDOWS_AHEAD * window
         self.fetches = Fetches(inner, lines, changes, self._store_fetched, stats)
         self.ahead = ReadAhead(window)
         self.failed = False
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Read what is there, and fetch the rest."""
+        """Read from the slots, and fetch what is missing."""
         pieces = list(self._lines.pieces(offset, offset + length))
         first = True
         while True:
-            with self._note_demand(pieces) as wants:
+            with self._request(pieces) as wants:
                 if first:
-                    self._mark_filling(wants)
+                    self._count(wants)
                     first = False
                 await self._wait_arrived(wants)
                 parts = await self._collect(wants)
             whole = [part for part in parts if part is not None]
             if len(whole) == len(parts):
                 self._touch(pieces)
-                return b"".join(whole)  # which is a copy, unless there is but one and it is bytes
-            # Something was dropped meanwhile, or a fetch failed that nobody had asked for.
+                return b"".join(whole)  # a copy, unless it is one part, of bytes
+            # A line was dropped meanwhile, or a fetch failed that was read-ahead: read again.
 
     async def put(self, offset: int, data: memoryview) -> None:
-        """Cache what ``inner`` holds; to be called before anybody else may change that."""
+        """Cache what ``inner`` holds; to be called while no other change there is possible."""
         for piece in self._lines.pieces(offset, offset + len(data)):
             line = self._lines.claim(piece.number)
             if line is not None:
@@ -111,18 +116,26 @@ class CacheReader:
                 stored = await self._store(line, piece.blocks, data, start)
                 line.valid |= stored
 
-    def fail_all(self, exc: Exception) -> None:
-        """Cache nothing any more, since the slots cannot be used."""
-        self._fail(exc)
+    def stop_caching(self, exc: BaseException) -> None:
+        """Drop all lines and cache nothing any more, because the slots have failed."""
+        if not self.failed:
+            logger.warning("caching has stopped, because the store has failed: %s", exc)
+            self.failed = True
+            self._lines.close()
 
     def run_ahead(self, lines: range, *, missed: bool) -> None:
-        """Take note of a read of these lines, and fetch ahead what will be read next."""
-        wanted = self.ahead.demand(lines, missed=missed)
-        if wanted and not self.failed and self.fetches.lines_ahead < self._max_ahead:
-            self.prefetch(wanted)
+        """Record a read of these lines, and start read-ahead if it is sequential."""
+        ahead = self.ahead.demand(lines, missed=missed)
+        if ahead and not self.failed and self.fetches.lines_ahead < self._max_ahead:
+            self.prefetch(ahead)
 
     def prefetch(self, numbers: range) -> set[Fetch]:
-        """Fetch what is not there of these lines; returns what was begun."""
+        """Start to fetch those of these lines that are neither valid nor in flight.
+
+        Returns:
+            The fetches that were started.
+
+        """
         end = -(-self._inner.size // self._lines.line_size)
         lacking = [
             number
@@ -132,18 +145,18 @@ class CacheReader:
         return set(self.fetches.start(lacking, ahead=True).values())
 
     def _missing(self, number: int) -> int:
-        """The blocks of a line that are not there."""
+        """Return the blocks of a line that are not valid."""
         line = self._lines.by_number.get(number)
         return self._lines.blocks(number, 0, self._inner.size) & ~(line.valid if line else 0)
 
-    def _mark_filling(self, wants: list[_Want]) -> None:
-        """Count a read, and fetch ahead of it."""
+    def _count(self, wants: list[_Want]) -> None:
+        """Count a read as hit or miss, and start read-ahead behind it if it is sequential."""
         missing = [want for want in wants if want.missing]
         if missing:
             self._stats.misses += 1
         else:
             self._stats.hits += 1
-        # What is on its way ahead of a reader is no beginning of another one.
+        # A miss that waits for read-ahead in flight belongs to a stream, and begins no new one.
         unforeseen = any(not want.fetch or not want.fetch.ahead for want in missing)
         self.run_ahead(range(wants[0].piece.number, wants[-1].piece.number + 1), missed=unforeseen)
 
@@ -154,8 +167,8 @@ class CacheReader:
                 line.touch(piece.blocks)
 
     @contextmanager
-    def _note_demand(self, pieces: list[Piece]) -> Iterator[list[_Want]]:
-        """Have what is missing fetched, and what is there stay while the body runs."""
+    def _request(self, pieces: list[Piece]) -> Iterator[list[_Want]]:
+        """Start to fetch what is missing; pin the lines that are cached while the body runs."""
         lines = [self._lines.by_number.get(piece.number) for piece in pieces]
         missing = [
             piece.blocks & ~(line.valid if line else 0)
@@ -175,7 +188,7 @@ class CacheReader:
                 line.pins -= 1
 
     def _fetch(self, pieces: list[Piece], missing: list[int]) -> dict[int, Fetch]:
-        """What brings the missing blocks: by the line's number."""
+        """Join or start the fetches of missing blocks; return them by the line's number."""
         found = {
             piece.number: self.fetches.joinable(piece.number, blocks)
             for piece, blocks in zip(pieces, missing, strict=True)
@@ -185,6 +198,7 @@ class CacheReader:
         return {number: fetch or started[number] for number, fetch in found.items()}
 
     async def _wait_arrived(self, wants: list[_Want]) -> None:
+        """Wait for the fetches; raise the error of one that was started for a reader."""
         fetches = {want.fetch for want in wants if want.fetch}
         if fetches:
             await self.fetches.wait(fetches)
@@ -193,14 +207,15 @@ class CacheReader:
                     fetch.arrived.result()
 
     async def _collect(self, wants: list[_Want]) -> Sequence[Data | None]:
+        """Return each line's part of a read; None for those that must be requested again."""
         if len(wants) == 1:
-            return [await self._wait_for(wants[0])]
+            return [await self._part(wants[0])]
         if isinstance(self._slots, MemorySlots):
-            return [await self._wait_for(want) for want in wants]
-        return await asyncio.gather(*map(self._wait_for, wants))
+            return [await self._part(want) for want in wants]
+        return await asyncio.gather(*map(self._part, wants))
 
-    async def _wait_for(self, want: _Want) -> Data | None:
-        """One line's part of a read; None if it has to be asked for again."""
+    async def _part(self, want: _Want) -> Data | None:
+        """Return one line's part of a read; None if it must be requested again."""
         piece, line, missing, fetch = want
         there = line.valid & piece.blocks if line else 0
         if piece.blocks & ~there & ~missing:
@@ -214,7 +229,7 @@ class CacheReader:
         return await self._merge(line, there, piece.begin, view) if line and there else view
 
     async def _merge(self, line: Line, blocks: int, begin: int, view: memoryview) -> Data | None:
-        """What was fetched, with these blocks of the line, which may be newer, in their places."""
+        """Return fetched data, overwritten by these blocks of the line, which may be newer."""
         merged = bytearray(view)
         for first, last in runs(blocks):
             start, stop = first * self._lines.block_size, last * self._lines.block_size
@@ -225,36 +240,36 @@ class CacheReader:
         return merged
 
     async def _load(self, line: Line, begin: int, end: int) -> Data | None:
-        """What is in a slot; None if the slots fail."""
+        """Read from a line's slot; return None if the slots have failed."""
         try:
             return await self._slots.read(line.base + begin, end - begin)
         except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
-            self._fail(exc)
+            self.stop_caching(exc)
             return None
 
     async def _store_fetched(self, fetch: Fetch) -> None:
-        """Store what was fetched, where it is not older than what is there."""
+        """Store fetched blocks, except those that are valid already or were invalidated."""
         for number in fetch.numbers:
-            wanted = self._missing(number) & ~self.fetches.is_invalid(fetch, number)
+            wanted = self._missing(number) & ~self.fetches.invalidated(fetch, number)
             line = self._lines.claim(number) if wanted else None
             if line is not None:
                 start = number * self._lines.line_size - fetch.begin
                 stored = await self._store(line, wanted, fetch.arrived.result(), start)
-                line.valid |= stored & ~self.fetches.is_invalid(fetch, number)
+                line.valid |= stored & ~self.fetches.invalidated(fetch, number)
 
     async def _store(self, line: Line, blocks: int, data: memoryview, start: int) -> int:
-        """Write blocks to a line's slot, for the caller to call them valid.
+        """Write blocks to a line's slot; the caller marks them valid.
 
         Args:
-            line: whose.
-            blocks: which.
-            data: has them.
-            start: where the line would begin in ``data``; may be negative.
+            line: the line.
+            blocks: which of its blocks.
+            data: contains them.
+            start: offset of the line's begin in ``data``; may be negative.
 
         Returns:
-            The blocks that were stored: not those that somebody else is storing.
+            The blocks that were stored: not those that another task is storing.
 
         """
         blocks &= ~line.filling
@@ -268,15 +283,9 @@ class CacheReader:
         except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
-            self._fail(exc)
+            self.stop_caching(exc)
             return 0
         finally:
             line.filling &= ~blocks
             line.pins -= 1
         return blocks
-
-    def _fail(self, exc: BaseException) -> None:
-        if not self.failed:
-            logger.warning("nothing is cached any more, because the store has failed: %s", exc)
-            self.failed = True
-            self._lines.close()

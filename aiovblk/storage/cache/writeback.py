@@ -1,4 +1,4 @@
-"""Dirty blocks on their way to the inner device."""
+"""Write dirty blocks back to the inner device: on flush, and in the background."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 
 from ...errors import STOP_EXCEPTIONS
+from ..ranges import split_range
 from .dirty import Dirty
 
 logger = logging.getLogger("aiovblk")
@@ -16,18 +17,18 @@ _MAX_WRITE = 1 << 20
 """Bytes of one write."""
 
 _IN_FLIGHT = 32
-"""Writes at a time."""
+"""Writes in flight at most."""
 
 _PAUSE = 1.0
-"""Seconds after a failure before the background tries again; a flush does so at once."""
+"""Seconds after a failure before the background retries; a flush does so at once."""
 
 
 class WriteBack:
-    """Writes back what is dirty: many writes at a time, neighbours together.
+    """Writes back dirty blocks, many writes at a time, adjacent blocks coalesced into one write.
 
     Args:
-        dirty: what is dirty.
-        clean: writes back what is dirty between two bytes of the device.
+        dirty: the dirty blocks.
+        clean: writes back the dirty blocks between two bytes of the device.
 
     """
 
@@ -38,7 +39,10 @@ class WriteBack:
         self._pause_until = 0.0
 
     def start_if_needed(self) -> None:
-        """Begin to write back in the background if much is dirty."""
+        """Start write-back in the background if half of what may be dirty is.
+
+        No-op while it runs, and for a second after it has failed.
+        """
         if self._dirty.over_limit and self._background is None:
             loop = asyncio.get_running_loop()
             if loop.time() >= self._pause_until:
@@ -46,23 +50,23 @@ class WriteBack:
                 self._background.add_done_callback(self._done)
 
     async def clean(self, end: int) -> None:
-        """Write back what is dirty now, up to this byte of the device.
+        """Write back the blocks that are dirty now, up to this byte of the device.
 
         Raises:
-            BaseException: the first error of the inner device. All the same everything was tried,
-                and what failed is still dirty.
+            BaseException: the first error of the inner device. The other ranges were tried all the
+                same; what failed is still dirty.
 
         """
         ranges = [
-            (start, min(start + _MAX_WRITE, stop))
-            for begin, stop in self._dirty.ranges(0, end)
-            for start in range(begin, stop, _MAX_WRITE)
+            (begin, begin + length)
+            for first, last in self._dirty.ranges(0, end)
+            for begin, length in split_range(first, last, _MAX_WRITE)
         ]
         errors: list[BaseException] = []
-        left = iter(ranges)
+        remaining = iter(ranges)
         async with asyncio.TaskGroup() as group:
             for _ in ranges[:_IN_FLIGHT]:
-                group.create_task(self._clean_all(left, errors))
+                group.create_task(self._clean_all(remaining, errors))
         if errors:
             failed = errors[0]
             if isinstance(failed, asyncio.CancelledError):
@@ -70,7 +74,7 @@ class WriteBack:
             raise failed
 
     async def close(self) -> None:
-        """Stop the background."""
+        """Cancel write-back in the background, and prevent that it starts again."""
         self._pause_until = float("inf")
         if self._background is not None:
             self._background.cancel()
@@ -79,13 +83,14 @@ class WriteBack:
     async def _clean_all(
         self, ranges: Iterator[tuple[int, int]], errors: list[BaseException]
     ) -> None:
+        """Write back one range after the other, and collect errors: one of several workers."""
         task = asyncio.current_task()
         for begin, end in ranges:
             try:
                 await self._clean(begin, end)
             except asyncio.CancelledError as exc:
-                # A group takes a cancelled task for one that has nothing to tell. If it was the
-                # inner device that raised this, what is still dirty would be taken for stored.
+                # A task group ignores CancelledError of its tasks. If the inner device raised it,
+                # a flush would succeed although this range is still dirty.
                 if task is None or task.cancelling():
                     raise
                 errors.append(exc)
@@ -95,12 +100,13 @@ class WriteBack:
                 errors.append(exc)
 
     async def _run(self) -> None:
+        """Write back in the background; log an error, which the next flush would raise."""
         try:
             await self.clean(1 << 63)
         except STOP_EXCEPTIONS:
             raise
         except BaseException as exc:
-            logger.warning("written data stays in the cache until it can be written back: %s", exc)
+            logger.warning("write-back failed, the data stays dirty in memory: %s", exc)
             self._pause_until = asyncio.get_running_loop().time() + _PAUSE
 
     def _done(self, task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""What a web server's answers mean."""
+"""Parse responses to range requests, and classify errors: error number, retry, message."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_M
 
 
 class ResponseError(Exception):
-    """An answer that is of no use.
+    """A response that cannot be used.
 
     Args:
-        reason: why, in words that follow the name of the file.
+        reason: for a message that begins with the name of the file.
         error: the system's error number.
-        transient: whether the next one may be better.
+        transient: whether to retry the request.
 
     """
 
@@ -44,18 +44,18 @@ class ResponseError(Exception):
 
 
 class ChangedError(ResponseError):
-    """The file is not the one that was opened."""
+    """The file is another version than the one that was opened."""
 
     def __init__(self) -> None:
         super().__init__("it has changed on the server since it was opened; open it again")
 
 
 def check_status(response: ClientResponse) -> None:
-    """See to it that an answer is a part of the file.
+    """Verify that a response is a part of the file (206 Partial Content).
 
     Raises:
-        ChangedError: the server says that it has changed.
-        AnswerError: it is something else.
+        ChangedError: the server says that the file has changed.
+        ResponseError: it is another response.
 
     """
     status = response.status
@@ -63,7 +63,8 @@ def check_status(response: ClientResponse) -> None:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.strip().lower() != "identity":
             raise ResponseError(
-                f"the server sends it encoded ({quote(encoding, 40)}), so no part is exact"
+                f"the server sends it encoded ({quote(encoding, 40)}), so no part is exact;"
+                " have it send this file without Content-Encoding"
             )
         return
     if status == HTTPStatus.PRECONDITION_FAILED:
@@ -71,9 +72,9 @@ def check_status(response: ClientResponse) -> None:
     if status == HTTPStatus.OK:
         reason = "the server does not serve parts of it (ranges); download it, and use file:PATH"
         raise ResponseError(reason, errno.EOPNOTSUPP)
-    passes = status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    transient = status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     reason = f"the server says {_status_text(status)}"
-    raise ResponseError(reason, _ERRNO.get(status, errno.EIO), transient=passes)
+    raise ResponseError(reason, _ERRNO.get(status, errno.EIO), transient=transient)
 
 
 def _status_text(status: int) -> str:
@@ -84,47 +85,50 @@ def _status_text(status: int) -> str:
 
 
 def read_range(response: ClientResponse) -> tuple[int, int, int | None]:
-    """Return where the part in an answer begins, its bytes, and those of the file, if told.
+    """Parse Content-Range: return where the part begins, its bytes, and those of the file or None.
 
     Raises:
-        AnswerError: it does not tell.
+        ResponseError: there is no such header, or it is invalid.
 
     """
     text = response.headers.get("Content-Range", "")
     found = _CONTENT_RANGE.fullmatch(text.strip())
     if found is None:
-        raise ResponseError("the answer does not tell which part of it it has", transient=True)
+        raise ResponseError(
+            "the response does not say which part it has (Content-Range)", transient=True
+        )
     first, last, total = found.groups()
     return int(first), int(last) + 1 - int(first), None if total == "*" else int(total)
 
 
 async def read_body(response: ClientResponse, length: int) -> bytes:
-    """Return what an answer holds, and never read much more.
+    """Return the body of a response; stop reading one byte behind ``length``.
 
     Raises:
-        AnswerError: it is not ``length`` bytes.
+        ResponseError: it is not ``length`` bytes.
 
     """
     try:
         data = await response.content.readexactly(length)
     except asyncio.IncompleteReadError as exc:
-        reason = f"the answer has {len(exc.partial)} bytes, not {length}"
+        reason = f"the response has {len(exc.partial)} bytes, not {length}"
         raise ResponseError(reason, transient=True) from None
     if await response.content.read(1):
-        raise ResponseError(f"the answer has more than {length} bytes", transient=True)
+        raise ResponseError(f"the response has more than {length} bytes", transient=True)
     return data
 
 
 def classify_error(failure: Exception, name: str) -> tuple[OSError, bool]:
-    """Return what a request has raised as an OSError without secrets, and whether it may pass."""
+    """Return an exception of a request as an OSError without secrets, and whether to retry."""
     if isinstance(failure, ResponseError):
         return StorageError(failure.errno, f"{name}: {failure}"), failure.transient
-    reason, passes = _of_connection(failure)
-    return StorageError(errno.EIO, f"{name}: {reason}"), passes
+    reason, transient = _of_connection(failure)
+    return StorageError(errno.EIO, f"{name}: {reason}"), transient
 
 
 def _of_connection(failure: Exception) -> tuple[str, bool]:
-    # Only words of which it is known where they come from: most have the whole URL.
+    """Return the reason, and whether to retry, of an exception of aiohttp."""
+    # Without the exception's own text, unless its origin is known: most have the whole URL in it.
     import aiohttp
 
     match failure:
@@ -137,18 +141,18 @@ def _of_connection(failure: Exception) -> tuple[str, bool]:
             why = quote(str(failure.os_error))
             return f"no TLS with {failure.host}:{failure.port}: {why}", False
         case aiohttp.ClientConnectorError(os_error=error):
-            # asyncio says only that it failed; a resolver's numbers are none of the system's.
+            # asyncio's text says only that it failed; a resolver's numbers are no system errors.
             number = error.errno or 0
             why = os.strerror(number) if number > 0 else quote(error.strerror or str(error))
             return f"no connection to {failure.host}:{failure.port}: {why}", True
         case aiohttp.ClientPayloadError():
-            return "the answer was cut off", True
+            return "the response was cut off", True
         case aiohttp.ClientConnectionError() | OSError():
             return "the connection was lost", True
         case aiohttp.TooManyRedirects():
             return "the server redirects in circles", False
         case aiohttp.InvalidURL() | aiohttp.RedirectClientError():
-            return "the server redirects to what is no address", False
+            return "the server redirects to an invalid URL", False
         case aiohttp.ClientResponseError():
             return "the server does not speak HTTP", False
     return f"the request failed ({type(failure).__name__})", False

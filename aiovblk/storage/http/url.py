@@ -1,4 +1,4 @@
-"""Where a file on the web is, and what of that may be shown."""
+"""Parse the URL of a file on a web server, and redact its secrets: password, query."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 SCHEMES = frozenset({"http", "https"})
 
-# What is left as it is: a signature may be of the URL to the letter.
+# Characters that are not encoded: a signature may cover the URL to the letter.
 _SAFE = "%/:=&?+!$,;'@()*[]~"
 
 
 @dataclass(frozen=True, slots=True)
 class HTTPURL:
-    """What a URL says."""
+    """A URL, separated into what is requested, what is shown, and the password."""
 
     url: str
-    """What is asked for: the URL without user, password and fragment."""
+    """For requests: the URL without user, password and fragment."""
     name: str
-    """The URL for logs and errors: without the query as well, which may hold a signature."""
+    """For logs and errors: the URL without the query as well, which may hold a signature."""
     authorization: str | None
-    """The header that tells user and password, if the URL has them."""
+    """The header with user and password, if the URL has them."""
 
     @classmethod
     def parse(cls, url: str) -> HTTPURL:
-        """Read ``https://HOST/FILE`` or ``http://USER:PASSWORD@HOST:PORT/FILE?QUERY``.
+        """Parse ``https://HOST/FILE`` or ``http://USER:PASSWORD@HOST:PORT/FILE?QUERY``.
 
         Raises:
-            ValueError: it is none. The message does not repeat it.
+            ValueError: it is no such URL. The message does not repeat it.
 
         """
         try:
@@ -51,7 +51,7 @@ class HTTPURL:
 
 
 def _basic(user: str) -> str:
-    # RFC 7617; a colon separates the two, and so they are decoded apart.
+    # RFC 7617; a colon separates the two, so each is decoded on its own.
     name, _, password = user.partition(":")
     return "Basic " + b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
 

@@ -1,4 +1,4 @@
-"""Which version of a file an answer is about (RFC 9110, sections 8.8 and 13)."""
+"""Compare versions of a file by their validators: ETag, Last-Modified (RFC 9110, 8.8 and 13)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ _WEAK = "W/"
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """One version of a file, as far as its server tells it from others."""
+    """Identify one version of a file, by its size and the validators that its server sends."""
 
     size: int
     """Bytes."""
     etag: str = ""
     modified: str = ""
-    """The date, in the server's words."""
+    """The Last-Modified date, verbatim."""
 
     @classmethod
     def of(cls, headers: Mapping[str, str], size: int) -> Self:
-        """Read it from the headers of an answer."""
+        """Take them from the headers of a response."""
         return cls(size, headers.get("ETag", ""), headers.get("Last-Modified", ""))
 
     @property
     def is_comparable(self) -> bool:
-        """Whether another version of the same size would look different."""
+        """Whether there is a validator, so that another version of the same size can be noticed."""
         return bool(self.etag or self.modified)
 
     @property
     def conditions(self) -> dict[str, str]:
-        """The headers by which the server itself refuses to answer from another version."""
+        """The headers of a conditional request, which the server refuses for another version."""
         if self._is_strong:
             return {"If-Match": self.etag}
         # A weak tag never matches in If-Match.
@@ -39,26 +39,27 @@ class Validators:
 
     @property
     def tag(self) -> str:
-        """What tells it from others, in few words."""
+        """The ETag without its weakness, or the date."""
         return self._opaque or self.modified
 
     def matches(self, other: Validators) -> bool:
-        """Whether an answer that says ``other`` is about this version.
+        """Whether a response with the validators ``other`` is of this version.
 
-        Servers may ignore the conditions. A weak tag leaves open whether every byte is the same, so
-        the date is looked at too; such a tag may become strong as the file gets older.
+        It is compared here because servers may ignore the conditions. A weak ETag does not mean
+        that every byte is the same, so the date is compared too; a weak ETag may become strong as
+        the file gets older.
         """
         if self._is_strong:
             return (self.size, self.etag) == (other.size, other.etag)
-        mine, its = ((each.size, each._opaque, each.modified) for each in (self, other))
-        return mine == its
+        ours, theirs = ((each.size, each._opaque, each.modified) for each in (self, other))
+        return ours == theirs
 
     def matches_mirror(self, other: Validators) -> bool:
-        """Whether an answer of another server that says ``other`` is about this version.
+        """Whether a response of another server with the validators ``other`` is of this version.
 
-        Each server makes tags of its own, so that different ones tell nothing: then mirrors have
-        the size and the date in common, which those who copy files keep. Where a server tells no
-        date, nobody knows.
+        Each server makes ETags of its own, so different ones mean nothing. Then size and date must
+        be the same: tools that copy files to mirrors keep the date. Without a date it is unknown,
+        and so not accepted.
         """
         if self.size != other.size:
             return False

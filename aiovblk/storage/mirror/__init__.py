@@ -1,4 +1,4 @@
-"""Several devices that hold the same."""
+"""A mirror (RAID 1): several devices that hold the same."""
 
 from .mirror import Mirror
 

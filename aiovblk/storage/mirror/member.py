@@ -1,4 +1,4 @@
-"""One member of a mirror, and what it has missed."""
+"""One member of a mirror, and the regions that it has missed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from ...device import BlockDevice
 
 
 class Member:
-    """One of several devices that hold the same.
+    """One of the devices of a mirror.
+
+    A write is lost if the next flush of the member fails: so the regions that were written since
+    its last flush count as missed when it is dropped.
 
     Attributes:
-        device: it.
-        in_sync: whether it holds the same as the others, and may be read.
-        is_syncing: whether it is being brought up to date.
-        missed: the regions that differ, or may do so, while it is out.
+        device: the device.
+        in_sync: whether it holds the same as the other members, and may be read.
+        is_syncing: whether a resync of it is running.
+        missed: the regions that are, or may be, stale while it is not in sync.
 
     """
 
@@ -24,20 +27,20 @@ class Member:
         self.in_sync = True
         self.is_syncing = False
         self.missed: set[int] = set()
-        self._unflushed: dict[int, int] = {}  # region to when it was last written
+        self._unflushed: dict[int, int] = {}  # region -> time of its last write
 
     @property
     def is_written(self) -> bool:
-        """Whether changes are made on it too, be it that they are copied once more later."""
+        """Whether changes go to it too: it is in sync, or its resync is running."""
         return self.in_sync or self.is_syncing
 
     def record_write(self, regions: Iterable[int], now: int, *, written: bool) -> None:
-        """A change of these has ended.
+        """Record that a change of the mirror has ended.
 
         Args:
-            regions: where.
-            now: when.
-            written: whether it was made here, and has succeeded.
+            regions: the regions that were changed.
+            now: time by the mirror's logical clock.
+            written: whether the change was made on this member, and has succeeded.
 
         """
         if self.in_sync or (written and self.is_syncing):
@@ -46,20 +49,20 @@ class Member:
             self.missed.update(regions)
 
     def flushed(self, began: int, *, succeeded: bool) -> None:
-        """A flush has ended that began then."""
+        """Record that a flush of this member has ended, which began at this time."""
         if succeeded:
             self._unflushed = {
                 region: when for region, when in self._unflushed.items() if when > began
             }
         elif not self.in_sync:
-            self._forget_missed()
+            self._count_unflushed_as_missed()
 
     def mark_failed(self) -> None:
-        """Let it miss what is written, and what it may have lost."""
+        """Drop the member: it misses writes from now on, and may have lost unflushed ones."""
         self.in_sync = False
-        self._forget_missed()
+        self._count_unflushed_as_missed()
 
-    def _forget_missed(self) -> None:
+    def _count_unflushed_as_missed(self) -> None:
         self.missed.update(self._unflushed)
         self._unflushed.clear()
 
@@ -67,12 +70,12 @@ class Member:
 async def on_each(
     members: Iterable[Member], call: Callable[[BlockDevice], Awaitable[object]]
 ) -> list[BaseException | None]:
-    """Make a call of each member, and wait for all of them.
+    """Call a handler of each member at the same time, and wait for all of them.
 
     Returns:
-        For each why it has failed, or None if it has not.
+        For each member its exception, or None if it has succeeded.
 
-    Cancellation: cancels all of them, and waits until they have ended.
+    Cancellation: cancels all calls, and waits until they have ended.
 
     """
     results = await asyncio.gather(

@@ -1,17 +1,21 @@
-"""The members of a mirror together: who is read, who is written, and who is out."""
+"""The members of a mirror together: read with failover, write to all, drop those that fail.
+
+Invariant: members that are in sync hold the same, except in the regions of ``possibly_divergent``;
+what a member that is not in sync lacks is in its ``missed``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import logging
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import accumulate, count
+from itertools import count
 from typing import TypeVar
 
 from ...aio.rangelock import RangeLock
 from ...device import BlockDevice, Extent
+from ..extents import common
 from .member import Member, on_each
 
 T = TypeVar("T")
@@ -19,25 +23,26 @@ T = TypeVar("T")
 logger = logging.getLogger("aiovblk")
 
 REGION = 1024 * 1024
-"""Bytes, at least, of a region."""
+"""Bytes of a region, the unit in which missed writes are tracked, at least."""
 
 _MAX_REGIONS = 1 << 16
+"""Regions of a member, about; those of a large device are larger."""
 
 Call = Callable[[BlockDevice], Awaitable[object]]
 
 
 class Members:
-    """Several devices that hold the same, in regions that are read from one of them each.
+    """The devices of a mirror, divided into regions. Each region is read from one member.
 
     Args:
-        devices: they.
-        on_drop: called with one that is put out, and why.
+        devices: the members.
+        on_drop: called with a member that is dropped, and the error.
 
     Attributes:
-        ranges: what is being changed.
-        region: bytes of one of them.
-        clock: when things happen.
-        possibly_divergent: the regions in which members may differ that are in.
+        ranges: locks the ranges that are being changed.
+        region: bytes of a region.
+        clock: a logical clock, which orders writes and flushes.
+        possibly_divergent: the regions in which members that are in sync may differ.
 
     """
 
@@ -54,19 +59,19 @@ class Members:
         self.possibly_divergent: set[int] = set()
 
     def __iter__(self) -> Iterator[Member]:
-        """All of them."""
+        """Iterate over all members."""
         return iter(self._members)
 
     @property
     def size(self) -> int:
-        """Bytes of each."""
+        """Bytes of each member."""
         return self._members[0].device.size
 
     def find(self, device: BlockDevice) -> Member:
-        """The member that is this device.
+        """Return the member that is this device.
 
         Raises:
-            ValueError: there is none.
+            ValueError: it is no member.
 
         """
         for member in self._members:
@@ -77,7 +82,7 @@ class Members:
     # Reading
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Where the parts of a range begin and end that lie in one region each."""
+        """Split a range at the borders of regions; yield begin and end of each part."""
         end = offset + length
         while offset < end:
             border = min(end, (offset // self.region + 1) * self.region)
@@ -85,11 +90,11 @@ class Members:
             offset = border
 
     async def read(self, begin: int, end: int) -> bytes | bytearray | memoryview:
-        """What one of them holds there, within one region."""
+        """Read from one member; the range must lie within one region."""
         return await self.ask(begin, lambda device: device.read(begin, end - begin))
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """What all of them tell of these."""
+        """Return what all members that are in sync have in common: any of them may be read."""
         answers = await asyncio.gather(
             *(member.device.extents(offset, length) for member in self._members if member.in_sync),
             return_exceptions=True,
@@ -97,32 +102,46 @@ class Members:
         return list(common([_extents_in(answer, length) for answer in answers]))
 
     async def ask(self, offset: int, call: Callable[[BlockDevice], Awaitable[T]]) -> T:
-        """Have the member that is read there answer, or another one if it cannot."""
+        """Call the member that is read at ``offset``; if it fails, the next one (failover).
+
+        Raises:
+            OSError: all members that are in sync have failed (EIO).
+
+        """
         error: OSError | None = None
-        for member in self._in_turn(offset):
+        for member in self._in_order(offset):
             if not member.in_sync:
                 continue
             try:
                 return await call(member.device)
             except OSError as exc:
-                logger.warning("a member of a mirror failed a request at %d: %s", offset, exc)
+                logger.warning("mirror: a member failed to read at %d: %s", offset, exc)
                 error = exc
         raise OSError(errno.EIO, f"no member could be read at {offset}") from error
 
-    def _in_turn(self, offset: int) -> list[Member]:
-        """All members; who is first does not depend on which of the others are in."""
+    def _in_order(self, offset: int) -> list[Member]:
+        """Return all members, in the order in which to try them.
+
+        The first depends on the region only, not on which members are in sync: so a region is read
+        from the same member as long as that one is in sync.
+        """
         first = offset // self.region % len(self._members)
         return [*self._members[first:], *self._members[:first]]
 
     # Changing
 
     async def change(self, offset: int, length: int, call: Call) -> None:
-        """Make a change on all members, when no other is being made there."""
+        """Change all members, after overlapping changes in progress."""
         async with self.ranges.hold(offset, offset + length):
             await self.change_held(offset, length, call)
 
     async def change_held(self, offset: int, length: int, call: Call) -> None:
-        """Make a change on all members, and note who has missed it."""
+        """Change all members; the caller holds the range. Record which members missed it.
+
+        Raises:
+            OSError: all members that are in sync have failed (EIO); they may differ there now.
+
+        """
         regions = range(offset // self.region, -(-(offset + length) // self.region))
         members = [member for member in self._members if member.is_written]
         written: set[Member] = set()
@@ -142,16 +161,26 @@ class Members:
                 member.record_write(regions, now, written=member in written)
 
     async def trim(self, offset: int, length: int) -> None:
-        """Have all members trim."""
+        """Trim all members.
+
+        Raises:
+            OSError: all have failed (EIO).
+
+        """
         async with self.ranges.hold(offset, offset + length):
             members = [member for member in self._members if member.is_written]
             outcomes = await on_each(members, lambda device: device.trim(offset, length))
-        # Who fails one has missed nothing: these bytes may be anything.
+        # A member that failed has missed nothing: the contents of trimmed bytes are undefined.
         if None not in outcomes:
             raise _failure_of_all(outcomes)
 
     async def flush(self) -> None:
-        """Have all members flush."""
+        """Flush all members.
+
+        Raises:
+            OSError: all members that are in sync have failed (EIO).
+
+        """
         began = next(self.clock)
         members = [member for member in self._members if member.is_written]
         outcomes = await on_each(members, lambda device: device.flush())
@@ -162,7 +191,7 @@ class Members:
             raise failure
 
     async def unmount(self) -> None:
-        """Unmount all of them, and raise what the first has raised that fails."""
+        """Unmount all members, then raise the first error."""
         for outcome in await on_each(self._members, lambda device: device.unmount()):
             if outcome is not None:
                 raise outcome
@@ -170,10 +199,10 @@ class Members:
     def _drop_failed(
         self, members: Sequence[Member], outcomes: Sequence[BaseException | None]
     ) -> OSError | None:
-        """Put out the members that have failed what another one has done.
+        """Drop the members that failed a request which another one in sync has done.
 
         Returns:
-            An error if there is no such one.
+            An error if all members in sync have failed. None is dropped then.
 
         """
         both = [each for each in zip(members, outcomes, strict=True) if each[0].in_sync]
@@ -182,7 +211,7 @@ class Members:
         for member, outcome in both:
             if outcome is not None:
                 member.mark_failed()
-                logger.error("a member of a mirror is out: %r failed: %r", member.device, outcome)
+                logger.error("mirror: member %r failed, and is dropped: %r", member.device, outcome)
                 self._on_drop(member.device, outcome)
         return None
 
@@ -196,21 +225,7 @@ def _failure_of_all(outcomes: Sequence[BaseException | None]) -> OSError:
 
 def _extents_in(answer: Sequence[Extent] | BaseException, length: int) -> Sequence[Extent]:
     if isinstance(answer, OSError):
-        return [Extent(length)]  # it cannot tell
+        return [Extent(length)]  # unknown, so data
     if isinstance(answer, BaseException):
         raise answer
     return answer
-
-
-def common(answers: Sequence[Sequence[Extent]]) -> Iterator[Extent]:
-    """What several tell of the same bytes: a hole is one if all say so, and so are zeroes."""
-    ends = [list(accumulate(extent.length for extent in answer)) for answer in answers]
-    at = 0
-    for end in sorted({each for several in ends for each in several}):
-        if end > min(several[-1] for several in ends):
-            break
-        told = [
-            answer[bisect_right(several, at)] for answer, several in zip(answers, ends, strict=True)
-        ]
-        yield Extent(end - at, all(each.hole for each in told), all(each.zero for each in told))
-        at = end

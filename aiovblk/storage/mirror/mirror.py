@@ -1,4 +1,4 @@
-"""Several devices that hold the same."""
+"""The mirror layer: replicate a device on several members, which may fail, and resync them."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from .resync import Resync
 
 
 class Mirror(Layer):
-    """Several devices that hold the same, so that all but one may fail.
+    """Replicates a device on several members (RAID 1), of which all but one may fail.
 
-    Changes go to all members; a read goes to one, which depends on the place, and to another one if
-    that fails. A member that fails a write or a flush which another one has done is out from then
-    on: that is logged, nothing is read from it, and what it misses is remembered, for
-    :meth:`resync` to bring it back. The last one is never out. What all of them fail fails with
-    EIO, and puts none out.
+    Changes go to all members. A read goes to one, which depends on the region, and to another one
+    if that fails. A member that fails a write or a flush which another one has done is dropped: an
+    error is logged, it is not read any more, and the regions that it misses are recorded, for
+    :meth:`resync`. The last member is never dropped. A request that fails on all members fails with
+    EIO, and none is dropped.
 
-    That a member is out is not stored anywhere. Whoever opens the mirror again must say so
-    (``stale``), and not let it be read before it was brought up to date; ``on_drop`` is called
-    before the write that put it out returns, so that it can be noted somewhere.
+    That a member was dropped is not stored. A program that opens the mirror again must pass it as
+    ``stale``, so that it is not read before its resync. To have it stored somewhere, use
+    ``on_drop``, which is called before the write that dropped the member returns.
 
-    Durability: what was flushed is durable on all members that are in. A power failure that hits
-    several may leave what was not flushed different on each. Reads of one place are answered by the
-    same member as long as it is in, so that nothing seems to change; but not any longer. To be sure
-    open the mirror with all but one in ``stale`` then, and bring them back.
+    Durability: what was flushed is durable on all members that are in sync. A power failure of
+    several members may leave different contents on each where writes were not flushed. Each region
+    is read from the same member as long as that one is in sync, so the difference does not show
+    until then. To be sure, open the mirror with all but one member in ``stale``, and resync them.
 
     Concurrency: that of the members; but changes that overlap are made one after the other, since
-    each member might have its own idea of which came last.
+    each member could make them in another order.
 
-    Cancellation: members may differ where a change was cancelled, or failed on all of them. The
-    next flush copies these places from the member that is read there to the others.
+    Cancellation: where a change was cancelled, or failed on all members, they may differ. The next
+    flush copies these regions from the member that is read there to the others.
 
     Args:
-        first: a member, whose handlers the mirror has too.
-        second: another.
-        others: still others. All have the same size, and blocks of the same size; it is read-only
-            if one of them is.
-        stale: members that are out at the beginning, and have missed anything.
-        on_drop: called with a member that is put out, and why, after that was logged.
+        first: a member; the mirror has the handlers that this one has.
+        second: another member.
+        others: further members. All have the same size and block size; the mirror is read-only if
+            one of them is.
+        stale: members that are not in sync at the beginning, and have missed everything.
+        on_drop: called with a member that is dropped, and the error, after that was logged.
 
     Raises:
-        ValueError: the members do not fit each other, or all are stale.
+        ValueError: the members have different sizes or block sizes, or all are stale.
 
     """
 
@@ -70,12 +70,12 @@ class Mirror(Layer):
 
     @property
     def in_sync(self) -> tuple[BlockDevice, ...]:
-        """The members that are in."""
+        """The members that are in sync."""
         return tuple(member.device for member in self._members if member.in_sync)
 
     @property
     def read_only(self) -> bool:
-        """Whether one of the members is, unless something else was set."""
+        """Whether one of the members is read-only, unless this was set."""
         if self._read_only is not None:
             return self._read_only
         return any(member.device.read_only for member in self._members)
@@ -86,7 +86,10 @@ class Mirror(Layer):
 
     @property
     def blocks(self) -> int:
-        """As many as each member has. What is added to a mirror must be the same on all of them."""
+        """The number of blocks of each member; setting it resizes all of them.
+
+        The contents of added blocks must be the same on all members.
+        """
         blocks: int = self.inner.blocks
         return blocks
 
@@ -96,13 +99,13 @@ class Mirror(Layer):
             member.device.blocks = value
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
-        """Read from members that are in."""
+        """Read each region from one member, or from another one if that fails."""
         runs = list(self._members.runs(offset, length))
         parts = [await self._members.read(begin, end) for begin, end in runs]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what all members agree upon: each trims as it likes, and any may be read."""
+        """Return what is a hole, or zero, on all members: any may be read, and trims may differ."""
         return await self._members.extents(offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
@@ -110,47 +113,47 @@ class Mirror(Layer):
         await self._members.change(offset, len(data), lambda device: device.write(offset, data))
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Have all members write zeroes."""
+        """Write zeroes to all members."""
         await self._members.change(
             offset, length, lambda device: device.write_zeroes(offset, length, may_trim=may_trim)
         )
 
     async def trim(self, offset: int, length: int) -> None:
-        """Pass the hint on to all members, each of which may do with it what it likes."""
+        """Forward the hint to all members; each may ignore it."""
         await self._members.trim(offset, length)
 
     async def flush(self) -> None:
-        """Flush all members, once they agree."""
+        """Reconcile regions in which members may differ, then flush all members."""
         await self._resync.reconcile()
         await self._members.flush()
 
     async def cache(self, offset: int, length: int) -> None:
-        """Pass the hint on to the member that is read there."""
+        """Forward the hint to the member that is read there."""
         await self._members.ask(offset, lambda device: device.cache(offset, length))
 
     async def unmount(self) -> None:
-        """Let go of all members."""
+        """Unmount all members."""
         await self._members.unmount()
 
     async def resync(
         self, member: BlockDevice, *, advance: Callable[[int], object] = lambda count: None
     ) -> None:
-        """Bring a member up to date, and back in, while requests go on.
+        """Copy to a member what it has missed, until it is in sync, while requests go on.
 
-        What it has missed is copied: where it was written since it was put out, or since its last
-        flush before that; all of it if it was stale at the beginning. One that is in is put out
-        first, and all of it is copied.
+        Copied are the regions that were written since it was dropped, or since its last flush
+        before that; all regions if it was ``stale``. A member that is in sync is dropped first, and
+        copied as a whole.
 
         Args:
-            member: which.
-            advance: called with the number of bytes that were done since it was last called.
+            member: the member.
+            advance: called for progress, with the number of bytes done since the last call.
 
         Raises:
-            ValueError: it is no member, or there is no other to copy from.
-            RuntimeError: it is being brought back already.
-            OSError: it cannot be written, or nobody else can be read. It stays out.
+            ValueError: it is no member, or there is no other one in sync to copy from.
+            RuntimeError: a resync of this member is running already.
+            OSError: it cannot be written, or no other can be read. It stays dropped.
 
-        Cancellation: safe; it stays out, and another call goes on from there.
+        Cancellation: safe; the member stays dropped, and the next resync continues from there.
 
         """
         await self._resync.resync(self._members.find(member), advance)
@@ -162,13 +165,13 @@ def _check(devices: Sequence[BlockDevice], stale: Collection[BlockDevice]) -> No
         check_inner(device, "a member")
         if (device.size, device.block_size) != (first.size, first.block_size):
             raise ValueError(
-                f"members of a mirror are of one size: {device.blocks} blocks of"
+                f"members of a mirror must have the same size: {device.blocks} blocks of"
                 f" {device.block_size} bytes are not {first.blocks} of {first.block_size}"
                 " (block_size=, or the layer BlockSize, gives a device other blocks)"
             )
     if len({id(device) for device in devices}) < len(devices):
         raise ValueError("a device can be a member of a mirror only once")
     if not all(any(each is device for device in devices) for each in stale):
-        raise ValueError("what is stale must be a member")
+        raise ValueError("each device in stale must be a member")
     if all(any(each is device for each in stale) for device in devices):
         raise ValueError("not all members can be stale")

@@ -1,4 +1,4 @@
-"""How the members of a mirror come to hold the same again."""
+"""Resync a member of a mirror that has missed writes; reconcile members that may differ."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ...device import BlockDevice
+from ..ranges import split_range
 from .member import Member
 from .members import REGION, Members
 
 REGIONS_PER_FLUSH = 64
-"""Regions that are copied before a flush, and copied again if there never is one."""
+"""Regions to copy before a flush, which makes them durable; an interrupted resync repeats them."""
 
 logger = logging.getLogger("aiovblk")
 
 
 class Resync:
-    """Copies from the member that is read in a place to others.
+    """Copies regions from the member that they are read from to other members.
 
-    Nothing is changed there meanwhile, a piece of a region at a time.
+    A region is copied in pieces; each is locked against changes while it is copied.
 
     Args:
-        members: of the mirror.
+        members: the members of the mirror.
 
     """
 
@@ -30,10 +31,10 @@ class Resync:
         self._members = members
 
     def mark_stale(self, member: Member) -> None:
-        """Put a member out, as one that has missed everything.
+        """Drop a member, as one that has missed all regions.
 
         Raises:
-            ValueError: there is no other one.
+            ValueError: there is no other member in sync.
 
         """
         if not any(other.in_sync for other in self._members if other is not member):
@@ -42,14 +43,21 @@ class Resync:
         member.missed.update(range(-(-self._members.size // self._members.region)))
 
     async def resync(self, member: Member, advance: Callable[[int], object]) -> None:
-        """Copy what a member has missed until it has missed nothing."""
+        """Copy the regions that a member has missed, until there are none.
+
+        Args:
+            member: the member; one that is in sync is copied as a whole.
+            advance: called with the number of bytes done since the last call.
+
+        """
         if member.is_syncing:
-            raise RuntimeError("this member is being brought back already")
+            raise RuntimeError("a resync of this member is running already")
         if member.in_sync:
             self.mark_stale(member)
         member.is_syncing = True
         try:
-            # Changes that began without it are noted before anything is compared.
+            # Wait for changes that began without this member: what they make it miss is recorded
+            # before the first region is copied.
             async with self._members.ranges.hold(0, self._members.size):
                 pass
             while member.missed:
@@ -65,21 +73,22 @@ class Resync:
                 member.mark_failed()
 
     async def reconcile(self) -> None:
-        """Copy what members that are in may hold different versions of.
+        """Copy the regions in which members that are in sync may differ, to all of them.
 
-        It is no matter if that fails: nobody was told that these places hold anything.
+        An error is only logged, and the next flush retries: the change of these regions was
+        cancelled or has failed, so their contents are undefined.
         """
         if sum(member.in_sync for member in self._members) == 1:
-            self._members.possibly_divergent.clear()  # what others have missed is known
+            self._members.possibly_divergent.clear()  # what the others lack is in their `missed`
         for region in sorted(self._members.possibly_divergent):
             try:
                 await self._copy_to_all(region)
             except OSError as exc:
-                logger.warning("members of a mirror may differ in region %d: %s", region, exc)
+                logger.warning("mirror: members may differ in region %d: %s", region, exc)
 
     async def _copy_to(self, member: Member, region: int) -> int:
-        """Copy a region to a member; returns how many bytes these are."""
-        member.missed.discard(region)  # what is written from here on is written to it, too
+        """Copy a region to a member; return the number of bytes."""
+        member.missed.discard(region)  # writes go to this member too, from here on
         done = 0
         written = False
         try:
@@ -94,6 +103,7 @@ class Resync:
         return done
 
     async def _copy_to_all(self, region: int) -> None:
+        """Copy a region from the member that it is read from to all members."""
         self._members.possibly_divergent.discard(region)
         try:
             for begin, end in self._pieces(region):
@@ -105,13 +115,15 @@ class Resync:
             raise
 
     def _pieces(self, region: int) -> Iterator[tuple[int, int]]:
+        """Yield begin and end of the pieces of a region that are copied at once."""
         size = self._members.region
         end = min((region + 1) * size, self._members.size)
-        return ((begin, min(begin + REGION, end)) for begin in range(region * size, end, REGION))
+        for begin, length in split_range(region * size, end, REGION):
+            yield begin, begin + length
 
 
 async def _put(offset: int, data: bytes | bytearray | memoryview, device: BlockDevice) -> None:
-    """Write what another device holds; zeroes may become a hole."""
+    """Write to a device what another one holds; zeroes may become a hole."""
     view = memoryview(data).cast("B")
     if not view[0] and bytes(view) == bytes(len(view)):
         await device.write_zeroes(offset, len(view), may_trim=True)

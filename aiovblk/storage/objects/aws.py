@@ -1,4 +1,8 @@
-"""What Amazon's own tools find by themselves, and the package ``obstore`` does not."""
+"""Find AWS credentials, profiles, endpoints and CA bundles as Amazon's own tools do.
+
+The package ``obstore`` reads some environment variables, but no profiles (``~/.aws/credentials``,
+``~/.aws/config``): those are read by botocore, of the package boto3.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +24,26 @@ CONFIG_FILE = "AWS_CONFIG_FILE"
 
 _DEFAULTS = {CREDENTIALS_FILE: "~/.aws/credentials", CONFIG_FILE: "~/.aws/config"}
 
-# Those that obstore finds come first, as they do for Amazon's tools.
-_OWN_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
+# Credentials in these variables, which obstore finds itself, take precedence over profiles, as they
+# do for Amazon's tools.
+_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
 
-# obstore asks at each request for credentials that live less than five minutes, but ten times a
-# second at most.
-_LIFE = timedelta(minutes=1)
+# Reported to obstore as the lifetime of a profile's credentials: it asks again at each request for
+# those that live less than five minutes, but ten times a second at most.
+_LIFETIME = timedelta(minutes=1)
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_OTHER_ADDRESSES = ("AWS_METADATA_ENDPOINT", "AWS_STS_ENDPOINT")
+_OTHER_ENDPOINTS = ("AWS_METADATA_ENDPOINT", "AWS_STS_ENDPOINT")
 
 
 def options_of_environment(given: dict[str, Any]) -> dict[str, Any]:
-    """Return options for a store of obstore, those that are given among them.
+    """Return options for a store of obstore, from the environment and the files that it names.
+
+    Args:
+        given: options of the caller's, which take precedence.
 
     Raises:
-        ValueError: a variable or a profile makes no sense.
+        ValueError: a variable or a profile is invalid.
         MissingExtraError: there are profiles, and boto3, which reads them, is missing.
 
     """
@@ -52,7 +60,8 @@ def options_of_environment(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _profile() -> Profile | None:
-    if any(os.environ.get(name) for name in _OWN_CREDENTIALS):
+    """Return the credentials of a profile; None without one, or where a variable has others."""
+    if any(os.environ.get(name) for name in _CREDENTIAL_VARIABLES):
         return None
     profile = Profile() if any(path.exists() for path in _files()) else None
     # A file may hold no more than a region.
@@ -66,7 +75,7 @@ def _client_options(options: dict[str, Any]) -> dict[str, Any]:
         check_endpoint(endpoint, name)
         if endpoint.lower().startswith("http:"):
             client["allow_http"] = True
-    for name in _OTHER_ADDRESSES:
+    for name in _OTHER_ENDPOINTS:
         if os.environ.get(name):
             check_endpoint(os.environ[name], name)
     client |= options.get("client_options") or {}
@@ -76,7 +85,7 @@ def _client_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _endpoint(options: dict[str, Any]) -> tuple[str, str]:
-    """The address of the store, and what it comes from."""
+    """Return the option or variable that names the endpoint, and the endpoint; empty if none."""
     for name in ("aws_endpoint_url_s3", "endpoint", "endpoint_url", "aws_endpoint"):
         if options.get(name):
             return f"{name}=", str(options[name])
@@ -87,10 +96,14 @@ def _endpoint(options: dict[str, Any]) -> tuple[str, str]:
 
 
 def check_endpoint(endpoint: str, name: str) -> None:
-    """Refuse an address that obstore would take, and panic at.
+    """Refuse an endpoint that obstore would accept, and panic at.
+
+    Args:
+        endpoint: a URL.
+        name: of the option or variable that it comes from.
 
     Raises:
-        ValueError: it is no address of a server.
+        ValueError: it is no URL of a server.
 
     """
     try:
@@ -104,7 +117,7 @@ def check_endpoint(endpoint: str, name: str) -> None:
 
 
 def _ca_bundle(profile: object) -> bytes | None:
-    """Whom to trust besides those whom the system does."""
+    """Return the CA certificates to trust besides those of the system."""
     path = os.environ.get("AWS_CA_BUNDLE")
     if not path and isinstance(profile, Profile):
         path = profile.ca_bundle
@@ -113,9 +126,9 @@ def _ca_bundle(profile: object) -> bytes | None:
     try:
         bundle = Path(path).expanduser().read_bytes()
     except OSError as exc:
-        raise ValueError(f"AWS_CA_BUNDLE: {path}: {exc.strerror}") from None
+        raise ValueError(f"AWS_CA_BUNDLE: cannot read {path}: {exc.strerror}") from None
     if b"BEGIN CERTIFICATE" not in bundle:
-        raise ValueError(f"AWS_CA_BUNDLE: {path}: it has no certificate in PEM form")
+        raise ValueError(f"AWS_CA_BUNDLE: no certificate in PEM form in {path}")
     return bundle
 
 
@@ -136,9 +149,9 @@ def _version(path: Path) -> tuple[int, ...] | None:
 
 
 class Profile:
-    """Credentials of a profile, as a credential provider of obstore.
+    """Provide a profile's credentials to obstore (a credential provider), and renew them.
 
-    They are asked for at each request: botocore knows when they expire, and renews them by then,
+    obstore asks at each request: botocore knows when they expire, and renews them in time,
     wherever they come from (a role, SSO, ``credential_process``). Files that have been rewritten
     are read again.
 
@@ -146,7 +159,7 @@ class Profile:
 
     Raises:
         MissingExtraError: boto3 is missing.
-        Exception: botocore has one for each mistake in the files.
+        Exception: the files are invalid; botocore has a class for each mistake.
 
     """
 
@@ -157,7 +170,7 @@ class Profile:
         self._session, self._credentials = self._load()
         region = self._session.get_config_variable("region")
         self.config: dict[str, str] = {"region": region} if region else {}
-        """What obstore takes over."""
+        """Options that obstore takes from a credential provider."""
 
     @property
     def found(self) -> bool:
@@ -166,19 +179,19 @@ class Profile:
 
     @property
     def ca_bundle(self) -> str | None:
-        """The file of those whom the profile trusts."""
+        """The file of CA certificates that the profile trusts."""
         path: str | None = self._session.get_config_variable("ca_bundle")
         return path
 
     def __call__(self) -> dict[str, Any]:
-        """Return the credentials of the moment."""
+        """Return the credentials, renewed if necessary."""
         self._refresh()
         frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _LIFE,
+            "expires_at": datetime.now(UTC) + _LIFETIME,
         }
 
     def _load(self) -> tuple[Any, Any]:
@@ -192,10 +205,12 @@ class Profile:
         self._seen = versions
         try:
             session, credentials = self._load()
-        except Exception as exc:  # it may be half written; once it is whole it is read again
+        except Exception as exc:  # perhaps half written: read again once it has changed again
             logger.warning("AWS credentials were not read again: %s", quote(str(exc)))
             return
         if credentials is None:
-            logger.warning("AWS credentials were not read again: there are none any more")
+            logger.warning(
+                "AWS credentials were not read again: no profile has any; keeping the old ones"
+            )
         else:
             self._session, self._credentials = session, credentials

@@ -1,8 +1,16 @@
-"""An object store, as far as a disk needs one: whole objects, by path.
+"""Make requests to an object store: whole objects by key, conditional puts, retry with backoff.
 
-What is asked of it: a read after a write sees it, a list sees every write that came before it, and
-of several who create an object one succeeds. S3 (since 2024), GCS, Azure, Ceph's gateway and a
-local folder do all that.
+What a disk needs of a store:
+
+* a read after a write returns what was written;
+* a list includes every write that has completed before it;
+* a conditional put (:meth:`ObjectStore.create`, ``If-None-Match: *``): of several clients that
+  create an object at the same time, exactly one succeeds.
+
+S3 (since 2024), GCS, Azure, Ceph's gateway and a local folder have all three. Objects are never put
+in several parts (multipart upload): all are small enough for one request, which has the condition.
+
+Requests that fail for a while are retried here; what a failure means is judged in :mod:`.failures`.
 """
 
 from __future__ import annotations
@@ -23,12 +31,11 @@ from ...arguments import check_seconds
 from ...errors import MissingExtraError
 from ...extras import extra
 from ...text import quote
-from ..fsync import sync_path
 from ..http.url import redact_url
 from .access import Access
 from .aws import options_of_environment
 from .failures import classify
-from .folder import Directories, classify_folder_error, leftovers_in, write_object
+from .folder import Directories, classify_folder_error, leftovers_in, put_in_folder
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as ObstoreStore
@@ -38,11 +45,11 @@ T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 
-_DELETIONS = 16  # single ones that are made at the same time
+_DELETIONS = 16  # concurrent requests, where each deletes one object
 
 
 class ObjectInfo(NamedTuple):
-    """An object that a list has."""
+    """An object in a list."""
 
     path: str
     size: int
@@ -50,56 +57,64 @@ class ObjectInfo(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """The requests. Each is repeated until it succeeds, fails for good, or patience has run out."""
+    """The requests that a disk makes of a store.
+
+    Each is retried until it succeeds, fails permanently, or the retry timeout has passed.
+    """
 
     async def get(self, path: str) -> memoryview:
-        """Return the object.
+        """Return the object's contents.
 
         Raises:
-            FileNotFoundError: there is none.
-            OSError: anything else.
+            FileNotFoundError: it does not exist.
+            OSError: the store fails.
 
         """
 
     async def put(self, path: str, data: Buffer) -> None:
-        """Make the object, or replace it; it is durable when this returns."""
+        """Store the object, or replace it; it is durable when this returns."""
 
     async def create(self, path: str, data: Buffer) -> None:
-        """Make the object; it is durable when this returns.
+        """Store the object only if it does not exist (conditional put); durable on return.
 
         Raises:
-            FileExistsError: there is one. After a repetition it may be the caller's own.
+            FileExistsError: it exists. After a retry it may be the caller's own.
 
         """
 
     async def delete(self, paths: Iterable[str]) -> None:
-        """Delete the objects; those that are not there are as good as deleted."""
+        """Delete the objects; those that do not exist are no error."""
 
     async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
-        """Return what is in the folder, sorted by path, beginning after the path ``after``."""
+        """Return the objects below a folder, sorted by path, beginning after the path ``after``."""
 
     def subfolder(self, path: str) -> ObjectStore:
-        """Return the same store, seen from a folder of it."""
+        """Return the same store, with all paths relative to a folder of it."""
 
 
 AnyStore: TypeAlias = "ObjectStore | ObstoreStore | str"
-"""What a caller may give: the requests, a store of the package ``obstore``, or a URL."""
+"""What a caller may pass: an :class:`ObjectStore`, a store of the package ``obstore``, or a URL."""
 
 
 class _RacedError(Exception):
-    """A put met another one of the same object, and is to be made again."""
+    """A put raced with another one of the same object, and is to be retried."""
 
 
 class ObjectStoreClient:
-    """:class:`ObjectStore` by the package ``obstore``.
+    """An :class:`ObjectStore` that makes its requests by the package ``obstore``.
 
-    A request that is refused for its credentials is made once more, with those that the environment
-    and its files have then, where the store was made from a URL (:func:`from_url`).
+    A request whose credentials are refused is retried once with renewed ones, from the environment
+    and its files, where the store was made from a URL (:func:`from_url`).
+
+    Concurrency: any number of requests.
+
+    Cancellation: safe. A write that is cancelled may still reach the store.
 
     Args:
         store: of obstore.
-        folder: that all paths are relative to; none for the store's own root.
-        patience: seconds; see :data:`.patience.RETRY_TIMEOUT`.
+        folder: that all paths are relative to; empty for the store's own root.
+        patience: the retry timeout: seconds for which a failing request is retried; see
+            :data:`~aiovblk.aio.backoff.RETRY_TIMEOUT`.
 
     """
 
@@ -120,7 +135,7 @@ class ObjectStoreClient:
 
     async def get(self, path: str) -> memoryview:
         """See :class:`ObjectStore`."""
-        return await self._retry(path, self._get, absent=True)
+        return await self._retry(path, self._get, may_be_absent=True)
 
     async def put(self, path: str, data: Buffer) -> None:
         """See :class:`ObjectStore`."""
@@ -135,18 +150,18 @@ class ObjectStoreClient:
         paths = list(paths)
         if self._root is None and len(paths) > 1:
             with suppress(FileNotFoundError):
-                await self._retry(paths[0], partial(self._delete, paths), absent=True)
+                await self._retry(paths[0], partial(self._delete, paths), may_be_absent=True)
                 return
-            # Azure and GCS mind a missing object, and the package stops there.
+            # For Azure and GCS a missing object is an error, and the package stops at it.
         await run_bounded((partial(self._delete_one, path) for path in paths), limit=_DELETIONS)
 
     async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
         """See :class:`ObjectStore`."""
-        found = await self._retry(folder, partial(self._list, after))
-        return await asyncio.to_thread(sorted, found)  # there may be millions
+        listed = await self._retry(folder, partial(self._list, after))
+        return await asyncio.to_thread(sorted, listed)  # there may be millions
 
     def where(self, path: str) -> str:
-        """What an object, or a folder, is called in messages."""
+        """Return the name of an object or folder for messages, with the store's before it."""
         full = self._full(path)
         if self._root is None:
             return self._access.where(full)
@@ -158,13 +173,13 @@ class ObjectStoreClient:
     async def _get(self, store: ObstoreStore, path: str) -> memoryview:
         import obstore
 
-        found = await obstore.get_async(store, path)
-        return memoryview(await found.bytes_async())
+        response = await obstore.get_async(store, path)
+        return memoryview(await response.bytes_async())
 
     async def _put(self, data: Buffer, mode: Any, store: ObstoreStore, path: str) -> None:
-        if self._root is not None:  # the package puts names before data, and syncs neither
+        if self._root is not None:  # the package makes the name before the data, and syncs neither
             args = (self._root, path, data, self._directories)
-            await asyncio.to_thread(_put_in_folder, *args, replaces=mode == "overwrite")
+            await asyncio.to_thread(put_in_folder, *args, replaces=mode == "overwrite")
             return
         import obstore
         from obstore.exceptions import AlreadyExistsError
@@ -172,9 +187,9 @@ class ObjectStoreClient:
         try:
             await obstore.put_async(store, path, data, mode=mode, use_multipart=False)
         except AlreadyExistsError:
-            # Every 409 becomes this one, and S3 says that of a put too that races with another
-            # (ConditionalRequestConflict, OperationAborted): it is to be made again.
-            if mode == "create" and await _is_there(store, path):
+            # The package makes this of every 409, and S3 answers that also to a put that races
+            # with another one (ConditionalRequestConflict, OperationAborted): retry it.
+            if mode == "create" and await _exists(store, path):
                 raise FileExistsError from None
             raise _RacedError from None
 
@@ -183,14 +198,14 @@ class ObjectStoreClient:
 
         own = len(self._folder) + 1 if self._folder else 0
         offset = self._full(after) if after else None
-        found = []
+        listed = []
         async for page in obstore.list(store, folder, offset=offset, chunk_size=1000):
-            found += [ObjectInfo(each["path"][own:], each["size"]) for each in page]
-        return found
+            listed += [ObjectInfo(each["path"][own:], each["size"]) for each in page]
+        return listed
 
     async def _delete_one(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            await self._retry(path, partial(self._delete, [path]), absent=True)
+            await self._retry(path, partial(self._delete, [path]), may_be_absent=True)
 
     async def _delete(self, paths: Sequence[str], store: ObstoreStore, first: str) -> None:
         import obstore
@@ -198,11 +213,11 @@ class ObjectStoreClient:
         await obstore.delete_async(store, [self._full(path) for path in paths])
 
     async def leftovers(self, folders: Iterable[str], *, delete: bool) -> list[int]:
-        """Find what crashed writers have left in a local folder under names that no list has.
+        """Find old temporary files in a local folder, which no list includes; for gc.
 
         Args:
             folders: to look in.
-            delete: whether to delete it.
+            delete: whether to delete the files.
 
         Returns:
             Bytes of each file.
@@ -219,29 +234,29 @@ class ObjectStoreClient:
         path: str,
         request: Callable[[ObstoreStore, str], Awaitable[T]],
         *,
-        absent: bool = False,
+        may_be_absent: bool = False,
     ) -> T:
-        """Make a request until it succeeds.
+        """Make a request; retry with backoff until it succeeds or the retry timeout has passed.
 
         Args:
             path: of the object.
-            request: makes it of a store and the object's whole path.
-            absent: whether it is about an object that may be missing.
+            request: makes it, of a store and the object's full path.
+            may_be_absent: whether a 404 is about the object, rather than the bucket.
 
         """
         access, where, path = self._access, self.where(path), self._full(path)
         attempt = partial(_attempt, access, request, path)
         if self._root is None:
-            explain = partial(classify_error, access=access, path=path, absent=absent)
+            judge = partial(classify_error, access=access, path=path, may_be_absent=may_be_absent)
         else:
-            explain = partial(classify_folder_error, path=where)
-        return await retry(attempt, explain, timeout=self._timeout, notices=access.notices)
+            judge = partial(classify_folder_error, path=where)
+        return await retry(attempt, judge, timeout=self._timeout, notices=access.notices)
 
 
 async def _attempt(
     access: Access, request: Callable[[ObstoreStore, str], Awaitable[T]], path: str
 ) -> T:
-    """Make a request, and once more with new credentials if they are refused."""
+    """Make a request; if the credentials are refused, retry it once with renewed ones."""
     store = access.store
     try:
         result = await request(store, path)
@@ -253,7 +268,7 @@ async def _attempt(
     return result
 
 
-async def _is_there(store: ObstoreStore, path: str) -> bool:
+async def _exists(store: ObstoreStore, path: str) -> bool:
     import obstore
 
     try:
@@ -264,47 +279,31 @@ async def _is_there(store: ObstoreStore, path: str) -> bool:
 
 
 def classify_error(
-    failure: Exception, access: Access, path: str, *, absent: bool
+    failure: Exception, access: Access, path: str, *, may_be_absent: bool
 ) -> tuple[OSError, bool]:
-    """Return what obstore raised as an OSError, and whether it may pass by itself."""
+    """Return an exception of obstore as an OSError, and whether to retry the request."""
     where = access.where(path)
     if isinstance(failure, _RacedError):
-        return OSError(errno.EIO, f"{where}: it is being written by another request"), True
-    judged = classify(failure, where, known=access.known, absent=absent)
-    # A live disk waits for whoever renews its credentials, as long as patience lasts.
-    waits = judged.expired and access.known and access.renewable
-    return judged.error, judged.transient or waits
+        return OSError(errno.EIO, f"{where}: another request is writing it; try again"), True
+    judged = classify(failure, where, known=access.known, may_be_absent=may_be_absent)
+    # A live disk waits until its credentials are renewed, at most for the retry timeout.
+    wait_for_renewal = judged.expired and access.known and access.renewable
+    return judged.error, judged.transient or wait_for_renewal
+
+
+def location(store: ObjectStore, path: str = "") -> str:
+    """Return the name of a folder of a store for messages; never empty."""
+    name = store.where(path) if isinstance(store, ObjectStoreClient) else path
+    return name.rstrip("/") or "this store"
 
 
 def local_root(store: ObstoreStore) -> str | None:
-    """The folder that a store of obstore is, or None for one that is no folder."""
+    """Return the directory of a store of obstore that is a local folder, or None."""
     from obstore.store import LocalStore
 
     if not isinstance(store, LocalStore):
         return None
     return os.fspath(store.prefix or "/")
-
-
-def _put_in_folder(
-    root: str, path: str, data: Buffer, directories: Directories, *, replaces: bool
-) -> None:
-    directories.check(f"{root}/{path}")
-    try:
-        write_object(f"{root}/{path}", data, replaces=replaces, sync=_sync)
-    except FileExistsError:
-        # It may be our own, of an attempt that failed later, and is relied upon from now on.
-        _sync(f"{root}/{path}")
-        _make_durable(root, path, directories)
-        raise
-    _make_durable(root, path, directories)
-
-
-def _make_durable(root: str, path: str, directories: Directories) -> None:
-    directories.make_durable(root, path, _sync)
-
-
-def _sync(path: str) -> None:
-    sync_path(path)
 
 
 def is_store(store: object) -> TypeIs[ObstoreStore]:
@@ -315,21 +314,22 @@ def is_store(store: object) -> TypeIs[ObstoreStore]:
 def from_url(
     url: str, *, patience: float = RETRY_TIMEOUT, **options: Any
 ) -> tuple[ObjectStoreClient, str]:
-    """Return the object store that a URL names, and the folder in it.
+    """Return a client of the object store that a URL names, and the folder in it.
 
     Credentials, the region and the endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME`` and so
-    on), from the files that this names, and from the metadata service of a cloud's machine. They
-    are renewed when they expire, and when the store refuses them.
+    on), from the files that it names, and from the metadata service of a cloud's machine.
+    Credentials are renewed when they expire, and when the store refuses them.
 
     Args:
         url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``, ``az://CONTAINER/FOLDER``,
             ``file:///FOLDER`` or ``memory:///FOLDER``.
-        patience: seconds; see :data:`.patience.RETRY_TIMEOUT`.
+        patience: the retry timeout: seconds for which a failing request is retried; see
+            :data:`~aiovblk.aio.backoff.RETRY_TIMEOUT`.
         options: for the store of obstore.
 
     Raises:
-        ValueError: it is none of these, or the environment makes no sense.
+        ValueError: it is none of these, or the environment is invalid.
         MissingExtraError: the package obstore is not installed, or boto3 for profiles.
 
     """
@@ -356,31 +356,31 @@ def from_url(
     return ObjectStoreClient(access, patience=patience), folder
 
 
-# Options that are credentials, or that make them: there are no others to be looked up.
+# Options that are credentials, or provide them: with one of these none are looked up again.
 _FIXED = frozenset({"access_key_id", "credential_provider", "skip_signature", "account_key"})
 
 
-def _make(root: str, patience: float, options: dict[str, Any]) -> ObstoreStore:
+def _make(root: str, retry_timeout: float, options: dict[str, Any]) -> ObstoreStore:
     from obstore import store as stores
 
-    retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience)}
+    retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=retry_timeout)}
     try:
         if root.partition("://")[0] in AWS_SCHEMES:
             options = options_of_environment(options)
-        return stores.from_url(  # type: ignore[call-overload, no-any-return]  # each has its own
+        return stores.from_url(  # type: ignore[call-overload, no-any-return]  # one for each kind of store
             root, retry_config=retries, **options
         )
     except MissingExtraError:
         raise
     except Exception as exc:  # obstore has one for each kind of store, boto3 for each mistake
-        told = next(iter(str(exc).splitlines()), type(exc).__name__)
-        if "Account must be specified" in told:
-            told += "; set AZURE_STORAGE_ACCOUNT_NAME"
-        raise ValueError(f"{root}: {quote(told)}") from None
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        if "Account must be specified" in reason:
+            reason += "; set AZURE_STORAGE_ACCOUNT_NAME"
+        raise ValueError(f"{root}: {quote(reason)}") from None
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Return the store and the folder in it; all characters stand for themselves."""
+    """Return the store and the folder in it; no character of a URL is decoded."""
     scheme, _, rest = url.partition("://")
     bucket, _, path = rest.partition("/")
     return f"{scheme}://{bucket}", str(PurePosixPath("/", path)).strip("/")
@@ -388,4 +388,4 @@ def split_url(url: str) -> tuple[str, str]:
 
 AWS_SCHEMES = frozenset({"s3", "s3a"})
 SCHEMES = AWS_SCHEMES | {"gs", "az", "abfs", "abfss"}
-"""Of the URLs of object stores on the network."""
+"""URL schemes of object stores on the network."""

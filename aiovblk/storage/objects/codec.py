@@ -1,4 +1,4 @@
-"""Objects as they are stored: checked against damage, on demand compressed and encrypted.
+"""Encode and decode objects: checksum, optional compression (zstd) and encryption (AES-256-GCM).
 
 An object is a header and a payload::
 
@@ -10,8 +10,18 @@ An object is a header and a payload::
     check     4   CRC-32 of the object's name and the payload; 0 if it is encrypted
     nonce    12   only if it is encrypted
 
-all numbers little-endian. An object is bound to its name and its disk: one that turns up elsewhere
-is damaged. If it is encrypted, the header and the name are authenticated with it.
+all numbers little-endian. To *seal* contents is to make such an object of them.
+
+What holds here:
+
+* An object is bound to its name (its key below the disk's folder) and to its disk: under another
+  name, or in another disk, it is damaged. If it is encrypted, the header and the name are
+  authenticated with it, as associated data.
+* An encrypted disk accepts encrypted objects only.
+* Each disk has an encryption key of its own, derived from the user's key and the disk's identity.
+
+The contents of records and states are one line of JSON and binary arrays of 64-bit numbers, which
+the functions at the end read and write.
 """
 
 from __future__ import annotations
@@ -31,15 +41,17 @@ from ...extras import extra
 from ...text import quote
 from .client import Buffer
 
-_HEADER = struct.Struct("<4sBBHII")
-_MAGIC = b"avb1"
-_NONCE = 12
-_TAG = 16
-_MAX_HEADER = 1 << 29  # a record with all chunks of the largest disk has half of that
 KEY_LENGTH = 32
 """Bytes of a key."""
 KEY_HINT = "(key=; the command takes it from the file that AIOVBLK_KEY_FILE names)"
 """Where a key comes from, for messages."""
+
+_HEADER = struct.Struct("<4sBBHII")
+_MAGIC = b"avb1"
+_NONCE = 12
+_TAG = 16
+_MAX_CONTENTS = 1 << 29  # bytes; a record with all chunks of the largest disk has half of that
+_MAX_LINE = 16 << 20
 
 
 class TornError(StorageError):
@@ -47,14 +59,15 @@ class TornError(StorageError):
 
 
 class ObjectCodec:
-    """How the objects of one disk are sealed.
+    """Encode and decode the objects of one disk.
 
-    Calls may take milliseconds for each MiB, and can be made in any thread.
+    Concurrency: calls may be made in any thread. They may take milliseconds for each MiB.
 
     Args:
         disk: the disk's identity.
         compress: whether what is stored is compressed (zstd), where that makes it smaller.
         key: 32 bytes, from which the disk's own key is derived; None if nothing is encrypted.
+        where: the disk's folder, for messages; may be empty.
 
     Raises:
         MissingExtraError: a package is missing; the message says which.
@@ -62,9 +75,12 @@ class ObjectCodec:
 
     """
 
-    def __init__(self, disk: bytes, *, compress: bool = False, key: bytes | None = None) -> None:
+    def __init__(
+        self, disk: bytes, *, compress: bool = False, key: bytes | None = None, where: str = ""
+    ) -> None:
         self._disk = disk
         self._compress = compress
+        self._where = where
         self._gcm = None
         if compress:
             _zstd()
@@ -74,13 +90,12 @@ class ObjectCodec:
 
             self._gcm = AESGCM(_derive_key(key, disk))
 
-    @property
-    def is_expensive(self) -> bool:
-        """Whether sealing takes so long that it belongs in a thread."""
-        return self._compress or self._gcm is not None
+    def display_name(self, name: str) -> str:
+        """Return an object's name with its disk's folder before it, for messages."""
+        return f"{self._where}/{name}" if self._where else name
 
     def seal(self, name: str, contents: Buffer) -> bytes:
-        """Return the object of that name with these contents."""
+        """Encode the object of that name with these contents."""
         payload: Buffer = contents
         codec = 0
         if self._compress:
@@ -93,13 +108,13 @@ class ObjectCodec:
             header = _HEADER.pack(_MAGIC, codec, 0, 0, len(contents), check)
             return b"".join((header, payload))
         header = _HEADER.pack(_MAGIC, codec, 1, 0, len(contents), 0)
-        # Random: up to 2**32 objects may be sealed with one key (NIST SP 800-38D, 8.3), and each
-        # disk has a key of its own.
+        # A random nonce: up to 2**32 objects may be encrypted with one key so (NIST SP 800-38D,
+        # 8.3), and each disk has a key of its own.
         nonce = os.urandom(_NONCE)
         return b"".join((header, nonce, self._gcm.encrypt(nonce, payload, header + bound)))
 
-    def open(self, name: str, data: Buffer, *, longest: int = _MAX_HEADER) -> memoryview:
-        """Return the contents of an object, a read-only view.
+    def open(self, name: str, data: Buffer, *, longest: int = _MAX_CONTENTS) -> memoryview:
+        """Decode an object: verify it, decrypt and decompress it, and return a read-only view.
 
         Args:
             name: of the object.
@@ -111,36 +126,31 @@ class ObjectCodec:
             StorageError: (EIO) it is damaged, or (EINVAL) it needs a key that is not there.
 
         """
+        shown = self.display_name(name)
         data = memoryview(data).cast("B").toreadonly()
-        if len(data) < _HEADER.size:
-            raise torn_error(name, "it is too short")
-        magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
-        if not any(data[: _HEADER.size]) and not any(data):
-            raise torn_error(name, "it is all zeroes")
-        if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
-            raise damaged_error(name, "it is no object of a disk, or of a later version of aiovblk")
-        if length > longest:
-            raise damaged_error(name, f"it has {length} bytes, more than {longest}")
+        codec, cipher, length, check = _parse_header(data, shown, longest)
         payload = data[_HEADER.size :]
         if not codec and len(payload) < length + (_NONCE + _TAG if cipher else 0):
-            raise torn_error(name, f"it has fewer bytes than the {length} that it should have")
+            raise torn_error(shown, f"it has fewer bytes than the {length} that it should have")
         if cipher:
             payload = self._decrypt(name, bytes(data[: _HEADER.size]), payload)
         elif self._gcm is not None:
-            # Whoever can write to the store could otherwise replace what is encrypted.
-            raise damaged_error(name, "it is not encrypted, but the disk is")
+            # Otherwise anyone who can write to the store could replace what is encrypted.
+            raise damaged_error(shown, "it is not encrypted, but the disk is")
         elif zlib.crc32(payload, zlib.crc32(self._associated_data(name))) != check:
-            raise damaged_error(name, "its checksum does not match")
-        contents = _decompress(name, payload, length) if codec else payload
+            raise damaged_error(shown, "its checksum does not match")
+        contents = _decompress(shown, payload, length) if codec else payload
         if len(contents) != length:
-            raise damaged_error(name, f"it has {len(contents)} bytes instead of {length}")
+            raise damaged_error(shown, f"it has {len(contents)} bytes instead of {length}")
         return contents
 
     def _decrypt(self, name: str, header: bytes, payload: memoryview) -> memoryview:
         from cryptography.exceptions import InvalidTag
 
+        shown = self.display_name(name)
         if self._gcm is None:
-            raise StorageError(errno.EINVAL, f"the disk is encrypted; give its key {KEY_HINT}")
+            reason = f"{shown}: the disk is encrypted; give its key {KEY_HINT}"
+            raise StorageError(errno.EINVAL, reason)
         nonce, ciphertext = payload[:_NONCE], payload[_NONCE:]
         try:
             return memoryview(
@@ -148,32 +158,46 @@ class ObjectCodec:
             )
         except InvalidTag:
             raise damaged_error(
-                name, "it cannot be decrypted: another key, or it was changed"
+                shown, "it cannot be decrypted: another key, or it was changed"
             ) from None
 
     def _associated_data(self, name: str) -> bytes:
         return self._disk + name.encode()
 
 
+def _parse_header(data: memoryview, shown: str, longest: int) -> tuple[int, int, int, int]:
+    """Return codec, cipher, length and checksum of an object, if they are possible."""
+    if len(data) < _HEADER.size:
+        raise torn_error(shown, "it is too short")
+    magic, codec, cipher, reserved, length, check = _HEADER.unpack_from(data)
+    if not any(data[: _HEADER.size]) and not any(data):
+        raise torn_error(shown, "it is all zeroes")
+    if magic != _MAGIC or codec > 1 or cipher > 1 or reserved:
+        raise damaged_error(shown, "it is no object of a disk, or of a later version of aiovblk")
+    if length > longest:
+        raise damaged_error(shown, f"it has {length} bytes, more than {longest}")
+    return codec, cipher, length, check
+
+
 def damaged_error(name: str, reason: str) -> StorageError:
-    """An error about an object that is not what it should be."""
+    """Return an error (EIO) that says which object is damaged, and how."""
     return StorageError(errno.EIO, f"the object {quote(name)} is damaged: {quote(reason)}")
 
 
 def torn_error(name: str, reason: str) -> TornError:
-    """An error about an object that is not whole."""
-    return TornError(errno.EIO, f"the object {name} is damaged: {reason}")
+    """Return an error (EIO) that says which object was not written as a whole."""
+    return TornError(errno.EIO, f"the object {quote(name)} is damaged: {reason}")
 
 
-def _decompress(name: str, payload: memoryview, length: int) -> memoryview:
+def _decompress(shown: str, payload: memoryview, length: int) -> memoryview:
     zstd = _zstd()
     try:
-        # Whose word is taken for how much memory is needed.
+        # The frame itself says how much memory is allocated: compare before that.
         if zstd.frame_content_size(payload) != length:
-            raise damaged_error(name, "it has another length when it is decompressed")
+            raise damaged_error(shown, "it has another length when it is decompressed")
         contents = zstd.ZstdDecompressor().decompress(payload)
     except zstd.ZstdError as exc:
-        raise damaged_error(name, str(exc)) from None
+        raise damaged_error(shown, str(exc)) from None
     return memoryview(contents)
 
 
@@ -193,22 +217,22 @@ def _zstd() -> ModuleType:
     return zstandard
 
 
-_MAX_LINE = 16 << 20
+# The contents of records and states
 
 
 def to_line(fields: dict[str, Any]) -> bytes:
-    """Return the line."""
+    """Encode fields as one line of JSON."""
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 def split(data: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Return what the line says, and what is behind it."""
+    """Decode the line of JSON at the beginning; return its fields, and the bytes behind it."""
     line, _, _ = bytes(data[:_MAX_LINE]).partition(b"\n")
     return json.loads(line), data[len(line) + 1 :]
 
 
 def to_bytes(numbers: array[int]) -> bytes:
-    """Return numbers as they are stored, little-endian."""
+    """Encode numbers of 64 bits, little-endian."""
     if sys.byteorder == "big":
         numbers = numbers[:]
         numbers.byteswap()
@@ -216,7 +240,7 @@ def to_bytes(numbers: array[int]) -> bytes:
 
 
 def from_bytes(data: memoryview) -> array[int]:
-    """Return the numbers that are stored so."""
+    """Decode numbers of 64 bits, little-endian."""
     numbers = array("Q")
     numbers.frombytes(data)
     if sys.byteorder == "big":

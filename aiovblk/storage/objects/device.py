@@ -1,4 +1,4 @@
-"""A disk in an object store."""
+"""The block device on top of a disk in an object store: split requests into chunks, handle them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,33 @@ from .state import DiskState
 from .write_buffer import ChunkBuffer
 from .writer import Writer
 
-_MAX_EXTENTS = 1024  # of one answer; whoever wants more asks again
-_MAX_LOOKUPS = 16384  # at chunks for that, since most disks have long runs
-_CONCURRENCY = 1024  # chunks that are dropped before others run; a disk has up to 16 million
+_MAX_EXTENTS = 1024  # in one reply; a caller that wants more calls again
+_MAX_LOOKUPS = 16384  # chunks that are looked up for one reply; more than extents, for long runs
+_CHUNKS_PER_SLICE = 1024  # dropped before other tasks run; a disk has up to 16 million
 
 
 class ObjectStoreDevice(BlockDevice):
     """A disk in an object store: S3, GCS, Azure, Ceph's gateway, or a local folder.
 
-    It is divided into chunks of a fixed size, each an object; one that is not there is zeroes.
+    It is divided into chunks of a fixed size, each an object; one that does not exist is zeroes.
     An object is never changed: a chunk that was written to becomes a new object, and a record in
-    the disk's history tells that it is valid now. So a disk is always in the state of one of its
+    the disk's history makes it the valid one. So a disk is always in the state of one of its
     flushes or later, a snapshot costs one record, and a clone shares all chunks with its snapshot.
 
     Made by :meth:`open`; see also :func:`create`.
 
-    Durability: writes are kept in memory; :meth:`flush` returns when all of them are in the store,
-    and in the history. Chunks that were written in full are stored before.
+    Durability: writes are kept in memory (write-back); :meth:`flush` returns when all of them are
+    in the store, and in the history. Chunks that were written in full are stored before. Flushes
+    that are requested while one runs are combined into one (group commit).
 
-    One writer: a second one is refused while the first lives (a lease). A writer that lost the disk
-    to another, having been silent for too long, cannot change it any more: its requests fail, and
-    what it stores late is never part of the disk. See :mod:`.records`.
+    Backpressure: writes wait while :attr:`.Limits.unstored` bytes are not stored.
+
+    One writer: a second one is refused while the first lives (a lease). A writer that has lost the
+    disk to another, after it was silent for too long, cannot change it any more (fencing): its
+    requests fail, and what it stores late is never part of the disk. See :mod:`.records`.
+
+    Retries: requests to the store that fail for a while are retried with backoff; see
+    :mod:`.client`.
 
     Concurrency: any number of requests. Writes to a part of a chunk are merged with what is stored
     of it when it is stored.
@@ -55,9 +61,10 @@ class ObjectStoreDevice(BlockDevice):
         self._chunk_size = disk.manifest.chunk_size
         self._size = state.size
         self._disk = disk.manifest.disk
+        self._where = disk.where
         self._contents = state.contents
-        stored = ChunkStore(disk.sources, disk.manifest, state.chunks, limits)
-        self._buffer = ChunkBuffer(stored, disk.manifest, limits)
+        chunk_store = ChunkStore(disk.sources, disk.manifest, state.chunks, limits)
+        self._buffer = ChunkBuffer(chunk_store, disk.manifest, limits)
         self._writer: Writer | None = None
 
     @classmethod
@@ -69,27 +76,28 @@ class ObjectStoreDevice(BlockDevice):
         snapshot: str | None = None,
         read_only: bool = False,
         key: bytes | None = None,
-        limits: Limits = Limits(),  # noqa: B008  # which does not change
+        limits: Limits = Limits(),  # noqa: B008  # immutable
         lease: float = leases.DEFAULT_LEASE,
     ) -> Self:
         """Open a disk.
 
         Args:
             store: the store, one of the package ``obstore`` or anything with the methods of
-                :class:`.ObjectStore`; or a URL, see :func:`.store.from_url`.
+                :class:`.ObjectStore`; or a URL, see :func:`.client.from_url`.
             path: the disk's folder in it.
-            snapshot: the state to read, instead of the disk's present one; nothing is written.
+            snapshot: the state to read, instead of the disk's present one; read-only.
             read_only: whether to write nothing. The state is that of this moment, and the writer,
-                if there is one, may delete what it has replaced since: snapshots are safe.
+                if there is one, may delete what it replaces after that: then reads fail. Snapshots
+                are safe.
             key: 32 bytes, if the disk is encrypted.
             limits: of memory and requests.
-            lease: seconds, a day at most, after which another may take the disk over from a writer
-                that is silent.
+            lease: seconds, a day at most, after which another process may take the disk over from
+                a writer that has not renewed its lease.
 
         Raises:
             FileNotFoundError: there is no disk, or no such snapshot.
             StorageBusyError: another process writes to it. That is known after a third of its
-                lease; after a crash on another machine, opening takes as long as the lease.
+                lease. After a crash on another machine, opening takes as long as the lease.
             StorageError: it is damaged, of a later version, or the key is wrong.
             ValueError, OSError: the store cannot be used.
 
@@ -101,9 +109,15 @@ class ObjectStoreDevice(BlockDevice):
             device = cls(disk, await disk.state(snapshot), limits)
             device.read_only = True
             return device
-        # In this order: whoever opens it after the lease was looked at is found in the history.
+        return await cls._open_for_writing(disk, limits, lease)
+
+    @classmethod
+    async def _open_for_writing(cls, disk: StoredDisk, limits: Limits, lease: float) -> Self:
+        """Become the disk's writer: wait for the lease, add an OPEN record, take the lease."""
+        # The history is read before the lease: a process that opens the disk after the lease was
+        # looked at is found when the OPEN record is appended.
         journal = await disk.journal(writes=True)
-        await leases.wait_until_free(disk.objects)
+        await leases.wait_until_free(disk.objects, disk.where)
         await Writer.open(journal)
         device = cls(disk, journal.state, limits)
         device._writer = Writer(device._buffer, journal, disk.objects, lease)
@@ -116,16 +130,16 @@ class ObjectStoreDevice(BlockDevice):
 
     @property
     def identity(self) -> str:
-        """What tells all that was flushed from what any disk holds at any other time, for a cache.
+        """Identifies the data that was flushed, among all disks and times; for a cache.
 
-        Another writer's flushes, of which this one does not know, are no part of it.
+        Another writer's flushes, of which this one does not know, are not included.
         """
         contents = self._writer.contents if self._writer is not None else self._contents
         return f"{self._disk} {contents}"
 
     @property
     def blocks(self) -> int:
-        """How many blocks the disk has. When it is set, the next flush stores it."""
+        """The size in blocks. A new value is stored by the next flush."""
         blocks: int = self._size // self.block_size
         return blocks
 
@@ -137,7 +151,7 @@ class ObjectStoreDevice(BlockDevice):
             self._writer.size = self._size
 
     async def read(self, offset: int, length: int) -> Buffer:
-        """Read, from memory or from the store."""
+        """Read from memory (dirty or cached chunks), or from the store."""
         if self._writer is not None:
             self._writer.check()
         index, start = divmod(offset, self._chunk_size)
@@ -159,7 +173,7 @@ class ObjectStoreDevice(BlockDevice):
         data[at : at + length] = await self._buffer.read(index, start, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write, to memory."""
+        """Write to memory; wait while too much is not stored."""
         self._check()
         try:
             for index, start, length in self._parts(offset, len(data)):
@@ -170,12 +184,12 @@ class ObjectStoreDevice(BlockDevice):
             raise
 
     async def flush(self) -> None:
-        """Store all that was written, and make it part of the disk."""
+        """Store everything that was written, and commit it to the disk's history."""
         if self._writer is not None:
             await self._writer.flush()
 
     async def trim(self, offset: int, length: int) -> None:
-        """Delete whole chunks."""
+        """Delete whole chunks; no-op for parts of chunks."""
         self._check()
         async for index, _, part in self._many_parts(offset, length):
             if part == self._chunk_size:
@@ -188,20 +202,20 @@ class ObjectStoreDevice(BlockDevice):
             await self._buffer.zero(index, start, part)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell which chunks are not there."""
-        found: list[Extent] = []
+        """Return which chunks are zeroes, as holes; without requests to the store."""
+        extents: list[Extent] = []
         for index, _, part in islice(self._parts(offset, length), _MAX_LOOKUPS):
             zero = self._buffer.is_zero(index)
-            if found and found[-1].zero == zero:
-                found[-1] = Extent(found[-1].length + part, hole=zero, zero=zero)
-            elif len(found) == _MAX_EXTENTS:
+            if extents and extents[-1].zero == zero:
+                extents[-1] = Extent(extents[-1].length + part, hole=zero, zero=zero)
+            elif len(extents) == _MAX_EXTENTS:
                 break
             else:
-                found.append(Extent(part, hole=zero, zero=zero))
-        return found
+                extents.append(Extent(part, hole=zero, zero=zero))
+        return extents
 
     async def unmount(self) -> None:
-        """Store what was written, give the lease up, and let go of everything."""
+        """Flush, release the lease, and free all memory."""
         try:
             if self._writer is not None:
                 await self._writer.close()
@@ -209,7 +223,7 @@ class ObjectStoreDevice(BlockDevice):
             await self._buffer.close()
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """The chunks of a range: index, start in it, and bytes."""
+        """Split a range by chunks: index, start in the chunk, and bytes of each part."""
         end = offset + length
         while offset < end:
             index, start = divmod(offset, self._chunk_size)
@@ -218,19 +232,19 @@ class ObjectStoreDevice(BlockDevice):
             offset += part
 
     async def _many_parts(self, offset: int, length: int) -> AsyncIterator[tuple[int, int, int]]:
-        """The same, with pauses in which others can run."""
+        """Split a range by chunks, and let other tasks run from time to time."""
         for number, part in enumerate(self._parts(offset, length), 1):
             yield part
-            if not number % _CONCURRENCY:
+            if not number % _CHUNKS_PER_SLICE:
                 await asyncio.sleep(0)
                 self._check()
 
     async def _check_fenced(self) -> None:
-        """Raise FencedError if what is missing was replaced by another writer."""
+        """Raise FencedError if a chunk is missing because another writer has replaced it."""
         if self._writer is not None:
             await self._writer.check_fenced()
 
     def _check(self) -> None:
         if self._writer is None:
-            raise PermissionError(errno.EPERM, "the disk was opened for reading only")
+            raise PermissionError(errno.EPERM, f"{self._where}: the disk was opened read-only")
         self._writer.check()

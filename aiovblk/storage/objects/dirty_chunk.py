@@ -1,4 +1,4 @@
-"""A chunk that was written to and is not stored yet."""
+"""Hold the dirty blocks of one chunk: what was written and is not stored yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from .client import Buffer
 
 
 def block_mask(first: int, count: int) -> int:
-    """A mask of ``count`` blocks from block ``first`` on."""
+    """Return a bit mask of ``count`` blocks from block ``first`` on."""
     return ((1 << count) - 1) << first
 
 
 class DirtyChunk:
-    """What is known of such a chunk: the blocks that were written.
+    """The blocks of one chunk that were written: a bit mask, and their data.
 
     Args:
         size: bytes of the chunk.
@@ -20,24 +20,24 @@ class DirtyChunk:
 
     """
 
-    __slots__ = ("_block_size", "_buffer", "_every", "_size", "mask")
+    __slots__ = ("_all_blocks", "_block_size", "_buffer", "_size", "mask")
 
     def __init__(self, size: int, block_size: int) -> None:
         self._size = size
         self._block_size = block_size
-        self._every = block_mask(0, size // block_size)
-        self._buffer: bytearray | None = None  # all that is known is zeroes
+        self._all_blocks = block_mask(0, size // block_size)
+        self._buffer: bytearray | None = None  # None while all dirty blocks are zeroes
         self.mask = 0
-        """The blocks that are known."""
+        """The dirty blocks, one bit each."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every block is known."""
-        return self.mask == self._every
+        """Whether every block is dirty, so that it can be stored without reading the old chunk."""
+        return self.mask == self._all_blocks
 
     @property
     def contents(self) -> bytearray | None:
-        """All bytes, those of unknown blocks anything; None for zeroes."""
+        """All bytes; those of clean blocks are undefined. None for zeroes."""
         return self._buffer
 
     def write(self, start: int, data: Buffer) -> None:
@@ -48,41 +48,41 @@ class DirtyChunk:
         self.mask |= self._blocks(start, len(data))
 
     def zero(self, start: int, length: int) -> None:
-        """Write zeroes."""
+        """Write zeroes to whole blocks."""
         blocks = self._blocks(start, length)
-        if blocks == self._every:
+        if blocks == self._all_blocks:
             self._buffer = None
         elif self._buffer is not None:
             self._buffer[start : start + length] = bytes(length)
         self.mask |= blocks
 
-    def knows(self, start: int, length: int) -> bool:
-        """Whether all these bytes are known."""
+    def covers(self, start: int, length: int) -> bool:
+        """Whether all these bytes are dirty, so that :meth:`read` alone can return them."""
         return not self._blocks(start, length) & ~self.mask
 
     def read(self, start: int, length: int) -> bytes:
-        """Return bytes that are known."""
+        """Return bytes that are dirty."""
         if self._buffer is None:
             return bytes(length)
         return bytes(memoryview(self._buffer)[start : start + length])
 
     def apply_to(self, below: bytearray, start: int) -> None:
-        """Put what is known of the bytes from ``start`` on into ``below``."""
+        """Copy the dirty bytes over ``below``, which holds the chunk's bytes from ``start`` on."""
         within = self.mask & self._blocks(start, len(below))
         for first, last in runs(within):
             at, length = first * self._block_size, (last - first) * self._block_size
             below[at - start : at - start + length] = self.read(at, length)
 
     def complete(self, below: memoryview | None) -> None:
-        """Take what is not known from ``below``, a whole chunk; None for zeroes."""
+        """Fill the clean blocks from ``below``, the chunk as it is stored; None for zeroes."""
         if below is not None:
-            for first, last in runs(self._every & ~self.mask):
+            for first, last in runs(self._all_blocks & ~self.mask):
                 at, length = first * self._block_size, (last - first) * self._block_size
                 self.write(at, below[at : at + length])
-        self.mask = self._every
+        self.mask = self._all_blocks
 
     def merge(self, below: DirtyChunk) -> None:
-        """Take what is not known here from another of the same chunk that is older."""
+        """Fill the clean blocks from the dirty ones of an older :class:`DirtyChunk`."""
         for first, last in runs(below.mask & ~self.mask):
             at, length = first * self._block_size, (last - first) * self._block_size
             if below._buffer is None:

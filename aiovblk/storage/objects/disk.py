@@ -1,4 +1,4 @@
-"""A disk's folder in a store: made, and found again."""
+"""Create a disk, and open the one in a folder of a store: manifest, key, codec and journal."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ...arguments import check_block_size, check_count
 from ...errors import StorageError
 from ...text import quote
 from .chunk_store import ChunkSource
-from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store
+from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store, location
 from .codec import ObjectCodec, damaged_error
 from .journal import Journal
 from .keys import CHUNKS, LOG, MANIFEST, MAP, MAX_CHUNKS, is_key
 from .manifest import SEALED_VERSION, Manifest, Origin
 from .state import DiskState, Snapshot
 
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 4096, 64 << 20
+_MIN_CHUNK_SIZE, _MAX_CHUNK_SIZE = 4096, 64 << 20
 BLOCK_SIZE = 4096
-"""Bytes of a block of a new disk."""
+"""Bytes of a block of a new disk, by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDisk:
-    """A disk that is there."""
+    """An existing disk: where it is, its manifest, and how its objects are encoded."""
 
     root: ObjectStore
     """The store."""
@@ -40,31 +40,36 @@ class StoredDisk:
     @classmethod
     async def open(cls, store: AnyStore, path: str = "", *, key: bytes | None = None) -> Self:
         """Find a disk; the arguments and errors are those of :meth:`.ObjectStoreDevice.open`."""
-        disk = await cls.found(store, path, key=key)
-        disk.manifest.check_origins()
+        disk = await cls.find(store, path, key=key)
+        disk.manifest.check_origins(disk.where)
         return disk
 
     @classmethod
-    async def found(cls, store: AnyStore, path: str, *, key: bytes | None) -> Self:
-        """Find a disk, be it one that is not to be read; see :meth:`.Manifest.check_origins`."""
+    async def find(cls, store: AnyStore, path: str, *, key: bytes | None) -> Self:
+        """Find a disk, even one that must not be read; see :meth:`.Manifest.check_origins`."""
         root, path = resolve_store(store, path)
+        where = location(root, path)
         try:
             data = await root.subfolder(path).get(MANIFEST)
         except FileNotFoundError:
-            where = root.where(path) if isinstance(root, ObjectStoreClient) else path
             reason = (
-                f"there is no disk in {where or 'this store'}; create one first"
+                f"there is no disk in {where}; create one first"
                 " (`aiovblk create`, objects.create())"
             )
             raise FileNotFoundError(errno.ENOENT, reason) from None
-        description = Manifest.decode(data)
+        manifest = Manifest.decode(data, where)
         try:
-            check_geometry(description.size, description.block_size, description.chunk_size)
+            check_geometry(manifest.size, manifest.block_size, manifest.chunk_size)
         except (ValueError, TypeError) as exc:
-            raise damaged_error(MANIFEST, str(exc)) from None
-        description.check_key(key)
-        sealing = ObjectCodec(description.identity, compress=description.compress, key=key)
-        return cls(root, path, description, sealing, key)
+            raise damaged_error(f"{where}/{MANIFEST}", str(exc)) from None
+        manifest.check_key(key, where)
+        codec = ObjectCodec(manifest.identity, compress=manifest.compress, key=key, where=where)
+        return cls(root, path, manifest, codec, key)
+
+    @property
+    def where(self) -> str:
+        """The disk's folder, with the store's name before it, for messages."""
+        return location(self.root, self.path)
 
     @property
     def objects(self) -> ObjectStore:
@@ -78,21 +83,26 @@ class StoredDisk:
         return [own, *(self._source(origin) for origin in self.manifest.origins)]
 
     def _source(self, origin: Origin) -> ChunkSource:
-        # What is sealed tells itself how; only the key is needed.
-        return ChunkSource(
-            self.root.subfolder(origin.path), ObjectCodec(bytes.fromhex(origin.disk), key=self.key)
+        # Whether it is compressed is in each object's header; only the key is needed.
+        codec = ObjectCodec(
+            bytes.fromhex(origin.disk), key=self.key, where=location(self.root, origin.path)
         )
+        return ChunkSource(self.root.subfolder(origin.path), codec)
 
     async def journal(self, *, writes: bool) -> Journal:
         """Read the disk's history.
 
+        Args:
+            writes: whether it is to be written as well.
+
         Raises:
-            StorageError: it is damaged; or it is to be added to, and the store cannot do that.
+            StorageError: it is damaged; or it is to be written, and the store has no conditional
+                puts.
 
         """
         if writes:
-            await require_conditional_puts(self.objects, self.manifest)
-        journal = Journal(self.objects, self.codec, self.manifest, writes=writes)
+            await require_conditional_puts(self.objects, self.manifest, self.where)
+        journal = Journal(self.objects, self.codec, self.manifest, writes=writes, where=self.where)
         await journal.load()
         return journal
 
@@ -106,11 +116,17 @@ class StoredDisk:
         journal = await self.journal(writes=False)
         if snapshot is None:
             return journal.state
-        return await journal.state_at(snapshot_state(journal.state, snapshot).sequence)
+        found = get_snapshot(journal.state, snapshot, self.where)
+        return await journal.state_at(found.sequence)
 
 
-def snapshot_state(state: DiskState, snapshot: str) -> Snapshot:
-    """Return a snapshot.
+def get_snapshot(state: DiskState, snapshot: str, where: str) -> Snapshot:
+    """Return a snapshot by name.
+
+    Args:
+        state: the disk's present one.
+        snapshot: its name.
+        where: the disk's folder, for messages.
 
     Raises:
         FileNotFoundError: there is none of that name.
@@ -120,17 +136,20 @@ def snapshot_state(state: DiskState, snapshot: str) -> Snapshot:
         return state.snapshots[snapshot]
     except KeyError:
         names = ", ".join(sorted(state.snapshots)) or "none"
-        reason = f"there is no snapshot {snapshot!r}; there are: {quote(names)}"
+        reason = f"{where}: there is no snapshot {snapshot!r}; there are: {quote(names)}"
         raise FileNotFoundError(errno.ENOENT, reason) from None
 
 
 def resolve_store(store: AnyStore, path: str) -> tuple[ObjectStore, str]:
-    """Return the store and the folder that a caller means.
+    """Return the client of a store, and the folder in it, from what a caller has passed.
 
     Args:
-        store: one of the package ``obstore``, anything with the methods of :class:`.ObjectStore`, or a
-            URL, whose path comes before the other.
+        store: one of the package ``obstore``, anything with the methods of :class:`.ObjectStore`,
+            or a URL, whose path is put before the other.
         path: the folder.
+
+    Raises:
+        ValueError: it is no URL of an object store, or the environment is invalid.
 
     """
     path = path.strip("/")
@@ -152,49 +171,49 @@ async def create(
     compress: bool = False,
     key: bytes | None = None,
 ) -> None:
-    """Make a disk, all zeroes: one small object.
+    """Create a disk, all zeroes: one small object.
 
     Args:
         store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
         path: the disk's folder in it.
         size: bytes, a multiple of ``block_size``.
         block_size: bytes, a power of two from 512.
-        chunk_size: bytes, a power of two from 4 KiB to 64 MiB: what is read, and what is stored
+        chunk_size: bytes, a power of two from 4 KiB to 64 MiB. A whole chunk is read, and stored
             after a write of one block. Smaller ones make small random requests cheaper, larger ones
             make fewer objects.
         compress: whether to compress chunks (zstd).
-        key: 32 bytes to encrypt with (AES-256-GCM). Nothing can be read without it. What is not
-            hidden: which chunks are written and when, and how large they are.
+        key: 32 bytes to encrypt with (AES-256-GCM). Nothing can be read without it. It does not
+            hide which chunks are written and when, and how large they are.
 
     Raises:
         FileExistsError: there is a disk, or there are remains of one, or ``path`` is inside the
             folder of a disk.
         StorageError: the store has no conditional puts.
-        ValueError: a size is impossible.
+        ValueError: a size is invalid.
         OSError: the store fails.
 
     """
     root, path = resolve_store(store, path)
     check_geometry(size, block_size, chunk_size)
     identity = secrets.token_hex(16)
-    description = Manifest(identity, size, block_size, chunk_size, compress, None).sealed(key)
-    objects = root.subfolder(path)
+    manifest = Manifest(identity, size, block_size, chunk_size, compress, None).sealed(key)
+    objects, where = root.subfolder(path), location(root, path)
     await ensure_empty(root, path)
-    await publish(objects, description)
+    await publish(objects, manifest, where)
     try:
-        await require_conditional_puts(objects, description)
+        await require_conditional_puts(objects, manifest, where)
     except StorageError:
         await objects.delete([MANIFEST])
         raise
 
 
-async def require_conditional_puts(objects: ObjectStore, manifest: Manifest) -> None:
-    """Make sure that the store creates nothing where there is something: the history rests on that.
+async def require_conditional_puts(objects: ObjectStore, manifest: Manifest, where: str) -> None:
+    """Verify that the store honours conditional puts (``If-None-Match: *``): fencing rests on that.
 
-    It costs a request. Stores that do not know ``If-None-Match`` do not refuse it, but put.
+    It costs a request. Stores that do not know the header do not refuse it, but overwrite.
 
     Raises:
-        StorageError: it has replaced the description, by the same one.
+        StorageError: (EOPNOTSUPP) the store has overwritten the manifest, by the same one.
 
     """
     try:
@@ -203,17 +222,17 @@ async def require_conditional_puts(objects: ObjectStore, manifest: Manifest) -> 
         return
     raise StorageError(
         errno.EOPNOTSUPP,
-        "the store overwrites what is to be created only where there is nothing (If-None-Match: *),"
-        " so two writers would not notice each other; Ceph does so where a bucket has versioning:"
-        " use one without it",
+        f"{where}: the store overwrites what is to be created only where there is nothing"
+        " (If-None-Match: *), so two writers would not notice each other; Ceph does so where a"
+        " bucket has versioning: use one without it",
     )
 
 
 async def trust_origins(store: AnyStore, path: str = "", *, key: bytes | None = None) -> None:
     """Authenticate the ancestors of an encrypted clone that an earlier version has made.
 
-    Before that nothing tells whether they are right: see :attr:`.StorageError.reason` of the error
-    that opening it raises, which names them. Of a disk that needs none of this nothing is changed.
+    The caller vouches for them: until then nothing proves that they are right. The error that
+    opening the disk raises names them (:attr:`.StorageError.reason`). No-op for any other disk.
 
     Args:
         store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
@@ -221,29 +240,31 @@ async def trust_origins(store: AnyStore, path: str = "", *, key: bytes | None = 
         key: 32 bytes.
 
     """
-    disk = await StoredDisk.found(store, path, key=key)
+    disk = await StoredDisk.find(store, path, key=key)
     if key is not None and disk.manifest.version != SEALED_VERSION:
         await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
 
 
 async def ensure_empty(root: ObjectStore, path: str) -> None:
-    """Refuse a folder for a new disk.
+    """Verify that a folder is fit for a new disk: empty, and not inside another disk's.
 
     Raises:
         FileExistsError: there is a disk, or there are remains of one, whose history would be taken
             for the new one's; or it is inside the folder of a disk, which is deleted as a whole.
 
     """
-    objects = root.subfolder(path)
+    objects, where = root.subfolder(path), location(root, path)
     with suppress(FileNotFoundError):
         await objects.get(MANIFEST)
-        raise _exists_error()
-    # Most disks that were deleted in part have something in the first two, which are short.
+        raise _exists_error(where)
+    # LOG and MAP first: they are short, and most disks that were deleted in part have some of them.
     for folder in (LOG, MAP, CHUNKS):
         if any(is_key(found.path) for found in await objects.list_objects(folder)):
-            reason = f"there are remains of a deleted disk ({folder}/); delete its whole folder"
+            reason = (
+                f"{where}: there are remains of a deleted disk ({folder}/); delete its whole folder"
+            )
             raise FileExistsError(errno.EEXIST, reason)
-    # At the end, so that what is wrong with the store itself is said of the folder that was named.
+    # Last, so that an error of the store itself is about the folder that the caller has named.
     await _ensure_not_nested(root, path)
 
 
@@ -251,7 +272,7 @@ async def _ensure_not_nested(root: ObjectStore, path: str) -> None:
     """Refuse a folder inside that of a disk, which is deleted as a whole."""
     for parent in PurePosixPath(path).parents if path else ():
         folder = "" if str(parent) == "." else str(parent)
-        # Credentials may be good for a part of the store only.
+        # The credentials may be limited to a part of the store.
         with suppress(FileNotFoundError, PermissionError):
             await root.subfolder(folder).get(MANIFEST)
             where = folder or "the root of this store"
@@ -259,8 +280,8 @@ async def _ensure_not_nested(root: ObjectStore, path: str) -> None:
             raise FileExistsError(errno.EEXIST, reason)
 
 
-async def publish(objects: ObjectStore, manifest: Manifest) -> None:
-    """Make a description, and with it the disk.
+async def publish(objects: ObjectStore, manifest: Manifest, where: str) -> None:
+    """Store a manifest by a conditional put; from then on the disk exists.
 
     Raises:
         FileExistsError: there is a disk.
@@ -271,16 +292,22 @@ async def publish(objects: ObjectStore, manifest: Manifest) -> None:
         await objects.create(MANIFEST, data)
     except FileExistsError:
         if bytes(await objects.get(MANIFEST)) == data:
-            return  # an attempt whose answer was lost
-        raise _exists_error() from None
+            return  # our own, of an attempt whose response was lost
+        raise _exists_error(where) from None
 
 
-def _exists_error() -> FileExistsError:
-    return FileExistsError(errno.EEXIST, "there is a disk already; it was left as it is")
+def _exists_error(where: str) -> FileExistsError:
+    reason = f"{where}: there is a disk already; it was left as it is"
+    return FileExistsError(errno.EEXIST, reason)
 
 
 def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
-    """Refuse what cannot be a disk."""
+    """Verify the size, block size and chunk size of a disk, all in bytes.
+
+    Raises:
+        ValueError: they are invalid, or do not fit together.
+
+    """
     check_count("size", size)
     check_block_sizes(block_size, chunk_size)
     if size < block_size or size % block_size:
@@ -292,7 +319,14 @@ def check_geometry(size: int, block_size: int, chunk_size: int) -> None:
 
 
 def check_block_sizes(block_size: int, chunk_size: int) -> None:
-    """Refuse blocks, or chunks, of a size that no disk has."""
-    check_block_size(chunk_size, name="chunk_size", minimum=_SMALLEST_CHUNK, maximum=_LARGEST_CHUNK)
-    # A block is a part of a chunk, and may be that chunk.
+    """Verify the sizes of blocks and chunks.
+
+    Raises:
+        ValueError: one is no power of two, too small or too large.
+
+    """
+    check_block_size(
+        chunk_size, name="chunk_size", minimum=_MIN_CHUNK_SIZE, maximum=_MAX_CHUNK_SIZE
+    )
+    # A block is a part of a chunk, or a whole one.
     check_block_size(block_size, minimum=512, maximum=chunk_size)

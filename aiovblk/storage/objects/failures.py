@@ -1,9 +1,11 @@
-"""What the package ``obstore`` raises, and what it means.
+"""Classify failed requests of the package ``obstore``: error number, retry, credentials, advice.
 
-It is judged by the store's answer, which stands in the exception's text, and not by the
+A failure is judged by the store's response, which is in the exception's text, and not by the
 exception's class: a list that is refused and a bucket in another region are GenericError there, as
-is a server that is down. Of the text only what is known is shown: the rest is a dump of request and
-answer, where a query may hold a signature.
+is a server that is down.
+
+Only known parts of the text are shown: the rest is a dump of request and response, where a query
+may hold a signature.
 """
 
 from __future__ import annotations
@@ -21,31 +23,31 @@ from ...text import quote
 
 @dataclass(frozen=True, slots=True)
 class StoreFailure:
-    """One failed request."""
+    """What a failed request means."""
 
     error: OSError
-    """What is raised, without secrets."""
+    """To be raised; it has no secrets."""
     transient: bool
-    """Whether the same request may succeed later."""
+    """Whether the same request may succeed later, so that it is retried."""
     credentials: bool = False
-    """Whether it may succeed with other credentials."""
+    """Whether it may succeed with renewed credentials."""
     expired: bool = False
-    """Whether that is because they were good until now."""
+    """Whether the credentials were valid, and have expired."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """What a store has answered."""
+    """An error response of a store."""
 
     status: int
     code: str
-    """S3's (Azure's, GCS's) own; empty if it gave none."""
+    """S3's (Azure's, GCS's) own, ``NoSuchBucket`` say; empty if there is none."""
     message: str
     region: str
 
     @classmethod
     def find(cls, text: str) -> ErrorResponse | None:
-        """Read it from the text of an exception of obstore."""
+        """Parse it from the text of an exception of obstore; None without a response."""
         found = _STATUS.search(text)
         if found is None:
             return None
@@ -53,7 +55,7 @@ class ErrorResponse:
         return cls(int(found[1]), *(_element(name, body) for name in ("Code", "Message", "Region")))
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it in one line, for messages."""
         try:
             status = f"{self.status} {HTTPStatus(self.status).phrase}"
         except ValueError:
@@ -70,7 +72,7 @@ def _element(name: str, body: str) -> str:
 
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
-"""Codes that tell that credentials were good, and are to be renewed."""
+"""Codes of credentials that were valid, and are to be renewed."""
 
 _OTHER_CREDENTIALS = EXPIRED | {"InvalidToken", "InvalidAccessKeyId", "AuthenticationFailed"}
 
@@ -87,7 +89,7 @@ _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 _FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 
-# Statuses and codes that a repetition may change, though they begin with a 4.
+# Statuses of the 4xx class, and codes, that are retried.
 _TRANSIENT = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
@@ -104,8 +106,8 @@ _ADVICE: dict[str, str] = {
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY, or the profile",
     "ExpiredToken": "the credentials have expired; get new ones",
     "RequestTimeTooSkewed": "set this machine's clock",
-    "NoSuchBucket": "make the bucket first, or correct its name",
-    "ContainerNotFound": "make the container first, or correct its name",
+    "NoSuchBucket": "create the bucket first, or correct its name",
+    "ContainerNotFound": "create the container first, or correct its name",
 }
 
 _VARIABLES = {
@@ -114,7 +116,8 @@ _VARIABLES = {
     "Azure": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 
-# Where credentials are asked for that are given nowhere else: a cloud's machine has such a server.
+# Paths of the metadata service, which only a cloud's machine has. obstore asks it for credentials
+# when there are none in the environment.
 _METADATA = {
     "/metadata/identity/oauth2/token": "Azure",
     "/computeMetadata/": "Google Cloud",
@@ -126,23 +129,24 @@ _PROVIDER = "External AWS credential provider"
 
 
 def classify(
-    failure: Exception, where: str, *, known: bool = False, absent: bool = True
+    failure: Exception, where: str, *, known: bool = False, may_be_absent: bool = True
 ) -> StoreFailure:
-    """Find out what an exception of obstore means.
+    """Return what an exception of obstore means: what to raise, and whether to retry.
 
     Args:
         failure: the exception.
-        where: what was asked for, for the message.
+        where: the object or folder of the request, for the message.
         known: whether the store has answered before, so that credentials and address are right.
-        absent: whether the object may be missing; else a 404 is about something larger.
+        may_be_absent: whether a 404 means that the object is missing; otherwise it is about
+            something larger, such as the bucket.
 
     """
     text, _, details = str(failure).partition("\n\nDebug source:")
-    if isinstance(failure, FileExistsError):  # ours: obstore makes its own of every 409
-        return StoreFailure(FileExistsError(errno.EEXIST, f"{where}: there is one already"), False)
+    if isinstance(failure, FileExistsError):  # ours: obstore has another class, of every 409
+        return StoreFailure(FileExistsError(errno.EEXIST, f"{where}: it exists already"), False)
     return (
         _of_credentials(text, where, known)
-        or _of_response(text, where, absent)
+        or _of_response(text, where, may_be_absent)
         or _of_connection(text, details, where)
         or _of_system(details, where)
         or _of_class(failure, text, where)
@@ -150,72 +154,74 @@ def classify(
 
 
 def _of_credentials(text: str, where: str, known: bool) -> StoreFailure | None:
-    """Where there are none, the reason is about another server than the store."""
+    """Judge a lack of credentials; the exception is about another server than the store."""
     for part, cloud in _METADATA.items():
         if part in text:
             reason = f"no credentials: set {_VARIABLES[cloud]}; this machine has none of {cloud}'s"
             return StoreFailure(PermissionError(errno.EACCES, f"{where}: {reason}"), known)
     _, found, reason = text.partition(f"{_PROVIDER}: ")
     if found:
-        told = quote(reason.strip())
-        error = PermissionError(errno.EACCES, f"{where}: no credentials: {told}")
+        error = PermissionError(errno.EACCES, f"{where}: no credentials: {quote(reason.strip())}")
         return StoreFailure(error, known)
     return None
 
 
-def _of_response(text: str, where: str, absent: bool) -> StoreFailure | None:
-    if "redirect without LOCATION" in text:  # the answer itself is not told
+def _of_response(text: str, where: str, may_be_absent: bool) -> StoreFailure | None:
+    """Judge the store's error response."""
+    if "redirect without LOCATION" in text:  # obstore drops the response itself
         reason = f"{where}: the store redirects to another region; {_region('')}"
         return StoreFailure(StorageError(errno.EIO, reason), False)
-    answer = ErrorResponse.find(text)
-    if answer is None:
+    response = ErrorResponse.find(text)
+    if response is None:
         return None
-    reason = f"{where}: the store says {answer}"
-    if answer.code in _WRONG_REGION:
-        return StoreFailure(StorageError(errno.EIO, f"{reason}; {_region(answer.region)}"), False)
-    if advice := _ADVICE.get(answer.code):
+    reason = f"{where}: the store says {response}"
+    if response.code in _WRONG_REGION:
+        return StoreFailure(StorageError(errno.EIO, f"{reason}; {_region(response.region)}"), False)
+    if advice := _ADVICE.get(response.code):
         reason += f"; {advice}"
     credentials = (
-        answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-        or answer.code in _OTHER_CREDENTIALS
+        response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        or response.code in _OTHER_CREDENTIALS
     )
-    expired = answer.code in EXPIRED
-    return StoreFailure(_error(answer, reason, absent), _is_transient(answer), credentials, expired)
+    expired = response.code in EXPIRED
+    return StoreFailure(
+        _error(response, reason, may_be_absent), _is_transient(response), credentials, expired
+    )
 
 
 def _region(region: str) -> str:
     return f"set AWS_REGION to the region that the bucket is in{region and f', {region}'}"
 
 
-def _error(answer: ErrorResponse, reason: str, absent: bool) -> OSError:
-    if answer.code in _FULL or answer.status == HTTPStatus.INSUFFICIENT_STORAGE:
+def _error(response: ErrorResponse, reason: str, may_be_absent: bool) -> OSError:
+    if response.code in _FULL or response.status == HTTPStatus.INSUFFICIENT_STORAGE:
         return OSError(errno.ENOSPC, reason)
-    if answer.code in _OTHER_CREDENTIALS:
+    if response.code in _OTHER_CREDENTIALS:
         return PermissionError(errno.EACCES, reason)
-    match answer.status:
+    match response.status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return PermissionError(errno.EACCES, reason)
-        case HTTPStatus.NOT_FOUND if absent and answer.code not in _NO_BUCKET:
+        case HTTPStatus.NOT_FOUND if may_be_absent and response.code not in _NO_BUCKET:
             return FileNotFoundError(errno.ENOENT, reason)
         case HTTPStatus.NOT_FOUND:
-            # No FileNotFoundError, which means that a disk is not there, and may be made.
+            # No FileNotFoundError: that means that there is no disk, so that one may be created.
             return StorageError(errno.ENOENT, reason)
     return OSError(errno.EIO, reason)
 
 
-def _is_transient(answer: ErrorResponse) -> bool:
-    if answer.code in _FULL or answer.code in _OTHER_CREDENTIALS:
+def _is_transient(response: ErrorResponse) -> bool:
+    if response.code in _FULL or response.code in _OTHER_CREDENTIALS:
         return False
-    if answer.code in _TRANSIENT_CODES:
+    if response.code in _TRANSIENT_CODES:
         return True
-    if answer.status in _TRANSIENT:
+    if response.status in _TRANSIENT:
         return True
-    server = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return server and answer.status not in _PERMANENT
+    server = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return server and response.status not in _PERMANENT
 
 
 _CERTIFICATES = {
-    "UnknownIssuer": "nobody who is trusted has signed it; AWS_CA_BUNDLE names whom to trust",
+    "UnknownIssuer": "its issuer is not trusted; name a file of CAs to trust in AWS_CA_BUNDLE",
     "NotValidForName": "it is for another host",
     "NotValidForNameContext": "it is for another host",
     "Expired": "it has expired",
@@ -224,10 +230,11 @@ _CERTIFICATES = {
     "NotValidYetContext": "it is not valid yet",
 }
 
-_NETWORK = "HTTP error"  # by which obstore begins what is no answer
+_NETWORK = "HTTP error"  # the beginning of obstore's text where there was no response
 
 
 def _of_connection(text: str, details: str, where: str) -> StoreFailure | None:
+    """Judge a connection that failed: by name resolution, TCP, TLS, or a timeout."""
     if _NETWORK not in text and "HttpError" not in details:
         return None
     reason, number = _permanent(details)
@@ -237,7 +244,7 @@ def _of_connection(text: str, details: str, where: str) -> StoreFailure | None:
 
 
 def _permanent(details: str) -> tuple[str, int]:
-    """What no repetition changes: why, and the error number."""
+    """Return the reason, and an error number, of what no retry changes; an empty one if it may."""
     if found := re.search(r"InvalidCertificate\(\s*(\w+)", details):
         why = _CERTIFICATES.get(found[1], found[1])
         return f"the store's certificate is refused: {why}", errno.EACCES
@@ -265,7 +272,7 @@ def _transient(text: str, details: str) -> str:
     return _first_line(text)
 
 
-# What is wrong with a folder, or with the disk that it is on, stays so for a minute.
+# An error of a local folder, or of the file system that it is on.
 _SYSTEM = re.compile(r"\bOs \{\s*code: (\d+)")
 
 
@@ -274,28 +281,29 @@ def _of_system(details: str, where: str) -> StoreFailure | None:
     if found is None:
         return None
     number = int(found[1])
-    passes = number in (errno.EINTR, errno.EAGAIN, errno.EBUSY)
-    return StoreFailure(OSError(number, f"{where}: {os.strerror(number)}"), passes)
+    # Others stay so for a minute, the retry timeout.
+    transient = number in (errno.EINTR, errno.EAGAIN, errno.EBUSY)
+    return StoreFailure(OSError(number, f"{where}: {os.strerror(number)}"), transient)
 
 
 def _of_class(failure: Exception, text: str, where: str) -> StoreFailure:
     from obstore import exceptions
 
-    told = f"{where}: {_first_line(text) or type(failure).__name__}"
-    if type(failure).__name__ == "RustPanic":  # with an address, as far as is known
+    reason = f"{where}: {_first_line(text) or type(failure).__name__}"
+    if type(failure).__name__ == "RustPanic":  # as far as is known, always for an endpoint
         return StoreFailure(
-            StorageError(errno.EIO, f"{told}; is the store's address right?"), False
+            StorageError(errno.EIO, f"{reason}; is the store's address right?"), False
         )
     if isinstance(failure, FileNotFoundError):
-        return StoreFailure(FileNotFoundError(errno.ENOENT, told), False)
+        return StoreFailure(FileNotFoundError(errno.ENOENT, reason), False)
     if isinstance(failure, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return StoreFailure(PermissionError(errno.EACCES, told), False, credentials=True)
+        return StoreFailure(PermissionError(errno.EACCES, reason), False, credentials=True)
     if isinstance(failure, OSError):
-        return StoreFailure(OSError(failure.errno or errno.EIO, told), False)
-    passes = isinstance(failure, exceptions.GenericError | exceptions.JoinError)
-    return StoreFailure(OSError(errno.EIO, told), passes)
+        return StoreFailure(OSError(failure.errno or errno.EIO, reason), False)
+    transient = isinstance(failure, exceptions.GenericError | exceptions.JoinError)
+    return StoreFailure(OSError(errno.EIO, reason), transient)
 
 
 def _first_line(text: str) -> str:
-    # A query may hold a signature.
+    # Without queries, which may hold a signature.
     return quote(re.sub(r"\?\S*", "?...", next(iter(text.splitlines()), "")))

@@ -1,9 +1,10 @@
-"""A local folder as an object store: an object is durable before it has its name.
+"""Store objects in a local folder durably: write a temporary file, fsync, link, fsync the folder.
 
-A name that is there before its data would, after a power failure, be that of an empty object; ext4
-and xfs leave such files. So an object is written to a file of another name, which is synced, then
-linked to its name, and then the directory is synced. The other name is the object's with ``#1``
-behind it: the package ``obstore`` uses these too, and leaves them out of lists.
+Invariant: an object is durable before it has its name. Otherwise a power failure could leave a name
+without data, which is an empty object; ext4 and xfs leave such files. So the data is written to a
+temporary file and synced, the file is linked to the object's name, and then the directory is
+synced. The temporary name is the object's with ``#1`` (or another number) behind it: the package
+``obstore`` uses such names too, and leaves them out of lists.
 """
 
 from __future__ import annotations
@@ -12,18 +13,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
-from ..fsync import Fsync
+from ..fsync import Fsync, sync_path
 
 if TYPE_CHECKING:
     from .client import Buffer
-
-SyncPath = Callable[[str], None]
-"""Syncs the file or directory that is there."""
 
 _TEMPORARY = re.compile(r".+#\d+")
 _OLD = 24 * 3600.0  # seconds, after which a temporary file is no longer being written
@@ -33,10 +30,12 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class Directories:
-    """What is known of the directories of a local store.
+    """Make new names durable, and remember for each directory of a store whether fsync has failed.
 
-    Once fsync() of one has failed, nothing can be put into it any more: names that are in it may be
-    lost by a power failure, and no later call would tell.
+    Once fsync() of a directory has failed, nothing is put into it any more: names in it may be lost
+    by a power failure, and no later call would report that.
+
+    Concurrency: may be used in any thread.
     """
 
     def __init__(self) -> None:
@@ -47,52 +46,81 @@ class Directories:
         """Raise OSError if the directory of this file could not be synced before."""
         self._sync_of(os.path.dirname(path)).check()
 
-    def make_durable(self, root: str, path: str, sync: SyncPath) -> None:
-        """Sync the directory that has a new name, and those that lead to it if they may be new.
+    def make_durable(self, root: str, path: str) -> None:
+        """Sync the directory that has a new name, and its parents if they may be new.
 
         Args:
             root: what the path is relative to.
             path: of the file with the new name, which was synced itself.
-            sync: does it.
 
         """
         folder = os.path.dirname(path)
-        self._sync(f"{root}/{folder}", sync)
+        self._sync(f"{root}/{folder}")
         while folder and f"{root}/{folder}" not in self._durable:
             parent = os.path.dirname(folder)
-            if os.access(f"{root}/{parent}", os.R_OK):  # else it is older, and another's
-                self._sync(f"{root}/{parent}", sync)
+            # A directory that cannot be read belongs to another user, so it is older.
+            if os.access(f"{root}/{parent}", os.R_OK):
+                self._sync(f"{root}/{parent}")
             self._durable.add(f"{root}/{folder}")
             folder = parent
 
-    def _sync(self, directory: str, sync: SyncPath) -> None:
-        self._sync_of(directory)(lambda: sync(directory))
+    def _sync(self, directory: str) -> None:
+        self._sync_of(directory)(lambda: sync_path(directory))
 
     def _sync_of(self, directory: str) -> Fsync:
-        # One step, so that all threads have the same.
+        # setdefault is atomic, so all threads get the same one.
         return self._syncs.setdefault(directory.rstrip("/"), Fsync(directory))
 
 
-def write_object(path: str, data: Buffer, *, replaces: bool, sync: SyncPath) -> None:
-    """Write a file, and give it its name when its data is durable.
+def put_in_folder(
+    root: str, path: str, data: Buffer, directories: Directories, *, replaces: bool
+) -> None:
+    """Store an object durably: its data, its name, and the directories that lead to it.
+
+    Args:
+        root: the store's directory.
+        path: of the object.
+        data: its contents.
+        directories: of the store.
+        replaces: whether an existing object is replaced.
+
+    Raises:
+        FileExistsError: the object exists, and is not to be replaced.
+        OSError: no room, another failure, or an fsync that has failed before.
+
+    """
+    directories.check(f"{root}/{path}")
+    try:
+        write_object(f"{root}/{path}", data, replaces=replaces)
+    except FileExistsError:
+        # It may be our own, of an attempt that failed after that. The caller relies on it from now
+        # on, so it has to be durable.
+        sync_path(f"{root}/{path}")
+        directories.make_durable(root, path)
+        raise
+    directories.make_durable(root, path)
+
+
+def write_object(path: str, data: Buffer, *, replaces: bool) -> None:
+    """Write a file atomically: it gets its name when its data is durable.
 
     Args:
         path: of the file; its directories are made.
         data: the contents.
-        replaces: whether one that is there is replaced.
-        sync: makes the data durable.
+        replaces: whether an existing file is replaced.
 
     Raises:
-        FileExistsError: there is one, and it is not to be replaced.
-        OSError: no room, or another failure. What was there is left as it was.
+        FileExistsError: the file exists, and is not to be replaced.
+        OSError: no room, or another failure. An existing file is unchanged.
 
     """
     temporary, fd = _open_temporary(path)
     try:
         try:
             _write_all(fd, data)
-            # By its name; while it is open here, its inode keeps an error of the write-back.
-            sync(temporary)
+            # By its path, in a new descriptor; while this one is open, the inode keeps an error of
+            # the write-back.
+            sync_path(temporary)
         finally:
             os.close(fd)
         if replaces:
@@ -100,7 +128,7 @@ def write_object(path: str, data: Buffer, *, replaces: bool, sync: SyncPath) -> 
         else:
             os.link(temporary, path)
     finally:
-        with suppress(OSError):  # it is not there, or garbage
+        with suppress(OSError):  # it was renamed, or is garbage
             os.unlink(temporary)
 
 
@@ -114,7 +142,7 @@ def _open_temporary(path: str) -> tuple[str, int]:
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 return temporary, os.open(temporary, flags, 0o600)
-    raise AssertionError  # there is always another number
+    raise AssertionError  # count() never ends
 
 
 def _write_all(fd: int, data: Buffer) -> None:
@@ -124,19 +152,19 @@ def _write_all(fd: int, data: Buffer) -> None:
 
 
 def leftovers_in(directory: str, *, delete: bool) -> list[int]:
-    """Find what crashed writers have left under temporary names.
+    """Find old temporary files, which crashed writers have left; for garbage collection.
 
     Args:
-        directory: to look in; those in it are not.
-        delete: whether to delete it.
+        directory: to look in; its subdirectories are not searched.
+        delete: whether to delete the files.
 
     Returns:
         Bytes of each file.
 
     """
     sizes = []
-    with suppress(FileNotFoundError), os.scandir(directory) as found:
-        for entry in found:
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if _TEMPORARY.fullmatch(entry.name) and status.st_mtime < time.time() - _OLD:
@@ -147,9 +175,9 @@ def leftovers_in(directory: str, *, delete: bool) -> list[int]:
 
 
 def classify_folder_error(failure: Exception, path: str) -> tuple[OSError, bool]:
-    """Return a failure of a local folder as an OSError, and that it will not pass by itself.
+    """Return a failure of a local folder as an OSError, and False: no retry.
 
-    A full or read-only file system is no network: it answers, and says the same again.
+    A full or read-only file system is no network: it answers, and the next attempt fails as well.
     """
     number = failure.errno if isinstance(failure, OSError) else None
     if number is not None:
@@ -160,7 +188,7 @@ def classify_folder_error(failure: Exception, path: str) -> tuple[OSError, bool]
     return OSError(number, f"{path}: {os.strerror(number) if found else text}"), False
 
 
-# Of the exceptions of obstore that say nothing else.
+# Of exceptions of obstore whose text has no number.
 _ERRNOS = {
     "FileNotFoundError": errno.ENOENT,
     "AlreadyExistsError": errno.EEXIST,

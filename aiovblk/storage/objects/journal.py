@@ -1,4 +1,16 @@
-"""The history of a disk: read, added to, summed up."""
+"""The journal of a disk: load its history, append records, write checkpoints, detect fencing.
+
+The history is a sequence of numbered records (:mod:`.records`). A checkpoint stores the state after
+one of them (:mod:`.state`); then the records before it are deleted. So a process that reads the
+history, or appends to it, may be overtaken by another one's checkpoint at any time.
+
+What holds here:
+
+* A checkpoint is durable before anything that it replaces is deleted.
+* The record of the newest checkpoint stays: its presence tells a reader that has found an older
+  checkpoint that there is a newer one.
+* Records that fence an unclosed writer stay (:attr:`.DiskState.fences`).
+"""
 
 from __future__ import annotations
 
@@ -28,16 +40,16 @@ Check = Callable[[DiskState], object]
 _FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
 _WRITERS = _FENCED | {Kind.OPEN}
 
-_READS = 32  # records that are read at the same time
-_ATTEMPTS = 10  # to read a history that is not summed up meanwhile
+_READS = 32  # concurrent requests for records
+_ATTEMPTS = 10  # to read a history while others write checkpoints; more if they make progress
 
 
 class FencedError(StorageBusyError):
-    """Another writer has opened the disk since; nothing of ours gets into it any more."""
+    """Another writer has taken the disk over: this one cannot change it any more."""
 
 
 class _OvertakenError(Exception):
-    """What was to be read has been summed up and deleted meanwhile, or is lost."""
+    """An object was deleted meanwhile, after a checkpoint; or it is lost."""
 
 
 def record(kind: Kind, **fields: Any) -> Record:
@@ -46,35 +58,43 @@ def record(kind: Kind, **fields: Any) -> Record:
 
 
 class Journal:
-    """The history of one disk, as far as it is known here.
+    """Load and extend the history of one disk.
 
     Concurrency: one coroutine at a time may use it.
 
     Args:
         objects: the disk's folder.
-        codec: how its objects are sealed.
+        codec: of the disk.
         manifest: of the disk.
-        writes: whether it may store anything: what a writer, or whoever adds a record, must.
+        writes: whether it may store anything: needed for a writer, and to append records.
+        where: the disk's folder, for messages.
 
     """
 
     def __init__(
-        self, objects: ObjectStore, codec: ObjectCodec, manifest: Manifest, *, writes: bool
+        self,
+        objects: ObjectStore,
+        codec: ObjectCodec,
+        manifest: Manifest,
+        *,
+        writes: bool,
+        where: str,
     ) -> None:
         self._objects = objects
         self._codec = codec
         self._manifest = manifest
         self._writes = writes
+        self.where = where
         self.state: DiskState
         """After the last record that is known."""
         self.checkpointed = 0
-        """The record up to which a state is stored."""
-        self._passed: dict[int, DiskState] = {}
-        self._torn = 0  # the first of the last records that are torn, if they are
-        self._torn_states: set[int] = set()
+        """The record of the newest checkpoint."""
+        self._snapshot_states: dict[int, DiskState] = {}  # if not allowed to store them
+        self._torn = 0  # the first of the torn records at the end, if any
+        self._torn_checkpoints: set[int] = set()
 
     async def load(self) -> None:
-        """Read the newest state, and the records after it.
+        """Read the newest checkpoint, and the records after it.
 
         Raises:
             StorageError: an object is damaged, or one is missing.
@@ -87,29 +107,32 @@ class Journal:
                 return
             except _OvertakenError as exc:
                 missing = str(exc)
-            # Whoever was overtaken finds a newer state the next time; else it is damage.
+            # If another process wrote a checkpoint, the next attempt finds it, and all attempts
+            # begin anew. Otherwise it is damage.
             left = left - 1 if self.checkpointed == before else _ATTEMPTS
             before = self.checkpointed
-        if missing == checkpoint_key(0) and self._torn_states <= {
-            0
-        }:  # only a clone begins with one
-            raise StorageError(errno.EIO, "this clone was not finished; delete its folder")
-        if self._torn_states:
-            missing = f"{checkpoint_key(max(self._torn_states))} is torn, and {missing}"
-        raise StorageError(errno.EIO, f"the history of the disk is damaged: {missing} is missing")
+        # Only a clone begins with a checkpoint, number 0.
+        if missing == checkpoint_key(0) and self._torn_checkpoints <= {0}:
+            reason = f"{self.where}: this clone was not finished; delete its folder"
+            raise StorageError(errno.EIO, reason)
+        if self._torn_checkpoints:
+            missing = f"{checkpoint_key(max(self._torn_checkpoints))} is torn, and {missing}"
+        reason = f"{self.where}: the history of the disk is damaged: {missing} is missing"
+        raise StorageError(errno.EIO, reason)
 
     async def _load(self) -> None:
-        await self._load_state()
-        # Should a writer sum up meanwhile and delete what it summed up, the record of its new state
-        # is there still, and so a gap is seen.
+        await self._load_checkpoint()
+        # Should a writer write a checkpoint meanwhile, and delete the records before it, the
+        # record of that checkpoint stays, so that a gap is seen.
         after = record_key(self.checkpointed)
         numbers = sequences_of(await self._objects.list_objects(LOG, after=after))
-        for following, there in enumerate(numbers, self.checkpointed + 1):
-            if there != following:
-                raise _OvertakenError(record_key(following))
+        for expected, number in enumerate(numbers, self.checkpointed + 1):
+            if number != expected:
+                raise _OvertakenError(record_key(expected))
         records = await self._records([record_key(each) for each in numbers])
-        # In the place of one that was deleted there may be one that does not count: see _went_on.
-        if records and await self._newer_states(self.checkpointed):
+        # In place of a record that was deleted there may be one that does not count: see
+        # _has_newer_records.
+        if records and await self._newer_checkpoints(self.checkpointed):
             raise _OvertakenError(record_key(numbers[0]))
         self._torn = 0
         for each in records:
@@ -117,14 +140,14 @@ class Journal:
                 self.state.sequence += 1
                 self._torn = self._torn or self.state.sequence
             else:
-                await self._follow(each)
+                await self._apply(each)
         if self._torn:
-            name = record_key(self._torn)
+            name = self._codec.display_name(record_key(self._torn))
             logger.warning("%s was being written in a crash, and does not count", name)
 
-    async def _load_state(self) -> None:
-        """Read the newest state that is whole."""
-        self._torn_states = set()
+    async def _load_checkpoint(self) -> None:
+        """Read the newest checkpoint that is not torn."""
+        self._torn_checkpoints = set()
         numbers = sorted(sequences_of(await self._objects.list_objects(MAP)), reverse=True) or [0]
         for number in numbers if numbers[-1] == 0 else [*numbers, 0]:
             self.checkpointed = number
@@ -134,35 +157,35 @@ class Journal:
             except FileNotFoundError:
                 raise _OvertakenError(checkpoint_key(number)) from None
             except TornError:
-                # Nothing is deleted that a state sums up before that is durable.
-                self._torn_states.add(number)
+                # What it replaces is still there: it is deleted only once this is durable.
+                self._torn_checkpoints.add(number)
         raise _OvertakenError(checkpoint_key(0))
 
     async def _records(self, paths: list[str]) -> list[Record | None]:
         """Read records that a list has; None for one that is torn."""
-        found: dict[str, Record | None] = {}
+        records: dict[str, Record | None] = {}
 
         async def read(path: str) -> None:
             try:
-                found[path] = await self._record(path)
+                records[path] = await self._record(path)
             except FileNotFoundError:
                 raise _OvertakenError(path) from None
             except TornError:
-                found[path] = None
+                records[path] = None
 
         await run_bounded((partial(read, path) for path in paths), limit=_READS)
-        return [found[path] for path in paths]
+        return [records[path] for path in paths]
 
     async def state_at(self, sequence: int) -> DiskState:
-        """Read a state.
+        """Read a checkpoint, such as a snapshot's.
 
         Raises:
-            FileNotFoundError: it is not stored.
+            FileNotFoundError: there is none of that number.
             StorageError: it is damaged.
 
         """
-        if sequence in self._passed:
-            return self._passed[sequence]
+        if sequence in self._snapshot_states:
+            return self._snapshot_states[sequence]
         path = checkpoint_key(sequence)
         try:
             data = await self._objects.get(path)
@@ -170,10 +193,12 @@ class Journal:
             if sequence or self._manifest.origins:
                 raise
             return self._initial_state()
-        state = await asyncio.to_thread(lambda: read_state(self._codec.open(path, data), path))
+        shown = self._codec.display_name(path)
+        state = await asyncio.to_thread(lambda: read_state(self._codec.open(path, data), shown))
         if len(state.chunks) != -(-state.size // self._manifest.chunk_size):
-            # What says how large chunks are may not be authenticated, see description.py.
-            raise damaged_error(path, f"it has {len(state.chunks)} chunks for {state.size} bytes")
+            # chunk_size may not be authenticated, see manifest.py.
+            reason = f"it has {len(state.chunks)} chunks for {state.size} bytes"
+            raise damaged_error(shown, reason)
         return state
 
     def _initial_state(self) -> DiskState:
@@ -181,29 +206,29 @@ class Journal:
         return DiskState(size, array("Q", bytes(8 * -(-size // self._manifest.chunk_size))))
 
     async def catch_up(self) -> None:
-        """Read the records that were added since."""
+        """Read the records that other processes have appended since."""
         while True:
             try:
                 following = await self._record(record_key(self.state.sequence + 1))
             except FileNotFoundError:
                 return
-            await self._follow(following)
+            await self._apply(following)
 
     async def add(self, new: Record, check: Check = lambda state: None) -> None:
-        """Add a record after all others, which are those of snapshots, and a fenced writer's.
+        """Append a record, after all others: those of snapshots, and a fenced writer's.
 
-        When this returns it is durable. When it fails it may still have been added; the next call
-        finds that out.
+        When this returns the record is durable. When it fails the record may have been appended all
+        the same; the next call finds out.
 
         Args:
             new: the record.
-            check: called with the state that it would follow; what it raises comes out.
+            check: called with the state that it would follow; what it raises is passed on.
 
         Raises:
-            FencedError: a writer's record: another has opened the disk since the last one that was
-                known.
-            StorageBusyError: a writer's first one: another has opened the disk since the history
-                was read, and summed it up. Whether that one lives has to be seen anew.
+            FencedError: for a writer's record: another writer has opened the disk since the last
+                record that was known.
+            StorageBusyError: for a writer's first record: another writer has opened the disk since
+                the history was read, and has written a checkpoint. Its lease has to be looked at.
             OSError: the store fails.
 
         """
@@ -214,16 +239,21 @@ class Journal:
                 if await self._is_part_of_history(new, there):
                     return
                 continue
-            await self._follow(there)
+            await self._apply(there)
             if there.nonce == new.nonce:
                 return
             if there.kind is Kind.OPEN and new.kind in _WRITERS:
-                raise FencedError(errno.EBUSY, f"taken over by {there.holder}")
+                raise self.fenced_error(there.holder)
+
+    def fenced_error(self, holder: object) -> FencedError:
+        """Return the error of a writer that has lost the disk to ``holder``."""
+        return FencedError(errno.EBUSY, f"{self.where}: taken over by {holder}")
 
     async def _create_next(self, new: Record) -> Record | None:
-        """Return the record that is the next one now; None if there was one that is gone again.
+        """Create the next record by a conditional put, and return the one that is there now.
 
-        It is the new one, too, if an earlier attempt has made it, whose answer was lost.
+        That is the new one, another process's, or our own of an earlier attempt whose response was
+        lost. None if there was one that has been deleted again.
         """
         path = record_key(self.state.sequence + 1)
         data = replace(new, torn=self._torn).encode()
@@ -234,38 +264,42 @@ class Journal:
                 return await self._record(path)
             except FileNotFoundError:
                 if new.kind in _FENCED:
-                    raise  # cannot be, see _went_on
+                    raise  # impossible, see _has_newer_records
                 return None
         return replace(new, torn=self._torn)
 
     async def _has_newer_records(self) -> bool:
-        """Whether the next record may be none that counts, because there was one in its place.
+        """Whether the record just created may not count, because there was one in its place before.
 
-        It may have been summed up and deleted since the history was read. Not those that a writer
-        finds where it adds its own: they stay, see :attr:`.DiskState.fences`. A list tells: the state
-        is always there before a record is deleted. That states of snapshots are there too, whose
-        records go on from this one, does no harm.
+        That one may have been deleted after a checkpoint, since the history was read. Not so the
+        records that a writer finds where it appends its own: they stay, see
+        :attr:`.DiskState.fences`. A list shows it: a checkpoint is always there before a record is
+        deleted. It does no harm that the list also has snapshots' states of later records.
         """
-        return bool(await self._newer_states(self.state.sequence + 1))
+        return bool(await self._newer_checkpoints(self.state.sequence + 1))
 
-    async def _newer_states(self, sequence: int) -> list[int]:
-        found = sequences_of(await self._objects.list_objects(MAP, after=checkpoint_key(sequence)))
-        return [number for number in found if number not in self._torn_states]
+    async def _newer_checkpoints(self, sequence: int) -> list[int]:
+        listed = await self._objects.list_objects(MAP, after=checkpoint_key(sequence))
+        numbers = sequences_of(listed)
+        return [number for number in numbers if number not in self._torn_checkpoints]
 
     async def _is_part_of_history(self, new: Record, there: Record | None) -> bool:
-        """Read the history again, and whether it has a record, which may be summed up by now."""
+        """Load the history again; return whether it has a record, or a checkpoint reflects it."""
         sequence, epoch = self.state.sequence + 1, self.state.epoch
         await self.load()
         may_be_ours = there is None or there.nonce == new.nonce
         if may_be_ours and self.state.reflects(new, sequence):
             return True
         if new.kind is Kind.OPEN and self.state.epoch != epoch:
-            reason = "another has opened the disk meanwhile; see who writes to it, and try again"
+            reason = (
+                f"{self.where}: another has opened the disk meanwhile, {self.state.holder};"
+                " see whether it still writes, and try again"
+            )
             raise StorageBusyError(errno.EAGAIN, reason)
         return False
 
     async def checkpoint(self) -> None:
-        """Store the state, and delete the records, and the last state, that it makes superfluous.
+        """Store the state as a checkpoint; delete the records, and the checkpoint, before it.
 
         Raises:
             OSError: the store fails. Nothing is lost by that.
@@ -277,12 +311,12 @@ class Journal:
         await self._store(state)
         before, self.checkpointed = self.checkpointed, state.sequence
         kept = {each.sequence for each in state.snapshots.values()}
-        superseded = {before, *self._torn_states} - kept - {state.sequence}
+        superseded = {before, *self._torn_checkpoints} - kept - {state.sequence}
         await self._objects.delete([checkpoint_key(each) for each in superseded])
-        self._torn_states = set()
+        self._torn_checkpoints = set()
         numbers = sequences_of(await self._objects.list_objects(LOG))
         await self._objects.delete(
-            [record_key(each) for each in numbers if superfluous(each, state)]
+            [record_key(each) for each in numbers if is_superseded(each, state)]
         )
 
     async def _store(self, state: DiskState) -> None:
@@ -291,29 +325,31 @@ class Journal:
         await self._objects.put(path, await asyncio.to_thread(lambda: seal(state.encode())))
 
     async def _record(self, path: str) -> Record:
-        return read_record(self._codec.open(path, await self._objects.get(path)), path)
+        contents = self._codec.open(path, await self._objects.get(path))
+        return read_record(contents, self._codec.display_name(path))
 
-    async def _follow(self, following: Record) -> None:
+    async def _apply(self, following: Record) -> None:
         if following.torn != self._torn:
-            reason = "it is torn, or was; a later one rests on what was there"
-            raise damaged_error(record_key(self._torn or following.torn), reason)
+            name = self._codec.display_name(record_key(self._torn or following.torn))
+            raise damaged_error(name, "it is torn, or was; a later one rests on what was there")
         self._torn = 0
         if following.kind is Kind.SNAPSHOT:
             state = self.state.copy()
             state.apply(following, self._manifest.chunk_size)
-            # Whoever took it may have died before this. If it fails the record is met again.
+            # The process that took the snapshot may have died before it stored the state. If this
+            # fails, the record is read again.
             if self._writes:
                 await self._store(state)
             else:
-                self._passed[state.sequence] = state
+                self._snapshot_states[state.sequence] = state
         self.state.apply(following, self._manifest.chunk_size)
 
 
-def superfluous(number: int, state: DiskState) -> bool:
-    """Whether a record is needed no more once a state is stored.
+def is_superseded(number: int, state: DiskState) -> bool:
+    """Whether a record is no longer needed once a checkpoint of this state is stored.
 
-    The state's own record is: its being there tells a reader, who has found an older state, that
-    this one exists.
+    The checkpoint's own record is needed: its presence tells a reader that has found an older
+    checkpoint that this one exists.
     """
     return number < state.sequence and not any(
         first <= number <= last for first, last in state.fences

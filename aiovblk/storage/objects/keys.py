@@ -1,18 +1,18 @@
-"""How the objects of a disk are called, and what its chunks are known by.
+"""Name the objects of a disk (its keys), and number the versions of its chunks.
 
 A disk is a folder of an object store::
 
-    disk.json                       what never changes (description.py)
-    log/<number>                    one step of its history each, from 1 on (records.py)
-    map/<number>                    the sum of all records up to that number (state.py)
+    disk.json                       the manifest: what never changes (manifest.py)
+    log/<number>                    a record of its history, the journal; from 1 on (records.py)
+    map/<number>                    a checkpoint: the state after that record (state.py)
     chunks/<index>-<version>        the bytes of one chunk, written once and never changed
-    lease                           who writes, and that it lives (lease.py)
+    lease                           who writes, and until when (lease.py)
 
-All but ``disk.json`` and ``lease`` are sealed.
+All but ``disk.json`` and ``lease`` are encoded by :class:`.ObjectCodec`.
 
-A chunk is known by its entry, a number of 64 bits: 0 for zeroes, else from the top 12 bits of
-origin (0 the disk itself, others an ancestor in its description), 20 of the writer's epoch, 32 of a
-counter within it.
+An *entry* says where a chunk's bytes are, in 64 bits: 0 for zeroes; otherwise, from the top, 12
+bits of origin (0 the disk itself, others an ancestor in its manifest), 20 of the writer's epoch, 32
+of a counter within it. Epoch and counter are the *version* in the chunk's key.
 """
 
 from __future__ import annotations
@@ -34,54 +34,54 @@ _COUNTER_BITS = 32
 MAX_EPOCHS = 1 << (_VERSION_BITS - _COUNTER_BITS)
 MAX_ORIGINS = 1 << (64 - _VERSION_BITS)
 ORIGIN_STEP = 1 << _VERSION_BITS
-"""From an entry to that of the same chunk in a clone."""
+"""To be added to an entry for that of the same chunk in a clone."""
 
 _NUMBERED = re.compile(rf"(?:{LOG}|{MAP})/([0-9a-f]{{12}})")
 _CHUNK = re.compile(rf"{CHUNKS}/([0-9a-f]{{8}})-([0-9a-f]{{13}})")
 
 
 def record_key(sequence: int) -> str:
-    """The name of a record."""
+    """Return the key of a record."""
     return f"{LOG}/{sequence:012x}"
 
 
 def checkpoint_key(sequence: int) -> str:
-    """The name of a state."""
+    """Return the key of a checkpoint."""
     return f"{MAP}/{sequence:012x}"
 
 
 def sequence_of(path: str) -> int | None:
-    """The number of a record or state; None for what somebody else has put there."""
-    name = _NUMBERED.fullmatch(path)
-    return int(name[1], 16) if name else None
+    """Return the number in the key of a record or checkpoint; None for any other key."""
+    match = _NUMBERED.fullmatch(path)
+    return int(match[1], 16) if match else None
 
 
-def sequences_of(found: Iterable[ObjectInfo]) -> list[int]:
-    """The numbers of records or states that a list has."""
-    return [number for each in found if (number := sequence_of(each.path)) is not None]
+def sequences_of(listed: Iterable[ObjectInfo]) -> list[int]:
+    """Return the numbers of the records or checkpoints in a list."""
+    return [number for each in listed if (number := sequence_of(each.path)) is not None]
 
 
 def chunk_key(index: int, version: int) -> str:
-    """The name of a chunk."""
+    """Return the key of a chunk."""
     return f"{CHUNKS}/{index:08x}-{version:013x}"
 
 
 def chunk_of(path: str) -> tuple[int, int] | None:
-    """The index and the version of a chunk; None for what somebody else has put there."""
-    name = _CHUNK.fullmatch(path)
-    return (int(name[1], 16), int(name[2], 16)) if name else None
+    """Return the index and version in the key of a chunk; None for any other key."""
+    match = _CHUNK.fullmatch(path)
+    return (int(match[1], 16), int(match[2], 16)) if match else None
 
 
 def is_key(path: str) -> bool:
-    """Whether it is the name of a record, a state or a chunk."""
+    """Whether it is the key of a record, a checkpoint or a chunk."""
     return sequence_of(path) is not None or chunk_of(path) is not None
 
 
 def entry_parts(entry: int) -> tuple[int, int]:
-    """The origin and the version of an entry."""
+    """Return the origin and the version of an entry."""
     return entry >> _VERSION_BITS, entry & ((1 << _VERSION_BITS) - 1)
 
 
 def first_version(epoch: int) -> int:
-    """The version before the first that a writer of this epoch makes."""
+    """Return the version before the first one of a writer of this epoch."""
     return epoch << _COUNTER_BITS

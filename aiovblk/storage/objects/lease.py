@@ -1,16 +1,19 @@
-"""One writer at a time: who it is, and whether it lives.
+"""Keep a second writer out while the first one lives: a lease with a timeout, which it renews.
 
-The lease keeps a second writer from taking a disk over from one that lives. It does not protect the
-data, the records do (:mod:`.records`): clocks may differ and processes may sleep for hours.
+The lease does not protect the data; fencing by the records does (:mod:`.records`): clocks may
+differ, and processes may sleep for hours. The lease only keeps a new writer from taking a disk over
+from one that lives.
 
-It is read and then put, which is no one step. Of two who open a disk at the same time the later has
-the record that counts, and the earlier may still put its lease over the other's. It finds out at
-its next flush, which fails; without one, when it renews the lease for the first or second time,
-since the other renews as often. Meanwhile what it reads is the disk as it was, and what it writes
-is in its memory only. A holder that sleeps while it gives the lease up may delete that of its
-successor, who then looks dead until it renews it; should a third come in between, the successor is
-fenced, as after a silence. Conditional puts would spare them that, but not the records their work,
-and a local folder has none that replace.
+It is read and then put, which is not atomic. Of two processes that open a disk at the same time,
+the later one's OPEN record counts, and the earlier one may still put its lease over the other's. It
+finds out at its next flush, which fails; or, without a flush, when it renews the lease for the
+first or second time, since the other renews as often. Meanwhile it reads the disk as it was, and
+what it writes is in its memory only.
+
+A holder that sleeps while it releases the lease may delete that of its successor, which then looks
+dead until it renews it; should a third writer come in between, the successor is fenced, as after a
+silence. Conditional puts would prevent that, but the records would be needed all the same, and a
+local folder has no conditional put that replaces.
 """
 
 from __future__ import annotations
@@ -31,26 +34,26 @@ from .client import Buffer, ObjectStore
 from .keys import LEASE
 
 DEFAULT_LEASE = 30.0
-"""For which a lease is valid that is not renewed; a writer renews it three times as often."""
+"""Seconds for which a lease is valid without a renewal; a writer renews it three times as often."""
 
 MAX_LEASE = 24 * 3600.0
-"""Seconds for which a lease may be valid; one that says more is not honoured."""
+"""Seconds for which a lease may be valid; one that says more is ignored."""
 
-_LEASE_POLLS = 10  # how often a foreign lease is looked at while it is valid
+_LEASE_POLLS = 10  # how often another's lease is read in the time for which it is valid
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that writes."""
+    """A process that writes to a disk, identified across machines, boots and PID namespaces."""
 
     host: str
     boot: str
-    """Of the machine's run: /proc/sys/kernel/random/boot_id."""
+    """The machine's boot: /proc/sys/kernel/random/boot_id."""
     pids: int
     """The inode of its PID namespace, in which `pid` is its number."""
     pid: int
     started: int
-    """When, in clock ticks since the machine's start: numbers are used again."""
+    """When it was started, in clock ticks since the boot: process ids are reused."""
 
     @classmethod
     def this_process(cls) -> Self:
@@ -61,11 +64,11 @@ class Holder:
         return cls(socket.gethostname(), boot, pids, pid, _start_of(pid) or 0)
 
     def __str__(self) -> str:
-        """Tell who it is."""
+        """Return it for messages: process id and host."""
         return f"process {self.pid} on {quote(self.host)}"
 
     def is_known_dead(self) -> bool:
-        """Whether it ran on this machine, where this process would see it, and is gone."""
+        """Whether it ran on this machine, in this PID namespace, and has ended."""
         here = self.this_process()
         if (self.boot, self.pids) != (here.boot, here.pids):
             return False
@@ -74,17 +77,17 @@ class Holder:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process was started; 0 if it has ended, None if that cannot be seen."""
+    """Return when a process was started; 0 if it has ended, None if that cannot be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the command before it may have spaces
+    fields = stat.rpartition(")")[2].split()  # the command before it may contain spaces
     return 0 if fields[0] in "ZX" else int(fields[19])  # proc(5): (22) starttime
 
 
 def _exists(pid: int) -> bool:
-    # /proc may hide those of other users (hidepid=).
+    # By a signal: /proc may hide the processes of other users (hidepid=).
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -96,50 +99,57 @@ def _exists(pid: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What the object says."""
+    """The contents of the lease object."""
 
     epoch: int
+    """The writer's."""
     holder: Holder
     seconds: float
+    """For which it is valid after a renewal."""
     nonce: str
-    """Another with each renewal."""
+    """Random; another one with each renewal."""
 
     def encode(self) -> bytes:
-        """Return the object."""
+        """Encode the object."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, data: Buffer) -> Self | None:
-        """Return what the object says, or None if that is nothing that could be honoured."""
+        """Decode the object; None if it is invalid, and so is not honoured."""
         try:
             fields = json.loads(bytes(data))
-            terms = cls(**{**fields, "holder": Holder(**fields["holder"])})
+            record = cls(**{**fields, "holder": Holder(**fields["holder"])})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        holder = terms.holder
-        numbers = (terms.epoch, holder.pids, holder.pid, holder.started)
-        can_be = (
+        holder = record.holder
+        numbers = (record.epoch, holder.pids, holder.pid, holder.started)
+        is_valid = (
             all(isinstance(each, int) for each in numbers)
             and 0 < holder.pid < 1 << 31
-            and isinstance(terms.seconds, int | float)
-            and 0 < terms.seconds <= MAX_LEASE
-            and isinstance(terms.nonce, str)
+            and isinstance(record.seconds, int | float)
+            and 0 < record.seconds <= MAX_LEASE
+            and isinstance(record.nonce, str)
         )
-        return terms if can_be else None
+        return record if is_valid else None
 
 
 async def current(objects: ObjectStore) -> LeaseRecord | None:
-    """Return the lease on a disk, whether it is still valid or not."""
+    """Return the lease on a disk, whether it is still valid or has expired."""
     try:
         return LeaseRecord.decode(await objects.get(LEASE))
     except FileNotFoundError:
         return None
 
 
-async def wait_until_free(objects: ObjectStore) -> None:
-    """Wait until nobody holds the lease, which takes as long as it is valid after a crash.
+async def wait_until_free(objects: ObjectStore, where: str = "this disk") -> None:
+    """Wait until the lease is free: released, expired, or its holder known to be dead.
 
-    A holder that has died on this machine is noticed at once.
+    After a crash on another machine that takes as long as the lease is valid. A holder that has
+    died on this machine is noticed at once.
+
+    Args:
+        objects: the disk's folder.
+        where: its name, for messages.
 
     Raises:
         StorageBusyError: its holder lives, since it has renewed it.
@@ -149,7 +159,7 @@ async def wait_until_free(objects: ObjectStore) -> None:
     first = await current(objects)
     if first is None or first.holder.is_known_dead():
         return
-    # By observation, since the clocks of two machines and of the store may differ.
+    # By observing renewals, since the clocks of two machines and of the store may differ.
     for _ in range(_LEASE_POLLS):
         await asyncio.sleep(first.seconds / _LEASE_POLLS)
         now = await current(objects)
@@ -158,17 +168,17 @@ async def wait_until_free(objects: ObjectStore) -> None:
         if now.nonce != first.nonce:
             raise StorageBusyError(
                 errno.EBUSY,
-                f"in use: {now.holder} writes to it; mount a snapshot of it, or a clone",
+                f"{where} is in use: {now.holder} writes to it; mount a snapshot of it, or a clone",
             )
 
 
 class Lease:
-    """The lease of this process, once the record is there that makes it the writer.
+    """Hold the lease on a disk, for the process whose OPEN record makes it the writer.
 
     Args:
         objects: the disk's folder.
         epoch: the writer's.
-        seconds: see :data:`DEFAULT_LEASE`.
+        seconds: for which it is valid without a renewal; see :data:`DEFAULT_LEASE`.
 
     """
 
@@ -177,10 +187,13 @@ class Lease:
         self._record = LeaseRecord(epoch, Holder.this_process(), seconds, "")
 
     async def renew(self) -> Holder | None:
-        """Renew it.
+        """Take or renew the lease, unless a later writer has it.
 
         Returns:
-            Who has it instead, if another has taken the disk over.
+            The later writer, which has taken the disk over; None if the lease is renewed.
+
+        Raises:
+            OSError: the store fails.
 
         """
         there = await current(self._objects)
@@ -191,7 +204,12 @@ class Lease:
         return None
 
     async def release(self) -> None:
-        """Give it up."""
+        """Release the lease; no-op if another writer has it.
+
+        Raises:
+            OSError: the store fails.
+
+        """
         there = await current(self._objects)
         if there is not None and there.epoch == self._record.epoch:
             await self._objects.delete([LEASE])

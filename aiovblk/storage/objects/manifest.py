@@ -1,22 +1,22 @@
-"""What never changes about a disk.
+"""Encode, decode and authenticate a disk's manifest (``disk.json``): what never changes about it.
 
-Formats:
+Format versions:
 
-* 1, of disks that are not encrypted. Earlier versions of aiovblk made encrypted ones of it too, in
-  which the key was checked and nothing else. Such a disk is opened if it has no ancestors: its size
-  is in its states, which are authenticated and have as many chunks as chunk_size makes of it. One
-  with ancestors is refused, see :func:`.trust_origins`.
-* 2, of encrypted disks. ``key_check`` has all other fields, sealed.
+* 1, of disks that are not encrypted. Earlier versions of aiovblk made encrypted disks in it too, of
+  which only the key was checked. Such a disk is opened if it has no ancestors: its size is in its
+  states, which are authenticated and have as many chunks as chunk_size makes of it. One with
+  ancestors is refused, see :func:`.trust_origins`.
+* 2, of encrypted disks. ``key_check`` has all other fields, encrypted and authenticated.
 
-What decides what is read of an encrypted disk, and what binds it to this disk:
+What decides which data is read of an encrypted disk, and what binds it to this disk:
 
-* the description: ``key_check``, under the disk's own key;
-* records, states (with the list of snapshots) and chunks: each is sealed under the key that is
-  derived from the user's and the identity, with its name, which has its number, or its index and
-  version (:mod:`.sealing`);
-* whose chunks are read: the description has path and identity of each ancestor, and its chunks are
-  sealed under a key of its own;
-* not the lease, which is plain: it decides who waits for whom, and never what counts.
+* the manifest: ``key_check``, under the disk's own key;
+* records, states (with the list of snapshots) and chunks: each is encrypted under the key that is
+  derived from the user's and the identity, and authenticated with its name, which has its number,
+  or its index and version (:mod:`.codec`);
+* whose chunks are read: the manifest has path and identity of each ancestor, and an ancestor's
+  chunks are encrypted under a key of its own;
+* not the lease, which is plain: it decides who waits for whom, and never which data counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT = "aiovblk-disk"
 VERSION = 1
 SEALED_VERSION = 2
 
-_KEY_CHECK = "key"  # the name under which format 1 has sealed nothing
+_KEY_CHECK = "key"  # the object name under which format 1 has encrypted no contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Origin:
     """An ancestor, some of whose chunks a clone shares."""
 
     path: str
-    """Its folder, seen from the store's root."""
+    """Its folder, relative to the store's root."""
     disk: str
     """Its identity."""
 
@@ -55,68 +55,74 @@ class Manifest:
     disk: str
     """Its identity, 32 hexadecimal digits."""
     size: int
-    """Bytes, when it was made."""
+    """Bytes, when it was created."""
     block_size: int
     chunk_size: int
     compress: bool
     key_check: str | None
-    """A sealed object, in hexadecimal digits, that only the right key opens; None: no encryption"""
+    """An encrypted object, in hexadecimal, that only the right key opens; None: not encrypted."""
     origins: tuple[Origin, ...] = ()
     """Ancestors, number 1 first."""
     version: int = VERSION
     """Of the format."""
 
     def encode(self) -> bytes:
-        """Return the object."""
+        """Encode the object."""
         fields = {"format": FORMAT, "version": self.version, **asdict(self)}
         return json.dumps(fields, indent=2).encode() + b"\n"
 
     def sealed(self, key: bytes | None) -> Self:
-        """Return the description of the same disk that only this key opens; of None as it is."""
+        """Return the same disk's manifest, authenticated with a key; unchanged if it is None."""
         if key is None:
             return self
         new = replace(self, version=SEALED_VERSION)
         check = ObjectCodec(self.identity, key=key).seal(MANIFEST, new._authenticated())
         return replace(new, key_check=check.hex())
 
-    def check_key(self, key: bytes | None) -> None:
-        """Refuse another key than that of the disk, and a description that was changed.
+    def check_key(self, key: bytes | None, where: str = "this disk") -> None:
+        """Verify the key, and that the manifest is unchanged since it was authenticated.
+
+        Args:
+            key: of the caller's; None without one.
+            where: the disk's folder, for messages.
 
         Raises:
-            StorageError: so it is.
+            StorageError: (EINVAL) a key for a disk that is not encrypted; (EACCES) none, or another
+                one than the disk's; (EIO) the manifest was changed.
 
         """
         if self.key_check is None:
             if key is not None:
-                raise StorageError(
-                    errno.EINVAL, f"the disk is not encrypted; give no key {KEY_HINT}"
-                )
+                reason = f"{where}: the disk is not encrypted; give no key {KEY_HINT}"
+                raise StorageError(errno.EINVAL, reason)
             return
         if key is None:
-            raise StorageError(errno.EACCES, f"the disk is encrypted; give its key {KEY_HINT}")
+            reason = f"{where}: the disk is encrypted; give its key {KEY_HINT}"
+            raise StorageError(errno.EACCES, reason)
         sealed = self.version == SEALED_VERSION
         name, expected = (MANIFEST, self._authenticated()) if sealed else (_KEY_CHECK, b"")
         try:
-            found = ObjectCodec(self.identity, key=key).open(name, bytes.fromhex(self.key_check))
+            contents = ObjectCodec(self.identity, key=key).open(name, bytes.fromhex(self.key_check))
         except StorageError:
-            raise StorageError(errno.EACCES, "this is not the key of the disk") from None
-        if found != expected:
-            raise damaged_error(MANIFEST, "it was changed since the disk was made")
+            reason = f"{where}: this is not the key of the disk {KEY_HINT}"
+            raise StorageError(errno.EACCES, reason) from None
+        if contents != expected:
+            raise damaged_error(f"{where}/{MANIFEST}", "it was changed since the disk was created")
 
-    def check_origins(self) -> None:
-        """Refuse ancestors that nothing vouches for.
+    def check_origins(self, where: str = "this disk") -> None:
+        """Refuse ancestors that are not authenticated.
 
         Raises:
-            StorageError: it is an encrypted clone of format 1.
+            StorageError: (EACCES) it is an encrypted clone of format 1.
 
         """
         if self.origins and self.key_check is not None and self.version != SEALED_VERSION:
             paths = ", ".join(origin.path for origin in self.origins)
             reason = (
-                "an earlier version has made this encrypted clone, and did not authenticate whose"
-                f" chunks it reads: {paths}. If that is right,"
-                " `aiovblk check SPEC --trust-origins` authenticates it; if not, somebody has"
-                " changed disk.json"
+                f"{where}: an earlier version has made this encrypted clone, and did not"
+                f" authenticate whose chunks it reads: {paths}. If that is right,"
+                " `aiovblk check SPEC --trust-origins` authenticates it; if not, disk.json was"
+                " tampered with"
             )
             raise StorageError(errno.EACCES, reason)
 
@@ -125,38 +131,46 @@ class Manifest:
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
-    def decode(cls, data: Buffer) -> Self:
-        """Return what an object says.
+    def decode(cls, data: Buffer, where: str = "") -> Self:
+        """Decode the object.
+
+        Args:
+            data: the object.
+            where: the disk's folder, for messages.
 
         Raises:
             StorageError: it is no disk's, a later version's, or damaged.
 
         """
+        shown = f"{where}/{MANIFEST}" if where else MANIFEST
         try:
             fields = json.loads(bytes(data))
             kind, version = fields.pop("format"), fields.pop("version")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             kind, version = None, None
         if not any(bytes(data)):
-            reason = f"{MANIFEST} is empty: the disk was not finished; delete its folder"
+            reason = f"{shown} is empty: the disk was not finished; delete its folder"
             raise StorageError(errno.EINVAL, reason)
         if kind != FORMAT:
-            raise StorageError(errno.EINVAL, f"{MANIFEST} is not that of a disk of aiovblk")
+            raise StorageError(errno.EINVAL, f"{shown} is not that of a disk of aiovblk")
         if version not in (VERSION, SEALED_VERSION):
             known = f"{VERSION} and {SEALED_VERSION}"
-            reason = f"the disk has format {version}, this aiovblk knows {known} only; upgrade it"
+            reason = (
+                f"{shown}: the disk has format {version}, this aiovblk knows {known} only;"
+                " upgrade it"
+            )
             raise StorageError(errno.EINVAL, reason)
         try:
             origins = tuple(Origin(**each) for each in fields.pop("origins"))
-            description = cls(**fields, origins=origins, version=version)
-            bytes.fromhex(description.disk + (description.key_check or ""))
+            manifest = cls(**fields, origins=origins, version=version)
+            bytes.fromhex(manifest.disk + (manifest.key_check or ""))
         except (ValueError, TypeError, KeyError) as exc:
-            raise damaged_error(MANIFEST, str(exc)) from None
-        if version == SEALED_VERSION and description.key_check is None:
-            raise damaged_error(MANIFEST, "its seal is missing")
-        return description
+            raise damaged_error(shown, str(exc)) from None
+        if version == SEALED_VERSION and manifest.key_check is None:
+            raise damaged_error(shown, "its seal is missing")
+        return manifest
 
     @property
     def identity(self) -> bytes:
-        """What the disk's objects are bound to."""
+        """The bytes that the disk's objects are bound to."""
         return bytes.fromhex(self.disk)

@@ -1,12 +1,13 @@
-"""The steps of a disk's history.
+"""Encode and decode the records of the journal: the steps of a disk's history.
 
-Records are made by conditional puts ("if there is none"), so that of two writers one succeeds: the
-order of the records is the truth, and whoever finds another writer's ``open`` where its own next
-record should be has been fenced.
+Fencing: records are created by conditional puts ("only if it does not exist"), so that of two
+writers one succeeds. The order of the records is the truth, and a writer that finds another
+writer's OPEN record where its own next one should be has been fenced.
 
-A record may be torn after a power failure: it has its name, and no contents. Nobody was told that
-it is durable, so it does not count. It is not deleted, since of two who see it the later might
-delete what the earlier has put there; the next record goes behind it, and says so.
+A record may be torn after a power failure: it has its name, and no contents. No flush had returned
+for it, so it does not count. It is not deleted, since of two processes that see it the later might
+delete what the earlier has put there; the next record goes behind it, and says so
+(:attr:`Record.torn`).
 """
 
 from __future__ import annotations
@@ -22,39 +23,39 @@ _NAMES = ("kind", "nonce", "holder", "size", "floor", "name", "time", "disk", "p
 
 
 class Kind(StrEnum):
-    """Of a record."""
+    """The kinds of records."""
 
     OPEN = "open"
-    """A writer begins; every other one is fenced."""
+    """A writer begins; every earlier one is fenced."""
     COMMIT = "commit"
-    """The writer has new chunks."""
+    """The writer flushes: it makes new chunks part of the disk."""
     CLOSE = "close"
-    """The writer is done."""
+    """The writer ends."""
     SNAPSHOT = "snapshot"
-    """The state is given a name."""
+    """The state after this record gets a name."""
     DROP = "drop"
-    """A snapshot is given up."""
+    """A snapshot is dropped."""
     CLONE = "clone"
     """Another disk shares the chunks of a snapshot."""
     RELEASE = "release"
-    """That disk is no more."""
+    """A clone was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One step of the history."""
+    """One step of a disk's history."""
 
     kind: Kind
     nonce: str
-    """Random; tells a record that was made by an earlier attempt from another's."""
+    """Random; tells our own record of an earlier attempt from another process's."""
     holder: str = ""
-    """OPEN: who writes, in words."""
+    """OPEN: the process that writes, for messages."""
     size: int = 0
     """COMMIT: bytes of the disk."""
     floor: int = 0
-    """COMMIT: versions below that are not in the map will never be."""
+    """COMMIT: lower versions that are not in the map will never be in it."""
     name: str = ""
-    """SNAPSHOT, DROP, CLONE: of the snapshot."""
+    """SNAPSHOT, DROP, CLONE: the snapshot's name."""
     time: float = 0
     """SNAPSHOT, CLONE: seconds since the epoch."""
     disk: str = ""
@@ -62,21 +63,21 @@ class Record:
     path: str = ""
     """CLONE: its folder, seen from the store's root."""
     torn: int = 0
-    """The first of the records right before this one that are torn and do not count, if any are.
-    Whoever finds a torn one that no later one calls so has lost something that was flushed."""
+    """The first of the records right before this one that are torn and do not count, if any are. A
+    torn record that no later one declares torn here is damage: flushed data is lost."""
     indices: array[int] = field(default_factory=lambda: array("Q"))
     """COMMIT: the chunks that have changed."""
     entries: array[int] = field(default_factory=lambda: array("Q"))
-    """COMMIT: and what they are now."""
+    """COMMIT: their new entries, in the same order."""
 
     def encode(self) -> bytes:
-        """Return what is sealed."""
+        """Encode the record's contents, to be sealed."""
         fields = {name: value for name in _NAMES if (value := getattr(self, name))}
         return b"".join((to_line(fields), to_bytes(self.indices), to_bytes(self.entries)))
 
     @classmethod
     def decode(cls, data: memoryview) -> Self:
-        """Return what was sealed."""
+        """Decode a record's contents, as :meth:`encode` has made them."""
         fields, rest = split(data)
         half = len(rest) // 2
         return cls(
@@ -87,10 +88,14 @@ class Record:
 
 
 def read_record(contents: memoryview, path: str) -> Record:
-    """Return the record in an object that was opened.
+    """Return the record in the contents of an object.
+
+    Args:
+        contents: of the object.
+        path: of the object, for messages.
 
     Raises:
-        StorageError: there is none.
+        StorageError: (EIO) it is no record.
 
     """
     try:

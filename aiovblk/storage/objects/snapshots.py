@@ -1,4 +1,4 @@
-"""Snapshots and clones, which copy nothing, for disks that may be mounted meanwhile."""
+"""Take, list and drop snapshots, and make clones, copying nothing; the disk may be mounted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from array import array
 from dataclasses import replace
 
 from ...errors import StorageError
-from .client import AnyStore
+from .client import AnyStore, location
 from .codec import ObjectCodec
-from .disk import StoredDisk, ensure_empty, publish, snapshot_state
+from .disk import StoredDisk, ensure_empty, get_snapshot, publish
 from .journal import record
 from .keys import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
 from .manifest import VERSION, Manifest, Origin
@@ -31,14 +31,14 @@ async def snapshots(
     The arguments and errors of all functions here are those of :meth:`.ObjectStoreDevice.open`.
     """
     disk = await StoredDisk.open(store, path, key=key)
-    found = (await disk.state()).snapshots.items()
-    return dict(sorted(found, key=lambda each: each[1].sequence))
+    items = (await disk.state()).snapshots.items()
+    return dict(sorted(items, key=lambda each: each[1].sequence))
 
 
 async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | None = None) -> None:
-    """Give the present state of a disk a name, under which it can be opened as long as it exists.
+    """Take a snapshot: give a disk's present state a name, by which it can be opened.
 
-    Of a disk that is mounted it has what was flushed; let ``sync`` or ``fsfreeze`` go before.
+    Of a disk that is mounted it has what was flushed; run ``sync`` or ``fsfreeze`` before.
 
     Args:
         store: the store, or a URL.
@@ -48,17 +48,18 @@ async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | N
 
     Raises:
         FileExistsError: there is a snapshot of that name.
-        ValueError: it is no name.
+        ValueError: the name is invalid.
 
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is no name for a snapshot; use letters, digits and .:+-_")
+    disk = await StoredDisk.open(store, path, key=key)
 
     def check(state: DiskState) -> None:
         if name in state.snapshots:
-            raise FileExistsError(errno.EEXIST, f"there is a snapshot {name!r} already")
+            reason = f"{disk.where}: there is a snapshot {name!r} already"
+            raise FileExistsError(errno.EEXIST, reason)
 
-    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=True)
     await journal.add(record(Kind.SNAPSHOT, name=name, time=time.time()), check)
 
@@ -66,21 +67,22 @@ async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | N
 async def drop_snapshot(
     store: AnyStore, path: str = "", *, name: str, key: bytes | None = None
 ) -> None:
-    """Give a snapshot up. What it alone needed is deleted by :func:`.collect_garbage`.
+    """Drop a snapshot. What only it needed becomes garbage: see :func:`.collect_garbage`.
 
     Raises:
         FileNotFoundError: there is none of that name.
         StorageError: (EBUSY) a clone needs it.
 
     """
+    disk = await StoredDisk.open(store, path, key=key)
 
     def check(state: DiskState) -> None:
-        clones = snapshot_state(state, name).clones.values()
+        clones = get_snapshot(state, name, disk.where).clones.values()
         if clones:
             paths = ", ".join(clone.path for clone in clones)
-            raise StorageError(errno.EBUSY, f"the snapshot {name!r} is needed by clones: {paths}")
+            reason = f"{disk.where}: the snapshot {name!r} is needed by clones: {paths}"
+            raise StorageError(errno.EBUSY, reason)
 
-    disk = await StoredDisk.open(store, path, key=key)
     journal = await disk.journal(writes=True)
     await journal.add(record(Kind.DROP, name=name), check)
 
@@ -88,16 +90,17 @@ async def drop_snapshot(
 async def clone(
     store: AnyStore, path: str = "", *, name: str, target: str, key: bytes | None = None
 ) -> None:
-    """Make a disk that has the contents of a snapshot, and shares all chunks with it.
+    """Make a new disk that has the contents of a snapshot, and shares all chunks with it.
 
-    It can be written to, and differs from then on. It lies in the same store, and is encrypted with
-    the same key, if at all. The snapshot cannot be dropped while the clone exists.
+    The clone is writable, and differs from then on (copy-on-write). It lies in the same store, and
+    is encrypted with the same key, if at all. The snapshot cannot be dropped while the clone
+    exists.
 
     Args:
         store: the store, or a URL.
         path: the folder of the disk that has the snapshot.
         name: of the snapshot.
-        target: the folder of the new disk, seen from the store's root.
+        target: the folder of the new disk, relative to the store's root.
         key: 32 bytes, if the disk is encrypted.
 
     Raises:
@@ -110,26 +113,28 @@ async def clone(
     target = target.strip("/")
     objects = disk.root.subfolder(target)
     await ensure_empty(disk.root, target)
-    description = _description_of_clone(disk)
+    manifest = _clone_manifest(disk)
     journal = await disk.journal(writes=True)
+    # The record first: from then on the snapshot cannot be dropped.
     await journal.add(
-        record(Kind.CLONE, name=name, disk=description.disk, path=target, time=time.time()),
-        lambda state: snapshot_state(state, name),
+        record(Kind.CLONE, name=name, disk=manifest.disk, path=target, time=time.time()),
+        lambda state: get_snapshot(state, name, disk.where),
     )
-    origin = snapshot_state(journal.state, name)
+    origin = get_snapshot(journal.state, name, disk.where)
     state = await journal.state_at(origin.sequence)
-    await publish(objects, description)
-    sealing = ObjectCodec(description.identity, compress=description.compress, key=key)
+    await publish(objects, manifest, location(disk.root, target))
+    codec = ObjectCodec(manifest.identity, compress=manifest.compress, key=key)
     first = checkpoint_key(0)
-    sealed = await asyncio.to_thread(lambda: sealing.seal(first, _inherited(state).encode()))
+    sealed = await asyncio.to_thread(lambda: codec.seal(first, _inherit(state).encode()))
     await objects.put(first, sealed)
 
 
-def _description_of_clone(disk: StoredDisk) -> Manifest:
+def _clone_manifest(disk: StoredDisk) -> Manifest:
+    """Return the manifest of a clone: another identity, and the disk as its first ancestor."""
     source = disk.manifest
     origins = (Origin(disk.path, source.disk), *source.origins)
     if len(origins) >= MAX_ORIGINS:
-        reason = "it descends from too many others; copy it to a new one"
+        reason = f"{disk.where} has {len(origins) - 1} ancestors, the most; copy it to a new disk"
         raise StorageError(errno.EMLINK, reason)
     new = replace(
         source,
@@ -141,7 +146,7 @@ def _description_of_clone(disk: StoredDisk) -> Manifest:
     return new.sealed(disk.key)
 
 
-def _inherited(state: DiskState) -> DiskState:
-    """Return the state of a new disk in which every chunk is that of another, one origin on."""
+def _inherit(state: DiskState) -> DiskState:
+    """Return the first state of a clone: every chunk is its ancestor's, one origin further."""
     chunks = array("Q", (entry and entry + ORIGIN_STEP for entry in state.chunks))
     return DiskState(state.size, chunks)

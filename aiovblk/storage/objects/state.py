@@ -1,4 +1,8 @@
-"""What a disk is at a moment: the sum of its records."""
+"""Compute the state of a disk at one record of its history, and encode it as a checkpoint.
+
+A state is the result of all records up to one, applied in order. A checkpoint is a state that is
+stored, so that the records before it are not needed to open the disk.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class Clone:
     path: str
     """Its folder, seen from the store's root."""
     time: float
-    """When it was made, as for a snapshot."""
+    """When it was made, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,47 +31,47 @@ class Snapshot:
     """A state with a name."""
 
     sequence: int
-    """Of the state."""
+    """The number of its record."""
     size: int
     """Bytes of the disk then."""
     time: float
-    """When, in seconds since the epoch by the clock of who made it."""
+    """When it was taken, in seconds since the epoch by the clock of the process that did."""
     clones: dict[str, Clone] = field(default_factory=dict)
-    """The disks, by identity, that share its chunks."""
+    """The disks that share its chunks, by identity."""
 
 
 @dataclass(slots=True)
 class DiskState:
-    """The sum of the records."""
+    """A disk at one record of its history."""
 
     size: int
     chunks: array[int]
     """The entry of each chunk."""
     sequence: int = 0
-    """Of the last record."""
+    """The number of the last record."""
     contents: str = ""
-    """The nonce of the last COMMIT, which tells what the disk holds from what it held before."""
+    """The nonce of the last COMMIT, which identifies the disk's data."""
     epoch: int = 0
-    """How often a writer has opened the disk."""
+    """How often a writer has opened the disk: the number of the present one."""
     holder: str = ""
-    """The last of them, in words."""
+    """The last writer, for messages."""
     unclosed: int = 0
     """The last record of that writer, if it has not closed the disk."""
     floor: int = 0
-    """Versions below that are not in the map will never be."""
+    """Lower versions that are not in the map will never be in it."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     fences: list[tuple[int, int]] = field(default_factory=list)
-    """First and last of the records that must stay: a writer that was never closed, and may believe
-    to this day that it is the writer, finds them where its own would be. The first is its own last
-    one, whose answer may have been lost."""
+    """First and last of the records that must be kept, for fencing: a writer that was never closed,
+    and may still believe that it is the writer, finds them where it would add its own. The first is
+    its own last record, whose response may have been lost."""
 
     @property
     def newest_snapshot(self) -> int:
-        """The record of the snapshot that was taken last, of those that there are."""
+        """The record of the newest snapshot; 0 without snapshots."""
         return max((each.sequence for each in self.snapshots.values()), default=0)
 
     def apply(self, record: Record, chunk_size: int) -> None:
-        """Take the next step."""
+        """Apply the next record."""
         self.sequence += 1
         match record.kind:
             case Kind.OPEN:
@@ -99,23 +103,24 @@ class DiskState:
         self.size = record.size
         resize(self.chunks, -(-record.size // chunk_size))
         for index, entry in zip(record.indices, record.entries, strict=True):
-            if index < len(self.chunks):  # one that was cut off since
+            if index < len(self.chunks):  # otherwise it was cut off since
                 self.chunks[index] = entry
 
     def reflects(self, record: Record, sequence: int) -> bool:
-        """Whether what a record of this number was to bring about is so, but for COMMIT and CLOSE.
+        """Whether the effect of a record of this number is in the state; not of COMMIT and CLOSE.
 
-        Who added it did not know whether there was another, summed up and deleted since, before.
+        For a process that has added a record, and cannot know whether that counts: there may have
+        been another one of that number, which was deleted after a checkpoint.
         """
         clones = (each.clones for each in self.snapshots.values())
         snapshot = self.snapshots.get(record.name)
         match record.kind:
-            case Kind.OPEN:  # as long as the state says so, that record is not deleted
+            case Kind.OPEN:  # as long as this is so, that record is not deleted
                 return self.unclosed == sequence
             case Kind.SNAPSHOT:
                 taken = (sequence, record.time)
                 return snapshot is not None and (snapshot.sequence, snapshot.time) == taken
-            case Kind.DROP:  # there may be a new one of that name
+            case Kind.DROP:  # there may be a newer one of that name
                 return snapshot is None or snapshot.sequence > sequence
             case Kind.CLONE:
                 return any(record.disk in each for each in clones)
@@ -124,7 +129,7 @@ class DiskState:
         return False
 
     def copy(self) -> DiskState:
-        """Return one that does not change with this."""
+        """Return an independent copy."""
         return replace(
             self,
             chunks=self.chunks[:],
@@ -136,7 +141,7 @@ class DiskState:
         )
 
     def encode(self) -> bytes:
-        """Return what is sealed. It takes milliseconds for each MiB of the map."""
+        """Encode a checkpoint, to be sealed. It takes milliseconds for each MiB of the map."""
         fields = {
             "size": self.size,
             "sequence": self.sequence,
@@ -152,7 +157,7 @@ class DiskState:
 
     @classmethod
     def decode(cls, data: memoryview) -> Self:
-        """Return what was sealed."""
+        """Decode a checkpoint, as :meth:`encode` has made it."""
         fields, rest = split(data)
         fields["snapshots"] = {
             name: _snapshot(**each) for name, each in fields["snapshots"].items()
@@ -161,7 +166,7 @@ class DiskState:
         inflating = zlib.decompressobj()
         chunks = inflating.decompress(rest, 8 * MAX_CHUNKS + 1)
         if not inflating.eof or len(chunks) > 8 * MAX_CHUNKS:
-            raise ValueError("it has not as many chunks as a disk may have")
+            raise ValueError(f"its map is cut off, or has more than {MAX_CHUNKS} chunks")
         return cls(**fields, chunks=from_bytes(memoryview(chunks)))
 
 
@@ -170,16 +175,20 @@ def _snapshot(clones: dict[str, Any], **fields: Any) -> Snapshot:
 
 
 def resize(chunks: array[int], count: int) -> None:
-    """Cut chunks off, or add such that are zeroes."""
+    """Cut entries off, or add entries of zeroes, so that there are ``count``."""
     del chunks[count:]
     chunks.frombytes(bytes(8 * (count - len(chunks))))
 
 
 def read_state(contents: memoryview, path: str) -> DiskState:
-    """Return the state in an object that was opened.
+    """Return the state in the contents of a checkpoint.
+
+    Args:
+        contents: of the object.
+        path: of the object, for messages.
 
     Raises:
-        StorageError: there is none.
+        StorageError: (EIO) it is no state.
 
     """
     try:

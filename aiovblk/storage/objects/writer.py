@@ -1,4 +1,10 @@
-"""What makes writes durable, and keeps others from writing."""
+"""The one writer of a disk: flush (group commit), lease renewal, fencing, checkpoints.
+
+A flush stores all dirty chunks, appends one COMMIT record with their new entries, and only then
+deletes the objects that they supersede. Flushes that are requested while one runs share the next
+(group commit). When another writer's OPEN record is found, this one is *fenced*: all its requests
+fail from then on.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +28,21 @@ from .write_buffer import ChunkBuffer
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_INTERVAL = 256
-"""After which the history is summed up, so that opening the disk stays quick."""
+"""Records after which a checkpoint is written, so that opening the disk stays quick."""
 
 
 class Writer:
-    """The one writer of a disk.
+    """Make writes durable, and keep the lease.
+
+    Concurrency: any number of calls. Only one coroutine at a time uses the journal.
 
     Attributes:
-        flush: stores what was written, and makes it part of the disk. Raises OSError if something
-            could not be stored; it is kept, and the next flush tries again. Whoever comes while one
-            is going on shares the next.
+        flush: stores all dirty chunks, and commits them to the disk's history. Calls during a flush
+            are coalesced: they share the next one. Raises OSError if something could not be stored;
+            it stays dirty, and the next flush tries again.
 
     Args:
-        chunks: what is to be stored.
+        buffer: the dirty chunks.
         journal: the disk's history, after :meth:`open`.
         objects: the disk's folder.
         lease: seconds; see :data:`.lease.DEFAULT_LEASE`.
@@ -42,93 +50,100 @@ class Writer:
     """
 
     def __init__(
-        self, chunks: ChunkBuffer, journal: Journal, objects: ObjectStore, lease: float
+        self, buffer: ChunkBuffer, journal: Journal, objects: ObjectStore, lease: float
     ) -> None:
         epoch = journal.state.epoch
-        self._chunks = chunks
+        self._buffer = buffer
+        self._chunk_store = buffer.chunk_store
         self._journal = journal
         self._epoch = epoch
         self._lease = Lease(objects, epoch, lease)
-        self._renewal = lease / 3
+        self._renewal_interval = lease / 3
         self.size = journal.state.size
-        """Bytes of the disk."""
+        """Bytes of the disk; a change is committed by the next flush."""
         self.contents = journal.state.contents
-        """What is stored: see :attr:`.DiskState.contents`."""
-        self._journal_in_use = asyncio.Lock()
-        self._fenced = ""
-        self._unsure = False  # whether a record is there whose answer was lost
-        # What is older may be part of a snapshot, if there are any; they are not read.
+        """Identifies the data that is committed; see :attr:`.DiskState.contents`."""
+        self._journal_lock = asyncio.Lock()
+        self._fenced = ""  # why, once it is
+        self._commit_unknown = False  # whether a record may be there whose response was lost
+        # Older versions may be part of snapshots, if there are any; those are not read to find out.
         self._newest_snapshot = journal.state.newest_snapshot
         self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deletions: set[asyncio.Task[None]] = set()
         self.flush = CoalescedCall(self._flush)
-        chunks.chunk_store.start_epoch(epoch)
+        self._chunk_store.start_epoch(epoch)
 
     @staticmethod
     async def open(journal: Journal) -> None:
-        """Make this process the writer: others are fenced from now on.
+        """Make this process the writer, by an OPEN record: earlier writers are fenced from now on.
 
         Raises:
-            FencedError: another has just done so.
+            FencedError: another process has just done so.
             OSError: the store fails.
 
         """
         if journal.state.epoch + 1 >= MAX_EPOCHS:
-            reason = "the disk was opened a million times; copy it to a new one"
+            reason = (
+                f"{journal.where} was opened {MAX_EPOCHS} times, the most; copy it to a new disk"
+            )
             raise StorageError(errno.EOVERFLOW, reason)
         await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
 
     async def start(self) -> None:
-        """Take the lease and keep it.
+        """Take the lease, and renew it in the background.
 
         Raises:
-            FencedError: another has taken the disk over meanwhile.
+            FencedError: another writer has taken the disk over meanwhile.
             OSError: the store fails.
 
         """
         holder = await self._lease.renew()
         if holder is not None:
-            raise FencedError(errno.EBUSY, f"taken over by {holder}")
-        # An unclean end may have left records that are in the store's own memory only.
+            raise self._journal.fenced_error(holder)
+        # A crash may have left records that the store itself has in memory only.
         await self._journal.checkpoint()
         self._spawn(self._renew_lease())
 
     def check(self) -> None:
-        """Raise FencedError if another has become the writer."""
+        """Raise FencedError if another process is known to have become the writer."""
         if self._fenced:
             raise FencedError(errno.EIO, self._fenced)
 
     async def check_fenced(self) -> None:
-        """Raise FencedError if another writer is why something fails: it deletes what it replaces.
+        """Read the history on, to find out whether another writer is the reason of a failure.
+
+        It deletes the chunks that it replaces, so reads of this one fail.
 
         Raises:
-            FencedError: so it is.
+            FencedError: there is another writer.
             OSError: the store fails.
 
         """
-        async with self._journal_in_use:
+        async with self._journal_lock:
             try:
                 await self._journal.catch_up()
-            finally:  # it may have come as far as the other's first record
+            finally:  # after a failure, too: the other's OPEN record may have been read
                 if self._journal.state.epoch != self._epoch:
-                    self._fence(f"taken over by {self._journal.state.holder}")
+                    holder = self._journal.state.holder
+                    self._fence(self._journal.fenced_error(holder).reason)
                 self.check()
 
     async def _flush(self) -> None:
         self.check()
         try:
-            await self._chunks.store()
+            await self._buffer.store()
         except OSError:
             await self.check_fenced()
             raise
-        async with self._journal_in_use:
+        async with self._journal_lock:
             await self._commit()
 
     async def _commit(self) -> None:
-        size, floor = self.size, self._chunks.chunk_store.floor
-        changes, superseded = self._chunks.chunk_store.take_changes()
-        if not changes and size == self._journal.state.size and not self._unsure:
+        """Append a COMMIT record for the chunks that were stored since the last one."""
+        size, floor = self.size, self._chunk_store.floor
+        changes, superseded = self._chunk_store.take_changes()
+        if not changes and size == self._journal.state.size and not self._commit_unknown:
             return
         new = record(
             Kind.COMMIT,
@@ -143,62 +158,71 @@ class Writer:
             self._fence(exc.reason)
             raise
         except BaseException:
-            self._unsure = True
-            self._chunks.chunk_store.restore_changes(changes, superseded)
+            self._commit_unknown = True
+            self._chunk_store.restore_changes(changes, superseded)
             raise
-        self._unsure = False
+        self._commit_unknown = False
         self.contents = new.nonce
         self._retain_for_snapshots()
-        deletion = self._spawn(self._chunks.chunk_store.delete(superseded, self._deletes_from))
+        deletion = self._spawn(self._chunk_store.delete(superseded, self._deletes_from))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
         if self._journal.state.sequence - self._journal.checkpointed >= _CHECKPOINT_INTERVAL:
             await self._checkpoint()
 
     def _retain_for_snapshots(self) -> None:
+        """Once a snapshot was taken, delete only chunks that were stored after it."""
         newest = self._journal.state.newest_snapshot
         if newest > self._newest_snapshot:
-            self._newest_snapshot, self._deletes_from = (
-                newest,
-                self._chunks.chunk_store.next_version,
-            )
+            self._newest_snapshot = newest
+            self._deletes_from = self._chunk_store.next_version
 
     async def _checkpoint(self) -> None:
         try:
             await self._journal.checkpoint()
         except OSError as exc:
-            logger.warning("the history of the disk could not be summed up: %s", exc)
+            logger.warning(
+                "%s: writing a checkpoint failed, the next flush tries again: %s",
+                self._journal.where,
+                exc,
+            )
 
     async def _renew_lease(self) -> None:
         while not self._fenced:
-            await asyncio.sleep(self._renewal)
+            await asyncio.sleep(self._renewal_interval)
             try:
                 holder = await self._lease.renew()
             except STOP_EXCEPTIONS:
                 raise
-            except BaseException as exc:  # or it would not be renewed any more, and nobody told
-                logger.warning("the lease on the disk could not be renewed: %r", exc)
+            except BaseException as exc:  # otherwise renewal would end silently
+                logger.warning(
+                    "%s: renewing the lease failed, tried again in %.0f s: %r",
+                    self._journal.where,
+                    self._renewal_interval,
+                    exc,
+                )
             else:
                 if holder is not None:
-                    self._fence(f"taken over by {holder}")
+                    self._fence(self._journal.fenced_error(holder).reason)
 
     def _fence(self, reason: str) -> None:
-        self._fenced = f"the disk was {reason}; what was not flushed is lost"
+        """Fail all requests from now on."""
+        self._fenced = f"{reason}; what was not flushed is lost"
         logger.error("%s", self._fenced)
 
     async def close(self) -> None:
-        """Flush, and let others write.
+        """Flush, append a CLOSE record, and release the lease, so that others can write at once.
 
         Raises:
-            OSError: not all could be stored.
+            OSError: not everything could be stored.
 
         """
         try:
             if not self._fenced:
                 await self.flush()
                 await asyncio.gather(*self._deletions, return_exceptions=True)
-                async with self._journal_in_use:
-                    with suppress(FencedError):  # nothing of ours is lost by it
+                async with self._journal_lock:
+                    with suppress(FencedError):  # everything of ours is committed
                         await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
         finally:
@@ -220,4 +244,4 @@ class Writer:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever waited has it; nobody may be left
+            task.exception()  # retrieve it: a deletion that fails only leaves garbage

@@ -1,12 +1,11 @@
-"""Copy-on-write: a disk that is another disk, and what was written since.
+"""Copy-on-write: an overlay reads as a base device, and stores what is written in a diff.
 
-* ``format``: what the diff looks like.
-* ``states``: where the contents of each block are, in memory.
-* ``diff``: both, over the device that holds them; all rules of durability are there.
-* ``layer``: :class:`Overlay`, which joins a base and a diff.
-* ``moving``: from the diff to the base, and from one base to another.
-* ``files``: a diff that is a file.
-* ``changes``: who waits for whom.
+* ``format``: the layout of the diff.
+* ``blockmap``: where the contents of each block are, in memory.
+* ``diff``: header, map and blocks on the device that holds them; all rules of durability.
+* ``overlay``: :class:`Overlay`, the layer over a base and a diff.
+* ``committing``: commit (diff to base) and rebase (one base to another).
+* ``files``: a diff in a file.
 """
 
 from .overlay import Overlay

@@ -1,4 +1,7 @@
-"""From the diff to the base, and from one base to another. Nothing else is written meanwhile."""
+"""Copy between diff and base: commit (diff to base) and rebase (to another base).
+
+The caller pauses all other changes of the overlay meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,28 @@ from itertools import groupby
 from ...aio.gather import gather_all, run_bounded
 from ...device import BlockDevice
 from ..copying import MAX_RUN, PIECE
+from ..ranges import split_range
 from .blockmap import BASE, DATA, ZERO
 from .diff import Diff
+from .format import DiffHeader
 
 Requests = Iterator[Callable[[], Awaitable[object]]]
 
 
 async def commit(diff: Diff, base: BlockDevice) -> None:
-    """Write what differs into ``base``, and make all blocks BASE.
+    """Write the blocks of the diff into ``base``, then set all blocks to BASE.
 
-    The diff hides what is written until it is durable, and the map is changed after that; so this
-    can end anywhere, and be done again.
+    While it runs, the diff still hides the blocks of the base that are written. The map changes
+    only when the base is durable. So it can be interrupted at any point, and repeated.
 
     Raises:
-        ValueError: the base or the diff cannot take it.
+        ValueError: the base or the diff is read-only, or the base is smaller than the overlay.
 
     """
     _check_commit(diff, base)
     await run_bounded(_writes(diff, base))
     await base.flush()
-    if diff.header.base_size < diff.header.size:  # of which the rest is in the base now
+    if diff.header.base_size < diff.header.size:  # the base now holds the rest, too
         await diff.rewrite(replace(diff.header, base_size=diff.header.size))
     diff.clear()
     await diff.flush()
@@ -39,7 +44,7 @@ def _check_commit(diff: Diff, base: BlockDevice) -> None:
     if diff.device.read_only:
         raise ValueError("the overlay is read-only, since its diff is")
     if base.read_only:
-        raise ValueError("the base is read-only, and nothing can be committed to it")
+        raise ValueError("the base is read-only: commit() needs one that can be written")
     if base.size < diff.header.size:
         raise ValueError(
             f"the base has {base.size} bytes, fewer than the overlay: grow it to"
@@ -48,29 +53,32 @@ def _check_commit(diff: Diff, base: BlockDevice) -> None:
 
 
 def _writes(diff: Diff, base: BlockDevice) -> Requests:
+    """Yield the requests that write the blocks of the diff into the base."""
     for state, begin, end in diff.runs(0, diff.header.size):
         if state == DATA:
-            for offset, length in _pieces(begin, end, PIECE):
-                yield partial(_move, diff, base, offset, length)
+            for offset, length in split_range(begin, end, PIECE):
+                yield partial(_copy_piece, diff, base, offset, length)
         elif state == ZERO:
-            for offset, length in _pieces(begin, end, MAX_RUN):
+            for offset, length in split_range(begin, end, MAX_RUN):
                 yield partial(base.write_zeroes, offset, length, may_trim=True)
 
 
-async def _move(diff: Diff, base: BlockDevice, offset: int, length: int) -> None:
+async def _copy_piece(diff: Diff, base: BlockDevice, offset: int, length: int) -> None:
     await base.write(offset, memoryview(await diff.read(offset, length)))
 
 
 async def preserve_differences(
     diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int
 ) -> None:
-    """Put into the diff what differs between two bases, as it is in the old one.
+    """Write into the diff the blocks in which two bases differ, as they are in the old one.
+
+    So the overlay reads the same over the new base.
 
     Args:
-        diff: of which a block is changed only where the old base shows.
-        old: the base below.
-        new: the one that will be.
-        base_size: bytes of the new one that will show.
+        diff: is changed only where the old base shows through (blocks that are BASE).
+        old: the present base.
+        new: the future base.
+        base_size: bytes of the new base that will show through.
 
     """
     if diff.header.base_size < base_size:
@@ -79,45 +87,64 @@ async def preserve_differences(
 
 
 def _comparisons(diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int) -> Requests:
+    """Yield the requests that compare the bases where the old one shows through."""
     for state, begin, end in diff.runs(0, diff.header.base_size):
         if state == BASE:
-            for offset, length in _pieces(begin, end, PIECE):
+            for offset, length in split_range(begin, end, PIECE):
                 yield partial(_preserve, diff, old, new, base_size, offset, length)
 
 
 async def _preserve(
     diff: Diff, old: BlockDevice, new: BlockDevice, base_size: int, offset: int, length: int
 ) -> None:
-    was, will_be = await gather_all(
+    before, after = await gather_all(
         [_read(old, diff.header.base_size, offset, length), _read(new, base_size, offset, length)]
     )
-    for begin, end, is_zero in _differences(was, will_be, diff.header.block_size):
+    for begin, end, is_zero in _differences(before, after, diff.header.block_size):
         if is_zero:
             await diff.zero(offset + begin, end - begin)
         else:
-            await diff.write(offset + begin, memoryview(was)[begin:end])
+            await diff.write(offset + begin, memoryview(before)[begin:end])
 
 
-def _differences(was: bytes, will_be: bytes, block_size: int) -> Iterator[tuple[int, int, bool]]:
-    """Runs of blocks that differ: begin, end, and whether they were zeroes."""
+def _differences(before: bytes, after: bytes, block_size: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield runs of blocks that differ: begin, end, and whether they are zeroes in ``before``."""
 
     def kind(at: int) -> tuple[bool, bool]:
-        block = was[at : at + block_size]
-        return block != will_be[at : at + block_size], not any(block)
+        block = before[at : at + block_size]
+        return block != after[at : at + block_size], not any(block)
 
-    if was == will_be:
+    if before == after:
         return
-    for (differs, is_zero), run in groupby(range(0, len(was), block_size), kind):
+    for (differs, is_zero), run in groupby(range(0, len(before), block_size), kind):
         if differs:
             starts = list(run)
             yield starts[0], starts[-1] + block_size, is_zero
 
 
 async def _read(base: BlockDevice, base_size: int, offset: int, length: int) -> bytes:
-    """What shows of a base, with the zeroes behind it."""
+    """Read what shows through of a base, with zeroes behind its end."""
     there = max(min(length, base_size - offset), 0)
     return bytes(await base.read(offset, there)).ljust(length, b"\0") if there else bytes(length)
 
 
-def _pieces(begin: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(longest, end - start)) for start in range(begin, end, longest))
+def rebased_header(
+    old: DiffHeader, base: BlockDevice, identity: str | None, *, keep_base_size: bool
+) -> DiffHeader:
+    """Make the header of a diff that is rebased.
+
+    Args:
+        old: its present header.
+        base: the new base.
+        identity: of the new base.
+        keep_base_size: whether as much as before is to show through of the base.
+
+    Raises:
+        ValueError: the base is too small, or its blocks are too large.
+
+    """
+    header = DiffHeader.over(base, block_size=old.block_size, size=old.size, identity=identity)
+    if keep_base_size:
+        header = replace(header, base_size=old.base_size)
+    header.check_base(base)
+    return header

@@ -1,29 +1,29 @@
-"""What was written to an overlay, on a device that keeps it.
+"""The diff of an overlay on its device: header, block map and blocks; its durability rules.
 
-Durability. Two rules, and all else follows:
+Durability follows from two invariants:
 
-1. *Data, then state.* A block is marked when its contents are in the diff, never before.
+1. *Data before state.* A block is set to DATA when its contents are in the diff, never before.
 2. *A flush takes the changed pages of the map, flushes the device, writes these pages, and flushes
-   again.* What a page says was therefore true, and durable, when the page began to be written.
+   again.* So what a page says was true, and durable, before the write of the page began.
 
-So after a crash, wherever it comes:
+Therefore, after a crash at any time:
 
-* A write that was flushed is there: the second flush had made the page that tells of it durable.
-* A block that the map has as DATA holds what was written, never what lay there before: the pages
-  are taken before the first flush begins. A block that is written for the first time *during* the
-  flush is not DATA in them.
-* A block that is BASE or ZERO in the map is not read from the diff at all, whatever lies there.
+* A write that was flushed is there: the second flush had made its page of the map durable.
+* A block that is DATA in the map holds what was written, never what the diff held there before:
+  the pages are taken before the first flush begins. A block that is written for the first time
+  *during* the flush is not DATA in them.
+* A block that is BASE or ZERO in the map is never read from the diff, whatever is stored there.
 * Space is given back before the map says so, but by writing zeroes (which make a hole), not by a
-  trim. Until the map is written, the block is DATA still, and holds what it held, or zeroes: what
-  was there before the request, or what it asked for.
+  trim. Until the map is written, the block is still DATA, and holds its old contents, or zeroes:
+  the contents before the request, or those after it.
 
-A full disk must not keep the map from being written, long after the writes were accepted that it
-tells of. So the diff is made to have room for a page of the map, by writing zeroes to it that are
-not to become a hole, before any block is marked in it for the first time; if there is no room the
-request fails (ENOSPC), and nothing has changed.
+A full disk must not prevent the map from being written, long after the writes that it records
+were accepted. So the diff allocates a page of the map, by writing zeroes that must not become a
+hole, before any block in it is set for the first time. If there is no room the request fails
+(ENOSPC), and nothing has changed.
 
-Writing the pages without the first flush would let the map be durable before the data; without the
-second one the flush would return before the map is.
+Without the first flush the map could be durable before the data; without the second one the flush
+would return before the map is durable.
 """
 
 from __future__ import annotations
@@ -38,27 +38,29 @@ from ...aio.coalesce import CoalescedCall
 from ...aio.gather import run_bounded
 from ...contract import check_extents
 from ...device import BlockDevice, overrides
+from ..ranges import round_down, round_up, split_range
 from .blockmap import BASE, DATA, ZERO, BlockMap
 from .format import PAGE, DiffHeader
 
-_PIECE = 1 << 20  # bytes of the map that are read at once
+_MAX_READ = 1 << 20
+"""Bytes of the map to read at once."""
 
 Run = tuple[int, int, int]
-"""State, begin and end of blocks that are alike."""
+"""State, begin and end of consecutive blocks with the same state."""
 
 
 class Diff:
-    """The blocks that differ from the base, and the map that tells which.
+    """The blocks that differ from the base, and the map of them.
 
     Offsets are bytes of the overlay.
 
     Args:
-        device: where it is.
-        header: what its first page says.
+        device: the device that holds the diff.
+        header: the contents of its first page.
 
     Attributes:
-        flush: makes durable what was written until it is called. One flush covers all who ask
-            before it begins.
+        flush: makes durable what was written before it is called. Concurrent calls are coalesced:
+            one flush covers all callers that wait when it begins (group commit).
 
     """
 
@@ -72,23 +74,23 @@ class Diff:
 
     @classmethod
     async def create(cls, device: BlockDevice, header: DiffHeader) -> Self:
-        """Make a diff without any blocks.
+        """Make an empty diff on a device, durably.
 
         Raises:
-            FileExistsError: the first page of the device has other bytes than zeroes.
+            FileExistsError: the first page of the device is not zeroes.
             ValueError: the device is too small, or read-only.
 
         """
         _check_size(device, header)
         if device.read_only:
-            raise ValueError("the diff is read-only, and cannot be made")
+            raise ValueError("the diff is read-only: creating it needs a device to write to")
         if any(await device.read(0, header.page)):
             raise FileExistsError(
                 errno.EEXIST,
-                "the diff is in use: Overlay.open() opens it if it is one, and zeroes over its"
-                f" first {header.page} bytes make another one of it",
+                "the diff is in use: open it by Overlay.open(), or write zeroes over its"
+                f" first {header.page} bytes to make a new one of it",
             )
-        # The header comes last. Without it this is no diff yet, and may be made again.
+        # The header comes last: without it the device is no diff yet, and create() can be repeated.
         await device.write_zeroes(header.page, header.map_size, may_trim=True)
         await device.flush()
         diff = cls(device, header)
@@ -97,11 +99,12 @@ class Diff:
 
     @classmethod
     async def open(cls, device: BlockDevice) -> Self:
-        """Read the header and the map.
+        """Open the diff on a device: read the header and the map.
 
         Raises:
-            ValueError: it is no diff, has another format, is cut off, or has larger blocks.
-            OSError: it is damaged, or cannot be read.
+            ValueError: the device holds no diff, or one of another format, is truncated, or has
+                larger blocks.
+            OSError: the diff is damaged, or cannot be read.
 
         """
         page = max(PAGE, device.block_size)
@@ -115,7 +118,7 @@ class Diff:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no flush is under way, and the map is in the diff as it is."""
+        """Whether no flush is running, and the map in the diff is up to date."""
         return not self._blockmap.is_changed and self.flush.is_idle
 
     @property
@@ -124,15 +127,18 @@ class Diff:
         return self._blockmap.run(0, self.header.size) == (BASE, self.header.size)
 
     def run(self, offset: int, end: int) -> tuple[int, int]:
-        """Where the block at ``offset`` is, and where, up to ``end``, that changes."""
+        """Return where the contents of the block at ``offset`` are, and where that run ends.
+
+        Unlike in the map, a block beyond the part of the base that shows through is ZERO.
+        """
         state, stop = self._blockmap.run(offset, end)
-        shown = self.header.base_size
-        if state == BASE and stop > shown:
-            return (ZERO, stop) if offset >= shown else (BASE, shown)
+        base_size = self.header.base_size
+        if state == BASE and stop > base_size:
+            return (ZERO, stop) if offset >= base_size else (BASE, base_size)
         return state, stop
 
     def runs(self, offset: int, end: int) -> Iterator[Run]:
-        """All runs in a range, each as it is when its turn comes."""
+        """Yield all runs in a range, each by the state when it is reached."""
         while offset < end:
             state, stop = self.run(offset, end)
             yield state, offset, stop
@@ -143,19 +149,19 @@ class Diff:
         return await self.device.read(self._data + offset, length)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Make these blocks DATA."""
+        """Write these blocks to the diff, which makes them DATA."""
         await self._reserve(offset, offset + len(data))
         await self.device.write(self._data + offset, data)
         self._blockmap.mark(offset, offset + len(data), DATA)
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Make these blocks DATA, all zeroes."""
+        """Make these blocks DATA that is all zeroes, with space allocated for them."""
         await self._reserve(offset, offset + length)
         await self.device.write_zeroes(self._data + offset, length, may_trim=False)
         self._blockmap.mark(offset, offset + length, DATA)
 
     async def trim(self, offset: int, length: int) -> None:
-        """Do the same as :meth:`zero`, but where the map has no room to tell of it."""
+        """Make these blocks ZERO, like :meth:`zero`; skip those that a full disk cannot record."""
         await run_bounded(
             partial(self._trim, *run) for run in list(self.runs(offset, offset + length))
         )
@@ -164,7 +170,8 @@ class Diff:
         try:
             await self._zero(state, begin, end)
         except OSError as exc:
-            # Where it has none nothing is DATA; and a full disk must not refuse to be trimmed.
+            # In a page that is not allocated no block is DATA, so there is nothing to give back,
+            # and a trim must work on a full disk.
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
 
@@ -179,24 +186,24 @@ class Diff:
             await self._reserve(begin, end)
         if state == DATA and overrides(self.device, BlockDevice.write_zeroes):
             await self.device.write_zeroes(self._data + begin, end - begin, may_trim=True)
-        if state != ZERO:  # beyond the base it is so without being marked
+        if state != ZERO:  # beyond the base a block is ZERO without being so in the map
             self._blockmap.mark(begin, end, ZERO)
 
     async def hide(self, offset: int, end: int) -> None:
-        """Mark what is zeroes here because the base does not reach so far."""
+        """Set blocks to ZERO in the map that are so only because the base ends before them."""
         for state, begin, stop in self.runs(offset, end):
             if state == ZERO:
                 await self._reserve(begin, stop)
                 self._blockmap.mark(begin, stop, ZERO)
 
     def clear(self) -> None:
-        """Make all blocks BASE. Their space is kept until :meth:`release`."""
+        """Set all blocks to BASE. Their space stays allocated until :meth:`release`."""
         for state, begin, end in self.runs(0, self.header.size):
             if state != BASE:
                 self._blockmap.mark(begin, end, BASE)
 
     async def release(self) -> None:
-        """Give back the space of blocks that are BASE. No reader may hold a view of them."""
+        """Trim the blocks that are BASE. No reader may hold a view of them."""
         size = self.header.size
         await run_bounded(
             partial(self.device.trim, self._data + begin, end - begin)
@@ -205,12 +212,13 @@ class Diff:
         )
 
     async def rewrite(self, header: DiffHeader) -> None:
-        """Make another header durable, one of the same geometry."""
+        """Replace the header durably by one of the same geometry."""
         await self.device.write(0, memoryview(header.serialize()))
         await self.device.flush()
         self.header = header
 
     async def _flush(self) -> None:
+        """Flush by the second rule at the top of this module."""
         pages = self._blockmap.take_changed()
         begin = self.header.page
         try:
@@ -226,13 +234,14 @@ class Diff:
             raise
 
     async def _reserve(self, offset: int, end: int) -> None:
-        """See to it that the map can be written when these blocks are marked."""
+        """Allocate the pages of the map for these blocks, once each."""
         for at in self._blockmap.unreserved(offset, end):
             task = self._reserving.get(at)
             if task is None:
                 task = self._reserving[at] = asyncio.create_task(self._reserve_page(at))
                 task.add_done_callback(partial(self._reserved, at))
-            # One for all: zeroes that come late would overwrite what a flush has written.
+            # One task for all requests, which is not cancelled with one of them: zeroes that arrive
+            # late would overwrite what a flush has written.
             await asyncio.shield(task)
 
     async def _reserve_page(self, at: int) -> None:
@@ -244,10 +253,10 @@ class Diff:
     def _reserved(self, at: int, task: asyncio.Task[None]) -> None:
         del self._reserving[at]
         if not task.cancelled():
-            task.exception()  # whoever waited has it; nobody may be left
+            task.exception()  # raised to those who wait; asyncio would log it if none is left
 
     async def _load(self) -> None:
-        """Read the map; holes of a sparse diff, which are BASE, are left out."""
+        """Read the map; skip holes and zeroes of the diff, which mean BASE."""
         page = self.header.page
         position, end = page, page + self.header.map_size
         while position < end:
@@ -255,13 +264,13 @@ class Diff:
             for length, _, zero in found:
                 stop = min(position + length, end)
                 if not zero:
-                    # Extents need not keep to blocks.
-                    await self._load_part(position // page * page, -(-stop // page) * page)
+                    # Extents need not be aligned to pages.
+                    await self._load_part(round_down(position, page), round_up(stop, page))
                 position = stop
 
     async def _load_part(self, begin: int, end: int) -> None:
-        for offset in range(begin, end, _PIECE):
-            part = await self.device.read(offset, min(_PIECE, end - offset))
+        for offset, length in split_range(begin, end, _MAX_READ):
+            part = await self.device.read(offset, length)
             self._blockmap.load([(offset - self.header.page, bytes(part))])
 
 
@@ -269,7 +278,7 @@ def _check_size(device: BlockDevice, header: DiffHeader) -> None:
     if device.size < header.end:
         raise ValueError(
             f"the diff has {device.size} bytes, but {header.end} are needed for an overlay of"
-            f" {header.size} (Overlay.diff_size() tells)"
+            f" {header.size} (see Overlay.diff_size())"
         )
     if device.block_size > header.block_size:
         raise ValueError(

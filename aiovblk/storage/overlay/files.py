@@ -1,4 +1,4 @@
-"""A diff that is a file."""
+"""Open or create the file that holds a diff."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from ..fsync import create_file, sync_directory_of
 async def open_file(
     path: str | os.PathLike[str], size: int, block_size: int
 ) -> tuple[FileDevice, bool]:
-    """Open a file; make it, sparse, if there is none.
+    """Open a file as a device; create a sparse one if it does not exist, or is empty.
 
     Args:
         path: of the file.
-        size: bytes of one that is made.
+        size: bytes of a file that is created.
         block_size: bytes.
 
     Returns:
-        It, and whether it is new: nothing was ever written to it.
+        The device, and whether it is new: nothing was ever written to it.
 
     """
-    is_new = await anyio.to_thread.run_sync(_make, path, size)
+    is_new = await anyio.to_thread.run_sync(_create_if_missing, path, size)
     device = FileDevice(path, block_size=block_size)
     try:
-        # One that a crash has left behind, before its header was written, is as good as new.
+        # A file that a crash has left without a header, all of it a hole, counts as new.
         return device, is_new or await _is_hole(device)
     except BaseException:
         await device.unmount()
         raise
 
 
-def _make(path: str | os.PathLike[str], size: int) -> bool:
-    """Give the file a size if it has none, and see to it that what is flushed to it is found.
+def _create_if_missing(path: str | os.PathLike[str], size: int) -> bool:
+    """Create the file, or give an empty one its size; make its name durable.
 
     Returns:
-        Whether it had none.
+        Whether the file was missing or empty.
 
     """
     if os.path.exists(path) and os.path.getsize(path):
         return False
     try:
         create_file(path, size)
-    except FileExistsError:  # an empty one, which somebody has made for this
+    except FileExistsError:  # an empty file, created for this purpose
         with open(path, "ab") as file:
             file.truncate(size)
             os.fsync(file.fileno())

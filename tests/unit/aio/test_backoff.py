@@ -1,4 +1,4 @@
-"""Requests that are repeated, and what the log says of them."""
+"""Retry with backoff: which failures are retried, and what is logged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiovblk.aio import backoff
 from aiovblk.aio.backoff import RetryLog, retry
 
 
-def explain(failure: Exception) -> tuple[OSError, bool]:
+def classify(failure: Exception) -> tuple[OSError, bool]:
     return OSError(errno.EIO, f"store/a: {failure}"), isinstance(failure, ConnectionError)
 
 
@@ -26,7 +26,7 @@ class Request:
 
     def __init__(self, logged: Callable[[], bool], failure: Exception | None = None) -> None:
         self._logged = logged
-        self._failure = failure or ConnectionError("nobody there")
+        self._failure = failure or ConnectionError("no answer")
 
     async def __call__(self) -> str:
         if not self._logged():
@@ -35,41 +35,41 @@ class Request:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_log_says_what_is_repeated_and_why_and_that_it_is_over(
+async def test_retries_are_logged_with_their_reason_and_so_is_their_success(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     request = Request(lambda: bool(caplog.messages))
-    assert await retry(request, explain, timeout=1000) == "done"
+    assert await retry(request, classify, timeout=1000) == "done"
     first, last = caplog.messages
-    assert first == "retrying, for up to 1000 s more: store/a: nobody there"
+    assert first == "retrying, for up to 1000 s more: store/a: no answer"
     assert last.startswith("succeeded after ")
-    assert last.endswith(": store/a: nobody there")
+    assert last.endswith(": store/a: no answer")
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_outage_of_many_requests_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_outage_of_many_requests_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     failed = set[int]()
-    everyone = asyncio.Event()
+    all_failed = asyncio.Event()
 
     async def request(number: int) -> None:
         failed.add(number)
         if len(failed) == 20:
-            everyone.set()
-        if not (everyone.is_set() and caplog.messages):
-            raise ConnectionError("nobody there")
+            all_failed.set()
+        if not (all_failed.is_set() and caplog.messages):
+            raise ConnectionError("no answer")
 
     notices = RetryLog()
     await asyncio.gather(
         *(
-            retry(lambda number=number: request(number), explain, notices=notices)  # type: ignore[misc]
+            retry(lambda number=number: request(number), classify, notices=notices)  # type: ignore[misc]
             for number in range(20)
         )
     )
-    told = [each for each in caplog.messages if each.startswith("retrying")]
-    assert len(told) == 1
+    logged = [each for each in caplog.messages if each.startswith("retrying")]
+    assert len(logged) == 1
 
 
-async def test_request_that_is_repeated_for_a_moment_is_not_told(
+async def test_short_retry_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     attempts = iter([ConnectionError("a"), ConnectionError("b"), None])
@@ -79,37 +79,37 @@ async def test_request_that_is_repeated_for_a_moment_is_not_told(
         if failure:
             raise failure
 
-    await retry(request, explain)
+    await retry(request, classify)
     assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_failure_for_good_is_raised_at_once_and_not_told(
+async def test_permanent_failure_is_raised_at_once_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def request() -> None:
         raise ValueError("no such bucket")
 
     with pytest.raises(OSError, match="store/a: no such bucket"):
-        await retry(request, explain)
+        await retry(request, classify)
     assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_nothing_is_told_after_a_request_was_cancelled(
+async def test_nothing_is_logged_after_a_request_was_cancelled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failed = asyncio.Event()
 
     async def request() -> None:
         failed.set()
-        raise ConnectionError("nobody there")
+        raise ConnectionError("no answer")
 
-    task = asyncio.create_task(retry(request, explain))
+    task = asyncio.create_task(retry(request, classify))
     await failed.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert len(caplog.messages) <= 1  # it may have been told in between
+    assert len(caplog.messages) <= 1  # it may have been logged in between

@@ -1,3 +1,5 @@
+"""Calls that are coalesced: which run serves which call, and who gets an error."""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,24 +11,24 @@ from aiovblk.aio.coalesce import CoalescedCall
 
 
 class Operation:
-    """Runs until it is let go; counts, and knows whether it runs beside itself."""
+    """Runs until ``go`` is set; counts its runs, and checks that they do not overlap."""
 
     def __init__(self) -> None:
-        self.begun = 0
-        self.at_once = 0
+        self.runs = 0
+        self.concurrent = 0
         self.failure: Exception | None = None
         self.go = asyncio.Event()
 
     async def __call__(self) -> None:
-        self.begun += 1
-        self.at_once += 1
+        self.runs += 1
+        self.concurrent += 1
         try:
-            assert self.at_once == 1
+            assert self.concurrent == 1
             await self.go.wait()
             if self.failure:
                 raise self.failure
         finally:
-            self.at_once -= 1
+            self.concurrent -= 1
 
 
 async def turns(count: int = 10) -> None:
@@ -34,75 +36,75 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def test_those_that_call_before_it_begins_share_a_run() -> None:
+async def test_calls_before_a_run_begins_share_it() -> None:
     operation = Operation()
-    grouped = CoalescedCall(operation)
+    coalesced = CoalescedCall(operation)
     operation.go.set()
-    await asyncio.gather(*(grouped() for _ in range(5)))
-    assert operation.begun == 1
-    assert grouped.is_idle
+    await asyncio.gather(*(coalesced() for _ in range(5)))
+    assert operation.runs == 1
+    assert coalesced.is_idle
 
 
-async def test_those_that_call_while_it_runs_share_the_next_one() -> None:
+async def test_calls_during_a_run_share_the_next_one() -> None:
     operation = Operation()
-    grouped = CoalescedCall(operation)
-    first = asyncio.create_task(grouped())
+    coalesced = CoalescedCall(operation)
+    first = asyncio.create_task(coalesced())
     await turns()
-    later = [asyncio.create_task(grouped()) for _ in range(5)]
+    later = [asyncio.create_task(coalesced()) for _ in range(5)]
     await turns()
-    assert operation.begun == 1
+    assert operation.runs == 1
     operation.go.set()
     await asyncio.gather(first, *later)
-    assert operation.begun == 2
+    assert operation.runs == 2
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-def test_so_it_is_where_tasks_start_at_once() -> None:
+def test_calls_during_a_run_share_the_next_one_with_eager_tasks() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
-        await test_those_that_call_while_it_runs_share_the_next_one()
+        await test_calls_during_a_run_share_the_next_one()
 
     asyncio.run(main())
 
 
-async def test_an_error_is_told_to_all_callers_of_the_run_and_to_no_other() -> None:
+async def test_error_is_raised_to_all_callers_of_the_run_and_no_others() -> None:
     operation = Operation()
-    grouped = CoalescedCall(operation)
+    coalesced = CoalescedCall(operation)
     operation.go.set()
     operation.failure = OSError("no room")
-    results = await asyncio.gather(*(grouped() for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(coalesced() for _ in range(3)), return_exceptions=True)
     assert results == [operation.failure] * 3
     operation.failure = None
-    await grouped()
+    await coalesced()
 
 
-async def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller() -> None:
+async def test_error_of_a_run_without_waiters_is_raised_to_the_next_caller() -> None:
     operation = Operation()
-    grouped = CoalescedCall(operation)
+    coalesced = CoalescedCall(operation)
     operation.failure = OSError("no room")
-    caller = asyncio.create_task(grouped())
+    caller = asyncio.create_task(coalesced())
     await turns()
     caller.cancel()
     await turns()
     operation.go.set()
     await turns()
-    assert not grouped.is_idle
+    assert not coalesced.is_idle
     operation.failure = None
     with pytest.raises(OSError, match="no room"):
-        await grouped()
-    await grouped()
-    assert grouped.is_idle
+        await coalesced()
+    await coalesced()
+    assert coalesced.is_idle
 
 
-async def test_to_end_it_cancels_what_runs_and_what_waits() -> None:
+async def test_close_cancels_the_running_and_the_next_run() -> None:
     operation = Operation()
-    grouped = CoalescedCall(operation)
-    callers = [asyncio.create_task(grouped())]
+    coalesced = CoalescedCall(operation)
+    callers = [asyncio.create_task(coalesced())]
     await turns()
-    callers.append(asyncio.create_task(grouped()))
+    callers.append(asyncio.create_task(coalesced()))
     await turns()
-    await grouped.close()
-    assert (operation.begun, operation.at_once) == (1, 0)
+    await coalesced.close()
+    assert (operation.runs, operation.concurrent) == (1, 0)
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(each) for each in results] == [asyncio.CancelledError] * 2

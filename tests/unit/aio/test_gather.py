@@ -1,4 +1,4 @@
-"""Requests side by side."""
+"""Concurrent requests that end together, with a limit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ async def test_results_come_in_order() -> None:
     assert await gather_all([]) == []
 
 
-async def test_so_many_run_at_a_time_and_all_in_the_end() -> None:
-    running, most, done = 0, 0, []
+async def test_limit_of_concurrent_requests_is_kept_and_all_run() -> None:
+    running, highest, done = 0, 0, []
 
     async def work(number: int) -> None:
-        nonlocal running, most
+        nonlocal running, highest
         running += 1
-        most = max(most, running)
+        highest = max(highest, running)
         await asyncio.sleep(0)
         running -= 1
         done.append(number)
 
     await run_bounded((partial(work, number) for number in range(20)), limit=3)
-    assert (most, sorted(done)) == (3, list(range(20)))
+    assert (highest, sorted(done)) == (3, list(range(20)))
     await run_bounded(iter([]))
 
 
-async def test_nothing_is_begun_after_an_error_and_what_runs_ends() -> None:
+async def test_no_request_starts_after_an_error_and_running_ones_end() -> None:
     begun, ended = [], []
 
     async def work(number: int) -> None:

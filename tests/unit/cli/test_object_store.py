@@ -65,7 +65,7 @@ def test_disk_is_made_and_is_not_made_again(run: Run) -> None:
     run("create", "folder:disk?size=1G&chunk_size=64K&block_size=512&compress=yes")
     assert [str(path) for path in Path("disk").rglob("*")] == ["disk/disk.json"]
     error = run("create", "folder:disk?size=1G", fails=True)
-    assert error == "aiovblk: there is a disk already; it was left as it is\n"
+    assert error == f"aiovblk: {Path.cwd()}/disk: there is a disk already; it was left as it is\n"
 
 
 @pytest.mark.parametrize(

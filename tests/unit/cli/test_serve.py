@@ -120,7 +120,7 @@ async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
             reading = asyncio.create_task(remote.read(0, 4096))
             assert await line(process.stdout) == "reading"
             process.send_signal(signal.SIGINT)
-            while "ending, with" not in await line(process.stderr):
+            while "shutting down, draining" not in await line(process.stderr):
                 pass
             process.send_signal(signal.SIGINT)
             status, out, errors = await end(process)

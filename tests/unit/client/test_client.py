@@ -1,4 +1,4 @@
-"""Connecting to a server, several connections, and leaving."""
+"""Client: connecting, several connections, least busy connection, closing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_connect_to_something_else_fails(
     server.close()
 
 
-async def test_connect_gives_up_when_its_time_is_over() -> None:
+async def test_connect_times_out() -> None:
     ended = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,8 +109,8 @@ async def test_whole_connection_in_literal_bytes() -> None:
         writer.write(b"NBDMAGICIHAVEOPT\x00\x03")
         assert await reader.readexactly(4) == b"\x00\x00\x00\x03"
         for option in (11, 8):  # EXTENDED_HEADERS, STRUCTURED_REPLY
-            asked = b"IHAVEOPT" + struct.pack(">II", option, 0)
-            assert await reader.readexactly(16) == asked
+            expected = b"IHAVEOPT" + struct.pack(">II", option, 0)
+            assert await reader.readexactly(16) == expected
             reply = f"0003e889045565a9 {option:08x} 80000001 00000000"
             writer.write(bytes.fromhex(reply))
         go = b"IHAVEOPT" + bytes.fromhex("00000007 0000000e 00000004") + b"disk"
@@ -155,7 +155,7 @@ async def test_requests_take_the_connection_with_the_fewest_in_flight() -> None:
             await peer.disconnected()
 
 
-async def test_one_connection_where_the_server_allows_for_no_more() -> None:
+async def test_one_connection_where_the_server_permits_no_more() -> None:
     async with remote_of(options={"connections": 8}) as (remote, _):
         assert remote.connections == 1
 
@@ -163,7 +163,7 @@ async def test_one_connection_where_the_server_allows_for_no_more() -> None:
 async def test_further_connection_that_gets_no_answer_does_no_harm() -> None:
     flags = ALL_FLAGS | TransmissionFlag.CAN_MULTI_CONN
     async with listening(flags=flags) as server:
-        server.most = 1
+        server.max_answered = 1
         async with connect(server.uri, connections=2) as remote:
             peer = await server.peer()
             await server.ignored()
@@ -186,14 +186,14 @@ async def test_further_connection_to_something_else_is_not_used() -> None:
 
 
 async def _until_connected(remote: Any, count: int) -> None:
-    while remote.connections < count:  # noqa: ASYNC110 (nothing tells; the handshakes are over)
+    while remote.connections < count:  # noqa: ASYNC110 (no event exists; the handshakes are over)
         await asyncio.sleep(0)
 
 
-# Leaving
+# Closing
 
 
-async def test_leaving_waits_for_requests_in_flight() -> None:
+async def test_closing_waits_for_requests_in_flight() -> None:
     async with listening() as server:
         leaving = asyncio.Event()
 
@@ -217,7 +217,7 @@ async def test_leaving_waits_for_requests_in_flight() -> None:
         assert bytes(await (await using)) == b"x"
 
 
-async def test_leaving_gives_up_when_its_time_is_over(
+async def test_closing_times_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
@@ -229,10 +229,10 @@ async def test_leaving_gives_up_when_its_time_is_over(
         await peer.hung_up()
         with pytest.raises(OSError, match="is closed"):
             await reading
-    assert "did not answer everything" in caplog.text
+    assert "did not answer all requests" in caplog.text
 
 
-async def test_cancelled_leaving_closes_at_once() -> None:
+async def test_cancelled_close_closes_at_once() -> None:
     async with listening() as server:
         connected = asyncio.Event()
 
@@ -256,7 +256,7 @@ async def test_cancelled_leaving_closes_at_once() -> None:
         await peer.hung_up()
 
 
-async def test_scope_that_is_cancelled_leaves_in_order() -> None:
+async def test_cancelled_scope_closes_gracefully() -> None:
     async with listening() as server:
         with anyio.CancelScope() as scope:
             async with connect(server.uri):
@@ -266,7 +266,7 @@ async def test_scope_that_is_cancelled_leaves_in_order() -> None:
         await peer.disconnected()
 
 
-async def test_exception_of_the_body_comes_out_bare() -> None:
+async def test_exception_of_the_body_is_raised_unchanged() -> None:
     async with listening() as server:
         with pytest.raises(KeyError, match="own"):
             async with connect(server.uri):
@@ -283,7 +283,7 @@ async def test_unmount_closes_and_may_be_called_again() -> None:
         await remote.unmount()
 
 
-async def test_server_of_nothing_but_the_baseline() -> None:
+async def test_server_with_only_the_baseline_of_the_protocol() -> None:
     """Without structured replies, flush and the like."""
     server: Server
     async with listening(mode=ReplyMode.SIMPLE, flags=0) as server:
@@ -304,7 +304,7 @@ async def test_request_that_the_protocol_has_no_room_for_is_refused_and_forgotte
     async with listening() as server:
         async with connect(server.uri) as remote:
             peer = await server.peer()
-            with pytest.raises(ValueError, match=f"no READ at {offset} of {length} bytes"):
+            with pytest.raises(ValueError, match=f"READ at {offset} of {length} bytes"):
                 await remote.read(offset, length)
             reading = asyncio.ensure_future(remote.read(0, 512))
             peer.succeed(await peer.request(), bytes(512))

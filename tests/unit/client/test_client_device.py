@@ -1,4 +1,4 @@
-"""What a RemoteDevice tells of itself, and the requests that its handlers make."""
+"""RemoteDevice: its attributes, and the requests that its handlers send."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiovblk.protocol import Command, ReplyMode, TransmissionFlag
 from ...support.scripted_server import ALL_FLAGS, remote_of
 
 
-async def test_device_tells_what_the_server_tells() -> None:
+async def test_device_has_the_attributes_that_the_server_sends() -> None:
     flags = ALL_FLAGS | TransmissionFlag.ROTATIONAL
     sizes = 512, 65536, 1 << 20
     async with remote_of(size=1 << 30, flags=flags, block_sizes=sizes, description="a disk") as (
@@ -75,7 +75,7 @@ HANDLERS = {"write", "flush", "trim", "write_zeroes", "extents", "cache"}
         ({"mode": ReplyMode.SIMPLE}, {"extents"}),
     ],
 )
-async def test_device_overrides_what_the_server_can(
+async def test_device_overrides_what_the_server_supports(
     fields: dict[str, Any], missing: set[str]
 ) -> None:
     async with remote_of(**fields) as (remote, _):
@@ -84,7 +84,7 @@ async def test_device_overrides_what_the_server_can(
         assert remote.read_only == ("write" in missing)
 
 
-async def test_what_the_server_cannot_is_as_in_the_base_class() -> None:
+async def test_what_the_server_does_not_support_is_as_in_the_base_class() -> None:
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY
     async with remote_of(flags=flags) as (remote, _):
         await remote.flush()
@@ -138,7 +138,7 @@ async def test_write_beyond_the_servers_limit_is_made_of_pieces_in_flight_togeth
         await writing
 
 
-async def test_failure_of_a_piece_is_told_when_all_have_ended() -> None:
+async def test_failure_of_a_piece_is_raised_when_all_have_ended() -> None:
     async with remote_of(block_sizes=(1, 4096, 4096)) as (remote, peer):
         writing = asyncio.ensure_future(remote.write(0, bytes(8192)))
         first, second = await peer.requests(2)
@@ -167,7 +167,7 @@ async def test_pieces_are_whole_blocks(smallest: int, largest: int, longest: int
         await writing
 
 
-async def test_ranges_beyond_32_bits_are_asked_in_pieces() -> None:
+async def test_ranges_beyond_32_bits_are_split() -> None:
     async with remote_of(size=1 << 40) as (remote, peer):
         for call in (
             remote.trim(4096, 1 << 33),
@@ -181,8 +181,12 @@ async def test_ranges_beyond_32_bits_are_asked_in_pieces() -> None:
                 pieces.append((request.offset, request.length))
                 peer.succeed(request)
             await task
-            most = 2**32 - 2**16
-            assert pieces == [(4096, most), (4096 + most, most), (4096 + 2 * most, 2**17)]
+            longest = 2**32 - 2**16
+            assert pieces == [
+                (4096, longest),
+                (4096 + longest, longest),
+                (4096 + 2 * longest, 2**17),
+            ]
 
 
 async def test_ranges_need_no_pieces_with_extended_headers() -> None:
@@ -194,7 +198,7 @@ async def test_ranges_need_no_pieces_with_extended_headers() -> None:
         await trimming
 
 
-async def test_nothing_is_asked_for_nothing() -> None:
+async def test_empty_ranges_send_no_request() -> None:
     async with remote_of() as (remote, _):
         assert bytes(await remote.read(0, 0)) == b""
         await remote.write(0, b"")

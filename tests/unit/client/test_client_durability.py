@@ -1,4 +1,4 @@
-"""What a flush tells after a lost connection."""
+"""Durability: flush after a lost connection."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...support.scripted_server import Export, connected, fails, flushed, stored
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MIN_PAUSE", 0.001)
-    monkeypatch.setattr(session, "MAX_PAUSE", 0.01)
+    monkeypatch.setattr(session, "MIN_BACKOFF", 0.001)
+    monkeypatch.setattr(session, "MAX_BACKOFF", 0.01)
 
 
 async def test_flush_fails_once_after_a_loss_of_what_no_flush_made_durable() -> None:
@@ -28,7 +28,7 @@ async def test_flush_fails_once_after_a_loss_of_what_no_flush_made_durable() -> 
         await stored(remote, peer)
         peer.close()
         peer = await server.peer()
-        why = "not known whether 2 writes from before the connection broke are stored"
+        why = "not known whether 2 writes from before the connection was lost are stored"
         await fails(asyncio.ensure_future(remote.flush()), errno.EIO, why)
         await flushed(remote, peer)
         await stored(remote, peer)
@@ -92,7 +92,7 @@ async def test_acknowledgement_right_before_the_loss_counts(
     original = ClientConnection._take_batch
 
     def take_batch_and_end(connection: ClientConnection) -> int:
-        """As where an answer and the end are received together."""
+        """As when a reply and the end of file are received together."""
         wanted = original(connection)
         connection._stream.reader.feed_eof()
         return wanted
@@ -105,7 +105,7 @@ async def test_acknowledgement_right_before_the_loss_counts(
         await fails(asyncio.ensure_future(remote.flush()), errno.EIO, "whether 1 writes")
 
 
-async def test_nothing_is_uncertain_where_writes_are_durable_when_they_return() -> None:
+async def test_no_write_is_lost_where_writes_are_durable_when_they_return() -> None:
     async with connected(Export(flags=1)) as (server, remote, peer):
         await stored(remote, peer)
         peer.close()

@@ -1,4 +1,4 @@
-"""Servers that speak something else than was expected: TLS or none, another protocol, no end."""
+"""Unexpected servers: TLS or none, certificates, another protocol, request timeout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def enter(uri: str, **options: float) -> None:
 # TLS
 
 
-async def test_server_that_wants_tls_is_told_to_be_used_with_nbds(
+async def test_server_that_requires_tls_is_an_error_that_suggests_nbds(
     tmp_path: Path, certificates: Path
 ) -> None:
     context = tls.server_context(certificates)
@@ -43,13 +43,13 @@ async def test_server_that_wants_tls_is_told_to_be_used_with_nbds(
         await enter(f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={certificates}")
 
 
-async def test_server_without_tls_is_told_to_have_none(tmp_path: Path) -> None:
+async def test_server_without_tls_is_an_error_that_suggests_nbd(tmp_path: Path) -> None:
     async with serve(MemoryDevice(4096), unix=tmp_path / "socket"):
         with pytest.raises(TLSUnavailableError, match="it has no TLS: nbd:// in place"):
             await enter(f"nbds+unix:///?socket={tmp_path}/socket&tls-verify-peer=0")
 
 
-async def test_certificate_of_another_name_is_told_with_the_servers_address(
+async def test_certificate_of_another_name_is_an_error_with_the_servers_address(
     certificates: Path,
 ) -> None:
     async with listening(tls=tls.server_context(certificates)) as server:
@@ -65,19 +65,21 @@ async def test_certificate_of_another_name_is_told_with_the_servers_address(
     assert caught.value.verify_code == 62
 
 
-async def test_authority_that_is_not_trusted_is_told_with_what_helps(certificates: Path) -> None:
+async def test_authority_that_is_not_trusted_is_an_error_with_a_fix(certificates: Path) -> None:
     async with listening(tls=tls.server_context(certificates)) as server:
         with pytest.raises(ssl.SSLCertVerificationError, match="tls-certificates=FOLDER"):
             await enter(f"nbds+unix:///?socket={server.path}")
 
 
-async def test_certificate_that_a_server_wants_is_told(tmp_path: Path, certificates: Path) -> None:
+async def test_client_certificate_that_a_server_requires_is_an_error_with_a_fix(
+    tmp_path: Path, certificates: Path
+) -> None:
     (tmp_path / "trusted").mkdir()
     authority = (certificates / "ca-cert.pem").read_bytes()
     (tmp_path / "trusted/ca-cert.pem").write_bytes(authority)
     context = tls.server_context(certificates, verify_peer=True)
     async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
-        with pytest.raises(OSError, match="a certificate of ours: tls-certificates=FOLDER in the"):
+        with pytest.raises(OSError, match="a client certificate: tls-certificates=FOLDER in the"):
             await enter(
                 f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={tmp_path}/trusted"
             )
@@ -88,7 +90,7 @@ async def test_certificate_that_a_server_wants_is_told(tmp_path: Path, certifica
 
 @asynccontextmanager
 async def speaking(path: Path, greeting: bytes) -> AsyncIterator[str]:
-    """A server that greets, and waits then; its URI."""
+    """A server that greets and then waits; its URI."""
 
     talks: set[asyncio.Task[None]] = set()
 
@@ -111,19 +113,19 @@ async def speaking(path: Path, greeting: bytes) -> AsyncIterator[str]:
         await asyncio.gather(*talks)
 
 
-async def test_server_of_another_protocol_is_told_at_once(tmp_path: Path) -> None:
+async def test_server_of_another_protocol_is_an_error_at_once(tmp_path: Path) -> None:
     async with speaking(tmp_path / "socket", b"HTTP/1.1 400\r\n") as uri:
         with pytest.raises(ProtocolError, match=r'no NBD server: it greets with "HTTP/1\.1"'):
             await enter(uri)
 
 
-async def test_server_that_does_not_greet_is_told_as_that(tmp_path: Path) -> None:
+async def test_server_that_does_not_greet_is_an_error_that_says_so(tmp_path: Path) -> None:
     async with speaking(tmp_path / "socket", b"") as uri:
         with pytest.raises(TimeoutError, match=r"does not greet; is this an NBD server\?"):
             await enter(uri, timeout=0.1)
 
 
-async def test_server_that_stops_after_its_greeting_is_no_such_case(tmp_path: Path) -> None:
+async def test_server_that_stops_after_its_greeting_is_another_error(tmp_path: Path) -> None:
     async with speaking(tmp_path / "socket", b"NBDMAGICIHAVEOPT\0\3") as uri:
         with pytest.raises(TimeoutError, match=r"did not answer within 2 s$"):
             await enter(uri, timeout=2)
@@ -141,10 +143,10 @@ async def test_message_of_an_error_cannot_write_on_a_terminal(text: str) -> None
         await fails(reading, errno.EIO, re.escape(shown))
 
 
-# Requests that are never answered whole
+# Request timeout
 
 
-async def test_request_that_is_not_answered_breaks_the_connection() -> None:
+async def test_request_timeout_aborts_the_connection() -> None:
     options = {"reconnect": None, "request_timeout": 0.1}
     async with connected(Export(), **options) as (_, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 512))
@@ -153,8 +155,8 @@ async def test_request_that_is_not_answered_breaks_the_connection() -> None:
         await peer.hung_up()
 
 
-async def test_reply_that_never_comes_to_its_end_breaks_the_connection() -> None:
-    """However much of it comes: a part again and again is no answer."""
+async def test_reply_that_never_ends_aborts_the_connection() -> None:
+    """However many parts of it arrive."""
     options = {"reconnect": None, "request_timeout": 0.2}
     async with connected(Export(), **options) as (_, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1 << 19))
@@ -170,7 +172,7 @@ async def test_reply_that_never_comes_to_its_end_breaks_the_connection() -> None
         dripping.cancel()
 
 
-async def test_read_is_made_again_after_its_connection_was_broken_off(timers: Timers) -> None:
+async def test_read_is_replayed_after_its_connection_was_aborted(timers: Timers) -> None:
     options = {"request_timeout": LATER, "connections": 1}
     async with connected(Export(), **options) as (server, remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 512))
@@ -182,15 +184,15 @@ async def test_read_is_made_again_after_its_connection_was_broken_off(timers: Ti
         assert await reading == b"x" * 512
 
 
-async def test_write_fails_once_its_connection_was_broken_off() -> None:
+async def test_write_fails_once_its_connection_was_aborted() -> None:
     async with connected(Export(), request_timeout=0.1) as (_, remote, peer):
         writing = asyncio.ensure_future(remote.write(0, b"x" * 512))
         await peer.request()
-        await fails(writing, errno.EIO, "not known whether this was stored")
+        await fails(writing, errno.EIO, "not known whether this WRITE was stored")
 
 
 async def test_answers_in_time_leave_the_connection_alone(timers: Timers) -> None:
-    """The limit is of each request, not of the connection."""
+    """The timeout applies to each request, not to the connection."""
     options = {"reconnect": None, "request_timeout": LATER}
     async with connected(Export(), **options) as (_, remote, peer):
         for _ in range(20):
@@ -206,6 +208,6 @@ async def test_answers_in_time_leave_the_connection_alone(timers: Timers) -> Non
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["timeout", "request_timeout"])
-def test_limit_that_is_none_is_refused(name: str, seconds: float) -> None:
+def test_invalid_timeout_is_refused(name: str, seconds: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive number of seconds"):
         connect("nbd://host", **{name: seconds})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the client makes of replies: all forms and orders of them, errors, and lies."""
+"""Replies to the client: all formats and orders, errors, and protocol violations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ SIZES = [1, 4096, pending.MIN_ZERO_COPY - 1, pending.MIN_ZERO_COPY, 3 << 20]
 
 @each_mode
 @pytest.mark.parametrize("size", SIZES)
-async def test_read_returns_the_data_as_a_view_that_nobody_can_change(
-    mode: ReplyMode, size: int
-) -> None:
+async def test_read_returns_the_data_as_a_readonly_view(mode: ReplyMode, size: int) -> None:
     async with remote_of(mode=mode, size=16 << 20) as (remote, peer):
         reading = asyncio.ensure_future(remote.read(4096, size))
         request = await peer.request()
@@ -104,7 +102,7 @@ async def test_unknown_error_value_is_einval(mode: ReplyMode) -> None:
     async with remote_of(mode=mode) as (remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1))
         peer.fail(await peer.request(), 4711)
-        with pytest.raises(OSError) as caught:  # noqa: PT011 (its number is looked at)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (its errno is checked)
             await reading
         assert caught.value.errno == errno.EINVAL
 
@@ -187,7 +185,7 @@ async def test_error_chunk_after_data_fails_the_request(
         assert caught.value.errno == errno.ENOMEM
 
 
-async def test_simple_reply_to_what_returns_nothing_is_fine_with_structured_replies() -> None:
+async def test_simple_reply_without_data_is_accepted_with_structured_replies() -> None:
     async with remote_of() as (remote, peer):
         writing = asyncio.ensure_future(remote.write(0, b"x"))
         peer.simple(await peer.request())
@@ -226,7 +224,7 @@ async def test_extents_of_an_extended_reply() -> None:
         assert await asking == [Extent(1 << 50, hole=True, zero=True)]
 
 
-async def test_extents_are_asked_in_32_bits_without_extended_headers() -> None:
+async def test_extents_are_requested_in_32_bits_without_extended_headers() -> None:
     async with remote_of(size=1 << 50) as (remote, peer):
         asking = asyncio.ensure_future(remote.extents(0, 1 << 40))
         request = await peer.request()
@@ -235,19 +233,19 @@ async def test_extents_are_asked_in_32_bits_without_extended_headers() -> None:
         assert await asking == [Extent(4096)]
 
 
-# Lies: each ends the connection, and every request on it.
+# Protocol violations: each ends the connection, and every request on it.
 
 Lie = Callable[[Peer, Request], None]
 
 
 def header(chunk: int, length: int, *, done: bool = True) -> Lie:
-    """A chunk of which only the header comes."""
+    """A chunk of which only the header arrives."""
 
-    def tell(peer: Peer, request: Request) -> None:
+    def send(peer: Peer, request: Request) -> None:
         fields = 0x668E33EF, int(done), chunk, request.cookie, length
         peer.writer.write(struct.pack(">IHHQI", *fields))
 
-    return tell
+    return send
 
 
 def chunk(kind: int, layout: str, *fields: Any, done: bool = True) -> Lie:
@@ -255,11 +253,11 @@ def chunk(kind: int, layout: str, *fields: Any, done: bool = True) -> Lie:
 
 
 def in_turn(*lies: Lie) -> Lie:
-    def tell(peer: Peer, request: Request) -> None:
+    def send(peer: Peer, request: Request) -> None:
         for each in lies:
             each(peer, request)
 
-    return tell
+    return send
 
 
 def another_cookie(peer: Peer, request: Request) -> None:
@@ -268,7 +266,7 @@ def another_cookie(peer: Peer, request: Request) -> None:
 
 LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
     "magic": (lambda peer, _: peer.writer.write(bytes(20)), "magic number"),
-    "cookie": (another_cookie, "a reply to nothing that was asked"),
+    "cookie": (another_cookie, "replied to a request that was not sent"),
     "simple reply": (lambda peer, request: peer.simple(request, bytes(10)), "a simple reply"),
     "too long": (header(1, 8 + 11), "11 bytes in reply to a READ"),
     "without data": (header(1, 8), "0 bytes in reply to a READ"),
@@ -276,15 +274,15 @@ LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
     "far too long": (header(1, 2**32 - 1), "cannot have 4294967295 bytes"),
     "long hole": (header(2, 13), "cannot have 13 bytes"),
     "short hole": (header(2, 11), "a chunk of type 2 and 11 bytes"),
-    "empty hole": (chunk(2, ">QI", 100, 0), "that was not asked for"),
+    "empty hole": (chunk(2, ">QI", 100, 0), "that was not requested"),
     "nothing": (chunk(0, ">"), "only a part of the data"),
     "nothing, not the last": (chunk(0, ">", done=False), "not the last one"),
     "nothing, long": (header(0, 4), "cannot have 4 bytes"),
     "a part": (chunk(1, ">Q9s", 100, bytes(9)), "only a part of the data"),
-    "before": (chunk(1, ">Q10s", 99, bytes(10)), "data at 99 that was not asked for"),
-    "after": (chunk(1, ">Q10s", 101, bytes(10)), "data at 101 that was not asked for"),
-    "hole after": (chunk(2, ">QI", 109, 2), "data at 109 that was not asked for"),
-    "far away": (chunk(1, ">Q1s", 2**64 - 1, b"x"), "that was not asked for"),
+    "before": (chunk(1, ">Q10s", 99, bytes(10)), "data at 99 that was not requested"),
+    "after": (chunk(1, ">Q10s", 101, bytes(10)), "data at 101 that was not requested"),
+    "hole after": (chunk(2, ">QI", 109, 2), "data at 109 that was not requested"),
+    "far away": (chunk(1, ">Q1s", 2**64 - 1, b"x"), "that was not requested"),
     "twice": (
         in_turn(chunk(1, ">Q5s", 100, bytes(5), done=False), chunk(2, ">QI", 104, 6)),
         "the data at 104 twice",
@@ -304,7 +302,7 @@ LIES_ABOUT_READS: dict[str, tuple[Lie, str]] = {
 
 @pytest.mark.parametrize(("lie", "why"), LIES_ABOUT_READS.values(), ids=list(LIES_ABOUT_READS))
 async def test_lie_about_a_read_ends_the_connection(lie: Lie, why: str) -> None:
-    await _tell(lie, why, lambda remote: remote.read(100, 10))
+    await _violate(lie, why, lambda remote: remote.read(100, 10))
 
 
 LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
@@ -313,7 +311,7 @@ LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
     "none": (chunk(5, ">I", ALLOCATION_ID), "without extents"),
     "empty": (chunk(5, ">III", ALLOCATION_ID, 0, 0), "empty extent"),
     "cut": (chunk(5, ">IIH", ALLOCATION_ID, 1, 0), "cut short"),
-    "context": (chunk(5, ">III", ALLOCATION_ID + 1, 1, 0), "not agreed upon"),
+    "context": (chunk(5, ">III", ALLOCATION_ID + 1, 1, 0), "not negotiated"),
     "context twice": (
         in_turn(*2 * [chunk(5, ">III", ALLOCATION_ID, 1, 0, done=False)]),
         "or one twice",
@@ -326,12 +324,12 @@ LIES_ABOUT_EXTENTS: dict[str, tuple[Lie, str]] = {
 
 @pytest.mark.parametrize(("lie", "why"), LIES_ABOUT_EXTENTS.values(), ids=list(LIES_ABOUT_EXTENTS))
 async def test_lie_about_extents_ends_the_connection(lie: Lie, why: str) -> None:
-    await _tell(lie, why, lambda remote: remote.extents(100, 10))
+    await _violate(lie, why, lambda remote: remote.extents(100, 10))
 
 
 async def test_data_in_reply_to_a_write_ends_the_connection() -> None:
     why = "a chunk of type 1 in reply to a WRITE"
-    await _tell(chunk(1, ">Q1s", 0, b"x"), why, lambda remote: remote.write(0, b"x"))
+    await _violate(chunk(1, ">Q1s", 0, b"x"), why, lambda remote: remote.write(0, b"x"))
 
 
 async def test_data_in_too_many_scattered_parts_ends_the_connection() -> None:
@@ -339,18 +337,18 @@ async def test_data_in_too_many_scattered_parts_ends_the_connection() -> None:
         for offset in range(0, 2 * pending.MAX_READ_FRAGMENTS + 2, 2):
             peer.part(request, offset, b"x")
 
-    await _tell(scatter, "scattered parts", lambda remote: remote.read(0, 1 << 16))
+    await _violate(scatter, "scattered parts", lambda remote: remote.read(0, 1 << 16))
 
 
-async def _tell(lie: Lie, why: str, call: Callable[[Any], Any]) -> None:
+async def _violate(lie: Lie, why: str, call: Callable[[Any], Any]) -> None:
     async with listening() as server, connect(server.uri) as remote:
         peer = await server.peer()
-        innocent = asyncio.ensure_future(remote.flush())
+        other = asyncio.ensure_future(remote.flush())
         await peer.request()
         task = asyncio.ensure_future(call(remote))
         lie(peer, await peer.request())
         await peer.hung_up()
-        for each in (task, innocent, asyncio.ensure_future(remote.flush())):
+        for each in (task, other, asyncio.ensure_future(remote.flush())):
             with pytest.raises(
                 OSError, match=f"the connection to {server.uri_pattern} was lost: .*{why}"
             ) as caught:

@@ -1,4 +1,4 @@
-"""How requests leave, what happens while the server does not read, and what cancelling does."""
+"""Sending requests: batches, copies, backpressure while the server does not read, cancellation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 class Watch:
-    """What was handed to the transport, call by call."""
+    """What was passed to the transport, call by call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[list[bytes | memoryview]] = []
@@ -38,7 +38,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return Watch(monkeypatch)
 
 
-async def test_requests_of_one_turn_leave_together(watch: Watch) -> None:
+async def test_requests_of_one_turn_are_sent_together(watch: Watch) -> None:
     async with remote_of() as (remote, peer):
         reads = [asyncio.ensure_future(remote.read(n, 1)) for n in range(20)]
         for request in await peer.requests(20):
@@ -59,14 +59,14 @@ async def test_bytes_are_sent_as_they_are_and_other_memory_is_copied(watch: Watc
         assert [each.obj is data for each in bodies] == [True, True, False, False]
 
 
-async def test_write_waits_while_the_server_does_not_read(watch: Watch) -> None:
+async def test_backpressure_write_waits_while_the_server_does_not_read(watch: Watch) -> None:
     async with remote_of(size=256 * MIB) as (remote, peer):
         data = os.urandom(MIB)
         writes = [asyncio.ensure_future(remote.write(n * MIB, data)) for n in range(64)]
         reading = asyncio.ensure_future(remote.read(0, 1))
         for _ in range(20):
             await asyncio.sleep(0)
-        # What the sockets hold has left, and then no more than the limit and a request.
+        # No more is sent than the sockets hold, the limit, and one request.
         waiting = sum(map(len, _flat(watch)))
         assert waiting < 8 * MIB
         for _ in range(64):
@@ -95,7 +95,7 @@ async def test_requests_that_wait_for_the_server_to_read_fail_when_it_is_lost() 
             assert caught.value.errno == errno.ENOTCONN
 
 
-async def test_requests_that_wait_for_the_server_to_read_fail_when_it_is_left() -> None:
+async def test_requests_that_wait_for_the_server_to_read_fail_when_the_session_closes() -> None:
     async with listening() as server:
         async with connect(server.uri) as remote:
             peer = await server.peer()
@@ -113,7 +113,7 @@ async def test_requests_that_wait_for_the_server_to_read_fail_when_it_is_left() 
 
 
 async def _answer_all(peer: Peer) -> int:
-    """Answer requests until the client takes its leave; how many there were."""
+    """Answer requests until the client disconnects; returns how many there were."""
     count = 0
     while (request := await peer.request()).type != Command.DISC:
         peer.succeed(request)
@@ -148,7 +148,7 @@ async def test_error_of_a_cancelled_request_is_dropped() -> None:
         peer.fail(request, errno.EIO)
 
 
-async def test_leaving_waits_for_cancelled_requests_too() -> None:
+async def test_closing_waits_for_cancelled_requests_too() -> None:
     async with remote_of() as (remote, peer):
         reading = asyncio.ensure_future(remote.read(0, 1))
         request = await peer.request()
@@ -161,9 +161,9 @@ async def test_leaving_waits_for_cancelled_requests_too() -> None:
         await leaving
 
 
-@pytest.mark.parametrize("turns", [0, 1, 5], ids=["not begun", "queued", "being sent"])
+@pytest.mark.parametrize("turns", [0, 1, 5], ids=["not started", "queued", "being sent"])
 async def test_buffer_may_be_used_again_after_its_write_was_cancelled(turns: int) -> None:
-    """The transport holds on to most of it, and sends it much later."""
+    """The transport keeps most of it, and sends it much later."""
     async with remote_of(size=64 * MIB) as (remote, peer):
         buffer = bytearray(os.urandom(16 * MIB))
         as_it_was = bytes(buffer)

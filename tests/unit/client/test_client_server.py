@@ -1,4 +1,4 @@
-"""Both sides of the network together: over all three forms of replies, TLS, and one another."""
+"""Client and server together: all three reply formats, TLS, a remote device that is served."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_all_forms_of_replies(
         await exercise(remote)
 
 
-async def test_holes_are_told(tmp_path: Path) -> None:
+async def test_holes_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with (
         serve(MemoryDevice(SIZE), unix=path),

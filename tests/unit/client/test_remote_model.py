@@ -21,7 +21,7 @@ SIZE = (1 << 20) + 1536
 BLOCK = 512
 PAGE = 4096
 
-# What clients send that then vanish.
+# What clients send that then disconnect.
 STRANGERS = [
     b"",
     FLAGS + b"IHAVEOPT",
@@ -47,7 +47,7 @@ class Model:
 
     async def join(self) -> None:
         if len(self.clients) < 4:
-            # A write that is made again does no harm here: none overlaps another in flight.
+            # A replayed write does no harm here: none overlaps another in flight.
             remote = connect(
                 self.server.uris[0],
                 connections=self.random.randint(1, 3),
@@ -56,18 +56,18 @@ class Model:
             )
             self.clients.append((remote, await remote.__aenter__()))
 
-    async def leave(self) -> None:
+    async def disconnect(self) -> None:
         if len(self.clients) > 1:
             await self.clients.pop(self.random.randrange(len(self.clients)))[0].__aexit__(
                 None, None, None
             )
 
-    async def leave_all(self) -> None:
+    async def disconnect_all(self) -> None:
         while self.clients:
             await self.clients.pop()[0].__aexit__(None, None, None)
 
     async def lose(self) -> None:
-        """End a connection at the server's side, whoever uses it."""
+        """Close any connection at the server's side."""
         if self.server.connections:
             self.random.choice(self.server.connections).stop()
 
@@ -121,7 +121,7 @@ class Model:
         self.content[begin:end] = found
 
     async def flush(self) -> None:
-        with contextlib.suppress(OSError):  # it tells once that a connection was lost
+        with contextlib.suppress(OSError):  # it fails once after a connection was lost
             await self.a_client().flush()
 
     async def compare_extents(self) -> None:
@@ -155,7 +155,7 @@ async def test_served_device_does_what_an_array_of_bytes_does(
             model.compare_extents: 10,
             model.flush: 6,
             model.join: 6,
-            model.leave: 4,
+            model.disconnect: 4,
             model.be_strange: 6,
             model.lose: 2,
         }
@@ -165,6 +165,6 @@ async def test_served_device_does_what_an_array_of_bytes_does(
                 await step()
             await model.compare()
         finally:
-            await model.leave_all()
+            await model.disconnect_all()
     stored = await device.read(0, SIZE) if kind == "memory" else (tmp_path / "disk").read_bytes()
     assert stored == model.content

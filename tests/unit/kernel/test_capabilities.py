@@ -1,4 +1,4 @@
-"""What a process may do where it counts."""
+"""The capabilities of a process, in the initial user namespace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_other_namespaces_are_compared_with_those_of_process_1(
     tree.process(77, "python")
     (tree.proc / "self").symlink_to("77")
     (tree.proc / "77/ns/net").symlink_to(f"net:[{own}]")
-    assert capabilities.is_initial("net") is None  # process 1 is not to be seen
+    assert capabilities.is_initial("net") is None  # process 1 is not visible
     tree.process(1, "init")
     (tree.proc / "1/ns/net").symlink_to("net:[9]")
     assert capabilities.is_initial("net") is initial

@@ -1,4 +1,4 @@
-"""Who keeps a device from becoming smaller. Which opens the kernel refuses is in `held`."""
+"""Which users keep a device from shrinking; ``held`` has the nodes that are claimed already."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recorded(ExclusiveClaims):
         return True
 
 
-def test_device_that_nobody_holds_is_claimed_as_a_whole(disk: KernelTree) -> None:
+def test_device_without_users_is_claimed_as_a_whole(disk: KernelTree) -> None:
     claims = Recorded()
     claim_beyond(0, "/dev/nbd0", 4096, claims)
     assert claims.claimed == ["/dev/nbd0"]
@@ -74,14 +74,14 @@ def test_whole_device_in_use_refuses(disk: KernelTree) -> None:
         claim_beyond(0, "/dev/nbd0", 20 * MIB, Recorded(*every))
 
 
-def test_device_that_a_program_has_for_itself_is_refused_with_its_name(disk: KernelTree) -> None:
+def test_device_that_a_program_has_claimed_is_refused_with_its_name(disk: KernelTree) -> None:
     disk.process(77, "qemu", opens=("/dev/nbd0",))
     with pytest.raises(DeviceBusyError) as caught:
         claim_beyond(0, "/dev/nbd0", 20 * MIB, Recorded("/dev/nbd0"))
     assert caught.value.holders == ("opened by process 77 (qemu)",)
 
 
-def test_partition_that_a_program_has_for_itself_is_refused_with_its_name(disk: KernelTree) -> None:
+def test_partition_that_a_program_has_claimed_is_refused_with_its_name(disk: KernelTree) -> None:
     hold(disk, "nbd0/nbd0p1")
     disk.process(77, "qemu", opens=("/dev/nbd0p2",))
     with pytest.raises(DeviceBusyError) as caught:

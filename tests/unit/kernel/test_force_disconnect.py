@@ -1,4 +1,4 @@
-"""Taking devices away: the order of the steps, and what is said when the index stays taken."""
+"""Forced disconnects: the order of the steps, and the report when the index stays taken."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Machine:
         self.steps.append(name)
         self.when.get(name, lambda: None)()
 
-    def take_away(self) -> list[str]:
-        told: list[str] = []
-        unmounting.force_disconnect(0, "/dev/nbd0", told.append)
-        return told
+    def force_disconnect(self) -> list[str]:
+        steps: list[str] = []
+        unmounting.force_disconnect(0, "/dev/nbd0", steps.append)
+        return steps
 
 
 @pytest.fixture
@@ -72,32 +72,32 @@ def refuse(number: int) -> Callable[[], None]:
     return step
 
 
-def test_server_that_lets_go_is_asked_only(
+def test_server_that_answers_gets_the_first_step_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unmounting, "STEP_TIMEOUT", 10.0)  # a slow machine makes no difference
     machine.serve()
     machine.when["NBD_DISCONNECT"] = machine.free
-    assert machine.take_away() == ["NBD_DISCONNECT"]
+    assert machine.force_disconnect() == ["NBD_DISCONNECT"]
     assert machine.steps == ["sync", "NBD_DISCONNECT"]
 
 
-def test_server_that_hangs_is_asked_then_cut_off(machine: Machine) -> None:
+def test_server_that_hangs_gets_stronger_steps(machine: Machine) -> None:
     machine.serve()
     machine.when["NBD_CMD_DISCONNECT"] = machine.free
-    assert machine.take_away() == ["NBD_DISCONNECT", "NBD_CLEAR_SOCK", "NBD_CMD_DISCONNECT"]
+    assert machine.force_disconnect() == ["NBD_DISCONNECT", "NBD_CLEAR_SOCK", "NBD_CMD_DISCONNECT"]
     assert machine.steps[0] == "sync"
 
 
-def test_step_that_hangs_or_fails_is_told_and_followed_by_the_next(machine: Machine) -> None:
+def test_step_that_hangs_or_fails_is_reported_and_followed_by_the_next(machine: Machine) -> None:
     machine.serve()
     ended = threading.Event()
     machine.when["NBD_DISCONNECT"] = ended.wait
     machine.when["NBD_CLEAR_SOCK"] = refuse(errno.ENXIO)
     machine.when["NBD_CMD_DISCONNECT"] = machine.free
-    told = machine.take_away()
+    reported = machine.force_disconnect()
     ended.set()
-    assert told == [
+    assert reported == [
         "NBD_DISCONNECT",
         "NBD_DISCONNECT: no answer in 0.3 s",
         "NBD_CLEAR_SOCK",
@@ -106,10 +106,10 @@ def test_step_that_hangs_or_fails_is_told_and_followed_by_the_next(machine: Mach
     ]
 
 
-def test_dead_device_is_asked_for_nothing(machine: Machine) -> None:
+def test_dead_device_is_not_synced(machine: Machine) -> None:
     machine.tree.kernel_threads()
     machine.when["NBD_CLEAR_SOCK"] = machine.free
-    machine.take_away()
+    machine.force_disconnect()
     assert machine.steps == ["NBD_CLEAR_SOCK"]
 
 
@@ -122,13 +122,13 @@ def test_mounted_file_system_is_what_keeps_the_index(
     waits: list[float] = []
     monkeypatch.setattr(unmounting, "wait_until_free", lambda index, seconds: waits.append(seconds))
     with pytest.raises(DeviceBusyError) as caught:
-        machine.take_away()
+        machine.force_disconnect()
     assert str(caught.value) == (
         "/dev/nbd0: disconnected, but its index stays taken until its file system is unmounted"
         " (`umount '/mnt/my disk'`, or `umount -l '/mnt/my disk'`): mounted at /mnt/my disk"
     )
     assert caught.value.holders == ("mounted at /mnt/my disk",)
-    # Not waited for: nobody unmounts it meanwhile.
+    # Not waited for: it is not unmounted meanwhile.
     assert waits == [unmounting.SETTLE_TIMEOUT] * 3
 
 
@@ -136,26 +136,26 @@ def test_program_that_has_it_open_is_named_with_the_command_that_ends_it(machine
     machine.tree.kernel_threads()
     machine.tree.process(99, "sleep", opens=("/dev/nbd0",))
     with pytest.raises(DeviceBusyError, match=r"until it is closed \(`kill 99`\): opened by"):
-        machine.take_away()
+        machine.force_disconnect()
 
 
 def test_holder_that_is_no_mount_is_named(machine: Machine) -> None:
     machine.tree.kernel_threads()
     machine.tree.write(machine.directory / "holders/dm-0/dm/name", "vault\n")
-    with pytest.raises(DeviceBusyError, match=r"until they let go: held by dm-0 \(vault\)$"):
-        machine.take_away()
+    with pytest.raises(DeviceBusyError, match=r"until they release it: held by dm-0 \(vault\)$"):
+        machine.force_disconnect()
 
 
-def test_process_that_cannot_be_seen_is_told_of(machine: Machine) -> None:
+def test_process_that_is_not_visible_is_reported(machine: Machine) -> None:
     machine.tree.kernel_threads()
     with pytest.raises(DeviceBusyError, match="until a process closes it that cannot be seen"):
-        machine.take_away()
+        machine.force_disconnect()
 
 
-def test_kernel_that_does_not_let_go_is_told_of(machine: Machine) -> None:
+def test_kernel_that_does_not_free_it_is_reported(machine: Machine) -> None:
     machine.serve()
-    with pytest.raises(AttachError, match="the kernel does not let go of it; see its log"):
-        machine.take_away()
+    with pytest.raises(AttachError, match="the kernel does not free it; see its log"):
+        machine.force_disconnect()
 
 
 def test_without_privileges_nothing_is_waited_for(machine: Machine) -> None:
@@ -163,11 +163,11 @@ def test_without_privileges_nothing_is_waited_for(machine: Machine) -> None:
     for name in ("NBD_DISCONNECT", "NBD_CLEAR_SOCK", "NBD_CMD_DISCONNECT"):
         machine.when[name] = refuse(errno.EPERM)
     with pytest.raises(AttachError, match="takes root") as caught:
-        machine.take_away()
+        machine.force_disconnect()
     assert caught.value.errno == errno.EPERM
 
 
-def test_forced_unmount_takes_the_device_away(
+def test_forced_unmount_disconnects_the_device(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.serve()
@@ -180,31 +180,33 @@ def test_forced_unmount_takes_the_device_away(
 # Programs that have a dead device open
 
 
-def test_programs_are_ended_first_gently(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+def test_programs_get_sigterm_before_sigkill(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[str] = []
     monkeypatch.setattr(unmounting, "wait_until_free", lambda index, seconds: False)
     with subprocess.Popen(["sleep", "1000"]) as gentle:
         found = [(1, "init"), (os.getpid(), "pytest"), (gentle.pid, "sleep")]
         monkeypatch.setattr(users, "openers", lambda index: found)
-        unmounting.kill_openers(0, told.append)
+        unmounting.kill_openers(0, reported.append)
         assert gentle.wait(20) == -signal.SIGTERM
-    assert told == [
+    assert reported == [
         f"SIGTERM to process {gentle.pid} (sleep), which has it open",
         f"SIGKILL to process {gentle.pid} (sleep), which has it open",
     ]
 
 
-def test_nobody_is_killed_once_the_device_is_free(
+def test_no_process_is_killed_once_the_device_is_free(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     monkeypatch.setattr(users, "openers", lambda index: [(99, "sleep")])
     monkeypatch.setattr(unmounting, "_send", lambda process, index, number: machine.free())
-    unmounting.kill_openers(0, told.append)
-    assert told == ["SIGTERM to process 99 (sleep), which has it open"]
+    unmounting.kill_openers(0, reported.append)
+    assert reported == ["SIGTERM to process 99 (sleep), which has it open"]
 
 
-def test_process_that_took_over_a_number_is_let_live(
+def test_process_that_was_given_the_same_number_is_not_killed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []

@@ -1,4 +1,4 @@
-"""Serving although memory is short: what is asked of the kernel, what is said when it refuses."""
+"""Serving under memory pressure: the calls to the kernel, and the warnings when it refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = (1 << 41) - 1
 
 
 class FakeLibc:
-    """Notes the calls, and fails those that are to fail."""
+    """Records the calls, and fails those in ``refused``."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []

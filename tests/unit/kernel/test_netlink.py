@@ -1,4 +1,4 @@
-"""Generic netlink on literal bytes, as they are on a little-endian machine."""
+"""Generic netlink messages as literal bytes, of a little-endian machine."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DISCONNECT_5 = bytes.fromhex(
 
 
 def acknowledged(error: int = 0) -> bytes:
-    """An nlmsgerr: the error, then the header of the message that it answers."""
+    """Make an nlmsgerr: the error, then the header of the message that it answers."""
     return bytes.fromhex("24000000 0200 0001 01000000 e8030000") + struct.pack("=i16x", -error)
 
 
 class FakeSocket:
-    """Answers each message with what it was given, and notes what it got."""
+    """A socket that answers each message with the next of its answers, and records the messages."""
 
     def __init__(self, *answers: list[bytes]) -> None:
         self.answers = list(answers)
@@ -161,7 +161,7 @@ def test_attributes_are_padded_to_four_bytes(value: bytes, message: str) -> None
     assert list(netlink._attributes(bytes.fromhex(message) * 2)) == [(7, value)] * 2
 
 
-def test_reason_of_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reason_of_the_kernel_is_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     said = bytes.fromhex(
         "34000000 0200 0003 01000000 e8030000"  # NLMSG_ERROR, CAPPED | ACK_TLVS
         "eaffffff 1c000000 1f00 0500 01000000 00000000"  # -EINVAL, the header that it answers
@@ -174,7 +174,7 @@ def test_reason_of_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def call(
     monkeypatch: pytest.MonkeyPatch, function: Callable[[], T], answer: bytes = b""
 ) -> tuple[bytes, T]:
-    """What is sent to the family, and what comes of it."""
+    """Return what a function sends to the family, and its result."""
     fake = FakeSocket([FAMILY, acknowledged()], [*([answer] if answer else []), acknowledged()])
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", fake)
@@ -227,7 +227,7 @@ def test_reconfiguring_names_the_index_and_what_changes(monkeypatch: pytest.Monk
     )
 
 
-def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_of_dead_connections_name_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     family = bytes.fromhex(
         "4c000000 1000 0000 01000000 e8030000 01 02 0000 0600 0100 1f00 0000"
         "2400 0700"  # CTRL_ATTR_MCAST_GROUPS, nested
@@ -238,11 +238,11 @@ def test_deaths_are_those_of_connections(monkeypatch: pytest.MonkeyPatch) -> Non
     fake = FakeSocket([family, acknowledged()])
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", fake)
-        deaths = netlink.LinkDeadListener()
+        listener = netlink.LinkDeadListener()
     assert fake.joined == 9
     fake.pending = [bytes.fromhex(death % 5 + reply + death % 7)]
-    assert deaths.read() == [5, 7]
-    deaths.close()
+    assert listener.read() == [5, 7]
+    listener.close()
     assert fake.closed
 
 

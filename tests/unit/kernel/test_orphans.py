@@ -1,4 +1,4 @@
-"""Devices whose server is gone: who is named, what is advised, and which are freed."""
+"""Devices whose server is gone: which users are named, what is advised, which are freed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError
-from aiovblk.kernel import AttachConfig, RequestQueue, attaching, locks, netlink, orphans, sysfs
+from aiovblk.kernel import AttachConfig, attaching, locks, netlink, orphans, sysfs
 
+from ...support.attach_machine import CONFIG
 from ...support.kernel_tree import KernelTree
 
 SERVER = 4242
-TERMS = AttachConfig([], 4096, 1, 0, 0, RequestQueue())
 
 
 class Machine:
-    """One attached device, and what netlink was asked."""
+    """One attached device, and which indices were disconnected by netlink."""
 
     def __init__(self, tree: KernelTree) -> None:
         self.tree = tree
@@ -37,7 +37,7 @@ class Machine:
         self.tree.write(self.directory / "size", "0\n")
 
     def attach(self) -> object:
-        return attaching.attach("/dev/nbd1", TERMS, by_netlink=False)
+        return attaching.attach("/dev/nbd1", CONFIG, by_netlink=False)
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(netlink, "disconnect", made.free)
     taken: list[int] = []
 
-    def link(index: int, path: str, lock: int, terms: AttachConfig) -> object:
+    def attachment(index: int, path: str, lock: int, config: AttachConfig) -> object:
         taken.append(lock)
-        return type("FakeLink", (), {"index": index})()
+        return type("FakeAttachment", (), {"index": index})()
 
-    monkeypatch.setattr(attaching, "IoctlAttachment", link)
+    monkeypatch.setattr(attaching, "IoctlAttachment", attachment)
     yield made
     for lock in taken:
         os.close(lock)
 
 
-def test_who_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -> None:
+def test_process_that_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -> None:
     machine.tree.kernel_threads()
     machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
     with pytest.raises(DeviceBusyError) as caught:
@@ -73,11 +73,11 @@ def test_who_finds_a_device_taken_is_not_named_as_its_server(machine: Machine) -
     assert not machine.disconnected
 
 
-def test_another_who_finds_it_taken_is_not_named_either(machine: Machine) -> None:
-    lock = locks.acquire(1)  # it looks right now
+def test_another_that_finds_it_taken_is_not_named_either(machine: Machine) -> None:
+    lock = locks.acquire(1)  # it is just looking
     assert locks.server(1) is None
-    with pytest.raises(attaching._DetachingError):
-        attaching._attach_one(1, "/dev/nbd1", attaching._connect, TERMS)
+    with pytest.raises(DeviceBusyError, match="just being attached or detached"):
+        attaching.lock_index(1, "/dev/nbd1")
     os.close(lock)
 
 
@@ -93,19 +93,19 @@ def test_a_device_that_others_are_attaching_all_the_time_is_busy(
     os.close(lock)
 
 
-def test_a_failed_attempt_leaves_the_lock_as_its_server_signed_it(machine: Machine) -> None:
-    # The watchdog of a server that is gone takes another signature for another server's coming.
+def test_a_failed_attempt_leaves_the_owner_in_the_lock(machine: Machine) -> None:
+    # The watchdog of a server that is gone takes a new token for a new server.
     machine.tree.process(99, "sleep", opens=("/dev/nbd1",))
     lock = locks.acquire(1)
     locks.write_owner(lock)
-    signature = locks.owner_token(lock)
+    token = locks.owner_token(lock)
     os.close(lock)
     with pytest.raises(DeviceBusyError):
         machine.attach()
-    assert (locks.LOCKS / "nbd1.lock").read_text().strip() == signature
+    assert (locks.LOCKS / "nbd1.lock").read_text().strip() == token
 
 
-def test_a_refusal_of_the_kernel_takes_the_signature_back(
+def test_a_refusal_of_the_kernel_clears_the_owner_in_the_lock(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -118,7 +118,7 @@ def test_a_refusal_of_the_kernel_takes_the_signature_back(
     assert (locks.LOCKS / "nbd1.lock").read_text() == ""
 
 
-def test_a_device_whose_server_is_gone_and_that_nobody_uses_is_freed(machine: Machine) -> None:
+def test_a_device_without_server_and_users_is_freed(machine: Machine) -> None:
     machine.tree.kernel_threads()
     machine.attach()
     assert machine.disconnected == [1]
@@ -145,7 +145,7 @@ def test_a_device_that_may_have_a_server_is_not_freed(
     assert not machine.disconnected
 
 
-def test_a_device_that_cannot_be_freed_is_told(
+def test_a_device_that_cannot_be_freed_is_reported(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(index: int) -> None:
@@ -157,7 +157,7 @@ def test_a_device_that_cannot_be_freed_is_told(
         machine.attach()
 
 
-def test_a_device_that_is_kept_though_disconnected_is_told(
+def test_a_device_that_is_kept_though_disconnected_is_reported(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.tree.kernel_threads()
@@ -168,19 +168,8 @@ def test_a_device_that_is_kept_though_disconnected_is_told(
     assert machine.disconnected == [1]
 
 
-def test_nothing_is_attached_once_nobody_waits_for_it(machine: Machine) -> None:
+def test_nothing_is_attached_after_the_attach_was_cancelled(machine: Machine) -> None:
     machine.free(1)
     with pytest.raises(AttachError) as caught:
-        attaching.attach("/dev/nbd1", TERMS, by_netlink=False, should_continue=lambda: False)
+        attaching.attach("/dev/nbd1", CONFIG, by_netlink=False, should_continue=lambda: False)
     assert caught.value.errno == errno.ECANCELED
-
-
-def test_locks_where_others_may_write_are_refused(machine: Machine) -> None:
-    machine.free(1)
-    locks.LOCKS.mkdir()
-    locks.LOCKS.chmod(0o777)
-    with pytest.raises(AttachError, match="others than root may write there") as caught:
-        machine.attach()
-    assert caught.value.path == str(locks.LOCKS)
-    locks.LOCKS.chmod(0o755)
-    machine.attach()

@@ -37,14 +37,14 @@ def test_what_is_changed_is_remembered_once(files: Path) -> None:
     assert before["max_sectors_kb"] == "128"
 
 
-def test_what_is_so_already_or_not_there_is_left_alone(files: Path) -> None:
+def test_what_is_set_already_or_missing_is_left_alone(files: Path) -> None:
     before: dict[str, str] = {}
     request_queue.apply(3, before, scheduler="mq-deadline", max_sectors_kb=128, wbt_lat_usec=5)
     assert before == {}
     assert (files / "scheduler").read_text() == "[mq-deadline] kyber none\n"
 
 
-def test_a_refused_value_is_told_with_what_there_is(
+def test_a_refused_value_is_reported_with_the_choices(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(index: int, name: str, value: str) -> None:
@@ -58,7 +58,7 @@ def test_a_refused_value_is_told_with_what_there_is(
 
 
 class Resized(Attachment):
-    """A link whose device has any size at once."""
+    """An attachment whose device has any size at once."""
 
     blocks = 1
 
@@ -80,20 +80,20 @@ def test_a_device_is_resized_although_its_read_ahead_is_refused(
     def refuse(index: int, name: str, value: str) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    terms = AttachConfig(
+    config = AttachConfig(
         [], block_size=512, blocks=1, flags=0, timeout=0, queue=request_queue.RequestQueue()
     )
-    link = Resized(3, "/dev/nbd3", -1, terms)
-    link.resize(2)
+    attachment = Resized(3, "/dev/nbd3", -1, config)
+    attachment.resize(2)
     assert (files / "read_ahead_kb").read_text() == "4096"
     (files / "read_ahead_kb").write_text("256\n")
     monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
-    link.resize(3)
-    assert link.blocks == 3
+    attachment.resize(3)
+    assert attachment.blocks == 3
     assert "refuses read_ahead_kb=4096" in caplog.text
 
 
-def test_where_sys_cannot_be_written_a_warning_tells(
+def test_where_sys_cannot_be_written_a_warning_is_logged(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(index: int, name: str, value: str) -> None:

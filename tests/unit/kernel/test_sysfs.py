@@ -1,3 +1,5 @@
+"""What is read from /sys and /proc of NBD devices."""
+
 from __future__ import annotations
 
 import os

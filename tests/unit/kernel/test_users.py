@@ -1,4 +1,4 @@
-"""Who uses a device: those who claim nothing, those on top of others, those who show nowhere."""
+"""The users of a device: some claim nothing, some are devices on top, some show nowhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loop(tree: KernelTree, name: str, number: str, backing: str) -> Path:
 
 
 def stack(tree: KernelTree, below: Path, name: str, number: str, label: str = "") -> Path:
-    """A device mapper or md device on top of another."""
+    """Add a device mapper or md device on top of another."""
     directory = tree.device(name, number, sectors=8)
     if label:
         tree.write(directory / "dm/name", f"{label}\n")
@@ -67,7 +67,7 @@ def test_a_loop_device_of_another_node_of_the_device_is_found_by_its_number(
     assert users.shared_users(0) == ["held by loop0"]
 
 
-def test_what_a_loop_device_is_used_for_is_said(tree: KernelTree, disk: Path) -> None:
+def test_users_of_a_loop_device_are_named(tree: KernelTree, disk: Path) -> None:
     loop(tree, "loop3", "7:3", "/dev/nbd0")
     tree.mount(SERVER, "7:3", "/mnt", "/dev/loop3")
     assert users.users(0) == ["held by loop3 (mounted at /mnt)"]
@@ -75,20 +75,20 @@ def test_what_a_loop_device_is_used_for_is_said(tree: KernelTree, disk: Path) ->
     assert users.stacked_mount_points(0) == ["/mnt"]
 
 
-def test_a_stack_of_devices_is_told_to_the_top(tree: KernelTree, disk: Path) -> None:
+def test_a_stack_of_devices_is_described_to_the_top(tree: KernelTree, disk: Path) -> None:
     raid = stack(tree, disk, "md127", "9:127")
     vault = stack(tree, raid, "dm-0", "253:0", "vault")
     loop(tree, "loop0", "7:0", "/dev/dm-0")
     (vault / "holders/dm-0").symlink_to(vault)  # whatever /sys shows, this ends
     tree.mount(SERVER, "253:0", "/srv", "/dev/mapper/vault")
     tree.mount(SERVER, "7:0", "/mnt", "/dev/loop0")
-    (told,) = users.users(0)
-    assert told.startswith("held by md127 (held by dm-0 (vault; mounted at /srv; held by dm-0 (")
-    assert "held by loop0 (mounted at /mnt)" in told
+    (user,) = users.users(0)
+    assert user.startswith("held by md127 (held by dm-0 (vault; mounted at /srv; held by dm-0 (")
+    assert "held by loop0 (mounted at /mnt)" in user
     assert users.stacked_mount_points(0) == ["/mnt", "/srv"]
 
 
-def test_swap_on_top_of_a_loop_device_is_said(tree: KernelTree, disk: Path) -> None:
+def test_swap_on_top_of_a_loop_device_is_named(tree: KernelTree, disk: Path) -> None:
     loop(tree, "loop0", "7:0", "/dev/nbd0")
     tree.write(tree.proc / "swaps", "Filename\n/dev/loop0 partition 1000 0 -2\n")
     assert users.users(0) == ["held by loop0 (/dev/loop0 is in use as swap)"]
@@ -120,9 +120,9 @@ def test_a_file_system_that_was_unmounted_lazily_is_named(
     tree: KernelTree, disk: Path, kind: str, place: str
 ) -> None:
     tree.write(tree.block.parent / "fs" / place / "delayed_allocation_blocks", "0\n")
-    (told,) = users.exclusive_users(0)
-    assert told.startswith(f"held by a file system ({kind}) that is mounted nowhere to be seen")
-    assert "umount -l" in told
+    (user,) = users.exclusive_users(0)
+    assert user.startswith(f"held by a file system ({kind}) that is mounted nowhere to be seen")
+    assert "umount -l" in user
     tree.mount(SERVER, "43:0", "/mnt", "/dev/nbd0")
     tree.mount(SERVER, "43:1", "/mnt", "/dev/nbd0p1")
     assert users.exclusive_users(0) == ["mounted at /mnt"]
@@ -139,7 +139,7 @@ def test_a_cache_of_the_block_layer_is_a_holder(tree: KernelTree, disk: Path) ->
     assert users.exclusive_users(0) == ["held by bcache"]
 
 
-def test_what_shows_nowhere_is_said_plainly(tree: KernelTree, disk: Path) -> None:
+def test_user_that_shows_nowhere_is_described(tree: KernelTree, disk: Path) -> None:
     busy = status.busy_error(0, "/dev/nbd0")
     assert busy.errno == errno.EBUSY
     assert "shows nowhere" in str(busy)
@@ -150,23 +150,25 @@ def test_the_server_is_no_user_of_its_own_device(tree: KernelTree, disk: Path) -
     (tree.proc / str(SERVER) / "fd/9").symlink_to("/dev/nbd0")
     assert users.openers(0) == [(SERVER, "aiovblk")]
     assert users.users(0) == []
-    (tree.proc / str(SERVER) / "fd/10").symlink_to("/dev/nbd0")  # somebody's in that process
+    (tree.proc / str(SERVER) / "fd/10").symlink_to(
+        "/dev/nbd0"
+    )  # opened once more by the same process
     assert users.users(0) == ["opened by process 77 (aiovblk)"]
 
 
-def test_this_process_is_no_user_for_what_it_serves_a_device_by(
+def test_protected_descriptors_of_this_process_do_not_make_it_a_user(
     tree: KernelTree, disk: Path
 ) -> None:
     own = tree.process(os.getpid(), "pytest")
-    withheld = atfork.open_protected(os.devnull)
+    protected = atfork.open_protected(os.devnull)
     try:
-        (own / "fd" / str(withheld)).unlink(missing_ok=True)
-        (own / "fd" / str(withheld)).symlink_to("/dev/nbd0")
+        (own / "fd" / str(protected)).unlink(missing_ok=True)
+        (own / "fd" / str(protected)).symlink_to("/dev/nbd0")
         assert users.users(0) == []
         (own / "fd/1000").symlink_to("/dev/nbd0")
         assert users.users(0) == ["opened by this process"]
     finally:
-        atfork.close_protected(withheld)
+        atfork.close_protected(protected)
 
 
 def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Path) -> None:

@@ -1,4 +1,4 @@
-"""The watchdog as a program, with another /sys and a netlink that only tells."""
+"""The watchdog as a program, with another /sys and a netlink that only records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...support.kernel_tree import KernelTree
 
 NETLINK = """
 def disconnect(index):
-    open({told!r}, "a").write(f"{{index}} ")
+    open({disconnected!r}, "a").write(f"{{index}} ")
 
 def offer_connection(index, identity, ours, theirs):
     assert identity == f"volume {{index}}"
@@ -26,23 +26,23 @@ def offer_connection(index, identity, ours, theirs):
 
 
 @pytest.fixture
-def told(tmp_path: Path, tree: KernelTree) -> Path:
-    """What the watchdog's netlink was told to disconnect; beside it the program, for this tree."""
-    told = tmp_path / "told"
+def disconnected(tmp_path: Path, tree: KernelTree) -> Path:
+    """The file of disconnected indices; beside it the watchdog's program, for this tree."""
+    disconnected = tmp_path / "disconnected"
     text = watchdog._PROGRAM.read_text()
     assert '"/sys/block"' in text
     program = tmp_path / "watchdog_process.py"
     text = text.replace('"/sys/block"', repr(str(tree.block)))
-    program.write_text(text.replace("syslog.syslog(", f"open({str(told)!r}, 'a').write("))
-    (tmp_path / "netlink.py").write_text(NETLINK.format(told=str(told)))
+    program.write_text(text.replace("syslog.syslog(", f"open({str(disconnected)!r}, 'a').write("))
+    (tmp_path / "netlink.py").write_text(NETLINK.format(disconnected=str(disconnected)))
     for index, thread in enumerate((100, 101, 102, None, 104)):
         directory = tree.device(f"nbd{index}", f"43:{index * 32}", thread=thread)
         tree.write(directory / "backend", f"volume {index}\n")
-    told.touch()
-    return told
+    disconnected.touch()
+    return disconnected
 
 
-def parent(told: Path, tree: KernelTree, code: str) -> tuple[int, set[int]]:
+def parent(disconnected: Path, tree: KernelTree, code: str) -> tuple[int, set[int]]:
     """Run a parent; its exit status, and what was disconnected once its watchdog has ended too."""
     begin = f"""
 import os, signal, subprocess
@@ -50,7 +50,7 @@ from functools import partial
 from pathlib import Path
 from aiovblk.kernel import sysfs, watchdog
 
-watchdog._PROGRAM = Path({str(told.with_name("watchdog_process.py"))!r})
+watchdog._PROGRAM = Path({str(disconnected.with_name("watchdog_process.py"))!r})
 sysfs.SYS_BLOCK = Path({str(tree.block)!r})
 dog = watchdog.Watchdog()
 """
@@ -62,14 +62,14 @@ dog = watchdog.Watchdog()
     os.close(writing)
     with open(reading, "rb") as lives:
         lives.read()
-    return done.returncode, set(map(int, told.read_text().split()))
+    return done.returncode, set(map(int, disconnected.read_text().split()))
 
 
 WATCH = """
 dog.watch_pending(100)         # and whatever it attaches
 dog.watch(101, 1, 0)
 dog.watch(102, 2, 0)
-dog.watch(103, 3, 0)       # detached by somebody else
+dog.watch(103, 3, 0)       # detached by another process
 dog.watch_pending(999)         # attached nothing
 dog.forget(102)
 """
@@ -83,23 +83,25 @@ dog.forget(102)
     ],
 )
 def test_what_a_dead_parent_leaves_is_disconnected(
-    told: Path, tree: KernelTree, end: str, status: int
+    disconnected: Path, tree: KernelTree, end: str, status: int
 ) -> None:
-    assert parent(told, tree, WATCH + end) == (status, {0, 1})
+    assert parent(disconnected, tree, WATCH + end) == (status, {0, 1})
 
 
-def test_a_parent_that_is_gone_before_the_watchdog_looks(told: Path, tree: KernelTree) -> None:
-    program = told.with_name("watchdog_process.py")
+def test_a_parent_that_is_gone_before_the_watchdog_looks(
+    disconnected: Path, tree: KernelTree
+) -> None:
+    program = disconnected.with_name("watchdog_process.py")
     text = program.read_text()
     assert "os.pidfd_open(parent)" in text
     # The number of a process that has ended.
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     program.write_text(text.replace("os.pidfd_open(parent)", f"os.pidfd_open({ended.pid})"))
-    assert parent(told, tree, WATCH + "os._exit(0)") == (0, {0, 1})
+    assert parent(disconnected, tree, WATCH + "os._exit(0)") == (0, {0, 1})
 
 
-def test_a_parent_that_detaches_all_ends_its_watchdog(told: Path, tree: KernelTree) -> None:
+def test_a_parent_that_detaches_all_ends_its_watchdog(disconnected: Path, tree: KernelTree) -> None:
     code = """
 dog.watch(101, 1, 0)
 process = dog._process
@@ -109,15 +111,19 @@ assert process.returncode is not None
 dog.watch(100, 0, 0)
 dog.forget(100)
 """
-    assert parent(told, tree, code) == (0, set())
+    assert parent(disconnected, tree, code) == (0, set())
 
 
-def test_an_unmount_does_not_wait_for_a_watchdog_to_start(told: Path, tree: KernelTree) -> None:
-    told.with_name("watchdog_process.py").write_text("import time\ntime.sleep(1000)\n")
-    assert parent(told, tree, "dog.watch(100, 0, 0)\ndog.forget(100)") == (0, set())
+def test_an_unmount_does_not_wait_for_a_watchdog_to_start(
+    disconnected: Path, tree: KernelTree
+) -> None:
+    disconnected.with_name("watchdog_process.py").write_text("import time\ntime.sleep(1000)\n")
+    assert parent(disconnected, tree, "dog.watch(100, 0, 0)\ndog.forget(100)") == (0, set())
 
 
-def test_signals_do_not_end_it_and_a_killed_one_is_replaced(told: Path, tree: KernelTree) -> None:
+def test_signals_do_not_end_it_and_a_killed_one_is_replaced(
+    disconnected: Path, tree: KernelTree
+) -> None:
     code = """
 dog.watch(100, 0, 0)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -129,7 +135,7 @@ dog.forget(5)
 dog.watch(101, 1, 0)
 os._exit(0)
 """
-    assert parent(told, tree, code) == (0, {0, 1})
+    assert parent(disconnected, tree, code) == (0, {0, 1})
 
 
 def test_without_a_watchdog_nothing_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +148,7 @@ def test_without_a_watchdog_nothing_is_attached(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_to_survive_is_disconnected_later_unless_it_is_served(
-    told: Path, tree: KernelTree
+    disconnected: Path, tree: KernelTree
 ) -> None:
     code = """
 dog.watch(100, 0, 0.3)
@@ -151,12 +157,14 @@ dog.watch(102, 2, 0)
 dog.watch(104, 4, 0.2)
 os._exit(0)
 """
-    assert parent(told, tree, code) == (0, {0, 1, 2})
-    assert told.read_text() == "2 1 0 "
+    assert parent(disconnected, tree, code) == (0, {0, 1, 2})
+    assert disconnected.read_text() == "2 1 0 "
 
 
-def test_what_another_server_has_signed_is_left_to_it(told: Path, tree: KernelTree) -> None:
-    locks = told.parent / "locks"
+def test_what_another_server_has_taken_over_is_left_to_it(
+    disconnected: Path, tree: KernelTree
+) -> None:
+    locks = disconnected.parent / "locks"
     locks.mkdir()
     (locks / "nbd0.lock").write_text("1:first\n")
     (locks / "nbd1.lock").write_text("2:second\n")
@@ -167,11 +175,13 @@ dog.watch(100, 0, 0.1, "1:first")
 dog.watch(101, 1, 0.1, "1:first")
 os._exit(0)
 """
-    assert parent(told, tree, code) == (0, {0})
+    assert parent(disconnected, tree, code) == (0, {0})
 
 
-def test_what_is_left_is_freed_while_its_parent_goes_on(told: Path, tree: KernelTree) -> None:
-    program = told.with_name("watchdog_process.py")
+def test_what_is_left_is_freed_while_its_parent_goes_on(
+    disconnected: Path, tree: KernelTree
+) -> None:
+    program = disconnected.with_name("watchdog_process.py")
     text = program.read_text()
     assert "HANDOVER_TIMEOUT = 10.0" in text
     program.write_text(text.replace("HANDOVER_TIMEOUT = 10.0", "HANDOVER_TIMEOUT = 0.1"))
@@ -182,9 +192,9 @@ dog.watch(101, 1, 0)
 dog.watch(104, 4, 0)
 dog.release_to_successor(101)
 dog.release_to_successor(104)
-while Path({str(told)!r}).read_text() != "1 ":
+while Path({str(disconnected)!r}).read_text() != "1 ":
     time.sleep(0.01)
-dog.release_to_successor(100)  # the last, and nobody waits for it
+dog.release_to_successor(100)  # the last, and nothing waits for it
 assert dog._process is None
 """
-    assert parent(told, tree, code) == (0, {0, 1})
+    assert parent(disconnected, tree, code) == (0, {0, 1})

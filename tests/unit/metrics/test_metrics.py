@@ -1,4 +1,4 @@
-"""The counters as Prometheus and OpenTelemetry see them."""
+"""The exporters for Prometheus and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MILLISECOND = 1_000_000
 
 
 class Source:
-    """What has counters."""
+    """A source of counters."""
 
     def __init__(self) -> None:
         self.stats = Stats(

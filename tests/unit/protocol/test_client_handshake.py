@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
-from typing import Any
-
 import pytest
 
-import aiovblk
-from aiovblk.errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
+from aiovblk.errors import TLSRequiredError, TLSUnavailableError
 from aiovblk.protocol import (
     ClientHandshake,
     ExportInfo,
@@ -19,46 +15,36 @@ from aiovblk.protocol import (
 )
 
 from ...support import wire
-from ...support.handshake_transcript import Held, hold
-from ...support.wire import FLAGS, GREETING, INFO_REPLY, PADDING, option, reply, string
-
-SIMPLE, STRUCTURED, EXTENDED = ReplyMode
-
-INFO_EXPORT = bytes.fromhex("0000 0000000000100000 0105")
-EXPORT = reply(wire.GO, INFO_REPLY, INFO_EXPORT)
-DONE = reply(wire.GO, wire.ACK)
-INFO = ExportInfo(1 << 20, TransmissionFlag(0x105))
-
-ASK_GO = option(wire.GO, string("disk") + bytes.fromhex("0002 0003 0002"))
-ASK_CONTEXT = option(
-    wire.SET_META_CONTEXT, string("disk") + b"\0\0\0\1" + string("base:allocation")
+from ...support.client_negotiation import (
+    ASK_CONTEXT,
+    ASK_GO,
+    CONTEXT,
+    CONTEXTS_DONE,
+    DONE,
+    EXPORT,
+    EXTENDED,
+    INFO,
+    INFO_EXPORT,
+    REFUSE_EXTENDED,
+    REFUSE_STRUCTURED,
+    SIMPLE,
+    STRUCTURED,
+    TAKE_EXTENDED,
+    TAKE_STRUCTURED,
+    WHOLE,
+    negotiate,
+    refusal,
+    simple_negotiate,
 )
-
-TAKE_EXTENDED = reply(wire.EXTENDED_HEADERS, wire.ACK)
-TAKE_STRUCTURED = reply(wire.STRUCTURED_REPLY, wire.ACK)
-REFUSE_EXTENDED = reply(wire.EXTENDED_HEADERS, wire.UNSUP)
-REFUSE_STRUCTURED = reply(wire.STRUCTURED_REPLY, wire.UNSUP)
-CONTEXT = reply(wire.SET_META_CONTEXT, wire.META_CONTEXT, b"\0\0\0\7base:allocation")
-CONTEXTS_DONE = reply(wire.SET_META_CONTEXT, wire.ACK)
-
-# What all clients but the simplest one get here.
-WHOLE = TAKE_EXTENDED + CONTEXT + CONTEXTS_DONE + EXPORT + DONE
-
-
-def talk(*answers: bytes, greeting: bytes = GREETING, **options: Any) -> Held:
-    """Let a client talk to a server that gives these answers."""
-    return hold(ClientHandshake("disk", **options), greeting + b"".join(answers))
-
-
-def simple_talk(*answers: bytes) -> Held:
-    """Let a client that asks for nothing but its export talk to such a server."""
-    return talk(*answers, mode=SIMPLE)
-
-
-def refusal(held: Held) -> OptionRefusedError:
-    assert isinstance(held.error, OptionRefusedError)
-    return held.error
-
+from ...support.handshake_transcript import transcribe
+from ...support.wire import (
+    FLAGS,
+    GREETING,
+    INFO_REPLY,
+    PADDING,
+    option,
+    reply,
+)
 
 # Greeting
 
@@ -67,44 +53,44 @@ def refusal(held: Held) -> OptionRefusedError:
 def test_greeting_with_one_wrong_byte_is_no_server(place: int) -> None:
     greeting = bytearray(b"NBDMAGICIHAVEOPT\0\1")
     greeting[place] ^= 0x01
-    held = talk(greeting=bytes(greeting))
+    transcript = negotiate(greeting=bytes(greeting))
     if place == 16:  # handshake flags that are not known
-        assert held.error is None
+        assert transcript.error is None
     else:
-        assert held.error is not None
-        assert held.sent == b""
+        assert transcript.error is not None
+        assert transcript.sent == b""
 
 
 def test_oldstyle_server_is_named_as_what_it_is() -> None:
     greeting = b"NBDMAGIC" + bytes.fromhex("0000420281861253") + bytes(8 + 4 + 124)
-    assert "oldstyle" in str(talk(greeting=greeting).error)
+    assert "oldstyle" in str(negotiate(greeting=greeting).error)
 
 
 @pytest.mark.parametrize("flags", [0, 2])
 def test_server_without_fixed_newstyle_is_refused(flags: int) -> None:
-    held = talk(greeting=GREETING[:16] + wire.u16(flags))
-    assert held.sent == b""
-    assert "fixed newstyle" in str(held.error)
+    transcript = negotiate(greeting=GREETING[:16] + wire.u16(flags))
+    assert transcript.sent == b""
+    assert "fixed newstyle" in str(transcript.error)
 
 
 @pytest.mark.parametrize(("offered", "answered"), [(1, 1), (3, 3), (0xFFFF, 3), (0xFFFD, 1)])
 def test_client_answers_with_flags_that_it_knows(offered: int, answered: int) -> None:
-    held = talk(greeting=GREETING[:16] + wire.u16(offered))
-    assert held.sent.startswith(wire.u32(answered) + b"IHAVEOPT")
+    transcript = negotiate(greeting=GREETING[:16] + wire.u16(offered))
+    assert transcript.sent.startswith(wire.u32(answered) + b"IHAVEOPT")
 
 
-def test_client_waits_for_each_byte_of_a_talk() -> None:
+def test_client_waits_for_each_byte_of_a_handshake() -> None:
     whole = GREETING + WHOLE
-    complete = talk(WHOLE)
-    assert complete.agreement == NegotiationResult("disk", INFO, EXTENDED, 7)
+    complete = negotiate(WHOLE)
+    assert complete.result == NegotiationResult("disk", INFO, EXTENDED, 7)
     for cut in range(len(whole)):
-        held = hold(ClientHandshake("disk"), whole[:cut])
-        assert not held.ended
-        assert complete.sent.startswith(held.sent)
+        transcript = transcribe(ClientHandshake("disk"), whole[:cut])
+        assert not transcript.ended
+        assert complete.sent.startswith(transcript.sent)
 
 
 def test_bytes_behind_the_handshake_are_left_to_the_transmission_phase() -> None:
-    assert talk(WHOLE, b"\x67\x44\x66\x98").left == b"\x67\x44\x66\x98"
+    assert negotiate(WHOLE, b"\x67\x44\x66\x98").left == b"\x67\x44\x66\x98"
 
 
 # Modes
@@ -129,9 +115,9 @@ def test_bytes_behind_the_handshake_are_left_to_the_transmission_phase() -> None
 def test_client_takes_the_most_that_the_server_has(
     answers: list[bytes], options: list[int], mode: ReplyMode
 ) -> None:
-    held = talk(*answers, EXPORT, DONE, allocation=False)
-    assert held.sent == FLAGS + b"".join(map(option, options)) + ASK_GO
-    assert held.agreement == NegotiationResult("disk", INFO, mode)
+    transcript = negotiate(*answers, EXPORT, DONE, allocation=False)
+    assert transcript.sent == FLAGS + b"".join(map(option, options)) + ASK_GO
+    assert transcript.result == NegotiationResult("disk", INFO, mode)
 
 
 @pytest.mark.parametrize(
@@ -144,16 +130,16 @@ def test_client_takes_the_most_that_the_server_has(
 )
 def test_client_asks_for_no_more_than_it_should(most: ReplyMode, options: bytes) -> None:
     answers = b"" if most is SIMPLE else reply(int.from_bytes(options[8:12]), wire.ACK)
-    held = talk(answers, EXPORT, DONE, mode=most, allocation=False)
-    assert held.sent == FLAGS + options + ASK_GO
-    assert held.agreement == NegotiationResult("disk", INFO, most)
+    transcript = negotiate(answers, EXPORT, DONE, mode=most, allocation=False)
+    assert transcript.sent == FLAGS + options + ASK_GO
+    assert transcript.result == NegotiationResult("disk", INFO, most)
 
 
 @pytest.mark.parametrize("error", [wire.POLICY, wire.INVALID, wire.SHUTDOWN, 0x80000000, 2**32 - 1])
 def test_mode_that_is_refused_for_whatever_reason_is_done_without(error: int) -> None:
     refusals = [reply(number, error) for number in (wire.EXTENDED_HEADERS, wire.STRUCTURED_REPLY)]
-    held = talk(*refusals, EXPORT, DONE)
-    assert held.agreement == NegotiationResult("disk", INFO)
+    transcript = negotiate(*refusals, EXPORT, DONE)
+    assert transcript.result == NegotiationResult("disk", INFO)
 
 
 # Allocation
@@ -191,58 +177,60 @@ def test_mode_that_is_refused_for_whatever_reason_is_done_without(error: int) ->
 def test_allocation_has_the_number_that_the_server_gives_it(
     answers: list[bytes], number: int | None
 ) -> None:
-    held = talk(TAKE_EXTENDED, *answers, EXPORT, DONE)
-    assert held.sent == FLAGS + option(wire.EXTENDED_HEADERS) + ASK_CONTEXT + ASK_GO
-    assert held.agreement == NegotiationResult("disk", INFO, EXTENDED, number)
+    transcript = negotiate(TAKE_EXTENDED, *answers, EXPORT, DONE)
+    assert transcript.sent == FLAGS + option(wire.EXTENDED_HEADERS) + ASK_CONTEXT + ASK_GO
+    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, number)
 
 
 def test_context_without_a_number_is_a_protocol_error() -> None:
     answer = reply(wire.SET_META_CONTEXT, wire.META_CONTEXT, b"\0\0\0")
-    held = talk(TAKE_EXTENDED, answer, CONTEXTS_DONE)
-    assert "too early" in str(held.error)
+    transcript = negotiate(TAKE_EXTENDED, answer, CONTEXTS_DONE)
+    assert "too early" in str(transcript.error)
 
 
 def test_allocation_is_not_asked_for_without_structured_replies() -> None:
-    held = talk(REFUSE_EXTENDED, REFUSE_STRUCTURED, EXPORT, DONE)
-    assert ASK_CONTEXT not in held.sent
-    assert held.agreement == NegotiationResult("disk", INFO)
+    transcript = negotiate(REFUSE_EXTENDED, REFUSE_STRUCTURED, EXPORT, DONE)
+    assert ASK_CONTEXT not in transcript.sent
+    assert transcript.result == NegotiationResult("disk", INFO)
 
 
 # TLS
 
 
 def test_tls_begins_before_anything_else_is_asked_for() -> None:
-    held = talk(reply(wire.STARTTLS, wire.ACK), WHOLE, tls=True)
+    transcript = negotiate(reply(wire.STARTTLS, wire.ACK), WHOLE, tls=True)
     before = FLAGS + option(wire.STARTTLS)
-    assert held.sent.startswith(before)
-    assert held.secured_after == [len(before)]
-    assert held.agreement == NegotiationResult("disk", INFO, EXTENDED, 7)
+    assert transcript.sent.startswith(before)
+    assert transcript.secured_after == [len(before)]
+    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, 7)
 
 
 @pytest.mark.parametrize("error", [wire.UNSUP, wire.POLICY, wire.INVALID])
 def test_server_that_has_no_tls_is_left_where_it_is_wanted(error: int) -> None:
-    held = talk(reply(wire.STARTTLS, error, b"not here"), WHOLE, tls=True)
-    assert held.sent == FLAGS + option(wire.STARTTLS)
-    assert not held.secured_after
-    assert isinstance(held.error, TLSUnavailableError)
-    assert str(held.error).startswith("the server refused STARTTLS: not here; it has no TLS: ")
+    transcript = negotiate(reply(wire.STARTTLS, error, b"not here"), WHOLE, tls=True)
+    assert transcript.sent == FLAGS + option(wire.STARTTLS)
+    assert not transcript.secured_after
+    assert isinstance(transcript.error, TLSUnavailableError)
+    assert str(transcript.error).startswith(
+        "the server refused STARTTLS: not here; it has no TLS: "
+    )
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
 def test_server_that_wants_tls_is_left_where_there_is_none(mode: ReplyMode) -> None:
     number = {SIMPLE: wire.GO, STRUCTURED: wire.STRUCTURED_REPLY, EXTENDED: wire.EXTENDED_HEADERS}
-    held = talk(reply(number[mode], wire.TLS_REQD), mode=mode)
-    assert refusal(held).reply == OptionReply.ERR_TLS_REQD
-    assert isinstance(held.error, TLSRequiredError)
-    assert "use nbds:// in place of nbd://" in str(held.error)
-    assert "TLS_REQD" in str(held.error)
+    transcript = negotiate(reply(number[mode], wire.TLS_REQD), mode=mode)
+    assert refusal(transcript).reply == OptionReply.ERR_TLS_REQD
+    assert isinstance(transcript.error, TLSRequiredError)
+    assert "use nbds:// in place of nbd://" in str(transcript.error)
+    assert "TLS_REQD" in str(transcript.error)
 
 
 # GO
 
 
 def test_all_that_the_server_tells_is_understood() -> None:
-    held = simple_talk(
+    transcript = simple_negotiate(
         reply(wire.GO, INFO_REPLY, b"\0\2" + "für alle".encode()),
         reply(wire.GO, INFO_REPLY, bytes.fromhex("0003 00000200 00010000 00100000")),
         reply(wire.GO, INFO_REPLY, b"\0\1disk"),
@@ -253,14 +241,14 @@ def test_all_that_the_server_tells_is_understood() -> None:
     )
     flags = TransmissionFlag(0xFFFF)
     info = ExportInfo(2**63 - 1, flags, 512, 65536, 1 << 20, "für alle")
-    assert held.sent == FLAGS + ASK_GO
-    assert held.agreement == NegotiationResult("disk", info)
+    assert transcript.sent == FLAGS + ASK_GO
+    assert transcript.result == NegotiationResult("disk", info)
 
 
 def test_what_the_server_does_not_tell_has_the_defaults_of_the_specification() -> None:
-    agreement = simple_talk(EXPORT, DONE).agreement
-    assert agreement is not None
-    info = agreement.info
+    result = simple_negotiate(EXPORT, DONE).result
+    assert result is not None
+    info = result.info
     assert (info.minimum_block, info.preferred_block, info.maximum_payload) == (1, 4096, 32 << 20)
     assert info.description == ""
 
@@ -278,9 +266,9 @@ def test_block_sizes_that_can_be_are_taken(
     told: tuple[int, ...], understood: tuple[int, ...]
 ) -> None:
     sizes = reply(wire.GO, INFO_REPLY, b"\0\3" + b"".join(map(wire.u32, told)))
-    agreement = simple_talk(EXPORT, sizes, DONE).agreement
-    assert agreement is not None
-    info = agreement.info
+    result = simple_negotiate(EXPORT, sizes, DONE).result
+    assert result is not None
+    info = result.info
     assert (info.minimum_block, info.preferred_block, info.maximum_payload) == understood
 
 
@@ -296,7 +284,7 @@ def test_block_sizes_that_can_be_are_taken(
 )
 def test_block_sizes_that_cannot_be_are_a_protocol_error(told: tuple[int, ...]) -> None:
     sizes = reply(wire.GO, INFO_REPLY, b"\0\3" + b"".join(map(wire.u32, told)))
-    assert "block sizes" in str(simple_talk(EXPORT, sizes, DONE).error)
+    assert "block sizes" in str(simple_negotiate(EXPORT, sizes, DONE).error)
 
 
 @pytest.mark.parametrize(
@@ -312,12 +300,12 @@ def test_block_sizes_that_cannot_be_are_a_protocol_error(told: tuple[int, ...]) 
     ],
 )
 def test_malformed_information_is_a_protocol_error(data: bytes) -> None:
-    held = simple_talk(EXPORT, reply(wire.GO, INFO_REPLY, data), DONE)
-    assert held.error is not None
+    transcript = simple_negotiate(EXPORT, reply(wire.GO, INFO_REPLY, data), DONE)
+    assert transcript.error is not None
 
 
 def test_go_that_tells_no_size_is_a_protocol_error() -> None:
-    assert "size" in str(simple_talk(DONE).error)
+    assert "size" in str(simple_negotiate(DONE).error)
 
 
 REFUSALS = [kind for kind in OptionReply if kind >> 31 and kind is not OptionReply.ERR_UNSUP]
@@ -325,10 +313,10 @@ REFUSALS = [kind for kind in OptionReply if kind >> 31 and kind is not OptionRep
 
 @pytest.mark.parametrize("error", REFUSALS)
 def test_refused_export_is_told_with_the_servers_reason(error: OptionReply) -> None:
-    held = simple_talk(EXPORT, reply(wire.GO, error, "näh".encode()))
-    assert str(refusal(held)).startswith("the server refused GO: näh")
-    assert refusal(held).reply == error
-    assert held.sent == FLAGS + ASK_GO
+    transcript = simple_negotiate(EXPORT, reply(wire.GO, error, "näh".encode()))
+    assert str(refusal(transcript)).startswith("the server refused GO: näh")
+    assert refusal(transcript).reply == error
+    assert transcript.sent == FLAGS + ASK_GO
 
 
 @pytest.mark.parametrize(
@@ -350,8 +338,8 @@ def test_refused_export_is_told_with_the_servers_reason(error: OptionReply) -> N
 def test_refusal_without_a_readable_reason_is_told_as_well_as_can_be(
     error: int, text: bytes, told: str
 ) -> None:
-    held = simple_talk(reply(wire.GO, error, text))
-    assert str(refusal(held)) == f"the server refused GO: {told}"
+    transcript = simple_negotiate(reply(wire.GO, error, text))
+    assert str(refusal(transcript)) == f"the server refused GO: {told}"
 
 
 # EXPORT_NAME
@@ -367,96 +355,27 @@ def test_server_without_go_is_asked_by_export_name(
 ) -> None:
     greeting = GREETING[:16] + wire.u16(offered)
     answers = [TAKE_STRUCTURED] * (mode is STRUCTURED)
-    held = talk(
+    transcript = negotiate(
         *answers, NO_GO, NAMED, padding, b"rest", greeting=greeting, mode=mode, allocation=False
     )
-    assert held.sent.endswith(ASK_GO + option(wire.EXPORT_NAME, b"disk"))
-    assert held.agreement == NegotiationResult("disk", INFO, mode)
-    assert held.left == b"rest"
+    assert transcript.sent.endswith(ASK_GO + option(wire.EXPORT_NAME, b"disk"))
+    assert transcript.result == NegotiationResult("disk", INFO, mode)
+    assert transcript.left == b"rest"
 
 
 @pytest.mark.parametrize("cut", [0, 9, 10, 10 + 123])
 def test_client_waits_for_the_padding(cut: int) -> None:
-    held = talk(NO_GO, (NAMED + PADDING)[:cut], greeting=GREETING[:16] + b"\0\1", mode=SIMPLE)
-    assert not held.ended
+    transcript = negotiate(
+        NO_GO, (NAMED + PADDING)[:cut], greeting=GREETING[:16] + b"\0\1", mode=SIMPLE
+    )
+    assert not transcript.ended
 
 
 def test_export_name_with_a_size_that_cannot_be_is_a_protocol_error() -> None:
-    assert "size" in str(simple_talk(NO_GO, b"\xff" * 10).error)
+    assert "size" in str(simple_negotiate(NO_GO, b"\xff" * 10).error)
 
 
 def test_server_with_extended_headers_must_have_go() -> None:
-    held = talk(TAKE_EXTENDED, NO_GO, NAMED, allocation=False)
-    assert refusal(held).reply == OptionReply.ERR_UNSUP
-    assert held.sent.endswith(ASK_GO)
-
-
-# Lies
-
-
-@pytest.mark.parametrize("place", range(12))
-def test_reply_with_one_wrong_byte_in_magic_or_option_is_a_protocol_error(place: int) -> None:
-    answer = bytearray(DONE)
-    answer[place] ^= 0x80
-    held = simple_talk(EXPORT, bytes(answer))
-    assert "something else" in str(held.error)
-
-
-@pytest.mark.parametrize("kind", [wire.ACK, INFO_REPLY, wire.UNKNOWN])
-@pytest.mark.parametrize("length", [64 * 1024 + 1, 2**32 - 1])
-def test_reply_of_a_length_that_cannot_be_is_a_protocol_error(kind: int, length: int) -> None:
-    held = simple_talk(reply(wire.GO, kind)[:-4] + wire.u32(length))
-    assert f"{length} bytes" in str(held.error)
-
-
-def test_reply_of_64_kib_is_received() -> None:
-    held = simple_talk(EXPORT, reply(wire.GO, 99, bytes(64 * 1024)), DONE)
-    assert held.agreement == NegotiationResult("disk", INFO)
-
-
-@pytest.mark.parametrize("size", [0, 64 * 1024], ids=["many", "long"])
-def test_replies_without_end_are_a_protocol_error(size: int) -> None:
-    held = simple_talk(reply(wire.GO, 99, bytes(size)) * (10_001 if not size else 300))
-    assert "without end" in str(held.error)
-    assert sum(held.received) < 17 << 20
-
-
-def test_acknowledgement_with_data_is_one() -> None:
-    held = simple_talk(EXPORT, reply(wire.GO, wire.ACK, b"?"))
-    assert held.agreement == NegotiationResult("disk", INFO)
-
-
-# Others than NBD servers, and TLS that one side wants
-
-
-@pytest.mark.parametrize(
-    ("greeting", "shown"),
-    [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0-"),
-        (b"220 mail\r", "220 mail"),
-        (b"\x1b]0;xy\x07!", r"\x1b]0;xy\x07!"),
-    ],
-)
-def test_server_that_is_none_is_told_by_how_it_greets(greeting: bytes, shown: str) -> None:
-    held = talk(greeting=greeting[:8])  # and nothing more is waited for
-    assert isinstance(held.error, ProtocolError)
-    assert str(held.error) == f'this is no NBD server: it greets with "{shown}"'
-    assert held.sent == b""
-
-
-@pytest.mark.parametrize("option_", [wire.STRUCTURED_REPLY, wire.SET_META_CONTEXT, wire.GO])
-def test_tls_that_is_wanted_late_is_told_as_well(option_: int) -> None:
-    before = {
-        wire.STRUCTURED_REPLY: reply(wire.EXTENDED_HEADERS, wire.UNSUP),
-        wire.SET_META_CONTEXT: TAKE_EXTENDED,
-        wire.GO: TAKE_EXTENDED + CONTEXT + CONTEXTS_DONE,
-    }[option_]
-    held = talk(before, reply(option_, wire.TLS_REQD))
-    assert isinstance(held.error, TLSRequiredError)
-
-
-def test_exceptions_are_public_and_can_be_pickled() -> None:
-    assert issubclass(aiovblk.OptionRefusedError, aiovblk.ProtocolError)
-    for kind in (aiovblk.OptionRefusedError, aiovblk.TLSRequiredError, aiovblk.TLSUnavailableError):
-        error: OptionRefusedError = pickle.loads(pickle.dumps(kind("reason", 7)))
-        assert (type(error), str(error), error.reply) == (kind, "reason", 7)
+    transcript = negotiate(TAKE_EXTENDED, NO_GO, NAMED, allocation=False)
+    assert refusal(transcript).reply == OptionReply.ERR_UNSUP
+    assert transcript.sent.endswith(ASK_GO)

@@ -19,7 +19,7 @@ from aiovblk.protocol import (
     TransmissionFlag,
 )
 
-from ...support.handshake_transcript import Together, talk_together
+from ...support.handshake_transcript import BothTranscripts, transcribe_both
 
 DF = TransmissionFlag.SEND_DF
 DISK = ExportInfo(1 << 40, TransmissionFlag(0x16D), 512, 4096, 1 << 20, "a disk")
@@ -27,7 +27,7 @@ PLAIN = ExportInfo(4096, TransmissionFlag(0x01))
 EXPORTS = {"": PLAIN, "disk": DISK, "d" * 4096: DISK, "gone": None}
 
 
-def talk(
+def negotiate(
     name: str,
     *,
     client_tls: bool = False,
@@ -35,8 +35,8 @@ def talk(
     mode: ReplyMode = ReplyMode.EXTENDED,
     allocation: bool = True,
     exports: dict[str, ExportInfo | None] = EXPORTS,
-) -> Together:
-    return talk_together(
+) -> BothTranscripts:
+    return transcribe_both(
         partial(ClientHandshake, name, tls=client_tls, mode=mode, allocation=allocation),
         partial(ServerHandshake, dict.fromkeys(exports, ""), tls=server_tls),
         exports,
@@ -58,25 +58,25 @@ def talk(
 def test_both_sides_agree(
     name: str, mode: ReplyMode, allocation: bool, tls: tuple[bool, TLSMode]
 ) -> None:
-    together = talk(name, mode=mode, allocation=allocation, client_tls=tls[0], server_tls=tls[1])
+    both = negotiate(name, mode=mode, allocation=allocation, client_tls=tls[0], server_tls=tls[1])
     number = 1 if allocation and mode else None
     info = EXPORTS[name]
     assert info is not None
-    assert together.server == NegotiationResult(name, info, mode, number)
+    assert both.server == NegotiationResult(name, info, mode, number)
     told = replace(info, flags=info.flags | DF if mode else info.flags)
-    assert together.client == NegotiationResult(name, told, mode, number)
-    assert together.secured is tls[0]
+    assert both.client == NegotiationResult(name, told, mode, number)
+    assert both.secured is tls[0]
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
 def test_default_export_has_the_contexts_that_were_asked_for(mode: ReplyMode) -> None:
-    together = talk("", mode=mode, exports={"disk": DISK})
-    assert together.client is not None
-    assert together.server is not None
-    assert together.server.name == "disk"
+    both = negotiate("", mode=mode, exports={"disk": DISK})
+    assert both.client is not None
+    assert both.server is not None
+    assert both.server.name == "disk"
     assert (
-        together.client.allocation_context_id
-        == together.server.allocation_context_id
+        both.client.allocation_context_id
+        == both.server.allocation_context_id
         == (1 if mode else None)
     )
 
@@ -96,7 +96,7 @@ def test_default_export_has_the_contexts_that_were_asked_for(mode: ReplyMode) ->
 def test_client_is_told_what_it_cannot_have(
     name: str, client_tls: bool, server_tls: TLSMode, reply: OptionReply, mode: ReplyMode
 ) -> None:
-    together = talk(name, mode=mode, client_tls=client_tls, server_tls=server_tls)
-    assert isinstance(together.error, OptionRefusedError)
-    assert together.error.reply == reply
-    assert together.server is None
+    both = negotiate(name, mode=mode, client_tls=client_tls, server_tls=server_tls)
+    assert isinstance(both.error, OptionRefusedError)
+    assert both.error.reply == reply
+    assert both.server is None

@@ -1,4 +1,4 @@
-"""docs/protocol-support.md says something of each name that the specification has."""
+"""docs/protocol-support.md mentions each name of the specification."""
 
 from __future__ import annotations
 

@@ -51,10 +51,10 @@ ONE_WAY = {
 }
 
 WRONG = {
-    "": "scheme is none of nbd, nbds, nbd\\+unix, nbds\\+unix",
-    "example.com": "scheme is none of",
-    "http://example.com/": "scheme is none of",
-    "nbd+vsock:///": "scheme is none of",
+    "": "scheme must be one of nbd, nbds, nbd\\+unix, nbds\\+unix",
+    "example.com": "scheme must be one of",
+    "http://example.com/": "scheme must be one of",
+    "nbd+vsock:///": "scheme must be one of",
     "nbd:example.com": "// must follow nbd:",
     "nbd://h:port/": "Port",
     "nbd://h:65536/": "Port",
@@ -63,7 +63,7 @@ WRONG = {
     "nbd://h/%FF": "can't decode",
     "nbd://h/a%00b": "none of them NUL",
     f"nbd://h/{4097 * 'x'}": "at most 4096 bytes",
-    "nbd://user:secret@h/": "no passwords",
+    "nbd://user:secret@h/": "NBD has no passwords",
     "nbd://h/?colour=red": "parameter 'colour' is unknown",
     "nbd://h/?socket": "needs the scheme nbd\\+unix",
     "nbds://h/?tls-type=anon": "parameter 'tls-type' is unknown",
@@ -72,10 +72,10 @@ WRONG = {
     "nbd+unix:///?socket=": "socket is missing",
     "nbd+unix://export?socket=/s": "no host; write nbd\\+unix:///export",
     "nbd+unix://:1/?socket=/s": "no host",
-    "nbd+unix:///?socket=/s&socket=/t": "'socket' is there twice",
+    "nbd+unix:///?socket=/s&socket=/t": "'socket' is given twice",
     "nbd://h/?tls-certificates=/c": "tls-certificates needs the scheme nbds",
     "nbd+unix:///?socket=/s&tls-hostname=h": "tls-hostname needs the scheme nbds\\+unix",
-    "nbds://h/?tls-verify-peer=yes": "tls-verify-peer is 0 or 1, not 'yes'",
+    "nbds://h/?tls-verify-peer=yes": "tls-verify-peer must be 0 or 1, not 'yes'",
     "nbds://h/?tls-psk-file=/k&tls-certificates=/c": "exclude each other",
 }
 

@@ -1,7 +1,7 @@
-"""Peers that send anything: nothing but a protocol error, or a clean end, may come of it.
+"""Fuzz server and client with arbitrary bytes: only a protocol error or a clean end may result.
 
 What each target checks beside that is written in tests/fuzz/targets.py: bounded memory, one reply
-per request, nobody who waits for what will not come.
+per request, and no task that waits forever.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_valid_conversations_with_changes(name: str, data: st.DataObject) -> Non
     TARGETS[name](conversation)
 
 
-# What looks right at first
+# Messages that look valid
 
 small = st.binary(max_size=64)
 names = st.sampled_from(["", "disk", "gone", "nowhere"])
@@ -84,7 +84,7 @@ contents = st.one_of(
 
 @st.composite
 def messages(draw: st.DrawFn, head: bytes, kinds: st.SearchStrategy[int]) -> bytes:
-    """An option or a reply, whose length may lie."""
+    """An option or a reply, whose length may be wrong."""
     content = draw(contents)
     length = draw(st.one_of(st.just(len(content)), numbers)) % 2**32
     return head + wire.u32(draw(kinds)) + wire.u32(length) + content
@@ -160,14 +160,14 @@ def test_replies_of_any_kind(mode: ReplyMode, size: int, data: st.DataObject) ->
     TARGETS["replies"](bytes([mode, size]) + b"".join(replies))
 
 
-# Lengths that lie
+# Wrong lengths
 
 LENGTHS = [MAX_PAYLOAD, MAX_PAYLOAD + 1, 2**31, 2**32 - 1]
 
 
 @pytest.mark.parametrize("mode", ReplyMode)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_request_that_announces_more_than_it_sends(mode: ReplyMode, length: int) -> None:
+def test_request_with_a_length_beyond_its_payload(mode: ReplyMode, length: int) -> None:
     header = serialize_request(Request(0, Command.WRITE, 1, 0, length), mode)
     TARGETS["requests"](bytes([mode, 17]) + header + bytes(500))
 
@@ -175,7 +175,7 @@ def test_request_that_announces_more_than_it_sends(mode: ReplyMode, length: int)
 @pytest.mark.parametrize("kind", [0, 1, 2, 5, 6, 0x8001, 0x7FFF])
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 4105, *LENGTHS])
 @pytest.mark.parametrize("cookie", [1, 4, 7])
-def test_reply_that_announces_less_or_more_than_it_sends(
+def test_reply_with_a_length_that_differs_from_its_payload(
     kind: int, length: int, cookie: int
 ) -> None:
     chunk = b"\0\1" + wire.u16(kind) + wire.u64(cookie)

@@ -1,7 +1,7 @@
-"""KeyboardInterrupt in the midst of a server: the second Ctrl-C, as ``asyncio.Runner`` takes it.
+"""KeyboardInterrupt during a server's shutdown: the second Ctrl-C, as ``asyncio.Runner`` takes it.
 
-It is raised wherever the main thread happens to be, after the first has begun the end. Here that is
-at the first line of a function, one after the other.
+It is raised wherever the main thread happens to be, after the first has begun the shutdown. Here
+that is at the first line of one function after the other.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ PLACES = [
     ("Stats.record_replies", 1),
     ("ConcurrencyLimiter.release", 2),
     ("Server.close", 1),
-    ("Server.close_after_error", 1),
+    ("Server.drain_and_close", 1),
     ("GracefulTask.__init__", 1),
-    ("Server._shut_down", 1),
+    ("Server._finish_shutdown", 1),
     ("ServerConnection.stop", 1),
-    ("ServerConnection._finish", 1),
+    ("ServerConnection._drain", 1),
     ("ServerConnection._close", 1),
     ("StreamProtocol.connection_lost", 1),
     ("LocalClients._on_end", 1),
@@ -112,10 +112,10 @@ PLACES = [
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(("where", "number"), PLACES)
-def test_server_ends_although_an_interrupt_hits_it_anywhere(
+def test_shutdown_completes_although_an_interrupt_hits_it_anywhere(
     where: str, number: int, loop: str, tmp_path: Path
 ) -> None:
-    """With an hour for requests in flight: it is not that which ends it."""
+    """With a drain timeout of an hour, which is not what ends it."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
@@ -127,18 +127,18 @@ def test_server_ends_although_an_interrupt_hits_it_anywhere(
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that_left(
+async def test_shutdown_completes_although_a_workers_disconnect_message_is_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt may hit whoever takes a worker's message."""
+    """As when an interrupt hits the callback that processes a worker's message."""
     lost: list[str] = []
     original = _WorkerSlot._on_event
 
-    def forget(member: _WorkerSlot, name: str, arguments: tuple[object, ...]) -> None:
+    def forget(slot: _WorkerSlot, name: str, arguments: tuple[object, ...]) -> None:
         if name == "left":
             lost.append(name)
         else:
-            original(member, name, arguments)
+            original(slot, name, arguments)
 
     monkeypatch.setattr(_WorkerSlot, "_on_event", forget)
     monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)
@@ -148,7 +148,7 @@ async def test_server_ends_although_it_was_not_told_of_a_client_of_a_worker_that
     assert lost == ["left"]
 
 
-async def test_server_ends_although_it_was_not_told_of_a_client_that_left(
+async def test_shutdown_completes_although_a_disconnect_callback_is_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "RECHECK_INTERVAL", 0.01)

@@ -1,4 +1,4 @@
-"""Where a server listens, and what it leaves behind."""
+"""Listening sockets: Unix and TCP, stale socket files, inherited sockets, backlog, closing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unix_listener(path: Path) -> socket.socket:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
-    """Have every name stand for these addresses."""
+    """Make every host name resolve to these addresses."""
 
     async def getaddrinfo(host: object, port: int, **options: object) -> list[Any]:
         return [
@@ -50,7 +50,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
 # Unix sockets
 
 
-async def test_unix_socket_can_be_used_inside_the_block_and_is_gone_behind_it(path: Path) -> None:
+async def test_unix_socket_exists_inside_the_block_and_is_removed_after_it(path: Path) -> None:
     async with serve(disk(), unix=path) as server:
         assert server.uris == [f"nbd+unix:///?socket={path}"]
         async with connect(server.uris[0]) as remote:
@@ -68,7 +68,7 @@ async def test_unix_socket_may_hold_more_than_one_large_read(path: Path) -> None
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > usual
 
 
-async def test_unix_socket_that_a_dead_server_left_is_replaced(path: Path) -> None:
+async def test_stale_unix_socket_of_a_dead_server_is_replaced(path: Path) -> None:
     unix_listener(path).close()
     assert path.exists()
     async with serve(disk(), unix=path), using(path) as client:
@@ -76,7 +76,7 @@ async def test_unix_socket_that_a_dead_server_left_is_replaced(path: Path) -> No
     assert not path.exists()
 
 
-async def test_unix_socket_of_a_living_server_is_refused_and_left_alone(path: Path) -> None:
+async def test_unix_socket_of_a_living_server_is_refused_and_not_changed(path: Path) -> None:
     async with serve(disk(), unix=path):
         with pytest.raises(OSError, match="cannot listen there: Address already in use") as caught:
             async with serve(disk(), unix=path):
@@ -86,7 +86,7 @@ async def test_unix_socket_of_a_living_server_is_refused_and_left_alone(path: Pa
             assert await client.read(0, 4096) == bytes(4096)
 
 
-async def test_file_that_is_no_socket_is_refused_and_left_alone(path: Path) -> None:
+async def test_file_that_is_no_socket_is_refused_and_not_changed(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(OSError, match="cannot listen there") as caught:
         async with serve(disk(), unix=path):
@@ -121,7 +121,7 @@ async def test_successor_can_listen_while_a_closed_server_drains(path: Path) -> 
     assert not path.exists()
 
 
-async def test_file_that_somebody_else_has_put_there_is_left_alone(path: Path) -> None:
+async def test_file_that_another_process_has_put_there_is_not_removed(path: Path) -> None:
     async with serve(disk(), unix=path):
         path.unlink()
         path.write_text("precious")
@@ -146,7 +146,7 @@ async def test_socket_in_the_abstract_namespace(path: Path) -> None:
     ("host", "start"),
     [("127.0.0.1", "nbd://127.0.0.1:"), ("::1", "nbd://[::1]:"), ("localhost", "nbd://127.0.0.1:")],
 )
-async def test_tcp_port_0_is_any_that_is_free(host: str, start: str) -> None:
+async def test_tcp_port_0_is_any_free_port(host: str, start: str) -> None:
     async with serve(disk(), host=host, port=0) as server:
         assert server.uris[0].startswith(start)
         async with connect(server.uris[0]) as remote:
@@ -174,17 +174,17 @@ async def test_all_addresses_of_a_host_get_the_same_port(
                 assert remote.size == MIB
 
 
-async def test_address_of_a_family_that_is_switched_off_is_left_out(
+async def test_address_of_a_disabled_family_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Where IPv6 is switched off, localhost is ::1 still. 192.0.2.1 is nobody's (RFC 5737).
+    # Where IPv6 is switched off, localhost is ::1 still. 192.0.2.1 is never assigned (RFC 5737).
     resolve_to(monkeypatch, ["192.0.2.1", "127.0.0.1"])
     async with serve(disk(), host="localhost", port=0) as server:
         [uri] = server.uris
         assert uri.startswith("nbd://127.0.0.1:")
 
 
-async def test_host_none_of_whose_addresses_is_here_is_an_error() -> None:
+async def test_host_without_an_address_of_this_machine_is_an_error() -> None:
     with pytest.raises(OSError, match="cannot listen there") as caught:
         async with serve(disk(), host="192.0.2.1", port=0):
             pass
@@ -218,18 +218,18 @@ async def test_host_that_does_not_exist_is_an_error() -> None:
         ({"host": ""}, ("", 10809)),
     ],
 )
-async def test_what_is_not_said_is_localhost_and_port_10809(
+async def test_default_is_localhost_and_port_10809(
     options: dict[str, Any], expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: Sockets = []
+    calls: Sockets = []
 
     async def listen_tcp(host: str, port: int) -> list[socket.socket]:
-        asked.append((host, port))
+        calls.append((host, port))
         return []
 
     monkeypatch.setattr(aiovblk.server, "listen_tcp", listen_tcp)
     async with serve(disk(), **options):
-        assert asked == [expected]
+        assert calls == [expected]
 
 
 async def test_unix_and_tcp_sockets_at_once(path: Path) -> None:
@@ -241,7 +241,7 @@ async def test_unix_and_tcp_sockets_at_once(path: Path) -> None:
                 assert remote.size == MIB
 
 
-# Sockets that somebody else has made
+# Inherited sockets
 
 
 async def test_inherited_listening_sockets_are_used_and_closed(path: Path) -> None:
@@ -254,10 +254,10 @@ async def test_inherited_listening_sockets_are_used_and_closed(path: Path) -> No
                 assert remote.size == MIB
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
-    assert path.exists()  # it belongs to whoever has made it
+    assert path.exists()  # it belongs to the process that has made it
 
 
-async def test_connected_sockets_are_served_until_their_clients_have_left() -> None:
+async def test_connected_sockets_are_served_until_their_clients_disconnect() -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     async with serve(disk(), sockets=[ours for ours, _ in pairs]) as server:
         assert server.uris == []
@@ -272,7 +272,7 @@ async def test_connected_sockets_are_served_until_their_clients_have_left() -> N
         await waiting
 
 
-async def test_client_that_has_left_before_it_is_served_ends_only_itself() -> None:
+async def test_client_that_disconnects_before_it_is_served_ends_only_itself() -> None:
     (dead, gone), (alive, theirs) = socket.socketpair(), socket.socketpair()
     gone.close()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -325,7 +325,7 @@ async def test_listening_ends_at_once_when_the_server_is_closed(path: Path) -> N
     assert not os.listdir(path.parent)
 
 
-async def test_without_descriptors_clients_wait_until_there_are_some(
+async def test_accept_is_retried_when_descriptors_have_run_out(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = [errno.EMFILE, errno.ECONNABORTED]
@@ -344,4 +344,4 @@ async def test_without_descriptors_clients_wait_until_there_are_some(
     async with serve(disk(), sockets=[listener]), using(path) as client:
         assert await client.read(0, 512) == bytes(512)
     assert not failures
-    assert "no client can be accepted now: Too many open files" in caplog.text
+    assert "cannot accept clients: Too many open files" in caplog.text

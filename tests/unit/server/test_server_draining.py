@@ -1,4 +1,4 @@
-"""How serving ends: for one client, and for all."""
+"""Graceful shutdown: draining one client, and the whole server."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from ...support.network_client import (
 
 @pytest.fixture
 async def outside() -> AsyncIterator[AsyncExitStack]:
-    """For clients that stay until the server's block has been left."""
+    """For clients that stay connected until after the server's block."""
     async with AsyncExitStack() as stack:
         yield stack
 
 
 class StubbornDisk(PuppetDisk):
-    """Its end takes for ever, and does not heed cancellation."""
+    """Its flush and unmount hang, and ignore cancellation."""
 
     async def flush(self) -> None:
         await super().flush()
@@ -99,7 +99,7 @@ async def test_shared_device_is_flushed_and_unmounted_once_after_the_last_reques
     assert device.events == ["write", "write", "flush", "unmount"]
 
 
-async def test_device_that_nobody_used_is_flushed_and_unmounted(path: Path) -> None:
+async def test_unused_device_is_flushed_and_unmounted(path: Path) -> None:
     device = LoggingDevice()
     async with serve(device, unix=path):
         pass
@@ -116,10 +116,10 @@ async def test_failure_to_flush_is_raised_on_leaving_and_unmount_follows(
     assert device.events == other.events == ["flush", "unmount"]
     (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert "export 'a' (FailingDisk): FailingDisk.flush() failed: OSError" in record.getMessage()
-    assert record.exc_info is None  # what an outage ends in is no bug
+    assert record.exc_info is None  # an outage is no bug
 
 
-async def test_flush_and_unmount_that_hang_are_given_up(path: Path) -> None:
+async def test_flush_and_unmount_that_hang_are_cancelled(path: Path) -> None:
     device = StubbornDisk()
     with pytest.raises(Error, match=r"flush\(\) failed.*unmount\(\) failed"):
         async with serve(device, unix=path, drain_timeout=0.05):
@@ -127,7 +127,7 @@ async def test_flush_and_unmount_that_hang_are_given_up(path: Path) -> None:
     assert device.events == ["flush", "unmount"]
 
 
-async def test_flush_and_unmount_of_a_clients_own_device_that_hang_are_given_up(
+async def test_flush_and_unmount_of_a_clients_own_device_that_hang_are_cancelled(
     path: Path,
 ) -> None:
     device = StubbornDisk()
@@ -138,7 +138,7 @@ async def test_flush_and_unmount_of_a_clients_own_device_that_hang_are_given_up(
     assert device.events == ["flush", "unmount"]
 
 
-async def test_end_that_the_loop_cancels_goes_on(path: Path) -> None:
+async def test_drain_goes_on_when_the_loop_cancels_it(path: Path) -> None:
     class Disk(PuppetDisk):
         async def flush(self) -> None:
             await self._wait(Call("flush", 0, 0))
@@ -161,7 +161,7 @@ async def test_end_that_the_loop_cancels_goes_on(path: Path) -> None:
     assert device.events == ["flush", "unmount"]
 
 
-async def test_exception_of_the_block_comes_out_as_it_is(path: Path) -> None:
+async def test_exception_of_the_block_is_raised_unchanged(path: Path) -> None:
     device = LoggingDevice()
     with pytest.raises(ZeroDivisionError):
         async with serve(device, unix=path):
@@ -169,7 +169,7 @@ async def test_exception_of_the_block_comes_out_as_it_is(path: Path) -> None:
     assert device.events == ["flush", "unmount"]
 
 
-async def test_exception_of_the_block_goes_before_a_failure_to_flush(path: Path) -> None:
+async def test_exception_of_the_block_takes_precedence_over_a_failure_to_flush(path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         async with serve(FailingDisk(), unix=path):
             _ = 1 // 0
@@ -231,7 +231,7 @@ def test_end_of_the_event_loop_drains(path: Path, factory: type[asyncio.Abstract
         client.send(READ, 0, 512)
         await device.calls.get()
         tasks.append(asyncio.create_task(answer_when_cancelled(client)))
-        await asyncio.sleep(0)  # both have begun to wait
+        await asyncio.sleep(0)  # both wait now
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
@@ -259,7 +259,7 @@ async def test_cancelled_wait_leaves_the_server_as_it_is(path: Path) -> None:
             assert await client.read(0, 512) == bytes(512)
 
 
-async def test_client_in_its_handshake_is_sent_away_when_the_block_is_left(
+async def test_client_in_its_handshake_is_disconnected_at_shutdown(
     path: Path, outside: AsyncExitStack
 ) -> None:
     async with serve(LoggingDevice(), unix=path):
@@ -271,7 +271,7 @@ async def test_client_in_its_handshake_is_sent_away_when_the_block_is_left(
 # One client
 
 
-async def test_disc_is_followed_by_the_end_once_all_is_answered(path: Path) -> None:
+async def test_disc_closes_the_connection_once_all_is_answered(path: Path) -> None:
     device = PuppetDisk()
     async with serve(device, unix=path) as server, using(path) as client:
         cookie = client.send(READ, 0, 512)
@@ -283,7 +283,7 @@ async def test_disc_is_followed_by_the_end_once_all_is_answered(path: Path) -> N
         await until_left(server)
 
 
-async def test_end_without_disc_is_followed_by_the_answers(path: Path) -> None:
+async def test_end_of_file_without_disc_is_followed_by_the_replies(path: Path) -> None:
     device = PuppetDisk()
     async with serve(device, unix=path) as server, using(path) as client:
         cookie = client.send(READ, 0, 512)
@@ -296,7 +296,7 @@ async def test_end_without_disc_is_followed_by_the_answers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["header", "payload"])
-async def test_client_that_vanishes_within_a_request_harms_nobody(
+async def test_client_that_disconnects_within_a_request_disturbs_no_other(
     path: Path, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "aiovblk")
@@ -309,11 +309,11 @@ async def test_client_that_vanishes_within_a_request_harms_nobody(
             assert await client.closed() == b""
         assert await other.read(0, 512) == bytes(512)
         await until_left(server, but=1)
-    assert "left without a word" in caplog.text
+    assert "disconnected without NBD_CMD_DISC" in caplog.text
     assert device.events == ["flush", "unmount"]
 
 
-async def test_client_that_breaks_the_protocol_is_cut_off(
+async def test_client_that_violates_the_protocol_is_disconnected(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(LoggingDevice(), unix=path) as server, using(path) as other:
@@ -326,7 +326,7 @@ async def test_client_that_breaks_the_protocol_is_cut_off(
     assert "HTTP" not in caplog.text
 
 
-async def test_connection_tells_who_is_there_and_what_it_does(path: Path) -> None:
+async def test_connection_shows_peer_export_and_counters(path: Path) -> None:
     async with serve({"disk": LoggingDevice()}, unix=path) as server, using(path, "disk") as client:
         await client.write(0, bytes(512))
         [seen] = server.connections
@@ -345,7 +345,7 @@ async def test_failed_request_is_answered_and_the_connection_lives_on(path: Path
         assert (await client.reply()).error == 0
 
 
-async def test_handler_that_heeds_no_cancellation_is_left_behind(
+async def test_handler_that_ignores_cancellation_is_abandoned(
     path: Path, outside: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "CLOSE_TIMEOUT", 0.05)

@@ -1,18 +1,14 @@
-"""What happens to a server, and who hears of it."""
+"""Events of a server: clients, requests, shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import gc
-import os
-import pickle
-import signal
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +18,15 @@ from aiovblk import BlockDevice, Export, Server, tls
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import (
     ClientConnected,
-    ClientDisconnected,
-    ClientRefused,
-    Event,
     EventStream,
     RequestFailed,
-    ServerClosed,
-    ServerClosing,
     SlowRequest,
 )
 from aiovblk.protocol import Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import connection as connection_module
 from aiovblk.server import stalls
-from aiovblk.server.workers.pool import WorkerPool
-from aiovblk.server.workers.service import MAX_EVENTS
 from aiovblk.storage import MemoryDevice
-from aiovblk.workers import messages
-from aiovblk.workers.channel import MAX_MESSAGE
 
 from ...support.certificates import make_certificates
 from ...support.network_client import (
@@ -52,36 +39,17 @@ from ...support.network_client import (
     PuppetDisk,
     connected,
     serve,
-    until,
     until_left,
     using,
 )
-from ...support.worker_services import FileOfAll
-from .test_server_workers import pids
-
-LOCAL = "a local client"
-NOT_THERE = "the client asked for an export that is not there"
-
-
-def words(event: Event) -> tuple[Any, ...]:
-    """Its name and what it says, without the time."""
-    names: tuple[str, ...] = type(event).__match_args__
-    return type(event).__name__, *(getattr(event, name) for name in names)
-
-
-async def next_words(events: EventStream) -> tuple[Any, ...]:
-    return words(await anext(events))
-
-
-async def everything(events: EventStream) -> list[tuple[Any, ...]]:
-    return [words(event) async for event in events]
+from ...support.server_events import LOCAL, NOT_THERE, everything, next_words
 
 
 @asynccontextmanager
 async def watched(
     device: BlockDevice, path: Path, **options: Any
 ) -> AsyncIterator[tuple[Server, NetworkClient, EventStream]]:
-    """A server with a client, of whom nothing but that it has connected was told."""
+    """A server, a client, and its events after ClientConnected."""
     async with serve({"disk": device}, unix=path, **options) as server:
         events = server.events()
         async with using(path) as client:
@@ -92,7 +60,9 @@ async def watched(
 # Clients
 
 
-async def test_clients_that_come_and_go_in_order_are_told_with_their_numbers(path: Path) -> None:
+async def test_clients_that_connect_and_disconnect_are_published_with_their_numbers(
+    path: Path,
+) -> None:
     async with serve({"disk": LoggingDevice()}, unix=path) as server:
         events = server.events()
         async with using(path, "disk") as one, using(path) as other:
@@ -108,7 +78,7 @@ async def test_clients_that_come_and_go_in_order_are_told_with_their_numbers(pat
             assert await one.closed() == b""
 
 
-async def test_client_of_tcp_is_told_by_its_address() -> None:
+async def test_client_of_tcp_is_published_with_its_address() -> None:
     async with serve(LoggingDevice(), host="127.0.0.1", port=0) as server:
         events = server.events()
         port = int(server.uris[0].rpartition(":")[2].rstrip("/"))
@@ -117,7 +87,7 @@ async def test_client_of_tcp_is_told_by_its_address() -> None:
             assert await next_words(events) == ("ClientConnected", 1, f"{host}:{own}", "", False)
 
 
-async def test_client_over_tls_is_told_as_such_and_one_without_as_refused(
+async def test_client_over_tls_is_published_as_such_and_one_without_as_refused(
     path: Path, tmp_path: Path
 ) -> None:
     certificates = make_certificates(tmp_path / "pki")
@@ -140,11 +110,11 @@ async def test_client_over_tls_is_told_as_such_and_one_without_as_refused(
         assert await next_words(events) == ("ClientRefused", 2, LOCAL, reason)
 
 
-async def leave_without_a_word(client: NetworkClient) -> None:
+async def disconnect_between_requests(client: NetworkClient) -> None:
     client.writer.close()
 
 
-async def leave_within_a_request(client: NetworkClient) -> None:
+async def disconnect_within_a_request(client: NetworkClient) -> None:
     _, message = client.request(WRITE, 0, data=bytes(512))
     client.writer.write(message[:100])
     client.writer.write_eof()
@@ -155,22 +125,22 @@ async def speak_another_protocol(client: NetworkClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("leave", "reason"),
+    ("disconnect", "reason"),
     [
-        (leave_without_a_word, "it left without a word"),
-        (leave_within_a_request, "it left without a word"),
+        (disconnect_between_requests, "disconnected without NBD_CMD_DISC"),
+        (disconnect_within_a_request, "disconnected without NBD_CMD_DISC"),
         (speak_another_protocol, "expected a request, found the magic number 0x47455420"),
     ],
 )
-async def test_client_that_leaves_out_of_order_is_told_with_the_reason(
-    path: Path, leave: Callable[[NetworkClient], Awaitable[None]], reason: str
+async def test_disorderly_disconnect_is_published_with_the_reason(
+    path: Path, disconnect: Callable[[NetworkClient], Awaitable[None]], reason: str
 ) -> None:
     async with watched(LoggingDevice(), path) as (_, client, events):
-        await leave(client)
+        await disconnect(client)
         assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
-async def test_client_that_reads_nothing_is_told_with_the_reason(
+async def test_disconnect_of_a_stalled_client_is_published_with_the_reason(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalls, "STALL_TIMEOUT", 0.05)
@@ -183,17 +153,19 @@ async def test_client_that_reads_nothing_is_told_with_the_reason(
         assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
-async def test_client_whose_requests_are_given_up_is_told_with_the_reason(path: Path) -> None:
+async def test_disconnect_of_a_client_with_cancelled_requests_is_published_with_the_reason(
+    path: Path,
+) -> None:
     device = PuppetDisk()
     async with watched(device, path) as (server, client, events):
         client.send(READ, 0, 512)
         await device.calls.get()
         server.close(force=True)
-        reason = "requests in flight took too long; they are given up"
-        closing, failed, left, closed = await everything(events)
+        reason = "requests in flight took too long; they are cancelled"
+        closing, failed, disconnected, closed = await everything(events)
     assert (closing, closed) == (("ServerClosing",), ("ServerClosed",))
     assert failed == ("RequestFailed", "read", 0, 512, errno.EIO)
-    assert left == ("ClientDisconnected", 1, LOCAL, "disk", reason)
+    assert disconnected == ("ClientDisconnected", 1, LOCAL, "disk", reason)
 
 
 # Clients that are refused
@@ -238,7 +210,7 @@ def broken() -> MemoryDevice:
         (write_nonsense, f"expected an option, found the magic number {0:#018x}"),
     ],
 )
-async def test_client_that_gets_no_export_is_told_as_refused(
+async def test_client_that_gets_no_export_is_published_as_refused(
     path: Path, ask: Callable[[NetworkClient], Awaitable[None]], reason: str
 ) -> None:
     exports = {"disk": Export(LoggingDevice()), "broken": Export(broken)}
@@ -250,15 +222,15 @@ async def test_client_that_gets_no_export_is_told_as_refused(
         assert await next_words(events) == ("ClientRefused", 1, LOCAL, reason)
 
 
-async def test_client_that_never_chooses_is_told_as_refused(path: Path) -> None:
+async def test_handshake_timeout_is_published_as_refused(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path, handshake_timeout=0.05) as server:
         events = server.events()
         async with connected(path):
-            reason = "no agreement within 0.05 s"
+            reason = "handshake timeout: no export chosen in 0.05 s"
             assert await next_words(events) == ("ClientRefused", 1, LOCAL, reason)
 
 
-async def test_client_too_many_is_told_as_refused(path: Path) -> None:
+async def test_client_beyond_max_connections_is_published_as_refused(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path, max_connections=1) as server, using(path):
         events = server.events()
         async with connected(path) as client:
@@ -267,12 +239,12 @@ async def test_client_too_many_is_told_as_refused(path: Path) -> None:
         assert await next_words(events) == ("ClientRefused", 2, LOCAL, reason)
 
 
-async def test_client_in_the_handshake_at_the_end_is_told_as_refused(path: Path) -> None:
+async def test_client_in_the_handshake_at_shutdown_is_published_as_refused(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path) as server, connected(path) as client:
         events = server.events()
         await client.greet()
         server.close()
-        reason = "it was told to leave before it had chosen an export"
+        reason = "the server closed the connection before the client chose an export"
         assert await everything(events) == [
             ("ServerClosing",),
             ("ClientRefused", 1, LOCAL, reason),
@@ -280,7 +252,7 @@ async def test_client_in_the_handshake_at_the_end_is_told_as_refused(path: Path)
         ]
 
 
-async def test_client_that_only_looks_or_thinks_better_of_it_is_not_told_as_refused(
+async def test_client_that_only_lists_or_retries_is_not_published_as_refused(
     path: Path,
 ) -> None:
     async with serve({"disk": LoggingDevice()}, unix=path) as server:
@@ -299,22 +271,22 @@ async def test_client_that_only_looks_or_thinks_better_of_it_is_not_told_as_refu
             client.send(DISC)
             assert await client.closed() == b""
         server.close()
-        told = await everything(events)
+        published = await everything(events)
     names = ["ClientConnected", "ClientDisconnected", "ServerClosing", "ServerClosed"]
-    assert sorted(name for name, *_ in told) == sorted(names)
+    assert sorted(name for name, *_ in published) == sorted(names)
 
 
 # Requests
 
 
-async def test_requests_that_fail_or_are_slow_are_told_with_their_client(path: Path) -> None:
+async def test_failed_and_slow_requests_are_published_with_their_client(path: Path) -> None:
     device = PuppetDisk()
     async with watched(device, path, slow_request=0.01) as (_, client, events):
         client.send(READ, 512, 512)
         call = await device.calls.get()
         slow = await anext(events)
         assert isinstance(slow, SlowRequest)
-        assert round(slow.seconds, 6) >= 0.01  # it is the difference of two times of the loop
+        assert round(slow.seconds, 6) >= 0.01  # a difference of two times of the loop
         call.fail(OSError(errno.ENOSPC, "full"))
         failed = await anext(events)
         assert isinstance(failed, RequestFailed)
@@ -324,7 +296,7 @@ async def test_requests_that_fail_or_are_slow_are_told_with_their_client(path: P
             assert (event.client, event.peer, event.export) == (1, LOCAL, "disk")
 
 
-async def test_nothing_is_put_together_while_nobody_listens(
+async def test_no_event_is_made_without_a_listener(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "replace", None)
@@ -333,7 +305,7 @@ async def test_nothing_is_put_together_while_nobody_listens(
         assert server.stats.errors == 1
 
 
-async def test_client_that_left_is_not_kept_by_the_timer_of_slow_requests(
+async def test_disconnected_client_is_not_kept_alive_by_the_timer_of_slow_requests(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []
@@ -358,7 +330,7 @@ async def test_client_that_left_is_not_kept_by_the_timer_of_slow_requests(
 # The end
 
 
-async def test_server_tells_of_its_end_and_then_no_more(path: Path) -> None:
+async def test_server_closed_is_the_last_event(path: Path) -> None:
     async with serve(LoggingDevice(), unix=path) as server:
         listening = [asyncio.create_task(everything(server.events())) for _ in range(2)]
         await asyncio.sleep(0)
@@ -379,72 +351,3 @@ async def test_slow_request_must_be_positive(path: Path, slow_request: float) ->
     with pytest.raises(ValueError, match="slow_request must be a positive number"):
         async with serve(LoggingDevice(), unix=path, slow_request=slow_request):
             pass
-
-
-# Workers
-
-
-@pytest.mark.deadline(120)
-async def test_workers_tell_of_their_clients_and_requests(path: Path, image: Path) -> None:
-    factory = partial(FileOfAll, image)
-    async with serve({"disk": factory}, unix=path, workers=2, slow_request=0.01) as server:
-        events = server.events()
-        async with connected(path) as client:
-            await client.greet()
-            await ask_for_another(client)
-        assert await next_words(events) == ("ClientRefused", 1, LOCAL, NOT_THERE)
-        async with using(path) as client:
-            assert await next_words(events) == ("ClientConnected", 2, LOCAL, "disk", False)
-            assert (await client.call(READ, MIB, 512)).error == errno.EINVAL
-            failed = await anext(events)
-            assert words(failed) == ("RequestFailed", "read", MIB, 512, errno.EINVAL)
-            assert isinstance(failed, RequestFailed)
-            assert (failed.client, failed.peer, failed.export) == (2, LOCAL, "disk")
-            client.send(READ, 512 * 14, 512)  # which is never answered
-            assert (await next_words(events))[:4] == ("SlowRequest", "read", 512 * 14, 512)
-            assert [each.number for each in server.connections] == [2]
-            server.close(force=True)
-            assert [name for name, *_ in await everything(events)] == [
-                "ServerClosing",
-                "RequestFailed",
-                "ClientDisconnected",
-                "ServerClosed",
-            ]
-
-
-@pytest.mark.deadline(120)
-async def test_clients_of_a_lost_worker_are_told_to_have_left(path: Path, image: Path) -> None:
-    async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
-        events = server.events()
-        async with using(path):
-            assert (await next_words(events))[0] == "ClientConnected"
-            [first] = pids(server)
-            os.kill(first, signal.SIGKILL)
-            reason = f"worker process {first} was ended by SIGKILL"
-            assert await next_words(events) == ("ClientDisconnected", 1, LOCAL, "", reason)
-        crew = server._clients
-        assert isinstance(crew, WorkerPool)
-        await until(lambda: crew._slots[0].is_alive())
-        async with using(path):
-            assert await next_words(events) == ("ClientConnected", 2, LOCAL, "", False)
-
-
-def test_a_message_holds_as_many_events_as_are_told_at_once() -> None:
-    peer = "[2001:0db8:0000:0000:0000:0000:0000:0001]:65535"
-    events: list[Event] = [
-        ClientDisconnected(1 << 62, peer, f"{number:04096}", "a reason" * 100)
-        for number in range(MAX_EVENTS)
-    ]
-    assert len(pickle.dumps(messages.Notification("events", (events,)))) <= MAX_MESSAGE // 2
-
-
-def test_events_travel_between_processes() -> None:
-    for event in (
-        ClientConnected(1, LOCAL, "disk", tls=True),
-        ClientDisconnected(1, LOCAL, "disk", None),
-        ClientRefused(1, LOCAL, NOT_THERE),
-        ServerClosing(),
-        ServerClosed(),
-        SlowRequest("read", 0, 512, 31.4, client=1, peer=LOCAL, export="disk"),
-    ):
-        assert pickle.loads(pickle.dumps(event)) == event

@@ -1,4 +1,4 @@
-"""What a server offers by name, and devices that belong to one client."""
+"""Exports: names, descriptions, read-only, block sizes; and devices that a factory makes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_there_is_no_default_among_several(path: Path) -> None:
                 pass
 
 
-async def test_description_is_told_and_listed(path: Path) -> None:
+async def test_description_is_sent_and_listed(path: Path) -> None:
     exports: dict[str, Any] = {
         "disk": Export(MemoryDevice(MIB), "a disk, für alle"),
         "plain": MemoryDevice(MIB),
@@ -63,7 +63,7 @@ async def test_description_is_told_and_listed(path: Path) -> None:
     ]
 
 
-async def test_read_only_export_refuses_changes_of_a_device_that_takes_them(path: Path) -> None:
+async def test_read_only_export_refuses_writes_to_a_writable_device(path: Path) -> None:
     device = LoggingDevice()
     exports: dict[str, Any] = {"free": device, "locked": Export(device, read_only=True)}
     async with serve(exports, unix=path):
@@ -75,7 +75,7 @@ async def test_read_only_export_refuses_changes_of_a_device_that_takes_them(path
             with pytest.raises(PermissionError):
                 await remote.write(0, bytes(512))
             assert await remote.read(0, 512) == b"\1" * 512
-    # Two names, and still one device, which ends once.
+    # Two names, but one device, which is closed once.
     assert device.events == ["write", "flush", "unmount"]
 
 
@@ -123,7 +123,7 @@ async def test_client_gets_all_replies_in_each_mode(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_function_makes_a_device_for_each_client_and_it_ends_with_it(
+async def test_factory_makes_a_device_for_each_client_and_it_is_closed_with_it(
     path: Path, is_async: bool
 ) -> None:
     made: list[LoggingDevice] = []
@@ -148,7 +148,7 @@ async def test_function_makes_a_device_for_each_client_and_it_ends_with_it(
         ]
 
 
-async def test_function_is_called_once_for_a_client_that_asks_twice(path: Path) -> None:
+async def test_factory_is_called_once_for_a_client_that_asks_twice(path: Path) -> None:
     made: list[LoggingDevice] = []
 
     def make() -> LoggingDevice:
@@ -167,7 +167,7 @@ async def test_function_is_called_once_for_a_client_that_asks_twice(path: Path) 
 
 
 @pytest.mark.parametrize("failure", ["raises", "no device", "no geometry"])
-async def test_function_that_fails_is_logged_and_its_export_is_not_there(
+async def test_factory_that_fails_is_logged_and_its_export_is_unknown(
     path: Path, failure: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def make() -> Any:
@@ -224,13 +224,13 @@ async def test_flush_with_a_bug_is_logged_with_its_traceback(
     assert record.exc_info is not None
 
 
-# What cannot be
+# Invalid options
 
 
 @pytest.mark.parametrize(
     ("exports", "error", "reason"),
     [
-        ({}, ValueError, "there is nothing to serve"),
+        ({}, ValueError, "exports is empty"),
         ({1: MemoryDevice(MIB)}, TypeError, "the name of an export must be a str, not 1"),
         ({"x" * 4097: MemoryDevice(MIB)}, ValueError, "has at most 4096 bytes, not 4097"),
         ({"ü" * 2049: MemoryDevice(MIB)}, ValueError, "has at most 4096 bytes, not 4098"),
@@ -242,7 +242,7 @@ async def test_flush_with_a_bug_is_logged_with_its_traceback(
         ({"a": Geometry(512, 0)}, ValueError, "blocks must be at least 1"),
     ],
 )
-async def test_export_that_cannot_be_is_refused(
+async def test_invalid_export_is_refused(
     path: Path, exports: Any, error: type[Exception], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):

@@ -1,4 +1,4 @@
-"""What a thousand clients that do nothing cost."""
+"""Memory and descriptors of a thousand idle clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aiovblk.protocol.options import CLIENT_FLAGS, serialize_info_request, seria
 from ...support.network_client import LoggingDevice, clients_of, serve, until, using
 
 CLIENTS = 1000
-ENOUGH = 64 * 1024  # bytes of one connection; two thirds of it are those of asyncio's debug mode
+MAX_BYTES = 64 * 1024  # bytes of one connection; two thirds of it are those of asyncio's debug mode
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def test_a_thousand_idle_clients_take_little_memory_and_let_others_in(
     clients: list[socket.socket] = []
     async with serve(LoggingDevice(), unix=path, max_connections=CLIENTS + 1) as server:
         async with using(path) as client:
-            await client.read(0, 512)  # what is made once is there
+            await client.read(0, 512)  # so that what is made once exists
         gc.collect()
         tracemalloc.start()
         try:
@@ -49,7 +49,7 @@ async def test_a_thousand_idle_clients_take_little_memory_and_let_others_in(
                 clients.append(sock)
                 sock.connect(str(path))
                 sock.send(handshake)
-                if number % 50 == 49:  # fewer than may wait for being accepted
+                if number % 50 == 49:  # fewer than the listen backlog
                     await until(lambda: len(server.connections) >= len(clients))
             await until(lambda: all(each.export is not None for each in server.connections))
             gc.collect()
@@ -57,7 +57,7 @@ async def test_a_thousand_idle_clients_take_little_memory_and_let_others_in(
         finally:
             tracemalloc.stop()
         assert len(server.connections) == CLIENTS
-        assert taken / CLIENTS < ENOUGH
+        assert taken / CLIENTS < MAX_BYTES
         async with using(path) as client:
             assert await client.read(0, 512) == bytes(512)
         for sock in clients:

@@ -1,4 +1,4 @@
-"""What a client that is slow, greedy or a liar may take of a server, and of the others."""
+"""Limits: max_connections, handshake timeout, concurrency, memory quota, backpressure, logging."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
-from aiovblk.server import connection as connection_module
-from aiovblk.server import stalls, warning_limiter
+from aiovblk.server import client_stream, stalls, warning_limiter
 from aiovblk.server.warning_limiter import MAX_LINES, WarningLimiter
 from aiovblk.stream.reader import BUFFER_SIZE
 from tests.support.timers import LATER, Timers
@@ -38,12 +37,12 @@ from ...support.network_client import (
 
 
 class Zeroes(BlockDevice):
-    """Costs nothing, but counts who is at work."""
+    """Takes no memory; counts the handlers that run."""
 
     block_size, blocks = 4096, 2**20
 
     def __init__(self) -> None:
-        self.running = self.most = self.most_used = 0
+        self.running = self.max_running = self.most_used = 0
         self.used: Callable[[], int] = lambda: 0
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -56,7 +55,7 @@ class Zeroes(BlockDevice):
     async def _work(self) -> None:
         self.running += 1
         await asyncio.sleep(0)
-        self.most = max(self.most, self.running)
+        self.max_running = max(self.max_running, self.running)
         self.most_used = max(self.most_used, self.used())
         self.running -= 1
 
@@ -64,7 +63,7 @@ class Zeroes(BlockDevice):
 # Clients
 
 
-async def test_clients_beyond_the_limit_are_turned_away_and_let_in_later(
+async def test_clients_beyond_max_connections_are_refused_and_accepted_later(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(LoggingDevice(), unix=path, max_connections=1) as server:
@@ -80,37 +79,37 @@ async def test_clients_beyond_the_limit_are_turned_away_and_let_in_later(
     assert caplog.text.count("refused: max_connections (1) reached") == 3
 
 
-async def test_clients_that_go_wrong_do_not_fill_the_log(
+async def test_warnings_about_clients_are_rate_limited(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(LoggingDevice(), unix=path):
         for _ in range(MAX_LINES + 5):
             async with connected(path) as client:
-                await client.greet(flags=0xFF)  # what nobody knows
+                await client.greet(flags=0xFF)  # unknown flags
                 await client.closed()
     assert caplog.text.count("the handshake failed") == MAX_LINES
-    assert "5 more clients were turned away or broken off" in caplog.text
+    assert "5 more clients were refused or failed" in caplog.text
 
 
-async def test_complaints_that_were_counted_are_told_when_their_minute_is_over(
+async def test_suppressed_warnings_are_summed_up_when_their_minute_is_over(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(warning_limiter, "monotonic", lambda: now[0])
-    told = WarningLimiter()
+    limiter = WarningLimiter()
     for _ in range(MAX_LINES + 2):
-        told.warn("%s is wrong", "it")
+        limiter.warn("%s is wrong", "it")
     assert len(caplog.messages) == MAX_LINES
     now[0] += warning_limiter.WINDOW
-    told.warn("%s is wrong", "another")
+    limiter.warn("%s is wrong", "another")
     more, new = caplog.messages[MAX_LINES:]
-    assert (more, new) == ("2 more clients were turned away or broken off", "another is wrong")
-    told.close()
+    assert (more, new) == ("2 more clients were refused or failed", "another is wrong")
+    limiter.close()
     assert len(caplog.messages) == MAX_LINES + 2
 
 
 @pytest.mark.parametrize("stage", ["mute", "after the greeting", "within an option", "one by one"])
-async def test_client_that_does_not_come_to_an_end_of_its_handshake_is_sent_away(
+async def test_handshake_timeout_disconnects_the_client(
     path: Path, stage: str, timers: Timers, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -128,7 +127,7 @@ async def test_client_that_does_not_come_to_an_end_of_its_handshake_is_sent_away
         assert timers.count() == 1  # for all that it says
         timers.go_off()
         await client.closed()
-    assert "a local client: no agreement within 3600 s" in caplog.text
+    assert "a local client: handshake timeout: no export chosen in 3600 s" in caplog.text
 
 
 async def test_no_timer_runs_for_a_client_that_is_idle(
@@ -161,7 +160,7 @@ async def test_no_timer_runs_for_a_client_that_is_idle(
 # Concurrency
 
 
-async def test_ten_slow_reads_of_one_client_are_at_work_at_once(path: Path) -> None:
+async def test_ten_slow_reads_of_one_client_run_at_once(path: Path) -> None:
     device = PuppetDisk()
     async with serve(device, unix=path), using(path) as client:
         cookies = [client.send(READ, 512 * at, 512) for at in range(10)]
@@ -177,7 +176,7 @@ async def test_concurrency_limits_the_handlers_of_one_client(path: Path) -> None
         for _ in range(20):
             client.send(READ, 0, 4096)
         await client.replies(20)
-    assert device.most == 3
+    assert device.max_running == 3
 
 
 async def test_handler_timeout_fails_the_request_alone(path: Path, timers: Timers) -> None:
@@ -211,7 +210,7 @@ async def test_many_large_requests_are_all_answered_within_the_limit(
         for _ in range(64):
             assert (await client.reply()).error == 0
         assert 0 < device.most_used <= 5 * MIB + 2**16
-        assert device.most <= 5
+        assert device.max_running <= 5
         client.send(DISC)
         await client.closed()
         await until_left(server)
@@ -240,26 +239,26 @@ async def test_client_with_all_the_memory_leaves_the_others_one_request_each(pat
             assert len((await greedy.reply()).data) == MIB
 
 
-async def test_what_a_client_took_is_given_back_once_however_it_leaves(path: Path) -> None:
+async def test_memory_of_a_client_is_refunded_once_however_it_disconnects(path: Path) -> None:
     async with serve(Zeroes(), unix=path) as server:
         budget = clients_of(server)._settings.budget
-        for leave in ("disc", "end", "abort"):
+        for how in ("disc", "end", "abort"):
             async with using(path) as client:
                 # More than the socket takes: replies wait in the server when it drains.
                 for _ in range(8):
                     client.send(READ, 0, MIB)
-                if leave == "disc":
+                if how == "disc":
                     client.send(DISC)
-                if leave != "abort":
+                if how != "abort":
                     client.writer.write_eof()
                     await client.replies(8)
                 else:
                     await client.reply()
             await until_left(server)
-            assert (leave, budget.used, budget.waiting) == (leave, 0, {})
+            assert (how, budget.used, budget.waiting) == (how, 0, {})
 
 
-async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
+async def test_client_that_reads_nothing_blocks_no_other_and_is_disconnected(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stalls, "STALL_TIMEOUT", 0.1)
@@ -275,10 +274,10 @@ async def test_client_that_reads_nothing_stops_nobody_and_is_given_up(
         while len(server.connections) > 1:
             assert await client.read(0, 4096) == bytes(4096)
             assert clients_of(server)._settings.budget.used < 10 * MIB
-    assert "it has read too little for 0.1 s; it is given up" in caplog.text
+    assert "it has read too little for 0.1 s; disconnected" in caplog.text
 
 
-async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
+async def test_client_that_reads_slowly_is_not_disconnected(path: Path) -> None:
     async with serve(Zeroes(), unix=path) as server, using(path) as client:
         client.transport.pause_reading()
         for _ in range(8):
@@ -291,7 +290,7 @@ async def test_client_that_reads_slowly_is_not_given_up(path: Path) -> None:
         await client.replies(8)
 
 
-async def test_questions_without_a_reader_of_the_answers_do_not_pile_up(path: Path) -> None:
+async def test_option_replies_that_are_not_read_cause_backpressure(path: Path) -> None:
     exports = {f"{at:04}": LoggingDevice() for at in range(1000)}
     async with serve(exports, unix=path) as server, connected(path) as client:
         await client.greet()
@@ -304,7 +303,7 @@ async def test_questions_without_a_reader_of_the_answers_do_not_pile_up(path: Pa
         for _ in range(10):
             await asyncio.sleep(0)
         size = connection._stream.transport.get_write_buffer_size()
-        assert size < 2 * connection_module.WRITE_BUFFER
+        assert size < 2 * client_stream.WRITE_BUFFER
         client.transport.resume_reading()
         for _ in range(200 * 1001):
             await client.option_reply(Option.LIST)
@@ -321,7 +320,7 @@ async def test_announced_payload_that_does_not_come_takes_little_memory(path: Pa
         assert len(reader.buffer) <= 2 * BUFFER_SIZE
 
 
-async def test_longest_payload_is_taken_and_a_longer_one_ends_the_connection(path: Path) -> None:
+async def test_longest_payload_is_accepted_and_a_longer_one_ends_the_connection(path: Path) -> None:
     async with serve(Zeroes(), unix=path), using(path) as client:
         await client.write(0, bytes(MAX_PAYLOAD))
         assert (await client.call(READ, 0, MAX_PAYLOAD + 4096)).error == errno.EINVAL

@@ -1,4 +1,4 @@
-"""What a server has counted of all its clients."""
+"""Counters of a server, summed over all clients, present and past."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from aiovblk.protocol import Command
 from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 
-from ...support.network_client import PuppetDisk, serve, until, until_left, using
+from ...support.network_client import PuppetDisk, serve, until, until_left, using, worker_pids
 from ...support.worker_services import FileOfAll
-from .test_server_workers import pids
 
 
-async def test_clients_that_left_still_count(path: Path) -> None:
+async def test_disconnected_clients_still_count(path: Path) -> None:
     async with serve(MemoryDevice(1 << 20), unix=path) as server:
         async with using(path) as client:
             await client.write(0, bytes(4096))
@@ -32,7 +31,7 @@ async def test_clients_that_left_still_count(path: Path) -> None:
     assert server.stats == stats
 
 
-async def test_what_was_given_up_is_not_in_flight(path: Path) -> None:
+async def test_cancelled_requests_are_not_in_flight(path: Path) -> None:
     device = PuppetDisk()
     async with serve(device, unix=path) as server:
         async with using(path) as client:
@@ -45,7 +44,7 @@ async def test_what_was_given_up_is_not_in_flight(path: Path) -> None:
 
 
 @pytest.mark.deadline(120)
-async def test_workers_count_together_and_beyond_their_end(path: Path, tmp_path: Path) -> None:
+async def test_counters_of_workers_are_summed_also_of_lost_ones(path: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     async with serve(partial(FileOfAll, image), unix=path, workers=2) as server:
@@ -56,10 +55,10 @@ async def test_workers_count_together_and_beyond_their_end(path: Path, tmp_path:
             # Reported with the counters, or soon after.
             await until(lambda: server.stats.latency["read"].count == 1)
         await until_left(server)
-        crew = server._clients
-        assert isinstance(crew, WorkerPool)
-        for pid in pids(server):
+        pool = server._clients
+        assert isinstance(pool, WorkerPool)
+        for pid in worker_pids(server):
             os.kill(pid, signal.SIGKILL)
-        await until(lambda: sum(member.past.writes for member in crew._slots) == 1)
-        await until(lambda: all(member.is_alive() for member in crew._slots))
+        await until(lambda: sum(slot.past.writes for slot in pool._slots) == 1)
+        await until(lambda: all(slot.is_alive() for slot in pool._slots))
         assert (server.stats.reads, server.stats.writes) == (1, 1)

@@ -1,4 +1,4 @@
-"""TLS as the server asks for it."""
+"""TLS of the server: certificates, required or offered, injected bytes, timeouts."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ async def test_tls_over_tcp(certificates: Path) -> None:
             assert await remote.read(0, 512) == bytes(512)
 
 
-@pytest.mark.parametrize("who", ["nobody", "a stranger"])
+@pytest.mark.parametrize("certificate", ["none", "another"])
 async def test_client_without_the_right_certificate_is_not_served(
     path: Path,
     certificates: Path,
     others: Path,
-    who: str,
+    certificate: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trusting = tmp_path / "pki"
     trusting.mkdir()
     (trusting / "ca-cert.pem").write_bytes((certificates / "ca-cert.pem").read_bytes())
-    if who == "a stranger":
+    if certificate == "another":
         for name in ("client-cert.pem", "client-key.pem"):
             (trusting / name).write_bytes((others / name).read_bytes())
     context = tls.server_context(certificates, verify_peer=True)
@@ -102,7 +102,7 @@ async def test_client_without_the_right_certificate_is_not_served(
     assert "the handshake failed" in caplog.text
 
 
-async def test_where_tls_is_required_nothing_is_told_without(
+async def test_where_tls_is_required_options_are_refused_without(
     path: Path, certificates: Path
 ) -> None:
     context = tls.server_context(certificates)
@@ -151,12 +151,10 @@ async def test_bytes_injected_behind_starttls_are_refused(
         client.writer.write(serialize_option(Option.STARTTLS) + injected)
         assert await client.option_reply(Option.STARTTLS) == (OptionReply.ACK, b"")
         assert await client.closed() == b""
-    assert "the peer sent bytes before TLS that nobody protects" in caplog.text
+    assert "the peer sent unprotected bytes before TLS began" in caplog.text
 
 
-async def test_what_was_agreed_upon_without_tls_is_forgotten(
-    path: Path, certificates: Path
-) -> None:
+async def test_what_was_negotiated_before_tls_is_forgotten(path: Path, certificates: Path) -> None:
     context = tls.server_context(certificates)
     contexts = struct.pack(">I4sII15s", 4, b"disk", 1, 15, b"base:allocation")
     async with (
@@ -183,7 +181,7 @@ async def test_tls_begins_once(path: Path, certificates: Path) -> None:
         await client.go("disk")
 
 
-async def test_client_that_says_anything_but_tls_is_cut_off(
+async def test_client_that_sends_anything_but_tls_is_disconnected(
     path: Path, certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = tls.server_context(certificates)
@@ -200,7 +198,7 @@ async def test_client_that_says_anything_but_tls_is_cut_off(
 
 
 @pytest.mark.deadline(30)  # asyncio's own limit for it is 60 s
-async def test_client_that_never_begins_tls_is_sent_away(
+async def test_client_that_never_begins_tls_is_disconnected(
     path: Path, certificates: Path, timers: Timers
 ) -> None:
     context = tls.server_context(certificates)
@@ -230,7 +228,7 @@ async def test_requests_in_flight_are_answered_over_tls_when_the_server_ends(
         assert await reading == b"\1" * MIB
 
 
-async def test_first_bytes_of_tls_are_none_of_the_handshake_though_others_come_first(
+async def test_first_bytes_of_tls_are_not_read_by_the_nbd_handshake(
     path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class AlwaysOver(Slice):

@@ -1,4 +1,4 @@
-"""Clients that several processes serve."""
+"""Worker pool of a server: clients are served by several processes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,13 @@ from aiovblk.storage import MemoryDevice
 from aiovblk.tls import client_context, server_context
 
 from ...support.certificates import make_certificates
-from ...support.network_client import connected, serve, until, until_left, using
+from ...support.network_client import connected, serve, until, until_left, using, worker_pids
 from ...support.worker_services import FileOfAll, make_late
 
 pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
 
-def pids(server: aiovblk.Server) -> list[int]:
-    assert isinstance(server._clients, WorkerPool)
-    return [member.worker.pid for member in server._clients._slots]
-
-
-async def test_each_worker_has_its_share_of_the_clients(path: Path, image: Path) -> None:
+async def test_clients_are_spread_over_the_workers(path: Path, image: Path) -> None:
     async with serve(partial(make_late, image), unix=path, workers=2) as server:
         async with using(path) as one, using(path) as other:
             await one.write(512, b"1" * 512)
@@ -39,7 +34,7 @@ async def test_each_worker_has_its_share_of_the_clients(path: Path, image: Path)
             await until(lambda: {each.stats.reads for each in server.connections} == {0, 1})
             assert {each.export for each in server.connections} == {""}
             opened = image.with_suffix(".log").read_text().split()[1::2]
-            assert sorted(map(int, opened)) == sorted(pids(server))
+            assert sorted(map(int, opened)) == sorted(worker_pids(server))
             server.connections[0].stop()
             await until_left(server, but=1)
         await until_left(server)
@@ -67,16 +62,16 @@ async def test_a_lost_worker_is_replaced(
     path: Path, image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
-        [first] = pids(server)
+        [first] = worker_pids(server)
         async with using(path) as client:
             os.kill(first, signal.SIGKILL)
             assert await client.closed() == b""
-        lost = "was ended by SIGKILL, and with it 1 connections are lost"
+        lost = "was ended by SIGKILL; 1 connections are lost with it"
         await until(lambda: lost in caplog.text)
-        crew = server._clients
-        assert isinstance(crew, WorkerPool)
-        await until(lambda: crew._slots[0].is_alive())
-        assert pids(server) != [first]
+        pool = server._clients
+        assert isinstance(pool, WorkerPool)
+        await until(lambda: pool._slots[0].is_alive())
+        assert worker_pids(server) != [first]
         async with using(path) as client:
             assert await client.read(0, 512) == bytes(512)
 
@@ -109,7 +104,7 @@ async def test_each_worker_loads_the_certificates(path: Path, image: Path, tmp_p
         (
             partial(MemoryDevice, 4096),
             {"tls": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-            "an SSLContext stays in its process",
+            "an SSLContext of this process, which workers cannot use",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Clients that hold memory and do not go on, and those that are idle."""
+"""Stall detection, idle timeout, keepalive, and the memory of unfinished requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class TimedLoop(StillLoop):
-    """A loop whose time passes as the test says."""
+    """An event loop whose clock the test sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class TimedLoop(StillLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing is kept of it."""
+        """Does nothing."""
 
     def advance(self, seconds: float) -> None:
         end = self.now + seconds
@@ -96,7 +96,7 @@ class TimedLoop(StillLoop):
 
 
 class Transfer:
-    """What a monitor looks at."""
+    """A transfer that a StallMonitor checks."""
 
     def __init__(self) -> None:
         self.progress: tuple[int, int] | None = (1, 0)
@@ -139,7 +139,7 @@ def test_transfer_that_is_slow_is_not_stalled_and_neither_are_many_in_a_row() ->
         assert not transfer.stalled
 
 
-def test_transfer_that_stands_still_is_stalled_soon_where_others_wait_for_memory() -> None:
+def test_transfer_that_stands_still_is_stalled_soon_while_memory_is_low() -> None:
     with TimedLoop() as loop:
         transfer = Transfer()
         transfer.is_short = True
@@ -163,7 +163,7 @@ def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
         assert transfer.stalled == [LOW_MEMORY_TIMEOUT]
 
 
-def test_transfer_that_is_done_is_not_looked_at_until_the_next_one() -> None:
+def test_complete_transfer_is_not_checked_until_the_next_one() -> None:
     with TimedLoop() as loop:
         transfer = Transfer()
         loop.advance(STALL_TIMEOUT / 2)
@@ -202,21 +202,21 @@ def test_without_a_timeout_no_timer_runs() -> None:
         assert not loop.is_waiting
 
 
-# Memory of what is received, and not whole
+# Memory of requests that are not received whole
 
 
 class Sender:
-    """A client that sends requests, but for the last byte."""
+    """A client that sends requests without their last byte."""
 
     def __init__(self, loop: StillLoop, budget: MemoryBudget) -> None:
         self.unfinished = 0
         self.stream = StreamProtocol()
         self.transport = MemoryTransport(self.stream)
-        self.share = ConnectionQuota(budget, 64 * MIB)
+        self.quota = ConnectionQuota(budget, 64 * MIB)
         self.dispatcher = Dispatcher(
             MemoryDevice(64 * MIB),
             Stats(),
-            quota=self.share,
+            quota=self.quota,
             on_disconnect=lambda: None,
             on_unfinished=self._on_unfinished,
         )
@@ -232,13 +232,13 @@ def write(length: int) -> bytes:
 
 
 def deliver(loop: StillLoop, sender: Sender, data: bytes) -> bytes:
-    """Send as long as it is received; returns what is not."""
+    """Send while it is received; returns the rest."""
     while data:
-        left = sender.transport.deliver(data)
+        rest = sender.transport.deliver(data)
         loop.run_due()
-        if len(left) == len(data):
+        if len(rest) == len(data):
             break
-        data = left
+        data = rest
     return data
 
 
@@ -247,27 +247,27 @@ def test_unfinished_requests_take_no_more_than_the_limit_and_the_one_that_passes
     with StillLoop() as loop:
         budget = MemoryBudget(limit)
         senders = [Sender(loop, budget) for _ in range(12)]
-        lefts = [deliver(loop, sender, write(size)[:-1]) for sender in senders]
-        assert [not left for left in lefts] == [True] * 2 + [False] * 10
+        rests = [deliver(loop, sender, write(size)[:-1]) for sender in senders]
+        assert [not rest for rest in rests] == [True] * 2 + [False] * 10
         held = sum(len(sender.stream.reader.buffer) for sender in senders)
         assert held <= limit + size + len(senders) * 2 * MIB
         assert budget.is_low()
-        # Who is waited for is told of; who waits for memory is not to blame.
+        # A client that must go on is monitored; one that waits for memory is not.
         assert [sender.dispatcher.unfinished() is not None for sender in senders] == [True] * 2 + [
             False
         ] * 10
-        # One that is done, and one that is closed, let others go on, in their order.
+        # A request that is done and a connection that is closed let others go on, in order.
         assert not deliver(loop, senders[0], b"\0")
         senders[1].dispatcher.abort()
-        senders[1].share.close()
+        senders[1].quota.close()
         loop.run_due()
-        assert not deliver(loop, senders[2], lefts[2])
-        assert not deliver(loop, senders[3], lefts[3])
-        assert deliver(loop, senders[4], lefts[4])
+        assert not deliver(loop, senders[2], rests[2])
+        assert not deliver(loop, senders[3], rests[3])
+        assert deliver(loop, senders[4], rests[4])
         for sender in senders:
             sender.dispatcher.abort()
             loop.run_due()
-            sender.share.close()
+            sender.quota.close()
         assert budget.used == 0
 
 
@@ -282,11 +282,11 @@ def test_small_requests_go_on_although_others_hold_all_the_memory() -> None:
         for sender in (hog, other):
             sender.dispatcher.abort()
             loop.run_due()
-            sender.share.close()
+            sender.quota.close()
         assert budget.used == 0
 
 
-def test_memory_of_a_refused_request_is_given_back_whole() -> None:
+def test_memory_of_a_refused_request_is_refunded_whole() -> None:
     with StillLoop() as loop:
         budget = MemoryBudget(64 * MIB)
         sender = Sender(loop, budget)
@@ -316,7 +316,7 @@ async def test_client_that_does_not_finish_its_request_is_disconnected(
     assert "write" not in device.events
 
 
-async def test_idle_client_is_disconnected_where_that_is_wanted(path: Path, timers: Timers) -> None:
+async def test_idle_timeout_disconnects_the_client(path: Path, timers: Timers) -> None:
     async with serve(LoggingDevice(), unix=path, idle_timeout=LATER) as server:
         events = server.events()
         async with using(path) as client:
@@ -326,7 +326,7 @@ async def test_idle_client_is_disconnected_where_that_is_wanted(path: Path, time
             timers.go_off()
             assert await client.closed() == b""
         reasons = [getattr(await anext(events), "reason", "") for _ in range(2)]
-    assert reasons == ["", "it has been idle for 3600 s"]
+    assert reasons == ["", "idle timeout: no request for 3600 s"]
 
 
 async def test_client_whose_request_takes_long_is_not_idle(path: Path, timers: Timers) -> None:
@@ -350,7 +350,7 @@ async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> 
             second.send(WRITE, 0, data=bytes(MIB))
             await until(lambda: clients_of(server)._settings.budget.is_low())
             for _ in range(5):
-                await asyncio.sleep(0.01)  # as long as idle clients may stay
+                await asyncio.sleep(0.01)  # the idle timeout
             call.succeed()
             assert (await first.reply()).error == 0
             (await device.calls.get()).succeed()
@@ -365,7 +365,7 @@ async def test_idle_timeout_must_be_positive(path: Path, timeout: float) -> None
 
 
 @pytest.mark.parametrize("given", ["by us", "listening", "connected"])
-async def test_tcp_clients_whose_machine_is_gone_are_found_out(given: str) -> None:
+async def test_tcp_clients_have_keepalive(given: str) -> None:
     ours = socket.create_server(("127.0.0.1", 0))
     options: dict[str, Any] = {"sockets": [ours]}
     if given == "by us":

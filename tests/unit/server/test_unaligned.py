@@ -1,4 +1,4 @@
-"""Requests of any alignment for a device of blocks."""
+"""Unaligned requests: read-modify-write of blocks, range locks, trim, extents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 4096
 
 
 class Slow(MemoryDevice):
-    """Lets others come in between, and takes whole blocks only."""
+    """Lets other tasks run in between, and accepts whole blocks only."""
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         assert offset % BLOCK == length % BLOCK == 0
@@ -40,7 +40,7 @@ class Slow(MemoryDevice):
 
 
 class Model:
-    """Writes at random, in a range of its own, and knows what must be there."""
+    """Writes at random in a range of its own, and knows what it must contain."""
 
     def __init__(self, device: BlockDevice, begin: int, end: int, seed: int) -> None:
         self._device = device
@@ -85,15 +85,15 @@ class Gated(Slow):
     def __init__(self) -> None:
         super().__init__(SIZE, block_size=BLOCK)
         self.gate = asyncio.Event()
-        self.begun = 0
+        self.started = 0
 
     async def write(self, offset: int, data: memoryview) -> None:
-        self.begun += 1
+        self.started += 1
         await self.gate.wait()
         await super().write(offset, data)
 
 
-async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> None:
+async def test_whole_blocks_wait_only_for_a_part_of_one() -> None:
     inner = Gated()
     device = UnalignedAdapter(inner)
     async with asyncio.TaskGroup() as group:
@@ -102,14 +102,14 @@ async def test_whole_blocks_wait_for_a_part_of_one_and_for_nothing_else() -> Non
         part = group.create_task(device.write(100, memoryview(b"b" * 100)))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert inner.begun == 2
+        assert inner.started == 2
         inner.gate.set()
         await part
         await device.write(0, memoryview(b"c" * BLOCK))
     assert await device.read(0, 2 * BLOCK) == b"c" * BLOCK + b"a" * BLOCK
 
 
-async def test_trim_keeps_what_is_named_only_in_part() -> None:
+async def test_trim_keeps_blocks_that_it_covers_in_part() -> None:
     device = UnalignedAdapter(MemoryDevice(SIZE, block_size=BLOCK))
     await device.write(0, memoryview(b"x" * SIZE))
     await device.trim(1, 3 * BLOCK)
@@ -140,7 +140,7 @@ async def test_extents_begin_where_they_are_asked_for(
     assert await UnalignedAdapter(Striped()).extents(offset, length) == expected
 
 
-async def test_blocks_that_are_named_in_part_are_cached_as_a_whole() -> None:
+async def test_blocks_that_are_covered_in_part_are_cached_as_a_whole() -> None:
     class Caching(MemoryDevice):
         cached: tuple[int, int] | None = None
 
@@ -152,7 +152,7 @@ async def test_blocks_that_are_named_in_part_are_cached_as_a_whole() -> None:
     assert device.cached == (0, 2 * BLOCK)
 
 
-async def test_cancelled_writer_keeps_nobody_waiting() -> None:
+async def test_cancelled_writer_releases_its_lock() -> None:
     inner = Slow(SIZE, block_size=BLOCK)
     device = UnalignedAdapter(inner)
     first = asyncio.create_task(device.write(1, memoryview(b"x")))
@@ -175,7 +175,7 @@ async def test_part_that_is_cancelled_while_it_waits_leaves_no_trace(whole_first
     ]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert inner.begun == 1
+    assert inner.started == 1
     writes[1].cancel()
     await asyncio.wait([writes[1]])
     inner.gate.set()

@@ -1,4 +1,4 @@
-"""Which block sizes devices have, and what clients are told of them."""
+"""Block sizes of devices, those announced to clients, and the BlockSize layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MULTI_CONN = TransmissionFlag.CAN_MULTI_CONN
 
 
 class OneDisk(MemoryDevice):
-    """Says that all instances are one disk."""
+    """A disk of which all instances are the same disk (multi_conn)."""
 
     multi_conn = True
 
@@ -35,7 +35,7 @@ async def opened(export: Export) -> OpenDevice:
     return await open_device("", export)
 
 
-# What a client is told
+# Block sizes that are announced to clients
 
 
 @pytest.mark.parametrize("block_size", [1, 512, 4096, 65536])
@@ -65,7 +65,7 @@ async def test_minimum_is_a_block_where_others_change_parts_of_it(
     assert (info.minimum_block, MULTI_CONN in info.flags) == (minimum, multi_conn)
 
 
-async def test_minimum_is_a_byte_where_nobody_changes_anything() -> None:
+async def test_minimum_is_a_byte_for_a_read_only_device() -> None:
     own = Export(lambda: OneDisk(MIB, block_size=512), read_only=True)
     assert (await opened(own)).info.minimum_block == 1
 
@@ -75,10 +75,10 @@ async def test_device_of_several_servers_and_of_a_function_keeps_its_clients_apa
     shared = [open_shared(exports) for exports in ({"": Export(device)}, {"x": Export(device)})]
     ways = {shared[0][""].adapter, shared[1]["x"].adapter}
     ways |= {(await opened(Export(lambda: device))).adapter for _ in range(2)}
-    assert len(ways) == 1  # what is less than a block is kept from those who come by the same way
+    assert len(ways) == 1  # one adapter locks the parts of blocks for all clients
 
 
-async def test_block_sizes_are_sent_to_who_asks(path: Path) -> None:
+async def test_block_sizes_are_sent_to_a_client_that_requests_them(path: Path) -> None:
     async with serve(MemoryDevice(MIB), unix=path), connected(path) as client:
         await client.greet()
         request = serialize_info_request("", [Info.BLOCK_SIZE])
@@ -97,7 +97,7 @@ async def test_each_byte_of_a_large_block_can_be_written_by_its_own_request(path
         assert sum(map(bool, data)) == sum(bool(at % 251) for at in places)
 
 
-# What data that exists elsewhere has
+# Block sizes of existing data
 
 
 async def test_export_of_another_server_has_sectors_of_512_bytes(path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_export_of_another_server_has_sectors_of_512_bytes(path: Path) -> 
         assert remote.block_size == 512
 
 
-async def test_export_has_larger_blocks_where_the_server_says_so(path: Path) -> None:
+async def test_export_has_the_larger_blocks_that_its_server_announces(path: Path) -> None:
     served = Export(partial(OneDisk, MIB))
     async with serve(served, unix=path) as server, connect(server.uris[0]) as remote:
         assert remote.block_size == 4096
@@ -120,7 +120,7 @@ async def test_file_has_sectors_of_512_bytes_whatever_its_length(
     await device.unmount()
 
 
-# Another block size for any device
+# The layer BlockSize
 
 
 async def noise(size: int, block_size: int) -> MemoryDevice:
@@ -129,7 +129,7 @@ async def noise(size: int, block_size: int) -> MemoryDevice:
     return device
 
 
-async def test_larger_blocks_pass_requests_as_they_are() -> None:
+async def test_larger_blocks_forward_requests_unchanged() -> None:
     inner = await noise(64 * 1024, 512)
     device = BlockSize(inner, 4096)
     assert (device.block_size, device.blocks, device.size) == (4096, 16, inner.size)
@@ -138,29 +138,29 @@ async def test_larger_blocks_pass_requests_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "rounded"),
     [
         ([Extent(8192)], [Extent(8192)]),
         ([Extent(8192, zero=True)], [Extent(8192, zero=True)]),
         ([Extent(512, zero=True)] * 16, [Extent(8192)]),
         ([Extent(512), Extent(7680, hole=True)], [Extent(4096), Extent(4096, hole=True)]),
         ([Extent(4608, True, True), Extent(3584)], [Extent(4096, True, True), Extent(4096)]),
-        ([Extent(512), Extent(512, True)], [Extent(4096)]),  # which ends early
+        ([Extent(512), Extent(512, True)], [Extent(4096)]),  # a partial answer
         ([Extent(4096, True), Extent(512, True)], [Extent(4096, True)]),
         ([Extent(20480, zero=True)], [Extent(20480, zero=True)]),
     ],
 )
 async def test_larger_block_that_is_zero_only_in_part_is_data(
-    found: list[Extent], told: list[Extent]
+    found: list[Extent], rounded: list[Extent]
 ) -> None:
-    class Told(MemoryDevice):
+    class Patchwork(MemoryDevice):
         async def extents(self, offset: int, length: int) -> list[Extent]:
             return found
 
-    assert await BlockSize(Told(1 << 20, block_size=512), 4096).extents(4096, 8192) == told
+    assert await BlockSize(Patchwork(1 << 20, block_size=512), 4096).extents(4096, 8192) == rounded
 
 
-async def test_smaller_blocks_are_as_those_of_a_device_that_has_them() -> None:
+async def test_smaller_blocks_behave_as_those_of_a_device_that_has_them() -> None:
     inner, model = await noise(64 * 1024, 4096), bytearray(64 * 1024)
     model[:] = await inner.read(0, inner.size)
     device = BlockSize(inner, 512)
@@ -182,7 +182,7 @@ async def test_smaller_blocks_are_as_those_of_a_device_that_has_them() -> None:
     assert bytes(await inner.read(0, inner.size)) == model
 
 
-async def test_neighbours_in_one_block_do_not_undo_each_other() -> None:
+async def test_writes_to_parts_of_one_block_do_not_undo_each_other() -> None:
     class Slow(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes | memoryview:
             data = bytes(await super().read(offset, length))
@@ -197,7 +197,7 @@ async def test_neighbours_in_one_block_do_not_undo_each_other() -> None:
     assert bytes(data) == b"".join(bytes([at + 1]) * 512 for at in range(8))
 
 
-def test_smaller_blocks_can_do_what_the_inner_device_can() -> None:
+def test_smaller_blocks_have_the_handlers_of_the_inner_device() -> None:
     class Bare(BlockDevice):
         blocks = 16
 
@@ -229,7 +229,7 @@ def test_smaller_blocks_are_not_shared_by_processes_that_write() -> None:
         (8192, "has 12288 bytes, no multiple of a block_size of 8192"),
     ],
 )
-def test_block_size_that_cannot_be_is_refused(block_size: int, message: str) -> None:
+def test_invalid_block_size_is_refused(block_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BlockSize(MemoryDevice(12288), block_size)
 

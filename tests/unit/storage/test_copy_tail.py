@@ -1,4 +1,4 @@
-"""Exports that end within their server's smallest block: what can be done with the rest."""
+"""Exports that end within their server's smallest block: copy and mount."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_copy_of_an_end_that_cannot_be_read_is_refused() -> None:
         assert await target.read(0, 16384) == bytes(16384)
 
 
-async def test_command_makes_no_target_for_it(
+async def test_command_creates_no_target_for_an_end_that_cannot_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with listening(ODD) as server:
@@ -36,13 +36,13 @@ async def test_command_makes_no_target_for_it(
     assert "the last 1809 of the source's 10001 bytes cannot be read" in capsys.readouterr().err
 
 
-async def test_log_says_what_a_mount_of_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_mount_logs_an_end_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
     async with remote_of(ODD) as (remote, _):
         uri = remote.uri
-    (told,) = [each for each in caplog.records if each.levelno == logging.WARNING]
-    assert told.getMessage() == (
-        f"{uri}: its 10001 bytes are no multiple of the server's smallest block (4096):"
-        " the last 1809 are left out, since they can be neither read nor written"
+    (warning,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert warning.getMessage() == (
+        f"{uri}: its size, 10001 bytes, is not a multiple of the server's minimum block size"
+        " (4096): the last 1809 bytes can be neither read nor written, and are left out"
     )
 
 

@@ -1,4 +1,4 @@
-"""From one device to another."""
+"""Copy from one device to another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 class Recorded(MemoryDevice):
-    """A disk that keeps account of what is asked of it."""
+    """A disk that records its requests."""
 
     def __init__(self, size: int, **options: Any) -> None:
         super().__init__(size, **options)
@@ -74,7 +74,7 @@ async def test_zeroes_that_are_read_are_not_written() -> None:
     assert target.writes == [(0, PIECE)]
 
 
-async def test_old_contents_give_way_to_zeroes_and_stay_beyond_the_end() -> None:
+async def test_old_contents_become_zeroes_and_stay_beyond_the_end() -> None:
     source, target = MemoryDevice(MIB), MemoryDevice(2 * MIB)
     await filled(source, (MIB // 2, MIB // 2))
     await filled(target, (0, 2 * MIB))
@@ -84,7 +84,7 @@ async def test_old_contents_give_way_to_zeroes_and_stay_beyond_the_end() -> None
 
 
 @pytest.mark.parametrize(("source_block", "target_block"), [(512, 4096), (4096, 512), (8, 4096)])
-async def test_blocks_may_differ(source_block: int, target_block: int) -> None:
+async def test_block_sizes_may_differ(source_block: int, target_block: int) -> None:
     size = MIB + 4096 + source_block
     source = Recorded(size, block_size=source_block)
     target = Recorded(2 * MIB, block_size=target_block)
@@ -107,7 +107,7 @@ async def test_extents_need_not_fit_the_blocks_of_the_target() -> None:
     assert await contents(target) == await contents(source)
 
 
-async def test_as_many_requests_as_wanted_are_in_flight() -> None:
+async def test_number_of_requests_in_flight_is_the_option() -> None:
     source, target = Recorded(16 * MIB), Recorded(16 * MIB)
     await filled(source, (0, 16 * MIB))
     done: list[int] = []
@@ -116,7 +116,7 @@ async def test_as_many_requests_as_wanted_are_in_flight() -> None:
     assert sum(done) == 16 * MIB
 
 
-async def test_first_error_ends_it_and_comes_out_bare() -> None:
+async def test_first_error_ends_the_copy_and_is_raised_itself() -> None:
     class Broken(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes | memoryview:
             if offset >= MIB:
@@ -129,13 +129,11 @@ async def test_first_error_ends_it_and_comes_out_bare() -> None:
     assert target.flushes == 0
 
 
-@pytest.mark.parametrize(("told", "why"), [([], "none"), ([Extent(0)], "one of 0 bytes")])
-async def test_source_that_tells_no_extents_is_refused_and_not_asked_for_ever(
-    told: list[Extent], why: str
-) -> None:
+@pytest.mark.parametrize(("found", "why"), [([], "none"), ([Extent(0)], "one of 0 bytes")])
+async def test_source_without_progress_in_extents_is_refused(found: list[Extent], why: str) -> None:
     class Silent(MemoryDevice):
         async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-            return told
+            return found
 
     with pytest.raises(ValueError, match=why):
         await copy(Silent(MIB), MemoryDevice(MIB))

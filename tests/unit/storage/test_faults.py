@@ -1,4 +1,4 @@
-"""Faults strike where and when they are told to."""
+"""Fault injection: which requests are hit, when, and how."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DATA = memoryview(b"x" * BLOCK)
 
 async def outcomes(device: Faults, count: int) -> str:
     """``.`` for each read that succeeds, ``x`` for each that fails."""
-    told = ""
+    outcome = ""
     for _ in range(count):
         try:
             await device.read(0, BLOCK)
-            told += "."
+            outcome += "."
         except OSError:
-            told += "x"
-    return told
+            outcome += "x"
+    return outcome
 
 
 def disk(*several: Fault, seed: int = 0) -> Faults:
@@ -36,14 +36,14 @@ async def test_nth_request_fails() -> None:
     assert device.injected == 2
 
 
-async def test_rate_is_chance_with_a_seed() -> None:
+async def test_rate_is_random_with_a_seed() -> None:
     first = await outcomes(disk(Fault(error=errno.EIO, rate=0.3), seed=1), 100)
     assert first == await outcomes(disk(Fault(error=errno.EIO, rate=0.3), seed=1), 100)
     assert first != await outcomes(disk(Fault(error=errno.EIO, rate=0.3), seed=2), 100)
     assert 15 < first.count("x") < 45
 
 
-async def test_fault_of_one_command_lets_others_pass() -> None:
+async def test_fault_of_one_command_hits_no_other() -> None:
     device = disk(Fault("write", error=errno.ENOSPC))
     assert await outcomes(device, 1) == "."
     with pytest.raises(OSError, match="No space left") as caught:
@@ -55,7 +55,7 @@ async def test_fault_of_one_command_lets_others_pass() -> None:
     ("offset", "length", "fails"),
     [(0, 2, False), (0, 3, True), (2, 1, True), (3, 5, True), (4, 4, False)],
 )
-async def test_fault_of_a_range_strikes_what_overlaps(
+async def test_fault_of_a_range_hits_requests_that_overlap(
     offset: int, length: int, fails: bool
 ) -> None:
     device = disk(Fault(error=errno.EIO, begin=2 * BLOCK, end=4 * BLOCK))
@@ -67,13 +67,13 @@ async def test_fault_of_a_range_strikes_what_overlaps(
         await reading
 
 
-async def test_flush_lies_in_no_range() -> None:
+async def test_flush_is_in_no_range() -> None:
     await disk(Fault(error=errno.EIO, begin=BLOCK)).flush()
     with pytest.raises(OSError, match="on purpose"):
         await Faults.flush(disk(Fault(error=errno.EIO)))
 
 
-async def test_late_fault_has_done_what_it_fails() -> None:
+async def test_late_fault_fails_a_request_that_was_done() -> None:
     device = disk(Fault("write", error=errno.EIO, late=True, times=1), Fault("trim", delay=1e-9))
     with pytest.raises(OSError, match="on purpose"):
         await device.write(0, DATA)
@@ -102,7 +102,7 @@ async def test_faults_are_added_and_cleared() -> None:
     assert await outcomes(device, 1) == "."
 
 
-async def test_request_that_waits_can_be_cancelled() -> None:
+async def test_delayed_request_can_be_cancelled() -> None:
     reading = asyncio.ensure_future(disk(Fault(delay=1000)).read(0, BLOCK))
     await asyncio.sleep(0)
     reading.cancel()
@@ -119,6 +119,6 @@ async def test_request_that_waits_can_be_cancelled() -> None:
         ({"error": 5, "skip": -1}, "skip must be at least 0, not -1"),
     ],
 )
-def test_fault_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_fault_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Fault(**arguments)

@@ -77,7 +77,7 @@ def test_empty_file_is_refused_with_what_to_do(path: Path) -> None:
         FileDevice(path)
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_neither_file_nor_block_device_is_refused_without_opening_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/null", tmp_path, tmp_path / "pipe"):
         with pytest.raises(ValueError, match=f"{path} is neither a regular file nor a block"):
@@ -119,7 +119,7 @@ async def test_readers_share_a_file(path: Path) -> None:
         await device.unmount()
 
 
-async def test_those_who_say_so_share_a_file_they_write_to(path: Path) -> None:
+async def test_writers_with_multi_conn_share_a_file(path: Path) -> None:
     devices = [FileDevice(path, multi_conn=True) for _ in range(2)]
     with pytest.raises(BlockingIOError, match=f"{path} is in use, by another process"):
         FileDevice(path)
@@ -188,7 +188,7 @@ async def test_requests_run_at_the_same_time(
     assert await device.read(0, SIZE) == b"".join(blocks)
 
 
-async def test_short_reads_and_writes_go_on(
+async def test_short_reads_and_writes_are_continued(
     device: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pread, pwrite = os.pread, os.pwrite
@@ -199,7 +199,7 @@ async def test_short_reads_and_writes_go_on(
     assert await device.read(0, SIZE) == b"\xff" * 4096 + data + b"\xff" * (SIZE - 12288)
 
 
-async def test_file_cut_off_fails_with_eio_until_it_is_written_again(
+async def test_truncated_file_fails_with_eio_until_it_is_written_again(
     path: Path, device: FileDevice
 ) -> None:
     os.truncate(path, SIZE - 4096 - 1)
@@ -214,7 +214,7 @@ async def test_file_cut_off_fails_with_eio_until_it_is_written_again(
     assert (await device.read(SIZE - 4096, 4096)) == b"\x01" * 4096
 
 
-async def test_error_of_the_system_comes_out(
+async def test_error_of_a_system_call_is_raised(
     device: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -262,7 +262,7 @@ def request(device: BlockDevice, name: str) -> Coroutine[None, None, object]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_waiting_is_done_by_threads_of_the_device(
+async def test_system_calls_run_in_threads_of_the_device(
     name: str, device: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = "allocate" if name in ("trim", "write_zeroes") else name
@@ -311,13 +311,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def sparse(folder: Path) -> AsyncIterator[FileDevice]:
-    """A device of 1 MiB, of which nothing is written."""
+    """A device of 1 MiB, all of it a hole."""
     device = FileDevice.create(folder / "sparse", 1 << 20)
     yield device
     await device.unmount()
 
 
-async def test_extents_tell_holes(sparse: FileDevice) -> None:
+async def test_extents_report_holes(sparse: FileDevice) -> None:
     size = sparse.size
     assert await sparse.extents(0, size) == [hole(size)]
     await sparse.write(65536, memoryview(b"\x01" * 65536))
@@ -344,7 +344,7 @@ async def test_trim_and_write_zeroes_punch_holes(sparse: FileDevice, trimming: b
     assert os.stat(sparse.path).st_size == 1 << 20
 
 
-async def test_zeroes_that_must_stay_allocated_do(sparse: FileDevice) -> None:
+async def test_zeroes_that_may_not_be_trimmed_stay_allocated(sparse: FileDevice) -> None:
     await sparse.write(0, memoryview(b"\x01" * (1 << 20)))
     before = os.stat(sparse.path).st_blocks
     await sparse.write_zeroes(4096, (1 << 20) - 8192, may_trim=False)
@@ -360,7 +360,7 @@ async def test_extents_are_whole_blocks_where_holes_are_not(folder: Path) -> Non
     await device.unmount()
 
 
-async def test_answer_of_many_extents_ends_early(folder: Path) -> None:
+async def test_number_of_extents_is_limited(folder: Path) -> None:
     device = FileDevice.create(folder / "pieces", 4096 * 4096)
     write_bytes(device.path, range(0, device.size, 8192))
     assert await device.extents(0, device.size) == [Extent(4096), hole(4096)] * 512
@@ -387,7 +387,7 @@ async def test_zeroes_are_written_where_fallocate_is_refused(
     assert modes == ([punch, punch, zero] if may_trim else [punch, zero])
 
 
-async def test_all_is_data_where_holes_cannot_be_told(
+async def test_all_is_data_where_holes_cannot_be_found(
     device: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
@@ -417,7 +417,7 @@ class Gate:
 
 
 async def cancelled_write(device: FileDevice, gate: Gate) -> None:
-    """Have a handler cancelled, and its data released, while its thread is about to write."""
+    """Cancel a handler, and release its data, while its thread is about to write."""
     data = memoryview(bytearray(b"\x01" * 4096))
     task = asyncio.create_task(device.write(0, data))
     await asyncio.to_thread(gate.arrived.wait)
@@ -447,12 +447,12 @@ async def test_thread_of_a_cancelled_handler_keeps_its_data_and_unmount_waits_fo
 
 
 @pytest.mark.parametrize("name", ["write", "trim", "write_zeroes"])
-async def test_no_change_overtakes_what_a_cancelled_handler_left_behind(
+async def test_change_waits_for_the_thread_of_a_cancelled_handler(
     name: str, device: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
     await cancelled_write(device, gate)
-    assert await device.read(4096, 4096) == b"\xff" * 4096  # which changes nothing
+    assert await device.read(4096, 4096) == b"\xff" * 4096  # a read need not wait
     cancelled, change = (asyncio.create_task(request(device, name)) for _ in range(2))
     await some_turns()
     cancelled.cancel()
@@ -494,7 +494,7 @@ async def test_unmount_may_be_called_again(device: FileDevice) -> None:
 
 @pytest.fixture
 def loop_device(path: Path) -> Iterator[Path]:
-    """A real block device, on a file in which every byte is 0xff."""
+    """A loop device, on a file in which every byte is 0xff."""
     command = ["losetup", "--find", "--show", str(path)]
     try:
         node = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

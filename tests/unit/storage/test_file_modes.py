@@ -1,4 +1,4 @@
-"""Files that hold what a disk does are their owner's only, whatever the umask."""
+"""Files with contents of disks are private to their owner, whatever the umask."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_file_of_an_overlay(tmp_path: Path) -> None:
     assert modes(tmp_path) == {0o600}
 
 
-async def test_file_of_an_overlay_that_somebody_has_made_keeps_its_mode(tmp_path: Path) -> None:
+async def test_existing_file_of_an_overlay_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "diff").touch(0o640)
     (tmp_path / "diff").chmod(0o640)
     await (await Overlay.file(MemoryDevice(1 << 20), tmp_path / "diff")).unmount()
@@ -73,7 +73,7 @@ async def test_objects_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
-def test_key_that_others_can_read_is_warned_of(
+def test_key_that_others_can_read_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: int
 ) -> None:
     path = tmp_path / "a key"
@@ -86,7 +86,7 @@ def test_key_that_others_can_read_is_warned_of(
     ]
 
 
-def test_key_of_its_owner_is_not_warned_of(
+def test_key_that_only_its_owner_can_read_is_not_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "key"
@@ -98,7 +98,7 @@ def test_key_of_its_owner_is_not_warned_of(
 
 
 @pytest.mark.parametrize("name", ["server-key.pem", "client-key.pem"])
-def test_key_of_a_certificate_is_looked_at_too(
+def test_key_of_a_certificate_is_checked_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     make_certificates(tmp_path)
@@ -113,7 +113,7 @@ def test_key_of_a_certificate_is_looked_at_too(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="pre-shared keys came with Python 3.13")
-def test_file_of_pre_shared_keys_is_looked_at_too(
+def test_file_of_pre_shared_keys_is_checked_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = make_keys(tmp_path / "keys")
@@ -125,7 +125,7 @@ def test_file_of_pre_shared_keys_is_looked_at_too(
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o640, False), (0o644, True), (0o660, True)])
-def test_key_of_root_may_be_read_by_the_group_of_who_uses_it(
+def test_key_of_root_may_be_read_by_the_group_of_its_user(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,4 @@
-"""What fsync() has failed for is never trusted again."""
+"""A failed fsync() is never forgotten, and concurrent ones are coalesced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 1 << 20
 
 
 class Watched:
-    """A lock that tells who waits for it."""
+    """A lock that counts those who come to it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,12 +47,12 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def watched(fsync: Fsync) -> Watched:
     lock = Watched()
-    fsync._turn = lock  # type: ignore[assignment]
+    fsync._sync_lock = lock  # type: ignore[assignment]
     return lock
 
 
-def test_who_waits_beside_a_call_that_fails_is_told_too(pool: ThreadPoolExecutor) -> None:
-    """The kernel tells one of them only, and lets the other one succeed."""
+def test_failure_is_raised_to_callers_that_waited_during_the_call(pool: ThreadPoolExecutor) -> None:
+    """The kernel reports the error to one of them only; the other call would succeed."""
     fsync = Fsync("file")
     lock = watched(fsync)
     others = []
@@ -70,7 +70,7 @@ def test_who_waits_beside_a_call_that_fails_is_told_too(pool: ThreadPoolExecutor
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_those_who_wait_share_one_call_that_begins_later(pool: ThreadPoolExecutor) -> None:
+def test_waiting_callers_share_the_next_call(pool: ThreadPoolExecutor) -> None:
     fsync = Fsync("file")
     lock = watched(fsync)
     calls: list[int] = []
@@ -87,7 +87,7 @@ def test_those_who_wait_share_one_call_that_begins_later(pool: ThreadPoolExecuto
     for other in others:
         other.result()
     assert len(calls) == 1
-    fsync(lambda: calls.append(9))  # asked for later
+    fsync(lambda: calls.append(9))  # a later call
     assert len(calls) == 2
 
 
@@ -124,7 +124,7 @@ def is_directory(fd: int) -> bool:
 def fail_once(
     monkeypatch: pytest.MonkeyPatch, name: str, which: Callable[[int], bool] = lambda fd: True
 ) -> None:
-    """Have the next call fail, as the kernel does it: the one after that succeeds."""
+    """Let the next call fail, and the one after that succeed, as the kernel does."""
     call = getattr(os, name)
     failed: list[int] = []
 
@@ -167,13 +167,13 @@ async def test_overlay_in_a_file_does_not_forget_a_failed_flush(
 ) -> None:
     overlay = await Overlay.file(MemoryDevice(SIZE), tmp_path / "diff")
     await flush_fails_for_good(overlay, monkeypatch)
-    # The map says nothing of what was never durable.
+    # The map has no blocks that were never durable.
     overlay = await Overlay.file(MemoryDevice(SIZE), tmp_path / "diff")
     assert await overlay.read(0, SIZE) == bytes(SIZE)
     await overlay.unmount()
 
 
-async def test_cache_whose_store_fails_a_flush_begins_empty_the_next_time(
+async def test_cache_whose_store_fails_a_flush_starts_empty_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FileDevice.create(tmp_path / "cache", SIZE)
@@ -181,14 +181,14 @@ async def test_cache_whose_store_fails_a_flush_begins_empty_the_next_time(
     await cache.read(0, 4096)
     fail_once(monkeypatch, "fdatasync")
     await cache.unmount()
-    assert "what is cached will not be there the next time" in caplog.text
+    assert "the cache will start empty next time" in caplog.text
     cache = Cache(MemoryDevice(SIZE), FileDevice(tmp_path / "cache"), line_size=4096, identity="x")
     await cache.read(0, 4096)
     assert (cache.stats.hits, cache.stats.misses) == (0, 1)
     await cache.unmount()
 
 
-async def test_member_of_a_mirror_that_failed_a_flush_stays_out(
+async def test_member_of_a_mirror_that_failed_a_flush_stays_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FileDevice.create(tmp_path / "first", SIZE)

@@ -1,4 +1,4 @@
-"""Where there is no room a request fails with ENOSPC, at once, and what was accepted stays."""
+"""Full disks: a request without room fails with ENOSPC at once, and accepted writes stay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from aiovblk.storage.objects import (
 )
 
 from ...support.object_store import CHUNK, SIZE
-from ...support.power_failure import BLOCK, Fragile, luck, pattern
+from ...support.power_failure import BLOCK, VolatileDisk, pattern, survival
 
 MIB = 1 << 20
 PAGE = 4096
@@ -34,8 +34,8 @@ PAGES = 8
 OVERLAY = PAGES * PAGE * BLOCK
 
 
-class Full(Fragile):
-    """A sparse disk whose file system has room for so many blocks more."""
+class Full(VolatileDisk):
+    """A sparse disk whose file system has room for a number of blocks more."""
 
     def __init__(self, size: int, room: int) -> None:
         super().__init__(size)
@@ -79,7 +79,7 @@ def places() -> Iterator[int]:
 async def fill_up(
     device: aiovblk.BlockDevice, offset_of: Callable[[int], int], length: int
 ) -> list[int]:
-    """Write until there is no room; returns what was accepted."""
+    """Write until the disk is full; return the blocks that were accepted."""
     accepted: list[int] = []
     for number in places():
         data = memoryview(pattern(number) * (length // BLOCK))
@@ -96,7 +96,7 @@ async def fill_up(
 # Overlays
 
 
-async def an_overlay(room: int) -> tuple[Overlay, Full]:
+async def make_overlay(room: int) -> tuple[Overlay, Full]:
     base = MemoryDevice(OVERLAY, block_size=BLOCK)
     diff = Full(Overlay.diff_size(base), 8)
     overlay = await Overlay.create(base, diff)
@@ -105,26 +105,26 @@ async def an_overlay(room: int) -> tuple[Overlay, Full]:
 
 
 @pytest.mark.parametrize("room", range(0, 80, 3))
-async def test_what_an_overlay_accepted_before_its_disk_was_full_survives(room: int) -> None:
-    overlay, diff = await an_overlay(room)
+async def test_writes_of_an_overlay_before_its_disk_was_full_survive(room: int) -> None:
+    overlay, diff = await make_overlay(room)
     accepted = await fill_up(overlay, lambda number: number * BLOCK, BLOCK)
     assert diff.room < 9
     await overlay.flush()
-    found = diff.after_crash(luck(0))
+    found = diff.after_crash(survival(0))
     overlay = await Overlay.open(MemoryDevice(OVERLAY, block_size=BLOCK), found)
     for number in accepted:
         assert bytes(await overlay.read(number * BLOCK, BLOCK)) == pattern(number)
-    # What was refused has left no trace.
+    # Refused writes have changed nothing.
     refused = next(islice(places(), len(accepted), None))
     assert bytes(await overlay.read(refused * BLOCK, BLOCK)) == bytes(BLOCK)
 
 
 async def test_full_overlay_can_be_trimmed_and_written_again() -> None:
-    overlay, diff = await an_overlay(20)
+    overlay, diff = await make_overlay(20)
     accepted = await fill_up(overlay, lambda number: number * BLOCK, BLOCK)
     with pytest.raises(OSError, match="full"):
         await overlay.write_zeroes(0, OVERLAY, may_trim=True)
-    await overlay.trim(0, OVERLAY)  # of most it cannot be noted, and need not
+    await overlay.trim(0, OVERLAY)  # most pages of the map have no room, and need none
     assert diff.room >= len(accepted)
     await overlay.flush()
     for number in accepted:
@@ -132,9 +132,9 @@ async def test_full_overlay_can_be_trimmed_and_written_again() -> None:
     assert await fill_up(overlay, lambda number: number * BLOCK, BLOCK) == accepted
 
 
-async def test_map_that_is_there_is_not_reserved_again() -> None:
-    """Which would wipe out what it says."""
-    overlay, diff = await an_overlay(100)
+async def test_pages_of_a_stored_map_are_not_allocated_again() -> None:
+    """That would overwrite it with zeroes."""
+    overlay, diff = await make_overlay(100)
     await overlay.write(0, memoryview(pattern(0)))
     await overlay.flush()
     overlay = await Overlay.open(MemoryDevice(OVERLAY, block_size=BLOCK), diff)
@@ -147,15 +147,17 @@ async def test_map_that_is_there_is_not_reserved_again() -> None:
     assert bytes(await overlay.read(0, 2 * BLOCK)) == pattern(0) + pattern(1)
 
 
-async def test_writes_to_one_page_of_the_map_reserve_it_once() -> None:
-    overlay, diff = await an_overlay(100)
+async def test_writes_to_one_page_of_the_map_allocate_it_once() -> None:
+    overlay, diff = await make_overlay(100)
     await asyncio.gather(
         *(overlay.write(at * BLOCK, memoryview(pattern(at))) for at in range(8)),
         overlay.flush(),
     )
     assert [request[0] for request in diff.requests].count("allocate") == 1
     await overlay.flush()
-    overlay = await Overlay.open(MemoryDevice(OVERLAY, block_size=BLOCK), diff.after_crash(luck(0)))
+    overlay = await Overlay.open(
+        MemoryDevice(OVERLAY, block_size=BLOCK), diff.after_crash(survival(0))
+    )
     assert bytes(await overlay.read(0, 8 * BLOCK)) == b"".join(map(pattern, range(8)))
 
 
@@ -188,7 +190,7 @@ async def test_file_on_a_file_system_that_fills_up(small: Path) -> None:
     await device.unmount()
 
 
-async def test_write_that_is_cut_short_by_a_full_disk_is_enospc(
+async def test_short_write_on_a_full_disk_is_enospc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = FileDevice.create(tmp_path / "disk", MIB)
@@ -214,7 +216,7 @@ async def test_write_that_is_cut_short_by_a_full_disk_is_enospc(
 
 
 class FullStore(MemoryDevice):
-    """What takes the header and a few lines."""
+    """A store with room for the header and a few lines."""
 
     left = 4
 
@@ -225,7 +227,7 @@ class FullStore(MemoryDevice):
         await super().write(offset, data)
 
 
-async def test_cache_whose_file_has_no_room_costs_no_data_and_no_request(
+async def test_cache_whose_store_is_full_loses_no_data_and_fails_no_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for policy in get_args(Policy):
@@ -238,7 +240,7 @@ async def test_cache_whose_file_has_no_room_costs_no_data_and_no_request(
             assert bytes(await cache.read(number * PAGE, PAGE)) == bytes([number]) * PAGE
             assert bytes(await inner.read(number * PAGE, PAGE)) == bytes([number]) * PAGE
         await cache.unmount()
-        assert "nothing is cached any more, because the store has failed" in caplog.text
+        assert "caching has stopped, because the store has failed" in caplog.text
         store.left = 1000
         again = Cache(inner, store, line_size=PAGE, identity="x")
         await again.read(0, PAGE)
@@ -246,7 +248,7 @@ async def test_cache_whose_file_has_no_room_costs_no_data_and_no_request(
         await again.unmount()
 
 
-async def test_new_cache_for_which_there_is_no_room_is_none(
+async def test_blank_store_on_a_full_disk_stops_caching(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = FullStore(MIB)
@@ -254,13 +256,13 @@ async def test_new_cache_for_which_there_is_no_room_is_none(
     cache = Cache(MemoryDevice(MIB), store, line_size=PAGE, identity="x")
     await cache.write(0, memoryview(b"a" * PAGE))
     assert await cache.read(0, PAGE) == b"a" * PAGE
-    assert "nothing is cached any more, because the store has failed: [Errno 28]" in caplog.text
+    assert "caching has stopped, because the store has failed: [Errno 28]" in caplog.text
     await cache.unmount()
     assert await store.read(0, MIB) == bytes(MIB)
 
 
-async def test_old_cache_that_cannot_be_marked_as_in_use_fails_requests() -> None:
-    """It would fall behind, and be believed the next time."""
+async def test_store_that_cannot_be_marked_as_in_use_fails_requests() -> None:
+    """Otherwise it would be stale, and be used at the next start."""
     store = FullStore(MIB)
     store.left = 1000
     await Cache(MemoryDevice(MIB), store, line_size=PAGE, identity="x").unmount()
@@ -277,7 +279,7 @@ async def test_old_cache_that_cannot_be_marked_as_in_use_fails_requests() -> Non
 
 
 def no_room(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Have every write() to a file fail; returns the calls."""
+    """Let every write() to a file fail; return the calls."""
     calls: list[int] = []
 
     def write(fd: int, data: memoryview) -> int:
@@ -289,7 +291,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-async def test_failure_of_a_folder_is_told_as_it_is_and_not_repeated(
+async def test_error_of_a_folder_is_raised_unchanged_and_not_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     client = ObjectStoreClient(LocalStore(tmp_path))
@@ -304,7 +306,7 @@ async def test_failure_of_a_folder_is_told_as_it_is_and_not_repeated(
     await client.create("a/b", b"data")
 
 
-async def test_what_the_package_says_of_a_folder_is_not_repeated(tmp_path: Path) -> None:
+async def test_error_of_the_package_for_a_folder_is_not_retried(tmp_path: Path) -> None:
     client = ObjectStoreClient(LocalStore(tmp_path), patience=3600)
     (tmp_path / "a").mkdir()
     with pytest.raises(OSError, match="a: Is a directory") as caught:
@@ -314,7 +316,7 @@ async def test_what_the_package_says_of_a_folder_is_not_repeated(tmp_path: Path)
         await client.get("a")
 
 
-async def test_client_of_a_disk_in_a_full_folder_is_told_enospc(
+async def test_client_of_a_disk_in_a_full_folder_gets_enospc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = LocalStore(tmp_path)

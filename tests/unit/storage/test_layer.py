@@ -1,4 +1,4 @@
-"""What every layer does: it passes on what it does not change, and promises nothing else."""
+"""What every layer does: forward to the inner device, and have no handler that it lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HANDLERS = ["read", "write", "flush", "trim", "write_zeroes", "extents", "cache"
 
 
 class Everything(Recorder):
-    """A device with all handlers, and nothing as it is by default."""
+    """A device with all handlers, and no attribute at its default."""
 
     block_size = 512
     blocks = 8
@@ -88,7 +88,7 @@ def test_layer_has_the_handlers_of_the_inner_device(name: str) -> None:
     assert overrides(Layer(MemoryDevice(1 << 20)), method) == (name not in ("flush", "cache"))
 
 
-def test_layer_has_no_handler_of_its_own_that_would_fail_below() -> None:
+def test_layer_has_no_handler_that_the_inner_device_lacks() -> None:
     assert not overrides(Twice(OnlyReads()), BlockDevice.write)
     assert not overrides(Twice(OnlyReads()), BlockDevice.flush)
     assert overrides(Twice(Everything()), BlockDevice.write)

@@ -1,4 +1,4 @@
-"""Each layer keeps the contract, above a disk that loses its power now and then."""
+"""Each layer keeps the contract of a device, over a disk with power failures."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ async def test_layer_keeps_the_contract(name: str, seed: int) -> None:
     )
 
 
-async def test_larger_blocks_keep_the_contract_but_are_not_written_as_one_in_a_crash() -> None:
+async def test_larger_blocks_keep_the_contract_but_are_not_atomic_in_a_crash() -> None:
     medium = CrashableDisk(SIZE, seed=3)
     await check_block_device(lambda: BlockSize(medium.open(), 16384), seed=3, rounds=80)
 
 
 class Pair:
-    """Two disks, of which one or the other fails what it is asked; who is out is kept in mind."""
+    """Two disks that fail requests, and which of them are dropped from their mirror."""
 
     def __init__(self, size: int, seed: int, *faults: Fault) -> None:
         self.media = [CrashableDisk(size, seed=2 * seed), CrashableDisk(size, seed=2 * seed + 1)]
@@ -90,7 +90,7 @@ class Pair:
         )
         if self.stale and self.random.random() < 0.8:
             number = next(iter(self.stale))
-            with contextlib.suppress(OSError):  # for another time
+            with contextlib.suppress(OSError):  # retried later
                 await mirror.resync(devices[number])
                 self.stale.clear()
         return mirror
@@ -98,7 +98,7 @@ class Pair:
     def crash(self, device: BlockDevice) -> None:
         for medium in self.media:
             medium.crash()
-        if self.faults:  # one that may have to do without the other must be like it
+        if self.faults:  # either may be the last one: so they must be in sync
             self.stale = self.stale or {self.random.randrange(2)}
 
 

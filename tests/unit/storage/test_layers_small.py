@@ -1,4 +1,4 @@
-"""Layers that do one small thing: read-only, a part, counters."""
+"""The small layers: ReadOnly, Partition, Metered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filled(size: int) -> MemoryDevice:
 # ReadOnly
 
 
-async def test_read_only_passes_reads_and_refuses_the_rest() -> None:
+async def test_read_only_forwards_reads_and_refuses_the_rest() -> None:
     device = ReadOnly(filled(4 * BLOCK))
     assert await device.read(BLOCK, BLOCK) == b"\1" * BLOCK
     with pytest.raises(PermissionError):
@@ -39,7 +39,7 @@ async def test_read_only_passes_reads_and_refuses_the_rest() -> None:
     assert await device.read(BLOCK, BLOCK) == b"\1" * BLOCK
 
 
-def test_read_only_is_told_to_the_kernel() -> None:
+def test_read_only_is_announced_to_the_kernel() -> None:
     flags = transmission_flags(ReadOnly(Everything()))
     assert TransmissionFlag.READ_ONLY in flags
     assert not flags & (TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES)
@@ -48,7 +48,7 @@ def test_read_only_is_told_to_the_kernel() -> None:
 # Partition
 
 
-async def test_partition_is_a_part_of_the_inner_device() -> None:
+async def test_partition_is_a_range_of_the_inner_device() -> None:
     inner = filled(8 * BLOCK)
     device = Partition(inner, 2 * BLOCK, 4 * BLOCK)
     assert device.blocks == 4
@@ -58,7 +58,7 @@ async def test_partition_is_a_part_of_the_inner_device() -> None:
     assert (await inner.read(0, 8 * BLOCK))[::BLOCK] == b"\0\1\0\3\4x\6\7"
 
 
-async def test_partition_moves_all_requests() -> None:
+async def test_partition_adds_its_offset_to_all_requests() -> None:
     inner = Everything()
     device = Partition(inner, 512, 1024)
     await device.trim(512, 512)
@@ -77,7 +77,7 @@ async def test_partition_moves_all_requests() -> None:
         (4 * BLOCK, 5 * BLOCK, "20480 bytes at 16384 are no part"),
     ],
 )
-def test_what_is_no_part_is_refused(offset: int, size: int, message: str) -> None:
+def test_partition_outside_of_the_device_is_refused(offset: int, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Partition(filled(8 * BLOCK), offset, size)
 
@@ -90,10 +90,10 @@ def test_partition_grows_up_to_the_end_of_the_inner_device() -> None:
     assert device.size == 6 * BLOCK
 
 
-# Stats
+# Metered
 
 
-async def test_stats_count_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metered_counts_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100, 350, 1000, 1100])
     monkeypatch.setattr(metered, "monotonic_ns", lambda: next(times))
     device = Metered(Faults(filled(4 * BLOCK), Fault(error=errno.EIO, skip=1)))
@@ -106,7 +106,7 @@ async def test_stats_count_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.counts["write"] == metered.CommandStats()
 
 
-async def test_stats_count_what_is_in_flight_and_cancelled() -> None:
+async def test_metered_counts_requests_in_flight_and_cancelled() -> None:
     device = Metered(Faults(CrashableDisk(4 * BLOCK).open(), Fault(delay=1000)))
     flush = asyncio.ensure_future(device.flush())
     await asyncio.sleep(0)
@@ -117,7 +117,7 @@ async def test_stats_count_what_is_in_flight_and_cancelled() -> None:
     assert (counts.requests, counts.errors, counts.in_flight) == (1, 1, 0)
 
 
-async def test_stats_have_every_command() -> None:
+async def test_metered_has_every_command() -> None:
     inner = Everything()
     device = Metered(inner)
     await device.read(0, 512)
@@ -132,7 +132,7 @@ async def test_stats_have_every_command() -> None:
     ]
 
 
-def test_layers_around_promise_nothing_that_is_not_below() -> None:
+def test_intercepting_layers_have_no_handler_that_the_inner_device_lacks() -> None:
     device = Metered(MemoryDevice(4 * BLOCK))
     assert not overrides(device, BlockDevice.flush)
     assert overrides(device, BlockDevice.trim)

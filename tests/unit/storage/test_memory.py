@@ -56,7 +56,7 @@ def test_size_that_is_no_multiple_of_the_block_size_is_refused(size: int) -> Non
         MemoryDevice(size)
 
 
-def test_it_trims_and_writes_zeroes_and_has_nothing_to_flush() -> None:
+def test_memory_has_trim_and_write_zeroes_and_no_flush() -> None:
     device: BlockDevice = MemoryDevice(4096)
     assert transmission_flags(device) == Flag.HAS_FLAGS | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES
 
@@ -133,7 +133,7 @@ async def test_new_device_is_one_hole() -> None:
     assert await device.extents(4096, 8192) == [hole(8192)]
 
 
-async def test_extents_begin_and_end_where_they_were_asked_for() -> None:
+async def test_extents_begin_and_end_with_the_request() -> None:
     device = MemoryDevice(SIZE, block_size=512)
     await device.write(2 * GRAIN - 512, memoryview(b"\x01" * 1024))
     assert await device.extents(0, SIZE) == [hole(GRAIN), data(2 * GRAIN), hole(SIZE - 3 * GRAIN)]
@@ -143,7 +143,7 @@ async def test_extents_begin_and_end_where_they_were_asked_for() -> None:
     assert await device.extents(3 * GRAIN, 512) == [hole(512)]
 
 
-async def test_data_in_the_last_grain_ends_with_the_device() -> None:
+async def test_data_in_the_last_unit_ends_with_the_device() -> None:
     device = MemoryDevice(SIZE, block_size=512)
     await device.write(SIZE - 512, memoryview(b"\x01" * 512))
     assert await device.extents(0, SIZE) == [hole(16 * GRAIN), data(1536)]
@@ -154,7 +154,7 @@ async def test_data_in_the_last_grain_ends_with_the_device() -> None:
 
 
 @pytest.mark.parametrize("zeroing", [False, True])
-async def test_whole_grains_become_holes_again(zeroing: bool) -> None:
+async def test_whole_units_become_holes_again(zeroing: bool) -> None:
     device = await filled(SIZE)
     begin, length = GRAIN - 512, 2 * GRAIN + 1024
     if zeroing:
@@ -170,7 +170,7 @@ async def test_whole_grains_become_holes_again(zeroing: bool) -> None:
     ]
 
 
-async def test_answer_of_many_extents_ends_early() -> None:
+async def test_number_of_extents_is_limited() -> None:
     device = MemoryDevice(4096 * GRAIN)
     for at in range(0, device.size, 2 * GRAIN):
         await device.write(at, memoryview(b"\x01" * 4096))
@@ -180,7 +180,7 @@ async def test_answer_of_many_extents_ends_early() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_extents_are_exactly_the_grains_that_were_written(seed: int) -> None:
+async def test_extents_are_exactly_the_units_that_were_written(seed: int) -> None:
     random = Random(seed)
     device = MemoryDevice(SIZE, block_size=512)
     written: set[int] = set()

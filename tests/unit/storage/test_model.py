@@ -1,4 +1,4 @@
-"""Random requests, to a device and to a plain array of bytes: both must always agree."""
+"""Random requests to a device and to an array of bytes: both must always agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = 512
 
 
 class Model:
-    """A device, and what it should contain."""
+    """A device, and its expected contents."""
 
     def __init__(self, device: BlockDevice, random: Random) -> None:
         self.device = device
@@ -71,9 +71,7 @@ class Model:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["memory", "file"])
-async def test_device_does_what_an_array_of_bytes_does(
-    kind: str, seed: int, tmp_path: Path
-) -> None:
+async def test_device_behaves_like_an_array_of_bytes(kind: str, seed: int, tmp_path: Path) -> None:
     device: BlockDevice
     if kind == "memory":
         device = MemoryDevice(SIZE, block_size=BLOCK)

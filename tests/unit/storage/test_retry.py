@@ -1,4 +1,4 @@
-"""What is made again, how often, and after which pauses."""
+"""Which requests are retried, how often, and with which backoff."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def disk(fault: Fault, **options: Any) -> tuple[Retry, Faults]:
     return Retry(faults, **options), faults
 
 
-async def test_passing_failure_is_not_noticed(slept: list[float]) -> None:
+async def test_transient_error_is_retried(slept: list[float]) -> None:
     device, faults = disk(Fault("write", error=errno.EIO, times=4))
     await device.write(0, DATA)
     assert await device.read(0, BLOCK) == DATA
     assert (faults.injected, len(slept)) == (4, 4)
 
 
-async def test_last_failure_is_raised(slept: list[float]) -> None:
+async def test_error_of_the_last_attempt_is_raised(slept: list[float]) -> None:
     device, faults = disk(Fault("read", error=errno.ETIMEDOUT), attempts=3)
     with pytest.raises(TimeoutError):
         await device.read(0, BLOCK)
@@ -48,14 +48,14 @@ async def test_last_failure_is_raised(slept: list[float]) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EINVAL, errno.ENOSPC, errno.EROFS])
-async def test_lasting_failure_is_raised_at_once(error: int, slept: list[float]) -> None:
+async def test_permanent_error_is_raised_at_once(error: int, slept: list[float]) -> None:
     device, faults = disk(Fault("write", error=error))
     with pytest.raises(OSError, match="on purpose"):
         await device.write(0, DATA)
     assert (faults.injected, slept) == (1, [])
 
 
-async def test_who_decides_is_given(slept: list[float]) -> None:
+async def test_classification_of_errors_is_an_option(slept: list[float]) -> None:
     device, faults = disk(
         Fault("write", error=errno.ENOSPC, times=2),
         is_transient=lambda error: error.errno == errno.ENOSPC,
@@ -64,7 +64,7 @@ async def test_who_decides_is_given(slept: list[float]) -> None:
     assert faults.injected == 2
 
 
-async def test_failed_flush_stays_failed(slept: list[float]) -> None:
+async def test_failed_flush_is_not_retried(slept: list[float]) -> None:
     device = Retry(
         Faults(CrashableDisk(8 * BLOCK).open(), Fault("flush", error=errno.EIO, times=1))
     )
@@ -74,7 +74,7 @@ async def test_failed_flush_stays_failed(slept: list[float]) -> None:
     assert slept == []
 
 
-async def test_bug_is_not_retried(slept: list[float]) -> None:
+async def test_exception_that_is_no_oserror_is_not_retried(slept: list[float]) -> None:
     class Bug(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes:
             raise LookupError("no such key")
@@ -97,7 +97,7 @@ async def test_error_without_a_number_is_transient(slept: list[float]) -> None:
     assert await Retry(Once(BLOCK)).read(0, BLOCK) == bytes(BLOCK)
 
 
-async def test_pauses_double_and_are_shortened_by_chance(slept: list[float]) -> None:
+async def test_pauses_double_and_have_jitter(slept: list[float]) -> None:
     device, _ = disk(
         Fault("read", error=errno.EIO), attempts=7, delay=1, longest_delay=6, random=Random(5)
     )
@@ -109,7 +109,7 @@ async def test_pauses_double_and_are_shortened_by_chance(slept: list[float]) -> 
     assert slept == [top * chance.uniform(0.5, 1) for top in longest]
 
 
-async def test_cancelled_request_is_not_made_again() -> None:
+async def test_cancelled_request_is_not_retried() -> None:
     device, faults = disk(Fault("read", error=errno.EIO), delay=1000, longest_delay=1000)
     reading = asyncio.ensure_future(device.read(0, BLOCK))
     for _ in range(3):
@@ -121,6 +121,6 @@ async def test_cancelled_request_is_not_made_again() -> None:
 
 
 @pytest.mark.parametrize("options", [{"attempts": 0}, {"delay": -1}, {"delay": 20}])
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_numbers_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Retry(MemoryDevice(BLOCK), **options)

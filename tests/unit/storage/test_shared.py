@@ -1,4 +1,4 @@
-"""One device below many layers."""
+"""One device shared by several layers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_handle_reads_and_refuses_changes() -> None:
     assert await handle.read(0, 4096) == b"x" * 4096
 
 
-async def test_overlays_over_one_base_know_nothing_of_each_other() -> None:
+async def test_overlays_over_one_base_are_independent() -> None:
     base = Base(1 << 20)
     await base.write(0, memoryview(b"golden  " * 1024))
     shared = Shared(base)

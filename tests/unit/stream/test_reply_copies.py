@@ -1,4 +1,4 @@
-"""Copies of what handlers return: they stay as they are, and their memory is used again."""
+"""Copies of reply payloads do not change, and their buffers are reused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_copy_does_not_change_with_what_was_copied(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [MIN_POOLED_COPY, 100_000, COPY_BUFFER_SIZE])
-def test_copies_that_are_in_use_stay_as_they_are(length: int) -> None:
+def test_copies_in_use_do_not_change(length: int) -> None:
     copies = ReplyCopyBuffer()
     held = [copies.copy(memoryview(bytearray([i]) * length)) for i in range(100)]
     assert [bytes(each) for each in held] == [bytes([i]) * length for i in range(100)]
 
 
-def test_memory_of_copies_that_were_let_go_is_used_again() -> None:
+def test_memory_of_released_copies_is_reused() -> None:
     copies = ReplyCopyBuffer()
     view = memoryview(bytearray(MIN_POOLED_COPY))
     seen: dict[int, object] = {}  # they stay alive here, so that no identity comes twice
@@ -35,7 +35,7 @@ def test_memory_of_copies_that_were_let_go_is_used_again() -> None:
     assert len(seen) == 2  # one more, as a copy is made while the last one is held
 
 
-def test_part_that_is_held_keeps_its_buffer_from_being_used() -> None:
+def test_view_of_a_part_keeps_its_buffer_from_being_reused() -> None:
     copies = ReplyCopyBuffer()
     first = copies.copy(memoryview(bytearray(b"x" * MIN_POOLED_COPY)))
     for _ in range(10 * COPY_BUFFER_SIZE // MIN_POOLED_COPY):

@@ -1,4 +1,4 @@
-"""A handshake over a connection: what the peer's bytes, and its silence, lead to."""
+"""run_handshake(): bytes in pieces, backpressure, a lost connection, bytes before TLS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISK = ExportInfo(4096, TransmissionFlag.HAS_FLAGS)
 
 
 class Peer:
-    """A client that a server's handshake talks to, on a loop that never waits."""
+    """A client of a server's handshake, on a loop that never waits."""
 
     def __init__(
         self, loop: StillLoop, *, stalled: bool = False, tls: TLSMode = TLSMode.OFF
@@ -34,7 +34,7 @@ class Peer:
         self.loop = loop
         self.stream = StreamProtocol()
         self.transport = MemoryTransport(self.stream, stalled=stalled)
-        self.talking = loop.start(
+        self.negotiating = loop.start(
             run_handshake(
                 ServerHandshake(NAMES, tls=tls),
                 self.stream,
@@ -54,54 +54,54 @@ class Peer:
         return DISK
 
 
-def test_bytes_that_come_one_by_one_lead_to_an_agreement() -> None:
+def test_bytes_that_come_one_by_one_negotiate_an_export() -> None:
     with StillLoop() as loop:
         peer = Peer(loop)
         for byte in wire.FLAGS + wire.go("001"):
-            assert not peer.talking.done()
+            assert not peer.negotiating.done()
             peer.send(bytes([byte]))
-        assert peer.talking.result() == NegotiationResult("001", DISK)
+        assert peer.negotiating.result() == NegotiationResult("001", DISK)
 
 
-def test_client_that_does_not_read_is_answered_no_more() -> None:
+def test_backpressure_client_that_does_not_read_gets_no_more_replies() -> None:
     options = wire.FLAGS + 1000 * wire.option(wire.LIST)
     with StillLoop() as loop:
         peer = Peer(loop, stalled=True)
         peer.send(options + wire.go("001"))
         assert len(peer.transport.sent) <= LIST_ANSWER + 64 * 1024
-        assert not peer.talking.done()
-        while not peer.talking.done():
+        assert not peer.negotiating.done()
+        while not peer.negotiating.done():
             peer.transport.read()
             before = len(peer.transport.sent)
             loop.run_due()
             assert len(peer.transport.sent) - before <= LIST_ANSWER + 64 * 1024
         assert len(peer.transport.sent) > 1000 * LIST_ANSWER
-        assert peer.talking.result() == NegotiationResult("001", DISK)
+        assert peer.negotiating.result() == NegotiationResult("001", DISK)
 
 
 @pytest.mark.parametrize("stalled", [False, True])
 @pytest.mark.parametrize("sent", [b"", b"\0\0", wire.FLAGS, wire.FLAGS + wire.option(wire.LIST)])
-def test_connection_that_is_lost_ends_the_talk(stalled: bool, sent: bytes) -> None:
+def test_connection_that_is_lost_ends_the_handshake(stalled: bool, sent: bytes) -> None:
     with StillLoop() as loop:
         peer = Peer(loop, stalled=stalled)
         peer.send(sent)
         peer.transport.lose()
         loop.run_due()
-        assert isinstance(peer.talking.exception(), asyncio.IncompleteReadError)
+        assert isinstance(peer.negotiating.exception(), asyncio.IncompleteReadError)
 
 
-def test_what_is_said_last_is_sent_before_a_protocol_error_is_raised() -> None:
+def test_last_reply_is_sent_before_a_protocol_error_is_raised() -> None:
     with StillLoop() as loop:
         peer = Peer(loop)
         peer.send(wire.FLAGS + wire.option(99) + b"GET / HTTP/1.1\r\n")
-        assert isinstance(peer.talking.exception(), ProtocolError)
+        assert isinstance(peer.negotiating.exception(), ProtocolError)
         assert wire.replies(bytes(peer.transport.sent))[0][:2] == (99, wire.UNSUP)
 
 
 @pytest.mark.parametrize("behind", [b"\x16", wire.go("001")])
-def test_bytes_behind_starttls_that_nobody_protects_end_the_talk(behind: bytes) -> None:
+def test_unprotected_bytes_behind_starttls_end_the_handshake(behind: bytes) -> None:
     with StillLoop() as loop:
         peer = Peer(loop, tls=TLSMode.REQUIRED)
         peer.send(wire.FLAGS + wire.option(wire.STARTTLS) + behind)
-        assert isinstance(peer.talking.exception(), ProtocolError)
-        assert "before TLS" in str(peer.talking.exception())
+        assert isinstance(peer.negotiating.exception(), ProtocolError)
+        assert "before TLS" in str(peer.negotiating.exception())

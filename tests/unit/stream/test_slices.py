@@ -1,4 +1,4 @@
-"""How long a client that floods keeps others waiting. The clock stands still but for handlers."""
+"""Time slices: how long a flooding client delays others. Only handlers advance the clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TURNS = 3 if sys.version_info >= (3, 12) else 6
 
 
 class Clock:
-    """Time that passes only where somebody takes it."""
+    """Time that passes only where a test advances it."""
 
     now = 0
 
@@ -194,7 +194,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
         loop.run_due()
 
 
-def test_floods_are_served_in_turn_and_none_is_left_out(clock: Clock) -> None:
+def test_flooding_connections_are_served_round_robin(clock: Clock) -> None:
     with StillLoop() as loop:
         devices = [Worker(clock, MS) for _ in range(5)]
         flooding = [Connection(loop, device, MemoryBudget(1 << 30)) for device in devices]
@@ -237,7 +237,7 @@ def test_requests_of_one_batch_are_answered_in_one_turn_if_they_are_quick(clock:
         loop.run_due()
 
 
-def test_replies_that_nobody_reads_take_no_more_than_the_share_whatever_their_size(
+def test_replies_that_are_not_read_take_no_more_than_the_quota_whatever_their_size(
     clock: Clock,
 ) -> None:
     class Fragmented(Worker):

@@ -1,4 +1,4 @@
-"""Worker processes: calls, what they tell, and how they end."""
+"""Worker processes: calls, notifications, and how they end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Events = asyncio.Queue[tuple[str, tuple[Any, ...]]]
 
 
 @asynccontextmanager
-async def at_work(log: Path, events: Events | None = None) -> AsyncIterator[Worker]:
+async def running_worker(log: Path, events: Events | None = None) -> AsyncIterator[Worker]:
     worker = Worker(lambda name, arguments: (events or Events()).put_nowait((name, arguments)))
     await worker.start(partial(Services, log))
     try:
@@ -43,11 +43,11 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
-async def test_calls_results_and_exceptions_travel(
+async def test_calls_results_and_exceptions_are_passed(
     log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     events = Events()
-    async with at_work(log, events) as worker:
+    async with running_worker(log, events) as worker:
         assert worker.pid != os.getpid()
         assert await asyncio.gather(*(worker.call("add", n, 1) for n in range(20))) == list(
             range(1, 21)
@@ -73,7 +73,9 @@ async def test_calls_results_and_exceptions_travel(
             await worker.call("give_back", "lambda")
         with pytest.raises(ValueError, match="too large"):
             await worker.call("give_back", "large")
-        with pytest.raises(RuntimeError, match=r"is of no use: TypeError\(.*Picky"):
+        with pytest.raises(
+            RuntimeError, match=r"cannot unpickle the result .*: TypeError\(.*Picky"
+        ):
             await worker.call("give_back", "picky")
         await worker.call("say", "hello")
         assert await events.get() == ("said", ("hello", worker.pid))
@@ -103,8 +105,8 @@ async def test_calls_results_and_exceptions_travel(
         (signal.SIGRTMIN + 1, f"was ended by signal {signal.SIGRTMIN + 1}"),
     ],
 )
-async def test_the_loss_of_a_worker_ends_its_calls(log: Path, number: int, words: str) -> None:
-    async with at_work(log) as worker:
+async def test_calls_of_a_lost_worker_fail(log: Path, number: int, words: str) -> None:
+    async with running_worker(log) as worker:
         waiting = worker.call("wait")
         if number:
             os.kill(worker.pid, number)
@@ -117,11 +119,11 @@ async def test_the_loss_of_a_worker_ends_its_calls(log: Path, number: int, words
             await worker.call("add", 1, 2)
 
 
-async def test_what_cannot_begin_is_told_and_leaves_nothing(log: Path) -> None:
+async def test_failed_start_is_reported_and_leaves_no_process(log: Path) -> None:
     worker = Worker(print)
     with pytest.raises(PermissionError, match="not today"):
         await worker.start(Broken)
-    with pytest.raises(WorkerLostError, match="did not begin: PermissionError"):
+    with pytest.raises(WorkerLostError, match="did not start: PermissionError"):
         await worker.call("add", 1, 2)
     worker = Worker(print)
     with pytest.raises(RuntimeError, match="StopIteration"):
@@ -134,14 +136,14 @@ async def test_what_cannot_begin_is_told_and_leaves_nothing(log: Path) -> None:
             await asyncio.to_thread(os.waitpid, -1, 0)
 
 
-async def test_process_that_ends_before_it_could_begin_tells_what_may_be_wrong() -> None:
+async def test_process_that_ends_during_its_start_is_reported_with_advice() -> None:
     worker = Worker(print)
     with pytest.raises(WorkerLostError, match=r"ended with status 3 before .* __name__ == "):
         await worker.start(Leaving)
     await worker.stop()
 
 
-async def test_what_was_never_started_can_be_stopped() -> None:
+async def test_worker_that_was_never_started_can_be_stopped() -> None:
     worker = Worker(print)
     await worker.stop()
     assert worker.lost.cancelled()
@@ -150,7 +152,7 @@ async def test_what_was_never_started_can_be_stopped() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 0.001, 0.01, 0.1])
-async def test_what_is_cancelled_while_it_begins_can_be_stopped(log: Path, seconds: float) -> None:
+async def test_worker_whose_start_was_cancelled_can_be_stopped(log: Path, seconds: float) -> None:
     worker = Worker(print)
     starting = asyncio.create_task(worker.start(partial(Services, log)))
     await asyncio.wait([starting], timeout=seconds)
@@ -161,7 +163,7 @@ async def test_what_is_cancelled_while_it_begins_can_be_stopped(log: Path, secon
         os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222 (it does not wait)
 
 
-async def test_what_cannot_be_spawned_can_be_stopped(
+async def test_worker_that_cannot_be_spawned_can_be_stopped(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
@@ -172,29 +174,31 @@ async def test_what_cannot_be_spawned_can_be_stopped(
 
 
 async def test_signals_that_end_the_parent_do_not_end_its_workers(log: Path) -> None:
-    async with at_work(log) as worker:
+    async with running_worker(log) as worker:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(worker.pid, number)
         assert await worker.call("add", 1, 2) == 3
         assert os.getpgid(worker.pid) != os.getpgid(0)
 
 
-async def test_what_a_worker_starts_can_be_ended_and_waited_for(log: Path) -> None:
-    async with at_work(log) as worker:
+async def test_program_that_a_worker_starts_can_be_terminated(log: Path) -> None:
+    async with running_worker(log) as worker:
         assert await worker.call("run_and_end", ["sleep", "1000"]) == -signal.SIGTERM
 
 
-async def test_a_worker_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_that_hangs_is_killed_by_stop(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_module, "EXIT_TIMEOUT", 0.1)
-    async with at_work(log) as worker:
+    async with running_worker(log) as worker:
         worker.call("hang")
         pid = worker.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-async def test_a_worker_that_hangs_can_be_killed(log: Path) -> None:
-    async with at_work(log) as worker:
+async def test_worker_that_hangs_can_be_killed(log: Path) -> None:
+    async with running_worker(log) as worker:
         hanging = worker.call("hang")
         worker.kill()
         with pytest.raises(WorkerLostError, match="was ended by SIGKILL"):
@@ -202,10 +206,10 @@ async def test_a_worker_that_hangs_can_be_killed(log: Path) -> None:
         assert "was ended by SIGKILL" in await worker.lost
 
 
-async def test_a_worker_that_the_kernel_does_not_let_go_is_not_waited_for(
+async def test_worker_that_cannot_be_killed_is_not_waited_for(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with at_work(log) as worker:
+    async with running_worker(log) as worker:
         with monkeypatch.context() as patched:
             # As while it waits for a disk.
             patched.setattr(subprocess.Popen, "kill", lambda process: None)
@@ -215,12 +219,12 @@ async def test_a_worker_that_the_kernel_does_not_let_go_is_not_waited_for(
             worker.kill()
             assert "hangs in the kernel" in await worker.lost
             await worker.stop()
-        # It is let go after all; stopping it once more, as the block does, leaves no zombie.
+        # The kill succeeds after all; stopping it once more, as the block does, leaves no zombie.
         os.kill(worker.pid, signal.SIGKILL)
 
 
-async def test_a_socket_that_a_worker_has_no_descriptor_for_is_told(log: Path) -> None:
-    async with at_work(log) as worker:
+async def test_socket_that_a_worker_has_no_descriptor_for_is_an_error(log: Path) -> None:
+    async with running_worker(log) as worker:
         _, hard = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (0, hard))
         ours, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""What a cache in memory reads of the device below, and what it lets be read of itself."""
+"""A cache in memory: hits, fetches, eviction, writes and errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ POLICIES: list[Policy] = ["read", "write-through", "write-back"]
 
 
 def cache(inner: BlockDevice, lines: int = 64, **options: Any) -> Cache:
-    """A cache without read-ahead, unless it is wanted."""
+    """Make a cache, by default without read-ahead."""
     return Cache(inner, size=lines * LINE, line_size=LINE, **{"read_ahead": 0} | options)
 
 
 def block(number: int) -> bytes:
-    """What a slow device holds at first."""
+    """The initial contents of a slow device."""
     return bytes([number % 251]) * BLOCK
 
 
@@ -57,18 +57,18 @@ async def test_line_is_read_once_for_all_its_blocks() -> None:
     assert device.stats.cached_bytes == LINE
 
 
-async def test_result_is_bytes_of_its_own() -> None:
+async def test_result_is_a_copy() -> None:
     inner = Slow(64)
     device = cache(inner, lines=1)
     results = [
         await device.read(*where) for where in [(0, BLOCK), (0, BLOCK), (0, LINE), (0, LINE)]
     ]
     await device.write(0, new(4))
-    await device.read(LINE, LINE)  # takes the slot
+    await device.read(LINE, LINE)  # reuses the slot
     assert results == [block(0), block(0), *[b"".join(map(block, range(4)))] * 2]
 
 
-async def test_neighbouring_lines_are_read_together_up_to_1_mib() -> None:
+async def test_adjacent_lines_are_fetched_by_one_read_up_to_1_mib() -> None:
     inner = Slow(3 * 2048)
     device = cache(inner, lines=2000)
     await device.read(LINE, LINE)
@@ -91,7 +91,7 @@ async def test_last_line_may_be_short() -> None:
     assert inner.asked == [("read", LINE, 2 * BLOCK)]
 
 
-async def test_concurrent_reads_of_a_line_make_one_read() -> None:
+async def test_concurrent_reads_of_a_line_share_one_fetch() -> None:
     inner = Slow(64, held=["read"])
     device = cache(inner)
     reads = await begin(*(device.read(at * BLOCK, BLOCK) for at in (0, 1, 1, 3)))
@@ -113,20 +113,20 @@ async def test_cancelled_read_does_not_disturb_the_others() -> None:
     assert inner.asked == [("read", 0, LINE)]
 
 
-async def test_fetch_that_nobody_waits_for_any_more_is_cancelled() -> None:
+async def test_fetch_without_a_waiting_reader_is_cancelled() -> None:
     inner = Slow(64, held=["read"])
     device = cache(inner)
     first, second = await begin(device.read(0, BLOCK), device.read(BLOCK, BLOCK))
     first.cancel()
     second.cancel()
     await settle()
-    (again,) = await begin(device.read(0, BLOCK))  # does not wait for what hung
+    (again,) = await begin(device.read(0, BLOCK))  # does not join the one that hung
     assert inner.asked == [("read", 0, LINE)] * 2
     await inner.release()
     assert again.result() == block(0)
 
 
-async def test_failed_fetch_fails_all_who_wait_and_is_not_remembered() -> None:
+async def test_failed_fetch_fails_all_waiting_reads_and_is_not_cached() -> None:
     inner = Slow(64, held=["read"])
     inner.errors["read"] = OSError(errno.EREMOTEIO, "far away")
     device = cache(inner)
@@ -140,7 +140,7 @@ async def test_failed_fetch_fails_all_who_wait_and_is_not_remembered() -> None:
     assert await device.read(0, BLOCK) == block(0)
 
 
-async def test_read_of_the_wrong_length_is_told() -> None:
+async def test_read_of_the_wrong_length_is_refused() -> None:
     class Short(Slow):
         async def read(self, offset: int, length: int) -> bytes:
             return bytes(length - 1)
@@ -149,7 +149,7 @@ async def test_read_of_the_wrong_length_is_told() -> None:
         await cache(Short(64)).read(0, BLOCK)
 
 
-async def test_buffer_that_the_inner_device_uses_again_is_copied() -> None:
+async def test_buffer_that_the_inner_device_reuses_is_copied() -> None:
     class Reuses(BlockDevice):
         block_size, blocks = BLOCK, 64
         buffer = bytearray(LINE)
@@ -184,7 +184,7 @@ async def test_there_are_never_more_lines_than_fit() -> None:
 
 
 @pytest.mark.parametrize("size", [BLOCK, LINE, 8 * LINE])
-async def test_scan_leaves_what_is_hot(size: int) -> None:
+async def test_scan_does_not_evict_hot_lines(size: int) -> None:
     inner = Slow(4096)
     device = cache(inner, lines=32)
     hot = [number * LINE for number in range(0, 8)]
@@ -199,7 +199,7 @@ async def test_scan_leaves_what_is_hot(size: int) -> None:
     assert inner.asked == []
 
 
-async def test_what_was_hot_gives_way_in_the_end() -> None:
+async def test_hot_lines_are_evicted_in_the_end() -> None:
     inner = Slow(4096)
     device = cache(inner, lines=16)
     for first in (0, 100):
@@ -260,13 +260,13 @@ async def test_change_during_a_fetch_is_not_undone_by_what_was_fetched(
 
 
 @pytest.mark.parametrize("policy", ["read", "write-through"])
-async def test_fetch_that_began_during_a_write_is_not_kept(policy: Policy) -> None:
+async def test_fetch_that_began_during_a_write_is_not_stored(policy: Policy) -> None:
     inner = Slow(64, held=["write"])
     before = bytes(inner.content[:LINE])
 
     async def read(offset: int, length: int) -> bytes:
         inner.asked.append(("read", offset, length))
-        return before[offset:][:length]  # the write has not yet come to it
+        return before[offset:][:length]  # by the old contents
 
     device = cache(inner, policy=policy)
     inner.read = read  # type: ignore[method-assign]
@@ -278,7 +278,7 @@ async def test_fetch_that_began_during_a_write_is_not_kept(policy: Policy) -> No
     assert await device.read(0, BLOCK) == new()
 
 
-async def test_change_elsewhere_in_the_line_leaves_the_fetch_alone() -> None:
+async def test_change_elsewhere_in_the_line_does_not_invalidate_the_fetch() -> None:
     inner = Slow(64, held=["read"])
     device = cache(inner)
     await begin(device.read(0, BLOCK))
@@ -291,7 +291,7 @@ async def test_change_elsewhere_in_the_line_leaves_the_fetch_alone() -> None:
     assert inner.asked == []
 
 
-async def test_overlapping_writes_come_one_after_the_other() -> None:
+async def test_overlapping_writes_are_made_one_after_the_other() -> None:
     inner = Slow(64, held=["write"])
     device = cache(inner)
     writes = await begin(
@@ -320,7 +320,7 @@ async def test_failed_change_leaves_what_the_inner_device_has(policy: Policy, ki
             await device.write(0, new())
         else:
             await device.write_zeroes(0, BLOCK, may_trim=True)
-    inner.content[:BLOCK] = b"?" * BLOCK  # it had been done after all
+    inner.content[:BLOCK] = b"?" * BLOCK  # it took effect all the same
     assert await device.read(0, BLOCK) == b"?" * BLOCK
 
 
@@ -336,7 +336,7 @@ async def test_cancelled_write_leaves_what_the_inner_device_has(policy: Policy) 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_trimmed_and_zeroed_blocks_are_asked_for_again(policy: Policy) -> None:
+async def test_trimmed_and_zeroed_blocks_are_fetched_again(policy: Policy) -> None:
     inner = Slow(64)
     device = cache(inner, policy=policy)
     await device.read(0, 2 * LINE)
@@ -349,7 +349,7 @@ async def test_trimmed_and_zeroed_blocks_are_asked_for_again(policy: Policy) -> 
     assert await device.read(0, 2 * BLOCK) == b"?" * BLOCK + bytes(BLOCK)
 
 
-async def test_whole_device_is_trimmed_without_looking_at_each_line() -> None:
+async def test_trim_of_the_whole_device_visits_cached_lines_only() -> None:
     device = Cache(MemoryDevice(1 << 40), size=1 << 20)
     await device.read(0, 4096)
     await device.trim(0, device.size)
@@ -357,7 +357,7 @@ async def test_whole_device_is_trimmed_without_looking_at_each_line() -> None:
     assert await device.read(0, 4096) == bytes(4096)
 
 
-# The rest of a device
+# Other handlers and options
 
 
 async def test_hint_fetches_as_much_as_half_of_the_cache() -> None:
@@ -371,7 +371,7 @@ async def test_hint_fetches_as_much_as_half_of_the_cache() -> None:
     await device.cache(20 * LINE, LINE)
 
 
-def test_cache_takes_hints_and_flushes_whatever_lies_below() -> None:
+def test_cache_has_hints_and_flush_over_any_device() -> None:
     device = Cache(MemoryDevice(1 << 20), size=1 << 20)
     assert overrides(device, BlockDevice.flush)
     assert overrides(device, BlockDevice.cache)
@@ -412,7 +412,7 @@ async def test_device_that_becomes_larger_has_more_in_its_last_line() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_what_is_cut_off_does_not_come_back(policy: Policy) -> None:
+async def test_blocks_that_a_resize_removed_do_not_come_back(policy: Policy) -> None:
     inner = Slow(16)
     device = cache(inner, policy=policy)
     await device.read(0, inner.size)
@@ -424,7 +424,7 @@ async def test_what_is_cut_off_does_not_come_back(policy: Policy) -> None:
     assert await device.read(LINE, 3 * LINE) == block(4) + block(5) + bytes(10 * BLOCK)
 
 
-async def test_unmount_ends_what_is_being_fetched_and_lets_go_of_the_inner_device() -> None:
+async def test_unmount_cancels_fetches_and_unmounts_the_inner_device() -> None:
     inner = Slow(64, held=["read"])
     device = cache(inner)
     (read,) = await begin(device.read(0, BLOCK))

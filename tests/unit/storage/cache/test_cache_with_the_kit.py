@@ -1,4 +1,4 @@
-"""The contract of a block device, kept by a cache under every policy, through crashes as well."""
+"""A cache keeps the contract of a device under every policy, through crashes too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINE = 4 * 4096
 
 
 class Flaky(Layer):
-    """Fails one request of a few, done or not."""
+    """Fails some requests, before or after they are done."""
 
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner)
@@ -51,7 +51,7 @@ class Flaky(Layer):
 
 @dataclass
 class Bench:
-    """A cache over a medium, and perhaps in one."""
+    """A cache over a medium, in memory or on another medium."""
 
     policy: Policy
     lines: int
@@ -98,6 +98,6 @@ async def test_cache_keeps_the_contract_when_tasks_start_eagerly(policy: Policy)
 
 
 @pytest.mark.parametrize("policy", ["read", "write-through", "write-back"])
-async def test_failures_below_leave_no_block_undecided(policy: Policy) -> None:
+async def test_errors_of_the_inner_device_leave_no_block_undefined(policy: Policy) -> None:
     bench = Bench(policy, 24, CrashableDisk(1 << 20), fails=True)
     await check_block_device(bench.open, crash=bench.crash, rounds=by_size(15, 30))

@@ -1,4 +1,4 @@
-"""A cache on a block device: what is there the next time, and what if the device fails."""
+"""A cache on a store: restored at the next start, and errors of the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICIES: list[Policy] = ["read", "write-through", "write-back"]
 
 
 class Disk:
-    """Bytes that outlive the devices over them."""
+    """Contents that outlive the devices over them."""
 
     def __init__(self) -> None:
         self.content = bytearray(STORE_BLOCKS * BLOCK)
@@ -35,7 +35,7 @@ class Disk:
 
 
 class Killed(Slow):
-    """A device whose process is killed at the n-th request that changes it, but for reads."""
+    """A device whose process is killed at its n-th request, reads not counted."""
 
     left = 1 << 30
 
@@ -57,7 +57,7 @@ def cache(inner: BlockDevice, store: BlockDevice, **options: Any) -> Cache:
 
 
 async def fill(disk: Disk, inner: Slow, **options: Any) -> None:
-    """One life of a cache that reads lines 0 to 3 and ends in order."""
+    """Mount a cache, read lines 0 to 3, and unmount it cleanly."""
     device = cache(inner, disk.open(), **options)
     await device.read(0, 4 * LINE)
     await settle()
@@ -65,10 +65,10 @@ async def fill(disk: Disk, inner: Slow, **options: Any) -> None:
     inner.take()
 
 
-# Working
+# Hits and stores
 
 
-async def test_hit_is_read_of_the_store() -> None:
+async def test_hit_reads_the_store() -> None:
     inner, store = Slow(64), Disk().open()
     device = cache(inner, store)
     for _ in range(2):
@@ -129,7 +129,7 @@ async def test_writes_to_the_store_that_finish_in_any_order_leave_what_is_right(
         await settle()
 
 
-async def test_there_is_no_more_in_the_store_than_its_size() -> None:
+async def test_store_is_not_written_beyond_its_size() -> None:
     inner, disk = Slow(1024), Disk()
     device = cache(inner, disk.open(), size=2 * 4096 + 5 * (LINE + 8))
     for number in range(100):
@@ -151,7 +151,7 @@ async def test_write_back_keeps_dirty_data_in_memory_only() -> None:
     assert lower.stats.cached_bytes == LINE
 
 
-# The next time
+# The next start
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -226,7 +226,7 @@ async def test_cache_of_another_device_is_emptied(
     ]
 
 
-async def test_identity_may_be_what_the_device_holds_when_it_is_opened_and_at_the_end() -> None:
+async def test_identity_function_is_called_at_open_and_at_the_end() -> None:
     fetch = [("read", 0, LINE)]
     inner, disk = Slow(64), Disk()
     for begins, ends, asked in (("1", "2", fetch), ("2", "3", []), ("other", "4", fetch)):
@@ -261,7 +261,7 @@ async def test_damaged_cache_is_emptied(
     assert caplog.messages == [f"what was cached is dropped: {reason}"]
 
 
-async def test_store_with_something_else_is_left_alone() -> None:
+async def test_store_with_something_else_is_refused_and_unchanged() -> None:
     inner, disk = Slow(64), Disk()
     disk.content[:4] = b"ext4"
     device = cache(inner, disk.open())
@@ -273,22 +273,22 @@ async def test_store_with_something_else_is_left_alone() -> None:
     assert inner.asked == [("flush",), ("unmount",)]
 
 
-# Whatever ends it out of order
+# Crashes
 
 
 async def test_cache_that_was_not_unmounted_is_emptied(caplog: pytest.LogCaptureFixture) -> None:
     inner, disk = Slow(64), Disk()
     await fill(disk, inner)
     device = cache(inner, disk.open())
-    await device.read(0, LINE)  # the second life, which is killed
+    await device.read(0, LINE)  # the second process, which is killed
     assert inner.asked == []
     device = cache(inner, disk.open())
     await device.read(0, LINE)
     assert inner.asked == [("read", 0, LINE)]
-    assert caplog.messages == ["what was cached is dropped: it was not closed in order"]
+    assert caplog.messages == ["what was cached is dropped: it was not closed cleanly"]
 
 
-async def test_store_says_that_it_is_in_use_before_anything_changes() -> None:
+async def test_store_is_marked_as_in_use_before_the_inner_device_changes() -> None:
     class Watched(Slow):
         async def write(self, offset: int, data: memoryview) -> None:
             assert store.asked[-2:] == [("write", 0, 4096), ("flush",)]
@@ -299,7 +299,7 @@ async def test_store_says_that_it_is_in_use_before_anything_changes() -> None:
 
 
 async def life(device: Cache, random: Random, model: bytearray) -> None:
-    """Requests that are remembered when they are done; ends in order."""
+    """Make requests, record those that are done, and unmount cleanly."""
     for _ in range(12):
         first = random.randrange(60)
         if random.random() < 0.5:
@@ -315,7 +315,7 @@ async def life(device: Cache, random: Random, model: bytearray) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_cache_killed_at_any_write_to_its_store_is_never_stale(policy: Policy) -> None:
-    """The inner device goes on: what it took after the store's last write must be read later."""
+    """The inner device survives: its writes after the last one of the store must be read later."""
     for left in range(200):
         inner, disk = Slow(64), Disk()
         model, random = bytearray(inner.content), Random(left)
@@ -327,7 +327,7 @@ async def test_cache_killed_at_any_write_to_its_store_is_never_stale(policy: Pol
             await life(cache(inner, killed, policy=policy), random, model)
             assert inner.content == model
         except OSError:
-            model = inner.content  # it could not be opened, and nothing was flushed
+            model = inner.content  # the store could not be opened, and nothing was flushed
         device = cache(inner, disk.open(), policy=policy)
         assert await device.read(0, inner.size) == inner.content == model
         await device.unmount()
@@ -337,7 +337,7 @@ async def test_cache_killed_at_any_write_to_its_store_is_never_stale(policy: Pol
 
 
 class Volatile(Slow):
-    """A device of which a power failure leaves what was flushed, and some of the rest."""
+    """A device that keeps through a power failure what was flushed, and some other writes."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__(blocks)
@@ -415,12 +415,12 @@ async def test_error_of_the_store_fails_no_request(
     assert inner.content == expected
     await device.unmount()
     assert caplog.messages == [
-        "nothing is cached any more, because the store has failed: [Errno 28] disk full"
+        "caching has stopped, because the store has failed: [Errno 28] disk full"
     ]
     assert inner.asked[-1] == store.asked[-1] == ("unmount",)
 
 
-async def test_nothing_is_fetched_ahead_that_could_not_be_kept() -> None:
+async def test_no_read_ahead_after_the_store_has_failed() -> None:
     inner, store = Slow(256), Disk().open()
     device = cache(inner, store, read_ahead=8 * LINE)
     await device.read(0, LINE)
@@ -428,7 +428,7 @@ async def test_nothing_is_fetched_ahead_that_could_not_be_kept() -> None:
     for number in range(1, 10):
         await device.read(number * LINE, BLOCK)
         await settle()
-    assert device.stats.read_ahead_bytes == 2 * LINE  # when it was not yet known
+    assert device.stats.read_ahead_bytes == 2 * LINE  # before the failure
 
 
 async def test_store_that_failed_once_is_empty_the_next_time() -> None:
@@ -476,7 +476,9 @@ async def test_cache_is_empty_the_next_time_if_the_last_flush_failed() -> None:
     assert inner.asked == [("read", 0, LINE)]
 
 
-async def test_unmount_lets_go_of_all_whatever_fails(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unmount_unmounts_all_devices_whatever_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     inner, store = Slow(64), Disk().open()
     device = cache(inner, store)
     await device.read(0, LINE)
@@ -485,7 +487,9 @@ async def test_unmount_lets_go_of_all_whatever_fails(caplog: pytest.LogCaptureFi
     with pytest.raises(OSError, match="store"):
         await device.unmount()
     assert inner.asked[-1] == store.asked[-1] == ("unmount",)
-    assert caplog.messages == ["what is cached will not be there the next time: [Errno 5] store"]
+    assert caplog.messages == [
+        "the cache will start empty next time, its store could not be closed: [Errno 5] store"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -496,7 +500,7 @@ async def test_unmount_lets_go_of_all_whatever_fails(caplog: pytest.LogCaptureFi
         (lambda: Slow(20), {}, "no line of 2048 bytes fits"),
     ],
 )
-def test_unfit_store_is_refused(
+def test_store_that_does_not_fit_is_refused(
     make: Callable[[], Slow], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

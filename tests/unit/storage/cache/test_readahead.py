@@ -1,4 +1,4 @@
-"""What a cache fetches before it is asked for."""
+"""Sequential reads are detected, and the next lines are read ahead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cache(inner: Slow, *, ahead: int = 8, lines: int = 512) -> Cache:
 
 
 def lines(*asked: Any) -> list[tuple[int, int]]:
-    """Requests to the inner device: first line, and how many."""
+    """The first line and the number of lines of each request to the inner device."""
     return [(offset // LINE, length // LINE) for _, offset, length in asked]
 
 
@@ -28,7 +28,7 @@ async def read_lines(device: Cache, numbers: Iterable[int]) -> None:
         await settle()
 
 
-async def test_window_of_a_stream_grows_up_to_the_limit() -> None:
+async def test_read_ahead_window_doubles_up_to_the_limit() -> None:
     inner = Slow(4096)
     device = cache(inner)
     await read_lines(device, range(10, 12))
@@ -45,7 +45,7 @@ async def test_window_of_a_stream_grows_up_to_the_limit() -> None:
     assert device.stats.read_ahead_bytes == 30 * LINE
 
 
-async def test_blocks_of_a_line_are_no_stream() -> None:
+async def test_reads_within_one_line_are_not_sequential() -> None:
     inner = Slow(4096)
     device = cache(inner)
     for at in range(4):
@@ -54,14 +54,14 @@ async def test_blocks_of_a_line_are_no_stream() -> None:
     assert lines(*inner.asked) == [(0, 1)]
 
 
-async def test_random_reads_fetch_nothing_ahead() -> None:
+async def test_random_reads_cause_no_read_ahead() -> None:
     inner = Slow(4096)
     device = cache(inner)
     await read_lines(device, [5, 100, 7, 50, 3, 200, 99, 1])
     assert device.stats.read_ahead_bytes == 0
 
 
-async def test_reader_who_turns_away_has_nothing_more_fetched() -> None:
+async def test_reader_that_stops_causes_no_more_read_ahead() -> None:
     inner = Slow(4096)
     device = cache(inner)
     await read_lines(device, range(3))
@@ -70,7 +70,7 @@ async def test_reader_who_turns_away_has_nothing_more_fetched() -> None:
     assert lines(*inner.take()) == [(300, 1), (200, 1), (100, 1)]
 
 
-async def test_streams_are_told_apart() -> None:
+async def test_interleaved_streams_are_detected() -> None:
     inner = Slow(4096)
     device = cache(inner)
     for at in range(3):
@@ -82,7 +82,7 @@ async def test_streams_are_told_apart() -> None:
     ]
 
 
-async def test_window_is_twice_what_is_read_at_once() -> None:
+async def test_first_window_is_twice_the_length_of_a_read() -> None:
     inner = Slow(4096)
     device = cache(inner)
     await device.read(0, 3 * LINE)
@@ -91,7 +91,7 @@ async def test_window_is_twice_what_is_read_at_once() -> None:
     assert lines(*inner.asked) == [(0, 3), (3, 3), (6, 6)]
 
 
-async def test_what_is_there_is_not_fetched_ahead() -> None:
+async def test_cached_lines_are_not_read_ahead() -> None:
     inner = Slow(4096)
     device = cache(inner)
     await read_lines(device, [3])
@@ -99,7 +99,7 @@ async def test_what_is_there_is_not_fetched_ahead() -> None:
     assert lines(*inner.asked) == [(3, 1), (0, 1), (1, 1), (2, 1), (4, 4)]
 
 
-async def test_requests_ahead_are_1_mib_at_most() -> None:
+async def test_read_ahead_requests_have_1_mib_at_most() -> None:
     mib = 1 << 20
     inner = Slow(64 * 2048)
     device = Cache(inner, size=64 * mib, line_size=mib // 2, read_ahead=4 * mib)
@@ -113,7 +113,7 @@ async def test_requests_ahead_are_1_mib_at_most() -> None:
     ]
 
 
-async def test_demanded_read_is_asked_first_and_waits_for_nothing_else() -> None:
+async def test_requested_line_is_fetched_before_read_ahead() -> None:
     inner = Slow(4096, held=["read"])
     device = cache(inner)
     (first,) = await begin(device.read(0, BLOCK))
@@ -126,7 +126,7 @@ async def test_demanded_read_is_asked_first_and_waits_for_nothing_else() -> None
     await device.unmount()
 
 
-async def test_reader_joins_what_is_fetched_ahead() -> None:
+async def test_reader_joins_read_ahead_in_flight() -> None:
     inner = Slow(4096, held=["read"])
     device = cache(inner)
     for number in range(2):
@@ -149,7 +149,7 @@ async def test_reader_with_many_reads_in_flight_is_one_stream() -> None:
     assert device.stats.misses == 10
 
 
-async def test_large_requests_begin_where_the_ones_that_follow_do() -> None:
+async def test_read_ahead_is_aligned_to_its_largest_request() -> None:
     mib = 1 << 20
     inner = Slow(64 * 2048)
     device = Cache(inner, size=64 * mib, line_size=mib // 4, read_ahead=4 * mib)
@@ -162,7 +162,7 @@ async def test_large_requests_begin_where_the_ones_that_follow_do() -> None:
     ]
 
 
-async def test_errors_ahead_are_silent_and_fail_nobody() -> None:
+async def test_errors_of_read_ahead_are_silent_and_fail_no_read() -> None:
     inner = Slow(4096, held=["read"])
     device = cache(inner)
     for number in range(2):
@@ -179,7 +179,7 @@ async def test_errors_ahead_are_silent_and_fail_nobody() -> None:
     await device.unmount()
 
 
-async def test_there_is_a_limit_to_what_all_streams_fetch_ahead() -> None:
+async def test_read_ahead_of_all_streams_is_limited() -> None:
     inner = Slow(8192)
     device = cache(inner, ahead=2, lines=2048)
     await read_lines(device, range(0, 2000, 100))
@@ -193,7 +193,7 @@ async def test_there_is_a_limit_to_what_all_streams_fetch_ahead() -> None:
         await read
 
 
-async def test_window_is_a_part_of_the_cache_and_of_the_device() -> None:
+async def test_window_is_limited_by_the_cache_and_the_end_of_the_device() -> None:
     inner = Slow(6 * 4)
     device = cache(inner, ahead=100, lines=16)
     await read_lines(device, range(6))
@@ -208,7 +208,7 @@ async def test_no_read_ahead_if_it_is_switched_off() -> None:
     assert len(inner.asked) == 6
 
 
-async def test_unmount_ends_what_is_fetched_ahead() -> None:
+async def test_unmount_cancels_read_ahead() -> None:
     inner = Slow(4096, held=["read"])
     device = cache(inner)
     for number in range(2):
@@ -218,7 +218,7 @@ async def test_unmount_ends_what_is_fetched_ahead() -> None:
     assert inner.asked[-2:] == [("flush",), ("unmount",)]
 
 
-def test_only_so_many_streams_are_remembered() -> None:
+def test_number_of_streams_is_limited() -> None:
     ahead = ReadAhead(8)
     for number in range(0, 10_000, 10):
         ahead.demand(range(number, number + 1), missed=True)

@@ -1,4 +1,4 @@
-"""What is written to a cache comes to the inner device later, but it comes."""
+"""Write-back: dirty blocks, flush, write-back in the background."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache(inner: Slow, lines: int = 64, **options: Any) -> Cache:
     )
 
 
-async def test_write_asks_nothing_of_the_inner_device() -> None:
+async def test_write_back_write_makes_no_request_to_the_inner_device() -> None:
     inner = Slow(64)
     device = cache(inner)
     await device.write(BLOCK, new(6))
@@ -36,7 +36,7 @@ async def test_write_asks_nothing_of_the_inner_device() -> None:
     assert device.stats.dirty_bytes == 6 * BLOCK
 
 
-async def test_read_of_a_line_that_is_partly_there_fetches_the_rest() -> None:
+async def test_read_of_a_partly_valid_line_fetches_the_rest() -> None:
     inner = Slow(64)
     device = cache(inner)
     await device.write(BLOCK, new())
@@ -46,7 +46,7 @@ async def test_read_of_a_line_that_is_partly_there_fetches_the_rest() -> None:
     assert inner.asked == [("read", 0, LINE)]
 
 
-async def test_flush_writes_neighbours_together_and_then_flushes() -> None:
+async def test_flush_coalesces_adjacent_dirty_blocks_and_then_flushes() -> None:
     inner = Slow(64)
     device = cache(inner)
     for at in (9, 3, 4, 5, 20, 8):
@@ -77,7 +77,7 @@ async def test_flush_writes_at_most_1_mib_at_once_and_many_at_a_time() -> None:
     assert inner.take() == [("flush",)]
 
 
-async def test_flush_waits_for_what_is_on_its_way() -> None:
+async def test_flush_waits_for_writes_in_flight() -> None:
     inner = Slow(64, held=["write"])
     device = cache(inner)
     await device.write(0, new())
@@ -88,7 +88,7 @@ async def test_flush_waits_for_what_is_on_its_way() -> None:
     assert inner.asked == [("write", 0, BLOCK), ("flush",), ("flush",)]
 
 
-async def test_block_that_is_written_again_on_its_way_stays_dirty() -> None:
+async def test_block_that_is_written_during_its_write_back_stays_dirty() -> None:
     inner = Slow(64, held=["write"])
     device = cache(inner)
     await device.write(0, new(2))
@@ -103,7 +103,7 @@ async def test_block_that_is_written_again_on_its_way_stays_dirty() -> None:
     assert inner.content[: 2 * BLOCK] == b"2" * BLOCK + bytes(new())
 
 
-async def test_what_is_on_its_way_does_not_change() -> None:
+async def test_data_of_a_write_in_flight_does_not_change() -> None:
     class Keeps(Slow):
         kept: memoryview
 
@@ -121,7 +121,7 @@ async def test_what_is_on_its_way_does_not_change() -> None:
     await flush
 
 
-async def test_failed_write_back_is_told_by_flush_and_tried_again() -> None:
+async def test_failed_write_back_is_raised_by_flush_and_retried() -> None:
     inner = Slow(64)
     device = cache(inner)
     await device.write(0, new())
@@ -138,7 +138,7 @@ async def test_failed_write_back_is_told_by_flush_and_tried_again() -> None:
     assert inner.content[2 * LINE :][:BLOCK] == new()
 
 
-async def test_background_begins_at_half_of_the_limit() -> None:
+async def test_background_write_back_starts_at_half_of_the_limit() -> None:
     inner = Slow(64)
     device = cache(inner, dirty_limit=4 * BLOCK)
     await device.write(0, new(2))
@@ -150,14 +150,14 @@ async def test_background_begins_at_half_of_the_limit() -> None:
     assert device.stats.dirty_bytes == 0
 
 
-async def test_what_finds_no_room_goes_to_the_inner_device() -> None:
+async def test_write_without_room_goes_to_the_inner_device() -> None:
     inner = Slow(64, held=["write"])
     device = cache(inner, dirty_limit=4 * BLOCK)
     await device.write(0, new(4))
     await settle()
     (write,) = await begin(device.write(BLOCK, memoryview(b"2" * 2 * BLOCK)))
     assert not write.done()
-    await inner.release()  # what the background writes there comes first
+    await inner.release()  # after the write-back in the background there
     await inner.release()
     await write
     assert inner.take() == [("write", 0, LINE), ("write", BLOCK, 2 * BLOCK)]
@@ -165,20 +165,20 @@ async def test_what_finds_no_room_goes_to_the_inner_device() -> None:
     assert await device.read(0, LINE) == expected == inner.content[:LINE]
 
 
-async def test_error_of_a_write_that_found_no_room_is_its_own() -> None:
+async def test_error_of_a_write_without_room_is_raised_by_it() -> None:
     inner = Slow(64)
     inner.errors["write"] = OSError(errno.ENOSPC, "full")
     device = cache(inner, dirty_limit=BLOCK)
     await device.write(0, new())
     with pytest.raises(OSError, match="full"):
         await device.write(0, memoryview(b"2" * BLOCK))
-    assert await device.read(0, BLOCK) == new()  # as it was
+    assert await device.read(0, BLOCK) == new()  # unchanged
     inner.errors.clear()
     await device.flush()
     assert inner.content[:BLOCK] == new()
 
 
-async def test_failed_background_is_logged_and_made_good_by_flush(
+async def test_failed_background_write_back_is_logged_and_retried_by_flush(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     inner = Slow(64)
@@ -189,12 +189,12 @@ async def test_failed_background_is_logged_and_made_good_by_flush(
     assert inner.take() == [("write", 0, 3 * BLOCK)]
     await device.write(3 * BLOCK, new())
     await settle()
-    assert inner.asked == []  # not at once again
+    assert inner.asked == []  # no retry at once
     assert caplog.record_tuples == [
         (
             "aiovblk",
             logging.WARNING,
-            "written data stays in the cache until it can be written back: [Errno 5] cut off",
+            "write-back failed, the data stays dirty in memory: [Errno 5] cut off",
         )
     ]
     with pytest.raises(OSError, match="cut off"):
@@ -204,7 +204,7 @@ async def test_failed_background_is_logged_and_made_good_by_flush(
     assert inner.content[:LINE] == new(4)
 
 
-async def test_dirty_lines_leave_room_for_others() -> None:
+async def test_dirty_lines_leave_slots_for_others() -> None:
     inner = Slow(4096)
     device = cache(inner, lines=16, dirty_limit=1 << 20)
     inner.errors["write"] = OSError(errno.EIO, "cut off")
@@ -232,14 +232,14 @@ async def test_clean_lines_are_evicted_and_fetched_again() -> None:
         assert await device.read(number * LINE, BLOCK) == bytes([200 - number]) * BLOCK
 
 
-async def test_written_back_and_evicted_during_a_fetch_does_not_become_old_again() -> None:
+async def test_line_written_back_and_evicted_during_a_fetch_is_not_stale() -> None:
     inner = Slow(4096)
     device = cache(inner, lines=4)
     inner.held.add("read")
     (read,) = await begin(device.read(BLOCK, BLOCK))
     await device.write(0, new())
     await device.flush()
-    for number in range(10, 16):  # evicts it
+    for number in range(10, 16):  # evicts the line
         await device.write(number * LINE, new())
         await device.flush()
     await inner.release()
@@ -248,15 +248,15 @@ async def test_written_back_and_evicted_during_a_fetch_does_not_become_old_again
     assert await device.read(0, LINE) == bytes(new()) + b"".join(map(block, (1, 2, 3)))
 
 
-async def test_zeroes_and_dirty_data_come_in_order() -> None:
+async def test_zeroes_and_dirty_data_are_written_in_order() -> None:
     inner = Slow(64, held=["write", "write_zeroes"])
     device = cache(inner)
     await device.write(0, new(2))
     (flush,) = await begin(device.flush())
     (zeroes,) = await begin(device.write_zeroes(0, BLOCK, may_trim=True))
-    assert inner.asked == [("write", 0, 2 * BLOCK)]  # zeroes wait for what is on its way
+    assert inner.asked == [("write", 0, 2 * BLOCK)]  # zeroes wait for the write in flight
     await inner.release()
-    await device.write(0, memoryview(b"3" * BLOCK))  # beside the zeroes: after them
+    await device.write(0, memoryview(b"3" * BLOCK))  # during the zeroes, so after them
     await inner.release()
     await asyncio.gather(flush, zeroes)
     assert await device.read(0, 2 * BLOCK) == b"3" * BLOCK + bytes(new())
@@ -265,7 +265,7 @@ async def test_zeroes_and_dirty_data_come_in_order() -> None:
     assert inner.content[: 2 * BLOCK] == b"3" * BLOCK + bytes(new())
 
 
-async def test_zeroed_and_trimmed_dirty_data_is_gone() -> None:
+async def test_zeroed_and_trimmed_blocks_are_not_dirty() -> None:
     inner = Slow(64)
     device = cache(inner)
     await device.write(0, new(4))
@@ -302,7 +302,7 @@ async def test_extents_show_dirty_data() -> None:
     assert await device.extents(8 * BLOCK, BLOCK) == [hole]
 
 
-async def test_extents_show_what_becomes_clean_while_the_inner_device_is_asked() -> None:
+async def test_extents_show_blocks_that_become_clean_during_the_call() -> None:
     inner = Slow(64, held=["extents"])
     device = cache(inner)
     await device.write(0, new())
@@ -312,7 +312,7 @@ async def test_extents_show_what_becomes_clean_while_the_inner_device_is_asked()
     assert extents.result() == [Extent(BLOCK)]
 
 
-async def test_unmount_writes_back_flushes_and_lets_go() -> None:
+async def test_unmount_writes_back_flushes_and_unmounts() -> None:
     inner = Slow(64)
     device = cache(inner)
     await device.write(0, new())
@@ -320,7 +320,7 @@ async def test_unmount_writes_back_flushes_and_lets_go() -> None:
     assert inner.asked == [("write", 0, BLOCK), ("flush",), ("unmount",)]
 
 
-async def test_unmount_waits_for_no_background(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unmount_cancels_background_write_back(caplog: pytest.LogCaptureFixture) -> None:
     inner = Slow(64, held=["write"])
     device = cache(inner, dirty_limit=BLOCK)
     await device.write(0, new())
@@ -331,7 +331,7 @@ async def test_unmount_waits_for_no_background(caplog: pytest.LogCaptureFixture)
     assert caplog.records == []
 
 
-async def test_unmount_lets_go_of_the_inner_device_when_data_is_lost(
+async def test_unmount_unmounts_the_inner_device_when_data_is_lost(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     inner = Slow(64)
@@ -341,4 +341,4 @@ async def test_unmount_lets_go_of_the_inner_device_when_data_is_lost(
     with pytest.raises(OSError, match="cut off"):
         await device.unmount()
     assert inner.asked[-1] == ("unmount",)
-    assert caplog.messages == ["512 bytes could not be written back, and are lost"]
+    assert caplog.messages == ["512 dirty bytes could not be written back and are lost"]

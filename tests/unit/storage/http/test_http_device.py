@@ -1,4 +1,4 @@
-"""A disk that is a file on a web server."""
+"""A read-only disk that is a file on a web server: ranges, sizes, versions (ETag)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ RANGE = {"Content-Range": f"bytes 0-511/{MIB}", "ETag": '"x"'}
         (
             Answer(headers={"Content-Range": "bytes 0-511/*"}, body=bytes(512)),
             errno.EOPNOTSUPP,
-            "does not tell how long it is",
+            "does not say how long it is",
         ),
         (
             Answer(headers={"Content-Range": "bytes 0-511/1024"}, body=bytes(512)),
@@ -223,7 +223,7 @@ async def test_file_that_is_put_back_can_be_read_again(web: Web) -> None:
         assert await device.read(0, 512) == CONTENT[:512]
 
 
-async def test_weak_tag_may_become_strong_and_a_date_is_told_to_the_server(web: Web) -> None:
+async def test_weak_tag_may_become_strong_and_a_date_is_sent_to_the_server(web: Web) -> None:
     web.etag = 'W/"first"'
     async with opened(web) as device:
         web.etag = '"first"'

@@ -1,4 +1,4 @@
-"""A server that redirects to mirrors: which of them is read, and when it is left."""
+"""A server that redirects to mirrors: which one is read, and when another one is."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
-from aiovblk.storage.http import resource as web_file
+from aiovblk.storage.http import resource as resource
 
 from ....support.web_server import CONTENT, DATE, Answer, Request, Web, serving
 
 
 class Redirector(Web):
-    """Leads each request to another mirror."""
+    """Redirects each request to the next mirror."""
 
     def __init__(self) -> None:
         super().__init__(b"")
@@ -28,7 +28,7 @@ class Redirector(Web):
 
 
 class Mirrors:
-    """Three of them, and what leads there."""
+    """Three mirrors, and the server that redirects to them."""
 
     def __init__(self, redirector: Redirector, webs: list[Web]) -> None:
         self.redirector = redirector
@@ -98,7 +98,7 @@ async def test_mirror_that_has_not_got_the_file_is_passed_over(mirrors: Mirrors)
     assert mirrors.asked == [1, 1, 5]
 
 
-async def test_file_that_no_mirror_has_is_told_at_once(mirrors: Mirrors) -> None:
+async def test_file_that_no_mirror_has_is_reported_at_once(mirrors: Mirrors) -> None:
     for web in mirrors.webs:
         web.next = [Answer("404 Not Found")] * 100
     with pytest.raises(StorageError, match="404 Not Found"):
@@ -172,7 +172,7 @@ async def test_password_is_sent_to_another_file_of_the_same_server() -> None:
 
 
 async def test_conditions_are_not_those_of_another_mirror(mirrors: Mirrors) -> None:
-    """A tag of the first would be refused (412) by the second, though the file is the same."""
+    """The second would refuse (412) the first one's ETag, though the file is the same."""
     for number, web in enumerate(mirrors.webs):
         web.etag = f'"{number}"'
     device = await mirrors.open()
@@ -183,11 +183,11 @@ async def test_conditions_are_not_those_of_another_mirror(mirrors: Mirrors) -> N
     assert mirrors.webs[0].modified == DATE
 
 
-# An answer that does not end
+# A response that does not end
 
 
 class Dripping(Web):
-    """Sends a byte at a time, and never comes to an end."""
+    """Sends a byte at a time, and never ends."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -213,11 +213,11 @@ class DrippingHeaders(Dripping):
 async def test_answer_that_drips_is_given_up(
     web: type[Dripping], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often a byte comes: a part of the file has a limit as a whole."""
-    monkeypatch.setattr(web_file, "_SLOWEST", 1 << 20)
+    """However often a byte comes: the whole response has a timeout."""
+    monkeypatch.setattr(resource, "_MIN_RATE", 1 << 20)
     # Only of the whole: however late a byte comes, it is not that which takes too long.
-    make = web_file._session
-    monkeypatch.setattr(web_file, "_session", lambda tls, requests, _: make(tls, requests, 3600))
+    make = resource._session
+    monkeypatch.setattr(resource, "_session", lambda tls, requests, _: make(tls, requests, 3600))
     async with serving(web(CONTENT)) as dripping:
-        with pytest.raises(StorageError, match="the answer takes longer than"):
+        with pytest.raises(StorageError, match="the response takes longer than"):
             await HTTPDevice.open(dripping.url(), patience=0.5)

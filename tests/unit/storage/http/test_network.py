@@ -61,16 +61,16 @@ async def test_failure_that_passes_is_not_noticed(web: Web, failure: str) -> Non
     ("failure", "reason"),
     [
         ("500", "the server says 500 Internal Server Error"),
-        ("cut", "the answer was cut off"),
-        ("reset", "the connection was lost|the answer was cut off"),
+        ("cut", "the response was cut off"),
+        ("reset", "the connection was lost|the response was cut off"),
         ("silence", "the server does not answer"),
-        ("short", "the answer has 256 bytes, not 512"),
-        ("long", "the answer has more than 512 bytes"),
-        ("elsewhere", "the answer has 512 bytes at 512, not 512 at 0"),
-        ("nowhere", "the answer does not tell which part of it it has"),
+        ("short", "the response has 256 bytes, not 512"),
+        ("long", "the response has more than 512 bytes"),
+        ("elsewhere", "the response has 512 bytes at 512, not 512 at 0"),
+        ("nowhere", "the response does not say which part it has"),
     ],
 )
-async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends(
+async def test_failure_that_stays_is_an_error_without_secrets_after_the_retry_timeout(
     web: Web,
     failure: str,
     reason: str,
@@ -80,8 +80,8 @@ async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends
     caplog.set_level(logging.DEBUG)
     url = web.url("/disk.img?signature=1", user="user:password@")
     if failure == "silence":
-        monkeypatch.setattr(resource, "_SILENCE", 0.1)
-        monkeypatch.setattr(resource, "_SLOWEST", 1)  # it is not the answer as a whole that is late
+        monkeypatch.setattr(resource, "_MAX_READ_TIMEOUT", 0.1)
+        monkeypatch.setattr(resource, "_MIN_RATE", 1)  # it is not the whole response that is late
     device = await HTTPDevice.open(url)
     web.next = [failures()[failure]] * 100
     asked = len(web.requests)
@@ -93,8 +93,8 @@ async def test_failure_that_stays_is_an_error_without_secrets_when_patience_ends
     assert caught.value.errno == errno.EIO
     assert len(web.requests) == asked + 3
     assert str(caught.value).startswith(f"http://127.0.0.1:{web.port}/disk.img: ")
-    told = [str(caught.value), *(each.getMessage() for each in caplog.records)]
-    assert not [text for text in told for secret in SECRETS if secret in text]
+    texts = [str(caught.value), *(each.getMessage() for each in caplog.records)]
+    assert not [text for text in texts for secret in SECRETS if secret in text]
 
 
 async def test_server_that_is_not_there_is_named(web: Web) -> None:
@@ -152,8 +152,8 @@ async def test_redirect_is_followed_and_validated_and_learns_no_password(web: We
     ("target", "reason"),
     [
         ("/disk.img?signature=2", "redirects in circles"),
-        ("ftp://127.0.0.1/signature", "redirects to what is no address"),
-        ("http://[/signature", "redirects to what is no address"),
+        ("ftp://127.0.0.1/signature", "redirects to an invalid URL"),
+        ("http://[/signature", "redirects to an invalid URL"),
     ],
 )
 async def test_redirect_that_leads_nowhere_is_an_error(web: Web, target: str, reason: str) -> None:

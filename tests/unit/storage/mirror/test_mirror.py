@@ -1,4 +1,4 @@
-"""Members fail, are out, and come back, and nobody reads anything wrong."""
+"""Members of a mirror fail, are dropped, and are resynced, and no read is ever wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from aiovblk import BlockDevice, Extent
 from aiovblk.aio.rangelock import RangeLock
 from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror
-from aiovblk.storage.mirror.members import REGION, common
+from aiovblk.storage.extents import common
+from aiovblk.storage.mirror.members import REGION
 from aiovblk.testing import CrashableDisk
 
 BLOCK = 4096
@@ -25,7 +26,7 @@ def block(value: int) -> memoryview:
 
 
 class Watched(Faults):
-    """A member whose requests are remembered."""
+    """A member that records its requests."""
 
     def __init__(self, inner: BlockDevice, *faults: Fault) -> None:
         super().__init__(inner, *faults)
@@ -80,10 +81,10 @@ async def test_read_that_all_members_fail_fails() -> None:
     assert caught.value.errno == errno.EIO
 
 
-# Members that are out
+# Members that are dropped
 
 
-async def test_member_that_fails_a_write_is_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_member_that_fails_a_write_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     dropped: list[Any] = []
     one, two = members()
     mirror = Mirror(one, two, on_drop=lambda member, error: dropped.append((member, error)))
@@ -92,12 +93,12 @@ async def test_member_that_fails_a_write_is_out(caplog: pytest.LogCaptureFixture
         await mirror.write(0, block(1))
     assert mirror.in_sync == (two,)
     assert dropped[0][0] is one
-    assert "a member of a mirror is out" in caplog.text
+    assert "is dropped" in caplog.text
     assert await mirror.read(0, BLOCK) == block(1)
     assert one.regions("read") == set()
 
 
-async def test_member_is_out_before_the_write_has_returned() -> None:
+async def test_member_is_dropped_before_the_write_has_returned() -> None:
     one, two = members()
     order: list[str] = []
     mirror = Mirror(one, two, on_drop=lambda member, error: order.append("dropped"))
@@ -107,7 +108,7 @@ async def test_member_is_out_before_the_write_has_returned() -> None:
     assert order == ["dropped", "returned"]
 
 
-async def test_member_that_fails_a_flush_is_out() -> None:
+async def test_member_that_fails_a_flush_is_dropped() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     two.add(failing("flush"))
@@ -116,7 +117,7 @@ async def test_member_that_fails_a_flush_is_out() -> None:
 
 
 @pytest.mark.parametrize("command", ["write", "flush"])
-async def test_what_all_members_fail_is_eio_and_puts_none_out(command: str) -> None:
+async def test_request_that_fails_on_all_members_is_eio_and_drops_none(command: str) -> None:
     one, two = members()
     mirror = Mirror(one, two)
     for member in one, two:
@@ -127,7 +128,7 @@ async def test_what_all_members_fail_is_eio_and_puts_none_out(command: str) -> N
     assert mirror.in_sync == (one, two)
 
 
-async def test_last_member_is_never_out() -> None:
+async def test_last_member_is_never_dropped() -> None:
     one, two = members()
     mirror = Mirror(one, two, stale=[one])
     two.add(failing("write"))
@@ -136,7 +137,7 @@ async def test_last_member_is_never_out() -> None:
     assert mirror.in_sync == (two,)
 
 
-async def test_trim_that_fails_puts_nobody_out() -> None:
+async def test_failed_trim_drops_no_member() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     one.add(Fault("trim", error=errno.EIO))
@@ -147,7 +148,7 @@ async def test_trim_that_fails_puts_nobody_out() -> None:
     assert mirror.in_sync == (one, two)
 
 
-# Agreement
+# Order of changes, and reconciliation
 
 
 async def test_overlapping_writes_are_made_in_one_order() -> None:
@@ -158,12 +159,12 @@ async def test_overlapping_writes_are_made_in_one_order() -> None:
         assert await one.read(0, BLOCK) == await two.read(0, BLOCK)
 
 
-async def test_members_agree_after_a_cancelled_write_and_a_flush() -> None:
+async def test_members_are_reconciled_by_a_flush_after_a_cancelled_write() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     two.add(Fault("write", delay=1000, times=1))
     writing = asyncio.ensure_future(mirror.write(REGION, block(1)))
-    for _ in range(10):  # more turns than a write takes
+    for _ in range(10):  # more steps of the loop than a write takes
         await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -173,7 +174,7 @@ async def test_members_agree_after_a_cancelled_write_and_a_flush() -> None:
     assert await contents(one) == await contents(two)
 
 
-async def test_flush_succeeds_although_a_doubtful_place_cannot_be_read() -> None:
+async def test_flush_succeeds_although_a_divergent_region_cannot_be_read() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     for member in one, two:
@@ -185,7 +186,7 @@ async def test_flush_succeeds_although_a_doubtful_place_cannot_be_read() -> None
     await mirror.flush()
 
 
-async def test_zeroes_are_told_where_all_members_have_them() -> None:
+async def test_extents_are_zeroes_where_all_members_have_them() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     await one.write(0, block(1))
@@ -200,16 +201,16 @@ def test_common_extents_end_with_the_shortest() -> None:
     assert list(common(several)) == [Extent(1), Extent(2, **zero), Extent(2), Extent(2)]
 
 
-# Coming back
+# Resync
 
 
-async def test_member_gets_what_it_has_missed_and_no_more() -> None:
+async def test_resync_copies_missed_regions_only() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     for region in range(3):
         await mirror.write(region * REGION, block(1))
     await mirror.flush()
-    await mirror.write(0, block(2))  # may be lost in the member, with what fails it
+    await mirror.write(0, block(2))  # unflushed, so it may be lost on the member
     one.add(failing("write"))
     await mirror.write(2 * REGION, block(3))
     two.asked.clear()
@@ -232,7 +233,7 @@ async def test_member_that_failed_a_flush_may_have_lost_what_it_covered() -> Non
     assert two.regions("read") == {1}
 
 
-async def test_stale_member_gets_everything() -> None:
+async def test_resync_copies_all_of_a_stale_member() -> None:
     one, two = members()
     await one.write(0, block(1))
     await two.write(REGION, block(2))
@@ -243,16 +244,16 @@ async def test_stale_member_gets_everything() -> None:
     assert mirror.in_sync == (one, two)
 
 
-async def test_member_that_is_in_is_put_out_and_copied_anew() -> None:
+async def test_resync_of_a_member_in_sync_copies_all_of_it() -> None:
     one, two = members()
     mirror = Mirror(one, two)
-    await one.write(0, block(1))  # as a crash may leave it
+    await one.write(0, block(1))  # as a crash may leave one
     await mirror.resync(two)
     assert await two.read(0, BLOCK) == block(1)
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_writes_go_on_while_a_member_comes_back(seed: int) -> None:
+async def test_writes_continue_during_a_resync(seed: int) -> None:
     one, two = members()
     mirror = Mirror(one, two, stale=[two])
     random, expected = Random(seed), bytearray(SIZE)
@@ -271,7 +272,7 @@ async def test_writes_go_on_while_a_member_comes_back(seed: int) -> None:
     assert await contents(one) == await contents(two) == expected
 
 
-async def test_write_that_began_before_a_member_came_back_is_not_missed() -> None:
+async def test_write_that_began_before_a_resync_is_not_missed() -> None:
     one, two = members()
     mirror = Mirror(one, two)
     two.add(failing("write"))
@@ -285,7 +286,7 @@ async def test_write_that_began_before_a_member_came_back_is_not_missed() -> Non
 
 
 class SlowFlush(Layer):
-    """A flush is over some time after it was made: when it is let go."""
+    """A flush that returns only when the test lets it."""
 
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner)
@@ -297,7 +298,7 @@ class SlowFlush(Layer):
         await self.let_go.wait()
 
 
-async def test_what_is_flushed_while_a_member_comes_back_is_durable_in_it() -> None:
+async def test_flush_during_a_resync_is_durable_on_the_member() -> None:
     medium = CrashableDisk(SIZE)
     one, two = MemoryDevice(SIZE), SlowFlush(medium.open())
     mirror = Mirror(one, two, stale=[two])
@@ -327,7 +328,7 @@ async def test_write_during_a_flush_is_not_covered_by_it() -> None:
     assert one.regions("read") == {1, 2}
 
 
-async def test_cancelled_resync_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_resync_continues_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiovblk.storage.mirror.resync.REGIONS_PER_FLUSH", 1)
     one, two = members()
     mirror = Mirror(one, two, stale=[two])
@@ -343,11 +344,11 @@ async def test_cancelled_resync_goes_on_where_it_was(monkeypatch: pytest.MonkeyP
         await coming
     assert two not in mirror.in_sync
     await mirror.resync(two, advance=done.append)
-    assert sum(done) == SIZE + REGION  # the second was not flushed
+    assert sum(done) == SIZE + REGION  # the second region was not flushed, and is copied again
     assert two in mirror.in_sync
 
 
-async def test_member_that_cannot_be_written_stays_out() -> None:
+async def test_member_that_cannot_be_written_stays_dropped() -> None:
     one, two = members()
     await one.write(0, block(1))
     mirror = Mirror(one, two, stale=[two])
@@ -359,7 +360,7 @@ async def test_member_that_cannot_be_written_stays_out() -> None:
     assert await two.read(0, BLOCK) == block(1)
 
 
-async def test_resync_of_what_cannot_come_back_is_refused() -> None:
+async def test_impossible_resync_is_refused() -> None:
     one, two = members()
     mirror = Mirror(one, two, stale=[two])
     with pytest.raises(ValueError, match="is no member of this mirror"):
@@ -376,7 +377,7 @@ async def test_resync_of_what_cannot_come_back_is_refused() -> None:
 # As a device
 
 
-async def test_mirror_is_as_large_and_as_able_as_its_members() -> None:
+async def test_mirror_has_the_size_and_the_handlers_of_its_members() -> None:
     one, two = MemoryDevice(SIZE), MemoryDevice(SIZE)
     mirror = Mirror(one, two)
     assert (mirror.size, mirror.read_only, mirror.rotational) == (SIZE, False, False)

@@ -1,4 +1,4 @@
-"""What whoever can write to the bucket, without the key, can make of an encrypted disk: nothing."""
+"""An attacker who can write to the bucket, but has no key, cannot change what is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def a_disk(bucket: Bucket, path: str, letter: bytes, **options: Any) -> No
 
 @pytest.fixture
 async def bucket() -> Bucket:
-    """With a secret disk, a golden one and a clone of that, all of one key."""
+    """A bucket with a secret disk, a golden one and a clone of that, all with the same key."""
     bucket = Bucket()
     await a_disk(bucket, "payroll", b"p")
     await a_disk(bucket, "golden", b"g")
@@ -40,7 +40,7 @@ async def bucket() -> Bucket:
     return bucket
 
 
-def description(bucket: Bucket, path: str) -> dict[str, Any]:
+def read_manifest(bucket: Bucket, path: str) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(bucket.objects[f"{path}/disk.json"])
     return fields
 
@@ -59,8 +59,8 @@ async def read(bucket: Bucket, path: str, key: bytes | None = KEY) -> bytes:
 
 async def test_clone_cannot_be_made_to_read_another_disk(bucket: Bucket) -> None:
     assert await read(bucket, "clone") == b"g" * SIZE
-    fields = description(bucket, "clone")
-    fields["origins"][0] = {"path": "payroll", "disk": description(bucket, "payroll")["disk"]}
+    fields = read_manifest(bucket, "clone")
+    fields["origins"][0] = {"path": "payroll", "disk": read_manifest(bucket, "payroll")["disk"]}
     put(bucket, "clone", fields)
     for use in (
         read(bucket, "clone"),
@@ -84,24 +84,24 @@ async def test_clone_cannot_be_made_to_read_another_disk(bucket: Bucket) -> None
         {"version": 1},
     ],
 )
-async def test_description_of_an_encrypted_disk_cannot_be_changed(
+async def test_manifest_of_an_encrypted_disk_cannot_be_changed(
     bucket: Bucket, change: dict[str, Any]
 ) -> None:
-    put(bucket, "clone", description(bucket, "clone") | change)
+    put(bucket, "clone", read_manifest(bucket, "clone") | change)
     with pytest.raises(StorageError, match=r"it was changed since|not the key of the disk"):
         await read(bucket, "clone")
 
 
-async def test_description_cannot_be_that_of_another_disk(bucket: Bucket) -> None:
-    """One that is whole, and of the same key: the disk's own objects do not fit it."""
-    put(bucket, "clone", description(bucket, "payroll"))
+async def test_manifest_cannot_be_that_of_another_disk(bucket: Bucket) -> None:
+    """An intact one, with the same key: the disk's own objects do not fit it."""
+    put(bucket, "clone", read_manifest(bucket, "payroll"))
     with pytest.raises(StorageError, match="cannot be decrypted: another key, or it was changed"):
         await read(bucket, "clone")
 
 
 async def test_seal_of_one_disk_is_of_no_use_to_another(bucket: Bucket) -> None:
-    fields = description(bucket, "clone")
-    put(bucket, "clone", fields | {"key_check": description(bucket, "payroll")["key_check"]})
+    fields = read_manifest(bucket, "clone")
+    put(bucket, "clone", fields | {"key_check": read_manifest(bucket, "payroll")["key_check"]})
     with pytest.raises(StorageError, match="this is not the key of the disk"):
         await read(bucket, "clone")
     put(bucket, "clone", fields | {"key_check": None})
@@ -111,7 +111,7 @@ async def test_seal_of_one_disk_is_of_no_use_to_another(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("kind", ["log", "map", "chunks"])
 async def test_object_of_one_disk_is_damage_in_another(bucket: Bucket, kind: str) -> None:
-    await a_disk(bucket, "twin", b"t")  # with the same steps, so that the names are the same
+    await a_disk(bucket, "twin", b"t")  # by the same steps, so with the same keys
     for name in bucket.names(f"payroll/{kind}"):
         bucket.objects[name.replace("payroll", "twin")] = bucket.objects[name]
     with pytest.raises(StorageError, match="cannot be decrypted: another key, or it was changed"):
@@ -137,11 +137,11 @@ async def test_lease_decides_nothing_of_what_is_read(bucket: Bucket) -> None:
 
 
 def as_format_1(bucket: Bucket, path: str, key: bytes | None) -> None:
-    """Make a description as earlier versions have made it."""
-    fields = description(bucket, path) | {"version": 1}
+    """Rewrite a manifest as earlier versions have made it."""
+    fields = read_manifest(bucket, path) | {"version": 1}
     if key is not None:
-        sealing = ObjectCodec(bytes.fromhex(fields["disk"]), key=key)
-        fields["key_check"] = sealing.seal("key", b"").hex()
+        codec = ObjectCodec(bytes.fromhex(fields["disk"]), key=key)
+        fields["key_check"] = codec.seal("key", b"").hex()
     put(bucket, path, fields)
 
 
@@ -151,8 +151,8 @@ async def test_disk_that_is_not_encrypted_has_format_1_as_ever() -> None:
     await snapshot(bucket.client(), "golden", name="one")
     await clone(bucket.client(), "golden", name="one", target="clone")
     for path in ("golden", "clone"):
-        assert description(bucket, path)["version"] == 1
-        assert description(bucket, path)["key_check"] is None
+        assert read_manifest(bucket, path)["version"] == 1
+        assert read_manifest(bucket, path)["key_check"] is None
         assert await read(bucket, path, None) == b"g" * SIZE
 
 
@@ -171,7 +171,7 @@ async def test_encrypted_disk_of_format_1_is_opened_as_ever(bucket: Bucket) -> N
 @pytest.mark.parametrize("chunk_size", [CHUNK // 2, 2 * CHUNK])
 async def test_chunk_size_of_format_1_cannot_be_changed(bucket: Bucket, chunk_size: int) -> None:
     as_format_1(bucket, "payroll", KEY)
-    put(bucket, "payroll", description(bucket, "payroll") | {"chunk_size": chunk_size})
+    put(bucket, "payroll", read_manifest(bucket, "payroll") | {"chunk_size": chunk_size})
     with pytest.raises(StorageError, match=f"it has 8 chunks for {SIZE} bytes"):
         await read(bucket, "payroll")
 
@@ -187,7 +187,7 @@ async def test_encrypted_clone_of_format_1_is_refused_until_its_origins_are_trus
     with pytest.raises(StorageError, match="not the key"):
         await trust_origins(bucket.client(), "clone", key=bytes(32))
     await trust_origins(bucket.client(), "clone", key=KEY)
-    assert description(bucket, "clone")["version"] == 2
+    assert read_manifest(bucket, "clone")["version"] == 2
     assert await read(bucket, "clone") == b"g" * SIZE
     before = dict(bucket.objects)
     await trust_origins(bucket.client(), "clone", key=KEY)  # once is enough
@@ -196,7 +196,7 @@ async def test_encrypted_clone_of_format_1_is_refused_until_its_origins_are_trus
 
 async def test_clone_of_format_1_that_was_robbed_of_its_origins_is_damaged(bucket: Bucket) -> None:
     as_format_1(bucket, "clone", KEY)
-    put(bucket, "clone", description(bucket, "clone") | {"origins": []})
+    put(bucket, "clone", read_manifest(bucket, "clone") | {"origins": []})
     with pytest.raises(StorageError, match=r"is of ancestor 1, which disk\.json does not have"):
         await read(bucket, "clone")
     report = await check(bucket.client(), "clone", key=KEY)
@@ -206,18 +206,18 @@ async def test_clone_of_format_1_that_was_robbed_of_its_origins_is_damaged(bucke
 async def test_clone_of_a_disk_of_format_1_is_sealed(bucket: Bucket) -> None:
     as_format_1(bucket, "golden", KEY)
     await clone(bucket.client(), "golden", name="one", target="new", key=KEY)
-    assert description(bucket, "new")["version"] == 2
+    assert read_manifest(bucket, "new")["version"] == 2
     assert await read(bucket, "new") == b"g" * SIZE
 
 
-async def test_description_of_too_many_brackets_is_refused_as_no_disk(bucket: Bucket) -> None:
+async def test_manifest_of_too_many_brackets_is_refused_as_no_disk(bucket: Bucket) -> None:
     bucket.objects["payroll/disk.json"] = b"[" * 100_000
     with pytest.raises(StorageError, match="not that of a disk of aiovblk"):
         await read(bucket, "payroll")
 
 
-async def test_later_format_is_told(bucket: Bucket) -> None:
-    put(bucket, "payroll", description(bucket, "payroll") | {"version": 3})
+async def test_later_format_is_reported(bucket: Bucket) -> None:
+    put(bucket, "payroll", read_manifest(bucket, "payroll") | {"version": 3})
     with pytest.raises(StorageError, match="has format 3, this aiovblk knows 1 and 2 only; upgra"):
         await read(bucket, "payroll")
 

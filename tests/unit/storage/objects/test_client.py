@@ -1,4 +1,4 @@
-"""Real object stores: a folder, memory, and S3 over HTTP on a bad network."""
+"""Requests to object stores: a folder, memory, and S3 over HTTP on a bad network; retries."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_object_is_put_replaced_and_deleted(client: ObjectStoreClient) -> 
 async def test_missing_object_does_not_keep_others_from_being_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As Azure and GCS do it: a missing object is an error, at which the package stops."""
+    """As on Azure and GCS: a missing object is an error, at which the package stops."""
     delete = obstore.delete_async
 
     async def stop_at_missing(store: Any, paths: list[str]) -> None:
@@ -144,24 +144,24 @@ async def play(
 
 
 @pytest.fixture
-async def weather() -> s3_server.Weather:
-    return s3_server.Weather(Random(1))
+async def faults() -> s3_server.NetworkFaults:
+    return s3_server.NetworkFaults(Random(1))
 
 
 @pytest.fixture
-async def outside(port: int, weather: s3_server.Weather) -> AsyncIterator[ObjectStoreClient]:
-    """The server, seen through a bad network."""
+async def outside(port: int, faults: s3_server.NetworkFaults) -> AsyncIterator[ObjectStoreClient]:
+    """A client of the server, through a bad network."""
     await s3_server.make_bucket(port)
-    async with s3_server.proxy(port, weather) as proxy:
-        # What obstore tries again by itself we would not see.
+    async with s3_server.proxy(port, faults) as proxy:
+        # Retries of obstore itself would hide ours.
         yield ObjectStoreClient(s3_server.store(proxy, retry_config={"max_retries": 0}))
 
 
 @pytest.mark.deadline(120)
 async def test_bad_network_makes_a_disk_slow_and_nothing_else(
-    outside: ObjectStoreClient, weather: s3_server.Weather
+    outside: ObjectStoreClient, faults: s3_server.NetworkFaults
 ) -> None:
-    weather.delay, weather.errors, weather.throttled, weather.resets = 0.005, 0.05, 0.05, 0.05
+    faults.delay, faults.errors, faults.throttled, faults.resets = 0.005, 0.05, 0.05, 0.05
     random = Random(2)
     content = bytearray(4 * MIB)
     await create(outside, "disk", size=4 * MIB, chunk_size=1 << 16)
@@ -170,40 +170,40 @@ async def test_bad_network_makes_a_disk_slow_and_nothing_else(
         device = await ObjectStoreDevice.open(outside, "disk", limits=limits)
         await play(device, content, random, by_size(30, 60))
         await device.unmount()
-    assert min(weather.counts.values()) > by_size(2, 5)
-    assert set(weather.counts) == {"passed", "errors", "throttled", "resets"}
-    weather.errors = weather.throttled = weather.resets = 0
+    assert min(faults.counts.values()) > by_size(2, 5)
+    assert set(faults.counts) == {"passed", "errors", "throttled", "resets"}
+    faults.errors = faults.throttled = faults.resets = 0
     assert (await check(outside, "disk")).problems == []
     device = await ObjectStoreDevice.open(outside, "disk", read_only=True)
     assert await device.read(0, 4 * MIB) == content
     await device.unmount()
 
 
-async def test_store_that_stays_away_is_an_error_when_patience_ends(
-    port: int, weather: s3_server.Weather, monkeypatch: pytest.MonkeyPatch
+async def test_store_that_stays_away_is_an_error_after_the_retry_timeout(
+    port: int, faults: s3_server.NetworkFaults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weather.throttled = 1
+    faults.throttled = 1
     # The second attempt is the last, however long each takes.
-    monkeypatch.setattr(_Attempts, "is_last", lambda *_: weather.counts["throttled"] >= 2)
-    async with s3_server.proxy(port, weather) as proxy:
+    monkeypatch.setattr(_Attempts, "is_last", lambda *_: faults.counts["throttled"] >= 2)
+    async with s3_server.proxy(port, faults) as proxy:
         store = s3_server.store(proxy, retry_config={"max_retries": 0})
         client = ObjectStoreClient(store)
         with pytest.raises(OSError, match="503") as caught:
             await client.get("a")
     assert caught.value.errno == errno.EIO
-    assert weather.counts["throttled"] == 2
+    assert faults.counts["throttled"] == 2
 
 
-class Races(s3_server.Weather):
-    """Of the first requests the puts meet others that are just being carried out."""
+class Races(s3_server.NetworkFaults):
+    """The first puts race with others that are being carried out (409)."""
 
     def next(self) -> str:
-        fate = super().next()
-        return "conflicts" if self.counts[fate] <= 3 else fate
+        fault = super().next()
+        return "conflicts" if self.counts[fault] <= 3 else fault
 
 
 @pytest.mark.parametrize("request_", ["put", "create"])
-async def test_put_that_races_with_another_is_made_again(port: int, request_: str) -> None:
+async def test_put_that_races_with_another_is_retried(port: int, request_: str) -> None:
     await s3_server.make_bucket(port)
     async with s3_server.proxy(port, Races(Random(1))) as proxy:
         client = ObjectStoreClient(s3_server.store(proxy, retry_config={"max_retries": 0}))
@@ -295,6 +295,6 @@ async def test_what_is_put_into_a_folder_survives_a_power_failure(
     monkeypatch.setattr(os, "fsync", note)
     await ObjectStoreClient(LocalStore(tmp_path), "a").put("b/c", b"data")
     await ObjectStoreClient(LocalStore(tmp_path), "a").create("b/d", b"data")
-    # The folders too, for they are new, and what they lie in.
+    # The folders too, since they are new, and their parent.
     names = ["a/b/c", "a/b", "a/b/d", "a", "."]
     assert {(tmp_path / name).stat().st_ino for name in names} <= set(synced)

@@ -1,4 +1,4 @@
-"""Objects that others have put into the store: whatever they are, they are errors of a disk."""
+"""Encoding and decoding objects; foreign and damaged ones are errors that name the object."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = bytes(range(32))
 
 
 def sealed(payload: bytes, length: int, codec: int = 1) -> bytes:
-    """An object as whoever can write to the store may make it."""
+    """Encode an object as an attacker who can write to the store might."""
     check = zlib.crc32(payload, zlib.crc32(DISK + b"name"))
     return struct.pack("<4sBBHII", b"avb1", codec, 0, 0, length, check) + payload
 
@@ -41,8 +41,8 @@ def test_object_is_opened_under_its_name_by_its_disk_only(options: dict[str, Any
 
 
 def test_no_two_objects_are_encrypted_alike() -> None:
-    sealing = ObjectCodec(DISK, key=KEY)
-    assert len({sealing.seal("name", b"contents")[16:] for _ in range(10)}) == 10
+    codec = ObjectCodec(DISK, key=KEY)
+    assert len({codec.seal("name", b"contents")[16:] for _ in range(10)}) == 10
 
 
 def test_object_that_is_not_encrypted_is_refused_by_a_disk_that_is() -> None:
@@ -53,24 +53,24 @@ def test_object_that_is_not_encrypted_is_refused_by_a_disk_that_is() -> None:
 
 def test_every_bit_of_an_object_counts() -> None:
     for key in (None, KEY):
-        sealing = ObjectCodec(DISK, compress=True, key=key)
-        data = sealing.seal("name", b"contents" * 100)
+        codec = ObjectCodec(DISK, compress=True, key=key)
+        data = codec.seal("name", b"contents" * 100)
         for bit in range(8 * len(data)):
             changed = bytearray(data)
             changed[bit // 8] ^= 1 << bit % 8
             with pytest.raises(StorageError):
-                sealing.open("name", bytes(changed))
+                codec.open("name", bytes(changed))
 
 
-@pytest.mark.parametrize("told", [10, 1 << 20])
-def test_object_that_grows_when_it_is_decompressed_is_refused(told: int) -> None:
+@pytest.mark.parametrize("claimed", [10, 1 << 20])
+def test_object_that_grows_when_it_is_decompressed_is_refused(claimed: int) -> None:
     small = zstandard.ZstdCompressor().compress(bytes(64 << 20))
     huge = bytearray(small)  # a frame that claims to have 2**62 bytes
     at = huge.index((64 << 20).to_bytes(4, "little"))
     huge = huge[:4] + bytes([huge[4] | 0xC0]) + huge[5:at] + struct.pack("<Q", 1 << 62)
     for payload in (small, bytes(huge + small[at + 4 :])):
         with pytest.raises(StorageError, match="is damaged"):
-            ObjectCodec(DISK).open("name", sealed(payload, told))
+            ObjectCodec(DISK).open("name", sealed(payload, claimed))
 
 
 def test_contents_longer_than_they_may_be_are_not_decompressed() -> None:
@@ -107,7 +107,7 @@ def test_map_has_at_most_as_many_chunks_as_a_disk(chunks: int) -> None:
         {"key_check": 7},
     ],
 )
-async def test_description_that_is_damaged_is_refused(change: dict[str, Any]) -> None:
+async def test_manifest_that_is_damaged_is_refused(change: dict[str, Any]) -> None:
     bucket = Bucket()
     await create(bucket.client(), "disk", size=1 << 20, key=KEY)
     fields = json.loads(bucket.objects["disk/disk.json"]) | change
@@ -118,7 +118,7 @@ async def test_description_that_is_damaged_is_refused(change: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("missing", ["origins", "size", "disk"])
-async def test_description_in_which_something_is_missing_is_refused(missing: str) -> None:
+async def test_manifest_in_which_something_is_missing_is_refused(missing: str) -> None:
     bucket = Bucket()
     await create(bucket.client(), "disk", size=1 << 20)
     fields = json.loads(bucket.objects["disk/disk.json"])

@@ -1,4 +1,4 @@
-"""Stores that overwrite what is to be created only where there is nothing."""
+"""Stores that ignore conditional puts, and overwrite: no disk is created or written there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSED = r"overwrites what is to be created .*use one without it"
 
 @pytest.fixture
 async def bucket() -> Bucket:
-    """With a disk that has a snapshot; the store has become one of those since."""
+    """A bucket with a disk and a snapshot, in a store that has ignored conditions since."""
     bucket = Bucket()
     await make_disk(bucket)
     device = await open_disk(bucket.client())

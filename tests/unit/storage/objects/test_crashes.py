@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from random import Random
 
 import pytest
 
 from aiovblk.storage.objects import (
-    Limits,
     ObjectStoreDevice,
     check,
     clone,
@@ -20,73 +18,11 @@ from aiovblk.storage.objects import (
 )
 from aiovblk.storage.objects.journal import FencedError
 
-from ....support.object_store import BLOCK, CHUNK, Bucket, Client, contents, make_disk, open_disk
+from ....support.object_store import BLOCK, Bucket, Client, contents, make_disk, open_disk
+from ....support.object_store_workload import BLOCKS, LIMITS, Model, Workload, block_of
 from ....support.sizes import by_size
 
 pytestmark = pytest.mark.either_loop
-
-BLOCKS = 48
-LIMITS = Limits(memory=2 * CHUNK, unstored=4 * CHUNK)
-
-
-class Model:
-    """What each block may be after a crash."""
-
-    def __init__(self) -> None:
-        self.now = [0] * BLOCKS
-        self.allowed = [{0} for _ in range(BLOCKS)]
-
-    def written(self, block: int, stamp: int) -> None:
-        self.now[block] = stamp
-        self.allowed[block].add(stamp)
-
-    def flushed(self) -> None:
-        self.allowed = [{stamp} for stamp in self.now]
-
-    async def verify(self, device: ObjectStoreDevice) -> None:
-        data = bytes(await device.read(0, BLOCKS * BLOCK))
-        for block in range(BLOCKS):
-            found = data[block * BLOCK : (block + 1) * BLOCK]
-            stamp = int.from_bytes(found[:8], "little")
-            assert found == block_of(stamp), f"block {block} is torn"
-            assert stamp in self.allowed[block], f"block {block} has {stamp}"
-            self.now[block] = stamp
-            self.allowed[block] = {stamp}
-
-
-def block_of(stamp: int) -> bytes:
-    return stamp.to_bytes(8, "little") * (BLOCK // 8)
-
-
-class Life:
-    """A process that writes, flushes and trims, until it crashes."""
-
-    def __init__(self, device: ObjectStoreDevice, model: Model, random: Random, first: int) -> None:
-        self.device = device
-        self.model = model
-        self.random = random
-        self.stamp = first
-
-    async def go_on(self) -> None:
-        while True:
-            # Not two for one block at a time: either could be the last.
-            chunks = self.random.sample(range(BLOCKS // 4), self.random.randint(1, 4))
-            await asyncio.gather(*(self.request(chunk) for chunk in chunks))
-            if self.random.random() < 0.4:
-                await self.device.flush()
-                self.model.flushed()
-
-    async def request(self, chunk: int) -> None:
-        self.stamp += 1
-        stamp = self.stamp
-        if self.random.random() < 0.75:
-            block = chunk * 4 + self.random.randrange(4)
-            self.model.written(block, stamp)
-            await self.device.write(block * BLOCK, memoryview(block_of(stamp)))
-        else:
-            for each in range(chunk * 4, chunk * 4 + 4):
-                self.model.written(each, 0)
-            await self.device.write_zeroes(chunk * CHUNK, CHUNK, may_trim=True)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -96,12 +32,12 @@ async def test_crashes_in_a_row_lose_nothing_that_was_flushed(seed: int) -> None
     await make_disk(bucket, size=BLOCKS * BLOCK)
     for number in range(by_size(40, 100)):
         bucket.forget_lease()
-        client = bucket.client(lives=random.randint(0, 30))
+        client = bucket.client(crash_after=random.randint(0, 30))
         with pytest.raises(OSError, match=r"crashed|not stored yet"):
             device = await open_disk(client, limits=LIMITS)
             try:
                 await model.verify(device)
-                await Life(device, model, random, number << 20).go_on()
+                await Workload(device, model, random, number << 20).run()
             finally:
                 client.crash()
                 await device.unmount()
@@ -120,7 +56,7 @@ async def test_crashes_in_a_row_lose_nothing_that_was_flushed(seed: int) -> None
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_writers_that_do_not_know_that_they_are_fenced_change_nothing(seed: int) -> None:
-    """Several believe to be the writer; what the last one is told is true, stays true."""
+    """Several believe that they are the writer; what the last one has flushed stays."""
     random = Random(seed)
     bucket, model = Bucket(), Model()
     await make_disk(bucket, size=BLOCKS * BLOCK)
@@ -145,7 +81,7 @@ async def test_writers_that_do_not_know_that_they_are_fenced_change_nothing(seed
     last = await open_disk(bucket.client())
     await model.verify(last)
     for each in stale:
-        with suppress(FencedError):  # what it had not flushed is lost, and it says so
+        with suppress(FencedError):  # as it must: what it had not flushed is lost
             await each.unmount()
     await last.unmount()
     assert not (await check(bucket.client(), "disk")).problems
@@ -166,7 +102,7 @@ async def test_snapshots_and_clones_stay_what_they_were_whatever_crashes(seed: i
     clones: dict[str, bytes] = {}
     for number in range(40):
         bucket.forget_lease()
-        client = bucket.client(lives=random.randint(5, 60))
+        client = bucket.client(crash_after=random.randint(5, 60))
         try:
             device = await open_disk(client, limits=LIMITS)
             try:
@@ -187,7 +123,7 @@ async def test_snapshots_and_clones_stay_what_they_were_whatever_crashes(seed: i
                 await device.unmount()
         except OSError:
             pass
-        other = bucket.client(lives=random.randint(0, 8))
+        other = bucket.client(crash_after=random.randint(0, 8))
         await one_of_many(other, random, kept, clones, f"clone{number}")
         if random.random() < 0.3:
             await collect_garbage(bucket.client(), "disk")

@@ -15,7 +15,7 @@ from aiovblk.storage.objects import ObjectStoreClient
 from aiovblk.storage.objects.aws import Profile
 from aiovblk.storage.objects.client import from_url
 
-from ....support.fake_s3 import FakeS3, Refusal, Request, serving
+from ....support.fake_s3 import ErrorResponse, FakeS3, Request, serving
 
 
 @pytest.fixture
@@ -32,21 +32,21 @@ async def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterato
 
 
 def write_credentials(folder: Path, key_id: str) -> None:
-    """As tools do: a new file in place of the old one."""
+    """Replace the file, as tools do."""
     new = folder / "new"
     new.write_text(f"[default]\naws_access_key_id = {key_id}\naws_secret_access_key = s\n")
     new.replace(folder / "credentials")
 
 
 class Keys:
-    """Which key a store takes, and what it says to others."""
+    """The key that a store accepts, and its response to others."""
 
     def __init__(self, valid: str, code: str = "ExpiredToken", status: int = 403) -> None:
         self.valid = valid
-        self.refusal = Refusal(status, code)
+        self.refusal = ErrorResponse(status, code)
         self.refused = 0
 
-    def judge(self, request: Request) -> Refusal | None:
+    def error_for(self, request: Request) -> ErrorResponse | None:
         if request.key_id == self.valid:
             return None
         self.refused += 1
@@ -62,7 +62,7 @@ async def test_rewritten_file_is_read_before_anything_is_refused(
 ) -> None:
     write_credentials(tmp_path, "first")
     keys = Keys("first")
-    store.judge = keys.judge
+    store.error_for = keys.error_for
     profile = Profile()
     assert profile()["access_key_id"] == "first"
     write_credentials(tmp_path, "second")
@@ -97,10 +97,10 @@ async def test_file_that_is_half_written_leaves_the_old_credentials(
 async def test_refused_credentials_are_looked_up_again_once(
     store: FakeS3, tmp_path: Path, code: str, status: int
 ) -> None:
-    """The file's owner kept its time and size: only the refusal tells."""
+    """The file has the same time and size as before: only the refusal shows that it changed."""
     write_credentials(tmp_path, "first0")
     keys = Keys("first0", code, status)
-    store.judge = keys.judge
+    store.error_for = keys.error_for
     disk = client()
     await disk.put("a", b"one")
     keys.valid = "second"
@@ -121,17 +121,17 @@ async def test_many_requests_that_are_refused_together_renew_once(
         f"[default]\ncredential_process = {helper}\nregion = us-east-1\n"
     )
     keys = Keys("token1")
-    store.judge = keys.judge
+    store.error_for = keys.error_for
     disk = client()
     await disk.put("a", b"")
-    keys.valid = "token2"  # the first is revoked before its time
+    keys.valid = "token2"  # the first is revoked before it expires
     await asyncio.gather(*(disk.subfolder("x").put(f"{each}", b"") for each in range(8)))
     assert _asked(tmp_path) == 2
     assert len(store.objects) == 9
 
 
 def _helper(folder: Path, *, seconds: int) -> Path:
-    """A command that gives another token each time, which lives so long."""
+    """Write a command that prints another token each time, valid for ``seconds``."""
     helper = folder / "helper"
     helper.write_text(
         f"#!/bin/sh\necho x >>{folder}/asked\nn=$(grep -c x {folder}/asked)\n"
@@ -148,7 +148,7 @@ def _asked(folder: Path) -> int:
 
 
 async def test_tokens_are_renewed_by_their_own_expiry(store: FakeS3, tmp_path: Path) -> None:
-    """botocore renews what lives less than ten minutes: so each request asks for another one."""
+    """botocore renews tokens that expire within ten minutes: here, at each request."""
     helper = _helper(tmp_path, seconds=300)
     (tmp_path / "config").write_text(
         f"[default]\ncredential_process = {helper}\nregion = us-east-1\n"
@@ -158,22 +158,20 @@ async def test_tokens_are_renewed_by_their_own_expiry(store: FakeS3, tmp_path: P
     assert profile()["access_key_id"] != first
 
 
-async def test_right_that_is_missing_is_told_at_once(store: FakeS3, tmp_path: Path) -> None:
+async def test_missing_permission_is_reported_at_once(store: FakeS3, tmp_path: Path) -> None:
     write_credentials(tmp_path, "first")
-    store.judge = Keys("nobody's", "AccessDenied").judge
+    store.error_for = Keys("none", "AccessDenied").error_for
     with pytest.raises(PermissionError, match="AccessDenied"):
         await client().get("a")
     assert len(store.requests) == 2  # with the same credentials, looked up again
     assert {request.key_id for request in store.requests} == {"first"}
 
 
-async def test_live_disk_waits_for_whoever_renews_its_credentials(
-    store: FakeS3, tmp_path: Path
-) -> None:
-    """What was written is not lost: the flush goes on once the file has been rewritten."""
+async def test_live_disk_waits_for_renewed_credentials(store: FakeS3, tmp_path: Path) -> None:
+    """Nothing that was written is lost: the flush goes on once the file is rewritten."""
     write_credentials(tmp_path, "first")
     keys = Keys("first")
-    store.judge = keys.judge
+    store.error_for = keys.error_for
     disk = client()
     await objects.create(disk, "disk", size=1 << 20, chunk_size=1 << 16)
     device = await ObjectStoreDevice.open(disk, "disk")
@@ -181,7 +179,7 @@ async def test_live_disk_waits_for_whoever_renews_its_credentials(
     keys.valid = "second"
     flush = asyncio.create_task(device.flush())
     refused = asyncio.Event()
-    store.judge = lambda request: refused.set() or keys.judge(request)  # type: ignore[func-returns-value]
+    store.error_for = lambda request: refused.set() or keys.error_for(request)  # type: ignore[func-returns-value]
     await refused.wait()
     write_credentials(tmp_path, "second")
     await flush
@@ -193,7 +191,7 @@ async def test_live_disk_waits_for_whoever_renews_its_credentials(
 
 async def test_fixed_credentials_are_refused_at_once(store: FakeS3) -> None:
     keys = Keys("first")
-    store.judge = keys.judge
+    store.error_for = keys.error_for
     disk = client(access_key_id="first", secret_access_key="s", region="us-east-1")
     await disk.put("a", b"")
     keys.valid = "second"
@@ -202,7 +200,7 @@ async def test_fixed_credentials_are_refused_at_once(store: FakeS3) -> None:
     assert keys.refused == 1
 
 
-async def test_helper_that_fails_is_told_with_its_words(store: FakeS3, tmp_path: Path) -> None:
+async def test_helper_that_fails_is_reported_with_its_words(store: FakeS3, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(
         "[default]\ncredential_process = /bin/sh -c 'echo log in first >&2; exit 1'\n"
     )

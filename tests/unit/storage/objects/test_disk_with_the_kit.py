@@ -25,14 +25,14 @@ KEY = bytes(range(32))
 
 
 class Bench:
-    """A disk in a bucket, whose writer dies now and then."""
+    """A disk in a bucket, whose writer crashes now and then."""
 
     def __init__(self, limits: Limits = Limits(), *, fails: float = 0, **options: Any) -> None:  # noqa: B008
         self.bucket = Bucket()
         self.limits = limits
         self.options = options
         self.random = Random(1)
-        self.fails = fails  # of all requests to the store, a share
+        self.fails = fails  # probability of a request to the store
         self.client: Client
 
     @property
@@ -89,7 +89,7 @@ async def test_disk_keeps_the_contract_with_little_memory(
 
 
 async def test_failures_of_the_store_leave_no_block_undecided() -> None:
-    # What was read once is kept, so that a read that is made again comes further.
+    # Chunks that were read are cached, so a read that is retried gets further.
     limits = Limits(memory=SIZE, unstored=8 << 16)
     await Bench(limits, fails=0.05, chunk_size=1 << 16).check()
 

@@ -1,4 +1,4 @@
-"""What an object store's refusals are taken for, and what the user is told of them."""
+"""How failures of an object store are classified: retry, error number, message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aiovblk.storage import ObjectStoreDevice, objects
 from aiovblk.storage.objects.client import from_url
 from aiovblk.storage.objects.failures import classify
 
-from ....support.fake_s3 import FakeS3, Refusal, serving
+from ....support.fake_s3 import ErrorResponse, FakeS3, serving
 
 
 @pytest.fixture(autouse=True)
@@ -39,36 +39,44 @@ async def store() -> AsyncIterator[FakeS3]:
         yield store
 
 
-REFUSALS = [
-    (Refusal(400, "AuthorizationHeaderMalformed"), errno.EIO, "set AWS_REGION to the region"),
+PERMANENT = [
+    (ErrorResponse(400, "AuthorizationHeaderMalformed"), errno.EIO, "set AWS_REGION to the region"),
     (
-        Refusal(400, "AuthorizationHeaderMalformed", more="<Region>eu-west-1</Region>"),
+        ErrorResponse(400, "AuthorizationHeaderMalformed", more="<Region>eu-west-1</Region>"),
         errno.EIO,
         "the region that the bucket is in, eu-west-1",
     ),
-    (Refusal(301, "PermanentRedirect"), errno.EIO, "redirects to another region; set AWS_REGION"),
-    (Refusal(404, "NoSuchBucket"), errno.ENOENT, "make the bucket first, or correct its name"),
-    (Refusal(403, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
-    (Refusal(400, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
-    (Refusal(403, "AccessDenied", "not for you"), errno.EACCES, "AccessDenied: not for you"),
-    (Refusal(403, "InvalidAccessKeyId"), errno.EACCES, "check AWS_ACCESS_KEY_ID"),
-    (Refusal(403, "SignatureDoesNotMatch"), errno.EACCES, "check AWS_SECRET_ACCESS_KEY"),
-    (Refusal(403, "RequestTimeTooSkewed"), errno.EACCES, "set this machine's clock"),
-    (Refusal(403, "QuotaExceeded"), errno.ENOSPC, "QuotaExceeded"),
-    (Refusal(507, "XMinioStorageFull"), errno.ENOSPC, "XMinioStorageFull"),
-    (Refusal(501, "NotImplemented"), errno.EIO, "501 Not Implemented: NotImplemented"),
-    (Refusal(405), errno.EIO, "405 Method Not Allowed"),
+    (
+        ErrorResponse(301, "PermanentRedirect"),
+        errno.EIO,
+        "redirects to another region; set AWS_REGION",
+    ),
+    (
+        ErrorResponse(404, "NoSuchBucket"),
+        errno.ENOENT,
+        "create the bucket first, or correct its name",
+    ),
+    (ErrorResponse(403, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
+    (ErrorResponse(400, "ExpiredToken"), errno.EACCES, "the credentials have expired"),
+    (ErrorResponse(403, "AccessDenied", "not for you"), errno.EACCES, "AccessDenied: not for you"),
+    (ErrorResponse(403, "InvalidAccessKeyId"), errno.EACCES, "check AWS_ACCESS_KEY_ID"),
+    (ErrorResponse(403, "SignatureDoesNotMatch"), errno.EACCES, "check AWS_SECRET_ACCESS_KEY"),
+    (ErrorResponse(403, "RequestTimeTooSkewed"), errno.EACCES, "set this machine's clock"),
+    (ErrorResponse(403, "QuotaExceeded"), errno.ENOSPC, "QuotaExceeded"),
+    (ErrorResponse(507, "XMinioStorageFull"), errno.ENOSPC, "XMinioStorageFull"),
+    (ErrorResponse(501, "NotImplemented"), errno.EIO, "501 Not Implemented: NotImplemented"),
+    (ErrorResponse(405), errno.EIO, "405 Method Not Allowed"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("refusal", "error", "reason"), REFUSALS, ids=lambda each: getattr(each, "code", None)
+    ("refusal", "error", "reason"), PERMANENT, ids=lambda each: getattr(each, "code", None)
 )
 @pytest.mark.parametrize("request_", ["get", "put", "create", "list_objects"])
-async def test_refusal_that_lasts_is_told_at_once_with_the_stores_words(
-    store: FakeS3, refusal: Refusal, error: int, reason: str, request_: str
+async def test_permanent_refusal_is_reported_at_once_with_the_stores_message(
+    store: FakeS3, refusal: ErrorResponse, error: int, reason: str, request_: str
 ) -> None:
-    store.judge = lambda request: refusal
+    store.error_for = lambda request: refusal
     client = store.client()
     arguments = {"get": (), "list_objects": (), "put": (b"x",), "create": (b"x",)}[request_]
     with pytest.raises(OSError, match=f"s3://bucket/a: .*{reason}") as caught:
@@ -77,27 +85,27 @@ async def test_refusal_that_lasts_is_told_at_once_with_the_stores_words(
     assert not isinstance(caught.value, FileNotFoundError)
     assert len(store.requests) == 1
     assert "\n" not in str(caught.value)
-    if refusal.code and refusal.status != 301:  # of which obstore does not tell the answer
+    if refusal.code and refusal.status != 301:  # for that, obstore drops the response
         assert refusal.code in str(caught.value)
         assert refusal.message in str(caught.value)
 
 
-PASSING = [
-    Refusal(500, "InternalError"),
-    Refusal(503, "SlowDown"),
-    Refusal(429, "TooManyRequests"),
-    Refusal(408),
-    Refusal(400, "RequestTimeout"),
-    Refusal(400, "IncompleteBody"),
+TRANSIENT = [
+    ErrorResponse(500, "InternalError"),
+    ErrorResponse(503, "SlowDown"),
+    ErrorResponse(429, "TooManyRequests"),
+    ErrorResponse(408),
+    ErrorResponse(400, "RequestTimeout"),
+    ErrorResponse(400, "IncompleteBody"),
 ]
 
 
-@pytest.mark.parametrize("refusal", PASSING, ids=lambda each: each.code or str(each.status))
+@pytest.mark.parametrize("refusal", TRANSIENT, ids=lambda each: each.code or str(each.status))
 @pytest.mark.parametrize("request_", ["get", "put", "list_objects"])
-async def test_refusal_that_may_pass_is_repeated(
-    store: FakeS3, refusal: Refusal, request_: str
+async def test_transient_refusal_is_retried(
+    store: FakeS3, refusal: ErrorResponse, request_: str
 ) -> None:
-    store.judge = lambda request: refusal if len(store.requests) == 1 else None
+    store.error_for = lambda request: refusal if len(store.requests) == 1 else None
     store.objects["/bucket/a"] = b"data"
     client = store.client()
     arguments = {"get": (), "list_objects": (), "put": (b"x",)}[request_]
@@ -105,9 +113,9 @@ async def test_refusal_that_may_pass_is_repeated(
     assert len(store.requests) == 2
 
 
-async def test_conflict_of_a_delete_is_repeated(store: FakeS3) -> None:
-    refusal = Refusal(409, "OperationAborted")
-    store.judge = lambda request: refusal if len(store.requests) == 1 else None
+async def test_conflict_of_a_delete_is_retried(store: FakeS3) -> None:
+    refusal = ErrorResponse(409, "OperationAborted")
+    store.error_for = lambda request: refusal if len(store.requests) == 1 else None
     await store.client().delete(["a", "b"])
     assert len(store.requests) == 2
 
@@ -115,8 +123,8 @@ async def test_conflict_of_a_delete_is_repeated(store: FakeS3) -> None:
 async def test_missing_bucket_is_not_a_missing_disk(
     store: FakeS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And so nothing is made in it, and nobody is told to."""
-    store.judge = lambda request: Refusal(404, "NoSuchBucket", "no such bucket")
+    """So no disk is created, and no message suggests it."""
+    store.error_for = lambda request: ErrorResponse(404, "NoSuchBucket", "no such bucket")
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -128,7 +136,9 @@ async def test_missing_bucket_is_not_a_missing_disk(
 
 
 async def test_what_a_store_says_cannot_write_on_a_terminal(store: FakeS3) -> None:
-    store.judge = lambda request: Refusal(403, "AccessDenied", "\x1b[2J&lt;\x1b]0;x\n\u202eforged")
+    store.error_for = lambda request: ErrorResponse(
+        403, "AccessDenied", "\x1b[2J&lt;\x1b]0;x\n\u202eforged"
+    )
     with pytest.raises(PermissionError) as caught:
         await store.client().get("a")
     assert str(caught.value).isprintable()
@@ -136,7 +146,7 @@ async def test_what_a_store_says_cannot_write_on_a_terminal(store: FakeS3) -> No
 
 
 async def test_secrets_of_a_request_are_not_shown(store: FakeS3) -> None:
-    store.judge = lambda request: Refusal(
+    store.error_for = lambda request: ErrorResponse(
         403, "SignatureDoesNotMatch", more="<StringToSign>AWS4 key secret</StringToSign>"
     )
     with pytest.raises(PermissionError) as caught:
@@ -145,7 +155,7 @@ async def test_secrets_of_a_request_are_not_shown(store: FakeS3) -> None:
     assert "prefix=" not in str(caught.value)
 
 
-# No answer
+# No response
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +169,14 @@ def certificate(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_certificate_that_nobody_trusts_is_told_at_once(authority: trustme.CA) -> None:
+async def test_certificate_that_is_not_trusted_is_reported_at_once(authority: trustme.CA) -> None:
     async with serving(FakeS3(), certificate(authority, "127.0.0.1")) as store:
         with pytest.raises(StorageError, match=r"certificate is refused: .*AWS_CA_BUNDLE"):
             await store.client().get("a")
         assert store.requests == []
 
 
-async def test_certificate_for_another_host_is_told_at_once(
+async def test_certificate_for_another_host_is_reported_at_once(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -192,11 +202,11 @@ def test_bundle_that_is_none_is_named(
 ) -> None:
     (tmp_path / "empty.pem").write_bytes(b"")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / bundle))
-    with pytest.raises(ValueError, match=r"s3://bucket: AWS_CA_BUNDLE: .*\.pem: "):
+    with pytest.raises(ValueError, match=r"s3://bucket: AWS_CA_BUNDLE: .*\.pem"):
         FakeS3(port=1).client()
 
 
-async def test_store_without_tls_is_told_at_once() -> None:
+async def test_store_without_tls_is_reported_at_once() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -215,7 +225,7 @@ async def test_store_without_tls_is_told_at_once() -> None:
     await asyncio.gather(*answers, return_exceptions=True)
 
 
-async def test_connection_that_is_refused_is_repeated_and_told_by_its_name(
+async def test_connection_that_is_refused_is_retried_and_reported_by_its_name(
     store: FakeS3,
 ) -> None:
     client = store.client(endpoint="http://127.0.0.1:1")
@@ -224,8 +234,8 @@ async def test_connection_that_is_refused_is_repeated_and_told_by_its_name(
         await client.get("a")
 
 
-def test_unknown_host_and_silence_may_pass() -> None:
-    """As obstore tells them; a resolver in a test would be somebody else's."""
+def test_unknown_host_and_silence_are_transient() -> None:
+    """In obstore's words; a test cannot control the machine's resolver."""
     head = "Generic S3 error: Error performing GET http://x/?a=b in 1ms - HTTP error: error sending"
     for details, reason in [
         (
@@ -287,12 +297,12 @@ async def test_password_in_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPa
 # No credentials
 
 
-async def test_missing_credentials_are_told_with_the_variables(
+async def test_missing_credentials_are_reported_with_the_variables(
     store: FakeS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine has no server that gives any; what answers here is no cloud's."""
+    """There is no metadata service: the server that answers here is not a cloud's."""
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", store.endpoint)
-    store.judge = lambda request: Refusal(404)
+    store.error_for = lambda request: ErrorResponse(404)
     client = from_url("s3://bucket/a", endpoint=store.endpoint, region="us-east-1")[0]
     with pytest.raises(PermissionError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         await client.get("a")
@@ -310,7 +320,7 @@ def test_account_of_azure_that_is_missing_is_named(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_what_a_folder_cannot_do_is_told_at_once_by_the_systems_number(number: int) -> None:
+def test_what_a_folder_cannot_do_is_reported_at_once_by_the_systems_number(number: int) -> None:
     failure = GenericError(
         "Generic LocalFileSystem error: Unable to copy data to file\n\nDebug source:\nGeneric {"
         f' source: UnableToCopyDataToFile {{ source: Os {{ code: {number}, kind: X, message: "m" }}'
@@ -319,7 +329,7 @@ def test_what_a_folder_cannot_do_is_told_at_once_by_the_systems_number(number: i
     assert (judged.error.errno, judged.transient) == (number, False)
 
 
-def test_folder_that_takes_no_more_is_told_at_once(tmp_path: Path) -> None:
+def test_folder_that_takes_no_more_is_reported_at_once(tmp_path: Path) -> None:
     script = (
         "import asyncio, resource\n"
         "from aiovblk.storage.objects.client import from_url\n"

@@ -1,4 +1,4 @@
-"""What is looked after: garbage, clones that are gone, damage."""
+"""Garbage collection (with clones that were deleted), and checks for damage."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
     Limits,
     check,
+    checking,
     clone,
     collect_garbage,
     drop_snapshot,
-    garbage,
     snapshot,
     snapshots,
 )
@@ -46,7 +46,9 @@ async def bucket() -> Bucket:
 # Garbage
 
 
-async def test_what_a_crashed_writer_has_stored_in_vain_is_deleted(bucket: Bucket) -> None:
+async def test_what_a_crashed_writer_has_stored_and_not_committed_is_deleted(
+    bucket: Bucket,
+) -> None:
     client = bucket.client()
     device = await open_disk(client)
     for index in range(8):
@@ -56,7 +58,7 @@ async def test_what_a_crashed_writer_has_stored_in_vain_is_deleted(bucket: Bucke
         await device.flush()
     with pytest.raises(OSError, match="crashed"):
         await device.unmount()
-    # Until somebody opens the disk they could still be part of its next record.
+    # Until a writer opens the disk they could still become part of its next record.
     assert (await collect_garbage(bucket.client(), "disk")).objects == 0
     bucket.forget_lease()
     await (await open_disk(bucket.client())).unmount()
@@ -107,7 +109,7 @@ async def test_garbage_is_collected_although_a_snapshot_is_dropped_meanwhile(
 async def test_garbage_is_collected_while_a_writer_stores_and_snapshots_are_taken(
     bucket: Bucket,
 ) -> None:
-    """Each of its requests is a moment at which others go on."""
+    """During each of its requests, others go on."""
     client = bucket.client()
     device = await open_disk(client)
     random = Random(1)
@@ -187,7 +189,7 @@ async def test_clone_is_released_although_another_disk_lies_in_its_place(
 # Damage
 
 
-async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Bucket) -> None:
+async def test_check_reports_what_is_missing_once_and_what_is_damaged(bucket: Bucket) -> None:
     device = await open_disk(bucket.client())
     for index in range(3):
         await fill(device, index, b"a")
@@ -199,7 +201,7 @@ async def test_check_tells_what_is_missing_once_and_what_is_damaged(bucket: Buck
     report = await check(bucket.client(), "disk", advance=advanced.append)
     assert report.problems == [
         f"{missing[5:]} is missing",
-        f"{damaged[5:]}: the object {damaged[5:]} is damaged: it has fewer bytes than the"
+        f"{damaged[5:]}: the object {damaged} is damaged: it has fewer bytes than the"
         f" {CHUNK} that it should have",
     ]
     assert (report.chunks, sum(advanced)) == (2, 2)
@@ -220,7 +222,7 @@ async def test_check_of_a_clone_looks_at_what_its_origin_has(bucket: Bucket) -> 
 async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There may be millions; the loop may serve others."""
+    """There may be millions; the loop may have other work."""
     device = await open_disk(bucket.client())
     await fill(device, 0, b"a")
     await device.flush()
@@ -236,7 +238,7 @@ async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
         return note
 
     for name in ("entry_parts", "chunk_of"):
-        monkeypatch.setattr(garbage, name, noting(getattr(garbage, name)))
+        monkeypatch.setattr(checking, name, noting(getattr(checking, name)))
     assert (await check(bucket.client(), "disk")).problems == []
     assert threads
     assert threading.main_thread() not in threads
@@ -262,7 +264,7 @@ async def test_check_reads_many_chunks_at_a_time(bucket: Bucket) -> None:
     assert (await check(client, "disk")).chunks == 8
 
 
-async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_reported(
+async def test_what_another_program_has_put_into_the_folders_is_left_alone_and_reported(
     bucket: Bucket,
 ) -> None:
     foreign = [
@@ -287,11 +289,11 @@ async def test_what_somebody_else_has_put_into_the_folders_is_left_alone_and_rep
     assert {f"disk/{name}" for name in foreign} <= set(bucket.objects)
     problems = (await check(bucket.client(), "disk")).problems
     assert problems == [
-        f"{name} is not part of the disk; somebody else has put it there" for name in foreign
+        f"{name} is not part of the disk; another program has put it there" for name in foreign
     ]
 
 
-# What is left behind
+# Leftovers
 
 
 async def test_what_the_last_flush_replaces_is_deleted_by_a_slow_store_too(bucket: Bucket) -> None:

@@ -1,4 +1,4 @@
-"""The lease of a writer: who has it, and whether that lives."""
+"""The lease of a writer: its format, its renewal, and whether its holder is alive."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_lease_is_renewed_although_damaged_by_another() -> None:
     await wait_until_free(Bucket().client())
 
 
-async def test_writer_that_puts_its_lease_over_a_later_ones_is_told_when_both_have_renewed() -> (
+async def test_writer_that_puts_its_lease_over_a_later_ones_notices_when_both_have_renewed() -> (
     None
 ):
     bucket = Bucket()
@@ -69,7 +69,7 @@ async def test_writer_that_puts_its_lease_over_a_later_ones_is_told_when_both_ha
     assert await later.renew() is None
 
 
-# Who lives
+# Which processes are alive
 
 
 def test_this_process_lives() -> None:
@@ -84,7 +84,7 @@ def test_process_that_has_ended_is_dead_and_so_is_one_whose_number_is_used_again
     assert replace(here, started=here.started - 1).is_known_dead()
 
 
-def test_process_that_nobody_has_waited_for_is_dead() -> None:
+def test_zombie_process_is_dead() -> None:
     with subprocess.Popen(["true"]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         assert replace(Holder.this_process(), pid=ended.pid).is_known_dead()

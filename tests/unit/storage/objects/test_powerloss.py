@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,9 @@ from obstore.store import LocalStore
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
-    ObjectStoreClient,
     ObjectStoreDevice,
     check,
     clone,
-    collect_garbage,
     create,
     snapshot,
 )
@@ -31,8 +25,8 @@ from ....support.object_store import CHUNK, SIZE, Bucket, contents, fill, make_d
 Names = dict[str, bytes]
 
 
-class Platter:
-    """What of a folder a power failure leaves, before each step that changes that.
+class CrashableFolder:
+    """Save what a power failure would leave of a folder, before each step that changes that.
 
     Data is durable when its file was synced, a name when its directory was. What else there is may
     be lost or not: a name that is there without its data is that of an empty file.
@@ -94,10 +88,10 @@ class Platter:
         self.taken.append((image, len(self.acknowledged)))
 
 
-async def work(platter: Platter) -> None:
-    store = LocalStore(platter.root)
+async def work(folder: CrashableFolder) -> None:
+    store = LocalStore(folder.root)
     await create(store, "disk", size=SIZE, chunk_size=CHUNK)
-    platter.acknowledged.append(bytes(SIZE))
+    folder.acknowledged.append(bytes(SIZE))
     device = await ObjectStoreDevice.open(store, "disk")
     content = bytearray(SIZE)
     for step in range(1, 3):
@@ -105,7 +99,7 @@ async def work(platter: Platter) -> None:
             content[index * CHUNK : (index + 1) * CHUNK] = bytes([64 + step]) * CHUNK
             await fill(device, index, bytes([64 + step]))
         await device.flush()
-        platter.acknowledged.append(bytes(content))
+        folder.acknowledged.append(bytes(content))
         if step == 1:
             await snapshot(store, "disk", name="one")
     await device.unmount()
@@ -118,23 +112,23 @@ async def test_power_failure_at_any_step_leaves_the_last_flush_or_a_later_one(
 ) -> None:
     (tmp_path / "root").mkdir()
     with monkeypatch.context() as patch:
-        platter = Platter(tmp_path / "root", tmp_path / "images", patch)
-        await work(platter)
-    assert len(platter.taken) > 40
-    for image, acknowledged in platter.taken:
+        folder = CrashableFolder(tmp_path / "root", tmp_path / "images", patch)
+        await work(folder)
+    assert len(folder.taken) > 40
+    for image, acknowledged in folder.taken:
         try:
             device = await ObjectStoreDevice.open(LocalStore(image), "disk")
         except FileNotFoundError:
             assert acknowledged == 1
             continue
         found = bytes(await device.read(0, SIZE))
-        assert found in platter.acknowledged[acknowledged - 1 : acknowledged + 1], image
+        assert found in folder.acknowledged[acknowledged - 1 : acknowledged + 1], image
         await fill(device, 7, b"z")
         await device.unmount()
         assert (await check(LocalStore(image), "disk")).problems == []
 
 
-# Torn objects, as an earlier version or a disk that lies has left them
+# Torn objects, as left by an earlier version, or by hardware that ignores flushes
 
 TORN: list[Callable[[bytes], bytes]] = [
     lambda data: b"",
@@ -203,7 +197,7 @@ async def test_several_crashes_leave_several_torn_records() -> None:
     for _ in range(2):
         *_, last = bucket.names("disk/log")
         tear(bucket, last, TORN[0])
-        client = bucket.client(lives=1)  # it dies when it has added its first record
+        client = bucket.client(crash_after=1)  # it crashes when it has added its first record
         with pytest.raises(OSError, match="crashed"):
             await open_disk(client)
         bucket.forget_lease()
@@ -221,13 +215,13 @@ async def test_torn_record_that_a_later_one_rests_on_is_damage() -> None:
 
 
 async def test_record_that_is_whole_is_not_said_to_be_torn() -> None:
-    """Who sees it is not at one with who added the next."""
+    """Its readers disagree with the process that added the next one."""
     bucket = await a_crashed_disk(None)
     *_, last = bucket.names("disk/log")
     whole = bucket.objects[last]
     tear(bucket, last, TORN[0])
     with pytest.raises(OSError, match="crashed"):
-        await open_disk(bucket.client(lives=1))
+        await open_disk(bucket.client(crash_after=1))
     bucket.objects[last] = whole
     with pytest.raises(StorageError, match=f"{last[5:]} is damaged: it is torn, or was"):
         await read_all(bucket, None)
@@ -243,7 +237,7 @@ async def test_changed_last_record_is_damage_and_not_torn(key: bytes | None) -> 
 
 
 @pytest.mark.parametrize("how", TORN)
-async def test_torn_state_is_passed_over_for_the_one_before(
+async def test_torn_checkpoint_is_passed_over_for_the_one_before(
     key: bytes | None, how: Callable[[bytes], bytes]
 ) -> None:
     bucket = await a_crashed_disk(key)
@@ -251,7 +245,7 @@ async def test_torn_state_is_passed_over_for_the_one_before(
     await (await open_disk(bucket.client(), key=key)).unmount()
     states = {name: data for name, data in bucket.objects.items() if name.startswith("disk/map")}
     (newest,) = states
-    # Nothing that it sums up was deleted yet, nor was the record before it closed.
+    # The records before it were not deleted yet, and the last one is no CLOSE.
     bucket.objects = before | {newest: how(states[newest])} | logs(bucket)
     content = (b"a" * CHUNK + b"b" * CHUNK).ljust(SIZE, b"\0")
     assert await read_all(bucket, key) == content
@@ -264,7 +258,7 @@ def logs(bucket: Bucket) -> dict[str, bytes]:
     return {name: data for name, data in bucket.objects.items() if name.startswith("disk/log")}
 
 
-async def test_torn_state_of_a_clone_is_told_as_one_that_was_not_finished() -> None:
+async def test_torn_checkpoint_of_a_clone_is_reported_as_one_that_was_not_finished() -> None:
     bucket = await a_crashed_disk(None)
     await snapshot(bucket.client(), "disk", name="one")
     await clone(bucket.client(), "disk", name="one", target="clone")
@@ -273,7 +267,7 @@ async def test_torn_state_of_a_clone_is_told_as_one_that_was_not_finished() -> N
         await contents(bucket, "clone")
 
 
-async def test_torn_state_without_its_records_is_damage() -> None:
+async def test_torn_checkpoint_without_its_records_is_damage() -> None:
     bucket = await a_crashed_disk(None)
     await (await open_disk(bucket.client())).unmount()
     (state,) = bucket.names("disk/map")
@@ -282,122 +276,8 @@ async def test_torn_state_without_its_records_is_damage() -> None:
         await read_all(bucket, None)
 
 
-async def test_empty_description_is_told_as_a_disk_that_was_not_finished() -> None:
+async def test_empty_manifest_is_reported_as_a_disk_that_was_not_finished() -> None:
     bucket = await a_crashed_disk(None)
     tear(bucket, "disk/disk.json", TORN[0])
     with pytest.raises(StorageError, match=r"disk\.json is empty: the disk was not finished"):
         await read_all(bucket, None)
-
-
-# fsync() that fails once
-
-
-def fail_fsync(monkeypatch: pytest.MonkeyPatch, pattern: str, number: int = errno.EIO) -> list[str]:
-    """Have the next fsync() of a path that matches fail; the one after that would succeed."""
-    failed: list[str] = []
-    fsync = os.fsync
-
-    def once(fd: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        if not failed and re.search(pattern, path):
-            failed.append(path)
-            raise OSError(number, "injected")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", once)
-    return failed
-
-
-@pytest.mark.parametrize("pattern", [r"/log/\w+#1$", r"/chunks/[\w-]+#1$"])
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-async def test_object_whose_fsync_failed_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, number: int
-) -> None:
-    store = LocalStore(tmp_path)
-    await create(store, "disk", size=SIZE, chunk_size=CHUNK)
-    device = await ObjectStoreDevice.open(store, "disk")
-    failed = fail_fsync(monkeypatch, pattern, number)
-    await fill(device, 0, b"a")
-    with pytest.raises(OSError, match="injected") as caught:
-        await device.flush()
-    assert caught.value.errno == number
-    assert not os.path.exists(failed[0])
-    assert not os.path.exists(failed[0].removesuffix("#1"))
-    await device.flush()
-    shutil.copytree(tmp_path / "disk", tmp_path / "after")
-    os.unlink(tmp_path / "after/lease")
-    other = await ObjectStoreDevice.open(store, "after")
-    assert await other.read(0, CHUNK) == b"a" * CHUNK
-    await other.unmount()
-    await device.unmount()
-
-
-@pytest.mark.parametrize("folder", ["log", "chunks"])
-async def test_directory_whose_fsync_failed_takes_nothing_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
-) -> None:
-    """Its names may be lost, which no later fsync() would tell."""
-    store = LocalStore(tmp_path)
-    await create(store, "disk", size=SIZE, chunk_size=CHUNK)
-    device = await ObjectStoreDevice.open(store, "disk")
-    await fill(device, 0, b"a")
-    await device.flush()
-    fail_fsync(monkeypatch, f"/{folder}$")
-    await fill(device, 1, b"b")
-    with pytest.raises(OSError, match="injected"):
-        await device.flush()
-    for _ in range(2):
-        with pytest.raises(OSError, match="has lost data in an earlier flush"):
-            await device.flush()
-    assert await device.read(0, 2 * CHUNK) == b"a" * CHUNK + b"b" * CHUNK
-    with pytest.raises(OSError, match="has lost data in an earlier flush"):
-        await device.unmount()
-
-
-async def test_object_that_is_found_is_durable_before_it_is_relied_upon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The attempt that has made it may have failed since, or have been another process's."""
-    await ObjectStoreClient(LocalStore(tmp_path)).create("log/1", b"data")
-    synced: list[str] = []
-    fsync = os.fsync
-
-    def note(fd: int) -> None:
-        fsync(fd)
-        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), tmp_path))
-
-    monkeypatch.setattr(os, "fsync", note)
-    with pytest.raises(FileExistsError):
-        await ObjectStoreClient(LocalStore(tmp_path)).create("log/1", b"other")
-    assert synced == ["log/1#1", "log/1", "log", "."]
-
-
-async def test_what_crashed_writers_leave_under_temporary_names_is_garbage(tmp_path: Path) -> None:
-    client = ObjectStoreClient(LocalStore(tmp_path))
-    await create(client, "disk", size=SIZE, chunk_size=CHUNK)
-    device = await ObjectStoreDevice.open(client, "disk")
-    await fill(device, 0, b"a")
-    await device.unmount()
-    old = time.time() - 25 * 3600
-    left = [tmp_path / "disk/chunks/00000001-0000100000001#1", tmp_path / "disk/log/000000000009#2"]
-    kept = tmp_path / "disk/chunks/00000001-0000100000002#1"  # it may still be written
-    for path in [*left, kept]:
-        path.write_bytes(b"left")
-    for path in left:
-        os.utime(path, (old, old))
-    assert (await check(client, "disk")).problems == []
-    found = await collect_garbage(client, "disk", delete=False)
-    assert (found.objects, found.size) == (2, 8)
-    assert all(path.exists() for path in left)
-    assert await collect_garbage(client, "disk") == found
-    assert not any(path.exists() for path in left)
-    assert kept.exists()
-
-
-async def test_temporary_names_do_not_collide(tmp_path: Path) -> None:
-    client = ObjectStoreClient(LocalStore(tmp_path))
-    (tmp_path / "a#1").write_bytes(b"of another")
-    await client.create("a", b"data")
-    assert bytes(await client.get("a")) == b"data"
-    assert (tmp_path / "a#1").read_bytes() == b"of another"
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "a#1"]

@@ -113,12 +113,12 @@ async def test_what_is_cut_off_while_a_record_fails_does_not_come_back(bucket: B
     assert await reopened(bucket) == b"a" * CHUNK + bytes(SIZE - CHUNK)
 
 
-async def test_size_is_stored_although_the_answer_to_another_was_lost(bucket: Bucket) -> None:
+async def test_size_is_stored_although_the_response_to_another_was_lost(bucket: Bucket) -> None:
     client = bucket.client()
     device = await open_disk(client)
-    client.lose_an_answer()
+    client.lose_a_response()
     resize(device, 2 * SIZE)
-    with pytest.raises(OSError, match="no answer"):
+    with pytest.raises(OSError, match="no response"):
         await device.flush()
     resize(device, SIZE)
     await device.unmount()

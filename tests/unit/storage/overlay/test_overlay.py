@@ -1,4 +1,4 @@
-"""Copy-on-write: what is read, written, trimmed and told, over bases and diffs of all kinds."""
+"""Copy-on-write: all handlers, over bases and diffs of all kinds; opening."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aiovblk.device import Extent, check_geometry, overrides
 from aiovblk.storage import Layer, MemoryDevice, Overlay
 from aiovblk.storage.overlay import blockmap
 
-from ....support.overlays import BLOCKS, OnlyReads, an_overlay, contents, read, write
-from ....support.power_failure import BLOCK, Fragile, Power, luck
+from ....support.overlays import BLOCKS, OnlyReads, contents, make_overlay, read, write
+from ....support.power_failure import BLOCK, Power, VolatileDisk, survival
 
 # Requests
 
 
 async def test_new_overlay_is_a_disk_that_reads_as_its_base() -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     check_geometry(overlay)
     assert (overlay.block_size, overlay.blocks, overlay.read_only) == (BLOCK, BLOCKS, False)
     assert await read(overlay, 0, BLOCKS) == contents(0, BLOCKS)
@@ -34,21 +34,21 @@ def test_constructor_refuses_a_device_and_says_what_to_call() -> None:
 
 
 async def test_overlay_has_all_handlers_over_a_base_that_only_reads() -> None:
-    overlay, _ = await an_overlay()
+    overlay, _ = await make_overlay()
     for name in ("read", "write", "flush", "trim", "write_zeroes", "extents"):
         assert overrides(overlay, getattr(BlockDevice, name))
     assert not overrides(overlay, BlockDevice.cache)
 
 
 async def test_what_is_written_is_read_and_the_base_is_not_written() -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     await write(overlay, 3, 5)
     assert await read(overlay, 0, 8) == contents(0, 3) + contents(3, 5, 1) + contents(5, 8)
     writes = [request for request in diff.requests if request[0] == "write"]
-    assert writes == [("write", diff.size - (BLOCKS - 3) * BLOCK, 2 * BLOCK)]  # nothing else
+    assert writes == [("write", diff.size - (BLOCKS - 3) * BLOCK, 2 * BLOCK)]  # and nothing else
 
 
-async def test_read_in_one_place_is_passed_through_without_a_copy() -> None:
+async def test_read_from_one_device_is_forwarded_without_a_copy() -> None:
     parts: list[Any] = []
 
     class Remembering(MemoryDevice):
@@ -63,7 +63,7 @@ async def test_read_in_one_place_is_passed_through_without_a_copy() -> None:
     assert await overlay.read(0, 1 << 16) is parts[-1]
 
 
-async def test_parts_of_a_read_are_fetched_together() -> None:
+async def test_parts_of_a_read_are_read_concurrently() -> None:
     waiting, everybody = [], asyncio.Event()
 
     class Slow(OnlyReads):
@@ -74,7 +74,7 @@ async def test_parts_of_a_read_are_fetched_together() -> None:
             await everybody.wait()
             return await super().read(offset, length)
 
-    overlay, _ = await an_overlay(Slow())
+    overlay, _ = await make_overlay(Slow())
     await write(overlay, 2, 3)
     await write(overlay, 5, 6)
     await overlay.trim(6 * BLOCK, BLOCK)
@@ -94,7 +94,7 @@ async def test_part_that_fails_fails_the_read_when_the_others_have_ended() -> No
             ended.append(offset)
             return bytes(length)
 
-    overlay, _ = await an_overlay(Failing())
+    overlay, _ = await make_overlay(Failing())
     await write(overlay, 1, 2)
     with pytest.raises(OSError, match="bad sector"):
         await read(overlay, 0, 3)
@@ -103,7 +103,7 @@ async def test_part_that_fails_fails_the_read_when_the_others_have_ended() -> No
 
 @pytest.mark.parametrize("how", ["trim", "write_zeroes"])
 async def test_trimmed_blocks_are_zeroes_and_give_back_only_what_was_written(how: str) -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     await write(overlay, 2, 4)
     diff.requests.clear()
     if how == "trim":
@@ -118,7 +118,7 @@ async def test_trimmed_blocks_are_zeroes_and_give_back_only_what_was_written(how
 
 
 async def test_zeroes_that_must_stay_allocated_are_allocated_in_the_diff() -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     await overlay.write_zeroes(0, 8 * BLOCK, may_trim=False)
     page, data = ("allocate", 4096, 4096), diff.size - BLOCKS * BLOCK
     assert diff.requests == [page, ("allocate", data, 8 * BLOCK)]
@@ -127,7 +127,7 @@ async def test_zeroes_that_must_stay_allocated_are_allocated_in_the_diff() -> No
 
 
 async def test_diff_that_cannot_make_holes_is_not_asked_to_write_zeroes() -> None:
-    class NoHoles(Fragile):
+    class NoHoles(VolatileDisk):
         write_zeroes = BlockDevice.write_zeroes
 
     base = OnlyReads()
@@ -141,7 +141,7 @@ async def test_diff_that_cannot_make_holes_is_not_asked_to_write_zeroes() -> Non
 
 
 async def test_flush_after_a_block_was_written_again_does_not_write_the_map() -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     await write(overlay, 0, 8)
     diff.requests.clear()
     await overlay.flush()
@@ -152,12 +152,12 @@ async def test_flush_after_a_block_was_written_again_does_not_write_the_map() ->
     assert diff.requests == [("flush", 0, 0)]
 
 
-async def test_extents_are_those_of_the_base_where_it_shows() -> None:
+async def test_extents_are_those_of_the_base_where_it_shows_through() -> None:
     class Sparse(OnlyReads):
         async def extents(self, offset: int, length: int) -> Sequence[Extent]:
             return [Extent(BLOCK), Extent(1 << 20, hole=True, zero=True)]  # and beyond the end
 
-    overlay, _ = await an_overlay(Sparse(), size=(BLOCKS + 8) * BLOCK)
+    overlay, _ = await make_overlay(Sparse(), size=(BLOCKS + 8) * BLOCK)
     await write(overlay, 4, 6)
     await overlay.trim(6 * BLOCK, BLOCK)
     assert await overlay.extents(0, overlay.size) == [
@@ -171,12 +171,12 @@ async def test_extents_are_those_of_the_base_where_it_shows() -> None:
     ]
 
 
-async def test_extents_end_where_the_base_tells_no_more() -> None:
+async def test_extents_end_where_those_of_the_base_end() -> None:
     class Short(OnlyReads):
         async def extents(self, offset: int, length: int) -> Sequence[Extent]:
             return [Extent(BLOCK)]
 
-    overlay, _ = await an_overlay(Short())
+    overlay, _ = await make_overlay(Short())
     await write(overlay, 4, 6)
     assert await overlay.extents(0, overlay.size) == [Extent(BLOCK)]
     assert await overlay.extents(3 * BLOCK, 4 * BLOCK) == [
@@ -186,9 +186,9 @@ async def test_extents_end_where_the_base_tells_no_more() -> None:
     ]
 
 
-async def test_extents_of_one_answer_are_limited() -> None:
+async def test_number_of_extents_is_limited() -> None:
     base = MemoryDevice(4096 * BLOCK, block_size=BLOCK)
-    overlay, _ = await an_overlay(base)
+    overlay, _ = await make_overlay(base)
     for number in range(0, 4096, 2):
         await write(overlay, number, number + 1)
     found = await overlay.extents(0, overlay.size)
@@ -206,20 +206,20 @@ async def test_hint_to_cache_goes_to_the_base_where_it_shows() -> None:
         async def cache(self, offset: int, length: int) -> None:
             hints.append((offset, length))
 
-    overlay, _ = await an_overlay(Caching(), size=(BLOCKS + 8) * BLOCK)
+    overlay, _ = await make_overlay(Caching(), size=(BLOCKS + 8) * BLOCK)
     await write(overlay, 1, 2)
     await overlay.cache(0, overlay.size)
     assert hints == [(0, BLOCK), (2 * BLOCK, (BLOCKS - 2) * BLOCK)]
 
 
-async def test_unmount_flushes_and_lets_go_of_both_whatever_fails() -> None:
+async def test_unmount_flushes_and_unmounts_both_devices_whatever_fails() -> None:
     let_go = []
 
     class Base(OnlyReads):
         async def unmount(self) -> None:
             let_go.append("base")
 
-    class Diff(Fragile):
+    class Diff(VolatileDisk):
         async def unmount(self) -> None:
             let_go.append("diff")
 
@@ -230,7 +230,7 @@ async def test_unmount_flushes_and_lets_go_of_both_whatever_fails() -> None:
     await write(overlay, 0, 1)
     await overlay.unmount()
     assert let_go == ["diff", "base"]
-    overlay = await Overlay.open(base, diff.after_crash(luck(0)))
+    overlay = await Overlay.open(base, diff.after_crash(survival(0)))
     assert await read(overlay, 0, 1) == contents(0, 1, 1)
     overlay = await Overlay.open(base, diff)
     await write(overlay, 1, 2)
@@ -243,8 +243,8 @@ async def test_unmount_flushes_and_lets_go_of_both_whatever_fails() -> None:
 # Opening
 
 
-async def test_reopened_overlay_is_what_it_was() -> None:
-    overlay, diff = await an_overlay(size=(BLOCKS + 8) * BLOCK, identity="debian 13")
+async def test_reopened_overlay_reads_as_before() -> None:
+    overlay, diff = await make_overlay(size=(BLOCKS + 8) * BLOCK, identity="debian 13")
     await write(overlay, 1, 3)
     await overlay.trim(4 * BLOCK, BLOCK)
     await write(overlay, BLOCKS, BLOCKS + 2)
@@ -275,7 +275,7 @@ async def test_holes_of_the_map_are_not_read() -> None:
 
 
 async def test_diff_that_is_read_only_makes_a_read_only_disk() -> None:
-    overlay, diff = await an_overlay()
+    overlay, diff = await make_overlay()
     await write(overlay, 0, 1)
     await overlay.flush()
     diff.read_only = True
@@ -289,7 +289,7 @@ async def test_diff_that_is_read_only_makes_a_read_only_disk() -> None:
     await overlay.unmount()
 
 
-async def test_blocks_are_those_of_base_or_diff_whichever_are_larger() -> None:
+async def test_block_size_is_the_larger_of_base_and_diff() -> None:
     base = MemoryDevice(1 << 20, block_size=BLOCK)
     diff = MemoryDevice(Overlay.diff_size(base), block_size=4096)
     overlay = await Overlay.create(base, diff)
@@ -305,17 +305,17 @@ async def test_blocks_are_those_of_base_or_diff_whichever_are_larger() -> None:
 
 
 async def test_overlay_may_be_smaller_than_its_base_and_lie_over_an_overlay() -> None:
-    lower, _ = await an_overlay()
+    lower, _ = await make_overlay()
     await write(lower, 0, 2)
-    upper, _ = await an_overlay(lower, size=4 * BLOCK)
+    upper, _ = await make_overlay(lower, size=4 * BLOCK)
     await write(upper, 1, 3, 2)
     assert upper.blocks == 4
     assert await read(upper, 0, 4) == contents(0, 1, 1) + contents(1, 3, 2) + contents(3, 4)
     assert await read(lower, 0, 3) == contents(0, 2, 1) + contents(2, 3)
 
 
-async def test_blocks_can_be_taken_away_but_not_added() -> None:
-    overlay, _ = await an_overlay()
+async def test_overlay_can_shrink_but_not_grow() -> None:
+    overlay, _ = await make_overlay()
     overlay.blocks = 8
     assert overlay.size == 8 * BLOCK
     overlay.blocks = BLOCKS
@@ -323,10 +323,10 @@ async def test_blocks_can_be_taken_away_but_not_added() -> None:
         overlay.blocks = BLOCKS + 1
 
 
-# The map
+# The block map
 
 
-def test_map_is_found_and_taken_in_runs_of_pages() -> None:
+def test_changed_pages_of_the_map_are_returned_in_runs() -> None:
     found = blockmap.BlockMap(BLOCK, 1024 * 1024, 4096)
     found.mark(0, 512, blockmap.DATA)
     found.mark(512, 1024, blockmap.ZERO)

@@ -1,4 +1,4 @@
-"""Overlays of all kinds pass the check that the test kit has for devices."""
+"""Overlays of all kinds pass the test kit for devices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KIB = 1024
 
 
 async def a_base(size: int, block_size: int, seed: int) -> BlockDevice:
-    """Half of it is written, here and there."""
+    """Make a base, half of which is written."""
     random = Random(seed)
     base = MemoryDevice(size, block_size=block_size)
     for offset in range(0, min(size, 1 << 20), 16 * block_size):
@@ -33,7 +33,7 @@ async def a_base(size: int, block_size: int, seed: int) -> BlockDevice:
 
 
 class Bench:
-    """Media that lose their power together, and what opens an overlay of them."""
+    """Media that lose power together, and the overlay of them."""
 
     def __init__(
         self, open: Callable[[Bench], Any], media: dict[str, CrashableDisk], base: BlockDevice
@@ -75,7 +75,7 @@ async def test_overlay_passes_over_a_diff_that_fails_requests(seed: int) -> None
 
     class Forgiven(Overlay):
         async def unmount(self) -> None:
-            with suppress(OSError):  # of a last flush, since the one before has failed too
+            with suppress(OSError):  # of the last flush, since the one before has failed too
                 await super().unmount()
 
     async def moody(bench: Bench) -> Overlay:

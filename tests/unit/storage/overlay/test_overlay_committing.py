@@ -1,4 +1,4 @@
-"""What becomes of a diff: commit and rebase."""
+"""Commit a diff to its base; rebase it to another base."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from aiovblk.device import Extent
 from aiovblk.storage import MemoryDevice, Overlay
 
-from ....support.overlays import BLOCKS, OnlyReads, Stepped, an_overlay, contents, read, write
-from ....support.power_failure import BLOCK, Fragile, pattern
+from ....support.overlays import BLOCKS, OnlyReads, Stepped, contents, make_overlay, read, write
+from ....support.power_failure import BLOCK, VolatileDisk, pattern
 
 
-async def test_commit_writes_what_differs_and_gives_the_space_back_at_the_end() -> None:
-    base = Fragile(BLOCKS * BLOCK, None, {number: pattern(number) for number in range(BLOCKS)})
-    overlay, diff = await an_overlay(base)
+async def test_commit_writes_the_diff_to_the_base_and_frees_its_space_at_unmount() -> None:
+    base = VolatileDisk(BLOCKS * BLOCK, None, {number: pattern(number) for number in range(BLOCKS)})
+    overlay, diff = await make_overlay(base)
     await write(overlay, 1, 3)
     await overlay.trim(4 * BLOCK, 2 * BLOCK)
     before = await read(overlay, 0, BLOCKS)
@@ -36,7 +36,7 @@ async def test_commit_writes_what_differs_and_gives_the_space_back_at_the_end() 
 
 async def test_write_during_a_commit_waits_and_is_kept() -> None:
     base = Stepped(BLOCKS * BLOCK)
-    overlay, _ = await an_overlay(base)
+    overlay, _ = await make_overlay(base)
     await write(overlay, 0, 2)
     base.steps = asyncio.Queue()
     committing = asyncio.create_task(overlay.commit())
@@ -51,8 +51,8 @@ async def test_write_during_a_commit_waits_and_is_kept() -> None:
     assert await read(base, 0, 3) == contents(0, 2, 1) + bytes(BLOCK)
 
 
-async def test_commit_waits_for_the_writes_under_way() -> None:
-    base = Fragile(BLOCKS * BLOCK)
+async def test_commit_waits_for_writes_in_progress() -> None:
+    base = VolatileDisk(BLOCKS * BLOCK)
     diff = Stepped(Overlay.diff_size(base))
     overlay = await Overlay.create(base, diff)
     steps: asyncio.Queue[None] = asyncio.Queue()
@@ -67,11 +67,11 @@ async def test_commit_waits_for_the_writes_under_way() -> None:
     assert await read(base, 0, 2) == contents(0, 2, 1)
 
 
-async def test_commit_into_a_base_that_cannot_take_it_is_refused() -> None:
-    overlay, _ = await an_overlay()
+async def test_commit_into_an_unfit_base_is_refused() -> None:
+    overlay, _ = await make_overlay()
     with pytest.raises(ValueError, match="base is read-only"):
         await overlay.commit()
-    overlay, _ = await an_overlay(Fragile(BLOCKS * BLOCK), size=(BLOCKS + 1) * BLOCK)
+    overlay, _ = await make_overlay(VolatileDisk(BLOCKS * BLOCK), size=(BLOCKS + 1) * BLOCK)
     with pytest.raises(ValueError, match=f"grow it to {(BLOCKS + 1) * BLOCK} first"):
         await overlay.commit()
 
@@ -88,9 +88,9 @@ class Other(OnlyReads):
         return bytes(data)
 
 
-async def test_rebase_keeps_what_differs_and_returns_the_old_base() -> None:
+async def test_rebase_preserves_differences_and_returns_the_old_base() -> None:
     old, new = Other(), OnlyReads()
-    overlay, diff = await an_overlay(old, identity="old")
+    overlay, diff = await make_overlay(old, identity="old")
     await write(overlay, 4, 6)
     before = await read(overlay, 0, BLOCKS)
     diff.requests.clear()
@@ -120,8 +120,8 @@ async def test_write_during_a_rebase_waits_and_is_kept() -> None:
     assert await read(overlay, 3, 4) == contents(3, 4, 5)
 
 
-async def test_rebase_without_comparison_only_exchanges_the_base() -> None:
-    overlay, diff = await an_overlay(OnlyReads())
+async def test_rebase_without_comparison_only_replaces_the_base() -> None:
+    overlay, diff = await make_overlay(OnlyReads())
     await write(overlay, 4, 6)
     new = Other()
     await overlay.rebase(new, identity="new", compare=False)
@@ -135,7 +135,7 @@ async def test_rebase_onto_a_smaller_base_needs_a_comparison() -> None:
     class Smaller(OnlyReads):
         blocks = BLOCKS // 2
 
-    overlay, _ = await an_overlay()
+    overlay, _ = await make_overlay()
     with pytest.raises(ValueError, match="the base has 16384 bytes, but 32768 of it show"):
         await overlay.rebase(Smaller(), compare=False)
     await overlay.rebase(Smaller())
@@ -143,6 +143,6 @@ async def test_rebase_onto_a_smaller_base_needs_a_comparison() -> None:
 
 
 async def test_rebase_onto_larger_blocks_is_refused() -> None:
-    overlay, _ = await an_overlay()
+    overlay, _ = await make_overlay()
     with pytest.raises(ValueError, match="base has blocks of 4096 bytes, the overlay of 512"):
         await overlay.rebase(MemoryDevice(1 << 20))

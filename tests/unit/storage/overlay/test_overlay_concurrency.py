@@ -1,4 +1,4 @@
-"""Requests that overlap, and flushes beside them."""
+"""Overlapping requests, and concurrent flushes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from aiovblk.storage import Overlay
 from ....support.overlays import (
     OnlyReads,
     Stepped,
-    a_stepped_overlay,
-    an_overlay,
     contents,
+    make_overlay,
+    make_stepped_overlay,
     read,
     write,
 )
-from ....support.power_failure import BLOCK, luck
+from ....support.power_failure import BLOCK, survival
 
 
 async def test_block_written_during_a_flush_is_that_of_the_base_after_a_crash() -> None:
-    overlay, diff = await a_stepped_overlay()
+    overlay, diff = await make_stepped_overlay()
     await write(overlay, 0, 1)
     steps: asyncio.Queue[None] = asyncio.Queue()
     diff.steps = steps
@@ -35,7 +35,7 @@ async def test_block_written_during_a_flush_is_that_of_the_base_after_a_crash() 
     for following in ("write", "flush"):  # of the map
         steps.put_nowait(None)
         assert await diff.arrived.get() == following
-    # Of what is in the cache, block 1 is lost, and the map survives.
+    # Of the disk's write cache, block 1 is lost, and the map survives.
     found = diff.after_crash(chain([False], repeat(True)).__next__)
     steps.put_nowait(None)
     await flushing
@@ -43,8 +43,8 @@ async def test_block_written_during_a_flush_is_that_of_the_base_after_a_crash() 
     assert await read(after_crash, 0, 3) == contents(0, 1, 1) + contents(1, 3)
 
 
-async def test_flushes_that_wait_for_each_other_are_one() -> None:
-    overlay, diff = await a_stepped_overlay()
+async def test_concurrent_flushes_are_coalesced() -> None:
+    overlay, diff = await make_stepped_overlay()
     diff.steps = asyncio.Queue()
     first = asyncio.create_task(overlay.flush())
     await diff.arrived.get()
@@ -54,14 +54,14 @@ async def test_flushes_that_wait_for_each_other_are_one() -> None:
     diff.steps.put_nowait(None)
     await first
     assert await diff.arrived.get() == "flush"
-    assert not any(other.done() for other in others)  # the first began before they asked
+    assert not any(other.done() for other in others)  # the first began before they were called
     diff.steps.put_nowait(None)
     await asyncio.gather(*others)
     assert diff.requests == [("flush", 0, 0)] * 2
 
 
 async def test_flush_whose_caller_is_cancelled_is_finished() -> None:
-    overlay, diff = await a_stepped_overlay()
+    overlay, diff = await make_stepped_overlay()
     await write(overlay, 0, 1)
     diff.steps = asyncio.Queue()
     flushing = asyncio.create_task(overlay.flush())
@@ -76,19 +76,19 @@ async def test_flush_whose_caller_is_cancelled_is_finished() -> None:
     assert [name for name, _, _ in diff.requests] == ["flush", "write", "flush", "flush"]
 
 
-async def test_error_of_a_flush_is_told_to_all_who_share_it_and_the_next_one_tries_again() -> None:
-    overlay, diff = await an_overlay()
+async def test_error_of_a_flush_is_raised_to_all_callers_and_the_next_retries() -> None:
+    overlay, diff = await make_overlay()
     await write(overlay, 0, 1)
     diff.power.requests = diff.power.used + 1
     results = await asyncio.gather(overlay.flush(), overlay.flush(), return_exceptions=True)
     assert [str(result) for result in results] == ["[Errno 5] there is no power"] * 2
     diff.power.requests += 1000
     await overlay.flush()
-    found = await Overlay.open(OnlyReads(), diff.after_crash(luck(0)))
+    found = await Overlay.open(OnlyReads(), diff.after_crash(survival(0)))
     assert await read(found, 0, 1) == contents(0, 1, 1)
 
 
-async def test_error_of_a_flush_that_nobody_waits_for_is_told_to_the_next() -> None:
+async def test_error_of_a_flush_without_callers_is_raised_by_the_next() -> None:
     class FailsOnce(Stepped):
         fails = False
 
@@ -114,8 +114,8 @@ async def test_error_of_a_flush_that_nobody_waits_for_is_told_to_the_next() -> N
 
 
 @pytest.mark.parametrize("trim_is_first", [True, False])
-async def test_write_beside_a_trim_leaves_what_one_of_them_asked_for(trim_is_first: bool) -> None:
-    overlay, diff = await a_stepped_overlay()
+async def test_concurrent_write_and_trim_leave_the_result_of_one(trim_is_first: bool) -> None:
+    overlay, diff = await make_stepped_overlay()
     await write(overlay, 0, 2)
     steps: asyncio.Queue[None] = asyncio.Queue()
     diff.steps = steps
@@ -136,8 +136,8 @@ async def test_write_beside_a_trim_leaves_what_one_of_them_asked_for(trim_is_fir
     assert await read(await Overlay.open(OnlyReads(), diff), 0, 3) == found
 
 
-async def test_write_that_is_cancelled_leaves_the_base_to_be_seen() -> None:
-    overlay, diff = await a_stepped_overlay()
+async def test_cancelled_write_leaves_the_contents_of_the_base() -> None:
+    overlay, diff = await make_stepped_overlay()
     diff.steps = asyncio.Queue()
     writing = asyncio.create_task(write(overlay, 0, 1))
     await diff.arrived.get()

@@ -1,4 +1,4 @@
-"""The power fails after each single request to the disks below, and an overlay must not mind."""
+"""An overlay survives a power failure after each single request to base and diff."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.storage import Overlay
 
-from ....support.power_failure import BLOCK, Blocks, Fragile, Power, luck, pattern
+from ....support.power_failure import BLOCK, Blocks, Power, VolatileDisk, pattern, survival
 
 BLOCKS = 10_000  # so that the map has three pages
 SIZE = BLOCKS * BLOCK
@@ -20,13 +20,13 @@ LUCK = range(5)
 Step = Callable[["Model"], Awaitable[None]]
 
 
-def a_base(power: Power | None = None) -> Fragile:
+def a_base(power: Power | None = None) -> VolatileDisk:
     contents = {number: pattern(number) for number in LOOKED_AT if number < SHOWN}
-    return Fragile(SHOWN * BLOCK, power, contents)
+    return VolatileDisk(SHOWN * BLOCK, power, contents)
 
 
 class Model:
-    """An overlay, and what each block may contain after a crash."""
+    """An overlay, and the possible contents of each block after a crash."""
 
     def __init__(self, overlay: BlockDevice) -> None:
         self.overlay = overlay
@@ -66,7 +66,7 @@ class Model:
 
 
 async def work(model: Model) -> None:
-    """Each way from one state of a block to another, flushed between and not."""
+    """Make each transition of a block's state, with and without a flush between."""
     await model.write(0, 8, 1)
     await model.write(4095, 4100, 1)  # in two pages of the map
     await model.flush()
@@ -88,14 +88,14 @@ async def work(model: Model) -> None:
 
 
 def cuts() -> Iterator[int]:
-    """For how many requests the power lasts; the caller stops when that was enough."""
+    """Yield how many requests the power lasts, ever more; the caller stops when all were done."""
     yield from range(1000)
 
 
-async def a_diff(power: Power | None = None) -> Fragile:
-    diff = Fragile(Overlay.diff_size(a_base(), size=SIZE))
+async def a_diff(power: Power | None = None) -> VolatileDisk:
+    diff = VolatileDisk(Overlay.diff_size(a_base(), size=SIZE))
     await Overlay.create(a_base(), diff, size=SIZE)
-    return diff.after_crash(luck(1), power)
+    return diff.after_crash(survival(1), power)
 
 
 async def test_each_flushed_write_is_there_after_a_crash_anywhere() -> None:
@@ -110,30 +110,30 @@ async def test_each_flushed_write_is_there_after_a_crash_anywhere() -> None:
             assert cut > 25
             break
         for seed in LUCK:
-            await model.check(await Overlay.open(a_base(), diff.after_crash(luck(seed))))
+            await model.check(await Overlay.open(a_base(), diff.after_crash(survival(seed))))
 
 
-async def test_overlay_goes_on_after_an_error_of_the_diff_anywhere() -> None:
+async def test_overlay_continues_after_an_error_of_the_diff_anywhere() -> None:
     for cut in cuts():
         diff = await a_diff(Power(cut))
         model = Model(overlay := await Overlay.open(a_base(), diff))
         try:
             await work(model)
         except OSError:
-            diff.power.requests += 1000  # what failed, failed once
+            diff.power.requests += 1000  # one failure only
         else:
             break
         model.now = {at: bytes(await overlay.read(at * BLOCK, BLOCK)) for at in LOOKED_AT}
         await model.check(overlay)
         await model.flush()
         for seed in LUCK:
-            await model.check(await Overlay.open(a_base(), diff.after_crash(luck(seed))))
+            await model.check(await Overlay.open(a_base(), diff.after_crash(survival(seed))))
 
 
 async def test_creation_that_was_interrupted_anywhere_can_be_repeated() -> None:
     for cut in cuts():
         former = {10: b"\1" * BLOCK}  # in the map
-        diff = Fragile(Overlay.diff_size(a_base(), size=SIZE), Power(cut), former)
+        diff = VolatileDisk(Overlay.diff_size(a_base(), size=SIZE), Power(cut), former)
         try:
             await Overlay.create(a_base(), diff, size=SIZE)
         except OSError:
@@ -142,7 +142,7 @@ async def test_creation_that_was_interrupted_anywhere_can_be_repeated() -> None:
             assert cut == 4
             break
         for seed in LUCK:
-            found = diff.after_crash(luck(seed))
+            found = diff.after_crash(survival(seed))
             try:
                 overlay = await Overlay.create(a_base(), found, size=SIZE)
             except FileExistsError:
@@ -151,7 +151,7 @@ async def test_creation_that_was_interrupted_anywhere_can_be_repeated() -> None:
 
 
 async def worked_upon() -> tuple[Model, Blocks]:
-    """What an overlay should read as, and its diff."""
+    """Return the expected contents of an overlay, and its diff."""
     diff = await a_diff()
     model = Model(await Overlay.open(a_base(), diff))
     await work(model)
@@ -166,8 +166,8 @@ async def test_commit_that_was_interrupted_anywhere_can_be_repeated() -> None:
     for cut in cuts():
         power = Power(cut)
         grown = dict.fromkeys(range(SHOWN, BLOCKS), b"grown by" * (BLOCK // 8))
-        base = Fragile(SIZE, power, a_base().contents | grown)
-        diff = Fragile(size, power, written)
+        base = VolatileDisk(SIZE, power, a_base().contents | grown)
+        diff = VolatileDisk(size, power, written)
         overlay = await Overlay.open(base, diff)
         try:
             await overlay.commit()
@@ -176,17 +176,17 @@ async def test_commit_that_was_interrupted_anywhere_can_be_repeated() -> None:
         else:
             break
         for seed in LUCK:
-            survives = luck(seed)
+            survives = survival(seed)
             found = base.after_crash(survives)
             overlay = await Overlay.open(found, diff.after_crash(survives))
             await model.check(overlay)
             await overlay.commit()
             await model.check(overlay)
-            await model.check(found.after_crash(luck(0)))
+            await model.check(found.after_crash(survival(0)))
     assert cut > 10
     await model.check(overlay)
     await model.check(base)
-    await model.check(await Overlay.open(base, diff.after_crash(luck(0))))
+    await model.check(await Overlay.open(base, diff.after_crash(survival(0))))
 
 
 @pytest.mark.parametrize("new_blocks", [SHOWN - 2, BLOCKS + 4])
@@ -196,10 +196,10 @@ async def test_rebase_that_was_interrupted_anywhere_changes_nothing(new_blocks: 
     contents = {at: pattern(at, at % 3) if at % 4 else bytes(BLOCK) for at in range(BLOCKS + 4)}
     for at in range(24):
         contents[at] = pattern(at)
-    new = Fragile(new_blocks * BLOCK, None, {at: contents[at] for at in range(new_blocks)})
+    new = VolatileDisk(new_blocks * BLOCK, None, {at: contents[at] for at in range(new_blocks)})
     size = Overlay.diff_size(a_base(), size=SIZE)
     for cut in cuts():
-        diff = Fragile(size, Power(cut), written)
+        diff = VolatileDisk(size, Power(cut), written)
         overlay = await Overlay.open(a_base(), diff)
         try:
             await overlay.rebase(new, identity="new")
@@ -208,7 +208,7 @@ async def test_rebase_that_was_interrupted_anywhere_changes_nothing(new_blocks: 
         else:
             break
         for seed in LUCK:
-            found = diff.after_crash(luck(seed))
+            found = diff.after_crash(survival(seed))
             try:
                 overlay = await Overlay.open(a_base(), found, identity="")
             except ValueError:
@@ -216,4 +216,4 @@ async def test_rebase_that_was_interrupted_anywhere_changes_nothing(new_blocks: 
             await model.check(overlay)
     assert cut > 5
     await model.check(overlay)
-    await model.check(await Overlay.open(new, diff.after_crash(luck(0)), identity="new"))
+    await model.check(await Overlay.open(new, diff.after_crash(survival(0)), identity="new"))

@@ -1,4 +1,4 @@
-"""A diff in a file: what it takes on the disk, and how it comes about."""
+"""A diff in a file: creation, opening, and space on the disk."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def base(tmp_path: Path) -> AsyncIterator[FileDevice]:
 
 
 def used(path: Path) -> int:
-    """Bytes on the disk."""
+    """Return the bytes that a file takes on the disk."""
     return os.stat(path).st_blocks * 512
 
 
-async def test_new_file_takes_next_to_nothing(base: FileDevice, tmp_path: Path) -> None:
+async def test_new_file_is_sparse(base: FileDevice, tmp_path: Path) -> None:
     overlay = await Overlay.file(base, tmp_path / "diff")
     assert (overlay.size, overlay.block_size) == (SIZE, 512)
     assert os.stat(tmp_path / "diff").st_size == Overlay.diff_size(base) == SIZE + MIB
@@ -36,7 +36,7 @@ async def test_new_file_takes_next_to_nothing(base: FileDevice, tmp_path: Path) 
     await overlay.unmount()
 
 
-async def test_space_is_taken_by_writes_and_given_back_by_trims(
+async def test_space_is_allocated_by_writes_and_given_back_by_trims(
     base: FileDevice, tmp_path: Path
 ) -> None:
     path = tmp_path / "diff"
@@ -66,7 +66,7 @@ async def test_commit_empties_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "base").read_bytes() == bytes(4 * MIB) + data + bytes(SIZE - 6 * MIB)
 
 
-async def test_file_that_is_there_is_opened(base: FileDevice, tmp_path: Path) -> None:
+async def test_existing_file_is_opened(base: FileDevice, tmp_path: Path) -> None:
     overlay = await Overlay.file(base, tmp_path / "diff", size=SIZE + MIB, identity="base")
     await overlay.write(SIZE, memoryview(b"x" * 4096))
     await overlay.unmount()
@@ -77,7 +77,9 @@ async def test_file_that_is_there_is_opened(base: FileDevice, tmp_path: Path) ->
     await overlay.unmount()
 
 
-async def test_file_that_is_refused_is_left_and_closed(base: FileDevice, tmp_path: Path) -> None:
+async def test_file_that_is_refused_is_unchanged_and_closed(
+    base: FileDevice, tmp_path: Path
+) -> None:
     path = tmp_path / "diff"
     await (await Overlay.file(base, path, identity="old")).unmount()
     before = path.read_bytes()
@@ -91,7 +93,9 @@ async def test_file_that_is_refused_is_left_and_closed(base: FileDevice, tmp_pat
     await FileDevice(path).unmount()  # it would be locked
 
 
-async def test_file_of_something_else_is_refused_and_left(base: FileDevice, tmp_path: Path) -> None:
+async def test_file_of_something_else_is_refused_and_unchanged(
+    base: FileDevice, tmp_path: Path
+) -> None:
     path = tmp_path / "diff"
     path.write_bytes(b"dear diary".ljust(8192, b"\n"))
     with pytest.raises(ValueError, match="not the diff of an overlay"):
@@ -109,7 +113,7 @@ async def test_file_in_use_is_refused(base: FileDevice, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, SIZE + MIB])
-async def test_file_that_a_crash_left_without_a_header_is_made_anew(
+async def test_file_that_a_crash_left_without_a_header_is_created_again(
     base: FileDevice, tmp_path: Path, size: int
 ) -> None:
     (tmp_path / "diff").touch()
@@ -119,7 +123,7 @@ async def test_file_that_a_crash_left_without_a_header_is_made_anew(
     await overlay.unmount()
 
 
-async def test_file_without_a_header_that_has_data_is_not_made_anew(
+async def test_file_with_data_but_without_a_header_is_refused(
     base: FileDevice, tmp_path: Path
 ) -> None:
     (tmp_path / "diff").write_bytes(bytes(2 * MIB) + b"what is left of a disk")

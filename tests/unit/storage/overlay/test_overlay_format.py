@@ -1,4 +1,4 @@
-"""What is in the diff, and what is said when something else is there."""
+"""The layout of the diff, and errors for anything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from aiovblk.storage import MemoryDevice, Overlay
 from aiovblk.storage.overlay.format import DiffHeader
 
-from ....support.power_failure import BLOCK, Fragile
+from ....support.power_failure import BLOCK, VolatileDisk
 
 BLOCKS = 64
 SIZE = BLOCKS * BLOCK
@@ -22,13 +22,13 @@ def a_base(blocks: int = BLOCKS) -> MemoryDevice:
     return MemoryDevice(blocks * BLOCK, block_size=BLOCK)
 
 
-async def a_diff(**options: Any) -> Fragile:
-    diff = Fragile(Overlay.diff_size(a_base(), size=options.get("size")))
+async def a_diff(**options: Any) -> VolatileDisk:
+    diff = VolatileDisk(Overlay.diff_size(a_base(), size=options.get("size")))
     await Overlay.create(a_base(), diff, **options)
     return diff
 
 
-def test_header_is_these_bytes() -> None:
+def test_header_has_the_documented_bytes() -> None:
     page = DiffHeader(512, 65536, 32768, "debian").serialize()
     head = b"aiovblk overlay\n" + bytes.fromhex(
         "01000000 00020000 0000010000000000 0080000000000000"
@@ -64,7 +64,9 @@ async def test_map_and_data_are_where_the_format_says() -> None:
     assert await diff.read((1 << 20) + 3 * BLOCK, BLOCK) == b"x" * BLOCK
 
 
-async def changed(diff: Fragile, position: int, replacement: bytes, *, sum: bool = False) -> None:
+async def changed(
+    diff: VolatileDisk, position: int, replacement: bytes, *, sum: bool = False
+) -> None:
     block = bytearray(diff.contents[position // BLOCK])
     position %= BLOCK
     block[position : position + len(replacement)] = replacement
@@ -84,11 +86,11 @@ async def changed(diff: Fragile, position: int, replacement: bytes, *, sum: bool
         ),
         (0, b"\xeb\x63\x90", ValueError, "not the diff of an overlay: it begins with something"),
         (16, b"\2", ValueError, "has format 2; this version of aiovblk knows 1 only"),
-        (24, b"\1", OSError, "header of the diff is damaged; it was left as it is"),
-        (508, b"\0\0\0\0", OSError, "header of the diff is damaged; it was left as it is"),
+        (24, b"\1", OSError, "header of the diff is damaged; nothing was changed"),
+        (508, b"\0\0\0\0", OSError, "header of the diff is damaged; nothing was changed"),
     ],
 )
-async def test_header_that_is_none_is_refused_and_left(
+async def test_invalid_header_is_refused_and_unchanged(
     position: int, replacement: bytes, error: type[Exception], message: str
 ) -> None:
     diff = await a_diff()
@@ -103,7 +105,7 @@ async def test_header_that_is_none_is_refused_and_left(
 @pytest.mark.parametrize(
     ("position", "number"), [(20, "0"), (20, "768"), (24, "0"), (24, "1000"), (32, "1")]
 )
-async def test_numbers_that_cannot_be_are_refused(position: int, number: str) -> None:
+async def test_invalid_numbers_in_the_header_are_refused(position: int, number: str) -> None:
     diff = await a_diff()
     form = "<I" if position == 20 else "<Q"
     await changed(diff, position, struct.pack(form, int(number)), sum=True)
@@ -136,7 +138,7 @@ async def test_base_that_is_another_one_is_refused() -> None:
         await Overlay.open(a_base(), await a_diff(), identity="x")
 
 
-async def test_base_that_has_shrunk_is_refused_and_one_that_has_grown_shows_no_more() -> None:
+async def test_smaller_base_is_refused_and_more_of_a_larger_one_does_not_show() -> None:
     diff = await a_diff(size=2 * SIZE)
     with pytest.raises(ValueError, match=f"base has {SIZE - BLOCK} bytes, but {SIZE} of it show"):
         await Overlay.open(a_base(BLOCKS - 1), diff)
@@ -156,20 +158,20 @@ async def test_larger_blocks_than_the_overlay_has_are_refused() -> None:
         await Overlay.open(MemoryDevice(SIZE), await a_diff())
 
 
-async def test_diff_that_is_cut_off_is_refused() -> None:
+async def test_truncated_diff_is_refused() -> None:
     diff = await a_diff()
     diff.blocks -= 1
     with pytest.raises(ValueError, match=f"has {diff.size} bytes, but {diff.size + BLOCK} are"):
         await Overlay.open(a_base(), diff)
     with pytest.raises(ValueError, match="512 bytes are not the diff of an overlay"):
-        await Overlay.open(a_base(), Fragile(BLOCK))
+        await Overlay.open(a_base(), VolatileDisk(BLOCK))
 
 
 async def test_device_in_use_is_not_made_a_diff() -> None:
     diff = await a_diff()
     with pytest.raises(FileExistsError, match="the diff is in use"):
         await Overlay.create(a_base(), diff)
-    disk = Fragile(diff.size)
+    disk = VolatileDisk(diff.size)
     await disk.write(1024, memoryview(b"\x53\xef" * 256))  # where ext4 has its superblock
     before = dict(disk.contents)
     with pytest.raises(FileExistsError, match="zeroes over its first 4096 bytes"):
@@ -180,15 +182,15 @@ async def test_device_in_use_is_not_made_a_diff() -> None:
 async def test_device_that_cannot_be_a_diff_is_refused() -> None:
     size = Overlay.diff_size(a_base())
     with pytest.raises(ValueError, match=f"has {size - BLOCK} bytes, but {size} are needed"):
-        await Overlay.create(a_base(), Fragile(size - BLOCK))
-    read_only = Fragile(size)
+        await Overlay.create(a_base(), VolatileDisk(size - BLOCK))
+    read_only = VolatileDisk(size)
     read_only.read_only = True
     with pytest.raises(ValueError, match="diff is read-only"):
         await Overlay.create(a_base(), read_only)
 
 
 @pytest.mark.parametrize("identity", ["x" * 469, "\xe4" * 235, "a\0b"])
-async def test_identity_that_does_not_fit_is_refused(identity: str) -> None:
+async def test_identity_that_is_too_long_is_refused(identity: str) -> None:
     with pytest.raises(ValueError, match="an identity is at most 468 bytes of UTF-8"):
         await a_diff(identity=identity)
 
