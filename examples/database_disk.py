@@ -1,8 +1,7 @@
 """A disk in PostgreSQL: `sudo -E .venv/bin/aiovblk mount examples/database_disk.py:disk`.
 
-How to back a disk with what you await: the handlers are the few statements that a block needs.
-Which database it is, the environment tells, as it tells psql: PGHOST, PGUSER, PGDATABASE and so on.
-`pip install asyncpg`
+Shows handlers that await a remote service: each handler is a few SQL statements. The environment
+names the database, as for psql: PGHOST, PGUSER, PGDATABASE and so on. `pip install asyncpg`
 """
 
 import asyncio
@@ -15,8 +14,8 @@ import asyncpg
 
 import aiovblk
 
-# A block that was never written has no row, and so a disk costs what is in it. The row of `disk`
-# has another task: see `flush`.
+# A block that was never written has no row, so a disk takes only the space of its contents. The row
+# of `disk` is for `flush`.
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS blocks (number bigint PRIMARY KEY, contents bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS disk (flushed timestamptz NOT NULL);
@@ -27,7 +26,7 @@ WRITE = """
     INSERT INTO blocks SELECT * FROM unnest($1::bigint[], $2::bytea[])
     ON CONFLICT (number) DO UPDATE SET contents = excluded.contents
 """
-# In order, as writes are, too: two that overlap then wait for each other, but never in a circle.
+# Rows are locked in order, as writes lock them, too, so that overlapping requests cannot deadlock.
 DELETE = """
     DELETE FROM blocks WHERE number IN (
         SELECT number FROM blocks WHERE number >= $1 AND number < $2 ORDER BY number FOR UPDATE
@@ -37,7 +36,7 @@ DELETE = """
 
 @contextlib.contextmanager
 def failures() -> Iterator[None]:
-    """Have what the database says fail one request; the disk lives on."""
+    """Turn a database error into an OSError: the request fails, the disk stays mounted."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
@@ -45,7 +44,7 @@ def failures() -> Iterator[None]:
 
 
 class DatabaseDisk(aiovblk.BlockDevice):
-    """1 GiB, a row for each block. A write of many blocks is one transaction: all of it or none."""
+    """1 GiB, a row for each block. A write of several blocks is one transaction: it is atomic."""
 
     block_size = 4096
     blocks = 262144
@@ -55,13 +54,13 @@ class DatabaseDisk(aiovblk.BlockDevice):
     ) -> None:
         self.pool = pool
         self.witness = witness
-        self.flushing = asyncio.Lock()  # a connection does one thing at a time
+        self.flushing = asyncio.Lock()  # a connection runs one statement at a time
 
     @classmethod
     async def open(cls) -> Self:
-        """Connect, and make the tables if there are none."""
-        # As many requests run side by side as there are connections; further ones wait for one.
-        # A commit does not wait for the disk of the server: that is what `flush` is for.
+        """Connect, and create the tables if they do not exist."""
+        # As many requests run concurrently as the pool has connections; further ones wait for one.
+        # A commit does not wait for the disk of the server; `flush` does.
         pool = await asyncpg.create_pool(
             min_size=0, max_size=16, server_settings={"synchronous_commit": "off"}
         )
@@ -70,11 +69,11 @@ class DatabaseDisk(aiovblk.BlockDevice):
         return cls(pool, witness)
 
     def numbers(self, offset: int, length: int) -> tuple[int, int]:
-        """Tell the first block, and the one after the last."""
+        """Return the first block, and the one after the last."""
         return offset // self.block_size, (offset + length) // self.block_size
 
     async def read(self, offset: int, length: int) -> bytearray:
-        """Read the rows; what has none is zeroes."""
+        """Read the rows; blocks without a row are zeroes."""
         first, end = self.numbers(offset, length)
         data = bytearray(length)
         with failures():
@@ -84,18 +83,18 @@ class DatabaseDisk(aiovblk.BlockDevice):
         return data
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write the rows, in one statement: one transaction, and one trip to the server."""
-        # Not by executemany(), which hangs when it is cancelled at the wrong moment.
+        """Write the rows in one statement: one transaction, one round trip to the server."""
+        # Not executemany(), which hangs if it is cancelled at the wrong moment.
         first, end = self.numbers(offset, len(data))
         blocks = [data[at : at + self.block_size] for at in range(0, len(data), self.block_size)]
         with failures():
             await self.pool.execute(WRITE, range(first, end), blocks)
 
     async def flush(self) -> None:
-        """Commit something, and wait for the server's log: all earlier commits come before it.
+        """Commit an update, and wait for the server's log, which then has all earlier commits.
 
-        Always on the same connection, which is older than what it is to make durable. A server that
-        crashes loses commits, and all its connections: then this fails, and promises nothing.
+        Always on the same connection, which is older than the commits that it makes durable. A
+        server that crashes loses commits and all its connections: then this fails, as it must.
         """
         async with self.flushing:
             with failures():
@@ -107,11 +106,11 @@ class DatabaseDisk(aiovblk.BlockDevice):
             await self.pool.execute(DELETE, *self.numbers(offset, length))
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Delete the rows; without them, the blocks are zeroes."""
+        """Delete the rows; blocks without a row are zeroes."""
         await self.trim(offset, length)
 
     async def unmount(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self.witness.close()
         await self.pool.close()
 

@@ -1,7 +1,7 @@
-"""A disk that reads DE AD BE EF everywhere: `sudo .venv/bin/python examples/deadbeef.py`.
+"""A read-only disk of the bytes DE AD BE EF: `sudo .venv/bin/python examples/deadbeef.py`.
 
-Then, in another terminal: `sudo xxd /dev/nbd0 | head -n 2`. Ctrl-C unmounts. Another device than
-/dev/nbd0 can be named as an argument.
+Then, in another terminal: `sudo xxd /dev/nbd0 | head -n 2`. Ctrl-C unmounts. An argument names
+another device than /dev/nbd0.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ class Deadbeef(aiovblk.BlockDevice):
     blocks = 4096  # 4 MiB
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Repeat the pattern, from where `offset` falls in it."""
+        """Repeat the pattern, starting at `offset` in it."""
         pattern = b"\xde\xad\xbe\xef" * (length // 4 + 2)
         return pattern[offset % 4 : offset % 4 + length]
 
 
 class WritableDeadbeef(Deadbeef):
-    """Lets writes come through, only to fail them: what a device does without `write`."""
+    """Gets writes, and fails them: what a device without `write` does if it is not read-only."""
 
     read_only = False
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # tells when it is mounted
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # logs when it is mounted
     path = sys.argv[1] if len(sys.argv) > 1 else "/dev/nbd0"
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(aiovblk.mount(Deadbeef(), path))

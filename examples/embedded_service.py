@@ -1,8 +1,8 @@
 """A device inside an application that does other work on the same event loop.
 
-The application is a tiny service: for each line on a TCP port it tells how much its disk has been
-used. Disk and service share one loop and end together: at Ctrl-C, at the line `quit`, or when
-somebody unmounts the disk. `sudo .venv/bin/python examples/embedded_service.py [/dev/nbdN]`
+The application is a tiny service: it answers each line on a TCP port with the number of reads and
+writes of its disk. Disk and service share one loop and end together: at Ctrl-C, at the line `quit`,
+or when the disk is unmounted. `sudo .venv/bin/python examples/embedded_service.py [/dev/nbdN]`
 """
 
 import asyncio
@@ -17,16 +17,16 @@ class Store(MemoryDevice):
     """The application's disk; a real one would await a database or another machine here."""
 
     async def flush(self) -> None:
-        """Yield once, as anything remote would."""
+        """Yield to the event loop once, as a remote call would."""
         await asyncio.sleep(0)
 
     async def unmount(self) -> None:
-        """Run before the service's own clean-up goes on."""
+        """Clean up; awaited before the service's own clean-up continues."""
         print("disk unmounted", flush=True)
 
 
 class Service:
-    """What the application does besides."""
+    """The other work of the application."""
 
     def __init__(self, disk: aiovblk.Mount) -> None:
         self.disk = disk

@@ -1,7 +1,7 @@
 """A disk in memory: `sudo .venv/bin/python examples/ramdisk.py /dev/nbd0`.
 
-Then make a file system on it. Ctrl-C unmounts, once no file system is mounted on it any more; what
-was written is flushed before the `unmount` handler runs.
+Then make a file system on it. Ctrl-C unmounts the disk if no file system is mounted on it any more;
+dirty data is flushed before the `unmount` handler runs.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import aiovblk
 
 
 class Ramdisk(aiovblk.BlockDevice):
-    """64 MiB of zeroes to begin with."""
+    """64 MiB, all zeroes at first."""
 
     block_size = 4096
     blocks = 16384
@@ -21,7 +21,7 @@ class Ramdisk(aiovblk.BlockDevice):
         self.memory = bytearray(self.size)
 
     async def read(self, offset: int, length: int) -> memoryview:
-        """Give a view; the library copies it."""
+        """Return a view; the library copies it."""
         return memoryview(self.memory)[offset : offset + length]
 
     async def write(self, offset: int, data: memoryview) -> None:
@@ -29,14 +29,14 @@ class Ramdisk(aiovblk.BlockDevice):
         self.memory[offset : offset + len(data)] = data
 
     async def flush(self) -> None:
-        """Nothing to do in memory; being here, it tells the kernel to ask for it."""
+        """Do nothing: memory needs no flush. Because it is defined, the kernel sends flushes."""
 
     async def trim(self, offset: int, length: int) -> None:
-        """Forget the contents, in bounded pieces: one request may name gigabytes."""
+        """Zero the contents in bounded pieces, since one request may cover gigabytes."""
         await self.write_zeroes(offset, length, may_trim=True)
 
     async def unmount(self) -> None:
-        """Say goodbye, on every way out."""
+        """Print a message; runs however the mount ends."""
         print("unmounted", flush=True)
 
 

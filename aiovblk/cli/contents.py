@@ -1,4 +1,4 @@
-"""What a device holds, for what is kept of it in files: a cache, an overlay.
+"""Identify what a device holds, so that a cache file or an overlay is not used with another one.
 
 Never the SPEC as it was typed: ``file:disk.img`` is another disk in another directory.
 """
@@ -6,20 +6,16 @@ Never the SPEC as it was typed: ``file:disk.img`` is another disk in another dir
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
-import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
 from ..aio.gather import run_bounded
 from ..client import RemoteDevice
 from ..device import BlockDevice
-from ..protocol.uri import SCHEMES, URI
 from ..storage import FileDevice, HTTPDevice, ObjectStoreDevice
+from .spec import find_scheme
 
 # Of the parameters of signed URLs: Amazon's, Google's, CloudFront's, Azure's, and in general.
 _SIGNATURE = re.compile(
@@ -29,16 +25,16 @@ _SIGNATURE = re.compile(
 )
 
 _SAMPLES = 64
-_BEGINNING = 64 * 1024  # bytes that are looked at as a whole: partition tables, superblocks
+_BEGINNING = 64 * 1024  # bytes that are read as a whole: partition tables, superblocks
 
 
 def contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
-    """Return what tells a cache whether it is one of this device, and of what that holds now.
+    """Return a function that identifies a device and its present contents, for a cache file.
 
-    A device with an attribute ``identity`` says so itself; of others it is where they are.
+    A device with an attribute ``identity`` is identified by that, others by where they are.
 
     Args:
-        device: that ``spec`` names.
+        device: opened from ``spec``.
         spec: as it was typed.
 
     """
@@ -46,55 +42,40 @@ def contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
         return lambda: f"{device.identity} {_query_of(spec)}"
     if isinstance(getattr(device, "identity", None), str):
         return lambda: str(device.identity)  # type: ignore[attr-defined]
-    name = _where(spec)
-    return lambda: name
+    location = find_scheme(spec).location(spec)
+    return lambda: location
 
 
 def _query_of(url: str) -> str:
-    """A hash of the query of a URL, which may tell one file from another; but no signature does."""
+    """Hash the query of a URL, which may select the file; signatures are left out, they change."""
     query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     kept = [each for each in query if not _SIGNATURE.fullmatch(each[0])]
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:32] if kept else ""
 
 
-def _where(spec: str) -> str:
-    kind = spec.partition(":")[0]
-    if kind.lower() in SCHEMES:
-        uri = URI.parse(spec)
-        socket = uri.socket
-        if socket is not None and not socket.startswith("\0"):
-            socket = os.path.realpath(socket)
-        return str(replace(uri, socket=socket, tls_certificates=None, tls_psk_file=None))
-    if kind == "memory":
-        return f"memory {secrets.token_hex(16)}"  # it is another one each time
-    where, _, attribute = spec.rpartition(":")
-    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
-    return f"{os.path.realpath(file or where)}:{attribute}"
-
-
 def base_of(device: BlockDevice) -> str | Callable[[int], Awaitable[str]] | None:
-    """Return what tells an overlay whether this is the device that it was made over.
+    """Return what identifies a device as the base that an overlay was made over.
 
-    A file and a remote disk may have been moved since, but never changed: of these it is what is
-    written in some places.
+    A file and a remote disk may have been moved since, but never changed: these are identified by
+    a sample of their contents.
     """
     if isinstance(device, HTTPDevice):
         return device.identity
     if isinstance(device, ObjectStoreDevice):
-        return partial(_said, device)
+        return partial(_identity, device)
     return partial(sample, device) if isinstance(device, FileDevice | RemoteDevice) else None
 
 
-async def _said(device: ObjectStoreDevice, size: int) -> str:
+async def _identity(device: ObjectStoreDevice, size: int) -> str:
     return device.identity
 
 
 async def sample(device: BlockDevice, size: int) -> str:
-    """Return a hash of what a device holds at its beginning and in 64 other places.
+    """Hash what a device holds at its beginning and in 64 other places.
 
     Args:
-        device: whose.
-        size: bytes of it that are looked at.
+        device: to be read.
+        size: bytes of it that count.
 
     """
     unit = max(4096, device.block_size)

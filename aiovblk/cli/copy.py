@@ -1,4 +1,4 @@
-"""``aiovblk copy``: from one device to another."""
+"""``aiovblk copy``: copy one device to another."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ..device import BlockDevice
-from ..storage import FileDevice, copy
+from ..storage import copy
 from ..storage.copying import REQUESTS, check_source
-from .diskspec import SCHEMES as DISK_SCHEMES
-from .diskspec import DiskSpec
 from .options import SPEC_HELP, add_loop, add_number, add_progress
 from .progress import progress
 from .runner import async_command
-from .spec import open_spec, parse_path
+from .spec import find_scheme, open_spec
 
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = (
         "Copy a device to the beginning of another. What reads as zeroes becomes holes, where the "
-        "target can have some. A file that does not exist is made."
+        "target supports them. A file, or a disk in an object store, that does not exist is made."
     )
     parser.add_argument("source", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("target", metavar="SPEC")
@@ -32,7 +30,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 async def copy_device(arguments: Namespace) -> None:
-    """Copy ``arguments.source`` to ``arguments.target``, whose flush ends it."""
+    """Copy ``arguments.source`` to ``arguments.target``; a flush of the target ends it."""
     async with (
         open_spec(arguments.source, read_only=True) as source,
         _unmounted(source),
@@ -46,13 +44,14 @@ async def copy_device(arguments: Namespace) -> None:
 
 @asynccontextmanager
 async def _checked(source: BlockDevice) -> AsyncIterator[None]:
-    """Refuse the source before a target is made for it."""
+    """Refuse an unusable source before a target is made for it."""
     check_source(source)
     yield
 
 
 @asynccontextmanager
 async def _target(spec: str, source: BlockDevice) -> AsyncIterator[BlockDevice]:
+    """Make the target if that can be done and it does not exist; else open it."""
     created = await _create(spec, source)
     if created is not None:
         yield created
@@ -62,22 +61,18 @@ async def _target(spec: str, source: BlockDevice) -> AsyncIterator[BlockDevice]:
 
 
 async def _create(spec: str, source: BlockDevice) -> BlockDevice | None:
-    """What ``spec`` names, if that is a file, or a disk in a store, that is not there yet."""
-    kind, _, rest = spec.partition(":")
+    create = find_scheme(spec).create
+    if create is None or ":" not in spec:
+        return None
     try:
-        if kind == "file":
-            return FileDevice.create(parse_path(rest), source.size)
-        if kind in DISK_SCHEMES:
-            # What is copied was made for sectors of this size; smaller ones no disk has.
-            block_size = max(source.block_size, 512)
-            return await DiskSpec.parse(spec).open(size=source.size, block_size=block_size)
+        return await create(spec, source)
     except FileExistsError:
-        pass
-    return None
+        return None
 
 
 @asynccontextmanager
 async def _unmounted(device: BlockDevice) -> AsyncIterator[None]:
+    """Unmount the device when the block is left."""
     try:
         yield
     finally:

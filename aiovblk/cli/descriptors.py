@@ -1,4 +1,4 @@
-"""Standard descriptors that the command was started without.
+"""Open the standard descriptors (0, 1, 2) that the command was started without.
 
 ``aiovblk ... <&-`` (init scripts and supervisors do that) leaves the number 0 free. The next
 descriptor that is opened gets it: the event loop's epoll, which libuv (uvloop) refuses by abort(),
@@ -15,14 +15,14 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def open_standard_descriptors() -> None:
-    """Open those of 0 to 2 that are closed on /dev/null; to be called before anything is opened."""
+    """Open those of 0 to 2 that are closed on /dev/null. Call it before anything is opened."""
     for number, (name, mode) in enumerate(_STREAMS):
         if _is_open(number):
             continue
-        # The lowest number that is free is this one. Children are to have it, too (PEP 446).
+        # open() returns the lowest free number, which is this one.
         opened = os.open(os.devnull, os.O_RDWR)
         assert opened == number  # all below are open
-        os.set_inheritable(opened, True)
+        os.set_inheritable(opened, True)  # children need it, too; PEP 446 makes it not inheritable
         if getattr(sys, name) is None:
             setattr(sys, name, _stream(number, mode))
 
@@ -30,11 +30,11 @@ def open_standard_descriptors() -> None:
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)
-    except OSError:  # EBADF, the only error that is left for a number
+    except OSError:  # EBADF, the only error possible for a number
         return False
     return True
 
 
 def _stream(number: int, mode: str) -> IO[str]:
-    # Not closed with the object: the number would be free again.
+    # closefd=False: closing the object would free the number again.
     return open(number, mode, closefd=False)  # for as long as the process lives

@@ -1,4 +1,4 @@
-"""From a SPEC to a disk in an object store."""
+"""Parse the SPEC of a disk in an object store, and open or make that disk."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from ..keyfiles import warn_if_shared
 from ..storage import objects
 from ..storage.objects.client import SCHEMES as REMOTE_SCHEMES
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
-from .sizes import SpecError, UsageError, format_size, parse_size
+from .errors import SpecError, UsageError
+from .sizes import format_size, parse_size
 
 SCHEMES = REMOTE_SCHEMES | {"folder"}
 
 KEY_FILE = "AIOVBLK_KEY_FILE"
-"""The environment variable that names the file of the key of an encrypted disk."""
+"""The environment variable that names the key file of an encrypted disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """What a SPEC says of a disk in an object store."""
+    """The SPEC of a disk in an object store, parsed."""
 
     text: str
-    """Where it is, as the user wrote it."""
+    """The location, as the user wrote it."""
     url: str
-    """Of its folder."""
+    """The URL of its folder."""
     size: int | None = None
-    """Bytes of the disk to be made, if there is none."""
+    """Bytes of the disk to make if it does not exist; None: do not make one."""
     block_size: int | None = None
-    """Bytes of its blocks; of one that is made by default 4096."""
+    """Bytes of its blocks; None: 4096 for a new disk, an existing one keeps its own."""
     chunk_size: int = 1 << 20
     compress: bool = False
     snapshot: str | None = None
-    """The state to read instead of the present one."""
+    """The snapshot to read instead of the present state."""
 
     @classmethod
     def parse(cls, spec: str) -> DiskSpec:
-        """Read ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and their kin.
+        """Parse ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and the like.
 
         Raises:
-            UsageError: an option is unknown, or has no such value.
+            UsageError: an option is unknown, or its value is impossible.
 
         """
         where, _, query = spec.partition("?")
@@ -50,7 +51,7 @@ class DiskSpec:
         if kind == "folder" and not rest:
             raise UsageError("'folder:' names no folder; write folder:PATH")
         url = f"file://{os.path.realpath(rest)}" if kind == "folder" else where
-        # The name of a snapshot may have a plus.
+        # The name of a snapshot may contain a plus, which parse_qsl() would make a space.
         options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
         known = {"size", "block_size", "chunk_size", "compress", "snapshot"}
         if unknown := sorted(set(options) - known):
@@ -83,12 +84,12 @@ class DiskSpec:
         """Make the disk.
 
         Raises:
-            UsageError: its size is not given.
-            FileExistsError: there is one.
+            UsageError: the SPEC has no size.
+            FileExistsError: the disk exists.
 
         """
         if self.size is None:
-            raise UsageError(f"how large is the disk to be? Write {self.text}?size=10G")
+            raise UsageError(f"size missing: add ?size=10G to {self.text}")
         await objects.create(
             self.url,
             size=self.size,
@@ -105,15 +106,15 @@ class DiskSpec:
         size: int | None = None,
         block_size: int | None = None,
     ) -> BlockDevice:
-        """Open the disk; make it first if there is none and its size is known.
+        """Open the disk; make it first if it does not exist and its size is known.
 
         Args:
-            read_only: whether to write nothing.
-            size: of the disk to be made, if the SPEC does not say it.
-            block_size: of its blocks, likewise. A disk that is there keeps its own.
+            read_only: whether the disk must not be changed.
+            size: bytes of a new disk, if the SPEC has no size.
+            block_size: bytes of its blocks, likewise. An existing disk keeps its own.
 
         Raises:
-            SpecError: it has another size than the SPEC says.
+            SpecError: the disk has another size than the SPEC says.
             OSError, ValueError: it cannot be opened or made.
 
         """
@@ -149,11 +150,11 @@ _NO = frozenset({"no", "false", "0"})
 
 
 def read_key() -> bytes | None:
-    """Return the key in the file that the environment names, if it names one.
+    """Read the key from the file that AIOVBLK_KEY_FILE names; None if it names none.
 
     Raises:
-        SpecError: it has no key: 32 bytes, or 64 hexadecimal digits.
-        OSError: it cannot be read.
+        SpecError: the file holds no key: 32 bytes, or 64 hexadecimal digits.
+        OSError: the file cannot be read.
 
     """
     path = os.environ.get(KEY_FILE)
@@ -167,5 +168,5 @@ def read_key() -> bytes | None:
         except ValueError:
             data = b""
     if len(data) != objects.KEY_LENGTH:
-        raise SpecError(f"{path} has no key; `openssl rand -hex 32 > FILE` makes one")
+        raise SpecError(f"{path} contains no key; `openssl rand -hex 32 > FILE` makes one")
     return data

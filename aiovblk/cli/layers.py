@@ -1,4 +1,4 @@
-"""Layers that the command line puts on a device."""
+"""Put a cache and an overlay on a device: ``--cache``, ``--overlay``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..storage import BlockSize, Cache, FileDevice, Overlay
 from ..storage.cache import Policy
 from . import values
 from .contents import base_of, contents_of
-from .sizes import SpecError, UsageError, format_size
+from .errors import SpecError, UsageError
+from .sizes import format_size
 from .spec import open_spec
 
 CACHE_POLICY: Policy = "write-through"
@@ -21,35 +22,37 @@ CACHE_POLICY: Policy = "write-through"
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What lies on a device: first the cache, on that the overlay."""
+    """The layers on a device: first the cache, on top of it the overlay."""
 
     overlay: str | None
-    """The file of what is written."""
+    """The file that takes all writes; None for no overlay."""
     cache: int | None
-    """Bytes."""
+    """Bytes; None for no cache."""
     cache_path: str | None
     """The file of the cache; None for memory."""
     cache_policy: Policy
 
     @classmethod
     def of(cls, arguments: Namespace) -> Layers:
-        """Read them from a command line.
+        """Read the layers from a command line.
 
         Raises:
-            UsageError: they do not go together.
+            UsageError: the options do not fit together.
 
         """
         cache, policy = arguments.cache, arguments.cache_policy
         layers = cls(arguments.overlay, cache, arguments.cache_path, policy or CACHE_POLICY)
         for option, value in (("--cache-path", layers.cache_path), ("--cache-policy", policy)):
             if value is not None and cache is None:
-                raise UsageError(f"how large is the cache to be? Give --cache SIZE with {option}")
+                raise UsageError(f"cache size missing: add --cache SIZE to {option}")
         if arguments.workers is not None and (layers.overlay is not None or cache is not None):
-            raise UsageError("each worker would have layers of its own: no --overlay, no --cache")
+            raise UsageError(
+                "no --overlay, no --cache with --workers: each worker would have its own"
+            )
         return layers
 
     async def apply(self, device: BlockDevice, spec: str) -> BlockDevice:
-        """Put them on a device, which is let go of if that fails."""
+        """Put the layers on a device; unmount it if that fails."""
         below = device
         try:
             source = _source_of(device)
@@ -74,8 +77,9 @@ class Layers:
         try:
             if store.size != size:
                 raise SpecError(
-                    f"{self.cache_path} has {format_size(store.size)}, --cache says {format_size(size)}:"
-                    " name another file, or delete this one if it is a cache that is not needed"
+                    f"{self.cache_path} has {format_size(store.size)}, --cache says"
+                    f" {format_size(size)}: name another file, or delete this one if it is a cache"
+                    " that is not needed"
                 )
             return Cache(device, store, policy=self.cache_policy, identity=contents)
         except BaseException:
@@ -84,7 +88,7 @@ class Layers:
 
 
 def _source_of(device: BlockDevice) -> BlockDevice:
-    """Return what the SPEC names, below blocks of another size."""
+    """Return the device that the SPEC names, below a layer for the block size."""
     return device.inner if isinstance(device, BlockSize) else device
 
 
@@ -92,7 +96,7 @@ def _source_of(device: BlockDevice) -> BlockDevice:
 async def open_stack(
     spec: str, layers: Layers, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
-    """The device that ``spec`` names, with layers on it; see :func:`.spec.open_spec`."""
+    """Open the device that a SPEC names, with layers on it; see :func:`.spec.open_spec`."""
     below = read_only or layers.overlay is not None
     async with open_spec(spec, read_only=below, block_size=block_size) as device:
         stack = await layers.apply(device, spec)
@@ -102,18 +106,18 @@ async def open_stack(
 
 
 def add_layers(parser: ArgumentParser) -> None:
-    """Add the options."""
+    """Add the options for a cache and an overlay."""
     parser.add_argument(
         "--overlay",
         type=values.text,
         metavar="PATH",
-        help="keep what is written in this file, and leave what SPEC names as it is",
+        help="write to this file, and leave what SPEC names unchanged (copy-on-write)",
     )
     parser.add_argument(
         "--cache",
         type=values.size,
         metavar="SIZE",
-        help="keep this much of the device in memory, or in a file",
+        help="cache this much of the device in memory, or in a file",
     )
     parser.add_argument(
         "--cache-path", type=values.text, metavar="PATH", help="the file of the cache"
@@ -121,5 +125,5 @@ def add_layers(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cache-policy",
         choices=get_args(Policy),
-        help=f"what is done with writes (default {CACHE_POLICY})",
+        help=f"how writes are cached (default {CACHE_POLICY})",
     )

@@ -1,4 +1,4 @@
-"""``aiovblk list``: the devices that are attached, by whomever."""
+"""``aiovblk list``: show the attached devices of all processes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class AttachedDevice:
         path: the device node.
         size: bytes.
         block_size: bytes of a logical block.
-        read_only, rotational: what the kernel takes it for.
-        flags: the transmission flags that the kernel was told, by the specification's names.
-        server_pid, server_name: the process that attached it, or has taken it over; None when it
-            has ended, or cannot be seen.
-        state: whether somebody serves it; :class:`~aiovblk.kernel.status.State` has the meanings.
-        identity: what a server named it, to come back to it; attached by netlink only.
-        in_flight: requests that the kernel waits for.
-        partitions: their nodes.
-        holders: the kernel's names of devices that are made of it (``dm-0``).
-        used: who uses it, in words.
+        read_only, rotational: as the kernel has it.
+        flags: the transmission flags that the kernel was given, by the specification's names.
+        server_pid, server_name: the process that attached it, or has taken it over; None if it
+            has ended, or is not visible.
+        state: whether it has a server; see :class:`~aiovblk.kernel.status.DeviceState`.
+        identity: the name by which a later server finds it; only if attached by netlink.
+        in_flight: requests without a reply.
+        partitions: the nodes of its partitions.
+        holders: the kernel's names of devices on top of it (``dm-0``).
+        used: its users, as text.
 
     """
 
@@ -53,19 +53,19 @@ class AttachedDevice:
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
-    parser.description = "Show the NBD devices that are attached, and who uses them."
+    parser.description = "Show the attached NBD devices, their servers and their users."
     parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
     parser.set_defaults(command=show)
 
 
 def show(arguments: Namespace) -> None:
-    """Print what is attached, for people or programs."""
+    """Print the attached devices as a table, or as JSON."""
     devices = attached()
     print(as_json(devices) if arguments.json else as_table(devices))
 
 
 def attached() -> list[AttachedDevice]:
-    """Every NBD device that is attached."""
+    """Return every attached NBD device."""
     return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
 
 
@@ -92,12 +92,12 @@ def _inspect(index: int) -> AttachedDevice:
 
 
 def _as_user(process: tuple[int, str] | None) -> str:
-    """How a server shows among the users of its own device, which it has open."""
+    """Describe a server as a user of its own device, which it has open."""
     return users.opened_by(*process) if process else ""
 
 
 def as_json(devices: list[AttachedDevice]) -> str:
-    """A JSON array of objects with the fields of :class:`AttachedDevice`."""
+    """Format as a JSON array of objects with the fields of :class:`AttachedDevice`."""
     return json.dumps([asdict(device) for device in devices], indent=2)
 
 
@@ -116,15 +116,15 @@ COLUMNS = (
 
 
 def as_table(devices: list[AttachedDevice]) -> str:
-    """A line per device, for people."""
-    # A process chooses its own name, and an identity is chosen by the program that mounts.
+    """Format as a table with a line per device."""
+    # Escaped: a process chooses its own name, and the program that mounts an identity.
     rows = [COLUMNS, *(tuple(map(escape, _row(device))) for device in devices)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _row(device: AttachedDevice) -> tuple[str, ...]:
-    # Whether it is read-only has a column of its own, and all have flags.
+    # Read-only has its own column, and HAS_FLAGS is always set.
     flags = [flag for flag in device.flags if flag not in ("HAS_FLAGS", "READ_ONLY")]
     return (
         device.path,

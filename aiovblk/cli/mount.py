@@ -1,4 +1,4 @@
-"""``aiovblk mount``: serve a device until a signal, or an unmount from elsewhere."""
+"""``aiovblk mount``: serve a device to the kernel until a signal, or `aiovblk unmount`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
+from .errors import UsageError
 from .layers import Layers, open_stack
 from .options import (
     SPEC_HELP,
@@ -30,16 +31,15 @@ from .options import (
 from .reparent import Upgrade
 from .runner import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
-from .sizes import UsageError
-from .spec import device_for_worker, open_spec
+from .spec import device_for_worker, find_scheme, open_spec
 from .systemd import Notifier
 
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = (
-        "Serve a device until Ctrl-C, SIGTERM or `aiovblk unmount`; a second signal forces. "
-        "Prints `mounted /dev/nbdN` once it can be used."
+        "Serve a device until Ctrl-C, SIGTERM or `aiovblk unmount`; a second signal unmounts by "
+        "force. Prints `mounted /dev/nbdN` once it can be used."
     )
     parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument(
@@ -47,60 +47,63 @@ def configure(parser: ArgumentParser) -> None:
         type=values.text,
         metavar="/dev/nbdN",
         nargs="?",
-        help="the device; by default any that is free",
+        help="the device node; by default any free one",
     )
-    add_block_size(parser, least=512, most=PAGE_SIZE)
+    add_block_size(parser, minimum=512, maximum=PAGE_SIZE)
     add_handling(parser)
     parser.add_argument(
         "--attach",
         choices=get_args(Attach),
         default="auto",
-        help="how; auto is netlink where it can be, else ioctl (default %(default)s)",
+        help="how to attach; auto is netlink where possible, else ioctl (default %(default)s)",
     )
     add_workers(parser)
     add_number(
         parser,
         "--connections",
         1,
-        "between the kernel and the device; it uses one per processor",
-        most=MAX_WORKERS,
+        "connections between the kernel and the device; the kernel uses one per processor",
+        maximum=MAX_WORKERS,
     )
-    add_seconds(parser, "--timeout", None, "to answer a request, or its connection is given up")
+    add_seconds(
+        parser, "--timeout", None, "for answering a request; then the kernel closes its connection"
+    )
     _add_queue(parser)
-    _add_surviving(parser)
+    _add_handover(parser)
     parser.add_argument(
         "--partitions",
         action="store_true",
-        help="wait until the nodes of its partitions are there, too",
+        help="also wait until the nodes of its partitions exist",
     )
     parser.add_argument(
         "--memory-safe",
         action="store_true",
-        help="serve although memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
+        help="keep serving when memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
     )
-    add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "to answer while unmounting")
+    add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "for answering while unmounting")
     parser.set_defaults(command=async_command(mount_until_signal))
 
 
-def _add_surviving(parser: ArgumentParser) -> None:
+def _add_handover(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--identity",
         type=values.text,
         metavar="NAME",
-        help="what the device is known by; one of that name whose server is gone is taken over",
+        help="name of the device for later servers; if a device of this name has lost its server, "
+        "take it over",
     )
     parser.add_argument(
         "--survive",
         type=values.seconds,
         metavar="SECONDS",
-        help="for how long whoever uses the device waits for another server of its identity, "
-        "should this one be killed (default: not at all)",
+        help="if this server is killed, I/O of the device blocks up to this long for another "
+        "server of its identity (default: not at all)",
     )
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="take the device over from the server that it has, which hands it over and ends; "
-        "a server does that by itself, to its own command line, when it gets SIGUSR2",
+        help="take the device over from its running server, which hands it over and ends; a server "
+        "that gets SIGUSR2 starts its own command line so, to upgrade without interruption",
     )
 
 
@@ -110,20 +113,20 @@ def _add_queue(parser: ArgumentParser) -> None:
         parser,
         "--max-sectors-kb",
         default.max_sectors_kb,
-        "the kernel's largest request",
+        "largest request of the kernel",
         metavar="KIB",
-        least=4,
-        most=MAX_REQUEST_KB,
+        minimum=4,
+        maximum=MAX_REQUEST_KB,
         step=4,
     )
     add_number(
         parser,
         "--read-ahead-kb",
         default.read_ahead_kb,
-        "what the kernel reads before it is asked for",
+        "read-ahead of the kernel for sequential reads",
         metavar="KIB",
-        least=0,
-        most=MAX_READ_AHEAD_KB,
+        minimum=0,
+        maximum=MAX_READ_AHEAD_KB,
         step=4,
     )
     parser.add_argument(
@@ -136,19 +139,19 @@ def _add_queue(parser: ArgumentParser) -> None:
 
 
 async def mount_until_signal(arguments: Namespace) -> None:
-    """Serve ``arguments.spec`` to the kernel; returns once it is unmounted."""
-    _check_together(arguments)
+    """Serve ``arguments.spec`` to the kernel; return once it is unmounted."""
+    _check_combinations(arguments)
     unmounts: set[asyncio.Task[None]] = set()
 
     def end(mount: Mount, force: bool) -> None:
-        # Not awaited, so that the next signal is heard.
+        # Not awaited, so that the next signal is received.
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
     await run_until_signal(partial(_serve, arguments), end)
 
 
-def _check_together(arguments: Namespace) -> None:
-    """Refuse options that make no sense without, or with, another one."""
+def _check_combinations(arguments: Namespace) -> None:
+    """Refuse options that need, or exclude, others."""
     if arguments.identity is None:
         for option in ("survive", "replace"):
             if getattr(arguments, option):
@@ -161,7 +164,7 @@ def _check_together(arguments: Namespace) -> None:
 
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
     async with (
-        _served(arguments) as device,
+        _open_device(arguments) as device,
         mounted(
             device,
             arguments.path,
@@ -194,11 +197,11 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
 
 
 @asynccontextmanager
-async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFactory]:
+async def _open_device(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFactory]:
     layers = Layers.of(arguments)
     spec, read_only, block_size = arguments.spec, arguments.read_only, arguments.block_size
     if arguments.workers is not None:
-        if spec.startswith("file:") and not arguments.replace:  # of what others make once is enough
+        if find_scheme(spec).reopens and not arguments.replace:
             async with open_spec(spec, read_only=True, block_size=block_size) as device:
                 await _check_sectors(device, spec)
                 await device.unmount()
@@ -211,7 +214,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFac
             return await stack.enter_async_context(device)
 
         if arguments.replace:
-            # Not before the other server has let go of it: a file is locked.
+            # Opened after the other server has closed it: a file is locked.
             yield make
             return
         device = await make()
@@ -220,7 +223,7 @@ async def _served(arguments: Namespace) -> AsyncIterator[BlockDevice | DeviceFac
 
 
 async def _check_sectors(device: BlockDevice, spec: str) -> None:
-    """Look at the size and the partition table; unmounts the device if it cannot be mounted."""
+    """Check the size and the partition table; unmount the device if it cannot be mounted."""
     try:
         check_whole_sectors(device, redact_url(spec))
         await warn_of_other_sectors(device, redact_url(spec))
@@ -233,6 +236,6 @@ async def _unmount(mount: Mount, *, force: bool) -> None:
     try:
         await mount.unmount(force=force)
     except DeviceBusyError as exc:
-        print(f"aiovblk: {exc}; still serving, again to force", file=sys.stderr, flush=True)
+        print(f"aiovblk: {exc}; still serving; signal again to force", file=sys.stderr, flush=True)
     except Exception:
-        pass  # whoever waits for the mount raises it
+        pass  # mount.wait() raises it, too

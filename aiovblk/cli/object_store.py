@@ -1,4 +1,4 @@
-"""The commands that are about disks in object stores alone."""
+"""Commands for disks in object stores: create, snapshot, clone, gc, check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ..storage import objects
 from ..storage.objects.client import split_url
 from ..text import escape
 from .diskspec import DiskSpec, read_key
+from .errors import SpecError, UsageError
 from .options import add_loop, add_progress
 from .progress import progress
 from .runner import async_command
-from .sizes import SpecError, UsageError, format_size
+from .sizes import format_size
 
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
-credentials come from the environment, and the key of one that is encrypted from the file that
+credentials come from the environment, and the key of an encrypted disk from the file that
 AIOVBLK_KEY_FILE names"""
 
 
@@ -24,8 +25,8 @@ def configure_create(parser: ArgumentParser) -> None:
     """Describe ``aiovblk create`` and its options."""
     parser.description = (
         "Make a disk in an object store: s3://BUCKET/FOLDER?size=10G. Further options, after &: "
-        "chunk_size=1M, block_size=4K, compress=yes. If AIOVBLK_KEY_FILE names the file of a key, "
-        "the disk is encrypted with it."
+        "chunk_size=1M, block_size=4K, compress=yes. If AIOVBLK_KEY_FILE names a key file, the "
+        "disk is encrypted with that key."
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
     add_loop(parser)
@@ -40,12 +41,12 @@ async def create(arguments: Namespace) -> None:
 def configure_snapshot(parser: ArgumentParser) -> None:
     """Describe ``aiovblk snapshot`` and its options."""
     parser.description = (
-        "Give the present state of a disk a name; without one, list those that there are. The disk "
-        "may be mounted: what was flushed is in it. SPEC?snapshot=NAME mounts it, read-only."
+        "Take a snapshot of a disk under a NAME; without one, list the snapshots. The disk may be "
+        "mounted: what was flushed is in the snapshot. SPEC?snapshot=NAME mounts it, read-only."
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
     parser.add_argument("name", metavar="NAME", nargs="?")
-    parser.add_argument("--drop", action="store_true", help="give the snapshot up")
+    parser.add_argument("--drop", action="store_true", help="delete the snapshot")
     add_loop(parser)
     parser.set_defaults(command=async_command(snapshot))
 
@@ -55,7 +56,7 @@ async def snapshot(arguments: Namespace) -> None:
     url, key = DiskSpec.parse(arguments.spec).url, read_key()
     if arguments.name is None:
         if arguments.drop:
-            raise UsageError("which snapshot is to be dropped? Give its name")
+            raise UsageError("snapshot name missing: add NAME, the snapshot to drop")
         for name, found in (await objects.snapshots(url, key=key)).items():
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
             clones = "".join(f", cloned to {clone.path}" for clone in found.clones.values())
@@ -69,8 +70,8 @@ async def snapshot(arguments: Namespace) -> None:
 def configure_clone(parser: ArgumentParser) -> None:
     """Describe ``aiovblk clone`` and its options."""
     parser.description = (
-        "Make a disk that begins as a snapshot of another and shares what it does not change with "
-        "it. Takes as long as a request or two, whatever the size."
+        "Make a disk from a snapshot of another one, without copying: both share what neither "
+        "changes. Takes one or two requests, whatever the size."
     )
     parser.add_argument("spec", metavar="SPEC?snapshot=NAME", help=DISK_HELP)
     parser.add_argument("target", metavar="SPEC", help="the new disk, in the same bucket")
@@ -79,30 +80,30 @@ def configure_clone(parser: ArgumentParser) -> None:
 
 
 async def clone(arguments: Namespace) -> None:
-    """``aiovblk clone``: make a disk of a snapshot."""
+    """``aiovblk clone``: make a disk from a snapshot."""
     source = DiskSpec.parse(arguments.spec)
     root, folder = split_url(DiskSpec.parse(arguments.target).url)
     if source.snapshot is None:
-        raise UsageError(f"of which snapshot? Write {source.text}?snapshot=NAME")
+        raise UsageError(f"snapshot missing: write {source.text}?snapshot=NAME")
     if root != split_url(source.url)[0]:
-        raise UsageError("a clone lies in the same bucket; `aiovblk copy` goes from one to another")
+        raise UsageError("a clone must be in the same bucket; `aiovblk copy` copies to another one")
     await objects.clone(source.url, name=source.snapshot, target=folder, key=read_key())
 
 
 def configure_gc(parser: ArgumentParser) -> None:
     """Describe ``aiovblk gc`` and its options."""
     parser.description = (
-        "Delete what crashed writers have left, and what dropped snapshots alone have needed. The "
-        "disk may be mounted."
+        "Collect garbage: delete what crashed writers have left, and what only dropped snapshots "
+        "needed. The disk may be mounted."
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
+    parser.add_argument("--dry-run", action="store_true", help="only report what would be deleted")
     add_loop(parser)
     parser.set_defaults(command=async_command(collect_garbage))
 
 
 async def collect_garbage(arguments: Namespace) -> None:
-    """``aiovblk gc``: delete what nothing needs."""
+    """``aiovblk gc``: collect garbage, delete the objects that nothing refers to."""
     url = DiskSpec.parse(arguments.spec).url
     found = await objects.collect_garbage(url, key=read_key(), delete=not arguments.dry_run)
     done = "would delete" if arguments.dry_run else "deleted"
@@ -112,15 +113,16 @@ async def collect_garbage(arguments: Namespace) -> None:
 def configure_check(parser: ArgumentParser) -> None:
     """Describe ``aiovblk check`` and its options."""
     parser.description = (
-        "Read a disk and its snapshots, and verify that everything is there and unchanged. Exit "
-        "status 1 and a line for each problem if not. Changes nothing; best while nobody writes."
+        "Read a disk and its snapshots, and verify that all objects exist and are unchanged. Exit "
+        "status 1 and a line for each problem if not. Changes nothing; best while the disk is not "
+        "written to."
     )
     parser.add_argument("spec", metavar="SPEC", help=DISK_HELP)
-    parser.add_argument("--quick", action="store_true", help="only look whether all is there")
+    parser.add_argument("--quick", action="store_true", help="only check that all objects exist")
     parser.add_argument(
         "--trust-origins",
         action="store_true",
-        help="first authenticate from which disks an encrypted clone of an earlier version reads",
+        help="first authenticate the disks that an encrypted clone of an older version reads from",
     )
     add_progress(parser)
     add_loop(parser)
@@ -128,7 +130,7 @@ def configure_check(parser: ArgumentParser) -> None:
 
 
 async def check(arguments: Namespace) -> None:
-    """``aiovblk check``: find out whether a disk is intact."""
+    """``aiovblk check``: verify that a disk is intact."""
     url = DiskSpec.parse(arguments.spec).url
     contents = not arguments.quick
     if arguments.trust_origins:
@@ -138,7 +140,7 @@ async def check(arguments: Namespace) -> None:
     for problem in report.problems:
         print(escape(problem))
     if report.problems:
-        raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were looked at")
+        raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were checked")
     print(
         f"{report.chunks} chunks, {format_size(report.size)} stored: all is well", file=sys.stdout
     )

@@ -1,4 +1,4 @@
-"""A bar that shows how far a command has come."""
+"""Show a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(total: int, unit: str, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Show a bar on a terminal, if the package for it is there.
+    """Show a progress bar if stderr is a terminal and tqdm is installed.
 
     Args:
-        total: how much there is to do, in ``unit``.
+        total: how much there is to do, in ``unit``; 0 if that is not known.
         unit: ``B`` for bytes.
-        shown: whether it is wanted.
+        shown: False for no bar.
 
     Yields:
-        What is called with how much has been done since it was last called.
+        A function to call with the amount that was done since its last call.
 
     """
     try:
@@ -24,7 +24,7 @@ def progress(total: int, unit: str, *, shown: bool) -> Iterator[Callable[[int], 
     except ModuleNotFoundError:  # it comes with aiovblk[cli]
         yield lambda count: None
         return
-    # On a terminal only, unless it is not wanted at all.
+    # None: on a terminal only.
     disable = None if shown else True
     with tqdm(total=total, unit=unit, unit_scale=True, unit_divisor=1024, disable=disable) as bar:
         yield bar.update

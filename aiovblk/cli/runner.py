@@ -1,4 +1,4 @@
-"""What the commands have in common that run an event loop."""
+"""Run commands in an event loop, and end them by a signal: graceful shutdown, then by force."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AsyncCommand = Callable[[Namespace], None]
 
 
 def async_command(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> AsyncCommand:
-    """Make a command of a coroutine function."""
+    """Make a command from a coroutine function; ``--loop`` chooses uvloop or asyncio's loop."""
 
     def command(arguments: Namespace) -> None:
         factory = uvloop.new_event_loop if arguments.loop == "uvloop" else asyncio.new_event_loop
@@ -36,28 +36,34 @@ def async_command(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> Asy
 async def run_until_signal(
     serve: Callable[[asyncio.Future[T]], Coroutine[Any, Any, None]], end: Callable[[T, bool], None]
 ) -> None:
-    """Serve until a signal, or until it ends by itself.
+    """Serve until SIGINT, SIGTERM or SIGHUP, or until serving ends by itself.
 
     Args:
-        serve: sets its argument once it can be ended in order; a signal before that cancels it.
-        end: called at each later signal with what ``serve`` has set, and whether to use force,
-            which is so from the second on.
+        serve: sets the future that it is given once it can be shut down gracefully; a signal
+            before that cancels it.
+        end: starts the shutdown at each later signal. It is called with the future's result, and
+            with whether to use force: no at the first signal, yes at all others.
+
+    Raises:
+        Exception: what ``serve`` raises.
+
+    Cancellation: only the waiting ends; ``serve`` goes on until its loop cancels it.
 
     """
     with anyio.open_signal_receiver(*_ending_signals()) as signals:
         live: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(live))
-        hearing = asyncio.create_task(_wait_for_signal(signals, serving, live, end))
+        waiting = asyncio.create_task(_wait_for_signals(signals, serving, live, end))
         try:
             await asyncio.wait([serving])
         finally:
-            hearing.cancel()
-            await asyncio.wait([hearing])
+            waiting.cancel()
+            await asyncio.wait([waiting])
     if live.done() or not serving.cancelled():
         serving.result()
 
 
-async def _wait_for_signal(
+async def _wait_for_signals(
     signals: AsyncIterator[signal.Signals],
     serving: asyncio.Task[None],
     live: asyncio.Future[T],
@@ -74,12 +80,12 @@ async def _wait_for_signal(
 
 @contextmanager
 def warning_of_slow_requests(events: EventStream) -> Iterator[None]:
-    """Log each of them for the length of the block."""
-    telling = asyncio.create_task(_warn_of_slow_requests(events))
+    """Log a warning for each slow request while the block runs."""
+    logging_task = asyncio.create_task(_warn_of_slow_requests(events))
     try:
         yield
     finally:
-        telling.cancel()
+        logging_task.cancel()
 
 
 async def _warn_of_slow_requests(events: EventStream) -> None:
@@ -96,6 +102,6 @@ async def _warn_of_slow_requests(events: EventStream) -> None:
 
 
 def _ending_signals() -> list[signal.Signals]:
-    # nohup has a program ignore SIGHUP, and means it.
+    # nohup sets SIGHUP to be ignored, which must stay so.
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hang_up]

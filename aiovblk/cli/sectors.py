@@ -1,4 +1,4 @@
-"""Whether a disk's partition table fits its block size."""
+"""Check that a disk has whole sectors, and that its partition table fits its sector size."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import struct
 from collections.abc import Iterator
 
 from ..device import BlockDevice
-from .sizes import SpecError
+from .errors import SpecError
 
 logger = logging.getLogger("aiovblk")
 
 SECTOR_SIZES = (512, 1024, 2048, 4096)
-"""Bytes of the sectors that disks are made of, and that the kernel takes."""
+"""Bytes: the sector sizes of disks, as the kernel accepts them."""
 
 READ_TIMEOUT = 5.0
-"""Seconds to read the table in; a mount must not take longer for the sake of a warning."""
+"""Seconds to read the partition table; a mount must not be delayed further by a warning."""
 
 _GPT_SIGNATURE = b"EFI PART"  # UEFI, "GPT Header": at the beginning of logical block 1
 _MBR_SIGNATURE = b"\x55\xaa"  # UEFI, "Legacy Master Boot Record": the last two bytes of 512
 _PARTITION = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, sectors
 _PARTITIONS, _PARTITION_COUNT = 446, 4
-_PROTECTIVE = 0xEE  # there is a GPT besides
+_PROTECTIVE = 0xEE  # the disk also has a GPT
 
 
 def check_whole_sectors(device: BlockDevice, spec: str) -> None:
-    """Refuse a disk that ends within a sector, such as a file of any length.
+    """Refuse a disk whose size is no multiple of 512 bytes, such as a file of any length.
 
     Raises:
-        SpecError: it does.
+        SpecError: it ends within a sector.
 
     """
-    least = SECTOR_SIZES[0]
-    if device.size % least:
+    smallest = SECTOR_SIZES[0]
+    if device.size % smallest:
         raise SpecError(
-            f"{spec} has {device.size} bytes, and the kernel takes multiples of {least} only; a"
-            f" file is made longer by `truncate -s %{least} FILE`"
+            f"{spec} has {device.size} bytes, and the kernel takes multiples of {smallest} only;"
+            f" extend a file by `truncate -s %{smallest} FILE`"
         )
 
 
 async def warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
-    """Log a warning if the device has a partition table that fits another block size only.
+    """Log a warning if the partition table of a device fits another sector size only.
 
-    Nothing is told of a device that cannot be read: whoever uses it finds out.
+    No warning for a device that cannot be read: its user will get the error.
 
     Args:
-        device: not in use yet, since handlers may have to run one at a time.
-        spec: what the user calls it.
+        device: not in use yet, since its handlers may have to run one at a time.
+        spec: names the device in the warning.
 
     """
     length = min(2 * SECTOR_SIZES[-1], device.size // device.block_size * device.block_size)
@@ -55,30 +55,30 @@ async def warn_of_other_sectors(device: BlockDevice, spec: str) -> None:
         async with asyncio.timeout(READ_TIMEOUT):
             head = bytes(await device.read(0, length))
     except Exception as exc:
-        logger.debug("the partition table of %s cannot be looked at: %r", spec, exc)
+        logger.debug("cannot read the partition table of %s: %r", spec, exc)
         return
-    wanted = sector_size(head, device.block_size, device.size)
-    if wanted not in (None, device.block_size):
+    fitting = sector_size(head, device.block_size, device.size)
+    if fitting not in (None, device.block_size):
         logger.warning(
             "the partition table of %s is made for sectors of %d bytes, and the device has blocks"
-            " of %d: the kernel will not find its partitions; try --block-size %d",
+            " of %d: the kernel will not find the partitions; try --block-size %d",
             spec,
-            wanted,
+            fitting,
             device.block_size,
-            wanted,
+            fitting,
         )
 
 
 def sector_size(head: bytes, block_size: int, size: int) -> int | None:
-    """For which size of sectors a partition table is made.
+    """Find the sector size that a partition table is made for.
 
     Args:
         head: the first bytes of the disk.
-        block_size: taken where the table fits several.
+        block_size: of the device; preferred if the table fits several sector sizes.
         size: bytes of the disk.
 
     Returns:
-        Bytes; None where there is no table, or where it does not tell.
+        Bytes; None if there is no table, or it fits none of the sizes.
 
     """
     candidates = sorted(SECTOR_SIZES, key=lambda sector: sector != block_size)
@@ -90,7 +90,7 @@ def sector_size(head: bytes, block_size: int, size: int) -> int | None:
 
 
 def _ends_of_partitions(head: bytes) -> Iterator[int]:
-    """Where the partitions of an MBR end, in sectors; none if it is no MBR."""
+    """Yield the ends of the partitions of an MBR, in sectors; nothing if it is no MBR."""
     if head[510:512] != _MBR_SIGNATURE:
         return
     entries = list(_PARTITION.iter_unpack(head[_PARTITIONS : _PARTITIONS + 16 * _PARTITION_COUNT]))

@@ -1,4 +1,4 @@
-"""``aiovblk serve``: devices over the NBD network protocol, until a signal."""
+"""``aiovblk serve``: serve devices over the NBD network protocol until a signal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, 
 from ..storage.http import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
+from .errors import SpecError, UsageError
 from .layers import Layers, open_stack
 from .options import (
     SPEC_HELP,
@@ -27,47 +28,68 @@ from .options import (
     add_workers,
 )
 from .runner import async_command, run_until_signal, warning_of_slow_requests
-from .sizes import SpecError, UsageError
 from .spec import device_for_worker
 from .stdio import standard_streams
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 
 MAX_INHERITED = 1 << 16
-"""Sockets that a service manager may pass on: more than it may have open (RLIMIT_NOFILE)."""
+"""Sockets that a service manager may pass; more than its limit of open files (RLIMIT_NOFILE)."""
 
 SD_LISTEN_FDS_START = 3
-"""The number of the first socket that systemd passes on (SD_LISTEN_FDS_START)."""
+"""The descriptor of the first socket that systemd passes (socket activation)."""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = (
         "Serve devices over the NBD protocol until Ctrl-C or SIGTERM, which let requests in flight "
-        "end; a second signal forces. Listens on localhost, port 10809, unless told otherwise, or "
-        "on the sockets that systemd passes on. Prints `serving URI` for each export once it can "
-        "be used."
+        "end; a second signal ends them by force. Listens on localhost, port 10809, by default, or "
+        "on the sockets that systemd passes (socket activation). Prints `serving URI` for each "
+        "export once it can be used."
     )
     parser.add_argument(
         "specs",
         metavar="SPEC | NAME=SPEC",
         nargs="+",
-        help=f"NAME is what clients ask for; SPEC is {SPEC_HELP}",
+        help=f"NAME is the export that clients ask for; SPEC is {SPEC_HELP}",
     )
+    _add_listening(parser)
+    parser.add_argument(
+        "--description", default="", metavar="TEXT", help="description of the exports"
+    )
+    _add_tls(parser)
+    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at the same time")
+    add_block_size(parser)
+    add_handling(parser)
+    add_workers(parser)
+    add_seconds(
+        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    )
+    add_seconds(
+        parser, "--idle-timeout", None, "for a client without requests; then it is disconnected"
+    )
+    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at shutdown")
+    parser.set_defaults(command=async_command(serve_until_signal))
+
+
+def _add_listening(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--socket", type=values.text, metavar="PATH", help="listen on a Unix socket"
     )
-    parser.add_argument("--host", metavar="H", help="listen on this address; '' for all there are")
+    parser.add_argument("--host", metavar="H", help="listen on this address; '' for all")
     parser.add_argument(
         "--port",
-        type=values.count(least=0, most=65535),
+        type=values.count(minimum=0, maximum=65535),
         metavar="N",
         help="listen on this port; 0 for any",
     )
     parser.add_argument(
-        "--stdio", action="store_true", help="serve the one client at standard input and output"
+        "--stdio", action="store_true", help="serve one client at standard input and output"
     )
-    parser.add_argument("--description", default="", metavar="TEXT", help="of the exports")
+
+
+def _add_tls(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tls-certificates", type=values.text, metavar="DIRECTORY", help=CERTIFICATES_HELP
     )
@@ -80,27 +102,15 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tls",
         choices=["require", "offer"],
-        help="whether clients have to use TLS (default: require)",
+        help="whether clients must use TLS (default: require)",
     )
     parser.add_argument(
-        "--tls-verify-peer", action="store_true", help="let in only who has a certificate"
+        "--tls-verify-peer", action="store_true", help="accept only clients with a certificate"
     )
-    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at once")
-    add_block_size(parser)
-    add_handling(parser)
-    add_workers(parser)
-    add_seconds(
-        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
-    )
-    add_seconds(
-        parser, "--idle-timeout", None, "until a client that asks for nothing is disconnected"
-    )
-    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at the end")
-    parser.set_defaults(command=async_command(serve_until_signal))
 
 
 async def serve_until_signal(arguments: Namespace) -> None:
-    """Serve ``arguments.specs``; returns once nobody is served any more."""
+    """Serve ``arguments.specs``; return once all clients are disconnected."""
     named = parse_exports(arguments.specs)
     _check_files(arguments, named)
     await run_until_signal(
@@ -112,7 +122,9 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
     async with AsyncExitStack() as stack:
         sockets = _sockets(arguments, stack)
         exports = {
-            name: Export(await _served(arguments, spec, stack), description=arguments.description)
+            name: Export(
+                await _open_device(arguments, spec, stack), description=arguments.description
+            )
             for name, spec in named.items()
         }
         server = await stack.enter_async_context(
@@ -136,13 +148,13 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
         )
         stack.enter_context(warning_of_slow_requests(server.events()))
         live.set_result(server)
-        # What is passed on is often read by a program that also reads the standard output.
+        # The program that passed the sockets often reads the standard output itself.
         for uri in server.uris:
             print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
         await server.wait()
 
 
-async def _served(
+async def _open_device(
     arguments: Namespace, spec: str, stack: AsyncExitStack
 ) -> BlockDevice | DeviceFactory:
     layers = Layers.of(arguments)
@@ -158,26 +170,25 @@ async def _served(
         block_size=arguments.block_size,
         any_part=True,
     )
-    # Once here, so that what is wrong shows at once, and not when the first client comes.
+    # Opened once here, so that errors show at once, and not when the first client connects.
     device = await factory()
     await device.unmount()
     if not device.multi_conn:
         raise SpecError(
-            f"{redact_url(spec)} cannot have workers, in which each client has a device of its"
-            " own: nothing says that they are one disk; a device for which that is so declares"
-            " multi_conn = True"
+            f"{redact_url(spec)} cannot have workers: each client would get a device of its own,"
+            " and nothing says that they are one disk; if they are, declare multi_conn = True"
         )
     return factory
 
 
 def parse_exports(specs: list[str]) -> dict[str, str]:
-    """SPECs by the name of their export.
+    """Return the SPECs by the name of their export.
 
     Args:
-        specs: either one SPEC, whose export has no name, or some of the form NAME=SPEC.
+        specs: either one SPEC, whose export has the empty name, or several of the form NAME=SPEC.
 
     Raises:
-        UsageError: a name is missing, or is there twice.
+        UsageError: a name is missing, or occurs twice.
 
     """
     exports: dict[str, str] = {}
@@ -186,22 +197,22 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
         if not equals or ":" in name:  # the sign is part of a URI, say
             name, spec = "", each
         if name in exports:
-            missing = f"{name!r} is there twice" if name else "there is more than one SPEC"
-            raise UsageError(f"{missing}; write NAME=SPEC for each, with names that differ")
+            reason = f"{name!r} occurs twice" if name else "there is more than one SPEC"
+            raise UsageError(f"{reason}; write NAME=SPEC for each, with names that differ")
         exports[name] = spec
     return exports
 
 
 def _check_files(arguments: Namespace, named: dict[str, str]) -> None:
-    """Refuse one file for the layers of several devices."""
+    """Refuse a cache file or an overlay file for several devices."""
     for option, path in (
         ("--overlay", arguments.overlay),
         ("--cache-path", arguments.cache_path),
     ):
         if path is not None and len(named) > 1:
             raise UsageError(
-                f"{option} names one file, which can be of one SPEC only; serve each by a command"
-                " of its own"
+                f"{option} names one file, which is for one SPEC only; serve each SPEC by its own"
+                " command"
             )
 
 
@@ -212,7 +223,7 @@ def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket]
     passed = _passed_by_systemd()
     if bool(passed) + chosen + arguments.stdio > 1:
         raise UsageError(
-            "--stdio, sockets that are passed on (LISTEN_FDS), and --socket, --host, --port"
+            "--stdio, sockets from systemd (LISTEN_FDS), and --socket, --host, --port"
             " exclude each other"
         )
     if arguments.stdio:
@@ -221,12 +232,12 @@ def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket]
 
 
 def _passed_by_systemd() -> list[socket.socket]:
-    """The sockets that sd_listen_fds(3) tells of; they are not for our children."""
+    """Take the sockets of socket activation (sd_listen_fds(3)); children do not inherit them."""
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
         return []
     number = os.environ.pop("LISTEN_FDS", "0")
     try:
-        count = values.count(least=0, most=MAX_INHERITED)(number)
+        count = values.count(minimum=0, maximum=MAX_INHERITED)(number)
     except ArgumentTypeError as exc:
         raise UsageError(f"LISTEN_FDS {exc}") from None
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -240,7 +251,7 @@ async def _tls(arguments: Namespace) -> ssl.SSLContext | Callable[[], ssl.SSLCon
     load = _tls_loader(arguments)
     if load is None:
         return None
-    context = await asyncio.to_thread(load)  # so that what is wrong shows at once
+    context = await asyncio.to_thread(load)  # so that errors show at once
     return context if arguments.workers is None else load
 
 

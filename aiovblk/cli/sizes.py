@@ -1,35 +1,26 @@
-"""Sizes, as people write and read them."""
+"""Parse and format sizes: ``64M``, ``1.5G``."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-from ..errors import Error
+from .errors import UsageError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
-
-class SpecError(Error):
-    """A SPEC does not lead to a device; the message says why."""
-
-
-class UsageError(SpecError):
-    """The command was called in a way that cannot be; its exit status is 2, as argparse's is."""
-
-
 MAX_SIZE = 2**63 - 1
-"""Bytes: what a signed 64-bit number holds, as files, disks and the NBD specification have them."""
+"""Bytes: the largest signed 64-bit number, the limit of files, disks and the NBD specification."""
 
 _MAX_TEXT = 40
-"""Characters of a size; int() refuses thousands of digits by a text of its own."""
+"""Characters of a size. int() refuses thousands of digits with a message of its own."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``512``, ``64M``, ``1.5G``; units are powers of 1024.
+    """Parse ``512``, ``64M`` or ``1.5G`` into bytes; units are powers of 1024.
 
     Raises:
-        UsageError: not a size, not a whole number of bytes, or too many.
+        UsageError: it is no size, not a whole number of bytes, or more than :data:`MAX_SIZE`.
 
     """
     pattern = r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB|B)?"
@@ -46,7 +37,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people."""
+    """Format bytes with a unit and four digits, such as ``1.5G``."""
     units = iter("BKMGTPE")
     unit = next(units)
     while size >= 1024:

@@ -1,47 +1,228 @@
-"""From the SPEC of a command line to a device."""
+"""Open the device that a SPEC on the command line names.
+
+A SPEC is ``SCHEME:REST``, or else ``module:attribute``. The table :data:`SCHEMES` says for each
+scheme what opens it and what it may be combined with; a new kind of SPEC is a function and a line
+there. ``?block_size=BYTES`` may follow any SPEC (:func:`split_block_size`).
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import os
+import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, replace
 
 from ..arguments import check_block_size
 from ..client import connect
 from ..device import BlockDevice
-from ..protocol.uri import SCHEMES, URI, without_password
+from ..protocol.uri import SCHEMES as NBD_SCHEMES
+from ..protocol.uri import URI, without_password
 from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
-from ..storage.http import SCHEMES as WEB_SCHEMES
+from ..storage.http import SCHEMES as HTTP_SCHEMES
 from ..storage.http import redact_url
+from .attribute import load_attribute
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
-from .sizes import SpecError, UsageError, parse_size
+from .errors import UsageError
+from .sizes import parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a SPEC is opened."""
+
+    resources: AsyncExitStack
+    """Takes what has to be closed after the device is unmounted, such as connections."""
+    read_only: bool = False
+    """Whether the device must not be changed."""
+    block_size: int | None = None
+    """Bytes of a block, as ``--block-size`` gives them; None where it is not given."""
+    shared: bool = False
+    """Whether several processes open the same SPEC and write to it."""
+    any_part: bool = False
+    """Whether a shared file gets blocks of one byte where no block size is given."""
+
+
+Opener = Callable[[str, OpenOptions], Awaitable[BlockDevice]]
+"""Opens the device of a whole SPEC."""
+
+Creator = Callable[[str, BlockDevice], Awaitable[BlockDevice]]
+"""Makes what a SPEC names, as large as a source; raises FileExistsError if a file is there."""
+
+
+# Openers, one for each kind of SPEC
+
+
+async def _open_memory(spec: str, options: OpenOptions) -> BlockDevice:
+    spec, block_size = split_block_size(spec, options.block_size)
+    size = parse_size(_after_scheme(spec))
+    if block_size is None:
+        # The largest blocks that the size allows.
+        block_size = min(size & -size, 4096)
+        block_size = block_size if block_size >= 512 else 4096
+    try:
+        device = MemoryDevice(size, block_size=block_size)
+    except ValueError as exc:
+        raise UsageError(f"memory:{size}: {exc}") from None
+    return _read_only(device) if options.read_only else device
+
+
+async def _open_file(spec: str, options: OpenOptions) -> BlockDevice:
+    spec, block_size = split_block_size(spec, options.block_size)
+    if options.any_part and block_size is None:
+        block_size = 1
+    return FileDevice(
+        parse_path(_after_scheme(spec)),
+        block_size=block_size,
+        read_only=options.read_only,
+        multi_conn=options.shared,
+    )
+
+
+async def _open_disk(spec: str, options: OpenOptions) -> BlockDevice:
+    """Open a disk in an object store, or make it if the SPEC has ``size=`` and there is none."""
+    disk = DiskSpec.parse(spec)
+    block_size = _agreed(spec, disk.block_size, options.block_size)
+    device = await disk.open(read_only=options.read_only, block_size=block_size)
+    return await _in_blocks(device, block_size)
+
+
+async def _open_http(spec: str, options: OpenOptions) -> BlockDevice:
+    spec, block_size = split_block_size(spec, options.block_size)
+    return await HTTPDevice.open(spec, block_size=block_size)
+
+
+async def _open_nbd(spec: str, options: OpenOptions) -> BlockDevice:
+    uri, block_size = split_block_size(spec, options.block_size)
+    try:
+        URI.parse(uri)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from None
+    remote = await options.resources.enter_async_context(connect(uri))
+    return await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
+
+
+async def _open_attribute(spec: str, options: OpenOptions) -> BlockDevice:
+    spec, block_size = split_block_size(spec, options.block_size)
+    where, _, attribute = spec.rpartition(":")
+    is_uri = "://" in spec and not where.endswith(".py")
+    if is_uri or not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
+        raise _no_module(spec)
+    device = await load_attribute(where, attribute)
+    return await _in_blocks(_read_only(device) if options.read_only else device, block_size)
+
+
+# Creators, for the target of `aiovblk copy`
+
+
+async def _create_file(spec: str, source: BlockDevice) -> BlockDevice:
+    return FileDevice.create(parse_path(_after_scheme(spec)), source.size)
+
+
+async def _create_disk(spec: str, source: BlockDevice) -> BlockDevice:
+    """Open the disk if there is one, else make it."""
+    # What is copied was made for sectors of this size; no disk has sectors below 512 bytes.
+    block_size = max(source.block_size, 512)
+    return await DiskSpec.parse(spec).open(size=source.size, block_size=block_size)
+
+
+# Locations, which caches and overlays compare
+
+
+def _attribute_location(spec: str) -> str:
+    where, _, attribute = spec.rpartition(":")
+    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
+    return f"{os.path.realpath(file or where)}:{attribute}"
+
+
+def _memory_location(spec: str) -> str:
+    return f"memory {secrets.token_hex(16)}"  # other memory each time
+
+
+def _nbd_location(spec: str) -> str:
+    uri = URI.parse(spec)
+    socket = uri.socket
+    if socket is not None and not socket.startswith("\0"):
+        socket = os.path.realpath(socket)
+    return str(replace(uri, socket=socket, tls_certificates=None, tls_psk_file=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What opens a SPEC of one scheme, and what such a SPEC may be combined with."""
+
+    open: Opener
+    any_case: bool = False
+    """Whether it may be written in capitals, as the schemes of URLs may (RFC 3986, 3.1)."""
+    create: Creator | None = None
+    """How `aiovblk copy` makes a target that does not exist; None: the target has to exist."""
+    reopens: bool = False
+    """Whether opening it once more, read-only, is cheap and has no effect, so that a mount with
+    workers can check its sectors first."""
+    location: Callable[[str], str] = _attribute_location
+    """Where the device is, for what is kept of it in files, unless its class has an identity."""
+
+
+_DISK = Scheme(_open_disk, create=_create_disk)
+_HTTP = Scheme(_open_http, any_case=True)
+_NBD = Scheme(_open_nbd, any_case=True, location=_nbd_location)
+
+SCHEMES: dict[str, Scheme] = {
+    "memory": Scheme(_open_memory, location=_memory_location),
+    "file": Scheme(_open_file, create=_create_file, reopens=True),
+    **dict.fromkeys(DISK_SCHEMES, _DISK),  # folder, s3, gs, az, ...
+    **dict.fromkeys(HTTP_SCHEMES, _HTTP),  # http, https
+    **dict.fromkeys(NBD_SCHEMES, _NBD),  # nbd, nbds, nbd+unix, nbds+unix
+}
+"""Every scheme of a SPEC; a SPEC with another one is ``module:attribute``, :data:`ATTRIBUTE`."""
+
+ATTRIBUTE = Scheme(_open_attribute)
+
+
+def find_scheme(spec: str) -> Scheme:
+    """Look up what opens a SPEC, by the word before its first colon."""
+    name = spec.partition(":")[0]
+    if name in SCHEMES:
+        return SCHEMES[name]
+    found = SCHEMES.get(name.lower(), ATTRIBUTE)
+    return found if found.any_case else ATTRIBUTE
 
 
 @asynccontextmanager
 async def open_spec(
     spec: str, *, read_only: bool = False, block_size: int | None = None
 ) -> AsyncIterator[BlockDevice]:
-    """The device that ``spec`` names, as :func:`load_device`, or the URI of an NBD export.
+    """Open the device that a SPEC names; the caller unmounts it before the block is left.
 
-    Whatever else it holds is let go when the block is left; the device is the caller's to unmount.
+    Connections that the device needs are closed when the block is left.
+
+    Args:
+        spec: ``memory:SIZE``, ``file:PATH``, ``s3://BUCKET/FOLDER`` and others (see
+            :data:`SCHEMES`), ``package.module:attribute`` or ``path/to/file.py:attribute``.
+            ``?block_size=BYTES`` may follow.
+        read_only: whether the device must not be changed.
+        block_size: bytes of a block, if the SPEC does not say it.
+
+    Raises:
+        SpecError: there is no such device. What the user's own code raises comes out as it is.
+        UsageError: it is no SPEC.
+        OSError, ValueError: what it names cannot be used as a disk.
+
     """
-    if spec.partition(":")[0].lower() not in SCHEMES:
-        yield await load_device(spec, read_only=read_only, block_size=block_size)
-        return
-    uri, block_size = split_block_size(spec, block_size)
-    try:
-        URI.parse(uri)
-    except ValueError as exc:
-        raise UsageError(str(exc)) from None
-    async with connect(uri) as remote:
-        yield await in_blocks(_read_only(remote) if read_only else remote, block_size)
+    async with AsyncExitStack() as resources:
+        yield await _open(spec, OpenOptions(resources, read_only, block_size))
+
+
+async def load_device(
+    spec: str, *, read_only: bool = False, block_size: int | None = None
+) -> BlockDevice:
+    """Open the device that a SPEC names; its ``unmount()`` closes everything that it needs.
+
+    Arguments and exceptions: see :func:`open_spec`.
+    """
+    return await _open_alone(spec, OpenOptions(AsyncExitStack(), read_only, block_size))
 
 
 async def device_for_worker(
@@ -51,124 +232,95 @@ async def device_for_worker(
     block_size: int | None = None,
     any_part: bool = False,
 ) -> BlockDevice:
-    """The device that ``spec`` names, in one of several processes; it lets go of itself.
+    """Open the device that a SPEC names in one of several worker processes.
+
+    Its ``unmount()`` closes everything that it needs.
 
     Args:
-        spec: as for :func:`open_spec`.
-        read_only: whether it must not be changed.
-        block_size: bytes; see :func:`load_device`.
-        any_part: whether a file's blocks are bytes where no block size is asked for, so that no two
-            processes change parts of the same one.
+        spec: see :func:`open_spec`.
+        read_only: whether the device must not be changed.
+        block_size: bytes of a block, if the SPEC does not say it.
+        any_part: whether the blocks of a file are bytes where no block size is given, so that no
+            two processes change parts of the same one.
 
     """
-    if spec.partition(":")[0] == "file":
-        where, block_size = split_block_size(spec, block_size)
-        path = parse_path(where.removeprefix("file:"))
-        block_size = 1 if any_part and block_size is None else block_size
-        return FileDevice(path, block_size=block_size, read_only=read_only, multi_conn=True)
-    stack = AsyncExitStack()
-    opening = open_spec(spec, read_only=read_only, block_size=block_size)
-    device = await stack.enter_async_context(opening)
+    options = OpenOptions(AsyncExitStack(), read_only, block_size, shared=True, any_part=any_part)
+    return await _open_alone(spec, options)
+
+
+async def _open(spec: str, options: OpenOptions) -> BlockDevice:
+    if ":" not in spec:
+        raise _no_spec(spec)
+    return await find_scheme(spec).open(spec, options)
+
+
+async def _open_alone(spec: str, options: OpenOptions) -> BlockDevice:
+    """Open a device whose unmount() closes ``options.resources``, too."""
+    async with options.resources as resources:
+        device = await _open(spec, options)
+        kept = resources.pop_all()
     unmount = device.unmount
 
-    async def unmount_and_let_go() -> None:
-        async with stack:
+    async def unmount_and_close() -> None:
+        async with kept:
             await unmount()
 
-    device.unmount = unmount_and_let_go  # type: ignore[method-assign]  # of this one only
+    device.unmount = unmount_and_close  # type: ignore[method-assign]  # of this one only
     return device
 
 
-async def load_device(
-    spec: str, *, read_only: bool = False, block_size: int | None = None
-) -> BlockDevice:
-    """The device that ``spec`` names.
-
-    Args:
-        spec: ``memory:SIZE``, ``file:PATH``, ``https://HOST/FILE``, ``s3://BUCKET/FOLDER`` and its
-            kin (see :mod:`.diskspec`), ``package.module:attribute`` or
-            ``path/to/file.py:attribute``, where the attribute is a BlockDevice, a subclass of it,
-            or a function that returns one. ``?block_size=BYTES`` may follow.
-        read_only: whether it must not be changed.
-        block_size: bytes of a block, if the SPEC does not say it.
-
-    Raises:
-        SpecError: there is no such thing, or it is no device. What the user's own code raises
-            comes out as it is.
-        UsageError: it is no SPEC.
-        OSError, ValueError: the file of ``file:PATH`` cannot be used as a disk.
-
-    """
-    if ":" not in spec:
-        raise _no_spec(spec)
-    kind = spec.partition(":")[0]
-    if kind in DISK_SCHEMES:
-        disk = DiskSpec.parse(spec)
-        block_size = _agreed(spec, disk.block_size, block_size)
-        device = await disk.open(read_only=read_only, block_size=block_size)
-        return await in_blocks(device, block_size)
-    spec, block_size = split_block_size(spec, block_size)
-    rest = spec.partition(":")[2]
-    if kind == "file":
-        return FileDevice(parse_path(rest), block_size=block_size, read_only=read_only)
-    if kind.lower() in WEB_SCHEMES:
-        return await HTTPDevice.open(spec, block_size=block_size)
-    is_memory = kind == "memory"
-    device = _memory(parse_size(rest), block_size) if is_memory else await _load_object(spec)
-    return await in_blocks(_read_only(device) if read_only else device, block_size)
+# Block sizes
 
 
 def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | None]:
-    """Take ``block_size=`` out of a SPEC's query, of which the rest stays as it is.
+    """Take ``block_size=`` out of the query of a SPEC; the rest of the query stays as it is.
 
     Args:
         spec: ``file:PATH?block_size=4096``, ``https://HOST/FILE?key=value&block_size=4096``.
-        other: what ``--block-size`` says.
+        other: bytes that ``--block-size`` gives.
 
     Returns:
-        The SPEC without it, and the bytes that either says.
+        The SPEC without it, and the bytes that either gives.
 
     Raises:
-        UsageError: it is no size of a block, or both say something else.
+        UsageError: it is no size of a block, or the two differ.
 
     """
     is_url = "://" in spec
     # A path may have question marks.
     where, mark, query = spec.partition("?") if is_url else spec.rpartition("?")
     fields = query.split("&") if mark else []
-    mine = [field for field in fields if field.startswith(_BLOCK_SIZE)]
-    if not mine:
+    found = [field for field in fields if field.startswith(_BLOCK_SIZE)]
+    if not found:
         return spec, other
-    others = [field for field in fields if field not in mine]
-    if len(mine) > 1:
+    rest = [field for field in fields if field not in found]
+    if len(found) > 1:
         raise UsageError(f"{_shown(spec)} has block_size= twice")
-    if others and not is_url:
+    if rest and not is_url:
         raise UsageError(
-            f"{_shown(spec)} has unknown options ({', '.join(others)}); there is: block_size"
+            f"{_shown(spec)} has unknown options ({', '.join(rest)}); there is: block_size"
         )
-    size = parse_size(mine[0].removeprefix(_BLOCK_SIZE))
+    size = parse_size(found[0].removeprefix(_BLOCK_SIZE))
     try:
         check_block_size(size)
     except ValueError as exc:
         raise UsageError(f"{_shown(spec)}: {exc}") from None
-    return "?".join([where, "&".join(others)] if others else [where]), _agreed(spec, size, other)
+    return "?".join([where, "&".join(rest)] if rest else [where]), _agreed(spec, size, other)
 
 
 _BLOCK_SIZE = "block_size="
 
 
-def _shown(spec: str) -> str:
-    return repr(redact_url(without_password(spec)))
+def _agreed(spec: str, in_spec: int | None, option: int | None) -> int | None:
+    if None not in (in_spec, option) and in_spec != option:
+        raise UsageError(
+            f"{_shown(spec)} says block_size={in_spec}, and --block-size says {option}"
+        )
+    return option if in_spec is None else in_spec
 
 
-def _agreed(spec: str, mine: int | None, other: int | None) -> int | None:
-    if None not in (mine, other) and mine != other:
-        raise UsageError(f"{_shown(spec)} says block_size={mine}, and --block-size says {other}")
-    return other if mine is None else mine
-
-
-async def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
-    """The device with blocks of this size, if one is asked for; it is let go of if that fails."""
+async def _in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
+    """Give the device another block size if one is asked for; unmount it if that fails."""
     if block_size is None or block_size == device.block_size:
         return device
     try:
@@ -176,6 +328,34 @@ async def in_blocks(device: BlockDevice, block_size: int | None) -> BlockDevice:
     except BaseException:
         await device.unmount()
         raise
+
+
+def _read_only(device: BlockDevice) -> BlockDevice:
+    device.read_only = True
+    return device
+
+
+# Parts of SPECs, and errors
+
+
+def _after_scheme(spec: str) -> str:
+    return spec.partition(":")[2]
+
+
+def parse_path(text: str) -> str:
+    """Return the path of ``file:PATH``.
+
+    Raises:
+        UsageError: it is empty.
+
+    """
+    if not text:
+        raise UsageError("'file:' names no file; write file:PATH")
+    return text
+
+
+def _shown(spec: str) -> str:
+    return repr(redact_url(without_password(spec)))
 
 
 def _no_spec(spec: str) -> UsageError:
@@ -196,74 +376,3 @@ def _no_module(spec: str) -> UsageError:
     return UsageError(
         f"{spec!r} names no module; write package.module:attribute or file.py:attribute"
     )
-
-
-def _memory(size: int, block_size: int | None) -> BlockDevice:
-    if block_size is None:
-        # The largest blocks that the size allows.
-        block_size = min(size & -size, 4096)
-        block_size = block_size if block_size >= 512 else 4096
-    try:
-        return MemoryDevice(size, block_size=block_size)
-    except ValueError as exc:
-        raise UsageError(f"memory:{size}: {exc}") from None
-
-
-def _read_only(device: BlockDevice) -> BlockDevice:
-    device.read_only = True
-    return device
-
-
-def parse_path(text: str) -> str:
-    """The path of ``file:PATH``.
-
-    Raises:
-        UsageError: there is none.
-
-    """
-    if not text:
-        raise UsageError("'file:' names no file; write file:PATH")
-    return text
-
-
-async def _load_object(spec: str) -> BlockDevice:
-    where, _, attribute = spec.rpartition(":")
-    is_uri = "://" in spec and not where.endswith(".py")
-    if is_uri or not where.strip(".") or (where.startswith(".") and not where.endswith(".py")):
-        raise _no_module(spec)
-    found: object = _load_module(where)
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise SpecError(f"{where} has no attribute {attribute!r}") from None
-    if not isinstance(found, BlockDevice) and callable(found):
-        found = found()
-    if inspect.isawaitable(found):
-        found = await found
-    if not isinstance(found, BlockDevice):
-        raise SpecError(f"{spec} is no BlockDevice but {found!r}")
-    return found
-
-
-def _load_module(where: str) -> ModuleType:
-    if not where.endswith(".py"):
-        if "" not in sys.path:
-            sys.path.insert(0, "")  # as `python -m` does
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as exc:
-            if exc.name is None or not f"{where}.".startswith(f"{exc.name}."):
-                raise  # a module that the user's module wants
-            raise SpecError(f"there is no module {exc.name!r}") from None
-    path = Path(where).resolve()
-    if not path.is_file():
-        raise SpecError(f"there is no file {where}")
-    sys.path.insert(0, str(path.parent))  # as `python file.py` does
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # a name that ends in .py has a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module

@@ -1,7 +1,7 @@
-"""Standard input and output as one connected socket, for ``aiovblk serve --stdio``.
+"""Make one connected socket of standard input and output, for ``aiovblk serve --stdio``.
 
-Programs that start their server this way (inetd, libnbd) pass one socket on as both. Others (ssh,
-socat) pass two pipes, between which and a socket two threads copy.
+Programs that start their server this way (inetd, libnbd) pass one socket as both. Others (ssh,
+socat) pass two pipes; two threads copy between these and a socket.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .sizes import SpecError
+from .errors import SpecError
 
 PIECE = 1024 * 1024
-"""Bytes to copy at once."""
+"""Bytes of one copy."""
 
 SHUTDOWN_TIMEOUT = 5.0
-"""Seconds for a client to take what was sent to its pipe."""
+"""Seconds for a client to read what was sent to its pipe."""
 
 
 @contextmanager
 def standard_streams() -> Iterator[socket.socket]:
-    """What connects the server with its client.
+    """Yield the socket that connects the server with its client.
 
-    Whatever is printed goes to the standard error from now on. Leaving waits until what was sent
-    to a pipe has arrived there, but not for ever for a client that does not read.
+    From now on, everything that is printed goes to the standard error. Leaving the block waits
+    until what was sent to a pipe has arrived there, but only :data:`SHUTDOWN_TIMEOUT` for a client
+    that does not read.
 
     Raises:
         SpecError: standard input is a terminal or is closed, so no client is connected.
 
     """
     if sys.stdin.isatty():
-        raise SpecError("--stdio is for programs that start their server; they pass a socket on")
+        raise SpecError("--stdio is for programs that start their server and pass it a socket")
     if any(stat.S_ISCHR(os.fstat(number).st_mode) for number in (0, 1)):
         raise SpecError("--stdio needs a client at standard input and output; one is /dev/null")
     into, out = os.dup(0), os.dup(1)
@@ -45,12 +46,12 @@ def standard_streams() -> Iterator[socket.socket]:
         yield socket.socket(fileno=into)
         return
     ours, servers = socket.socketpair()
-    # Daemons: reading a pipe whose writer stays can be ended by nothing else.
+    # Daemon threads: a read of a pipe whose writer stays open cannot be ended otherwise.
     sending = threading.Thread(target=_copy_out, args=(ours, out), daemon=True)
     threading.Thread(target=_copy_in, args=(into, ours), daemon=True).start()
     sending.start()
     yield servers
-    sending.join(SHUTDOWN_TIMEOUT)  # in the loop's thread, when nobody is served any more
+    sending.join(SHUTDOWN_TIMEOUT)  # in the loop's thread, after the last client
 
 
 def _copy_in(pipe: int, ours: socket.socket) -> None:
@@ -68,6 +69,6 @@ def _copy_out(ours: socket.socket, pipe: int) -> None:
             while piece:
                 piece = piece[os.write(pipe, piece) :]
     except OSError:
-        with suppress(OSError):  # nobody reads the pipe: to the server, its client is gone
+        with suppress(OSError):  # the pipe has no reader: disconnect the server's client
             ours.shutdown(socket.SHUT_RDWR)
     os.close(pipe)

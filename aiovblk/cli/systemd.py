@@ -1,4 +1,4 @@
-"""Telling systemd how a service fares (sd_notify(3))."""
+"""Report to systemd that a service is ready, and which process it is (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ _VARIABLE = "NOTIFY_SOCKET"
 
 
 class Notifier:
-    """Tells systemd, where a unit of ``Type=notify`` has started this program; else nobody."""
+    """Send notifications to systemd; no-op unless a unit of ``Type=notify`` runs this program.
+
+    The variable NOTIFY_SOCKET is taken out of the environment: children must not inherit it, except
+    a successor that takes over the service.
+    """
 
     def __init__(self) -> None:
-        # It is not for our children, or only for one that is to take our place.
         self._address = os.environ.pop(_VARIABLE, "")
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a successor has to have in its environment."""
+        """The environment for a successor: this process's, with NOTIFY_SOCKET."""
         return os.environ | ({_VARIABLE: self._address} if self._address else {})
 
     def ready(self, status: str) -> None:
-        """The service can be used, and this process is it: it may be a successor.
+        """Report that the service can be used, and that this process, perhaps a successor, is it.
 
         Args:
-            status: what `systemctl status` is to show.
+            status: shown by `systemctl status`.
 
         """
         self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
 
     def replaced(self, process: int) -> None:
-        """Another process is the service from now on, where that may not say so itself."""
+        """Report another process as the service, where systemd may not accept its own report."""
         self._send(f"MAINPID={process}")
 
     def _send(self, message: str) -> None:
         if not self._address:
             return
         address = self._address
-        if address.startswith("@"):
+        if address.startswith("@"):  # an abstract socket
             address = "\0" + address[1:]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect(address)

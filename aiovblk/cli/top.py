@@ -1,4 +1,4 @@
-"""``aiovblk top``: what the attached devices are doing, from the kernel's own statistics."""
+"""``aiovblk top``: show throughput and latency of devices, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..text import escape
 from . import values
 from .sizes import format_size
 
-CLEAR = "\x1b[H\x1b[J"  # from the upper left corner on (ECMA-48: CUP, ED)
+CLEAR = "\x1b[H\x1b[J"  # cursor to the upper left corner, erase from there (ECMA-48: CUP, ED)
 
 HEADER = ("DEVICE", "SIZE", "READ/S", "WRITE/S", "READ MB/S", "WRITE MB/S", "IN FLIGHT", "MEAN MS")
 LAST_COLUMN = "SERVER"
 
-# Where /sys/block/*/stat has its numbers (Documentation/block/stat.rst). Each kind of request has
-# a count and the milliseconds that they took together; reads and writes have sectors as well.
+# Indices of the fields of /sys/block/*/stat (Documentation/block/stat.rst). Each kind of request
+# has a count and the milliseconds that all of them took; reads and writes have sectors as well.
 _READS, _READ_SECTORS, _WRITES, _WRITTEN_SECTORS = 0, 2, 4, 6
 _COUNTS = (_READS, _WRITES, 11, 15)  # discards since Linux 4.18, flushes since 5.5
 _MILLISECONDS = (3, 7, 14, 16)
@@ -30,16 +30,16 @@ class Sample:
     """The counters of one device at one time."""
 
     time: float
-    """Seconds, of any clock that does not jump."""
+    """Seconds of a monotonic clock."""
     counters: list[int]
-    """As the kernel has them in /sys/block/nbdN/stat."""
+    """The fields of /sys/block/nbdN/stat."""
     thread: int | None
-    """Who attached it; another one, another device."""
+    """The thread that attached it; if that differs, the device was attached anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device did between two samples."""
+    """The rates of a device between two samples."""
 
     reads: float
     """Per second; so are the next three."""
@@ -47,28 +47,28 @@ class Rates:
     bytes_read: float
     bytes_written: float
     latency: float | None
-    """Seconds that a request took on average; None if none was answered."""
+    """Mean seconds of a request; None if none was completed."""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = (
-        "Show what the attached NBD devices are doing, whoever serves them, as the kernel counts "
-        "it, until Ctrl-C. MB are millions of bytes; MEAN MS is what a request takes on average."
+        "Show throughput and latency of all attached NBD devices, as the kernel counts them, "
+        "until Ctrl-C. MB are millions of bytes; MEAN MS is the mean time of a request."
     )
-    parser.add_argument("--once", action="store_true", help="print one table, and end")
+    parser.add_argument("--once", action="store_true", help="print one table and exit")
     parser.add_argument(
         "--interval",
         type=values.seconds,
         default=1.0,
         metavar="SECONDS",
-        help="from one table to the next (default %(default)s)",
+        help="time between two tables (default %(default)s)",
     )
     parser.set_defaults(command=watch)
 
 
 def watch(arguments: Namespace) -> None:
-    """Print a table each ``arguments.interval`` seconds until Ctrl-C, or one."""
+    """Print a table every ``arguments.interval`` seconds until Ctrl-C, or one table."""
     before = samples()
     try:
         while True:
@@ -80,7 +80,7 @@ def watch(arguments: Namespace) -> None:
                 return
             before = now
     except KeyboardInterrupt:
-        pass  # how one leaves it
+        pass  # the usual end
 
 
 def _is_live(arguments: Namespace) -> bool:
@@ -88,7 +88,7 @@ def _is_live(arguments: Namespace) -> bool:
 
 
 def samples() -> dict[int, Sample]:
-    """The counters of every attached device, by its index."""
+    """Read the counters of every attached device, by its index."""
     return {
         index: Sample(time.monotonic(), counters, sysfs.server_thread(index))
         for index in sysfs.indices()
@@ -97,25 +97,25 @@ def samples() -> dict[int, Sample]:
 
 
 def rates(before: Sample, now: Sample) -> Rates:
-    """What happened between the two."""
-    # Older kernels know fewer kinds of requests.
+    """Calculate the rates between two samples."""
+    # Older kernels count fewer kinds of requests.
     earlier = before.counters + [0] * (_FIELDS - len(before.counters))
     later = now.counters + [0] * (_FIELDS - len(now.counters))
     seconds = now.time - before.time
     grown = [new - old for old, new in zip(earlier, later, strict=False)]
-    answered = sum(grown[field] for field in _COUNTS)
-    took = sum(grown[field] for field in _MILLISECONDS)
+    completed = sum(grown[field] for field in _COUNTS)
+    milliseconds = sum(grown[field] for field in _MILLISECONDS)
     return Rates(
         reads=grown[_READS] / seconds,
         writes=grown[_WRITES] / seconds,
         bytes_read=grown[_READ_SECTORS] * sysfs.SECTOR / seconds,
         bytes_written=grown[_WRITTEN_SECTORS] * sysfs.SECTOR / seconds,
-        latency=took / 1000 / answered if answered else None,
+        latency=milliseconds / 1000 / completed if completed else None,
     )
 
 
 def table(before: dict[int, Sample], now: dict[int, Sample]) -> str:
-    """A line per device that is there now; one that has just come has no rates yet."""
+    """Format a line per attached device; one that was just attached has no rates yet."""
     rows: list[tuple[str, ...]] = [(*HEADER, LAST_COLUMN)]
     for index, sample in now.items():
         earlier = before.get(index)
@@ -146,7 +146,7 @@ def _server(thread: int | None) -> str:
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    """Numbers at the right of their column, names at the left."""
+    """Align the numbers right, the names left."""
     first, *numbers, last = (
         text.ljust(width) if column in (0, len(row) - 1) else text.rjust(width)
         for column, (text, width) in enumerate(zip(row, widths, strict=True))

@@ -1,4 +1,4 @@
-"""``aiovblk unmount``: unmount a device, whoever serves it."""
+"""``aiovblk unmount``: unmount a device, whichever process serves it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="although it is in use, or its server does not answer; unwritten data is lost",
+        help="even if it is in use, or its server does not answer; unwritten data is lost",
     )
-    add_seconds(parser, "--timeout", 30.0, "a server to answer at each step")
+    add_seconds(parser, "--timeout", 30.0, "for the server to answer, at each step")
     parser.set_defaults(command=unmount)
 
 

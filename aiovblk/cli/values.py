@@ -1,4 +1,4 @@
-"""Types of the command line's options, for argparse: what cannot be is an error of usage."""
+"""Parse the values of options, for argparse; an impossible value is an error of usage."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from ..arguments import MAX_BLOCK_SIZE, check_block_size, check_seconds
-from .sizes import SpecError, parse_size
+from .errors import SpecError
+from .sizes import parse_size
 
 
-def count(*, least: int = 1, most: int = 2**31 - 1, step: int = 1) -> Callable[[str], int]:
-    """A whole number from ``least`` to ``most``, a multiple of ``step``."""
+def count(*, minimum: int = 1, maximum: int = 2**31 - 1, step: int = 1) -> Callable[[str], int]:
+    """Return a parser of whole numbers in this range that are multiples of ``step``."""
 
     def parse(text: str) -> int:
-        # int() takes 1_000 and digits of other scripts, and refuses thousands of digits by a text
-        # of its own.
+        # int() alone would accept 1_000 and digits of other scripts, and refuse thousands of digits
+        # with a message of its own.
         digits = re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip(), re.ASCII)
-        number = int(text) if digits else least - 1
-        if not least <= number <= most or number % step:
+        number = int(text) if digits else minimum - 1
+        if not minimum <= number <= maximum or number % step:
             kind = "a whole number" if step == 1 else f"a multiple of {step}"
-            raise ArgumentTypeError(f"must be {kind} from {least} to {most}, not {text!r}")
+            raise ArgumentTypeError(f"must be {kind} from {minimum} to {maximum}, not {text!r}")
         return number
 
     return parse
 
 
 def seconds(text: str) -> float:
-    """A positive, finite number of seconds."""
+    """Parse a positive, finite number of seconds."""
     try:
         number = float(text)
         check_seconds("it", number)
@@ -38,7 +39,7 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """A positive number of bytes, as people write it."""
+    """Parse a positive number of bytes, such as ``64M``."""
     try:
         number = parse_size(text)
     except SpecError as exc:
@@ -48,15 +49,15 @@ def size(text: str) -> int:
     return number
 
 
-def block_size(*, least: int = 1, most: int = MAX_BLOCK_SIZE) -> Callable[[str], int]:
-    """A size of blocks: a power of two."""
+def block_size(*, minimum: int = 1, maximum: int = MAX_BLOCK_SIZE) -> Callable[[str], int]:
+    """Return a parser of block sizes, powers of two, in this range."""
 
     def parse(text: str) -> int:
         number = size(text)
         try:
-            check_block_size(number, name="it", minimum=least, maximum=most)
+            check_block_size(number, name="it", minimum=minimum, maximum=maximum)
         except ValueError:
-            reason = f"must be a power of two from {least} to {most}, not {text!r}"
+            reason = f"must be a power of two from {minimum} to {maximum}, not {text!r}"
             raise ArgumentTypeError(reason) from None
         return number
 
@@ -64,7 +65,7 @@ def block_size(*, least: int = 1, most: int = MAX_BLOCK_SIZE) -> Callable[[str],
 
 
 def text(value: str) -> str:
-    """A name or path, which must not be empty (as the value of an unset variable is)."""
+    """Return a name or path; refuse an empty one, such as the value of an unset variable."""
     if not value.strip():
         raise ArgumentTypeError("must not be empty")
     return value

@@ -7,6 +7,7 @@ from ..latency import LatencyHistogram
 from .concurrency import MAX_CONCURRENCY, ConcurrencyLimiter
 from .dispatcher import Dispatcher
 from .failures import FailureLog, Reporter, format_exception, is_bug
+from .limits import HandlerLimits
 from .memory_budget import ConnectionQuota, MemoryBudget
 from .slow_requests import DEFAULT_SLOW_REQUEST
 from .stats import Stats
@@ -19,6 +20,7 @@ __all__ = [
     "ConnectionQuota",
     "Dispatcher",
     "FailureLog",
+    "HandlerLimits",
     "LatencyHistogram",
     "MemoryBudget",
     "Reporter",

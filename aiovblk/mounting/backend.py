@@ -1,4 +1,8 @@
-"""What a mount serves, and where its handlers run."""
+"""What a mount serves, and where its handlers run: in this process, or in workers.
+
+A mount knows its device by a :class:`Backend` only. The ordinary one is :class:`LocalBackend`;
+worker processes are the room ``workers/``, entered in :func:`make_backend`.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,21 @@ from ..dispatch import (
     ConcurrencyLimiter,
     Dispatcher,
     FailureLog,
+    HandlerLimits,
     Reporter,
     Stats,
     transmission_flags,
 )
 from .connections import ConnectionGroup, KernelConnection
+from .options import MountOptions
+from .workers.backend import WorkerBackend
 
 
 class Backend(Protocol):
-    """A device, and the lines that lead to its handlers.
+    """A device, and the connections that lead to its handlers.
 
     Attributes:
-        device: what is served, or what stands for it in this process.
+        device: the device that is served, or its stand-in in this process.
 
     """
 
@@ -29,122 +36,135 @@ class Backend(Protocol):
 
     @property
     def opens_after_handover(self) -> bool:
-        """Whether :meth:`open` is not to be called before another server has let go."""
+        """Whether :meth:`open` must not be called before another server has handed over."""
 
     @property
     def flags(self) -> int:
-        """What the kernel is told: the specification's transmission flags."""
+        """The transmission flags of the NBD specification, as the kernel is given them."""
 
-    async def open(self, lines: ConnectionGroup) -> None:
-        """Add a line for each connection."""
+    async def open(self, connections: ConnectionGroup) -> None:
+        """Open the device, and add what serves each connection to ``connections``."""
 
     async def open_replacement(self, old: KernelConnection | None, new: KernelConnection) -> None:
-        """Have a line ready that was added after :meth:`open`.
+        """Prepare a connection that was added after :meth:`open`.
 
         Args:
-            old: in whose place it serves, which has ended; None for one more.
-            new: the line.
+            old: the connection that it replaces, which has ended; None if it is one more.
+            new: the connection.
 
         """
 
     def set_path(self, path: str) -> None:
-        """Be told which node the device has, for the log."""
+        """Set the device node that the log names."""
 
     async def close(self) -> None:
-        """Let go of what :meth:`open` has taken."""
+        """Release what :meth:`open` has taken."""
+
+
+def make_backend(device: BlockDevice | DeviceFactory, options: MountOptions) -> Backend:
+    """Choose where the handlers run: in worker processes, or in this process.
+
+    Raises:
+        TypeError: with ``workers``, ``device`` is no factory; else, it is no device.
+        ValueError: the device's declarations cannot be.
+
+    """
+    limits, replace = options.limits, options.handover.replace
+    if options.workers is not None:
+        if isinstance(device, BlockDevice) or not callable(device):
+            raise TypeError(
+                f"workers make devices of their own: with workers={options.workers}, give what"
+                f" makes one (a class, a function, a functools.partial), not {device!r}"
+            )
+        return WorkerBackend(
+            device,
+            workers=options.workers,
+            limits=limits,
+            memory_safe=options.memory_safe,
+            opens_after_handover=replace,
+        )
+    if replace and callable(device):
+        return DeferredBackend(device, connections=options.connections, limits=limits)
+    return LocalBackend(device, connections=options.connections, limits=limits)
 
 
 class LocalBackend:
-    """A device of this process, by one connection or several."""
+    """A device of this process, served on one connection or several.
 
-    def __init__(
-        self,
-        device: object,
-        *,
-        connections: int,
-        concurrency: int,
-        handler_timeout: float | None,
-        slow_request: float | None,
-    ) -> None:
+    Args:
+        device: what is served.
+        connections: how many.
+        limits: of its handlers, on all connections together.
+
+    """
+
+    def __init__(self, device: object, *, connections: int, limits: HandlerLimits) -> None:
         self.device = check_device(device)
         self.opens_after_handover = False
-        self._connections = connections
-        self._limiter = ConcurrencyLimiter(concurrency)
-        self._handler_timeout = handler_timeout
-        self._slow_request = slow_request
+        self._count = connections
+        self._limits = limits
+        self._limiter = ConcurrencyLimiter(limits.concurrency)
         self._failures = FailureLog()
         self._path = ""
         self._reporter = Reporter(self._failures, self.device)
 
     @property
     def flags(self) -> int:
-        """What the kernel is told."""
-        return transmission_flags(self.device, multi_conn=self._connections > 1)
+        """The transmission flags."""
+        return transmission_flags(self.device, multi_conn=self._count > 1)
 
-    async def open(self, lines: ConnectionGroup) -> None:
-        """Add a dispatcher for each connection; they count their handlers together."""
+    async def open(self, connections: ConnectionGroup) -> None:
+        """Add a dispatcher for each connection; they share one concurrency limiter."""
         self._reporter = Reporter(self._failures, self.device, self._path)
-        for _ in range(self._connections):
-            lines.add(
+        for _ in range(self._count):
+            connections.add(
                 lambda on_disconnect: Dispatcher(
                     self.device,
                     Stats(),
                     limiter=self._limiter,
-                    handler_timeout=self._handler_timeout,
-                    slow_request=self._slow_request,
+                    handler_timeout=self._limits.handler_timeout,
+                    slow_request=self._limits.slow_request,
                     reporter=self._reporter,
-                    on_event=lines.publish,
+                    on_event=connections.publish,
                     on_disconnect=on_disconnect,
                 )
             )
 
     async def open_replacement(self, old: KernelConnection | None, new: KernelConnection) -> None:
-        """It is."""
+        """No-op: a dispatcher is ready once it is made."""
 
     def set_path(self, path: str) -> None:
-        """Be told which node the device has, for the log."""
+        """Set the device node that the log names."""
         self._path = path
         self._reporter.where = path
 
     async def close(self) -> None:
-        """Tell what was not told yet. The device is its user's."""
+        """Log the failures that were not logged yet. The device itself belongs to its user."""
         self._failures.close()
 
 
 class DeferredBackend(LocalBackend):
-    """A device of this process that is made when another server has let go of it.
+    """A device of this process that is made once another server has handed over.
 
     Args:
-        factory: makes it.
+        factory: makes the device.
+        connections: how many.
+        limits: of its handlers, on all connections together.
 
     """
 
-    def __init__(
-        self,
-        factory: DeviceFactory,
-        *,
-        connections: int,
-        concurrency: int,
-        handler_timeout: float | None,
-        slow_request: float | None,
-    ) -> None:
-        super().__init__(
-            _Placeholder(),
-            connections=connections,
-            concurrency=concurrency,
-            handler_timeout=handler_timeout,
-            slow_request=slow_request,
-        )
+    def __init__(self, factory: DeviceFactory, *, connections: int, limits: HandlerLimits) -> None:
+        super().__init__(_Placeholder(), connections=connections, limits=limits)
         self.opens_after_handover = True
         self._factory = factory
 
-    async def open(self, lines: ConnectionGroup) -> None:
+    async def open(self, connections: ConnectionGroup) -> None:
         """Make the device, and add a dispatcher for each connection."""
         self.device = check_device(await make_device(self._factory))
-        await super().open(lines)
+        await super().open(connections)
 
 
 class _Placeholder(BlockDevice):
-    """Stands for a device until that is made."""
+    """Stand in for a device until that is made."""
 
     blocks = 1

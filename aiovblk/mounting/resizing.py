@@ -1,6 +1,6 @@
-"""Giving a live device another size.
+"""Resize a live device.
 
-Who serves it knows a larger size before the kernel does, and a smaller one after it, so that no
+What serves it knows a larger size before the kernel does, and a smaller one after it, so that no
 request of the kernel's is refused for lying beyond the end.
 """
 
@@ -15,30 +15,33 @@ from .. import kernel
 from ..device import BlockDevice
 from ..threads import run_in_daemon_thread
 from .connections import ConnectionGroup
-from .deadlines import run_in_thread, start_thread, wait_thread
-from .unmounting import KERNEL_TIMEOUT
+from .deadlines import KERNEL_TIMEOUT, run_in_thread, start_thread, wait_thread
 
 logger = logging.getLogger("aiovblk")
 
 
 class ResizeSequence:
-    """One change of size.
+    """One resize, step by step.
 
     Args:
         device: what is served.
-        lines: its connections.
-        link: its attachment.
-        patience: seconds for each step that waits for handlers, for workers or for the kernel.
+        connections: its connections.
+        attachment: of the device.
+        timeout: seconds for each step that waits for handlers, for workers or for the kernel.
 
     """
 
     def __init__(
-        self, device: BlockDevice, lines: ConnectionGroup, link: kernel.Attachment, patience: float
+        self,
+        device: BlockDevice,
+        connections: ConnectionGroup,
+        attachment: kernel.Attachment,
+        timeout: float,
     ) -> None:
         self._device = device
-        self._lines = lines
-        self._link = link
-        self._patience = patience
+        self._connections = connections
+        self._attachment = attachment
+        self._timeout = timeout
 
     async def run(self, blocks: int, *, force: bool) -> None:
         """Resize, and set the device's ``blocks``; raises what :meth:`Mount.resize` does."""
@@ -46,39 +49,44 @@ class ResizeSequence:
         claims = kernel.ExclusiveClaims()
         try:
             if size < self._device.size and not force:
-                await run_in_thread(self._patience, self._link.claim_beyond, size, claims)
+                await run_in_thread(self._timeout, self._attachment.claim_beyond, size, claims)
             if size > self._device.size:
                 # The kernel may use what is new before its call returns.
-                await self._resize_lines(size)
+                await self._resize_connections(size)
             else:
-                await run_in_thread(self._patience, self._link.sync)
-            await self._call_answered(self._link.resize, blocks)
-            self._device.blocks = blocks  # it is so, whatever goes wrong from here on
-            await self._resize_lines(size)
+                await run_in_thread(self._timeout, self._attachment.sync)
+            await self._call_answered(self._attachment.resize, blocks)
+            self._device.blocks = blocks  # it has that size, whatever goes wrong from here on
+            await self._resize_connections(size)
         finally:
-            # Before anybody is told, so that whoever mounts it next finds it free.
+            # Before the result is known, so that what is mounted or opened next finds it free.
             await asyncio.wait([start_thread(claims.release)], timeout=KERNEL_TIMEOUT)
 
-    async def _resize_lines(self, size: int) -> None:
+    async def _resize_connections(self, size: int) -> None:
         try:
-            async with asyncio.timeout(self._patience):
-                await self._lines.resize(size)
+            async with asyncio.timeout(self._timeout):
+                await self._connections.resize(size)
         except TimeoutError:
-            reason = f"a worker has not answered for {self._patience:g} s"
+            reason = f"a worker has not answered for {self._timeout:g} s"
             raise TimeoutError(errno.ETIMEDOUT, reason) from None
 
     async def _call_answered(self, step: Callable[[int], None], blocks: int) -> None:
-        """Call what waits in the kernel until all that is in flight is answered, and see to that.
+        """Call what waits in the kernel until all requests in flight are answered, and fail those.
+
+        Those whose handlers hang are failed after the timeout, and it gets the same time again.
 
         Raises:
-            TimeoutError: it has not returned, though what hung was given up.
+            TimeoutError: it has not returned, though the requests were failed.
 
         """
         since = asyncio.get_running_loop().time()
         calling = run_in_daemon_thread(step, blocks)
         try:
-            await wait_thread(self._patience, calling)
+            await wait_thread(self._timeout, calling)
         except TimeoutError:
-            logger.warning("%s: handlers that the kernel waits for are given up", self._link.path)
-            self._lines.fail_running(since)
-            await wait_thread(self._patience, calling)
+            logger.warning(
+                "%s: the kernel waits for handlers that hang; they are cancelled",
+                self._attachment.path,
+            )
+            self._connections.fail_running(since)
+            await wait_thread(self._timeout, calling)

@@ -1,4 +1,4 @@
-"""The order in which device and kernel part.
+"""Unmount gracefully: the order in which device and kernel part.
 
 An unmount that loses nothing, each step while everything that later steps need still works:
 
@@ -6,14 +6,15 @@ An unmount that loses nothing, each step while everything that later steps need 
 2. write back what the kernel caches, while requests are served;
 3. NBD_DISCONNECT, while requests are served; the kernel answers with DISC;
 4. let the requests in flight finish; then close our end of the socket;
-5. NBD_DO_IT returns in its thread, which then clears the socket, so that nobody waits in vain;
+5. NBD_DO_IT returns in its thread, which then clears the socket, so that nothing waits in vain
+   (attached by netlink, there is no such call: the device is disconnected by netlink);
 6. close the node, and wait until its index is free;
 7. the device's ``flush()``, then its ``unmount()``.
 
-A disconnect by somebody else (``nbd-client -d``, another program's ioctl) enters at step 2, a lost
-connection at step 4. Each wait ends when the kernel has been without an answer for too long, or
-when somebody forces it; then the socket is closed first, since that is what frees everything that
-hangs. No step is ever skipped but those that the one before made pointless.
+A disconnect by another program (``nbd-client -d``, an ioctl) enters at step 2, a lost connection at
+step 4. Each wait ends when the kernel has been without an answer for too long, or when it is
+forced; then the socket is closed first, since that is what frees everything that hangs. No step is
+ever skipped but those that the one before made pointless.
 """
 
 from __future__ import annotations
@@ -22,24 +23,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import kernel
 from ..device import BlockDevice
 from ..dispatch import format_exception, is_bug
 from .connections import ConnectionGroup
-from .deadlines import run_in_thread, start_thread, wait_thread
+from .deadlines import KERNEL_TIMEOUT, run_in_thread, start_thread, wait_thread
 from .state import MountState
 
-T = TypeVar("T")
-
 logger = logging.getLogger("aiovblk")
-
-UNMOUNT_TIMEOUT = 30.0
-"""Seconds for which the kernel may be left without an answer during an unmount."""
-
-KERNEL_TIMEOUT = 5.0
-"""Seconds for steps that depend on the kernel alone and take it milliseconds."""
 
 RELEASE_TIMEOUT = 0.5
 """Seconds to wait for others to close a device that is detached."""
@@ -48,8 +41,15 @@ RELEASE_TIMEOUT = 0.5
 class UnmountSequence:
     """One unmount, step by step.
 
+    Args:
+        device: what is served.
+        connections: its connections.
+        attachment: of the device.
+        state: of the mount.
+        timeout: seconds for which the kernel may be left without an answer.
+
     Attributes:
-        lost: whether the connection broke before anybody wanted it to.
+        lost: whether the connection broke before the unmount began.
         failures: what went wrong, in words.
 
     """
@@ -57,28 +57,27 @@ class UnmountSequence:
     def __init__(
         self,
         device: BlockDevice,
-        lines: ConnectionGroup,
-        link: kernel.Attachment,
-        events: MountState,
-        patience: float,
+        connections: ConnectionGroup,
+        attachment: kernel.Attachment,
+        state: MountState,
+        timeout: float,
     ) -> None:
-        """Take what is to part; ``patience`` is in seconds."""
         self.lost = False
         self.failures: list[str] = []
         self._device = device
-        self._lines = lines
-        self._link = link
-        self._events = events
-        self._patience = patience
+        self._connections = connections
+        self._attachment = attachment
+        self._state = state
+        self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._begin = self._loop.time()
+        self._start = self._loop.time()
 
     async def run(self) -> None:
-        """Part, in order while that goes, by force when it does not; never raises."""
+        """Unmount, gracefully while that goes, by force when it does not; never raises."""
         await self._run_or_abort(self._unmount_in_order())
         await self._release_device()
         # None is left when all went in order. The kernel has what it needs; these may still store.
-        await self._run_or_abort(self._wait_answering(self._lines.drained()))
+        await self._run_or_abort(self._wait_answering(self._connections.drained()))
         for handler in (self._device.flush, self._device.unmount):
             await self._call_final_handler(handler)
 
@@ -90,64 +89,73 @@ class UnmountSequence:
                 self.failures.append(str(exc))
             # A resize that waits in the kernel for an answer (it freezes the queue) keeps
             # NBD_CLEAR_SOCK and netlink waiting too, and closing is no answer.
-            self._lines.fail_running()
-            await asyncio.wait([self._lines.drained()], timeout=RELEASE_TIMEOUT)
-            self._lines.abort()
+            self._connections.fail_running()
+            await asyncio.wait([self._connections.drained()], timeout=RELEASE_TIMEOUT)
+            self._connections.abort()
 
     async def _unmount_in_order(self) -> None:
-        # Each wait also ends when NBD_DO_IT does, since nothing here can be done after that.
-        events, ended, patiently = self._events, self._events.attachment_ended, self._wait_answering
+        # Each wait also ends when the attachment does: nothing here can be done after that.
+        state, ended, wait = self._state, self._state.attachment_ended, self._wait_answering
         if ended.done():
             # The stream may hold a DISC that has not been read yet.
-            await patiently(events.stream_ended)
-        self.lost = events.stream_ended.done() and not events.disconnected.done()
-        if not events.stream_ended.done():
+            await wait(state.stream_ended)
+        self.lost = state.stream_ended.done() and not state.disconnected.done()
+        if not state.stream_ended.done():
             await self._write_back()
-        if not events.stream_ended.done() and not events.disconnected.done():
-            self._lines.stop_reconnecting()
-            disconnecting = start_thread(self._link.disconnect)
-            await patiently(disconnecting, ended)
+        if not state.stream_ended.done() and not state.disconnected.done():
+            self._connections.stop_reconnecting()
+            disconnecting = start_thread(self._attachment.disconnect)
+            await wait(disconnecting, ended)
             # Refused if the process has given up its privileges: then closing has to do.
             if not disconnecting.done() or disconnecting.exception() is None:
-                await patiently(events.disconnected, events.stream_ended)
-        # Nor does anybody wait for answers when the kernel has closed the connections: attached by
-        # netlink, that is all there is to tell.
-        await patiently(self._lines.drained(), ended, events.stream_ended)
-        await patiently(self._lines.close(), ended)
+                await wait(state.disconnected, state.stream_ended)
+        # Nothing waits for answers either when the kernel has closed the connections: attached by
+        # netlink, that is the only sign of it.
+        await wait(self._connections.drained(), ended, state.stream_ended)
+        await wait(self._connections.close(), ended)
 
     async def _write_back(self) -> None:
         """Have the kernel send what it caches, while it still can."""
-        events = self._events
-        from_outside = events.disconnected.done()
-        syncing = start_thread(self._link.sync)
-        await self._wait_answering(syncing, events.attachment_ended)
+        state = self._state
+        from_outside = state.disconnected.done()
+        syncing = start_thread(self._attachment.sync)
+        await self._wait_answering(syncing, state.attachment_ended)
         error = syncing.exception() if syncing.done() else None
         if syncing.done() and error is None:
             return
-        if from_outside or events.attachment_ended.done():
+        if from_outside or state.attachment_ended.done():
             # A disconnect by ioctl leaves the connection open; one by netlink shuts it after DISC,
             # and then a sync fails whether there was anything to write or not.
-            await asyncio.wait([events.stream_ended], timeout=RELEASE_TIMEOUT)
-        if events.stream_ended.done():
+            await asyncio.wait([state.stream_ended], timeout=RELEASE_TIMEOUT)
+        if state.stream_ended.done():
             logger.warning(
-                "%s was cut off from outside; what the kernel cached is lost", self._link.path
+                "%s was cut off from outside; what the kernel cached is lost",
+                self._attachment.path,
             )
         else:
             self.failures.append(f"the kernel could not write back all data ({error})")
 
     async def _release_device(self) -> None:
         """Wait until the kernel has let go, our end of the socket being closed."""
-        link = self._link
-        for step in (link.disconnect_kernel, link.clear_socket, link.force_disconnect):
+        attachment = self._attachment
+        for step in (
+            attachment.disconnect_kernel,
+            attachment.clear_socket,
+            attachment.force_disconnect,
+        ):
             try:
-                if step != link.disconnect_kernel:
-                    logger.warning("%s: the kernel does not let go; %s", link.path, step)
+                if step != attachment.disconnect_kernel:
+                    logger.warning(
+                        "%s: the kernel does not let go; trying %s()",
+                        attachment.path,
+                        step.__name__,
+                    )
                 await run_in_thread(KERNEL_TIMEOUT, step)
-                await wait_thread(KERNEL_TIMEOUT, link.ended)
-                await run_in_thread(KERNEL_TIMEOUT, link.close)
+                await wait_thread(KERNEL_TIMEOUT, attachment.ended)
+                await run_in_thread(KERNEL_TIMEOUT, attachment.close)
                 break
             except OSError as exc:
-                logger.debug("%s: %s", link.path, exc)
+                logger.debug("%s: %s", attachment.path, exc)
         else:
             self.failures.append("the kernel does not let go of it; see its log")
             return
@@ -155,21 +163,21 @@ class UnmountSequence:
             await self._warn_who_holds_the_index()
 
     async def _warn_who_holds_the_index(self) -> None:
-        link = self._link
-        if not await run_in_thread(KERNEL_TIMEOUT, link.wait_until_free, RELEASE_TIMEOUT):
-            holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, link.index)
+        attachment = self._attachment
+        if not await run_in_thread(KERNEL_TIMEOUT, attachment.wait_until_free, RELEASE_TIMEOUT):
+            holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, attachment.index)
             logger.warning(
                 "%s is unmounted, but cannot be mounted again while it is in use: %s",
-                link.path,
+                attachment.path,
                 ", ".join(holders) or "by a process that cannot be seen",
             )
 
     async def _call_final_handler(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._begin = self._loop.time()
+        self._start = self._loop.time()
         while True:
             task = self._loop.create_task(handler())
-            # Where force was asked for, nobody waits; but a task that is cancelled before its
-            # first step never calls the handler.
+            # Where it is forced, there is no wait; but a task that is cancelled before its first
+            # step never calls the handler.
             await asyncio.sleep(0)
             try:
                 await self._wait_answering(task)
@@ -189,7 +197,7 @@ class UnmountSequence:
         shows_bug = not isinstance(error, _AbortedError) and is_bug(error, self._device)
         logger.error(
             "%s: %s() failed: %s",
-            self._link.path,
+            self._attachment.path,
             handler.__qualname__,
             format_exception(error),
             exc_info=error if shows_bug else None,
@@ -199,23 +207,25 @@ class UnmountSequence:
     async def _wait_answering(self, *steps: asyncio.Future[Any]) -> None:
         """Wait until one of these is done, for as long as the kernel gets its answers.
 
+        The deadline moves on with each answer: see :meth:`ConnectionGroup.unanswered_since`.
+
         Raises:
-            _GivenUpError: it does not, or force was asked for.
+            _AbortedError: the kernel gets no answers, or the unmount is forced.
 
         """
         while not any(step.done() for step in steps):
-            since = max(self._begin, self._lines.unanswered_since())
-            seconds = since + self._patience - self._loop.time()
-            if self._events.forced.done():
+            since = max(self._start, self._connections.unanswered_since())
+            seconds = since + self._timeout - self._loop.time()
+            if self._state.force_requested.done():
                 raise _AbortedError("it was forced; what was not written yet is lost")
             if seconds <= 0:
-                raise _AbortedError(f"nothing was answered for {self._patience:g} s")
+                raise _AbortedError(f"nothing was answered for {self._timeout:g} s")
             await asyncio.wait(
-                [*steps, self._events.forced],
+                [*steps, self._state.force_requested],
                 timeout=seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
 
 
 class _AbortedError(Exception):
-    """A wait has been ended by its deadline, or by force."""
+    """A wait of an unmount has ended by its deadline, or by force."""

@@ -1,7 +1,7 @@
-"""The test kit: point it at a device of your own."""
+"""Test kit: check a device of your own against the contract of BlockDevice, crashes included."""
 
 from .check import check_block_device
-from .medium import CrashableDisk
+from .crashable_disk import CrashableDisk
 from .results import CheckFailed
 
 __all__ = ["CheckFailed", "CrashableDisk", "check_block_device"]

@@ -1,4 +1,9 @@
-"""Random requests to a device, which must do what the contract of BlockDevice says."""
+"""Check a device by rounds of random requests from a seed; some rounds end in a crash.
+
+A check repeats: choose the requests of a round (:mod:`.generator`), run them concurrently
+(:mod:`.runner`), compare each result with what the blocks may hold (:mod:`.model`), then crash,
+reopen or verify the disk (:mod:`.disk`). The same seed gives the same requests.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,9 @@ from .results import CheckFailed
 from .runner import OutcomeCounts, RequestRunner, loop_turns
 
 MIN_SAMPLES = 20
-"""Requests of one kind of which one should have succeeded."""
+"""Requests of one kind, at least one of which must have succeeded."""
 
-# How often a round ends in which way.
+# How a round ends, with weights; "look" verifies the disk.
 _ENDS = {"crash": 4, "reopen": 2, "look": 5, "nothing": 9}
 
 
@@ -31,37 +36,33 @@ async def check_block_device(
 ) -> None:
     """Check that a device does what the contract of :class:`aiovblk.BlockDevice` says.
 
-    It is given rounds of concurrent requests, which often overlap; some of their handlers are
-    cancelled, and run again or not. What it answers is compared with what each block may hold.
-    Now and then it is flushed, unmounted and opened again; or, if there is a ``crash``, cut off
-    with requests in flight. The device may fail requests by an OSError, but not all of a kind.
+    Runs rounds of concurrent requests, which often overlap; some of their handlers are cancelled,
+    and some of these are run again. Results are compared with what each block may hold. Between
+    rounds the device is sometimes flushed, unmounted and opened again; or, with ``crash``, cut off
+    with requests in flight. The device may fail requests by an OSError, but not all of one kind.
 
-    What the disk holds is overwritten, unless it is read-only: then it is read, and must not
-    change. Of a large disk a few MiB are used.
+    The contents of the disk are overwritten, unless it is read-only: then they are read, and must
+    not change. Of a large disk a few MiB are used.
 
     Args:
         open: opens the disk; called again after each unmount and each crash. It may be async.
         crash: called with the open device in place of ``unmount()``, while its handlers run: makes
-            the medium look as if the power had failed at this moment, and the device dead. The
-            handlers are cancelled afterwards. It may be async. None if there is no such thing.
-        seed: the same seed makes the same requests.
-        rounds: how many; each has up to 40 requests.
-        concurrency: how many may be in flight; 1 for a device that is to be mounted so.
-        timeout: seconds that a round, an unmount and the like may take.
+            the disk look as if the power had failed at this moment, and the device dead. The
+            handlers are cancelled afterwards. It may be async. None for no crashes.
+        seed: the same seed gives the same requests.
+        rounds: number of rounds, of up to 40 requests each.
+        concurrency: requests in flight at most; 1 for a device that is mounted with that.
+        timeout: seconds for each round, unmount, and other step.
 
     Raises:
-        TypeError, ValueError: a number cannot be.
-        CheckFailed: it does not. It tells the seed, the round, the request, and what was wrong.
-        TypeError: ``open`` is no function that opens the disk.
+        CheckFailed: the device breaks the contract. The message has the seed, the round, the
+            request, and what was wrong.
+        TypeError, ValueError: a number is impossible, or ``open`` is not a function.
 
     Cancellation: safe; the device is unmounted.
 
     """
-    if isinstance(open, BlockDevice) or not callable(open):
-        raise TypeError(
-            "the disk is opened again and again: give a function that makes it (a class, an async"
-            f" function, lambda: Disk(...)), not {open!r}"
-        )
+    _check_factory(open)
     check_count("rounds", rounds)
     check_count("concurrency", concurrency)
     check_seconds("timeout", timeout)
@@ -73,6 +74,14 @@ async def check_block_device(
         raise
     finally:
         await check.cancel()
+
+
+def _check_factory(open: object) -> None:
+    if isinstance(open, BlockDevice) or not callable(open):
+        raise TypeError(
+            "the disk is opened several times: give a function that opens it (a class, an async"
+            f" function, lambda: Disk(...)), not {open!r}"
+        )
 
 
 class _Check:
@@ -89,10 +98,10 @@ class _Check:
         self._running: list[asyncio.Task[None]] = []
 
     async def run(self, rounds: int) -> None:
-        """Play all rounds."""
+        """Run all rounds."""
         disk = self._disk
         await disk.open_first()
-        planner = RequestGenerator(
+        generator = RequestGenerator(
             disk.regions,
             disk.block_size,
             read_only=disk.read_only,
@@ -100,12 +109,12 @@ class _Check:
         )
         for self.round in range(rounds):
             random = Random(f"{self._seed} {self.round}")
-            await self._run_round(random, planner.round(random))
+            await self._run_round(random, generator.round(random))
         await self._finish_round("reopen")
         self._check_outcomes()
 
     async def cancel(self) -> None:
-        """Let go of the device, whatever state it is in."""
+        """Cancel what runs, and unmount the device, whatever state it is in."""
         for task in self._running:
             task.cancel()
         if self._runner is not None:
@@ -117,32 +126,32 @@ class _Check:
     async def _run_round(self, random: Random, chains: list[list[GeneratedRequest]]) -> None:
         end = random.choices(list(_ENDS), list(_ENDS.values()))[0]
         finished, pause = random.randint(0, sum(map(len, chains))), random.randint(0, 3)
-        player = RequestRunner(
+        runner = RequestRunner(
             self._disk.device, self._disk.model, self._outcomes, f"round {self.round}"
         )
-        playing = [player.run_chain(chain) for chain in chains]
+        running = [runner.run_chain(chain) for chain in chains]
         if end == "crash" and self._disk.can_crash:
-            playing.append(self._crash(player, finished, pause))
-        self._runner, self._running = player, [asyncio.ensure_future(each) for each in playing]
-        await self._run_to_the_end(player)
+            running.append(self._crash(runner, finished, pause))
+        self._runner, self._running = runner, [asyncio.ensure_future(each) for each in running]
+        await self._wait_for_requests(runner)
         await self._finish_round(end)
 
-    async def _run_to_the_end(self, player: RequestRunner) -> None:
+    async def _wait_for_requests(self, runner: RequestRunner) -> None:
         done, late = await asyncio.wait(
             self._running, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION
         )
         for each in done:
             each.result()
         if late:
-            raise CheckFailed(f"after {self._timeout} s this still runs: {player.unfinished}")
+            raise CheckFailed(f"after {self._timeout} s this still runs: {runner.unfinished}")
 
-    async def _crash(self, player: RequestRunner, finished: int, pause: int) -> None:
-        """Crash when so many requests are done with, and a few turns of the loop later."""
-        await player.reached(finished)
+    async def _crash(self, runner: RequestRunner, finished: int, pause: int) -> None:
+        """Crash a few turns of the loop after this many requests are finished."""
+        await runner.wait_finished(finished)
         await loop_turns(pause)
-        player.over = True
+        runner.over = True
         await self._disk.crash()
-        await player.stop(self._timeout)
+        await runner.stop(self._timeout)
 
     async def _finish_round(self, how: str) -> None:
         disk = self._disk

@@ -1,4 +1,4 @@
-"""The disk that is checked: its device may be another each time that it is opened."""
+"""Open, crash, reopen and verify the disk under check; each opening may give another device."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from .results import CheckFailed, checked_extents, checked_view
 from .runner import UNASKED
 
 MAX_BLOCK = 64 * 1024
-"""Bytes; the largest that the network takes."""
+"""Bytes: the largest block size of network clients."""
 
 ATTEMPTS = 50
-"""How often a read is made that must succeed once."""
+"""Attempts of a read, one of which must succeed."""
 
 Crash = Callable[[BlockDevice], Awaitable[object] | object]
 
 
 class CheckedDisk:
-    """What outlives a device: the factory that opens it, and what it should hold.
+    """A disk, which outlives its devices: how to open it, and what it should hold.
 
-    Nothing may be in flight when it is opened, closed or looked at.
+    No request may be in flight when it is opened, closed or verified.
 
     Args:
-        factory: opens it.
-        crash: cuts it off.
+        factory: opens the device.
+        crash: cuts the device off; None if it cannot.
         seed: chooses the blocks that are used.
-        timeout: seconds that each step may take.
+        timeout: seconds for each step.
 
     Attributes:
-        device: it, while it is open.
-        model: what it should hold.
+        model: what the blocks should hold.
         regions: the blocks that are used.
         block_size: bytes.
-        read_only: whether nothing in it may be changed.
+        read_only: whether its contents must not change.
 
     """
 
@@ -64,22 +63,22 @@ class CheckedDisk:
 
     @property
     def device(self) -> BlockDevice:
-        """It, while it is open."""
-        assert self._device is not None  # nobody asks between two lives
+        """The device, while the disk is open."""
+        assert self._device is not None  # not used while the disk is closed
         return self._device
 
     @property
     def can_crash(self) -> bool:
-        """Whether somebody has said how."""
+        """Whether the check was given a function that crashes it."""
         return self._crash is not None
 
     async def open_first(self) -> None:
-        """Open it, and find out what it is and holds."""
+        """Open the disk, and load its geometry and contents."""
         device = await self._open()
         if not overrides(device, BlockDevice.read):
             raise CheckFailed("the device has no read")
         self.block_size = device.block_size
-        # One that has no write but is not read-only lets writes come through, and fail.
+        # A device without write that is not read-only gets writes, and fails them.
         self.read_only = device.read_only or not overrides(device, BlockDevice.write)
         self._geometry = _geometry(device)
         self.regions = Regions(device.block_size, device.blocks, Random(self._seed))
@@ -91,15 +90,15 @@ class CheckedDisk:
         await self.verify("when it is opened")
 
     async def open_again(self, when: str) -> None:
-        """Open it after a crash or an unmount, and look at it."""
+        """Open the disk after a crash or an unmount, and verify it."""
         self.model.restart()
         device = await self._open()
         if _geometry(device) != self._geometry:
-            raise CheckFailed(f"opened again it has {_geometry(device)}, not {self._geometry}")
+            raise CheckFailed(f"reopened, it has {_geometry(device)}, not {self._geometry}")
         await self.verify(when)
 
     async def close(self) -> None:
-        """Flush, then unmount it."""
+        """Flush the device, then unmount it."""
         device = self.device
         began = self.model.now()
         async with self._step("flush"):
@@ -111,8 +110,8 @@ class CheckedDisk:
             await device.unmount()
 
     async def crash(self) -> None:
-        """Cut it off; what its handlers do from now on is of no importance."""
-        assert self._crash is not None  # asked before
+        """Crash the device; results of its running handlers do not count any more."""
+        assert self._crash is not None  # the caller checks can_crash
         device, self._device = self.device, None
         async with self._step("crash"):
             crashed = self._crash(device)
@@ -120,7 +119,7 @@ class CheckedDisk:
                 await crashed
 
     async def cancel(self) -> None:
-        """Unmount it, if it is open, whatever state it is in."""
+        """Unmount the device if it is open, whatever state it is in."""
         if self._device is not None:
             with contextlib.suppress(CheckFailed):
                 async with self._step("unmount"):
@@ -130,7 +129,7 @@ class CheckedDisk:
         """Compare all blocks in use with what they should hold.
 
         Args:
-            when: in words.
+            when: ends the description of a failed request.
 
         """
         try:
@@ -154,7 +153,7 @@ class CheckedDisk:
         return self._device
 
     async def _read(self, blocks: range) -> bytes:
-        """Read, and read again if that fails."""
+        """Read; retry up to :data:`ATTEMPTS` times if that fails."""
         request = GeneratedRequest("read", blocks, self.block_size)
         error: OSError | None = None
         for _ in range(ATTEMPTS):
@@ -164,11 +163,11 @@ class CheckedDisk:
                     return bytes(checked_view(data, request.length))
                 except OSError as exc:
                     error = exc
-        reason = f"has failed {ATTEMPTS} times, in the end with {error!r}"
+        reason = f"has failed {ATTEMPTS} times, the last with {error!r}"
         raise CheckFailed(reason, str(request)) from error
 
     async def _verify_extents(self, blocks: range, data: bytes) -> None:
-        """Compare what is said to be zero with what was read, be it trimmed."""
+        """Compare the extents that are zeroes, also of trimmed blocks, with what was read."""
         size, left = self.block_size, blocks
         while left:
             request = GeneratedRequest("extents", left, size)
@@ -182,13 +181,13 @@ class CheckedDisk:
                     at = (run.start - blocks.start) * size
                     if extent.zero and any(data[at : at + len(run) * size]):
                         raise CheckFailed(
-                            f"tells that {len(run) * size} bytes at {run.start * size} are zeroes,"
-                            " but a read of them returned others"
+                            f"says that {len(run) * size} bytes at {run.start * size} are zeroes,"
+                            " but a read of them returned other bytes"
                         )
 
     @asynccontextmanager
     async def _step(self, what: str) -> AsyncIterator[None]:
-        """What must be done in time, and raise nothing."""
+        """Fail the check if the block raises, or takes longer than the timeout."""
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
@@ -214,5 +213,5 @@ def _geometry(device: BlockDevice) -> str:
 
 
 def _split(blocks: range, length: int) -> tuple[range, range]:
-    """The first so many, and what is left."""
+    """Split off the first ``length`` blocks."""
     return blocks[:length], blocks[length:]

@@ -1,14 +1,13 @@
-"""The requests of one round."""
+"""Generate the random requests of one round, from a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 from .regions import Regions
 
-# How often each is made, in proportion.
+# The commands, with weights.
 _READS = {"read": 12, "extents": 4, "cache": 1, "flush": 1}
 _CHANGES = {"write": 14, "write_zeroes": 4, "trim": 3, "flush": 3}
 
@@ -19,7 +18,7 @@ _CANCELLED = 0.1  # of all requests
 
 @dataclass(frozen=True, slots=True)
 class GeneratedRequest:
-    """A call of a handler, and what becomes of it. Its times are turns of the event loop."""
+    """A call of a handler, and how it is run. Its times are turns of the event loop."""
 
     command: str
     """The name of the handler."""
@@ -27,13 +26,13 @@ class GeneratedRequest:
     block_size: int
     may_trim: bool = False
     pause: int = 0
-    """How long to wait before it is made."""
+    """Time to wait before the call."""
     hold: int = 0
-    """For how long the result of a read waits to be sent."""
+    """Time that the result of a read waits to be sent."""
     cancel: int | None = None
-    """After which time the handler is cancelled; None for not at all."""
+    """Time after which the handler is cancelled; None for no cancellation."""
     again: bool = False
-    """Whether it is then run again, as when an event loop is shut down; else the request fails."""
+    """Whether it is then run again, as when an event loop shuts down; else the request fails."""
 
     @property
     def offset(self) -> int:
@@ -46,43 +45,43 @@ class GeneratedRequest:
         return len(self.blocks) * self.block_size
 
     def __str__(self) -> str:
-        """The call, in words."""
+        """Describe the call."""
         arguments = "" if self.command == "flush" else f"{self.offset}, {self.length} bytes"
         cancelled = "" if self.cancel is None else " cancelled" + " and run again" * self.again
         return f"{self.command}({arguments}){cancelled}"
 
 
 class RequestGenerator:
-    """Chooses requests.
+    """Generates requests.
 
     Args:
-        places: where they go.
+        regions: the blocks that they use.
         block_size: bytes.
-        read_only: whether nothing may be changed.
-        concurrency: how many requests may be in flight.
+        read_only: whether to leave out all changes.
+        concurrency: requests in flight at most.
 
     """
 
     def __init__(
-        self, places: Regions, block_size: int, *, read_only: bool, concurrency: int
+        self, regions: Regions, block_size: int, *, read_only: bool, concurrency: int
     ) -> None:
-        self._places = places
+        self._regions = regions
         self._block_size = block_size
         self._weights = _READS if read_only else _READS | _CHANGES
-        self._most_chains = min(_MAX_CHAINS, concurrency)
+        self._max_chains = min(_MAX_CHAINS, concurrency)
 
     def round(self, random: Random) -> list[list[GeneratedRequest]]:
-        """Chains of requests: within a chain one comes after the other, chains begin together."""
+        """Return chains of requests, which run concurrently; a chain runs in sequence."""
         taken: list[range] = []
         chains = []
-        for _ in range(random.randint(1, self._most_chains)):
+        for _ in range(random.randint(1, self._max_chains)):
             length = random.randint(1, _MAX_REQUESTS)
             commands = random.choices(list(self._weights), list(self._weights.values()), k=length)
             chains.append([self._request(random, command, taken) for command in commands])
         return chains
 
     def _request(self, random: Random, command: str, taken: list[range]) -> GeneratedRequest:
-        blocks = self._places.pick(random, taken)
+        blocks = self._regions.pick(random, taken)
         taken.append(blocks)
         return GeneratedRequest(
             command,
@@ -94,8 +93,3 @@ class RequestGenerator:
             cancel=random.randint(0, 4) if random.random() < _CANCELLED else None,
             again=random.random() < 0.5,
         )
-
-
-def count(chains: Sequence[Sequence[GeneratedRequest]]) -> int:
-    """How many requests these are."""
-    return sum(map(len, chains))

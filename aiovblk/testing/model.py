@@ -1,14 +1,17 @@
-"""What each block of a device may hold now, and what after a crash.
+"""Model what each block of a device may hold now, and after a crash.
 
-A change (a write, zeroes, a trim) is one that a block may show from when it began. What holds:
+A block may show a change (a write, zeroes, a trim) from when the change began. The rules:
 
-* A change that succeeded hides from later reads all that had returned before it began. Changes
-  that were in flight together hide nobody: any may be the last.
-* What was read, and is nobody's work in flight, stays: it hides what else it might have been.
-* A change that failed, or was cancelled, may show or not, and may take effect late: as long as
-  nothing else was written, and the device not opened again.
-* What is hidden may come back after a crash, until a flush succeeds that began after it was hidden.
-* Blocks are whole: one change or the other. Only a read beside a write may find parts of both.
+* A change that succeeded hides, from reads that begin later, all changes that had returned before
+  it began. Changes that were in flight at the same time do not hide each other: any may be the
+  last.
+* What was read, and belongs to no change in flight, stays: it hides all else that the block might
+  have held.
+* A change that failed or was cancelled may show or not. It may also take effect late, until
+  something else is written or the device is opened again.
+* A hidden change may come back after a crash, until a flush succeeds that began after it was
+  hidden.
+* Blocks are atomic: one change or the other. Only a read during a write may find parts of both.
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ from .patterns import SCRIBBLE_BYTE, stamps_in
 from .results import CheckFailed
 
 Content = Callable[[int], bytes | None]
-"""What a block holds, by its number; None for anything."""
+"""Returns what a change puts into the block of this number; None if that may be anything."""
 
 
 @dataclass(slots=True, eq=False)
 class Change:
-    """What a request does to some blocks, or what they were found to hold."""
+    """What a request writes to some blocks, or what they held when the disk was opened."""
 
     number: int
     blocks: range
     content: Content
     what: str
-    """In words."""
+    """The request, as text."""
     began: float
     returned: float = inf
     settled: bool = False
-    """Whether it has succeeded, or belongs to a time before the device was opened."""
+    """Whether it has succeeded, or dates from before the device was opened."""
 
     def __str__(self) -> str:
-        """What it was and how it ended, in words."""
+        """Describe what it was and how it ended."""
         if self.settled:
             return self.what
         return f"{self.what} (in flight)" if self.returned == inf else f"{self.what} (failed)"
@@ -47,13 +50,13 @@ class Change:
 
 @dataclass(slots=True, eq=False)
 class _BlockVersion:
-    """A change in one block."""
+    """A change, in one block."""
 
     change: Change
     hidden: float = inf
-    """When it became invisible to reads that begin later."""
+    """The moment from which reads that begin do not see it."""
     erased: bool = False
-    """Whether it cannot come back after a crash either."""
+    """Whether it cannot come back after a crash, either."""
 
 
 class Model:
@@ -75,12 +78,12 @@ class Model:
         self._clock = 0
 
     def now(self) -> int:
-        """A moment that is later than all others before."""
+        """Return a moment later than all before: the model's own clock."""
         self._clock += 1
         return self._clock
 
     def load(self, first: int, data: bytes) -> None:
-        """Take what was found, from this block on, for what they hold."""
+        """Load the contents that the disk holds at first, from block ``first`` on."""
         blocks = range(first, first + len(data) // self._block_size)
 
         def content(block: int) -> bytes:
@@ -92,7 +95,7 @@ class Model:
         self._readings.append(reading)
 
     def begin(self, blocks: range, content: Content, what: str) -> Change:
-        """A change begins."""
+        """Begin a change."""
         change = Change(self.next_number, blocks, content, what, self.now())
         self._changes[change.number] = change
         for block in blocks:
@@ -101,11 +104,11 @@ class Model:
 
     @property
     def next_number(self) -> int:
-        """The number of the change that is about to begin; no other will have it."""
+        """The number of the next change to begin; unique."""
         return len(self._changes) + 1
 
     def end(self, change: Change, *, succeeded: bool) -> None:
-        """It has returned."""
+        """End a change: its handler has returned."""
         now = change.returned = self.now()
         change.settled = succeeded
         if not succeeded:
@@ -116,19 +119,19 @@ class Model:
                     held.hidden = min(held.hidden, now)
 
     def flush(self, began: float) -> None:
-        """A flush has succeeded."""
+        """Note that a flush that began at ``began`` has succeeded."""
         for several in self._blocks.values():
             for held in several:
                 if held.hidden < began:
                     held.erased = True
 
     def forget_hidden(self) -> None:
-        """Nothing is in flight: forget what can be seen no more."""
+        """Drop the versions that cannot be seen any more. No request may be in flight."""
         for block, several in self._blocks.items():
             self._blocks[block] = [held for held in several if not self._is_gone(held)]
 
     def restart(self) -> None:
-        """The device was opened again: after a crash, or after an unmount with its flush."""
+        """Note that the device was opened again, after a crash or after flush and unmount."""
         self.forget_hidden()
         now = self.now()
         for several in self._blocks.values():
@@ -141,7 +144,7 @@ class Model:
         return held.erased or (self._write_through and held.hidden < inf)
 
     def check_read(self, began: float, first: int, data: bytes) -> None:
-        """Take note of what a read returned, from this block on.
+        """Check what a read that began at ``began`` returned, from block ``first`` on.
 
         Raises:
             CheckFailed: a block does not hold what it should.
@@ -153,7 +156,7 @@ class Model:
             self._check_block(began, now, block, data[begin : begin + size])
 
     def check_zeroes(self, began: float, blocks: range) -> None:
-        """Take note that these were said to read as zeroes; as :meth:`check_read`."""
+        """Check that blocks which were said to be zeroes may be; see :meth:`check_read`."""
         now = self.now()
         for block in blocks:
             self._check_block(began, now, block, self._zeroes)
@@ -161,7 +164,7 @@ class Model:
     def _check_block(self, began: float, now: float, block: int, found: bytes) -> None:
         allowed = [held for held in self._blocks[block] if held.hidden > began]
         contents = [held.change.content(block) for held in allowed]
-        if len(allowed) == 1 and contents[0] == found:  # by far the most
+        if len(allowed) == 1 and contents[0] == found:  # the usual case, and the fast one
             return
         if found not in contents:
             if None not in contents and not _is_mixture(found, contents, allowed, began):
@@ -173,7 +176,7 @@ class Model:
                 if _is_past(held, began):
                     held.hidden = now
 
-    # In words
+    # Descriptions of what was wrong
 
     def _deviation(self, block: int, found: bytes, allowed: list[_BlockVersion]) -> str:
         expected = " or ".join(str(held.change) for held in allowed)
@@ -186,7 +189,7 @@ class Model:
         if found == self._zeroes:
             return "zeroes"
         if found == bytes([SCRIBBLE_BYTE]) * len(found):
-            return "what `data` was overwritten with after write had returned"
+            return "what overwrote `data` after write had returned"
         stamps = list(dict.fromkeys(self._describe_stamps(found)))
         if any(stamp != "zeroes" for stamp in stamps):
             return " and ".join(stamps[:4])
@@ -208,7 +211,7 @@ class Model:
 def _split(
     allowed: list[_BlockVersion], block: int, found: bytes
 ) -> tuple[list[_BlockVersion], list[_BlockVersion]]:
-    """Those that may be what was found, and those that are not."""
+    """Split the versions into those that may be what was found, and the others."""
     shown: list[_BlockVersion] = []
     others: list[_BlockVersion] = []
     for held in allowed:
@@ -223,7 +226,7 @@ def _is_past(held: _BlockVersion, began: float) -> bool:
 def _is_mixture(
     found: bytes, contents: list[bytes | None], allowed: list[_BlockVersion], began: float
 ) -> bool:
-    """Whether a read beside a write found a part of each, as with a copy under way."""
+    """Whether a read during a write found a mixture of both, as while memory is being copied."""
     if all(_is_past(held, began) for held in allowed):
         return False
     known = [content for content in contents if content is not None]

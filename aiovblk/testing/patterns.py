@@ -1,4 +1,4 @@
-"""What the blocks hold that a check writes: each tells which write put it there, and where."""
+"""Make and read data patterns: each block is stamped with its write and its own number."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Iterator
 _STAMP = struct.Struct(">QQ")
 
 SCRIBBLE_BYTE = 0xDB
-"""The byte that ``data`` is overwritten with once :meth:`write` has returned."""
+"""The byte that overwrites ``data`` once :meth:`write` has returned."""
 
 
 def stamped(write: int, block: int, block_size: int) -> bytes:
-    """The contents of a block, of any size, that this write put there.
+    """Return the contents that a write gives a block.
 
     Args:
-        write: its number, at least one.
-        block: where it was to go.
-        block_size: bytes. In fewer than 16 no number can be read, but they differ nearly always.
+        write: the number of the write, at least 1.
+        block: the number of the block.
+        block_size: bytes. A block below 16 bytes has no readable stamp, but nearly always other
+            contents than any other.
 
     """
     stamp = _STAMP.pack(write, block)
@@ -28,7 +29,7 @@ def stamped(write: int, block: int, block_size: int) -> bytes:
 
 
 def stamps_in(data: bytes) -> Iterator[tuple[int, int]]:
-    """Write and block of each stamp of a block, in order, neighbours that are alike left out."""
+    """Yield write and block of each stamp in a block, in order; repeated stamps are left out."""
     last = None
     for stamp in _STAMP.iter_unpack(data[: len(data) // _STAMP.size * _STAMP.size]):
         if stamp != last:

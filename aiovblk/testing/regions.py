@@ -1,4 +1,4 @@
-"""Where requests go, so that they meet."""
+"""Choose the blocks that requests use, so that requests often overlap."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 
 MAX_BLOCKS = 2048
 MAX_BYTES = 4 * 1024 * 1024
-"""What a device may have at most for all of it to be used."""
+"""The size up to which all of a device is used."""
 
 _WIDE = 256  # blocks of the largest window of a larger device
 _NARROW = 64  # of the others
@@ -18,16 +18,16 @@ _MIDDLES = 4  # windows that are neither at the beginning nor at the end
 class Regions:
     """The blocks of a device that a check uses.
 
-    All of a small device; of a large one its first and last blocks and some between: around
-    multiples of large powers of two, where the pieces meet that it may be stored in.
+    All of a small device; of a large one its first and last blocks, and some around multiples of
+    large powers of two, where the chunks meet that it may be stored in.
 
     Args:
         block_size: bytes.
-        blocks: how many there are.
-        random: chooses which to use.
+        blocks: the size of the device.
+        random: chooses the blocks.
 
     Attributes:
-        windows: runs of blocks with others between, in order.
+        windows: separate runs of blocks, in order.
 
     """
 
@@ -36,8 +36,8 @@ class Regions:
         if blocks > min(MAX_BLOCKS, MAX_BYTES // block_size):
             narrow = max(min(_NARROW, _NARROW_BYTES // block_size), 4)
             wide = narrow * _WIDE // _NARROW
-            middles = [_around(_a_border(blocks, random), narrow) for _ in range(_MIDDLES)]
-            middles.append(_around(_a_border(blocks, random), wide))
+            middles = [_around(_boundary(blocks, random), narrow) for _ in range(_MIDDLES)]
+            middles.append(_around(_boundary(blocks, random), wide))
             several = [range(narrow), range(blocks - narrow, blocks), *middles]
             self.windows = merged(
                 range(max(each.start, 0), min(each.stop, blocks)) for each in several
@@ -48,15 +48,15 @@ class Regions:
 
         Args:
             random: chooses.
-            taken: the others.
+            taken: the runs of other requests.
 
         """
         if taken and random.random() < 0.65:
             return self._beside(random, random.choice(taken))
         window = random.choice(self.windows)
-        most = len(window)
-        length = random.choice([1, 1, random.randint(1, 8), random.randint(1, most), most])
-        length = min(length, most)
+        size = len(window)
+        length = random.choice([1, 1, random.randint(1, 8), random.randint(1, size), size])
+        length = min(length, size)
         last = window.stop - length
         start = random.choice([window.start, last, *[random.randint(window.start, last)] * 4])
         return range(start, start + length)
@@ -70,8 +70,8 @@ class Regions:
         return range(start, min(start + length, window.stop))
 
 
-def _a_border(blocks: int, random: Random) -> int:
-    """A block whose number is a multiple of a large power of two."""
+def _boundary(blocks: int, random: Random) -> int:
+    """Choose a block whose number is a multiple of a large power of two."""
     power = random.randint(min(6, blocks.bit_length() - 2), blocks.bit_length() - 2)
     return random.randint(1, (blocks - 1) >> power) << power
 
@@ -81,7 +81,7 @@ def _around(block: int, length: int) -> range:
 
 
 def merged(ranges: Iterable[range]) -> list[range]:
-    """Their blocks as runs that neither touch nor overlap, in order."""
+    """Merge ranges that touch or overlap; return them in order."""
     runs: list[range] = []
     for each in sorted(ranges, key=lambda each: each.start):
         if runs and each.start <= runs[-1].stop:

@@ -1,4 +1,4 @@
-"""Whether what a handler returns is what the contract asks for."""
+"""Check the results of handlers against the contract, and report failures: CheckFailed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..device import Extent
 
 
 def checked_view(data: object, length: int) -> memoryview:
-    """What a read has returned, byte by byte.
+    """Return the result of a read as a view of bytes.
 
     Raises:
-        CheckFailed: it is of the wrong type or length.
+        CheckFailed: the type or length is wrong.
 
     """
     try:
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # it is what is found out
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # which is checked here
     except TypeError:
         raise CheckFailed(f"returned {_short(data)}, not contiguous bytes") from None
     if len(view) != length:
@@ -24,21 +24,21 @@ def checked_view(data: object, length: int) -> memoryview:
 
 
 def checked_extents(extents: object, block_size: int) -> Sequence[Extent]:
-    """What extents has returned.
+    """Return the result of extents.
 
     Raises:
-        CheckFailed: there are none, or it is nothing of the kind.
+        CheckFailed: it is empty, or no sequence of extents of whole blocks.
 
     """
     try:
-        several = [Extent(*each) for each in extents]  # type: ignore[attr-defined]  # that, too
+        several = [Extent(*each) for each in extents]  # type: ignore[attr-defined]  # likewise
     except TypeError:
         raise CheckFailed(f"returned {_short(extents)}, not a sequence of extents") from None
     if not several:
         raise CheckFailed("returned no extent at all")
     for each in several:
         if not isinstance(each.length, int) or each.length < 1 or each.length % block_size:
-            raise CheckFailed(f"returned {each}, whose length is no number of blocks")
+            raise CheckFailed(f"returned {each}, whose length is no multiple of the block size")
     return several
 
 
@@ -47,14 +47,14 @@ def _short(thing: object) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-class CheckFailed(AssertionError):  # noqa: N818 (it is no error of this library's)
+class CheckFailed(AssertionError):  # noqa: N818 (not an error of this library)
     """A device breaks the contract of :class:`aiovblk.BlockDevice`.
 
     Attributes:
         reason: what was wrong.
-        request: which request showed it, in words; None if it was not one.
-        seed: of the check that found it.
-        round: which round of that check, counted from 0; None before the first.
+        request: the request that showed it, as text; None if it was none.
+        seed: of the check.
+        round: the round of the check, counted from 0; None before the first.
 
     """
 
@@ -66,7 +66,7 @@ class CheckFailed(AssertionError):  # noqa: N818 (it is no error of this library
         self.round: int | None = None
 
     def __str__(self) -> str:
-        """All that is known of it."""
+        """Format seed, round, request and reason."""
         where = "at the start" if self.round is None else f"in round {self.round}"
         request = f"{self.request}: " if self.request else ""
         return f"with seed {self.seed}, {where}: {request}{self.reason}"

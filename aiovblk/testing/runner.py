@@ -1,4 +1,4 @@
-"""Requests to one open device, made as a dispatcher makes them, and what comes of each."""
+"""Run requests on one open device as a dispatcher does, and check the result of each."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ from .results import CheckFailed, checked_extents, checked_view
 
 T = TypeVar("T")
 
-UNASKED = "raised CancelledError though nobody cancelled it"
+UNASKED = "raised CancelledError without being cancelled"
 
 Check = Callable[[], None]
-"""What is left to be looked at once an answer has been sent."""
+"""What remains to be checked once a reply has been sent."""
 
 
 class _Failed(Exception):  # noqa: N818 (it never leaves this file)
-    """The request has failed, which it may."""
+    """The request has failed, which is allowed."""
 
 
 class _Over(Exception):  # noqa: N818 (nor does this)
-    """Nobody wants to know what became of the request."""
+    """The device has crashed; the result of the request does not count."""
 
 
 class OutcomeCounts:
-    """How often requests succeeded and failed, by command; over all times the device is opened."""
+    """Counts of succeeded and failed requests by command, over all openings of the disk."""
 
     def __init__(self) -> None:
         self.succeeded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.errors: dict[str, OSError] = {}
-        """The last of each command."""
+        """The last error of each command."""
 
 
 class RequestRunner:
-    """Makes requests of a device, and compares what it answers with a model.
+    """Runs requests on a device, and compares the results with a model.
 
     Args:
-        device: whose handlers are called.
-        model: what it should hold.
-        tally: of what came of them.
-        name: what the requests are part of, for messages.
+        device: its handlers are called.
+        model: what the device should hold.
+        outcomes: counts the results.
+        name: of the round, for messages.
 
     Attributes:
-        over: whether the device is dead; nothing that comes of requests counts any more.
-        finished: how many requests are done with.
+        over: whether the device is dead; results do not count any more.
+        finished: number of requests that are finished.
 
     """
 
-    def __init__(self, device: BlockDevice, model: Model, tally: OutcomeCounts, name: str) -> None:
+    def __init__(
+        self, device: BlockDevice, model: Model, outcomes: OutcomeCounts, name: str
+    ) -> None:
         self._device = device
         self._model = model
-        self._outcomes = tally
+        self._outcomes = outcomes
         self._name = name
         self._running: dict[asyncio.Task[Check | None], GeneratedRequest] = {}
         self.over = False
@@ -77,10 +79,10 @@ class RequestRunner:
         }
 
     async def run_chain(self, chain: Sequence[GeneratedRequest]) -> None:
-        """Make these requests, one after the other.
+        """Run requests in sequence.
 
         Raises:
-            CheckFailed: an answer was wrong.
+            CheckFailed: a result was wrong.
 
         """
         for request in chain:
@@ -94,8 +96,8 @@ class RequestRunner:
                 raise
             self._count()
 
-    async def reached(self, finished: int) -> None:
-        """Wait until so many requests are done with."""
+    async def wait_finished(self, finished: int) -> None:
+        """Wait until this many requests are finished."""
         if self.finished < finished:
             reached = asyncio.get_running_loop().create_future()
             self._when_finished[finished] = reached
@@ -103,26 +105,26 @@ class RequestRunner:
 
     @property
     def unfinished(self) -> str:
-        """The requests in flight, in words."""
+        """The requests in flight, as text."""
         requests = [str(each) for task, each in self._running.items() if not task.done()]
         return " and ".join(requests) or "nothing"
 
-    async def stop(self, patience: float) -> None:
-        """Cancel the handlers that are running, and wait until they are done.
+    async def stop(self, timeout: float) -> None:
+        """Cancel the running handlers, and wait until they have ended.
 
         Args:
-            patience: seconds that they may take.
+            timeout: seconds for that.
 
         Raises:
-            CheckFailed: that was not enough.
+            CheckFailed: they have not ended in time.
 
         """
         self.over = True
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
-        if tasks and (await asyncio.wait(tasks, timeout=patience))[1]:
-            raise CheckFailed(f"{self.unfinished} still runs {patience} s after it was cancelled")
+        if tasks and (await asyncio.wait(tasks, timeout=timeout))[1]:
+            raise CheckFailed(f"{self.unfinished} still runs {timeout} s after it was cancelled")
 
     def _count(self) -> None:
         self.finished += 1
@@ -148,7 +150,7 @@ class RequestRunner:
     def _forget(self, task: asyncio.Task[Check | None]) -> None:
         del self._running[task]
         if not task.cancelled():
-            task.exception()  # looked at even if whoever waited for it was cancelled
+            task.exception()  # retrieved even if run_chain() was cancelled
 
     async def _serve(self, request: GeneratedRequest) -> Check | None:
         try:
@@ -230,12 +232,12 @@ class RequestRunner:
                 request, lambda: self._device.cache(request.offset, request.length)
             )
 
-    # What they have in common
+    # Common to all commands
 
     async def _change(
         self, request: GeneratedRequest, content: Content, call: Callable[[], Awaitable[object]]
     ) -> bool:
-        """Call a handler that changes blocks; returns whether it succeeded."""
+        """Call a handler that changes blocks; return whether it succeeded."""
         what = f"{self._name}'s {request}"
         change = self._model.begin(request.blocks, content, what)
         try:
@@ -249,7 +251,7 @@ class RequestRunner:
     async def _check_outcome(
         self, request: GeneratedRequest, call: Callable[[], Awaitable[T]]
     ) -> T:
-        """Call a handler, once or until nobody cancels it any more."""
+        """Call a handler; call it again if it was cancelled and is to be rerun."""
         while True:
             try:
                 result = await call()
@@ -287,13 +289,13 @@ class RequestRunner:
 
 
 def _take_back(buffer: bytearray, data: memoryview, *, keep_exported: bool) -> None:
-    """Do to the payload of a write what comes after it in the same memory.
+    """Overwrite the payload of a write, as the next request in the same memory would.
 
     Args:
         buffer: the memory.
         data: what the handler was given.
-        keep_exported: whether to leave it alone while somebody has a view of it, as a dispatcher
-            does: a write that is cancelled may leave a thread behind.
+        keep_exported: whether to leave the memory alone while a view of it exists, as a dispatcher
+            does: a write that is cancelled may leave a thread running that still reads it.
 
     """
     with contextlib.suppress(BufferError):
@@ -324,6 +326,6 @@ else:
 
 
 async def loop_turns(count: int) -> None:
-    """Let the event loop turn so often."""
+    """Wait for this many turns of the event loop."""
     for _ in range(count):
         await asyncio.sleep(0)

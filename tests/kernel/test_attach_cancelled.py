@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.mounting import attaching, handle
+from aiovblk.mounting import attaching, lifecycle
 
 from .support import Disk, becomes_free
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(600)]
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waited for these would not end."""
     monkeypatch.setattr(attaching, "ATTACH_TIMEOUT", 3600.0)
-    monkeypatch.setattr(handle, "ATTACH_TIMEOUT", 3600.0)
+    monkeypatch.setattr(lifecycle, "ATTACH_TIMEOUT", 3600.0)
 
 
 @pytest.mark.usefixtures("never")

@@ -49,7 +49,7 @@ VERIFY = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --verify=crc32c 
 
 def reads_and_writes(mount: Mount) -> list[int]:
     """How many requests each connection has served."""
-    return [line.stats.reads + line.stats.writes for line in mount._connections.all()]
+    return [line.stats.reads + line.stats.writes for line in mount._lifecycle.connections.all()]
 
 
 async def on_both_processors(path: str, options: str) -> None:
@@ -109,14 +109,14 @@ async def test_what_was_in_flight_on_a_lost_connection_is_sent_on_another(
         disk.gate.clear()
         working = asyncio.create_task(on_both_processors(mount.path, f"--size={by_size(2, 8)}m"))
         await disk.full.wait()
-        lines = mount._connections.all()
+        lines = mount._lifecycle.connections.all()
         assert min(line.stats.in_flight for line in lines) == 32
         lines[0].abort()
         disk.gate.set()
         await working
         assert {
             "ioctl": "connection 1 of 2 is lost",
-            "netlink": "connection 1 of 2 was lost (it was closed) and is made again",
+            "netlink": "connection 1 of 2 was lost (it was closed) and is reconnected",
         }[attach] in caplog.text
         await leave_dirty_pages(mount.path)
     assert_stored_and_said_goodbye(disk)
@@ -182,11 +182,12 @@ async def test_every_connection_is_received_by_where_threads_start_late(
     # Here all takes as long as the others let it.
     for module, name in {
         ("attaching", "ATTACH_TIMEOUT"),
-        ("life", "ATTACH_TIMEOUT"),
-        ("receivers", "KERNEL_TIMEOUT"),
+        ("lifecycle", "ATTACH_TIMEOUT"),
+        ("recovery.receive_threads", "KERNEL_TIMEOUT"),
+        ("recovery.reconnect", "KERNEL_TIMEOUT"),
         ("unmounting", "KERNEL_TIMEOUT"),
     }:
-        monkeypatch.setattr(sys.modules[f"aiovblk.mount.{module}"], name, PATIENCE)
+        monkeypatch.setattr(sys.modules[f"aiovblk.mounting.{module}"], name, PATIENCE)
     disk = Disk()
     async with AsyncExitStack() as stack:
         async with kernel_that_starts_threads_slowly():
@@ -204,7 +205,7 @@ async def test_the_loss_of_all_connections_is_told() -> None:
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):
         # By netlink they are made again.
         async with aiovblk.mounted(Disk(), connections=2, attach="ioctl") as mount:
-            for line in mount._connections.all():
+            for line in mount._lifecycle.connections.all():
                 line.abort()
             await mount.wait()
 

@@ -104,9 +104,9 @@ async def assert_in_order(running: Program) -> None:
     found = [Finding(**each) for each in json.loads(done.output)]
     assert done.status == 0, found
     assert of("driver", found) == [("ok", "loaded, 63 of 64 devices are free")]
-    assert of("nodes", found) == [("ok", "/dev/nbd0 to /dev/nbd63 are there")]
+    assert of("nodes", found) == [("ok", "/dev/nbd0 to /dev/nbd63 exist")]
     assert of("privileges", found) == [("ok", "devices can be attached")]
-    assert of("netlink", found) == [("ok", "the driver's family is there")]
+    assert of("netlink", found) == [("ok", "the driver's family is available")]
     assert of("devices", found) == [("ok", f"{running.path} is served")]
     assert of("stuck", found) == [("ok", "no program waits for a device")]
     assert await running.end(signal.SIGINT) == 0

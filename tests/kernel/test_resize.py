@@ -234,7 +234,7 @@ async def test_a_handler_that_hangs_does_not_hang_a_resize(mebibytes: int) -> No
         assert await size_of(mount.path) == disk.size == mebibytes * MIB
         disk.hangs = False
         if not freezes():
-            for line in mount._connections.all():
+            for line in mount._lifecycle.connections.all():
                 line.fail_running(asyncio.get_running_loop().time())
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await reading

@@ -270,7 +270,7 @@ async def test_signals_do_nothing(interrupts: bool, handled: list[int]) -> None:
 
 def servers_end(mount: Mount) -> socket.socket:
     """A duplicate of it."""
-    (line,) = mount._connections.all()
+    (line,) = mount._lifecycle.connections.all()
     assert isinstance(line, Dispatcher)
     return socket.socket(fileno=os.dup(line._stream.transport.get_extra_info("socket").fileno()))
 
@@ -351,7 +351,7 @@ async def test_what_comes_after_a_disconnect_is_answered() -> None:
         await becomes_true(lambda: disk.held == 1)
         for _ in range(2):
             await nbd_ioctl(mount.path, 0xAB08)  # NBD_DISCONNECT
-        await mount._state.disconnected
+        await mount._lifecycle.state.disconnected
         second = asyncio.create_task(asyncio.to_thread(pread, mount.path, 2 * MIB, 4096))
         await becomes_true(lambda: disk.held == 2)
         disk.gate.set()
@@ -378,7 +378,7 @@ async def test_what_is_cut_off_from_outside_fails(
     disk = Disk()
     async with contextlib.AsyncExitStack() as stack:
         if cut_off is clear_socket:
-            reason = "somebody took its socket away"
+            reason = "another program took its socket away"
             stack.enter_context(pytest.raises(aiovblk.AttachError, match=reason))
         mount = await stack.enter_async_context(aiovblk.mounted(disk, unmount_timeout=3600))
         disk.gate.clear()
@@ -402,8 +402,9 @@ async def test_a_node_that_is_closed_behind_our_back(attach: str) -> None:
     async with aiovblk.mounted(disk) as mount:
         nothing = os.open(os.devnull, os.O_RDONLY)
         # Not just closed: the number would be that of the next file.
-        assert isinstance(mount._attachment, IoctlAttachment)
-        await asyncio.to_thread(os.dup2, nothing, mount._attachment._fd, inheritable=False)
+        attachment = mount._lifecycle.attachment
+        assert isinstance(attachment, IoctlAttachment)
+        await asyncio.to_thread(os.dup2, nothing, attachment._fd, inheritable=False)
         os.close(nothing)
         assert await reading(mount.path) == bytes(4096)
         await leave_dirty_pages(mount.path)

@@ -206,7 +206,7 @@ async def test_a_connection_that_breaks_is_made_again(connections: int) -> None:
             )
         )
         await becomes_true(lambda: mount.stats.writes >= 50)
-        line = mount._connections.all()[-1]
+        line = mount._lifecycle.connections.all()[-1]
         assert isinstance(line, Dispatcher)
         line._stream.transport.abort()
         async for event in heard:
@@ -255,7 +255,7 @@ async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
             pass
     async with surviving(disk) as again:
         assert again.path == path
-        assert len(again._connections.all()) == 2
+        assert len(again._lifecycle.connections.all()) == 2
         assert await reading == DATA
         with pytest.raises(DeviceBusyError, match="already attached, served by process"):
             async with surviving(disk):

@@ -215,7 +215,7 @@ async def test_force_ends_the_patience_of_an_unmount_under_way() -> None:
 async def test_a_device_whose_first_read_hangs_is_not_mounted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["aiovblk.mounting.handle"], "ATTACH_TIMEOUT", 1.0)
+    monkeypatch.setattr(sys.modules["aiovblk.mounting.lifecycle"], "ATTACH_TIMEOUT", 1.0)
     disk = Disk()
     disk.gate.clear()
     with pytest.raises(aiovblk.AttachError, match="did not come alive"):
@@ -342,6 +342,6 @@ async def test_a_cleared_socket_is_a_lost_device() -> None:
     script = f"import os, fcntl; fcntl.ioctl(os.open({mount.path!r}, os.O_RDONLY), 0xab04)"
     async with program("-c", script) as clear:
         assert (await clear.rest(), await clear.end()) == ("", 0)
-    with pytest.raises(aiovblk.AttachError, match="somebody took its socket away"):
+    with pytest.raises(aiovblk.AttachError, match="another program took its socket away"):
         await task
     assert disk.events == ["flush", "unmount"]

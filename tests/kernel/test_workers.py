@@ -13,6 +13,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice, Mount
 from aiovblk.events import ConnectionRestored
+from aiovblk.mounting.workers.backend import WorkerBackend
 
 from ..support.sizes import by_size
 from .support import Program, command, fio, pattern, pread, pwrite, sh
@@ -66,7 +67,9 @@ async def workers_of(running: Program) -> list[str]:
 
 
 def pids(mount: Mount) -> list[int]:
-    return [line.worker.pid for line in mount._backend._lines]  # type: ignore[attr-defined]  # a Crew
+    backend = mount._lifecycle.backend
+    assert isinstance(backend, WorkerBackend)
+    return [each.worker.pid for each in backend._connections]
 
 
 async def on_both_processors(mount: Mount, options: str) -> None:
@@ -105,7 +108,7 @@ async def test_two_workers_serve_one_disk(image: Path) -> None:
     assert sorted(last[:2]) == sorted(f"flush {pid}" for pid in workers)
     assert sorted(last[2:]) == sorted(f"unmount {pid}" for pid in workers)
     assert mount.stats.writes > by_size(500, 2000)
-    for line in mount._connections.all():
+    for line in mount._lifecycle.connections.all():
         assert line.stats.writes > by_size(125, 500)
         assert line.stats.in_flight == 0
 

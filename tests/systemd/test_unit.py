@@ -76,7 +76,7 @@ def test_stop_while_a_file_system_is_mounted_takes_it_away_after_a_while() -> No
     with file_system() as point:
         (point / "file").write_text("not synced")
         run("systemctl", "stop", "--no-block", UNIT)
-        until(lambda: "still serving, again to force" in journal(), "the refusal")
+        until(lambda: "still serving; signal again to force" in journal(), "the refusal")
         until(lambda: show("ActiveState") not in ("deactivating", "active"), "the end")
     assert in_image("file") == "not synced"
 

@@ -16,6 +16,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.contract import check_device, check_handlers
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.mounting.backend import LocalBackend
 from aiovblk.protocol import Command
 from aiovblk.server import Export
@@ -288,9 +289,9 @@ def test_coroutine_in_place_of_a_device_is_to_be_awaited() -> None:
 
 
 async def test_plain_def_is_refused_when_it_is_mounted() -> None:
-    options: dict[str, Any] = {"handler_timeout": None, "slow_request": None}
+    limits = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
     with pytest.raises(TypeError, match=r"PlainDisk\.read must be async def"):
-        LocalBackend(PlainDisk(), connections=1, concurrency=1, **options)
+        LocalBackend(PlainDisk(), connections=1, limits=limits)
     with pytest.raises(TypeError, match=r"PlainDisk\.read must be async def"):
         await aiovblk.mount(PlainDisk())
 

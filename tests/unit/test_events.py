@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice, Mount
-from aiovblk.dispatch import Dispatcher
+from aiovblk.dispatch import Dispatcher, HandlerLimits
 from aiovblk.events import (
     MAX_QUEUED_EVENTS,
     Attached,
@@ -29,10 +29,11 @@ from aiovblk.events import (
     Unmounted,
     Unmounting,
 )
-from aiovblk.kernel import RequestQueue
-from aiovblk.mounting.attaching import MountOptions
 from aiovblk.mounting.backend import LocalBackend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection
+from aiovblk.mounting.lifecycle import MountLifecycle
+from aiovblk.mounting.options import MountOptions
+from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
@@ -45,9 +46,7 @@ def local(*, connections: int) -> LocalBackend:
     return LocalBackend(
         MemoryDevice(4096),
         connections=connections,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
+        limits=HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
     )
 
 
@@ -208,7 +207,7 @@ async def test_lost_connection_is_told_and_one_that_is_closed_is_not(
 ) -> None:
     events = MountState()
     listener = events.broadcaster.subscribe()
-    lines = ConnectionGroup(events, lambda: None)
+    lines = ConnectionGroup(events)
     await local(connections=2).open(lines)
     kernels = await lines.connect()
     lines.start()
@@ -239,8 +238,8 @@ async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
     monkeypatch.setattr(Dispatcher, "oldest_start", property(lambda _: clock() - 60))
     events = MountState()
     listener = events.broadcaster.subscribe()
-    lines = ConnectionGroup(events, lambda: None)
-    lines.timeout = timeout
+    lines = ConnectionGroup(events)
+    reconnector = Reconnector(lines, events, timeout)
     made: list[socket.socket] = []
 
     async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
@@ -249,11 +248,13 @@ async def test_connection_that_the_kernel_has_given_up_is_made_again_once(
         return ours
 
     served = LocalBackend(
-        NeverReads(), connections=1, concurrency=1, handler_timeout=None, slow_request=0.02
+        NeverReads(),
+        connections=1,
+        limits=HandlerLimits(concurrency=1, handler_timeout=None, slow_request=0.02),
     )
     await served.open(lines)
     [kernel] = await lines.connect()
-    lines.open_replacement = renew
+    reconnector.open_replacement = renew
     lines.start()
     kernel.send(serialize_request(Request(0, Command.READ, 1, 0, 4096)))
     assert isinstance(await anext(listener), SlowRequest)
@@ -281,9 +282,7 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
     told: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     service = ConnectionService(
         partial(MemoryDevice, 4096),
-        1,
-        None,
-        None,
+        HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
         False,
         False,
         lambda *words: told.put_nowait(words),
@@ -309,29 +308,20 @@ async def test_worker_reports_what_happens_to_its_requests() -> None:
 
 
 async def test_mount_tells_of_its_end_with_what_went_wrong() -> None:
-    class Unreal(Mount):
+    class Unattached(MountLifecycle):
         async def _attach(self, path: str | None) -> None:
             self.path = "/dev/nbd7"
 
         async def _unmount(self) -> Any:
             raise LookupError("a failure")
 
-    mount = Unreal(
-        LocalBackend(
-            MemoryDevice(4096), connections=1, concurrency=1, handler_timeout=None, slow_request=1
-        ),
-        MountOptions(
-            attach="ioctl",
-            timeout=None,
-            unmount_timeout=1,
-            queue=RequestQueue(),
-            identity=None,
-            survive=0,
-            replace=False,
-            partitions=False,
-        ),
+    limits = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=1)
+    lifecycle = Unattached(
+        LocalBackend(MemoryDevice(4096), connections=1, limits=limits),
+        MountOptions(attach="ioctl", limits=limits, unmount_timeout=1),
     )
-    await mount.start(None)
+    mount = Mount(lifecycle)
+    await lifecycle.start(None)
     listening = asyncio.create_task(everything(mount.events()))
     await asyncio.sleep(0)
     with pytest.raises(LookupError):

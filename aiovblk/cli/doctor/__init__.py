@@ -1,7 +1,8 @@
-"""``aiovblk doctor``: what is wrong with NBD on this machine, and what mends it.
+"""``aiovblk doctor``: diagnose problems with NBD on this machine, and suggest fixes.
 
-It opens no device that is attached, since that may never return. All else that could hang has a
-deadline.
+Checks open no attached device, since that may never return. Every check has a timeout, so that one
+that hangs does not stop the others. A new check is a function in one of the modules here, which
+yields findings, and a line in :data:`CHECKS`.
 """
 
 from __future__ import annotations
@@ -35,29 +36,30 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
 def configure(parser: ArgumentParser) -> None:
     """Describe the command and its options."""
     parser.description = (
-        "Look at the kernel, its driver, the nodes, privileges, containers, devices whose server "
-        "is gone and programs that hang. A line for each finding: ok, info, warn or fail, and the "
-        "command that mends it. Exit status 1 when something fails."
+        "Diagnose problems and suggest fixes: checks the kernel, its driver, device nodes, "
+        "privileges, containers, devices whose server is gone, and programs that hang. Prints a "
+        "line for each finding: ok, info, warn or fail, and the command that fixes it. Exit status "
+        "1 if a check fails."
     )
-    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="free the devices whose server is gone; ends programs that have them open",
+        help="free the devices whose server is gone; ends the programs that have them open",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what --clean would do")
+    parser.add_argument("--dry-run", action="store_true", help="only report what --clean would do")
     parser.set_defaults(command=run)
 
 
 def diagnose() -> Iterator[Finding]:
-    """Make all checks; none takes longer than its deadline."""
+    """Run all checks, each for :data:`CHECK_TIMEOUT` at most."""
     for check in CHECKS:
         try:
             yield from run_in_daemon_thread(_collect, check).result(CHECK_TIMEOUT)
         except FutureTimeoutError:
             yield fail(check.__name__, f"no answer in {CHECK_TIMEOUT:g} s")
-        except Exception as exc:  # whatever this machine lacks, the other checks are to be made
-            yield warn(check.__name__, f"cannot be looked at: {exc!r}")
+        except Exception as exc:  # a machine may lack anything; the other checks still run
+            yield warn(check.__name__, f"cannot be checked: {exc!r}")
 
 
 def _collect(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -65,7 +67,7 @@ def _collect(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def run(arguments: Namespace) -> int:
-    """Print what is found; returns 1 when something fails."""
+    """Print the findings; return 1 if something fails."""
     cleans = arguments.clean or arguments.dry_run
     findings = clean_devices(dry_run=arguments.dry_run) if cleans else diagnose()
     found = []

@@ -1,4 +1,4 @@
-"""Freeing the devices that have no server any more."""
+"""Free the devices whose server is gone: ``aiovblk doctor --clean``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .findings import Finding, fail, info, ok
 TOPIC = "clean"
 
 RECHECK_DELAY = 0.2
-"""Seconds after which a device is dead that has no server: it is not just being attached."""
+"""Seconds after which a device still without a server is dead, and not just being attached."""
 
 
 def clean_devices(*, dry_run: bool) -> Iterator[Finding]:
-    """Free every device whose server is gone; with ``dry_run``, say what would be done."""
+    """Free every device whose server is gone; with ``dry_run`` only report what would be done."""
     dead = set(zombies())
     if dead:
         time.sleep(RECHECK_DELAY)
@@ -33,7 +33,7 @@ def _plan(index: int) -> Iterator[Finding]:
     yield info(TOPIC, f"{path}: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT")
     claims = users.exclusive_users(index)
     if claims:
-        yield fail(TOPIC, f"{path}: would stay taken, {', '.join(claims)}", _detaching(index))
+        yield fail(TOPIC, f"{path}: would stay in use, {', '.join(claims)}", _umount_command(index))
         return
     for process, name in users.openers(index):
         text = f"{path}: would end process {process} ({name}), which has it open"
@@ -54,12 +54,12 @@ def _free(index: int) -> Iterator[Finding]:
                 raise unmounting.still_held_error(index, path) from None
     except AttachError as exc:
         yield from (info(TOPIC, f"{path}: {step}") for step in steps)
-        yield fail(TOPIC, str(exc), _detaching(index))
+        yield fail(TOPIC, str(exc), _umount_command(index))
     else:
         yield from (info(TOPIC, f"{path}: {step}") for step in steps)
         yield ok(TOPIC, f"{path} is free")
 
 
-def _detaching(index: int) -> str | None:
+def _umount_command(index: int) -> str | None:
     points = users.mount_points(index)
     return f"umount {points[0]}" if points else None

@@ -1,4 +1,4 @@
-"""The devices that are attached, and programs that wait for them."""
+"""Check the attached devices, and find programs that hang waiting for them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...kernel.status import DeviceState
 from .findings import Finding, fail, info, ok, warn
 
 RECHECK_DELAY = 0.5
-"""Seconds after which a task is stuck that still waits; most wait for milliseconds."""
+"""Seconds after which a task that still waits is hung; most wait for milliseconds."""
 
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 
-# Functions in which a task waits to open a block device that somebody else is opening.
+# Kernel functions in which a task waits to open a block device that another task is opening.
 _OPENING = re.compile(r"blkdev_open|bdev_open|blkdev_get|bdev_disk_changed")
 
 
 def attached() -> Iterator[Finding]:
-    """Devices, and whether they are served."""
+    """Report each attached device, and whether it is served."""
     indices = [index for index in sysfs.indices() if not sysfs.is_free(index)]
     for index in indices:
         yield _device(index)
@@ -41,17 +41,17 @@ def _device(index: int) -> Finding:
             return ok("devices", f"{path} is served")
         case DeviceState.LOST:
             name = status.identity(index)
-            whose = f"a server that knows it as {name!r} may" if name else "its server may"
-            lost = f"{path} has no connection; {whose} come back, or is given up by force{by}"
+            who = f"a server with --identity {name!r}" if name else "its server"
+            lost = f"{path} has no connection; {who} may reconnect, or unmount it by force{by}"
             return warn("devices", lost, force)
         case DeviceState.UNKNOWN:
-            return info("devices", f"{path}: whether it is served cannot be told from here{by}")
+            return info("devices", f"{path}: whether it is served is not visible from here{by}")
         case DeviceState.DEAD:
             return fail("devices", f"{path} is a zombie: its server is gone{by}", fix(index))
 
 
 def zombies() -> list[int]:
-    """The devices that have no server any more."""
+    """Return the indices of the devices whose server is gone."""
     return [
         index
         for index in sysfs.indices()
@@ -60,14 +60,14 @@ def zombies() -> list[int]:
 
 
 def fix(index: int) -> str:
-    """The command that frees a device without a server."""
+    """Return the command that frees a device without a server."""
     points = users.mount_points(index)
     unmount = "".join(f"umount {point}; " for point in points)
     return f"{unmount}aiovblk doctor --clean"
 
 
 def hung_tasks() -> Iterator[Finding]:
-    """Programs that wait in the kernel for a device, and cannot be killed."""
+    """Report programs that wait in the kernel for a device and cannot be killed (hung tasks)."""
     waiting = set(_uninterruptible())
     if waiting:
         time.sleep(RECHECK_DELAY)
@@ -82,7 +82,7 @@ def hung_tasks() -> Iterator[Finding]:
             yield warn(
                 "stuck",
                 f"task {task.name} ({name}) waits for {where}; if its server never answers, only"
-                " force ends that",
+                " a forced unmount ends that",
                 f"aiovblk unmount --force {device}",
             )
     if not found:
@@ -90,7 +90,7 @@ def hung_tasks() -> Iterator[Finding]:
 
 
 def _uninterruptible() -> Iterator[Path]:
-    """Tasks in state D, but those of the kernel."""
+    """Yield the tasks in state D (uninterruptible sleep), except threads of the kernel."""
     for process in sysfs.processes():
         with suppress(OSError):
             for task in (process / "task").iterdir():
@@ -100,7 +100,7 @@ def _uninterruptible() -> Iterator[Path]:
 
 
 def _waits_for(task: Path) -> str | None:
-    """The device that a task waits for, or what else it does with one; None for neither."""
+    """Describe the device that a task waits for; None if it waits for no block device."""
     for index in sysfs.indices():
         if not sysfs.is_free(index) and _uses(task, index):
             return f"/dev/nbd{index}"

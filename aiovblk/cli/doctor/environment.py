@@ -1,4 +1,4 @@
-"""Where this process runs, and what it may do there."""
+"""Check privileges, namespaces and containers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ROOT = Path("/")
 
 
 def privileges() -> Iterator[Finding]:
-    """Whether devices can be attached, and what goes without."""
+    """Check the privileges to attach devices and to use all options."""
     if capabilities.is_initial("user") is False:
         yield fail(
             "privileges",
             "not in the initial user namespace (a rootless container, `unshare -r`): the kernel"
-            " refuses to attach here; root may on the host",
+            " refuses to attach here; run it as root on the host",
             "aiovblk mount ...",
         )
     elif not capabilities.has_capability(Capability.CAP_SYS_ADMIN):
         yield fail(
             "privileges",
-            "CAP_SYS_ADMIN is missing, which attaching takes (a container: --cap-add SYS_ADMIN)",
+            "CAP_SYS_ADMIN is missing, which attaching needs (in a container: --cap-add SYS_ADMIN)",
             "sudo aiovblk mount ...",
         )
     else:
@@ -34,30 +34,30 @@ def privileges() -> Iterator[Finding]:
     yield from _buffers()
     for capability in (Capability.CAP_SYS_RESOURCE, Capability.CAP_IPC_LOCK):
         if not capabilities.has_capability(capability):
-            yield info("privileges", f"{capability.name} is missing, which --memory-safe takes")
+            yield info("privileges", f"{capability.name} is missing, which --memory-safe needs")
 
 
 def _buffers() -> Iterator[Finding]:
-    most = sysfs.read(sysfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
+    limit = sysfs.read(sysfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
     if (
-        most
-        and int(most) < SOCKET_BUFFER
+        limit
+        and int(limit) < SOCKET_BUFFER
         and not capabilities.has_capability(Capability.CAP_NET_ADMIN)
     ):
         yield warn(
             "privileges",
-            f"CAP_NET_ADMIN is missing, so socket buffers have {most} bytes at most, and large"
-            " requests take more turns",
+            f"CAP_NET_ADMIN is missing, so socket buffers have {limit} bytes at most, and large"
+            " requests take more system calls",
             f"sysctl net.core.wmem_max={SOCKET_BUFFER}",
         )
 
 
 def namespaces() -> Iterator[Finding]:
-    """What of the machine does not show here."""
+    """Report which namespaces hide a part of the machine."""
     hidden = {
-        "pid": "who serves and uses devices cannot be told",
-        "mnt": "file systems that others have mounted may not show",
-        "net": "before Linux 6.12 NBD's netlink family is not here",
+        "pid": "servers and users of devices are not visible",
+        "mnt": "file systems mounted elsewhere may not be visible",
+        "net": "before Linux 6.12 it has no NBD netlink family",
     }
     found = False
     for kind, consequence in hidden.items():
@@ -65,16 +65,16 @@ def namespaces() -> Iterator[Finding]:
             found = True
             yield warn("namespaces", f"not the host's {kind} namespace: {consequence}")
     if not found:
-        yield ok("namespaces", "the host's, as far as can be seen")
+        yield ok("namespaces", "the host's, as far as is visible")
 
 
 def container() -> Iterator[Finding]:
-    """What containers are in the way of."""
+    """Report the limits of a container."""
     kind = _container()
     if kind is not None:
         yield info(
             "container",
-            f"this is one ({kind}): pausing it (docker pause) ends devices that are attached by"
+            f"running in one ({kind}): pausing it (docker pause) ends devices that are attached by"
             " ioctl, and nodes of partitions do not appear in it",
         )
     if os.statvfs(sysfs.SYS_BLOCK).f_flag & os.ST_RDONLY:
@@ -86,8 +86,8 @@ def container() -> Iterator[Finding]:
 
 
 def _container() -> str | None:
-    if told := sysfs.read(ROOT / "run/systemd/container"):
-        return told
+    if manager := sysfs.read(ROOT / "run/systemd/container"):
+        return manager
     for name, kind in {".dockerenv": "docker", "run/.containerenv": "podman"}.items():
         if (ROOT / name).exists():
             return kind

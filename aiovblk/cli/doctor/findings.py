@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""Findings: the results of checks, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...text import escape
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     INFO = "info"
     WARN = "warn"
-    """Something goes without, or may go wrong."""
+    """Something is missing or may go wrong, but the rest works."""
     FAIL = "fail"
     """Something does not work."""
 
@@ -26,10 +26,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        level: how bad it is.
-        topic: what was looked at, in a word.
-        text: what was found, in words.
-        fix: the command that mends it, where one does.
+        level: the severity.
+        topic: what was checked, in a word.
+        text: what was found.
+        fix: the command that fixes it; None if there is no such command.
 
     """
 
@@ -39,31 +39,31 @@ class Finding:
     fix: str | None = None
 
     def __str__(self) -> str:
-        """A line for people."""
-        remedy = f"; run `{self.fix}`" if self.fix else ""
-        return escape(f"{self.level:4}  {self.topic}: {self.text}{remedy}")
+        """Format as a line for people."""
+        fix = f"; run `{self.fix}`" if self.fix else ""
+        return escape(f"{self.level:4}  {self.topic}: {self.text}{fix}")
 
 
 def ok(topic: str, text: str) -> Finding:
-    """All is well."""
+    """Report that a check has passed."""
     return Finding(Level.OK, topic, text)
 
 
 def info(topic: str, text: str, fix: str | None = None) -> Finding:
-    """Worth knowing."""
+    """Report what is worth knowing."""
     return Finding(Level.INFO, topic, text, fix)
 
 
 def warn(topic: str, text: str, fix: str | None = None) -> Finding:
-    """Something goes without, or may go wrong."""
+    """Report what is missing or may go wrong."""
     return Finding(Level.WARN, topic, text, fix)
 
 
 def fail(topic: str, text: str, fix: str | None = None) -> Finding:
-    """Something does not work."""
+    """Report what does not work."""
     return Finding(Level.FAIL, topic, text, fix)
 
 
 def as_json(findings: Iterable[Finding]) -> str:
-    """A JSON array of objects with the fields of :class:`Finding`."""
+    """Format as a JSON array of objects with the fields of :class:`Finding`."""
     return json.dumps([asdict(finding) for finding in findings], indent=2)

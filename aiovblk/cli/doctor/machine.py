@@ -1,4 +1,4 @@
-"""The kernel, its driver, the nodes, and what runs beside them."""
+"""Check the kernel's NBD driver, device nodes, the netlink family, udev and versions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEV = Path("/dev")
 RUN = Path("/run")
 
 OPEN_TIMEOUT = 2.0
-"""Seconds to open a node that nobody serves, which takes microseconds."""
+"""Seconds to open the node of a free device, which takes microseconds."""
 
 
 def driver() -> Iterator[Finding]:
-    """Whether the kernel has the NBD driver, and devices to spare."""
+    """Check that the NBD driver is loaded and has free devices."""
     indices = sysfs.indices()
     if not indices:
         yield _missing_driver(platform.release())
@@ -38,11 +38,11 @@ def driver() -> Iterator[Finding]:
         yield ok("driver", found)
     else:
         more = f"modprobe -r nbd && modprobe nbd nbds_max={2 * len(indices)}"
-        yield warn("driver", f"{found}; unmount all before more are made", more)
+        yield warn("driver", f"{found}; unmount all of them first", more)
     if max_part == "0":
         yield info(
             "driver",
-            "max_part is 0, so partitions do not show by themselves",
+            "max_part is 0: partitions do not appear by themselves",
             "partprobe /dev/nbdN",
         )
 
@@ -54,9 +54,9 @@ def _missing_driver(release: str) -> Finding:
             return info("driver", "not loaded yet; a mount loads it", "modprobe nbd")
         return fail("driver", "not loaded", "sudo modprobe nbd")
     if not directory.is_dir():
-        reason = f"not loaded, and {directory} is not there: a container, where the host has to"
-        return fail("driver", f"{reason} load it, or a new kernel to be booted", "modprobe nbd")
-    reason = f"this kernel ({release}) came without; some distributions pack it separately"
+        reason = f"not loaded, and {directory} does not exist: in a container load it on the host;"
+        return fail("driver", f"{reason} after a kernel upgrade reboot first", "modprobe nbd")
+    reason = f"this kernel ({release}) does not have it; some distributions package it separately"
     return fail("driver", reason, f"apt install linux-modules-extra-{release}")
 
 
@@ -64,7 +64,7 @@ _MODULE_LISTS = ("modules.dep", "modules.builtin")
 
 
 def nodes() -> Iterator[Finding]:
-    """Whether the devices have nodes here, and whether these may be opened."""
+    """Check that the devices have nodes in /dev, and that these may be opened."""
     indices = sysfs.indices()
     if not indices:
         return
@@ -73,15 +73,15 @@ def nodes() -> Iterator[Finding]:
     if missing:
         first = f"/dev/nbd{missing[0]}"
         number = (numbers[missing[0]] or "43:0").replace(":", " ")
-        text = f"{len(missing)} of {len(indices)} devices have no node here, {first} for one"
+        text = f"{len(missing)} of {len(indices)} devices have no node here, such as {first}"
         finding = fail if len(missing) == len(indices) else warn
         yield finding(
             "nodes",
-            f"{text} (docker run --device {first} passes it on)",
+            f"{text} (docker run --device {first} adds it)",
             f"mknod {first} b {number}",
         )
     else:
-        yield ok("nodes", f"/dev/nbd{indices[0]} to /dev/nbd{indices[-1]} are there")
+        yield ok("nodes", f"/dev/nbd{indices[0]} to /dev/nbd{indices[-1]} exist")
     # The last that is free: a mount takes the first.
     for index in reversed(indices):
         if index not in missing and sysfs.is_free(index):
@@ -90,7 +90,7 @@ def nodes() -> Iterator[Finding]:
 
 
 def node_number(index: int) -> str | None:
-    """MAJOR:MINOR of a block device's node, None where there is none."""
+    """Return MAJOR:MINOR of the block device at a node; None if there is no such node."""
     try:
         status = os.stat(DEV / f"nbd{index}")
     except OSError:
@@ -107,7 +107,7 @@ def _opened(path: str) -> Iterator[Finding]:
         yield fail("nodes", f"opening {path} hangs", f"aiovblk unmount --force {path}")
     except PermissionError as exc:
         if exc.errno == errno.EACCES:
-            yield info("nodes", f"{path} is not yours to open (its owner and mode say whose)")
+            yield info("nodes", f"{path}: no permission to open it (see its owner and mode)")
         else:
             rule = "docker run --device-cgroup-rule 'b 43:* rwm'"
             yield fail("nodes", f"{path} may not be opened: the device cgroup forbids it", rule)
@@ -120,30 +120,30 @@ def _open(path: str) -> None:
 
 
 def netlink_family() -> Iterator[Finding]:
-    """Whether devices can be managed without their nodes."""
+    """Check that the NBD netlink family is available, which needs no nodes."""
     if not sysfs.indices():
-        return  # asking would load the driver
+        return  # the query would load the driver
     if netlink.is_available():
-        yield ok("netlink", "the driver's family is there")
+        yield ok("netlink", "the driver's family is available")
     else:
         yield warn(
             "netlink",
-            "no NBD family in this network namespace (before Linux 6.12 it is in the initial one"
-            " only): no attaching by netlink, no rescue of a device whose open() hangs",
+            "no NBD family in this network namespace (before Linux 6.12 only the initial one has"
+            " it): no attaching by netlink, no forced disconnect of a device whose open() hangs",
             "nsenter --target 1 --net aiovblk ...",
         )
 
 
 def udev() -> Iterator[Finding]:
-    """Whether somebody looks after nodes and their permissions."""
+    """Check whether udev runs, which maintains nodes and their permissions."""
     if (RUN / "udev/control").exists():
-        yield ok("udev", "it runs, and probes devices when they come and change")
+        yield ok("udev", "running; it probes devices that are added or changed")
     else:
-        yield info("udev", "it does not run: nodes keep root's permissions, no /dev/disk/by-*")
+        yield info("udev", "not running: nodes keep root's permissions, no /dev/disk/by-*")
 
 
 def versions() -> Iterator[Finding]:
-    """What serves."""
+    """Report the versions of the kernel, Python and packages."""
     parts = [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
     parts += [f"{name} {metadata.version(name)}" for name in ("uvloop", "anyio")]
     yield ok("versions", ", ".join(parts))

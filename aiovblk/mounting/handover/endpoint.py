@@ -1,9 +1,9 @@
-"""Where a successor asks for a device that is live, and is given it.
+"""Hand a live device over to another process: the protocol on a Unix socket, both ends of it.
 
-A Unix socket that keeps messages apart, in a directory that only root can write to. The successor
-says what it is going to serve; the answer is either why not, or all that it takes to go on: the
-lock of the index, and of each connection the server's end and what was received on it already (in a
-file in memory, since that can be a part of a large write).
+The socket keeps messages apart (SOCK_SEQPACKET), in a directory that only root can write to. The
+successor sends what it is going to serve; the answer is either a reason why not, or all that it
+takes to go on: the lock of the index, and for each connection the server's end and what was
+received on it already (in a file in memory, since that can be a part of a large write).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _UCRED = struct.Struct("=iii")  # struct ucred of include/linux/socket.h: proces
 _MAX_FILES = 250  # in one message; the kernel takes 253 (SCM_MAX_FD)
 
 Connections = Sequence[tuple[socket.socket, bytes]]
-"""The server's end of each, and what was received on it but not taken."""
+"""The server's end of each connection, and what was received on it but not taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandoverGeometry:
-    """What a device is like.
+    """The size of a device and of its blocks, which a successor must serve alike.
 
     Attributes:
-        size: bytes.
-        block_size: bytes.
-        read_only: whether it refuses writes.
+        size: in bytes.
+        block_size: in bytes.
+        read_only: whether the device refuses writes.
 
     """
 
@@ -51,17 +51,17 @@ class HandoverGeometry:
 
     @classmethod
     def of(cls, device: BlockDevice) -> HandoverGeometry:
-        """That of a device."""
+        """Return the geometry of a device."""
         return cls(device.size, device.block_size, bool(device.read_only))
 
 
 @dataclass(frozen=True, slots=True)
 class HandoverRequest:
-    """What a successor is going to serve.
+    """The first message: what a successor is going to serve.
 
     Attributes:
         identity: of the device.
-        geometry: what it is like; None where it is made only when the predecessor has let go.
+        geometry: of the device; None if it is made only once the predecessor has handed over.
 
     """
 
@@ -70,49 +70,49 @@ class HandoverRequest:
 
     @classmethod
     def parse(cls, message: bytes) -> HandoverRequest:
-        """Read what :func:`request_handover` has written.
+        """Parse a message of :func:`request_handover`.
 
         Raises:
-            ValueError, TypeError: it is something else.
+            LookupError, ValueError, TypeError: it is something else.
 
         """
-        words = json.loads(message)
-        geometry = words["geometry"] and HandoverGeometry(**words["geometry"])
-        return cls(words["identity"], geometry)
+        fields = json.loads(message)
+        geometry = fields["geometry"] and HandoverGeometry(**fields["geometry"])
+        return cls(fields["identity"], geometry)
 
 
 class HandoverRequester:
-    """One who asks for the device, and waits.
+    """A successor that asks for the device and waits: the server's end of its connection.
 
     Attributes:
-        request: what it is going to serve.
+        request: what the successor is going to serve.
 
     """
 
-    def __init__(self, sock: socket.socket, wanted: HandoverRequest) -> None:
+    def __init__(self, sock: socket.socket, request: HandoverRequest) -> None:
         self._sock = sock
-        self.request = wanted
+        self.request = request
 
     def is_connected(self) -> bool:
-        """Whether it still waits."""
+        """Tell whether it still waits."""
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return not poll.poll(0)
 
     def refuse(self, reason: str) -> None:
-        """Say why it cannot have the device."""
+        """Send the reason why it cannot have the device, and disconnect."""
         self._answer({"refused": reason}, [])
 
     def send(self, lock: int, connections: Connections, geometry: HandoverGeometry) -> bool:
-        """Hand over the device.
+        """Send the device, and disconnect.
 
         Args:
-            lock: the descriptor of the lock of its index.
-            connections: all there are; the caller closes his own.
-            geometry: what it is like.
+            lock: the descriptor of the lock of the device's index.
+            connections: all there are; the caller closes its own sockets.
+            geometry: of the device.
 
         Returns:
-            False when the successor is gone.
+            False if the successor is gone.
 
         """
         files = [lock]
@@ -135,24 +135,24 @@ class HandoverRequester:
 
 
 class HandoverListener:
-    """Listens for successors, on the running loop.
+    """Listen for successors, on the running loop.
 
     Args:
         path: of the socket; what a predecessor has left there is replaced.
-        on_successor: called with each who asks in due form.
+        on_request: called with each successor that sends a valid request.
 
     Raises:
-        OSError: nobody can listen there.
+        OSError: the socket cannot be bound there.
 
     """
 
-    def __init__(self, path: Path, on_successor: Callable[[HandoverRequester], None]) -> None:
+    def __init__(self, path: Path, on_request: Callable[[HandoverRequester], None]) -> None:
         self._path = path
-        self._on_request = on_successor
+        self._on_request = on_request
         self._loop = asyncio.get_running_loop()
         self._requests: set[socket.socket] = set()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        atfork.protect_socket(self._sock)  # or successors would ask a child
+        atfork.protect_socket(self._sock)  # or successors would reach a forked child
         try:
             with socketfile.locked(str(path)):
                 path.unlink(missing_ok=True)
@@ -166,7 +166,7 @@ class HandoverListener:
         self._loop.add_reader(self._sock, self._accept)
 
     def close(self) -> None:
-        """Listen no more. A successor that listens there already goes on."""
+        """Stop listening. The socket of a successor that listens there already stays."""
         self._loop.remove_reader(self._sock)
         with suppress(OSError), socketfile.locked(str(self._path)):
             if self._path.stat().st_ino == self._inode:
@@ -189,22 +189,22 @@ class HandoverListener:
         try:
             message = sock.recv(_MAX_MESSAGE)
             if not _is_trusted(sock):
-                raise PermissionError(errno.EPERM, "another user's")
-            wanted = HandoverRequest.parse(message)
+                raise PermissionError(errno.EPERM, "it is another user's process")
+            request = HandoverRequest.parse(message)
         except (OSError, LookupError, ValueError, TypeError):
             sock.close()
         else:
-            self._on_request(HandoverRequester(sock, wanted))
+            self._on_request(HandoverRequester(sock, request))
 
 
 @dataclass(frozen=True, slots=True)
 class HandoverResult:
-    """What a successor was given.
+    """The device as a successor has received it.
 
     Attributes:
         lock: the descriptor of the lock of the index.
         connections: all there are.
-        geometry: what the device is like.
+        geometry: of the device.
 
     """
 
@@ -213,7 +213,7 @@ class HandoverResult:
     geometry: HandoverGeometry
 
     def close(self) -> None:
-        """Let go of the connections, which the kernel then finds dead."""
+        """Close the connections, which the kernel then finds dead."""
         for sock, _ in self.connections:
             sock.close()
 
@@ -227,13 +227,14 @@ def request_handover(
         path: where it listens.
         request: what is going to be served.
         seconds: to wait for its answer, which takes as long as its slowest handler.
-        sock: to be used for that, and closed; whoever shuts it down meanwhile ends the wait.
+        sock: to be used for that, and closed; shutting it down meanwhile ends the wait. None for a
+            new one.
 
     Returns:
-        None where nobody listens.
+        None if no process listens there.
 
     Raises:
-        AttachError: it refuses, or does not answer, or is another user's.
+        AttachError: the server refuses, or does not answer, or runs as another user than root.
 
     """
     with sock or socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -269,12 +270,12 @@ def request_handover(
 
 
 def _is_trusted(sock: socket.socket) -> bool:
-    """Whether the other end is root's, or this user's: whoever serves a device may do all to it."""
+    """Tell whether the peer runs as root or as this user: a server of a device may do all to it."""
     return _user_of(sock) in (0, os.geteuid())
 
 
 def _user_of(sock: socket.socket) -> int:
-    """Who has the other end: as of its listen(), or its connect() (SO_PEERCRED of unix(7))."""
+    """Return the peer's user id, as of its listen() or connect() (SO_PEERCRED of unix(7))."""
     ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(ucred)[1])
 

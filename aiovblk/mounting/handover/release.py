@@ -1,4 +1,4 @@
-"""A server leaves a device that stays attached, for another one to go on.
+"""Release a device that stays attached, for another server to go on (graceful handover).
 
 Requests wait meanwhile, and none of them is in flight: what was taken is answered first, then
 flushed, since another process sees nothing of what this one keeps to itself. So no request is made
@@ -15,38 +15,40 @@ from ... import kernel
 from ...device import BlockDevice
 from ...errors import Error
 from ..connections import ConnectionGroup, close_all
-from ..deadlines import run_in_thread, wait_for_task
-from ..unmounting import KERNEL_TIMEOUT
+from ..deadlines import KERNEL_TIMEOUT, run_in_thread, wait_for_task
 from .endpoint import HandoverGeometry, HandoverRequester
 
 logger = logging.getLogger("aiovblk")
 
 
 class HandoverRelease:
-    """One server's leave.
+    """One release of a device, step by step.
 
     Args:
         device: what is served.
-        lines: its connections.
-        link: its attachment.
-        patience: seconds for handlers to end, for ``flush()``, and for ``unmount()``.
+        connections: its connections.
+        attachment: of the device.
+        timeout: seconds for handlers to end, again for ``flush()``, and for ``unmount()``.
 
     """
 
     def __init__(
         self,
         device: BlockDevice,
-        lines: ConnectionGroup,
-        link: kernel.NetlinkAttachment,
-        patience: float,
+        connections: ConnectionGroup,
+        attachment: kernel.NetlinkAttachment,
+        timeout: float,
     ) -> None:
         self._device = device
-        self._lines = lines
-        self._link = link
-        self._patience = patience
+        self._connections = connections
+        self._attachment = attachment
+        self._timeout = timeout
 
-    async def run(self, successor: HandoverRequester | None) -> None:
-        """Leave, and hand everything to a successor, if there is one already.
+    async def run(self, requester: HandoverRequester | None) -> None:
+        """Quiesce, close the device, and hand the sockets over to a successor, if one waits.
+
+        Args:
+            requester: the successor; None if there is none yet.
 
         Raises:
             Error: that cannot be; requests are served as before.
@@ -54,27 +56,30 @@ class HandoverRelease:
         """
         try:
             await self._quiesce()
-            if successor is not None and not successor.is_connected():
-                raise Error("who asked for it has not waited")
+            if requester is not None and not requester.is_connected():
+                raise Error("the process that asked for it has not waited")
         except BaseException:
-            self._lines.resume()
+            self._connections.resume()
             raise
-        # From here on there is no way back: the device may let go of what it has.
+        # From here on there is no way back: the device may release what it has.
         await self._close_device()
-        connections = self._lines.detach()
+        sockets = self._connections.detach()
         geometry = HandoverGeometry.of(self._device)
-        if successor is not None and not successor.send(self._link.lock, connections, geometry):
-            logger.warning("%s: who asked for it is gone; it waits for another", self._link.path)
+        attachment = self._attachment
+        if requester is not None and not requester.send(attachment.lock, sockets, geometry):
+            logger.warning(
+                "%s: the process that asked for it is gone; it waits for another", attachment.path
+            )
         # Without a successor the kernel finds the connections dead, and lets requests wait.
-        close_all([sock for sock, _ in connections])
-        await run_in_thread(KERNEL_TIMEOUT, self._link.detach)
+        close_all([sock for sock, _ in sockets])
+        await run_in_thread(KERNEL_TIMEOUT, attachment.detach)
 
     async def _quiesce(self) -> None:
-        """Have nothing in flight, and all that was written stored."""
+        """Wait until nothing is in flight, then flush the device."""
         try:
-            await wait_for_task(self._patience, self._lines.pause())
+            await wait_for_task(self._timeout, self._connections.pause())
         except TimeoutError:
-            raise Error(f"its handlers did not end within {self._patience:g} s") from None
+            raise Error(f"its handlers did not end within {self._timeout:g} s") from None
         error = await self._call(self._device.flush)
         if error is not None:
             raise Error(f"its flush() failed: {error!r}") from error
@@ -82,17 +87,17 @@ class HandoverRelease:
     async def _close_device(self) -> None:
         error = await self._call(self._device.unmount)
         if error is not None:
-            # All is stored; whoever takes over may not find what this one did not let go of.
-            name = f"{self._link.path} ({type(self._device).__name__})"
-            logger.error("%s: unmount() failed while it was left", name, exc_info=error)
+            # All is stored; but the successor may find locked what this device did not release.
+            name = f"{self._attachment.path} ({type(self._device).__name__})"
+            logger.error("%s: unmount() failed during the handover", name, exc_info=error)
 
     async def _call(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> BaseException | None:
-        """Call a handler; what it has raised, whatever that is.
+        """Call a handler, and return what it raises, whatever that is.
 
-        The task that serves must not end by it: the device would be left with nobody.
+        The task that serves must not end by it: the device would be left without a server.
         """
         try:
-            await wait_for_task(self._patience, handler())
+            await wait_for_task(self._timeout, handler())
         except GeneratorExit:
             raise  # the loop is gone
         except BaseException as exc:

@@ -1,1 +1,1 @@
-"""Recovery: connections whose receivers do not run, or that are lost, are made again."""
+"""Recovery: connections that are lost, or whose receive threads do not run, are reconnected."""

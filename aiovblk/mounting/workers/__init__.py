@@ -1,1 +1,1 @@
-"""A mount whose handlers run in worker processes, one for each connection."""
+"""Serve a mount by a pool of worker processes, one for each connection."""

@@ -1,4 +1,4 @@
-"""A device that is served by several processes: what each of them does."""
+"""Serve one connection of a mount in a worker process, with a device of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...dispatch import (
     ConcurrencyLimiter,
     Dispatcher,
     FailureLog,
+    HandlerLimits,
     Reporter,
     Stats,
     transmission_flags,
@@ -25,20 +26,21 @@ from ...workers import Notify
 logger = logging.getLogger("aiovblk")
 
 REPORT_INTERVAL = 0.2
-"""Seconds between reports of the counters and events, while there is something to tell."""
+"""Seconds between reports of the counters and events to the parent, while they change."""
 
 MAX_RECEIVED = 256 * 1024
 """Bytes of requests in one message to a worker, whose size has a limit."""
 
 MAX_EVENTS = 256
-"""In one message, likewise: one may take little more than 1 KiB, with the reason of a failure."""
+"""Events in one message, likewise: one takes up to little more than 1 KiB, with the reason of a
+failure."""
 
 SHUTDOWN_TIMEOUT = 30.0
-"""Seconds for a device to store what it has, and again to let go, when the parent is gone."""
+"""Seconds for ``flush()``, and again for ``unmount()``, when the parent is gone."""
 
 
 class DeviceInfo(NamedTuple):
-    """What the kernel is told of a device; the same for all workers."""
+    """What the kernel is given of a device; the same for all workers."""
 
     name: str
     block_size: int
@@ -49,10 +51,10 @@ class DeviceInfo(NamedTuple):
     multi_conn: bool
 
     def check_sharing(self) -> None:
-        """Refuse to have several workers where nothing says that they have one disk.
+        """Refuse several workers unless their devices declare that they share their data.
 
         Raises:
-            ValueError: their data would differ.
+            ValueError: they do not, so their data could differ.
 
         """
         if not self.multi_conn:
@@ -67,50 +69,44 @@ class ConnectionService:
 
     Args:
         factory: makes the device.
-        concurrency: how many handlers may run at once.
-        handler_timeout: seconds for one.
-        slow_request: seconds after which one is told of.
+        limits: of the handlers.
         is_one_of_several: whether other workers have a device of the same factory.
         memory_safe: whether it is to serve although memory is short.
-        tell: tells the parent.
+        notify: sends a notification to the parent.
 
     """
 
     def __init__(
         self,
         factory: DeviceFactory,
-        concurrency: int,
-        handler_timeout: float | None,
-        slow_request: float | None,
+        limits: HandlerLimits,
         is_one_of_several: bool,
         memory_safe: bool,
-        tell: Notify,
+        notify: Notify,
     ) -> None:
         if memory_safe:
-            # Not a warning again: what is refused here was refused to the parent.
+            # Not a warning again: what is refused here was refused to the parent, which warned.
             kernel.memory_safety.protect_thread(level=logging.DEBUG)
             kernel.memory_safety.protect_process(level=logging.DEBUG)
         self._factory = factory
-        self._concurrency = concurrency
-        self._handler_timeout = handler_timeout
-        self._slow_request = slow_request
+        self._limits = limits
         self._is_one_of_several = is_one_of_several
-        self._notify = tell
+        self._notify = notify
         self._device: BlockDevice | None = None
         self._dispatcher: Dispatcher | None = None
         self._failures = FailureLog()
         self._reporter: Reporter
         self._received = b""
         self._reported = Stats()
-        # The parent hears of as many at a time as one message can hold.
+        # Sent to the parent in batches that one message can hold.
         self._events = EventStream()
 
     async def open(self) -> DeviceInfo:
-        """Make the device."""
+        """Make the device, and return what the kernel is given of it."""
         device = check_device(await make_device(self._factory))
         self._device = device
         self._reporter = Reporter(self._failures, device, f"worker {os.getpid()}")
-        geometry = DeviceInfo(
+        info = DeviceInfo(
             type(device).__name__,
             device.block_size,
             device.blocks,
@@ -120,15 +116,15 @@ class ConnectionService:
             bool(device.multi_conn),
         )
         if self._is_one_of_several:
-            geometry.check_sharing()
-        return geometry
+            info.check_sharing()
+        return info
 
     async def set_path(self, path: str) -> None:
-        """Be told which node the device has, for the log."""
+        """Set the device node that the log names."""
         self._reporter.where = f"{path}, worker {os.getpid()}"
 
     async def receive(self, piece: bytes) -> None:
-        """Take some of what was received before :meth:`connect` on the connection."""
+        """Store a piece of what was received on the connection before :meth:`connect`."""
         self._received += piece
 
     async def connect(self, sock: socket.socket) -> None:
@@ -137,9 +133,9 @@ class ConnectionService:
         dispatcher = Dispatcher(
             device,
             Stats(),
-            limiter=ConcurrencyLimiter(self._concurrency),
-            handler_timeout=self._handler_timeout,
-            slow_request=self._slow_request,
+            limiter=ConcurrencyLimiter(self._limits.concurrency),
+            handler_timeout=self._limits.handler_timeout,
+            slow_request=self._limits.slow_request,
             reporter=self._reporter,
             on_event=self._events.put,
             on_disconnect=lambda: self._notify("disconnected"),
@@ -158,13 +154,16 @@ class ConnectionService:
             self._report()
 
     async def resize(self, size: int) -> None:
-        """Change the size of the device."""
+        """Resize the device."""
         device = self._opened()
         device.blocks = size // device.block_size
         await self._connected().resize(size)
 
     async def fail_running(self, since: float) -> None:
-        """Fail what has been running since then, in the loop's time, which all processes share."""
+        """Fail requests whose handlers have been running since then.
+
+        In the loop's time, which all processes share.
+        """
         self._connected().fail_running(since)
 
     async def drained(self) -> None:
@@ -183,16 +182,16 @@ class ConnectionService:
             self._dispatcher.abort()
 
     async def flush(self) -> None:
-        """Make durable what this device, or another of the same factory, was given."""
+        """Make durable what was written to this device, or another of the same factory."""
         await self._opened().flush()
 
     async def unmount(self) -> None:
-        """Let go of the device."""
+        """Call the device's ``unmount()``."""
         device, self._device = self._opened(), None
         await device.unmount()
 
     async def shutdown(self) -> None:
-        """Let go of a device that nobody has unmounted."""
+        """Flush and unmount the device if the parent is gone without having done so."""
         if self._dispatcher is not None:
             self._dispatcher.abort()
         self._failures.close()
@@ -202,7 +201,7 @@ class ConnectionService:
             try:
                 async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                     await handler()
-            except BaseException:  # the parent is gone: there is nobody else to tell
+            except BaseException:  # the parent is gone: only the log is left
                 logger.exception("%s: %s() failed", self._reporter.name, handler.__qualname__)
 
     def _opened(self) -> BlockDevice:

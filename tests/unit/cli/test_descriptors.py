@@ -1,4 +1,4 @@
-"""The command when it is started with standard descriptors closed."""
+"""Start the command with standard descriptors closed."""
 
 from __future__ import annotations
 

@@ -1,95 +1,23 @@
-"""What the doctor finds on machines in order, and out of order."""
+"""Findings of the doctor on machines with and without problems."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from aiovblk import AttachError, DeviceBusyError, cli
+from aiovblk import cli
 from aiovblk.cli import doctor
-from aiovblk.cli.doctor import clean, devices, environment, machine
+from aiovblk.cli.doctor import devices, environment, machine
 from aiovblk.cli.doctor.findings import Finding
-from aiovblk.kernel import netlink, unmounting
 
-from ...support.kernel_tree import KernelTree
-
-ALL = (1 << 41) - 1
-
-
-class Host:
-    """A machine in order: two devices, all privileges, udev."""
-
-    def __init__(self, tree: KernelTree, root: Path) -> None:
-        self.tree = tree
-        self.root = root
-        self.nodes: dict[int, str] = {}
-        self.opening: Callable[[str], None] = lambda path: None
-        self.sys_flags = 0
-        self.has_netlink = True
-        self.parameters = tree.block.parent / "module/nbd/parameters"
-        for index in range(2):
-            self.add_device(index)
-        tree.write(self.parameters / "max_part", "31\n")
-        tree.write(root / "run/udev/control", "")
-        tree.write(tree.proc / "sys/net/core/wmem_max", "212992\n")
-        for process in (1, 77):
-            for kind, number in (("user", 0xEFFFFFFD), ("pid", 0xEFFFFFFC), ("net", 9)):
-                if not (tree.proc / str(process)).exists():
-                    tree.process(process, "python")
-                (tree.proc / f"{process}/ns/{kind}").symlink_to(f"{kind}:[{number}]")
-        (tree.proc / "self").symlink_to("77")
-        self.capabilities(ALL)
-
-    def add_device(self, index: int) -> None:
-        self.tree.device(f"nbd{index}", f"43:{index * 32}")
-        self.nodes[index] = f"43:{index * 32}"
-
-    def attach(self, index: int, thread: int = 99) -> None:
-        directory = self.tree.block / f"nbd{index}"
-        self.tree.write(directory / "size", "8\n")
-        self.tree.write(directory / "pid", f"{thread}\n")
-
-    def capabilities(self, effective: int) -> None:
-        text = f"Name:\tpython\nTgid:\t77\nCapEff:\t{effective:016x}\n"
-        self.tree.write(self.tree.proc / "77/status", text)
-
-    def namespace(self, kind: str, number: int) -> None:
-        link = self.tree.proc / f"77/ns/{kind}"
-        link.unlink()
-        link.symlink_to(f"{kind}:[{number}]")
-
-    def remove_driver(self) -> None:
-        for index in range(2):
-            (self.tree.block / f"nbd{index}").rename(self.root / f"removed{index}")
-
-
-@pytest.fixture
-def host(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    made = Host(tree, tmp_path)
-    monkeypatch.setattr(machine, "MODULES", tmp_path / "lib/modules")
-    monkeypatch.setattr(machine, "RUN", tmp_path / "run")
-    monkeypatch.setattr(machine, "node_number", lambda index: made.nodes.get(index))
-    monkeypatch.setattr(machine, "_open", lambda path: made.opening(path))
-    monkeypatch.setattr(platform, "release", lambda: "6.12.1")
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=made.sys_flags))
-    monkeypatch.setattr(netlink, "is_available", lambda: made.has_netlink)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return made
-
-
-def lines(check: Callable[[], Iterator[Finding]]) -> list[str]:
-    return [str(finding) for finding in check()]
+from ...support.doctor_host import ALL, Host, lines
 
 
 def refuse(number: int) -> Callable[[str], None]:
@@ -110,11 +38,11 @@ def test_machine_in_order_is_all_ok_and_status_0(
     assert report[0].startswith("ok    versions: Linux 6.12.1, Python 3.")
     assert report[1:] == [
         "ok    driver: loaded, 2 of 2 devices are free",
-        "ok    nodes: /dev/nbd0 to /dev/nbd1 are there",
+        "ok    nodes: /dev/nbd0 to /dev/nbd1 exist",
         "ok    privileges: devices can be attached",
-        "ok    namespaces: the host's, as far as can be seen",
-        "ok    netlink: the driver's family is there",
-        "ok    udev: it runs, and probes devices when they come and change",
+        "ok    namespaces: the host's, as far as is visible",
+        "ok    netlink: the driver's family is available",
+        "ok    udev: running; it probes devices that are added or changed",
         "ok    devices: none is attached",
         "ok    stuck: no program waits for a device",
     ]
@@ -150,8 +78,8 @@ def test_check_that_hangs_fails_and_the_others_are_made(
     assert str(next(findings)) == "fail  hanging: no answer in 0.05 s"
     monkeypatch.setattr(doctor, "CHECK_TIMEOUT", 60)
     assert [str(finding) for finding in findings] == [
-        "warn  broken: cannot be looked at: LookupError('no metadata')",
-        "ok    udev: it runs, and probes devices when they come and change",
+        "warn  broken: cannot be checked: LookupError('no metadata')",
+        "ok    udev: running; it probes devices that are added or changed",
     ]
     ended.set_result(None)
 
@@ -164,9 +92,9 @@ def test_driver_without_a_free_device_is_warned_of(host: Host) -> None:
     host.attach(1)
     host.tree.write(host.parameters / "max_part", "0\n")
     assert lines(machine.driver) == [
-        "warn  driver: loaded, 0 of 2 devices are free; unmount all before more are made; run"
+        "warn  driver: loaded, 0 of 2 devices are free; unmount all of them first; run"
         " `modprobe -r nbd && modprobe nbd nbds_max=4`",
-        "info  driver: max_part is 0, so partitions do not show by themselves; run"
+        "info  driver: max_part is 0: partitions do not appear by themselves; run"
         " `partprobe /dev/nbdN`",
     ]
 
@@ -178,7 +106,7 @@ def test_driver_without_a_free_device_is_warned_of(host: Host) -> None:
         (0, "fail  driver: not loaded; run `sudo modprobe nbd`"),
     ],
 )
-def test_driver_that_can_be_loaded_is_told(host: Host, capabilities: int, line: str) -> None:
+def test_driver_that_can_be_loaded_is_reported(host: Host, capabilities: int, line: str) -> None:
     host.remove_driver()
     host.capabilities(capabilities)
     modules = host.root / "lib/modules/6.12.1/modules.dep"
@@ -189,7 +117,7 @@ def test_driver_that_can_be_loaded_is_told(host: Host, capabilities: int, line: 
 
 @pytest.mark.parametrize(
     ("modules", "words"),
-    [(None, "a container, where the host has to load it"), ("fs/ext4.ko:", "this kernel (6.12.1)")],
+    [(None, "in a container load it on the host"), ("fs/ext4.ko:", "this kernel (6.12.1)")],
 )
 def test_driver_that_is_not_there_fails(host: Host, modules: str | None, words: str) -> None:
     host.remove_driver()
@@ -203,9 +131,9 @@ def test_driver_that_is_not_there_fails(host: Host, modules: str | None, words: 
 def test_some_missing_nodes_are_warned_of_and_all_fail(host: Host) -> None:
     del host.nodes[1]
     (line,) = lines(machine.nodes)
-    assert line.startswith("warn  nodes: 1 of 2 devices have no node here, /dev/nbd1 for one")
-    assert line.endswith("--device /dev/nbd1 passes it on); run `mknod /dev/nbd1 b 43 32`")
-    host.nodes[0] = "8:0"  # somebody else's number
+    assert line.startswith("warn  nodes: 1 of 2 devices have no node here, such as /dev/nbd1")
+    assert line.endswith("--device /dev/nbd1 adds it); run `mknod /dev/nbd1 b 43 32`")
+    host.nodes[0] = "8:0"  # the number of another driver
     (line,) = lines(machine.nodes)
     assert line.startswith("fail  nodes: 2 of 2")
 
@@ -213,7 +141,7 @@ def test_some_missing_nodes_are_warned_of_and_all_fail(host: Host) -> None:
 def test_node_that_is_served_is_never_opened(host: Host) -> None:
     opened: list[str] = []
     host.opening = opened.append
-    assert lines(machine.nodes) == ["ok    nodes: /dev/nbd0 to /dev/nbd1 are there"]
+    assert lines(machine.nodes) == ["ok    nodes: /dev/nbd0 to /dev/nbd1 exist"]
     host.attach(1)
     lines(machine.nodes)
     host.attach(0)
@@ -224,12 +152,12 @@ def test_node_that_is_served_is_never_opened(host: Host) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EACCES, "info  nodes: /dev/nbd1 is not yours to open"),
+        (errno.EACCES, "info  nodes: /dev/nbd1: no permission to open it"),
         (errno.EPERM, "fail  nodes: /dev/nbd1 may not be opened: the device cgroup forbids it"),
         (errno.ENXIO, "fail  nodes: /dev/nbd1 cannot be opened: No such device or address"),
     ],
 )
-def test_node_that_may_not_be_opened_is_told_of(host: Host, number: int, words: str) -> None:
+def test_node_that_may_not_be_opened_is_reported(host: Host, number: int, words: str) -> None:
     host.opening = refuse(number)
     assert lines(machine.nodes)[1].startswith(words)
 
@@ -253,13 +181,13 @@ def test_node_number_is_that_of_a_block_device(
     assert machine.node_number(1) is None
 
 
-def test_missing_netlink_family_and_udev_are_told(host: Host) -> None:
+def test_missing_netlink_family_and_udev_are_reported(host: Host) -> None:
     host.has_netlink = False
     (host.root / "run/udev/control").unlink()
     (line,) = lines(machine.netlink_family)
     assert line.startswith("warn  netlink: no NBD family in this network namespace")
     (line,) = lines(machine.udev)
-    assert line.startswith("info  udev: it does not run")
+    assert line.startswith("info  udev: not running")
 
 
 # The place
@@ -272,14 +200,14 @@ def test_other_user_namespace_fails_whatever_its_capabilities(host: Host) -> Non
     )
 
 
-def test_missing_capabilities_are_told_with_what_goes_without(host: Host) -> None:
+def test_missing_capabilities_are_reported_with_what_needs_them(host: Host) -> None:
     host.capabilities(1 << 21)  # CAP_SYS_ADMIN alone
     assert lines(environment.privileges) == [
         "ok    privileges: devices can be attached",
         "warn  privileges: CAP_NET_ADMIN is missing, so socket buffers have 212992 bytes at most,"
-        " and large requests take more turns; run `sysctl net.core.wmem_max=4194304`",
-        "info  privileges: CAP_SYS_RESOURCE is missing, which --memory-safe takes",
-        "info  privileges: CAP_IPC_LOCK is missing, which --memory-safe takes",
+        " and large requests take more system calls; run `sysctl net.core.wmem_max=4194304`",
+        "info  privileges: CAP_SYS_RESOURCE is missing, which --memory-safe needs",
+        "info  privileges: CAP_IPC_LOCK is missing, which --memory-safe needs",
     ]
     host.tree.write(host.tree.proc / "sys/net/core/wmem_max", "8388608\n")
     assert len(lines(environment.privileges)) == 3
@@ -289,10 +217,10 @@ def test_other_namespaces_are_warned_of(host: Host) -> None:
     host.namespace("pid", 4026532001)
     host.namespace("net", 10)
     assert lines(environment.namespaces) == [
-        "warn  namespaces: not the host's pid namespace: who serves and uses devices cannot be"
-        " told",
-        "warn  namespaces: not the host's net namespace: before Linux 6.12 NBD's netlink family is"
-        " not here",
+        "warn  namespaces: not the host's pid namespace: servers and users of devices are"
+        " not visible",
+        "warn  namespaces: not the host's net namespace: before Linux 6.12 it has no NBD netlink"
+        " family",
     ]
 
 
@@ -304,12 +232,12 @@ def test_other_namespaces_are_warned_of(host: Host) -> None:
         ("run/systemd/container", "systemd-nspawn\n", "systemd-nspawn"),
     ],
 )
-def test_container_and_its_traps_are_told(host: Host, name: str, text: str, kind: str) -> None:
+def test_container_and_its_limits_are_reported(host: Host, name: str, text: str, kind: str) -> None:
     assert lines(environment.container) == []
     host.tree.write(host.root / name, text)
     host.sys_flags = os.ST_RDONLY
     first, second = lines(environment.container)
-    assert first.startswith(f"info  container: this is one ({kind})")
+    assert first.startswith(f"info  container: running in one ({kind})")
     assert second.startswith("warn  container: /sys is read-only")
 
 
@@ -324,7 +252,7 @@ def test_device_is_served_lost_dead_or_unknown(host: Host) -> None:
     host.tree.process(98, "python")
     assert lines(devices.attached) == [
         "ok    devices: /dev/nbd0 is served",
-        "warn  devices: /dev/nbd1 has no connection; its server may come back, or is given up by"
+        "warn  devices: /dev/nbd1 has no connection; its server may reconnect, or unmount it by"
         " force; run `aiovblk unmount --force /dev/nbd1`",
     ]
 
@@ -379,101 +307,3 @@ def test_task_that_waits_elsewhere_or_for_a_moment_is_let_pass(
         time, "sleep", lambda seconds: host.tree.write(stat, "96 (dd) S 1 1 1 0 -1 0 0\n")
     )
     assert lines(devices.hung_tasks) == ["ok    stuck: no program waits for a device"]
-
-
-# Cleaning
-
-
-class Taking:
-    """Takes devices away, as far as it is told to."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.error: AttachError | None = None
-        self.ended: list[int] = []
-
-    def take_away(self, index: int, path: str, tell: Callable[[str], Any]) -> None:
-        tell("NBD_CLEAR_SOCK")
-        if self.error is not None:
-            raise self.error
-        self.free(index)
-
-    def end_openers(self, index: int, tell: Callable[[str], Any]) -> None:
-        tell("SIGTERM to process 98 (sleep), which has it open")
-        self.ended.append(index)
-        self.free(index)
-
-    def free(self, index: int) -> None:
-        directory = self.host.tree.block / f"nbd{index}"
-        self.host.tree.write(directory / "size", "0\n")
-        (directory / "pid").unlink()
-
-
-@pytest.fixture
-def taking(host: Host, monkeypatch: pytest.MonkeyPatch) -> Taking:
-    made = Taking(host)
-    monkeypatch.setattr(unmounting, "force_disconnect", made.take_away)
-    monkeypatch.setattr(unmounting, "kill_openers", made.end_openers)
-    host.tree.kernel_threads("nbd0")
-    host.attach(0)
-    host.attach(1)
-    return made
-
-
-def run_clean(*options: str) -> int:
-    return cli.main(["doctor", "--clean", *options])
-
-
-def test_zombie_is_freed_and_a_live_device_is_not(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_clean() == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "info  clean: /dev/nbd1: NBD_CLEAR_SOCK",
-        "ok    clean: /dev/nbd1 is free",
-    ]
-    assert run_clean() == 0
-    assert capsys.readouterr().out == "ok    clean: no device without a server\n"
-
-
-def test_program_that_holds_a_zombie_is_ended(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.error = DeviceBusyError(errno.EBUSY, "disconnected, but", "/dev/nbd1")
-    assert run_clean() == 0
-    assert taking.ended == [1]
-    assert "SIGTERM to process 98 (sleep)" in capsys.readouterr().out
-
-
-def test_mounted_zombie_is_left_to_its_user(
-    taking: Taking, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.host.tree.mount(77, "43:32", "/mnt", "/dev/nbd1")
-    taking.error = DeviceBusyError(errno.EBUSY, "stays taken: mounted at /mnt", "/dev/nbd1")
-    assert run_clean() == 1
-    assert taking.ended == []
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "fail  clean: /dev/nbd1: stays taken: mounted at /mnt; run `umount /mnt`"
-    )
-
-
-@pytest.mark.parametrize("option", [["--dry-run"], ["--dry-run", "--json"]])
-def test_dry_run_says_what_would_be_done_and_does_nothing(
-    taking: Taking, option: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    taking.host.tree.process(98, "sleep", opens=("/dev/nbd1",))
-    assert run_clean(*option) == 0
-    output = capsys.readouterr().out
-    assert "/dev/nbd1: would try NBD_CLEAR_SOCK, then NBD_CMD_DISCONNECT" in output
-    assert "would end process 98 (sleep), which has it open" in output
-    assert devices.zombies() == [1]
-
-
-def test_device_that_is_just_being_attached_is_no_zombie(
-    taking: Taking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = [[1], []]
-    monkeypatch.setattr(clean, "zombies", lambda: looks.pop(0))
-    assert [str(each) for each in clean.clean_devices(dry_run=False)] == [
-        "ok    clean: no device without a server"
-    ]

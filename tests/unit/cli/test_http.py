@@ -1,4 +1,4 @@
-"""A file on a web server, by the command line: alone, with a cache, with an overlay."""
+"""A file on a web server as a SPEC: alone, with a cache, with an overlay."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.cli.serve import serve_until_signal
-from aiovblk.cli.sizes import SpecError
 from aiovblk.cli.spec import load_device
 from aiovblk.device import BlockDevice
 from aiovblk.storage import HTTPDevice, copy

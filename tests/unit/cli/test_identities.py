@@ -1,4 +1,4 @@
-"""What the command keeps in files belongs to a disk, and not to the SPEC as it was typed."""
+"""Cache and overlay files belong to a disk, not to the SPEC as it was typed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_program_of_one_name_in_two_directories_is_two_disks(
 
 
 class Versioned(MemoryDevice):
-    """A device that tells what it holds."""
+    """A device with an identity of its contents."""
 
     identity = "version 1"
 
@@ -160,7 +160,7 @@ def test_export_is_named_by_its_uri_in_one_form_without_secrets(
     assert named("nbd+unix:///?socket=../sock") == first
 
 
-async def test_query_of_a_url_tells_files_apart_and_its_signature_does_not(
+async def test_query_of_a_url_distinguishes_files_and_its_signature_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(HTTPDevice, "identity", "name and version")

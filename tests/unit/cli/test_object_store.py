@@ -1,4 +1,4 @@
-"""Disks in a folder and the layers on them, by the commands that people type."""
+"""Disks in an object store, and layers on them, by commands."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.layers import Layers, open_stack
-from aiovblk.cli.sizes import SpecError
 from aiovblk.cli.spec import load_device
 from aiovblk.storage import Cache, FileDevice
 
@@ -72,7 +72,7 @@ def test_disk_is_made_and_is_not_made_again(run: Run) -> None:
     ("spec", "reason"),
     [
         ("folder:", "names no folder; write folder:PATH"),
-        ("folder:disk", r"how large is the disk to be\? Write folder:disk\?size=10G"),
+        ("folder:disk", r"size missing: add \?size=10G to folder:disk"),
         ("folder:disk?sise=1G", r"unknown options \(sise\); there are: block_size, chunk_size,"),
         ("folder:disk?size=big", "'big' is no size; write a number of bytes, or one like 64M"),
         ("folder:disk?size=1G&compress=lz4", "compress= is yes or no, not 'lz4'"),
@@ -100,7 +100,7 @@ def test_error_names_the_disk_as_the_user_did(run: Run) -> None:
         assert error.startswith(f"aiovblk: there is no disk in {where}; create one first")
     run("create", "folder:disk?size=1M")
     error = run("clone", "folder:disk", "folder:other", fails=True)
-    assert error == "aiovblk: of which snapshot? Write folder:disk?snapshot=NAME\n"
+    assert error == "aiovblk: snapshot missing: write folder:disk?snapshot=NAME\n"
 
 
 async def test_disk_is_made_when_it_is_opened_with_a_size_and_only_then() -> None:
@@ -148,7 +148,7 @@ def test_snapshot_is_taken_listed_mounted_and_dropped(run: Run, raw: Path) -> No
 
 def test_snapshot_to_be_dropped_must_be_named(run: Run) -> None:
     run("create", "folder:disk?size=1M")
-    assert "Give its name" in run("snapshot", "folder:disk", "--drop", fails=True)
+    assert "snapshot name missing: add NAME" in run("snapshot", "folder:disk", "--drop", fails=True)
     assert "there is no snapshot 'x'" in run("snapshot", "folder:disk", "x", "--drop", fails=True)
 
 
@@ -168,7 +168,7 @@ def test_clone_has_what_the_snapshot_has_and_keeps_it(run: Run, raw: Path) -> No
 @pytest.mark.parametrize("target", ["s3://bucket/copy", "gs://bucket/copy"])
 def test_clone_in_another_bucket_is_refused(run: Run, target: str) -> None:
     error = run("clone", "s3://other/disk?snapshot=one", target, fails=True)
-    assert "a clone lies in the same bucket; `aiovblk copy` goes from one to another" in error
+    assert "a clone must be in the same bucket; `aiovblk copy` copies to another one" in error
 
 
 # Upkeep
@@ -195,7 +195,7 @@ def test_disk_that_is_intact_passes_the_check(run: Run, raw: Path) -> None:
     assert re.fullmatch(r"16 chunks, 1(\.\d+)?M stored: all is well\n", run("check", "folder:disk"))
 
 
-def test_damage_is_told_by_the_check(run: Run, raw: Path) -> None:
+def test_damage_is_reported_by_the_check(run: Run, raw: Path) -> None:
     run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
     run("snapshot", "folder:disk", "one")
     missing, damaged = chunks()[:2]
@@ -204,12 +204,12 @@ def test_damage_is_told_by_the_check(run: Run, raw: Path) -> None:
     lines = run("check", "folder:disk", "--no-progress", fails=True).splitlines()
     assert lines[0] == f"chunks/{missing.name} is missing"
     assert lines[1].endswith(f"{damaged.name} is damaged: its checksum does not match")
-    assert lines[2] == "aiovblk: 2 problems; 15 chunks were looked at"
+    assert lines[2] == "aiovblk: 2 problems; 15 chunks were checked"
     lines = run("check", "folder:disk", "--quick", fails=True).splitlines()
-    assert lines[1] == "aiovblk: 1 problems; 15 chunks were looked at"
+    assert lines[1] == "aiovblk: 1 problems; 15 chunks were checked"
 
 
-def test_snapshot_without_its_state_is_told_by_the_check(run: Run, raw: Path) -> None:
+def test_snapshot_without_its_state_is_reported_by_the_check(run: Run, raw: Path) -> None:
     run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
     run("snapshot", "folder:disk", "one")
     state = max(Path("disk/map").iterdir())
@@ -239,7 +239,7 @@ def test_key_is_that_of_the_disk_or_nothing_is_read(
     assert Path("back").read_bytes() == data
     for name, reason in (
         ("other", "this is not the key of the disk"),
-        ("malformed", "malformed has no key; `openssl rand -hex 32 > FILE` makes one"),
+        ("malformed", "malformed contains no key; `openssl rand -hex 32 > FILE` makes one"),
         ("missing", "missing: No such file or directory"),
         ("", "the disk is encrypted; give its key"),
     ):
@@ -278,7 +278,7 @@ def test_copy_to_a_disk_of_another_size_than_is_said_is_refused(run: Run, raw: P
     assert error == "aiovblk: the disk has 2M, not what size= says; leave it out\n"
     Path("small").write_bytes(bytes(4096))
     assert "do not fit" in run("copy", "folder:disk", "file:small", fails=True)
-    run("copy", "folder:disk", "file:new")  # it was let go of
+    run("copy", "folder:disk", "file:new")  # it was unlocked
 
 
 # Layers
@@ -327,7 +327,7 @@ async def test_cache_file_is_made_used_again_and_refused_with_another_size(raw: 
     with pytest.raises(SpecError, match="cache has 4M, --cache says 8M: name another file"):
         async with open_stack(spec, layers(cache=8 * MIB, cache_path="cache")):
             pass
-    await FileDevice("cache").unmount()  # nobody holds it
+    await FileDevice("cache").unmount()  # it is not locked
     await FileDevice(raw).unmount()
 
 
@@ -370,10 +370,10 @@ async def test_cache_of_a_disk_that_was_written_without_it_is_not_used(
 
 def test_cache_path_needs_the_size_of_the_cache(run: Run) -> None:
     error = run("serve", "memory:1M", "--cache-path", "cache", fails=True)
-    assert "how large is the cache to be? Give --cache SIZE with --cache-path" in error
+    assert "cache size missing: add --cache SIZE to --cache-path" in error
 
 
 @pytest.mark.parametrize("option", [["--overlay", "o"], ["--cache", "1M"]])
 def test_workers_with_layers_are_refused(run: Run, option: list[str]) -> None:
     error = run("serve", "memory:1M", "--port", "0", "--workers", "2", *option, fails=True)
-    assert "each worker would have layers of its own: no --overlay, no --cache" in error
+    assert "no --overlay, no --cache with --workers: each worker would have its own" in error

@@ -1,4 +1,4 @@
-"""Programs that are nobody's child."""
+"""Start programs that are reparented: children of process 1, not of this one."""
 
 from __future__ import annotations
 

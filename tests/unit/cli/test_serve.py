@@ -1,4 +1,4 @@
-"""``aiovblk serve`` and ``aiovblk copy`` as programs of their own."""
+"""``aiovblk serve`` and ``aiovblk copy`` as processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 import aiovblk
 from aiovblk.cli import main
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.serve import parse_exports
-from aiovblk.cli.sizes import SpecError
 
 GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
 
@@ -58,7 +58,9 @@ async def running(
 
 async def line(stream: asyncio.StreamReader | None) -> str:
     assert stream is not None  # it is a pipe
-    return (await asyncio.wait_for(stream.readline(), 60)).decode().rstrip()
+    read = await asyncio.wait_for(stream.readline(), 60)
+    assert read, "the program has ended"
+    return read.decode().rstrip()
 
 
 async def end(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
@@ -131,7 +133,7 @@ async def test_second_signal_gives_up_what_hangs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [[], ["--workers", "1"]])
-async def test_slow_requests_are_told(tmp_path: Path, workers: list[str]) -> None:
+async def test_slow_requests_are_logged(tmp_path: Path, workers: list[str]) -> None:
     (tmp_path / "hanging.py").write_text(f"{HANGING_MODULE}\n    multi_conn = True\n")
     options = ["--slow-request", "0.01", "--drain-timeout", "0.1", "--port", "0", *workers]
     command = ["serve", f"disk={tmp_path}/hanging.py:Disk", "--host", "127.0.0.1", *options]
@@ -141,12 +143,12 @@ async def test_slow_requests_are_told(tmp_path: Path, workers: list[str]) -> Non
             uri = await line(process.stdout)
         async with aiovblk.connect(uri.removeprefix("serving ")) as remote:
             reading = asyncio.create_task(remote.read(0, 4096))
-            told = await line(process.stderr)
+            warning = await line(process.stderr)
             reading.cancel()
             process.send_signal(signal.SIGTERM)
             assert (await end(process))[0] == 0
     expected = "aiovblk: slow: read of 4096 bytes at 0 of export 'disk' by 127.0.0.1:"
-    assert told.startswith(expected)
+    assert warning.startswith(expected)
 
 
 @pytest.mark.parametrize("command", ["serve", "mount"])
@@ -162,7 +164,7 @@ async def test_signal_ends_a_command_that_does_not_serve_yet(tmp_path: Path, com
 
 
 async def test_client_that_does_not_read_its_pipe_keeps_no_command_from_ending() -> None:
-    into, out = os.pipe()  # nobody reads it
+    into, out = os.pipe()  # it is not read
     async with running(
         *("-v", "serve", "memory:64M", "--stdio", "--drain-timeout", "0.1"),
         stdin=subprocess.PIPE,
@@ -252,7 +254,7 @@ def test_number_of_passed_sockets_that_cannot_be_is_refused(
         (["memory:1M", "--host", "256.1.1.1"], "256.1.1.1"),
     ],
 )
-def test_what_cannot_be_served_is_told(
+def test_what_cannot_be_served_is_refused(
     arguments: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", *arguments]) == 1
@@ -310,7 +312,7 @@ async def test_copy_to_and_from_a_server(tmp_path: Path) -> None:
         ("nbd+unix:///?socket={0}/missing", "memory:1M", "missing"),
     ],
 )
-def test_what_cannot_be_copied_is_told(
+def test_what_cannot_be_copied_is_refused(
     source: str, target: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["copy", source.format(tmp_path), *target.split()]) == 1
@@ -343,7 +345,7 @@ async def test_workers_serve_one_file_together(tmp_path: Path) -> None:
         ("file:missing", "missing"),
         (
             "examples/deadbeef.py:Deadbeef",
-            "that is so declares multi_conn = True",
+            "if they are, declare multi_conn = True",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What others have written does not write on the terminal of who reads it."""
+"""Control characters in quoted input are escaped before they reach the terminal."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_holder_of_a_disk_in_a_store_is_named_without_its_escapes() -> None:
     assert str(Holder(EVIL, "boot", 1, 7, 0)) == f"process 7 on {SHOWN}"
 
 
-def test_name_and_fault_of_an_object_in_a_store_are_told_without_their_escapes() -> None:
+def test_name_and_fault_of_an_object_in_a_store_are_shown_without_their_escapes() -> None:
     assert str(damaged_error(EVIL, EVIL)) == f"the object {SHOWN} is damaged: {SHOWN}"
 
 
-async def test_header_of_a_web_server_is_told_without_its_escapes() -> None:
+async def test_header_of_a_web_server_is_shown_without_its_escapes() -> None:
     async with serving(Web(CONTENT)) as web:
         web.change = lambda answer: answer.headers.update({"Content-Encoding": "g\x1b[2Jzip"})
         with pytest.raises(OSError, match=r"g.*zip|does not speak HTTP") as caught:

@@ -1,4 +1,4 @@
-"""``aiovblk top``, on a /sys of our own."""
+"""``aiovblk top`` on a fake /sys."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_device_that_left_meanwhile_is_passed_over(attached: KernelTree) -> None
     assert samples() == {}
 
 
-def test_server_that_is_gone_is_told(attached: KernelTree) -> None:
+def test_server_that_is_gone_is_shown(attached: KernelTree) -> None:
     (attached.proc / "4242/status").unlink()
     assert table({}, samples()).endswith("  gone")
 

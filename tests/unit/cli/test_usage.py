@@ -1,4 +1,4 @@
-"""Calls of the command that cannot be: one clear line, and status 2."""
+"""Wrong calls of the command: one clear line, and exit status 2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def usage(capsys: pytest.CaptureFixture[str]) -> Usage:
-    """Call the command in a way that cannot be; the last line of what it says."""
+    """Call the command wrongly; return the last line of its errors."""
 
     def usage(*words: str) -> str:
         try:
@@ -149,9 +149,9 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("mount memory:1M --cache-policy read", "Give --cache SIZE with --cache-policy"),
-        ("serve memory:1M --cache-policy write-through", "Give --cache SIZE with --cache-policy"),
-        ("serve memory:1M --cache-path file", "Give --cache SIZE with --cache-path"),
+        ("mount memory:1M --cache-policy read", "add --cache SIZE to --cache-policy"),
+        ("serve memory:1M --cache-policy write-through", "add --cache SIZE to --cache-policy"),
+        ("serve memory:1M --cache-path file", "add --cache SIZE to --cache-path"),
         ("mount memory:1M --survive 9", "--survive needs --identity NAME"),
         ("mount memory:1M --replace", "--replace needs --identity NAME"),
         ("mount memory:1M --identity x --attach ioctl", "leave --attach ioctl out"),
@@ -170,8 +170,8 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
         ("serve memory:1M --tls-psk-file k --tls-verify-peer", "--tls-verify-peer needs"),
         ("serve memory:1M --tls-psk-file k --tls-certificates d", "exclude each other"),
         ("serve memory:1M memory:1M", "there is more than one SPEC"),
-        ("snapshot folder:d --drop", "Give its name"),
-        ("clone folder:d folder:e", "of which snapshot?"),
+        ("snapshot folder:d --drop", "snapshot name missing: add NAME"),
+        ("clone folder:d folder:e", "snapshot missing: write folder:d?snapshot=NAME"),
         ("serve memory:1M?block_size=512 --block-size 4096", "and --block-size says 4096"),
         ("serve folder:d?block_size=512 --block-size 4096", "and --block-size says 4096"),
     ],
@@ -232,7 +232,7 @@ def test_number_or_option_of_a_spec_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("name", ["disk.raw", "/dev/sdz", "./disk", "folder/disk.img", "there"])
-def test_path_without_file_is_told_how_to_write_it(usage: Usage, name: str) -> None:
+def test_path_without_file_is_refused_with_how_to_write_it(usage: Usage, name: str) -> None:
     Path("there").touch()
     reason = f"{name!r} is no SPEC; for a file, write file:{name}"
     assert reason in usage("copy", name, "folder:disk")
@@ -241,7 +241,7 @@ def test_path_without_file_is_told_how_to_write_it(usage: Usage, name: str) -> N
     assert reason in usage("serve", name, "--port", "0")
 
 
-def test_path_with_a_colon_is_told_how_to_write_it(usage: Usage) -> None:
+def test_path_with_a_colon_is_refused_with_how_to_write_it(usage: Usage) -> None:
     Path(".disk:1").touch()
     reason = "'.disk:1' is no SPEC; for a file, write file:.disk:1"
     assert reason in usage("copy", ".disk:1", "memory:1M")

@@ -16,7 +16,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice, Error
 from aiovblk.aio.coalesce import CoalescedCall
-from aiovblk.dispatch import ConcurrencyLimiter
+from aiovblk.dispatch import ConcurrencyLimiter, HandlerLimits
 from aiovblk.dispatch.scheduler import MAX_RUNS
 from aiovblk.mounting.handover.release import HandoverRelease
 from aiovblk.mounting.workers.service import ConnectionService
@@ -310,7 +310,8 @@ async def test_panic_while_a_device_is_left_does_not_end_what_serves(handler: st
 
 async def test_panic_in_a_worker_that_is_left_alone_still_unmounts() -> None:
     device = PanicsAtTheEnd("flush")
-    service = ConnectionService(lambda: device, 1, None, None, False, False, lambda *_: None)
+    limits = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
+    service = ConnectionService(lambda: device, limits, False, False, lambda *_: None)
     await service.open()
     await service.shutdown()
     assert device.unmounted

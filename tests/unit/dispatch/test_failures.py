@@ -17,7 +17,7 @@ import pytest
 
 import aiovblk
 from aiovblk import BlockDevice
-from aiovblk.dispatch import Dispatcher, FailureLog, Reporter
+from aiovblk.dispatch import Dispatcher, FailureLog, HandlerLimits, Reporter
 from aiovblk.dispatch import failures as module
 from aiovblk.dispatch.failures import MAX_CAUSES, MAX_LINES, classify
 from aiovblk.errors import OUTAGES
@@ -381,9 +381,11 @@ async def test_node_of_a_mount_is_named_once_it_is_known_and_that_is_no_new_caus
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     local = LocalBackend(
-        Failing(eio), connections=2, concurrency=1, handler_timeout=None, slow_request=None
+        Failing(eio),
+        connections=2,
+        limits=HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
     )
-    lines = ConnectionGroup(MountState(), lambda: None)
+    lines = ConnectionGroup(MountState())
     await local.open(lines)
     dispatchers = [line for line in lines.all() if isinstance(line, Dispatcher)]
 
@@ -404,10 +406,12 @@ async def test_node_that_was_asked_for_is_named_from_the_first_failure_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     local = LocalBackend(
-        Failing(eio), connections=1, concurrency=1, handler_timeout=None, slow_request=None
+        Failing(eio),
+        connections=1,
+        limits=HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
     )
     local.set_path("/dev/nbd3")
-    await local.open(ConnectionGroup(MountState(), lambda: None))
+    await local.open(ConnectionGroup(MountState()))
     local._reporter.report(REQUEST, eio())
     assert messages(caplog)[0].startswith("/dev/nbd3 (Failing): READ")
 

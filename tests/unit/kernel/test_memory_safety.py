@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aiovblk
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.kernel import memory_safety
 from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.storage import MemoryDevice
@@ -144,8 +145,9 @@ async def test_worker_protects_itself_and_leaves_the_warnings_to_its_parent(
 ) -> None:
     privileged(tree, 0)
     libc.refused = {"prctl": errno.EPERM, "mlockall": errno.EPERM}
+    limits = HandlerLimits(concurrency=128, handler_timeout=None, slow_request=None)
     ConnectionService(
-        partial(MemoryDevice, 4096), 128, None, None, False, True, lambda name, *arguments: None
+        partial(MemoryDevice, 4096), limits, False, True, lambda name, *arguments: None
     )
     assert [name for name, *_ in libc.calls][:1] == ["prctl"]
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []

@@ -19,7 +19,7 @@ import pytest
 import aiovblk
 from aiovblk import kernel
 from aiovblk.kernel import AttachConfig
-from aiovblk.mounting import attaching
+from aiovblk.mounting.handover import takeover
 from aiovblk.mounting.handover.endpoint import HandoverGeometry, HandoverResult
 from aiovblk.storage import MemoryDevice
 
@@ -27,16 +27,16 @@ FOREVER = 3600.0
 READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
 
 
-class Link:
-    """An attachment whose steps hang where they are told to, until it is closed."""
+class FakeAttachment:
+    """An attachment of which one step hangs until it is closed."""
 
     index = 7
     path = "/dev/nbd7"
 
-    def __init__(self, terms: AttachConfig, hang: str) -> None:
+    def __init__(self, config: AttachConfig, hang: str) -> None:
         self.calls: list[str] = []
         self.ended: Future[int] = Future()
-        self.kernel = socket.socket(fileno=os.dup(terms.sockets[0]))
+        self.kernel = socket.socket(fileno=os.dup(config.sockets[0]))
         self._hang = hang
         self.closed = threading.Event()
 
@@ -65,29 +65,29 @@ class Link:
 
 
 class Kernel:
-    """Attaches when it may, and keeps what it has attached."""
+    """Attaches when it may, and records the attachments."""
 
     def __init__(self) -> None:
         self.hang = ""
-        self.links: list[Link] = []
+        self.attachments: list[FakeAttachment] = []
         self.may_attach = threading.Event()
         self.may_attach.set()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.wanted: list[bool] = []
 
     def attach(
         self,
         path: str | None,
-        terms: AttachConfig,
+        config: AttachConfig,
         *,
         by_netlink: bool | None,
         should_continue: Callable[[], bool],
-    ) -> Link:
-        self.begun.set()
+    ) -> FakeAttachment:
+        self.started.set()
         assert self.may_attach.wait(60)
         self.wanted.append(should_continue())
-        self.links.append(Link(terms, self.hang))
-        return self.links[-1]
+        self.attachments.append(FakeAttachment(config, self.hang))
+        return self.attachments[-1]
 
 
 class Hanging(MemoryDevice):
@@ -119,7 +119,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A cancellation is no error, and is not told as one."""
+    """A cancellation is no error, and is not logged as one."""
     caplog.set_level(logging.WARNING)
     yield
     assert [record.getMessage() for record in caplog.records] == []
@@ -144,50 +144,56 @@ async def mounting(device: Any, **options: Any) -> AsyncIterator[asyncio.Task[No
         await task
 
 
-async def test_while_the_kernel_attaches_it_is_left_to_itself_then(machine: Kernel) -> None:
+async def test_cancelled_while_the_kernel_attaches_detaches_what_comes_too_late(
+    machine: Kernel,
+) -> None:
     machine.may_attach.clear()
     device = Hanging()
     async with mounting(device, unmount_timeout=0.05):
-        await happens(machine.begun)
+        await happens(machine.started)
     # It had a device attached after all, with the sockets it was given: they were not closed.
     machine.may_attach.set()
-    await becomes(lambda: bool(machine.links) and machine.links[0].closed.is_set())
+    await becomes(lambda: bool(machine.attachments) and machine.attachments[0].closed.is_set())
     assert machine.wanted == [False]
-    await becomes(lambda: "wait_until_free" in machine.links[0].calls)
-    assert machine.links[0].calls == ["finish", "close", "wait_until_free"]
+    await becomes(lambda: "wait_until_free" in machine.attachments[0].calls)
+    assert machine.attachments[0].calls == ["finish", "close", "wait_until_free"]
 
 
-async def test_a_device_that_is_attached_soon_is_unmounted_in_order(machine: Kernel) -> None:
+async def test_cancelled_device_that_is_attached_in_time_is_unmounted_in_order(
+    machine: Kernel,
+) -> None:
     machine.may_attach.clear()
     device = Hanging()
     async with mounting(device, unmount_timeout=FOREVER) as task:
-        await happens(machine.begun)
+        await happens(machine.started)
         task.cancel()
         await asyncio.sleep(0)
         machine.may_attach.set()
-    assert machine.links[0].calls[-1] == "wait_until_free"
-    assert "sync" in machine.links[0].calls
+    assert machine.attachments[0].calls[-1] == "wait_until_free"
+    assert "sync" in machine.attachments[0].calls
     assert device.calls == ["flush", "unmount"]
 
 
 @pytest.mark.parametrize("options", [{}, {"partitions": True}])
-async def test_while_the_first_read_hangs_it_is_given_up_after_its_timeout(
+async def test_cancelled_while_the_first_read_hangs_unmounts_after_the_timeout(
     machine: Kernel, options: dict[str, bool]
 ) -> None:
     machine.hang = "wait_for_partitions" if options else "wait_until_live"
     device = Hanging()
     async with mounting(device, unmount_timeout=0.1, **options):
-        await becomes(lambda: bool(machine.links) and machine.hang in machine.links[0].calls)
-        machine.links[0].kernel.sendall(READ)
+        await becomes(
+            lambda: bool(machine.attachments) and machine.hang in machine.attachments[0].calls
+        )
+        machine.attachments[0].kernel.sendall(READ)
         await device.reading.wait()
         # Nor does write-back end before that, which needs the node.
-        machine.links[0]._hang = "sync"
-    calls = machine.links[0].calls
+        machine.attachments[0]._hang = "sync"
+    calls = machine.attachments[0].calls
     assert calls.index("sync") < calls.index("finish") < calls.index("close")
     assert device.calls == ["flush", "unmount"]
 
 
-async def test_while_a_predecessor_is_asked_it_serves_on(
+async def test_cancelled_while_a_handover_is_requested_leaves_the_device_to_its_server(
     machine: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "nbd7.socket"
@@ -200,11 +206,11 @@ async def test_while_a_predecessor_is_asked_it_serves_on(
             sock, _ = await asyncio.to_thread(listening.accept)
             assert b'"v"' in await asyncio.to_thread(sock.recv, 4096)
         with sock:
-            assert sock.recv(4096) == b""  # nobody waits for the answer
-    assert not machine.links
+            assert sock.recv(4096) == b""  # the successor no longer waits
+    assert not machine.attachments
 
 
-async def test_a_device_that_was_handed_over_too_late_waits_for_another(
+async def test_device_that_is_handed_over_too_late_waits_for_another_server(
     machine: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = threading.Event()
@@ -213,14 +219,14 @@ async def test_a_device_that_was_handed_over_too_late_waits_for_another(
 
     def ask(path: Path, wanted: object, seconds: float, sock: socket.socket) -> Any:
         with sock:
-            machine.begun.set()
+            machine.started.set()
             assert given.wait(60)
         return HandoverResult(lock, [(ours, b"")], HandoverGeometry(1 << 20, 4096, read_only=False))
 
     monkeypatch.setattr(kernel, "find_by_identity", lambda *_: 7)
-    monkeypatch.setattr(attaching, "request_handover", ask)
+    monkeypatch.setattr(takeover, "request_handover", ask)
     async with mounting(Hanging(), identity="v", replace=True, unmount_timeout=FOREVER) as task:
-        await happens(machine.begun)
+        await happens(machine.started)
         task.cancel()
         await asyncio.sleep(0)
         given.set()
@@ -230,11 +236,11 @@ async def test_a_device_that_was_handed_over_too_late_waits_for_another(
         os.fstat(lock)
 
 
-async def test_a_factory_that_does_not_end_is_left_to_itself() -> None:
-    begun, end = asyncio.Event(), asyncio.Event()
+async def test_factory_that_refuses_to_end_is_left_to_itself() -> None:
+    started, end = asyncio.Event(), asyncio.Event()
 
     async def make() -> MemoryDevice:
-        begun.set()
+        started.set()
         while not end.is_set():
             try:
                 await end.wait()
@@ -243,6 +249,6 @@ async def test_a_factory_that_does_not_end_is_left_to_itself() -> None:
         return MemoryDevice(4096)
 
     async with mounting(make, replace=True, identity="v", unmount_timeout=0.05):
-        await begun.wait()
+        await started.wait()
     end.set()
     await asyncio.sleep(0)

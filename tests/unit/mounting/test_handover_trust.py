@@ -1,4 +1,4 @@
-"""A device is handed over between root's processes only, whoever can reach their socket."""
+"""A device is handed over between root's processes only, even if others can reach the socket."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_another_users_answer_is_not_believed(
             await asyncio.to_thread(request_handover, path, WANTED, 60)
         sock, _ = listening.accept()
         with sock:
-            assert sock.recv(4096) == b""  # it was told nothing
+            assert sock.recv(4096) == b""  # it was sent nothing
     assert caught.value.errno == errno.EPERM
 
 

@@ -41,17 +41,17 @@ async def test_options_that_cannot_be_are_refused(options: Any, reason: str) -> 
 
 
 class Systemd(Notifier):
-    """Keeps what it is told."""
+    """Keeps what it is sent."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str | int] = []
+        self.sent: list[str | int] = []
 
     def ready(self, status: str) -> None:
-        self.told.append(status)
+        self.sent.append(status)
 
     def replaced(self, process: int) -> None:
-        self.told.append(process)
+        self.sent.append(process)
 
 
 def upgrade(identity: str | None, words: list[str]) -> tuple[Upgrade, Systemd]:
@@ -77,7 +77,7 @@ async def test_without_an_identity_there_is_no_successor(
     await signalled()
     ending.end()
     assert "there is no --identity" in capsys.readouterr().err
-    assert systemd.told == ["serving /dev/nbd3"]
+    assert systemd.sent == ["serving /dev/nbd3"]
 
 
 @pytest.mark.parametrize("last", [[], ["--replace"]])
@@ -106,4 +106,4 @@ async def test_a_successor_has_the_same_words(
     program = interpreter.command(_COMMAND)[1:]
     assert spawned[0] == [*program, *words, *([] if last else ["--replace"])]
     ending.end()
-    assert systemd.told == ["serving /dev/nbd3", 77]
+    assert systemd.sent == ["serving /dev/nbd3", 77]

@@ -20,13 +20,13 @@ from aiovblk.protocol import Command
 
 from ...support.dispatch_client import Client, PuppetDevice
 from ...support.kernel_tree import KERNEL_THREAD, KernelTree
-from .test_handover_release import Side, side
+from ...support.mount_server import Side, side
 
-LINK = cast(Attachment, SimpleNamespace(index=7, path="/dev/nbd7"))
+ATTACHMENT = cast(Attachment, SimpleNamespace(index=7, path="/dev/nbd7"))
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive_threads, "RECEIVER_TIMEOUT", 0.0)
 
 
@@ -38,7 +38,9 @@ async def test_receivers_are_counted(tree: KernelTree) -> None:
     assert not await wait_stopped(7, lambda: 1, 0)
 
 
-async def test_they_are_waited_for(tree: KernelTree, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receivers_that_start_late_are_waited_for(
+    tree: KernelTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree.kernel_threads("nbd7")
     look = status.count_receivers
 
@@ -62,55 +64,55 @@ async def test_where_threads_do_not_show_nothing_is_waited_for(tree: KernelTree)
 async def test_nothing_is_done_where_all_are_received_by(tree: KernelTree) -> None:
     tree.kernel_threads("nbd7", "nbd7")
     async with side(PuppetDevice(), connections=2) as server:
-        await server.begin()
-        await ensure_receiving(LINK, server.lines)
-        assert server.lines.live_count == 2
-        assert [place.retired for place in server.lines._slots] == ["", ""]
+        await server.start()
+        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
+        assert server.group.live_count == 2
+        assert [slot.retired for slot in server.group.slots] == ["", ""]
 
 
 async def test_one_connection_needs_no_look(tree: KernelTree) -> None:
     tree.kernel_threads()
     async with side(PuppetDevice()) as server:
-        await server.begin()
-        await ensure_receiving(LINK, server.lines)
-        assert not server.lines._slots[0].retired
+        await server.start()
+        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
+        assert not server.group.slots[0].retired
 
 
 async def losses(server: Side, count: int) -> set[int]:
     """Wait until so many connections are lost; their numbers."""
     found: set[int] = set()
     while len(found) < count:
-        event = await anext(server.heard)
+        event = await anext(server.events)
         if isinstance(event, ConnectionLost):
             assert event.reason == "the kernel receives by 1 of 3 connections"
             found.add(event.connection)
     return found
 
 
-async def test_by_netlink_all_are_made_again(
+async def test_by_netlink_all_are_reconnected(
     tree: KernelTree, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree.kernel_threads("nbd7")
     device = PuppetDevice()
     async with side(device, connections=3) as server:
-        await server.begin()
+        await server.start()
         first = server.clients[0]
         first.send(Command.READ, 0, 512)
         read = await device.calls.get()
-        in_use: list[int] = []
+        live_counts: list[int] = []
         made: list[Client] = []
 
-        async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            in_use.append(server.lines.live_count)
+        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
+            live_counts.append(server.group.live_count)
             assert not old.stats.in_flight
             ours, theirs = socket.socketpair()
             made.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
             server.clients.append(made[-1])
             return ours
 
-        server.lines.open_replacement = renew
+        server.reconnector.open_replacement = open_replacement
         first.send(Command.READ, 512, 512)  # still on its way then
-        await ensure_receiving(LINK, server.lines)
+        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
         with pytest.raises(BrokenPipeError):
             os.write(first.writer.get_extra_info("socket").fileno(), b"x")
         assert await losses(server, 3) == {1, 2, 3}
@@ -121,32 +123,32 @@ async def test_by_netlink_all_are_made_again(
         assert {reply.error for reply in (await first.replies(2)).values()} == {0}
         assert await first.reader.read() == b""
         while len(made) < 3:
-            await anext(server.heard)
-        assert in_use[0] == 0
+            await anext(server.events)
+        assert live_counts[0] == 0
         made[-1].send(Command.READ, 0, 512)
         (await device.calls.get()).succeed(bytes(512))
         assert (await made[-1].reply()).error == 0
-        assert server.lines.live_count == 3
-        assert server.lines.stats.reads == 3
-        assert not server.events.stream_ended.done()
-    assert "all are made again, one by one" in caplog.text
+        assert server.group.live_count == 3
+        assert server.group.stats.reads == 3
+        assert not server.state.stream_ended.done()
+    assert "all are reconnected, one by one" in caplog.text
 
 
-async def test_by_ioctl_those_that_keep_others_from_beginning_are_lost(
+async def test_by_ioctl_those_that_keep_others_from_starting_are_lost(
     tree: KernelTree, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree.kernel_threads("nbd7")
     device = PuppetDevice()
     async with side(device, connections=3) as server:
-        await server.begin()
-        await ensure_receiving(LINK, server.lines)
+        await server.start()
+        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
         assert await losses(server, 2) == {1, 2}
         for client in server.clients[:2]:
             assert await client.reader.read() == b""
         server.clients[2].send(Command.READ, 0, 512)
         (await device.calls.get()).succeed(bytes(512))
         assert (await server.clients[2].reply()).error == 0
-        assert server.lines.live_count == 1
-        assert not server.events.stream_ended.done()
+        assert server.group.live_count == 1
+        assert not server.state.stream_ended.done()
     assert "connection 2 of 3 is lost" in caplog.text
-    assert "it has to do with fewer" in caplog.text
+    assert "it works with fewer connections" in caplog.text

@@ -15,7 +15,7 @@ import uvloop
 
 import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
-from aiovblk.mounting import handle, unmounting
+from aiovblk.mounting import lifecycle, unmounting
 from aiovblk.protocol import Command
 from aiovblk.threads import run_in_daemon_thread
 
@@ -31,7 +31,7 @@ LAST = ["flush", "unmount"]
 
 
 class Disk(BlockDevice):
-    """A disk whose handlers tell the kernel's log.
+    """A disk whose handlers note their calls in the kernel's log.
 
     Attributes:
         hanging, failing: the names of handlers that do.
@@ -79,7 +79,7 @@ def disk(kernel: FakeKernel) -> Disk:
 
 
 def check_end(kernel: FakeKernel) -> None:
-    """The device was let go of, with its last two handlers after all else, once."""
+    """The device is free, and its last two handlers were called after all else, once."""
     assert kernel.is_free
     assert kernel.log[-2:] == LAST
     assert kernel.log.count("unmount") == 1
@@ -182,7 +182,7 @@ async def by_cancellation_again_and_again(kernel: FakeKernel, disk: Disk, how: H
     assert task.cancelled()
 
 
-async def by_somebody_else(kernel: FakeKernel, disk: Disk, how: How) -> None:
+async def by_another_task(kernel: FakeKernel, disk: Disk, how: How) -> None:
     task, mount = await begun(kernel, disk, how)
     await asyncio.gather(mount.unmount(), mount.unmount(), task)
 
@@ -214,7 +214,7 @@ WAYS_OUT: list[Way] = [
     by_an_error,
     by_cancellation,
     by_cancellation_again_and_again,
-    by_somebody_else,
+    by_another_task,
     by_force,
     by_being_busy,
     by_a_disconnect_from_outside,
@@ -276,13 +276,13 @@ async def test_request_that_comes_while_the_cache_is_written_back_is_served(
 
 
 @ways_to_attach
-async def test_lost_connection_is_told_and_nothing_is_asked_of_the_kernel(
+async def test_lost_connection_raises_and_nothing_is_asked_of_the_kernel(
     kernel: FakeKernel, disk: Disk, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(AttachError, match="connection was lost"):
         async with aiovblk.mounted(disk, attach=how) as mount:
             # By netlink it would be made again.
-            monkeypatch.setattr(mount._connections, "open_replacement", None)
+            monkeypatch.setattr(mount._lifecycle.reconnector, "open_replacement", None)
             kernel.write(3, b"cached")
             kernel.break_connections()
             await mount.wait()
@@ -291,9 +291,7 @@ async def test_lost_connection_is_told_and_nothing_is_asked_of_the_kernel(
 
 
 @ways_to_attach
-async def test_what_cannot_be_written_back_is_told(
-    kernel: FakeKernel, disk: Disk, how: How
-) -> None:
+async def test_failed_write_back_raises(kernel: FakeKernel, disk: Disk, how: How) -> None:
     disk.failing = {"write"}
     with pytest.raises(Error, match="the kernel could not write back all data"):
         async with aiovblk.mounted(disk, attach=how):
@@ -305,7 +303,7 @@ async def test_what_cannot_be_written_back_is_told(
 @ways_to_attach
 @pytest.mark.parametrize("handler", ["flush", "unmount"])
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_last_handlers_that_fail_or_hang_are_told_of_and_the_next_one_is_called(
+async def test_last_handler_that_fails_or_hangs_raises_and_the_next_one_is_called(
     kernel: FakeKernel,
     disk: Disk,
     how: How,
@@ -325,7 +323,7 @@ async def test_last_handlers_that_fail_or_hang_are_told_of_and_the_next_one_is_c
 
 @ways_to_attach
 @pytest.mark.parametrize("step", ["fsync", "NBD_DISCONNECT"])
-async def test_step_in_the_kernel_that_hangs_is_given_up(
+async def test_step_in_the_kernel_that_hangs_times_out(
     kernel: FakeKernel, disk: Disk, how: How, step: str
 ) -> None:
     kernel.stuck = {step}
@@ -338,7 +336,7 @@ async def test_step_in_the_kernel_that_hangs_is_given_up(
 
 
 @ways_to_attach
-async def test_handler_that_hangs_while_the_cache_is_written_back_is_given_up(
+async def test_handler_that_hangs_while_the_cache_is_written_back_times_out(
     kernel: FakeKernel, disk: Disk, how: How
 ) -> None:
     disk.hanging = {"write"}
@@ -349,7 +347,7 @@ async def test_handler_that_hangs_while_the_cache_is_written_back_is_given_up(
 
 
 @ways_to_attach
-async def test_disconnect_that_never_comes_is_given_up(
+async def test_disconnect_that_never_comes_times_out(
     kernel: FakeKernel, disk: Disk, how: How
 ) -> None:
     kernel.sends_disc = False
@@ -360,10 +358,10 @@ async def test_disconnect_that_never_comes_is_given_up(
 
 
 @ways_to_attach
-async def test_device_that_does_not_come_alive_is_let_go_of(
+async def test_device_that_does_not_come_alive_is_unmounted(
     kernel: FakeKernel, disk: Disk, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handle, "ATTACH_TIMEOUT", 0.3)
+    monkeypatch.setattr(lifecycle, "ATTACH_TIMEOUT", 0.3)
     disk.gate = asyncio.get_running_loop().create_future()
     with pytest.raises(AttachError, match="did not come alive"):
         async with aiovblk.mounted(disk, attach=how):
@@ -421,7 +419,7 @@ async def test_kernel_that_does_not_let_go_is_urged_by_ever_stronger_means(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_kernel_that_never_lets_go_is_told_of(kernel: FakeKernel, disk: Disk) -> None:
+async def test_kernel_that_never_lets_go_raises(kernel: FakeKernel, disk: Disk) -> None:
     kernel.stuck = {"the end of NBD_DO_IT", "NBD_CLEAR_SOCK", "netlink"}
     with pytest.raises(Error, match="the kernel does not let go of it; see its log"):
         async with aiovblk.mounted(disk, attach="ioctl"):
@@ -430,7 +428,7 @@ async def test_kernel_that_never_lets_go_is_told_of(kernel: FakeKernel, disk: Di
     check_given_up(kernel)
 
 
-async def test_cut_from_outside_loses_what_was_cached_and_tells(
+async def test_cut_from_outside_loses_what_was_cached_and_logs_it(
     kernel: FakeKernel,
     disk: Disk,
     caplog: pytest.LogCaptureFixture,
@@ -451,7 +449,7 @@ async def test_cut_from_outside_loses_what_was_cached_and_tells(
 
 
 @ways_to_attach
-async def test_who_keeps_the_node_open_is_told_of(
+async def test_program_that_keeps_the_node_open_is_logged(
     kernel: FakeKernel,
     disk: Disk,
     how: How,

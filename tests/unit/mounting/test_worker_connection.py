@@ -1,4 +1,4 @@
-"""What a worker does that serves one connection of a mount."""
+"""The service of a worker that serves one connection of a mount."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.cli.spec import device_for_worker
 from aiovblk.device import DeviceFactory
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.mounting.workers.service import ConnectionService, DeviceInfo
 from aiovblk.storage import MemoryDevice
 
@@ -20,9 +21,8 @@ from ...support.network_client import LoggingDevice
 
 
 def service(factory: DeviceFactory, *, several: bool = True) -> ConnectionService:
-    return ConnectionService(
-        factory, 128, None, None, several, False, lambda name, *arguments: None
-    )
+    limits = HandlerLimits(concurrency=128, handler_timeout=None, slow_request=None)
+    return ConnectionService(factory, limits, several, False, lambda name, *arguments: None)
 
 
 class Coarse(BlockDevice):
@@ -30,7 +30,7 @@ class Coarse(BlockDevice):
     blocks = 1
 
 
-async def test_what_does_not_share_its_data_has_one_worker_only() -> None:
+async def test_device_that_does_not_share_its_data_has_one_worker_only() -> None:
     factory = partial(MemoryDevice, 8192)
     with pytest.raises(ValueError, match="MemoryDevice cannot be served by several workers"):
         await service(factory).open()
@@ -52,7 +52,7 @@ class Spinning(BlockDevice):
     read_only = False
 
 
-async def test_the_parent_is_told_what_the_kernel_is_told() -> None:
+async def test_open_returns_what_the_kernel_is_given() -> None:
     geometry = await service(Spinning, several=False).open()
     assert (geometry.read_only, geometry.rotational) == (False, True)
 
@@ -73,7 +73,7 @@ class Burning(LoggingDevice):
         raise asyncio.CancelledError
 
 
-async def test_a_device_that_cannot_store_lets_go_all_the_same(
+async def test_shutdown_unmounts_a_device_whose_flush_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     device = Burning()
@@ -85,7 +85,9 @@ async def test_a_device_that_cannot_store_lets_go_all_the_same(
 
 
 @pytest.mark.parametrize(("factory", "error"), [(dict, TypeError), (Coarse, ValueError)])
-async def test_what_cannot_be_mounted_is_refused(factory: Any, error: type[Exception]) -> None:
+async def test_device_that_cannot_be_mounted_is_refused(
+    factory: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         await service(factory, several=False).open()
 

@@ -1,4 +1,7 @@
-"""Each way to break the contract is caught, and told: no check is in vain."""
+"""Each way to break the contract is caught and described: no check is useless.
+
+Longer than other files: a list of small devices, one for each way, and the test that runs them.
+"""
 
 from __future__ import annotations
 
@@ -384,7 +387,7 @@ CASES: list[tuple[type[Broken], str]] = [
     (FlushesTooEarly, r"block \d+ .* holds .*, instead of"),
     (FlushesNotZeroes, r"block \d+ .* holds .*, instead of .*write_zeroes"),
     (ForgetsAtUnmount, r"block \d+ .* holds .*, instead of .*write_zeroes"),
-    (KeepsData, r"holds what `data` was overwritten with after write had returned, instead of"),
+    (KeepsData, r"holds what overwrote `data` after write had returned, instead of"),
     (ReusesResults, r"read\(.*holds .*, instead of"),
     (ReadsShort, r"read\(.*: returned 28672 bytes instead of \d+"),
     (ReadsWhatIsNoBytes, r"returned \[.*, not contiguous bytes"),
@@ -393,10 +396,10 @@ CASES: list[tuple[type[Broken], str]] = [
     (WritesTornBlocks, r"holds (block|zeroes).*, instead of"),
     (ZeroesAreNot, r"holds (garbage|block).*, instead of .*write_zeroes\("),
     (ExtentsLie, r"extents\(.*holds zeroes, instead of|are zeroes, but a read of them"),
-    (TrimmedAreNotZeroes, r"tells that 4096 bytes at \d+ are zeroes, but a read of them"),
+    (TrimmedAreNotZeroes, r"says that 4096 bytes at \d+ are zeroes, but a read of them"),
     (NoExtents, r"extents\(0, .* when it is opened: returned no extent at all"),
-    (EmptyExtents, r"extents\(.*: returned Extent\(length=0,.* no number of blocks"),
-    (RaggedExtents, r"extents\(.*: returned Extent\(length=2048,.* no number of blocks"),
+    (EmptyExtents, r"extents\(.*: returned Extent\(length=0,.* no multiple of the block size"),
+    (RaggedExtents, r"extents\(.*: returned Extent\(length=2048,.* no multiple of the block size"),
     (WrongExtents, r"extents\(.*: returned \[\d+\], not a sequence of extents"),
     (WrongOffset, r"block \d+ .* holds .*, instead of"),
     (TrimsTooMuch, r"holds zeroes, instead of .*write\("),
@@ -411,7 +414,7 @@ CASES: list[tuple[type[Broken], str]] = [
     (NeverReads, r"at the start: read\(0, .*: has failed 50 times, .*nothing there"),
     (HangsAtTheEnd, r"after 1 s this still runs: write\("),
     (CannotUnmount, r"unmount: raised RuntimeError\('not now'\)"),
-    (Grows, r"opened again it has 61 blocks of 4096 bytes, not 60 blocks"),
+    (Grows, r"reopened, it has 61 blocks of 4096 bytes, not 60 blocks"),
     (IsEmpty, r"at the start: blocks must be at least 1, not 0"),
     (HasOddBlocks, r"at the start: block_size must be a power of two from 1 to 65536, not 3000"),
 ]
@@ -437,7 +440,7 @@ async def test_device_without_a_read_is_none() -> None:
         await check_block_device(OnlyWrites)
 
 
-async def test_failure_of_the_factory_is_told() -> None:
+async def test_failure_of_the_factory_is_reported() -> None:
     def broken() -> BlockDevice:
         raise LookupError("no such disk")
 

@@ -49,9 +49,7 @@ async def test_file_passes_and_is_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [64 * KIB, 1 << 30])
-async def test_file_passes_with_all_that_it_was_not_told_to_flush(
-    tmp_path: Path, size: int
-) -> None:
+async def test_file_passes_with_all_that_was_not_flushed(tmp_path: Path, size: int) -> None:
     """The page cache outlives the device, and its threads what they were about to do."""
 
     async def crash(device: BlockDevice) -> None:

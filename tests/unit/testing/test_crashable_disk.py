@@ -1,4 +1,4 @@
-"""The disk that may lose its power."""
+"""The disk with a volatile write cache: reads, flushes and crashes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_device_is_open_at_a_time() -> None:
         medium.open()
 
 
-async def test_zeroes_and_what_was_never_written_are_told() -> None:
+async def test_zeroes_and_what_was_never_written_are_holes() -> None:
     device = CrashableDisk(4 * BLOCK).open()
     await device.write(0, memoryview(bytes([3]) * 3 * BLOCK))
     await device.write_zeroes(BLOCK, BLOCK, may_trim=False)

@@ -20,15 +20,24 @@ import pytest
 
 import aiovblk
 from aiovblk import AttachError, Error, kernel
-from aiovblk.dispatch import Stats
+from aiovblk.dispatch import HandlerLimits, Stats
 from aiovblk.events import ConnectionRestored
-from aiovblk.mounting import _served, attaching
+from aiovblk.mounting.attaching import AttachSequence
+from aiovblk.mounting.backend import make_backend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
-from aiovblk.mounting.handover.endpoint import HandoverGeometry as DoorGeometry
-from aiovblk.mounting.handover.endpoint import HandoverRequest, HandoverResult, request_handover
+from aiovblk.mounting.handover import takeover
+from aiovblk.mounting.handover.endpoint import (
+    HandoverGeometry,
+    HandoverRequest,
+    HandoverResult,
+    request_handover,
+)
+from aiovblk.mounting.lifecycle import MountLifecycle
+from aiovblk.mounting.options import Handover, MountOptions
+from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 from aiovblk.mounting.unmounting import UnmountSequence
-from aiovblk.mounting.workers.backend import WorkerBackend as MountCrew
+from aiovblk.mounting.workers.backend import WorkerBackend
 from aiovblk.server.connection import make_settings
 from aiovblk.server.exports import exports_of
 from aiovblk.server.workers import pool as serving
@@ -49,6 +58,8 @@ from ...support.worker_services import (
     make_and_hang,
     raise_cancelled,
 )
+
+LIMITS = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
 
 pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
 
@@ -108,89 +119,86 @@ async def test_a_mount_is_cancelled_although_a_worker_hangs(
         await mounting
 
 
-def crew_of(factory: Any, *, workers: int = 1, is_made_late: bool = False) -> MountCrew:
-    return MountCrew(
+def make_pool(
+    factory: Any, *, workers: int = 1, opens_after_handover: bool = False
+) -> WorkerBackend:
+    return WorkerBackend(
         factory,
         workers=workers,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
+        limits=LIMITS,
         memory_safe=False,
-        opens_after_handover=is_made_late,
+        opens_after_handover=opens_after_handover,
     )
 
 
-def options(*, replace: bool = False) -> attaching.MountOptions:
-    return attaching.MountOptions(
+def options(*, replace: bool = False) -> MountOptions:
+    return MountOptions(
         attach="netlink",
-        timeout=None,
+        limits=LIMITS,
         unmount_timeout=1,
-        queue=kernel.RequestQueue(),
-        identity="volume",
-        survive=60,
-        replace=replace,
-        partitions=False,
+        handover=Handover(identity="volume", survive=60, replace=replace),
     )
 
 
 @asynccontextmanager
-async def opened(image: Path) -> AsyncIterator[tuple[MountCrew, ConnectionGroup]]:
+async def opened(image: Path) -> AsyncIterator[tuple[WorkerBackend, ConnectionGroup]]:
     """Two workers with a connection each, as of a mount, but for the kernel."""
-    crew = crew_of(partial(FileOfAll, image), workers=2)
-    lines = ConnectionGroup(MountState(), lambda: None)
+    backend = make_pool(partial(FileOfAll, image), workers=2)
+    group = ConnectionGroup(MountState())
     try:
-        await crew.open(lines)
-        kernels = await lines.connect()
-        lines.start()
-        yield crew, lines
+        await backend.open(group)
+        kernels = await group.connect()
+        group.start()
+        yield backend, group
     finally:
-        await crew.close()
+        await backend.close()
         close_all(kernels)
 
 
 async def test_what_stands_for_the_devices_is_like_them(image: Path) -> None:
-    async with opened(image) as (crew, _):
-        device = crew.device
+    async with opened(image) as (backend, _):
+        device = backend.device
         assert (device.block_size, device.blocks) == (512, 2048)
         assert (device.read_only, device.rotational) == (False, True)
 
 
 async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
-    async with opened(image) as (crew, lines):
-        lost = crew._connections[0]
+    async with opened(image) as (backend, group):
+        lost = backend._connections[0]
         lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
         os.kill(lost.worker.pid, signal.SIGKILL)
         await lost.worker.lost
-        await lines.resize(512)
+        await group.resize(512)
         await until(lambda: lost.oldest_start is None)
-        assert lines.unanswered_since() > 1.0
-        assert lines.stats.in_flight == 0
+        assert group.unanswered_since() > 1.0
+        assert group.stats.in_flight == 0
 
 
 async def test_workers_answer_what_has_arrived_before_their_connections_are_made_again(
     image: Path,
 ) -> None:
-    crew = crew_of(partial(FileOfAll, image), workers=2)
+    backend = make_pool(partial(FileOfAll, image), workers=2)
     events = MountState()
     heard = events.broadcaster.subscribe()
-    lines = ConnectionGroup(events, lambda: None)
+    group = ConnectionGroup(events)
     clients: list[Client] = []
 
     async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
-        await crew.open_replacement(old, new)
+        await backend.open_replacement(old, new)
         ours, theirs = socket.socketpair()
         clients.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
         return ours
 
     try:
-        await crew.open(lines)
-        for kernel_end in await lines.connect():
+        await backend.open(group)
+        for kernel_end in await group.connect():
             clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
-        lines.start()
-        lines.open_replacement = renew
+        group.start()
+        reconnector = Reconnector(group, events)
+        reconnector.open_replacement = renew
         data = os.urandom(512)
         clients[0].send(WRITE, 512, data=data)
-        lines.stop_receiving(lines.all(), "for a test")
+        reconnector.retire(group.all(), "for a test")
         assert (await clients[0].reply()).error == 0
         restored = 0
         while restored < 2:
@@ -198,11 +206,11 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
         for client in clients[2:]:
             assert await client.read(512, 512) == data
-        assert lines.live_count == 2
+        assert group.live_count == 2
     finally:
-        lines.abort()  # else those of the workers that end would be made again
+        group.abort()  # else those of the workers that end would be reconnected
         await events.stream_ended
-        await crew.close()
+        await backend.close()
         for client in clients:
             client.writer.close()
 
@@ -421,15 +429,15 @@ async def taking_over(
     factory: Any, connections: list[tuple[socket.socket, bytes]]
 ) -> AsyncIterator[ConnectionGroup]:
     """One worker, and as many more as there are connections that another server has handed over."""
-    crew = crew_of(factory)
-    lines = ConnectionGroup(MountState(), lambda: None)
+    backend = make_pool(factory)
+    group = ConnectionGroup(MountState())
     try:
-        await crew.open(lines)
-        await lines.take_over(connections, partial(crew.open_replacement, None))
-        lines.start()
-        yield lines
+        await backend.open(group)
+        await group.take_over(connections, partial(backend.open_replacement, None))
+        group.start()
+        yield group
     finally:
-        await crew.close()
+        await backend.close()
 
 
 async def test_a_worker_goes_on_within_a_large_write(image: Path) -> None:
@@ -447,8 +455,8 @@ async def test_a_worker_goes_on_within_a_large_write(image: Path) -> None:
 async def test_each_connection_has_a_worker_if_they_share_their_data(image: Path) -> None:
     pairs = [socket.socketpair() for _ in range(3)]
     connections = [(ours, b"") for ours, _ in pairs]
-    async with taking_over(partial(FileOfAll, image), connections) as lines:
-        assert len(lines.all()) == 3
+    async with taking_over(partial(FileOfAll, image), connections) as group:
+        assert len(group.all()) == 3
         for _, theirs in pairs:
             theirs.close()
 
@@ -469,28 +477,28 @@ async def test_several_connections_are_refused_if_nothing_says_that_workers_shar
 async def test_a_mount_with_workers_refuses_its_successor(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unreal(aiovblk.Mount):
+    class Unattached(MountLifecycle):
         async def _attach(self, path: str | None) -> None:
-            await self._backend.open(self._connections)
+            await self.backend.open(self.connections)
             self.path, self.index = "/dev/nbd7", 7
-            self._listen_for_handover()
+            self.handover.listen(self.index, self.path)
 
-        async def _unmount(self) -> Any:
-            return UnmountSequence(
-                self.device, self._connections, cast(kernel.Attachment, None), self._state, 1
-            )
+        async def _unmount(self) -> UnmountSequence:
+            attachment = cast(kernel.Attachment, None)
+            return UnmountSequence(self.backend.device, self.connections, attachment, self.state, 1)
 
-    monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"door{index}")
-    mount = Unreal(crew_of(partial(FileOfAll, image)), options())
-    await mount.start(None)
-    wanted = HandoverRequest("volume", DoorGeometry.of(mount.device))
+    monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"socket{index}")
+    lifecycle = Unattached(make_pool(partial(FileOfAll, image)), options())
+    mount = aiovblk.Mount(lifecycle)
+    await lifecycle.start(None)
+    wanted = HandoverRequest("volume", HandoverGeometry.of(mount.device))
     reason = "its connections are in workers; end it, and mount the device again"
     with pytest.raises(AttachError, match=reason):
-        await asyncio.to_thread(request_handover, tmp_path / "door7", wanted, 10)
+        await asyncio.to_thread(request_handover, tmp_path / "socket7", wanted, 10)
     with pytest.raises(Error, match=reason):
         await mount.detach()
     await mount.unmount(force=True)
-    assert not (tmp_path / "door7").exists()
+    assert not (tmp_path / "socket7").exists()
 
 
 async def test_workers_start_when_the_other_server_has_let_go(
@@ -498,7 +506,7 @@ async def test_workers_start_when_the_other_server_has_let_go(
 ) -> None:
     ours, theirs = socket.socketpair()
     log = image.with_suffix(".log")
-    geometry = DoorGeometry(1 << 20, 512, read_only=False)
+    geometry = HandoverGeometry(1 << 20, 512, read_only=False)
 
     def hand_over(
         path: Path, wanted: HandoverRequest, seconds: float, sock: socket.socket
@@ -512,23 +520,25 @@ async def test_workers_start_when_the_other_server_has_let_go(
         kernel, "attachment_for_existing", lambda *_: SimpleNamespace(path="/dev/nbd7")
     )
     monkeypatch.setattr(kernel.locks, "write_owner", os.close)
-    monkeypatch.setattr(attaching, "request_handover", hand_over)
-    crew = crew_of(partial(FileOfAll, image), is_made_late=True)
+    monkeypatch.setattr(takeover, "request_handover", hand_over)
+    backend = make_pool(partial(FileOfAll, image), opens_after_handover=True)
     events = MountState()
-    lines = ConnectionGroup(events, lambda: None)
+    group = ConnectionGroup(events)
     try:
-        await attaching.AttachSequence(crew, lines, events, options(replace=True)).run(None)
+        attaching = AttachSequence(backend, group, events, options(replace=True))
+        await takeover.TakeoverSequence(attaching).take_over(None, "volume")
         client = Client(*await asyncio.open_unix_connection(sock=theirs))
         await client.write(512, b"x" * 512)
         client.writer.close()
     finally:
-        await crew.close()
+        await backend.close()
     assert image.read_bytes()[512:1024] == b"x" * 512
 
 
 def test_workers_that_are_to_replace_a_server_are_to_start_late(image: Path) -> None:
-    serve_by = partial(_served, partial(FileOfAll, image), 1, 2, 1, None, None)
-    assert [serve_by(replace, False).opens_after_handover for replace in (False, True)] == [
-        False,
-        True,
-    ]
+    for replace in (False, True):
+        handover = Handover(identity="volume", replace=replace)
+        wanted = MountOptions(workers=2, limits=LIMITS, handover=handover)
+        backend = make_backend(partial(FileOfAll, image), wanted)
+        assert isinstance(backend, WorkerBackend)
+        assert backend.opens_after_handover == replace

@@ -1,4 +1,4 @@
-"""A disk in memory that outlives its devices, and may lose its power."""
+"""A disk in memory with a volatile write cache, to test crashes (power failures)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from ..arguments import check_block_size, check_count
 from ..device import BlockDevice, Extent
 
-_MAX_EXTENTS = 4096  # blocks that one answer of extents is about
+_MAX_EXTENTS = 4096  # blocks that one result of extents describes
 
 Held = bytes | None
 """What a block holds; None for zeroes, which take no memory."""
@@ -20,19 +20,19 @@ Held = bytes | None
 class CrashableDisk:
     """A disk with a volatile write cache, all zeroes at first.
 
-    Its contents outlive the devices that :meth:`open` makes, one at a time. What was written since
-    the last flush is lost in a crash, or not, each block for itself.
+    Its contents outlive the devices that :meth:`open` makes, one at a time. In a crash each block
+    keeps or loses, independently, what was written since the last flush.
 
-    It does what a disk may do: requests take some turns of the event loop and finish in any order,
-    and trimmed blocks read as what they were, as zeroes, or as garbage.
+    It does all that a disk may do: requests take some turns of the event loop and finish in any
+    order, and trimmed blocks read as what they were, as zeroes, or as garbage.
 
     Args:
         size: bytes, a multiple of ``block_size``.
         block_size: bytes.
-        seed: of all that is left to chance. The same requests give the same outcome.
+        seed: of all random choices. The same requests give the same outcome.
 
     Raises:
-        TypeError, ValueError: a number is impossible, or the size no multiple of the block size.
+        TypeError, ValueError: a number is impossible, or the size is no multiple of the block size.
 
     """
 
@@ -48,23 +48,23 @@ class CrashableDisk:
         self._device: _CrashableDevice | None = None
 
     def open(self) -> BlockDevice:
-        """Make a device of it.
+        """Open a device on this disk.
 
         Raises:
-            RuntimeError: the one that was opened before was not unmounted, nor was there a crash.
+            RuntimeError: the previous device is still open: neither unmounted, nor crashed.
 
         """
         if self._device is not None and self._device.is_open:
-            raise RuntimeError("the medium has an open device: unmount that, or let it crash")
+            raise RuntimeError("the disk has an open device: unmount that, or call crash()")
         self._device = _CrashableDevice(
             self._contents, self._random, block_size=self._block_size, blocks=self._blocks
         )
         return self._device
 
     def crash(self) -> None:
-        """Cut the power: of each block one of the versions since the last flush is left.
+        """Cut the power: each block keeps one of its versions since the last flush.
 
-        The open device is dead: all its requests, those in flight too, fail with EIO.
+        The open device is dead: all its requests, also those in flight, fail with EIO.
         """
         self._contents.crash(self._random)
         if self._device is not None:
@@ -72,7 +72,7 @@ class CrashableDisk:
 
 
 class _Contents:
-    """What the blocks hold, durable or not."""
+    """The contents of the blocks: durable ones, and those in the write cache."""
 
     def __init__(self) -> None:
         self._durable: dict[int, bytes] = {}
@@ -103,7 +103,7 @@ class _Contents:
 
 
 class _CrashableDevice(BlockDevice):
-    """One life of a medium."""
+    """A device on the disk, from opening it to unmount or crash."""
 
     def __init__(
         self, contents: _Contents, random: Random, *, block_size: int, blocks: int
@@ -115,7 +115,7 @@ class _CrashableDevice(BlockDevice):
         self.is_open = True
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return what was written last."""
+        """Return the last version of the blocks."""
         await self._wait()
         zeroes = bytes(self.block_size)
         data = b"".join(self._contents.get(block) or zeroes for block in self._run(offset, length))
@@ -131,13 +131,13 @@ class _CrashableDevice(BlockDevice):
         await self._wait()
 
     async def flush(self) -> None:
-        """Make durable what is in the cache."""
+        """Make the cached versions durable."""
         await self._wait()
         self._contents.flush()
         await self._wait()
 
     async def trim(self, offset: int, length: int) -> None:
-        """Let blocks be anything."""
+        """Leave the blocks as they are, or make them zeroes or garbage, at random."""
         await self._wait()
         for block in self._run(offset, length):
             garbage = self._random.randbytes(self.block_size)
@@ -147,19 +147,19 @@ class _CrashableDevice(BlockDevice):
         await self._wait()
 
     async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Write zeroes into the cache, at no cost of memory."""
+        """Write zeroes into the cache; they take no memory."""
         await self._wait()
         for block in self._run(offset, length):
             self._contents.put(block, None)
         await self._wait()
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Tell what was never written, or is zeroes."""
+        """Report blocks that were never written, or are zeroes, as holes."""
         await self._wait()
         return list(self._extents(offset, min(length, _MAX_EXTENTS * self.block_size)))
 
     async def unmount(self) -> None:
-        """Let the medium be opened again; what is cached stays so."""
+        """Allow the disk to be opened again; the cache is not flushed."""
         self.is_open = False
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -175,7 +175,7 @@ class _CrashableDevice(BlockDevice):
         return range(offset // self.block_size, (offset + length) // self.block_size)
 
     async def _wait(self) -> None:
-        """Take a few turns of the loop, and be alive after them."""
+        """Wait for a few turns of the loop; fail if the device is dead or unmounted after them."""
         for _ in range(self._random.randint(0, 2)):
             await asyncio.sleep(0)
         if not self.is_open:

@@ -1,0 +1,119 @@
+"""The side of a live mount that hands its device over: listens for successors, and releases it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ... import kernel
+from ...errors import Error
+from ..backend import Backend
+from ..connections import ConnectionGroup
+from ..options import MountOptions
+from ..state import MountState, Phase
+from .endpoint import HandoverGeometry, HandoverListener, HandoverRequest, HandoverRequester
+from .release import HandoverRelease
+
+logger = logging.getLogger("aiovblk")
+
+HANDOVER_UNSUPPORTED = "its connections are in workers; end it, and mount the device again"
+"""Why a device with workers cannot be handed over, but its server has to end: only a process that
+serves the connections itself knows what of them it has taken and answered."""
+
+
+class HandoverProvider:
+    """Hands the device of one mount over, to a successor that asks, or to one that comes later.
+
+    Args:
+        backend: what is served.
+        connections: its connections.
+        state: of the mount; learns that a handover is requested, or refused.
+        options: of the mount.
+
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        connections: ConnectionGroup,
+        state: MountState,
+        options: MountOptions,
+    ) -> None:
+        self._backend = backend
+        self._connections = connections
+        self._state = state
+        self._identity = options.handover.identity
+        self._survive = options.handover.survive
+        self._timeout = options.unmount_timeout
+        self._listener: HandoverListener | None = None
+        self._requester: HandoverRequester | None = None
+
+    def check_supported(self) -> None:
+        """Refuse to leave a device that could not wait for another server.
+
+        Raises:
+            Error: it was mounted without ``survive``, or has ``workers``.
+
+        """
+        if not self._survive:
+            raise Error("a device that is to outlive its server has to be mounted with survive=")
+        if not self._connections.can_hand_over:
+            raise Error(HANDOVER_UNSUPPORTED)
+
+    def listen(self, index: int, path: str) -> None:
+        """Listen for successors, even where they can only be refused, with the reason.
+
+        Without an identity this is a no-op; a failure is logged only.
+        """
+        if self._identity is None:
+            return
+        try:
+            self._listener = HandoverListener(kernel.locks.socket_path(index), self._on_request)
+        except OSError as exc:
+            logger.warning("%s cannot be handed over while it is served: %s", path, exc)
+
+    def close(self) -> None:
+        """Listen no more, and refuse the successor that is waiting."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._requester is not None:
+            self._requester.refuse("it is unmounted")
+
+    async def release(self, attachment: kernel.Attachment) -> bool:
+        """Leave the device attached, and hand it over to the successor that asked, if one did.
+
+        Returns:
+            False if that cannot be. The reason is logged and sent to the successor, and requests
+            are served as before.
+
+        """
+        assert isinstance(attachment, kernel.NetlinkAttachment)  # others cannot be left
+        self._state.enter(Phase.HANDING_OVER)
+        release = HandoverRelease(
+            self._backend.device, self._connections, attachment, self._timeout
+        )
+        requester, self._requester = self._requester, None
+        try:
+            await release.run(requester)
+        except Error as exc:
+            self._state.enter(Phase.SERVING)
+            self._state.refuse_handover(str(exc))
+            if requester is not None:
+                requester.refuse(str(exc))
+            logger.warning("%s cannot be handed over: %s", attachment.path, exc)
+            return False
+        self._state.enter(Phase.HANDED_OVER)
+        return True
+
+    def _on_request(self, requester: HandoverRequester) -> None:
+        wanted = requester.request
+        served = HandoverRequest(self._identity or "", HandoverGeometry.of(self._backend.device))
+        if wanted not in (served, replace(served, geometry=None)):
+            requester.refuse(f"it serves {served}, which is not {wanted}")
+        elif not self._connections.can_hand_over:
+            requester.refuse(HANDOVER_UNSUPPORTED)
+        elif self._requester is not None or self._state.stop_requested.done():
+            requester.refuse("it is being handed over or unmounted")
+        else:
+            self._requester = requester
+            self._state.request_handover()

@@ -1,0 +1,107 @@
+"""The options of a mount: checked where they are made, and frozen from then on.
+
+:func:`aiovblk.mounted` explains each; ``mount`` and ``mounted`` list them explicitly, for
+``help()`` and editors, and a test keeps their signatures and these fields equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..arguments import MAX_WORKERS, check_count, check_seconds
+from ..dispatch import HandlerLimits
+from ..kernel import RequestQueue
+
+UNMOUNT_TIMEOUT = 30.0
+"""Seconds for which the kernel may be left without an answer during an unmount, by default."""
+
+DEFAULT_QUEUE = RequestQueue()
+
+MAX_IDENTITY = 255
+"""Characters of the longest identity."""
+
+Attach = Literal["auto", "ioctl", "netlink"]
+"""How a device is attached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """Whether another process may take the device over, and whether this one takes one over.
+
+    Attributes:
+        identity: the name by which another process finds the device; None if none is to.
+        survive: seconds for which I/O blocks, should this process end without unmounting the
+            device, until another process serves it; None for not at all.
+        replace: whether to ask a live server of this identity to hand the device over.
+
+    Raises:
+        TypeError: ``survive`` is not a number.
+        ValueError: ``survive`` is out of range; it or ``replace`` lacks an identity; or the
+            identity is too long, or has characters that /sys cannot show in one line.
+
+    """
+
+    identity: str | None = None
+    survive: float | None = None
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        check_seconds("survive", self.survive)
+        identity = self.identity
+        if identity is None:
+            if self.survive is not None or self.replace:
+                name = "replace" if self.replace else "survive"
+                raise ValueError(
+                    f"{name} takes an identity, by which the device is found again:"
+                    " add identity='some-name'"
+                )
+            return
+        # /sys shows it as one line.
+        fits = 0 < len(identity) <= MAX_IDENTITY and identity.isprintable()
+        if not fits or identity.strip() != identity:
+            raise ValueError(
+                f"an identity has 1 to {MAX_IDENTITY} printable characters, and no space around"
+                f" them: {identity!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """How a device is to be mounted and served.
+
+    Attributes:
+        limits: ``concurrency``, ``handler_timeout`` and ``slow_request``.
+        handover: ``identity``, ``survive`` and ``replace``.
+
+    Raises:
+        TypeError, ValueError: an option, or two of them together, cannot be.
+
+    """
+
+    attach: Attach = "auto"
+    connections: int = 1
+    workers: int | None = None
+    limits: HandlerLimits
+    timeout: float | None = None
+    unmount_timeout: float = UNMOUNT_TIMEOUT
+    queue: RequestQueue = DEFAULT_QUEUE
+    handover: Handover = Handover()
+    partitions: bool = False
+    memory_safe: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("connections", self.connections, maximum=MAX_WORKERS)
+        check_count("workers", self.workers, maximum=MAX_WORKERS)
+        check_seconds("timeout", self.timeout)
+        check_seconds("unmount_timeout", self.unmount_timeout)
+        if self.attach not in get_args(Attach):
+            known = ", ".join(get_args(Attach))
+            raise ValueError(f"attach must be one of {known}, not {self.attach!r}")
+        if self.attach == "ioctl" and self.handover.identity is not None:
+            raise ValueError(
+                "a device that is attached by ioctl has no identity; leave attach out, or use"
+                " netlink"
+            )
+        if self.workers is not None and self.connections != 1:
+            raise ValueError("each worker has one connection: leave connections out")
