@@ -16,8 +16,8 @@ import uvloop
 
 from aiovblk.kernel import attaching, sysfs
 
-from .programs import Zygote
-from .support import stuck_tasks, zygotes
+from .programs import ForkServer
+from .support import fork_servers, stuck_tasks
 
 gc.disable()  # until all is collected
 
@@ -76,13 +76,13 @@ def nbd() -> Iterator[None]:
     subprocess.run(["modprobe", "nbd", "nbds_max=64"], check=False, capture_output=True)
     if not sysfs.indices():
         pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
-    zygotes.append(Zygote())
+    fork_servers.append(ForkServer())
     # What there is by now need not be looked through after each test: an emulated machine takes
     # seconds for it.
     gc.collect()
     gc.freeze()
     yield
-    zygotes.pop().end()
+    fork_servers.pop().end()
 
 
 def _own_files() -> list[str]:

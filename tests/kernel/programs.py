@@ -1,6 +1,6 @@
 """Python programs that the tests run, as forks of a process that has everything imported.
 
-See `zygote.py`; what has to be a new interpreter is started by `support.interpreter`.
+See `fork_server.py`; what has to be a new interpreter is started by `support.interpreter`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Fork:
         self._status = -1
         for each in (self._begun, self._ended):
             if not each.done():
-                each.set_exception(RuntimeError("the zygote has ended"))
+                each.set_exception(RuntimeError("the fork server has ended"))
 
     def send_signal(self, number: int) -> None:
         if self.returncode is not None:
@@ -98,7 +98,7 @@ class Fork:
             self._forget_status()
 
 
-class Zygote:
+class ForkServer:
     """The process whose forks the programs are."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from aiovblk import Mount, mount
 from aiovblk.kernel.status import wait_until_free
 from aiovblk.storage import MemoryDevice
 
-from .programs import Fork, Zygote
+from .programs import Fork, ForkServer
 
 MIB = 1024 * 1024
 # Seconds for any one command. They are to end what hangs, not to measure: an emulated machine is
@@ -206,7 +206,7 @@ class Program:
         return status
 
 
-zygotes: list[Zygote] = []
+fork_servers: list[ForkServer] = []
 """That of this session."""
 
 
@@ -216,7 +216,7 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
 
     It is a fork of what has everything imported; :func:`interpreter` starts a new one.
     """
-    process = await zygotes[0].start(arguments, os.environ | environment)
+    process = await fork_servers[0].start(arguments, os.environ | environment)
     try:
         yield Program(process)
     finally:

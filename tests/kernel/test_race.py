@@ -48,10 +48,10 @@ class Outcomes:
 
 async def race(how: str, mode: str, count: int, *paths: str) -> Outcomes:
     words = ["-m", "tests.kernel.racers", how, mode, str(count), *paths]
-    async with program(*words) as zygote:
-        assert zygote.process.stdout is not None
-        output = (await zygote.process.stdout.read()).decode()
-        assert await zygote.end() == 0
+    async with program(*words) as racers:
+        assert racers.process.stdout is not None
+        output = (await racers.process.stdout.read()).decode()
+        assert await racers.end() == 0
     outcomes = Outcomes(output.splitlines())
     assert outcomes.failed == []
     assert {*outcomes.got, *outcomes.refused} == set(range(count))

@@ -19,6 +19,7 @@ from aiovblk.server.workers.pool import _WorkerSlot
 from aiovblk.storage import MemoryDevice
 
 from ...support.network_client import LoggingDevice, clients_of, serve, using
+from ...support.sizes import by_size
 
 PROGRAM = """
 import asyncio, os, signal, sys, threading
@@ -110,8 +111,17 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize(("where", "number"), PLACES)
+LOOPS = ["asyncio", "uvloop"]
+
+# Each takes a process for two seconds: every place on either loop, and on both with --long.
+CASES = [
+    (where, number, loop)
+    for index, (where, number) in enumerate(PLACES)
+    for loop in by_size([LOOPS[index % 2]], LOOPS)
+]
+
+
+@pytest.mark.parametrize(("where", "number", "loop"), CASES)
 def test_shutdown_completes_although_an_interrupt_hits_it_anywhere(
     where: str, number: int, loop: str, tmp_path: Path
 ) -> None:
