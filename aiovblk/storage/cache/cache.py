@@ -70,9 +70,7 @@ class Cache(Layer):
 
     Errors: if a fetch fails, all reads that wait for it fail, perhaps because of a block that they
     did not request. The error is not cached. Errors of read-ahead and hints are ignored.
-
-    Concurrency: any number of requests. Overlapping writes are passed to ``inner`` one after the
-    other.
+    Concurrency: any number of requests; overlapping writes reach ``inner`` one after the other.
 
     Cancellation: a fetch continues as long as another reader waits for it. Blocks whose change was
     cancelled are dropped from the cache.
