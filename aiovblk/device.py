@@ -167,8 +167,8 @@ class BlockDevice:
         again relies on that. (fsync() breaks this rule: it succeeds the second time although the
         kernel has dropped the pages.)
 
-        When it is not overridden, the kernel is told that writes are durable when they return. It
-        is called once more when the device is unmounted.
+        When it is not overridden, writes are announced as durable when they return. It is called
+        once more when the device is unmounted.
         """
 
     async def trim(self, offset: int, length: int) -> None:
@@ -254,11 +254,6 @@ def handler_for(device: BlockDevice, operation: Operation) -> Callable[..., Awai
     if can(device, operation):
         return cast("Callable[..., Awaitable[Any]]", getattr(device, operation))
     return partial(getattr(BlockDevice, operation), device)
-
-
-def overrides(device: BlockDevice, method: Callable[..., Any]) -> bool:
-    """Return :func:`can` for a handler that is given as a method of BlockDevice, not by name."""
-    return can(device, cast("Operation", method.__name__))
 
 
 def check_instance(device: object, role: str = "") -> BlockDevice:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from ..aio.tasks import GracefulTask
 from ..arguments import MAX_BLOCK_SIZE
 from ..contract import check_device, check_handlers, defining_class
-from ..device import BlockDevice, DeviceFactory, check_instance, make_device, overrides
+from ..device import BlockDevice, DeviceFactory, can, check_instance, make_device
 from ..dispatch import format_exception, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..unaligned import UnalignedAdapter
@@ -159,7 +159,7 @@ class OpenDevice:
         flags = transmission_flags(device, multi_conn=self._shared or is_safe)
         if self._export.read_only:
             flags |= TransmissionFlag.READ_ONLY
-        if overrides(device, BlockDevice.cache):
+        if can(device, "cache"):
             flags |= TransmissionFlag.SEND_CACHE
         if TransmissionFlag.SEND_WRITE_ZEROES in flags:
             # A device overrides write_zeroes because it need not write the zeroes.

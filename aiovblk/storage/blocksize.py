@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arguments import check_block_size
-from ..device import BlockDevice, Extent, overrides
+from ..device import BlockDevice, Extent, Operation, can
 from ..unaligned import UnalignedAdapter
 from .extents import in_whole_blocks
 from .layer import Layer
@@ -91,15 +91,9 @@ class BlockSize(Layer):
 
     def _pass_by(self) -> None:
         """Call the handlers of ``inner`` directly: larger blocks are always aligned to its own."""
-        for method in (BlockDevice.read, *_HANDLERS):
-            if overrides(self.inner, method):
-                setattr(self, method.__name__, getattr(self.inner, method.__name__))
+        for name in _HANDLERS:
+            if can(self.inner, name):
+                setattr(self, name, getattr(self.inner, name))
 
 
-_HANDLERS = (
-    BlockDevice.write,
-    BlockDevice.flush,
-    BlockDevice.trim,
-    BlockDevice.write_zeroes,
-    BlockDevice.cache,
-)
+_HANDLERS: tuple[Operation, ...] = ("read", "write", "flush", "trim", "write_zeroes", "cache")

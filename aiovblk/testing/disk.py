@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from ..contract import check_device
-from ..device import BlockDevice, DeviceFactory, make_device, overrides
+from ..device import BlockDevice, DeviceFactory, can, make_device
 from ..errors import STOP_EXCEPTIONS
 from .generator import GeneratedRequest
 from .model import Model
@@ -75,16 +75,14 @@ class CheckedDisk:
     async def open_first(self) -> None:
         """Open the disk, and load its geometry and contents."""
         device = await self._open()
-        if not overrides(device, BlockDevice.read):
+        if not can(device, "read"):
             raise CheckFailed("the device has no read")
         self.block_size = device.block_size
         # A device without write that is not read-only gets writes, and fails them.
-        self.read_only = device.read_only or not overrides(device, BlockDevice.write)
+        self.read_only = device.read_only or not can(device, "write")
         self._geometry = _geometry(device)
         self.regions = Regions(device.block_size, device.blocks, Random(self._seed))
-        self.model = Model(
-            device.block_size, write_through=not overrides(device, BlockDevice.flush)
-        )
+        self.model = Model(device.block_size, write_through=not can(device, "flush"))
         for window in self.regions.windows:
             self.model.load(window.start, await self._read(window))
         await self.verify("when it is opened")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk import BlockDevice, ProtocolError, RemoteDevice, connect
-from aiovblk.device import overrides
+from aiovblk import ProtocolError, RemoteDevice, connect
+from aiovblk.device import can
 from aiovblk.protocol import ReplyMode
 from tests.support.certificates import USER, make_certificates, make_keys
 
@@ -85,7 +85,7 @@ async def test_nbdkit(options: list[str], mode: ReplyMode) -> None:
     with serving("nbdkit", "-f", *options, "memory", str(SIZE)) as server:
         async with connect(uri_of(server)) as remote:
             assert remote._session.negotiated.mode is mode
-            assert overrides(remote, BlockDevice.extents) == (mode is ReplyMode.STRUCTURED)
+            assert can(remote, "extents") == (mode is ReplyMode.STRUCTURED)
             assert remote.block_size == 512
             await exercise(remote)
             if mode is ReplyMode.STRUCTURED:

@@ -11,7 +11,7 @@ import pytest
 
 from aiovblk import BlockDevice, Extent
 from aiovblk.contract import check_handlers
-from aiovblk.device import OPERATIONS, Operation, can, handler_for, missing_operations, overrides
+from aiovblk.device import OPERATIONS, Operation, can, handler_for, missing_operations
 from aiovblk.dispatch import transmission_flags
 from aiovblk.dispatch.handler_call import HandlerAdapter
 from aiovblk.dispatch.validation import kernel_negotiation
@@ -109,7 +109,6 @@ def test_handler_that_is_set_on_the_instance_counts() -> None:
 def test_layer_is_narrowed_to_its_inner_device(operation: Operation) -> None:
     assert not can(Everything(OnlyReads()), operation)
     assert not can(Layer(Everything(OnlyReads())), operation)
-    assert not overrides(Everything(OnlyReads()), getattr(BlockDevice, operation))
     assert can(Layer(Recorder()), operation)
     assert can(Layer(Flushes(OnlyReads())), operation) == (operation == "flush")
 

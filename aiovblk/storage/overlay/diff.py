@@ -37,7 +37,7 @@ from typing import Self
 from ...aio.coalesce import CoalescedCall
 from ...aio.gather import run_bounded
 from ...contract import check_extents
-from ...device import BlockDevice, overrides
+from ...device import BlockDevice, can
 from ..ranges import round_down, round_up, split_range
 from .blockmap import BASE, DATA, ZERO, BlockMap
 from .format import PAGE, DiffHeader
@@ -184,7 +184,7 @@ class Diff:
     async def _zero(self, state: int, begin: int, end: int) -> None:
         if state != ZERO:
             await self._reserve(begin, end)
-        if state == DATA and overrides(self.device, BlockDevice.write_zeroes):
+        if state == DATA and can(self.device, "write_zeroes"):
             await self.device.write_zeroes(self._data + begin, end - begin, may_trim=True)
         if state != ZERO:  # beyond the base a block is ZERO without being so in the map
             self._blockmap.mark(begin, end, ZERO)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.device import overrides
+from aiovblk.device import can
 from aiovblk.storage import MemoryDevice
 from aiovblk.unaligned import UnalignedAdapter
 
@@ -193,5 +193,5 @@ def test_a_device_without_extents_has_none_this_way_either() -> None:
     class Plain(BlockDevice):
         blocks = 1
 
-    assert not overrides(UnalignedAdapter(Plain()), BlockDevice.extents)
-    assert overrides(UnalignedAdapter(MemoryDevice(4096)), BlockDevice.extents)
+    assert not can(UnalignedAdapter(Plain()), "extents")
+    assert can(UnalignedAdapter(MemoryDevice(4096)), "extents")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.device import Extent, overrides
+from aiovblk.device import Extent, can
 from aiovblk.storage import Cache, MemoryDevice
 from aiovblk.storage.cache import Policy
 
@@ -373,8 +373,8 @@ async def test_hint_fetches_as_much_as_half_of_the_cache() -> None:
 
 def test_cache_has_hints_and_flush_over_any_device() -> None:
     device = Cache(MemoryDevice(1 << 20), size=1 << 20)
-    assert overrides(device, BlockDevice.flush)
-    assert overrides(device, BlockDevice.cache)
+    assert can(device, "flush")
+    assert can(device, "cache")
 
 
 async def test_what_cannot_be_written_is_read_only() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.device import Extent, check_geometry, overrides
+from aiovblk.device import Extent, can, check_geometry
 from aiovblk.storage import Layer, MemoryDevice, Overlay
 from aiovblk.storage.overlay import blockmap
 
@@ -36,8 +36,8 @@ def test_constructor_refuses_a_device_and_says_what_to_call() -> None:
 async def test_overlay_has_all_handlers_over_a_base_that_only_reads() -> None:
     overlay, _ = await make_overlay()
     for name in ("read", "write", "flush", "trim", "write_zeroes", "extents"):
-        assert overrides(overlay, getattr(BlockDevice, name))
-    assert not overrides(overlay, BlockDevice.cache)
+        assert can(overlay, name)
+    assert not can(overlay, "cache")
 
 
 async def test_what_is_written_is_read_and_the_base_is_not_written() -> None:
