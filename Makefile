@@ -7,7 +7,9 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
-# make lint    ruff and mypy alone
+# make docs    build the site in build/docs/html, with every warning an error
+# make docs-links   ask each address outside that the site links to
+# make lint    ruff, mypy and codespell alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
 # make clean   remove what the others made in the checkout (kernels and Ceph stay in ~/.cache/aiovblk)
@@ -21,7 +23,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench docs docs-links lint clean
 
 setup:
 	@tools/setup test
@@ -56,6 +58,15 @@ demo-s3:
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
+
+docs:
+	@tools/setup check
+	@tools/test docs
+	@echo "open build/docs/html/index.html"
+
+docs-links:
+	@tools/setup check
+	@.venv/bin/python -m sphinx -q -b linkcheck docs build/docs/links
 
 lint:
 	@tools/setup check
