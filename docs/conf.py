@@ -18,6 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "attribute_docstrings",
     "command_reference",
     "repository_links",
 ]
@@ -46,6 +47,7 @@ linkcheck_timeout = 20
 linkcheck_retries = 2
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"aiovblk {version}"
 html_static_path = ["_static"]
 html_css_files = ["aiovblk.css"]

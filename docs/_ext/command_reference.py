@@ -29,6 +29,7 @@ class CommandReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write the sections as Markdown, and have them parsed like the rest of the page."""
+        self.env.note_reread()  # the parsers may have changed, though the page has not
         text = "\n".join(command_pages())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
@@ -83,11 +84,17 @@ def describe_group(
     yield f"**{title[:1].upper()}{title[1:]}**\n"
     for action in actions:
         if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                anchor = f"aiovblk-{choice.dest}"
-                yield f"[`{choice.dest}`](#{anchor})\n: {markdown(choice.help or '')}\n"
-            continue
-        yield f"{invocation(action)}\n: {markdown(expanded(parser, action))}\n"
+            yield from list_commands(action)
+        else:
+            yield f"{invocation(action)}\n: {markdown(expanded(parser, action))}\n"
+
+
+def list_commands(action: Any) -> Iterator[str]:
+    """Yield a table of the commands, with links to their sections."""
+    yield "| command | |\n|---|---|"
+    for choice in action._choices_actions:
+        yield f"| [`{choice.dest}`](#aiovblk-{choice.dest}) | {markdown(choice.help or '')} |"
+    yield ""
 
 
 def invocation(action: argparse.Action) -> str:
