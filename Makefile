@@ -61,6 +61,7 @@ bench: setup
 
 docs:
 	@tools/setup check
+	@rm -rf build/docs/html
 	@tools/test docs
 	@echo "open build/docs/html/index.html"
 
