@@ -46,6 +46,8 @@ linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1|example\.com|host|server)
 linkcheck_timeout = 20
 linkcheck_retries = 2
 
+highlight_language = "text"  # of blocks that name none: commands, formats
+
 html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = f"aiovblk {version}"
