@@ -18,7 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "attribute_docstrings",
+    "docstrings",
     "command_reference",
     "repository_links",
 ]
