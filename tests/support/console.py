@@ -77,7 +77,6 @@ async def shell(folder: Path) -> AsyncIterator[Shell]:
     environment = dict(os.environ)
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}:/usr/sbin:/sbin",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(folder)]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LC_ALL": "C",
     }
