@@ -71,10 +71,10 @@ def describe(
         actions = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
         if actions:
             yield from describe_group(parser, group.title or "options", actions)
-            if group.description:
-                yield f"{markdown(group.description)}\n"
+        if group.description:
+            yield from prose(group.description, parser)
     if parser.epilog:
-        yield from epilog(parser)
+        yield from prose(parser.epilog, parser)
 
 
 def describe_group(
@@ -126,14 +126,15 @@ def usage(parser: argparse.ArgumentParser) -> str:
     return formatter.format_help().strip()
 
 
-def epilog(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield what a command's help ends with, as it is laid out there: an example."""
-    yield f"```text\n{(parser.epilog or '') % {'prog': parser.prog}}\n```\n"
+def prose(text: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield a description as a paragraph; one that is laid out in lines, as it is."""
+    text = text.replace("%(prog)s", parser.prog).strip()
+    yield f"```text\n{text}\n```\n" if "\n" in text else f"{markdown(text)}\n"
 
 
 def markdown(text: str) -> str:
-    """Return a help text as Markdown in one line: options, names and values are code."""
-    text = " ".join(text.split())
+    """Return a help text as Markdown in one line: options and names of variables are code."""
+    text = re.sub(r"(?<![`\w])(\$?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)", r"`\1`", " ".join(text.split()))
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else escaped(part) for part in parts)
 

@@ -49,10 +49,14 @@ def test_every_command_and_option_is_documented() -> None:
 def test_defaults_are_filled_in_and_markup_is_escaped() -> None:
     parser = ArgumentParser("aiovblk paint", description="Paint <it> with `--colour NAME`.")
     parser.add_argument("--colour", default="red", help="the *first* colour (default %(default)s)")
+    parser.add_argument_group("more", "Colours:\n  red  <like> fire\n")
+    parser.epilog = "%(prog)s --colour green"
     text = "\n".join(command_reference.describe(parser, "aiovblk paint", level=2))
     assert r"Paint \<it\> with `--colour NAME`." in text
     assert "`--colour COLOUR`\n: the \\*first\\* colour (default red)" in text
     assert "aiovblk paint [-h] [--colour COLOUR]" in text
+    assert "```text\nColours:\n  red  <like> fire\n```" in text
+    assert "\naiovblk paint `--colour` green\n" in text
 
 
 @pytest.mark.parametrize(
