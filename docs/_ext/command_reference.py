@@ -69,19 +69,21 @@ def describe(
     yield f"```text\n{usage(parser)}\n```\n"
     for group in parser._action_groups:
         actions = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
-        if actions:
-            yield from describe_group(parser, group.title or "options", actions)
+        if not actions and not group.description:
+            continue
+        title = group.title or "options"
+        yield f"**{title[:1].upper()}{title[1:]}**\n"
         if group.description:
             yield from prose(group.description, parser)
+        yield from describe_arguments(parser, actions)
     if parser.epilog:
         yield from prose(parser.epilog, parser)
 
 
-def describe_group(
-    parser: argparse.ArgumentParser, title: str, actions: list[argparse.Action]
+def describe_arguments(
+    parser: argparse.ArgumentParser, actions: list[argparse.Action]
 ) -> Iterator[str]:
     """Yield a definition list: each argument, and what it means."""
-    yield f"**{title[:1].upper()}{title[1:]}**\n"
     for action in actions:
         if isinstance(action, argparse._SubParsersAction):
             yield from list_commands(action)
