@@ -5,10 +5,11 @@ Both are compiled when they are needed, into ``build/bench``, and again when a s
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
-from ..peers.peer import ROOT
+from ..pythons import ROOT
 
 HERE = Path(__file__).parent
 BUILT = ROOT / "build" / "bench"
@@ -37,7 +38,7 @@ def build(program: Path) -> Path:
     if program.exists() and program.stat().st_mtime >= newest:
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
-    new = program.with_suffix(".new")
+    new = program.with_suffix(f".{os.getpid()}")  # somebody else may be compiling it too
     command = ["cc", "-O2", "-Wall", "-pthread", "-o", str(new), *map(str, sources)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -119,6 +119,7 @@ void open_connection(struct connection *c)
     c->in_size = 4 * frame > MIN_INPUT ? 4 * frame : MIN_INPUT;
     c->in = allocate(1, c->in_size);
     c->out = allocate(options.depth, frame);
+    memset(c->out, 0x5a, options.depth * frame); /* payloads that are no zeroes */
 }
 
 static uint64_t random_number(void)
