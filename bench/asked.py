@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from .cases import (
+    BIG_DEEP,
     BIG_READ,
     BIG_WRITE,
     FIO,
@@ -84,7 +85,8 @@ BOUNDS = [
     Bound("server_cpu", _FIO_WRITE, Placement.ONE_CORE, 1.05),
     Bound("server_cpu", _FIO_READ_QD1, Placement.ONE_CORE, 1.3),
     *(
-        Bound("server_cpu", BIG_READ, placement, 1.2, subject)
+        Bound("server_cpu", case, placement, 1.2, subject)
+        for case in (BIG_READ, BIG_DEEP)
         for subject in (USERS, SLICES)
         for placement in BOTH
     ),

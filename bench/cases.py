@@ -76,6 +76,8 @@ SLOW = Case("1 ms back end QD128", "read", 4096, 128, 6_000, backend=Backend.SLO
 MAIN = (READ, WRITE, READ_QD1, BIG_READ, BIG_WRITE, SLOW)
 """What the first tables are about, and all that ``--quick`` measures."""
 
+BIG_DEEP = replace(BIG_READ, name="256k read QD32", depth=32)
+"""So much in flight that malloc may give back what is freed: that is when copies cost most."""
 WRITE_QD1 = replace(READ_QD1, name="4k write QD1", op="write", is_for_all=False)
 MIXED = replace(READ, name="4k mixed QD64", op="mixed", is_for_all=False)
 DEPTHS = tuple(
@@ -105,7 +107,7 @@ HEAVY = Case(
     every=3,
     is_for_all=False,
 )
-GROWTH = (WRITE_QD1, MIXED, *DEPTHS, *CONNECTIONS, HEAVY)
+GROWTH = (BIG_DEEP, WRITE_QD1, MIXED, *DEPTHS, *CONNECTIONS, HEAVY)
 
 FIO = tuple(
     replace(
