@@ -10,7 +10,7 @@ import sys
 import time
 from random import Random
 
-import nbd
+import nbd  # type: ignore[import-not-found]  # it is Debian's python3-libnbd
 
 
 def ask(socket: str, op: str, length: int, depth: int, requests: int) -> dict[str, float]:
