@@ -20,7 +20,7 @@ from .cases import SIZE
 from .load import Server
 from .pythons import ROOT
 
-STARTING = 20.0  # seconds for a server to listen
+STARTING = 60.0  # seconds for a server to listen, in an emulated processor that others use too
 STOPPING = 10.0
 
 
