@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build(LOADGEN)
         processors = placement.choose(parsed.cpus)
         if parsed.against:
-            export(parsed.against)
+            export(parsed.against, pythons.available())
     except (CompileError, placement.PlacementError, RevisionError) as exc:
         sys.exit(f"bench: {exc}")
     run = _measure(parsed, processors, command_line(words), unoptimized)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from .native import BUILT
-from .pythons import ROOT
+from .pythons import ROOT, Python
 
 PACKAGE = "aiovblk"
 THIS, OTHER = BUILT / "trees" / "here", BUILT / "trees" / "then"
@@ -22,8 +23,22 @@ class RevisionError(Exception):
     """Git has no such revision."""
 
 
-def export(revision: str, repository: Path = ROOT, this: Path = THIS, other: Path = OTHER) -> None:
+def export(
+    revision: str,
+    pythons: Sequence[Python],
+    repository: Path = ROOT,
+    this: Path = THIS,
+    other: Path = OTHER,
+) -> None:
     """Copy the package as it is now, and as it was at a revision.
+
+    Args:
+        revision: any name that git has for it.
+        pythons: those that both copies are compiled for; a virtual machine could not keep what it
+            compiles, and would take a minute for that at each start.
+        repository: what holds the package.
+        this: the folder for the package as it is now.
+        other: the folder for the other.
 
     Raises:
         RevisionError: git does not know the revision, or it has no package.
@@ -42,6 +57,8 @@ def export(revision: str, repository: Path = ROOT, this: Path = THIS, other: Pat
         repository / PACKAGE, this / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
     )
     subprocess.run(["tar", "-x", "-C", str(other)], input=done.stdout, check=True)
+    for python in pythons:
+        subprocess.run([*python.command, "-m", "compileall", "-q", this, other], check=True)
 
 
 def trees(revision: str | None) -> tuple[Path, tuple[str, Path] | None]:

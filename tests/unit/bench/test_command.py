@@ -136,18 +136,22 @@ def test_two_trees_are_copied_to_paths_of_the_same_length(tmp_path: Path) -> Non
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "old")
     (package / "a.py").write_text("new")
+    (package / "__pycache__/stale.pyc").touch()
     this, other = tmp_path / "t/here", tmp_path / "t/then"
+    python = Python("3.x", (sys.executable,), is_optimized=False)
     for _ in range(2):  # the second time over the first
-        export("HEAD", tmp_path, this, other)
+        export("HEAD", [python], tmp_path, this, other)
     assert (this / "aiovblk/a.py").read_text() == "new"
     assert (other / "aiovblk/a.py").read_text() == "old"
-    assert not (this / "aiovblk/__pycache__").exists()
+    for folder in (this, other):
+        [compiled] = (folder / "aiovblk/__pycache__").iterdir()
+        assert compiled.name.startswith("a.")
     ours, found = trees("HEAD")
     assert found is not None
     assert len(str(ours)) == len(str(found[1]))
     assert trees(None) == (ROOT, None)
     with pytest.raises(RevisionError, match="git has nothing at nowhere"):
-        export("nowhere", tmp_path, this, other)
+        export("nowhere", [], tmp_path, this, other)
 
 
 def test_program_is_compiled_once_and_again_when_a_source_changes(
