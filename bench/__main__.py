@@ -20,7 +20,7 @@ from .kernel import ROUNDS as KERNEL_ROUNDS
 from .native import BARE, LOADGEN, CompileError, build
 from .observing import measure_observing
 from .peers import AttachedPeer, Peer, all_peers, attached_peers
-from .peers.ours import SLICES, SUBJECT, USERS, at_revision
+from .peers.ours import SLICES, SUBJECT, USERS
 from .revision import RevisionError, export, trees
 from .rounds import LIFE, Rounds, on_socket, say
 from .server import ServerError, leave
@@ -97,8 +97,8 @@ def _measure(
 
 
 def _on_sockets(samples: Samples, parsed: Namespace, processors: placement.Processors) -> int:
-    every = all_peers(*trees(parsed.against))
-    peers = _present(choose_peers(every, parsed.peers, parsed.against, quick=parsed.quick))
+    every = all_peers(*trees(parsed.against), parsed.options)
+    peers = _present(choose_peers(every, parsed.peers, quick=parsed.quick))
     cases = choose_cases(parsed.cases, quick=parsed.quick)
     if not peers or not cases:
         return 0
@@ -108,14 +108,15 @@ def _on_sockets(samples: Samples, parsed: Namespace, processors: placement.Proce
     return rounds.run(parsed.rounds, QUICK_SECONDS if parsed.quick else float("inf"))
 
 
-def choose_peers(
-    every: Sequence[Peer], wanted: Sequence[str], revision: str | None, *, quick: bool
-) -> list[Peer]:
-    """Those that are asked for; by default all, or in the quick form those that matter most."""
+def choose_peers(every: Sequence[Peer], wanted: Sequence[str], *, quick: bool) -> list[Peer]:
+    """Those that are asked for; by default all, or in the quick form those that matter most.
+
+    Another revision, and options, were asked for.
+    """
     if wanted or not quick:
         return [peer for peer in every if matches(peer.name, wanted)]
-    names = [*QUICK_PEERS, *(at_revision(str(revision), name) for name in QUICK_PEERS)]
-    return [peer for peer in every if peer.name in names]
+    usual = {peer.name for peer in all_peers()} - set(QUICK_PEERS)
+    return [peer for peer in every if peer.name not in usual]
 
 
 def choose_cases(wanted: Sequence[str], *, quick: bool) -> list[Case]:
@@ -169,6 +170,7 @@ def _parser() -> ArgumentParser:
     add("--peers", nargs="+", default=[], metavar="TEXT", help="those whose name contains a TEXT")
     add("--cases", nargs="+", default=[], metavar="TEXT", help="those whose name contains a TEXT")
     add("--quick", action="store_true", help="the main cases of a few peers, in two minutes")
+    add("--options", default="", metavar="TEXT", help="aiovblk once more, served with these")
     add("--against", metavar="REV", help="aiovblk as git has it at REV, in turns with this one")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--no-vm", action="store_true", help="nothing in a virtual machine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..cases import SIZE, Backend
@@ -9,6 +10,11 @@ from ..pythons import REFERENCE, ROOT, VERSIONS, Python, find
 from .peer import AttachedPeer, Peer
 
 DEVICES = str(ROOT / "bench" / "peers" / "plain.py")
+SPECS = {
+    Backend.MEMORY: f"memory:{SIZE}",
+    Backend.SLOW: f"{DEVICES}:Slow",
+    Backend.HEAVY: f"{DEVICES}:Packed",
+}
 SUBJECT = "aiovblk"
 """The reference: MemoryDevice, uvloop, the reference Python."""
 USERS = "aiovblk, bytes(view)"
@@ -17,12 +23,13 @@ SLICES = "aiovblk, bytearray slice"
 TWO_WORKERS = "aiovblk, 2 workers"
 
 
-def ours(tree: Path = ROOT, other: tuple[str, Path] | None = None) -> list[Peer]:
+def ours(tree: Path = ROOT, other: tuple[str, Path] | None = None, options: str = "") -> list[Peer]:
     """MemoryDevice everywhere; devices of the user's own and workers on the reference Python.
 
     Args:
         tree: the checkout that is measured.
         other: a revision and its checkout, measured beside it.
+        options: of ``aiovblk serve``, with which the reference is measured once more.
 
     """
     peers = [_peer(SUBJECT, REFERENCE, "uvloop", tree, is_main=True)]
@@ -30,6 +37,8 @@ def ours(tree: Path = ROOT, other: tuple[str, Path] | None = None) -> list[Peer]
         revision, its_tree = other
         name = at_revision(revision)
         peers.append(_peer(name, REFERENCE, "uvloop", its_tree, is_main=True))
+    if options:
+        peers.append(_peer(with_options(options), REFERENCE, "uvloop", tree, *shlex.split(options)))
     for name, device in ((USERS, "Copying"), (SLICES, "Slicing")):
         peers.append(_user(name, device, tree))
         if other is not None:
@@ -57,6 +66,11 @@ def ours(tree: Path = ROOT, other: tuple[str, Path] | None = None) -> list[Peer]
 def at_revision(revision: str, name: str = SUBJECT) -> str:
     """What a peer is called at another revision."""
     return f"{name} at {revision}"
+
+
+def with_options(options: str) -> str:
+    """What the reference is called with options of ``aiovblk serve``."""
+    return f"{SUBJECT} {options}"
 
 
 def attached_ours(tree: Path = ROOT, other: tuple[str, Path] | None = None) -> list[AttachedPeer]:
@@ -121,14 +135,12 @@ def _user(name: str, device: str, tree: Path) -> Peer:
     )
 
 
-def _peer(name: str, version: str, loop: str, tree: Path, *, is_main: bool = False) -> Peer:
+def _peer(
+    name: str, version: str, loop: str, tree: Path, *options: str, is_main: bool = False
+) -> Peer:
     return Peer(
         name,
-        {
-            Backend.MEMORY: serve_command(version, loop, f"memory:{SIZE}"),
-            Backend.SLOW: serve_command(version, loop, f"{DEVICES}:Slow"),
-            Backend.HEAVY: serve_command(version, loop, f"{DEVICES}:Packed"),
-        },
+        {backend: serve_command(version, loop, spec, *options) for backend, spec in SPECS.items()},
         is_main=is_main,
         probe=_probe(version),
         package=_package(version),

@@ -27,7 +27,7 @@ from bench.cases import CASES, MAIN, READ
 from bench.figures import LoadError
 from bench.native import CompileError, build
 from bench.peers import all_peers
-from bench.peers.ours import SUBJECT, USERS, at_revision
+from bench.peers.ours import SLICES, USERS, at_revision, with_options
 from bench.pythons import ROOT, VERSIONS, Python, available, built_with_profile, find
 from bench.revision import RevisionError, export, trees
 
@@ -45,20 +45,27 @@ def test_page_names_the_command_that_makes_it() -> None:
 
 def test_quick_form_has_the_main_cases_and_few_peers() -> None:
     assert choose_cases([], quick=True) == list(MAIN)
-    peers = [peer.name for peer in choose_peers(all_peers(), [], None, quick=True)]
+    peers = [peer.name for peer in choose_peers(all_peers(), [], quick=True)]
     assert sorted(peers) == sorted(QUICK_PEERS)
 
 
-def test_quick_form_has_the_other_revision_too() -> None:
-    every = all_peers(ROOT, ("v1", ROOT))
-    peers = [peer.name for peer in choose_peers(every, [], "v1", quick=True)]
-    assert {at_revision("v1"), at_revision("v1", USERS), SUBJECT} <= set(peers)
+def test_quick_form_has_the_other_revision_and_the_options_too() -> None:
+    every = all_peers(ROOT, ("v1", ROOT), "--slow-request 1")
+    peers = [peer.name for peer in choose_peers(every, [], quick=True)]
+    more = {at_revision("v1"), at_revision("v1", USERS), at_revision("v1", SLICES)}
+    assert set(peers) == {*QUICK_PEERS, *more, with_options("--slow-request 1")}
+
+
+def test_options_are_those_of_a_server_s_command_line() -> None:
+    [peer] = [each for each in all_peers(options="--slow-request 1") if "--slow" in each.name]
+    for command in peer.commands.values():
+        assert command[-2:] == ("--slow-request", "1")
 
 
 def test_what_is_named_is_measured_in_either_form() -> None:
     assert choose_cases(["qd64, fio"], quick=True) == choose_cases(["qd64, fio"], quick=False)
     assert choose_cases([], quick=False) == list(CASES)
-    assert [peer.name for peer in choose_peers(all_peers(), ["qemu"], None, quick=True)] == [
+    assert [peer.name for peer in choose_peers(all_peers(), ["qemu"], quick=True)] == [
         "qemu-nbd, file in memory"
     ]
 
