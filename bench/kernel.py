@@ -26,7 +26,7 @@ from .server import stop
 from .summary import Key, Samples
 
 KERNELS = ("6.1", "6.12", "host")
-ROUNDS = 3
+ROUNDS = 5
 PROCESSORS = 2
 MEMORY = 3072  # MiB: of each peer's disk the part that is used, and the programs
 BOOT = 120  # seconds, with the download of a kernel

@@ -16,24 +16,27 @@ from .summary import Key, Samples
 
 
 class Figure(NamedTuple):
-    """How a figure is shown: its title, what it is divided by, and its form."""
+    """How a figure is shown: its title, and what it is divided by."""
 
     title: str
-    unit: float
-    form: str
+    unit: float = 1
 
     def text(self, value: float | None) -> str:
-        """A value, or nothing."""
-        return "" if value is None else format(value / self.unit, self.form)
+        """A value with three digits or all before the point, or nothing."""
+        if value is None:
+            return ""
+        shown = value / self.unit
+        digits = 0 if shown >= 100 else 1 if shown >= 10 else 2
+        return f"{shown:,.{digits}f}"
 
 
 FIGURES = {
-    "server_cpu": Figure("CPU time of the server per request, microseconds", 1, ".2f"),
-    "iops": Figure("Thousand requests per second", 1000, ",.1f"),
-    "megabytes": Figure("Megabytes per second", 1, ",.0f"),
-    "p50": Figure("Latency, median, microseconds", 1, ",.0f"),
-    "p99": Figure("Latency, 99 of 100 are faster, microseconds", 1, ",.0f"),
-    "client_cpu": Figure("CPU time of the client per request, microseconds", 1, ".2f"),
+    "server_cpu": Figure("CPU time of the server per request, microseconds"),
+    "iops": Figure("Thousand requests per second", 1000),
+    "megabytes": Figure("Megabytes per second"),
+    "p50": Figure("Latency, median, microseconds"),
+    "p99": Figure("Latency, 99 of 100 are faster, microseconds"),
+    "client_cpu": Figure("CPU time of the client per request, microseconds"),
 }
 
 

@@ -47,6 +47,14 @@ def test_table_is_aligned() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.5, "1,234")],
+)
+def test_figure_has_three_digits(value: float | None, text: str) -> None:
+    assert tables.FIGURES["p50"].text(value) == text
+
+
 def test_rows_and_columns_of_which_nothing_was_measured_are_left_out() -> None:
     made = samples_of({Key("a", ONE, MEMORY): [figures(4)], Key("b", ONE, "only b"): [figures(9)]})
     text = tables.compared(made, [Column(each, "server_cpu", each, ONE) for each in ("a", "c")])
@@ -67,8 +75,8 @@ def test_each_cell_has_its_ratio_where_there_is_one() -> None:
     )
     columns = [Column(each, "server_cpu", each, ONE) for each in ("a", "b")]
     text = tables.compared(made, [*columns, Column("rate", "iops", "a", ONE)])
-    assert row(text, "x") == ["5.00 (1.25)", "7.00", "3.0 (1.50)"]
-    assert row(text, MEMORY) == ["4.00", "", "2.0"]
+    assert row(text, "x") == ["5.00 (1.25)", "7.00", "3.00 (1.50)"]
+    assert row(text, MEMORY) == ["4.00", "", "2.00"]
 
 
 def test_growth_has_workers_and_connections_beside_depths() -> None:
@@ -114,8 +122,8 @@ def test_page_has_five_tables_and_each_names_its_placement() -> None:
 def test_page_has_both_comparisons_of_the_kernel() -> None:
     found = section(page(whole_run()), "In the kernel")
     first, _, second = found.partition("ratio to aiovblk at v1")
-    assert row(first, SUBJECT)[0] == "1.2 (1.20)"
-    assert row(f"| {second}", SUBJECT)[0] == "1.2 (1.20)"
+    assert row(first, SUBJECT)[0] == "1.20 (1.20)"
+    assert row(f"| {second}", SUBJECT)[0] == "1.20 (1.20)"
     assert "Linux 6.1" in first
 
 
