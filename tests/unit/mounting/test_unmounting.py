@@ -15,7 +15,7 @@ import uvloop
 
 import aiovblk
 from aiovblk import AttachError, BlockDevice, DeviceBusyError, Error, Mount
-from aiovblk.mounting import lifecycle, unmounting
+from aiovblk.mounting import lifecycle, unmount_failures, unmounting
 from aiovblk.protocol import Command
 from aiovblk.threads import run_in_daemon_thread
 
@@ -282,7 +282,7 @@ async def test_lost_connection_raises_and_nothing_is_asked_of_the_kernel(
     with pytest.raises(AttachError, match="connection was lost"):
         async with aiovblk.mounted(disk, attach=how) as mount:
             # By netlink it would be made again.
-            monkeypatch.setattr(mount._lifecycle.reconnector, "open_replacement", None)
+            monkeypatch.setattr(mount._lifecycle.connections.reconnector, "open_replacement", None)
             kernel.write(3, b"cached")
             kernel.break_connections()
             await mount.wait()
@@ -435,7 +435,7 @@ async def test_cut_from_outside_loses_what_was_cached_and_logs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Netlink's disconnect sends DISC and shuts the connection after it."""
-    monkeypatch.setattr(unmounting, "RELEASE_TIMEOUT", 30)
+    monkeypatch.setattr(unmount_failures, "RELEASE_TIMEOUT", 30)
     task, _ = await begun(kernel, disk, "netlink")
     kernel.stuck = {"the end of the connections"}
     cutting = asyncio.wrap_future(run_in_daemon_thread(kernel.disconnect, 0))

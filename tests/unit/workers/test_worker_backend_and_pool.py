@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -26,17 +26,17 @@ from aiovblk.mounting.attaching import AttachSequence
 from aiovblk.mounting.backend import make_backend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
 from aiovblk.mounting.handover import takeover
+from aiovblk.mounting.handover.connections import take_over
 from aiovblk.mounting.handover.endpoint import (
     HandoverGeometry,
     HandoverRequest,
     HandoverResult,
     request_handover,
 )
+from aiovblk.mounting.handover.options import Handover
 from aiovblk.mounting.lifecycle import MountLifecycle
-from aiovblk.mounting.options import Handover, MountOptions
-from aiovblk.mounting.recovery.reconnect import Reconnector
+from aiovblk.mounting.options import MountOptions
 from aiovblk.mounting.state import MountState
-from aiovblk.mounting.unmounting import UnmountSequence
 from aiovblk.mounting.workers.backend import WorkerBackend
 from aiovblk.server.connection import make_settings
 from aiovblk.server.exports import exports_of
@@ -168,7 +168,7 @@ async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
         lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
         os.kill(lost.worker.pid, signal.SIGKILL)
         await lost.worker.lost
-        await group.resize(512)
+        await lost.resize(512)
         await until(lambda: lost.oldest_start is None)
         assert group.unanswered_since() > 1.0
         assert group.stats.in_flight == 0
@@ -194,11 +194,10 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         for kernel_end in await group.connect():
             clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
         group.start()
-        reconnector = Reconnector(group, events)
-        reconnector.open_replacement = renew
+        group.reconnector.open_replacement = renew
         data = os.urandom(512)
         clients[0].send(WRITE, 512, data=data)
-        reconnector.retire(group.all(), "for a test")
+        group.reconnector.retire(group.all(), "for a test")
         assert (await clients[0].reply()).error == 0
         restored = 0
         while restored < 2:
@@ -206,7 +205,7 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
         for client in clients[2:]:
             assert await client.read(512, 512) == data
-        assert group.live_count == 2
+        assert group.reconnector.live_count == 2
     finally:
         group.abort()  # else those of the workers that end would be reconnected
         await events.stream_ended
@@ -433,7 +432,7 @@ async def taking_over(
     group = ConnectionGroup(MountState())
     try:
         await backend.open(group)
-        await group.take_over(connections, partial(backend.open_replacement, None))
+        await take_over(group, connections, partial(backend.open_replacement, None))
         group.start()
         yield group
     finally:
@@ -483,9 +482,8 @@ async def test_a_mount_with_workers_refuses_its_successor(
             self.path, self.index = "/dev/nbd7", 7
             self.handover.listen(self.index, self.path)
 
-        async def _unmount(self) -> UnmountSequence:
-            attachment = cast(kernel.Attachment, None)
-            return UnmountSequence(self.backend.device, self.connections, attachment, self.state, 1)
+        async def _unmount(self) -> None:
+            pass
 
     monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"socket{index}")
     lifecycle = Unattached(make_pool(partial(FileOfAll, image)), options())
