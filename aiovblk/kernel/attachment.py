@@ -245,7 +245,7 @@ class Attachment(ABC):
         netlink.disconnect(self.index, timeout=FORCE_TIMEOUT)
 
     def undo(self) -> None:
-        """Detach again from a device that this process has just attached, and does not serve."""
+        """Detach at once, from a device that is not served: nothing is written back."""
         self.disconnect_kernel()
         self.close()
         self.wait_until_free(0)
@@ -308,10 +308,10 @@ class Attachment(ABC):
 
     # The node
 
-    def drop_cache(self) -> None:  # noqa: B027
-        """Drop what the scan for partitions has left in the page cache. No-op by netlink.
+    def drop_cache(self) -> None:  # noqa: B027 (only one way to attach needs it)
+        """Drop what the scan for partitions has left in the page cache.
 
-        The kernel drops a device's cache when its last user closes it.
+        No-op by netlink: the kernel drops a device's cache when its last user closes it.
         """
 
     @property

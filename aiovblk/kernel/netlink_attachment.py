@@ -145,10 +145,11 @@ class NetlinkAttachment(Attachment):
                 atfork.close_protected(fd)
 
     def _is_ours(self) -> bool:
-        """Tell whether the index was not attached by another server after a disconnect."""
+        """Tell whether no other server has attached the index, after a disconnect."""
         return self._server_thread is None or sysfs.server_thread(self.index) == self._server_thread
 
     def check_is_ours(self) -> None:
+        """Raise OSError (ENODEV) if another process has disconnected the device."""
         if not self._is_ours():
             raise OSError(errno.ENODEV, "another process has disconnected the device")
 
