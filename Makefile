@@ -6,7 +6,7 @@
 # make demo    show what the library does, in a virtual machine
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
-#              and in the hands of a kernel in a VM (15 minutes)
+#              (15 minutes) and in the hands of a kernel in a VM (15 more; --no-vm leaves that out)
 # make docs    build the site in build/docs/html, with every warning an error
 # make docs-links   ask each address outside that the site links to
 # make lint    ruff, mypy and codespell alone
@@ -18,7 +18,8 @@
 # PYTHONS="3.11 3.13"           the versions to test on
 # KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
-# BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
+# BENCH="--quick --against main"  what to tell the benchmark: two minutes, this tree and another in
+#                               turns; BENCH=--help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
@@ -55,7 +56,8 @@ demo-s3:
 	@tools/setup demo
 	@tools/demo s3
 
-bench: setup
+bench:
+	@tools/setup bench
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
 

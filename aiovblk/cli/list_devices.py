@@ -6,7 +6,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 
-from ..kernel import locks, status, sysfs, users
+from ..kernel import status, sysfs, users
 from ..kernel.status import DeviceState
 from ..text import escape
 from .sizes import format_size
@@ -70,21 +70,21 @@ def attached() -> list[AttachedDevice]:
 
 
 def _inspect(index: int) -> AttachedDevice:
-    process = locks.server(index)
+    process = status.server(index)
     server_pid, server_name = process or (None, None)
     return AttachedDevice(
         index=index,
         path=f"/dev/nbd{index}",
         size=sysfs.size(index),
-        block_size=sysfs.block_size(index),
-        read_only=sysfs.is_read_only(index),
+        block_size=status.block_size(index),
+        read_only=status.is_read_only(index),
         rotational=status.is_rotational(index),
         flags=[flag.name or hex(flag) for flag in status.transmission_flags(index)],
         server_pid=server_pid,
         server_name=server_name,
         state=status.state(index),
         identity=status.identity(index),
-        in_flight=sysfs.in_flight(index),
+        in_flight=status.in_flight(index),
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
         holders=users.holding_devices(index),
         used=[user for user in users.users(index) if user != _as_user(process)],

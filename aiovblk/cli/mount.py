@@ -11,7 +11,8 @@ from functools import partial
 from typing import get_args
 
 from ..arguments import MAX_WORKERS
-from ..device import PAGE_SIZE, BlockDevice, DeviceFactory
+from ..contract import PAGE_SIZE
+from ..device import BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB

@@ -14,6 +14,7 @@ import anyio
 import uvloop
 
 from ..events import EventStream, SlowRequest
+from .allocator import keep_freed_memory
 
 logger = logging.getLogger("aiovblk")
 
@@ -26,6 +27,7 @@ def async_command(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> Asy
     """Make a command from a coroutine function; ``--loop`` chooses uvloop or asyncio's loop."""
 
     def command(arguments: Namespace) -> None:
+        keep_freed_memory()
         factory = uvloop.new_event_loop if arguments.loop == "uvloop" else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(main(arguments))

@@ -19,7 +19,7 @@ from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES as NBD_SCHEMES
 from ..protocol.uri import URI, without_password
-from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
+from ..storage import BlockSize, FileDevice, HTTPDevice, Layer, MemoryDevice
 from ..storage.http import SCHEMES as HTTP_SCHEMES
 from ..storage.http import redact_url
 from .attribute import load_attribute
@@ -33,8 +33,9 @@ from .sizes import parse_size
 class OpenOptions:
     """How a SPEC is opened."""
 
-    resources: AsyncExitStack
-    """Takes what has to be closed after the device is unmounted, such as connections."""
+    resources: AsyncExitStack | None
+    """Takes what has to be closed after the device is unmounted, such as connections; None: the
+    device's ``unmount()`` is to close it."""
     read_only: bool = False
     """Whether the device must not be changed."""
     block_size: int | None = None
@@ -100,8 +101,28 @@ async def _open_nbd(spec: str, options: OpenOptions) -> BlockDevice:
         URI.parse(uri)
     except ValueError as exc:
         raise UsageError(str(exc)) from None
-    remote = await options.resources.enter_async_context(connect(uri))
-    return await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
+    async with AsyncExitStack() as connection:
+        remote = await connection.enter_async_context(connect(uri))
+        device = await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
+        if options.resources is None:
+            return _Connected(device, connection.pop_all())
+        await options.resources.enter_async_context(connection.pop_all())
+        return device
+
+
+class _Connected(Layer):
+    """A device whose ``unmount()`` also closes the connection that it needs."""
+
+    def __init__(self, inner: BlockDevice, connection: AsyncExitStack) -> None:
+        super().__init__(inner)
+        self._connection = connection
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    async def unmount(self) -> None:
+        async with self._connection:
+            await super().unmount()
 
 
 async def _open_attribute(spec: str, options: OpenOptions) -> BlockDevice:
@@ -222,7 +243,7 @@ async def load_device(
 
     Arguments and exceptions: see :func:`open_spec`.
     """
-    return await _open_alone(spec, OpenOptions(AsyncExitStack(), read_only, block_size))
+    return await _open(spec, OpenOptions(None, read_only, block_size))
 
 
 async def device_for_worker(
@@ -244,29 +265,14 @@ async def device_for_worker(
             two processes change parts of the same one.
 
     """
-    options = OpenOptions(AsyncExitStack(), read_only, block_size, shared=True, any_part=any_part)
-    return await _open_alone(spec, options)
+    options = OpenOptions(None, read_only, block_size, shared=True, any_part=any_part)
+    return await _open(spec, options)
 
 
 async def _open(spec: str, options: OpenOptions) -> BlockDevice:
     if ":" not in spec:
         raise _no_spec(spec)
     return await find_scheme(spec).open(spec, options)
-
-
-async def _open_alone(spec: str, options: OpenOptions) -> BlockDevice:
-    """Open a device whose unmount() closes ``options.resources``, too."""
-    async with options.resources as resources:
-        device = await _open(spec, options)
-        kept = resources.pop_all()
-    unmount = device.unmount
-
-    async def unmount_and_close() -> None:
-        async with kept:
-            await unmount()
-
-    device.unmount = unmount_and_close  # type: ignore[method-assign]  # of this one only
-    return device
 
 
 # Block sizes

@@ -7,7 +7,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
-from ..kernel import sysfs
+from ..kernel import procfs, status, sysfs
 from ..text import escape
 from . import values
 from .sizes import format_size
@@ -92,7 +92,7 @@ def samples() -> dict[int, Sample]:
     return {
         index: Sample(time.monotonic(), counters, sysfs.server_thread(index))
         for index in sysfs.indices()
-        if not sysfs.is_free(index) and (counters := sysfs.io_counters(index))
+        if not sysfs.is_free(index) and (counters := status.io_counters(index))
     }
 
 
@@ -123,7 +123,7 @@ def table(before: dict[int, Sample], now: dict[int, Sample]) -> str:
             earlier = None
         numbers = ["-"] * 5 if earlier is None else _format_rates(rates(earlier, sample))
         *counts, latency = numbers
-        flight = str(sysfs.in_flight(index))
+        flight = str(status.in_flight(index))
         size = format_size(sysfs.size(index))
         rows.append((f"/dev/nbd{index}", size, *counts, flight, latency, _server(sample.thread)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -141,7 +141,7 @@ def _format_rates(rate: Rates) -> list[str]:
 
 
 def _server(thread: int | None) -> str:
-    process = sysfs.process_of(thread) if thread is not None else None
+    process = procfs.process_of(thread) if thread is not None else None
     return f"{process[0]} ({escape(process[1])})" if process else "gone"
 
 
