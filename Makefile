@@ -7,6 +7,8 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
+# make demo-record  record make demo as docs/demo.svg
+# make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
@@ -17,11 +19,12 @@
 # KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
 # BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
+# PACKAGES="deb trixie"         which packages to build; tools/packages --help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench packages lint clean
 
 setup:
 	@tools/setup test
@@ -56,6 +59,12 @@ demo-s3:
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
+
+# Packages for Debian are built on Debian, and for the Pythons of its releases.
+packages:
+	@tools/setup $(if $(filter python,$(PACKAGES)),check,packages)
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[packages]"
+	@tools/packages $(PACKAGES)
 
 lint:
 	@tools/setup check
