@@ -62,8 +62,7 @@ bench: setup
 
 # Packages for Debian are built on Debian, and for the Pythons of its releases.
 packages:
-	@tools/setup $(if $(filter python,$(PACKAGES)),check,packages)
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[packages]"
+	@tools/setup packages
 	@tools/packages $(PACKAGES)
 
 lint:

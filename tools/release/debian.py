@@ -5,8 +5,10 @@ no other program searches; of the others the package depends.
 """
 
 import email.utils
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,16 +66,14 @@ def build(root: Path, wheel: Path, release: Release, work: Path, into: Path) -> 
     shutil.copytree(root / "packaging" / "debian", tree / "debian")
     for name in FILES:
         shutil.copy(root / "packaging" / name, tree)
-    for name in ("man", "completion"):
-        if (root / "build" / name).is_dir():
-            shutil.copytree(root / "build" / name, tree / name)
+    document(root, tree)
     say(f"finding out what Debian {release.suite} has too old")
     archive = Archive(release.suite, work / "apt")
     chosen = plan(resolve(python, wheel, release.python), archive.version)
     say(f"bringing {' '.join(f'{each.name} {each.version}' for each in chosen.brought)}")
     install(python, wheel, chosen.brought, tree / "lib")
     version = wheel.name.split("-")[1]
-    (tree / "debian" / "changelog").write_text(changelog(version, release))
+    (tree / "debian" / "changelog").write_text(changelog(version, release, date(root)))
     (tree / "debian" / "relations").write_text(substvars(chosen, release))
     say(f"building the package for Debian {release.number}")
     run(["dpkg-buildpackage", "--build=binary", "--no-sign"], directory=tree)
@@ -81,6 +81,28 @@ def build(root: Path, wheel: Path, release: Release, work: Path, into: Path) -> 
     into.mkdir(parents=True, exist_ok=True)
     shutil.copy(made, into)
     return into / made.name
+
+
+def document(root: Path, tree: Path) -> None:
+    """Make the man pages and the shells' completion, by the tool that has the command's parser."""
+    if not (root / "tools" / "commandref").is_dir():
+        say("without man pages and completion: tools/commandref is not there")
+        return
+    variables = os.environ | {"PYTHONPATH": f"{root / 'tools'}", "SOURCE_DATE_EPOCH": date(root)}
+    for kind in ("man", "completion"):
+        run(
+            [sys.executable, "-m", "commandref", kind, tree / kind],
+            directory=root,
+            variables=variables,
+        )
+
+
+def date(root: Path) -> str:
+    """Return the seconds since the epoch of the commit, 0 for what is no checkout of git."""
+    command = ["git", "-C", f"{root}", "log", "-1", "--format=%ct"]
+    return (
+        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "0"
+    )
 
 
 def interpreter(release: Release) -> Sequence[str]:
@@ -157,12 +179,9 @@ EMPTY_STATUS = ("-o", "Dir::State::status=/dev/null")
 """For apt: nothing is installed, so that it looks at the release alone."""
 
 
-def changelog(version: str, release: Release) -> str:
+def changelog(version: str, release: Release, seconds: str) -> str:
     """Return debian/changelog: what changed is in CHANGELOG.md."""
-    date = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], capture_output=True, text=True, check=False
-    ).stdout
-    when = email.utils.formatdate(float(date or 0))
+    when = email.utils.formatdate(float(seconds))
     return (
         f"aiovblk ({version}-1~deb{release.number}u1) {release.suite}; urgency=medium\n\n"
         f"  * Release {version}; CHANGELOG.md of the source says what is new.\n\n"

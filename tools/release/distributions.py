@@ -49,5 +49,5 @@ def require(module: str) -> None:
         __import__(module)
     except ModuleNotFoundError:
         raise PackagingError(
-            f"{module} is not installed: make packages, or .venv/bin/pip install -e '.[packages]'"
+            f"{module} is not installed: run make packages, which installs it"
         ) from None
