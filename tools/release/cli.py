@@ -49,7 +49,7 @@ def main() -> int:
         if options.kind == "tag":
             print(version.check_tag(ROOT, options.words[0] if options.words else ""))
             return 0
-        for path in build(options.kind, options.words):
+        for path in build(options.kind, options.words, depends=options.depends):
             print(path)
     except PackagingError as error:
         say(f"{error}")
@@ -57,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def build(kind: str, suites: Sequence[str]) -> list[Path]:
+def build(kind: str, suites: Sequence[str], *, depends: bool) -> list[Path]:
     """Build what was asked for; return the files, relative to the checkout."""
     # What they import is in the environment, which --help does without.
     from . import debian, distributions
@@ -71,7 +71,11 @@ def build(kind: str, suites: Sequence[str]) -> list[Path]:
         wheel = distributions.wheel_in(dist)
         wanted = [each for each in debian.RELEASES if not suites or each.suite in suites]
         work = Path("build/packages").absolute()
-        made += [debian.build(ROOT, wheel.absolute(), each, work, dist) for each in wanted]
+        for release in wanted:
+            package = debian.build(ROOT, wheel.absolute(), release, work, dist)
+            made.append(package)
+            if depends:
+                made.append(debian.download_depends(package, release, work).relative_to(ROOT))
     return made
 
 
@@ -86,6 +90,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("kind", nargs="?", default="all", choices=["all", *WORDS])
     parser.add_argument(
         "words", nargs="*", metavar="SUITE | TAG", help="for deb: bookworm, trixie (default: both)"
+    )
+    parser.add_argument(
+        "--depends",
+        action="store_true",
+        help="download what packages for Debian depend on, too, for the machines of tools/vm:"
+        " build/packages/SUITE/install has all to be installed",
     )
     return parser
 

@@ -6,6 +6,7 @@ no other program searches; of the others the package depends.
 
 import email.utils
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite import environments
-from vmrun import apt
+from vmrun import apt, roots
+from vmrun.console import VMError
 
 from .console import PackagingError, run, say
 from .requirements import Need, Plan, plan, resolve
@@ -81,6 +83,28 @@ def build(root: Path, wheel: Path, release: Release, work: Path, into: Path) -> 
     into.mkdir(parents=True, exist_ok=True)
     shutil.copy(made, into)
     return into / made.name
+
+
+def download_depends(package: Path, release: Release, work: Path) -> Path:
+    """Download what a package depends on and the test machine of its release does not have.
+
+    Returns:
+        The directory with them and the package itself, to be installed with ``dpkg -i``.
+
+    Raises:
+        PackagingError: the machine cannot be made, or they cannot be had.
+    """
+    into = work / release.suite / "install"
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir(parents=True)
+    try:
+        root = roots.get({suite: kernel for kernel, suite in roots.SUITES.items()}[release.suite])
+    except VMError as error:
+        raise PackagingError(f"{error}") from None
+    archive = Archive(release.suite, work / "apt")
+    archive.download_missing(package.absolute(), root, into)
+    shutil.copy(package, into)
+    return into
 
 
 def document(root: Path, tree: Path) -> None:
@@ -157,21 +181,28 @@ class Archive:
         line = self._apt.query("madison", package).partition("\n")[0]
         return line.split("|")[1].strip() if line else None
 
-    def download(self, packages: Sequence[str], into: Path) -> list[Path]:
-        """Download packages with all that they depend on, for a system that has nothing.
+    def download_missing(self, package: Path, root: Path, into: Path) -> list[Path]:
+        """Download what a package depends on and a system does not have.
+
+        Args:
+            package: a file.
+            root: the root directory of the system.
+            into: an empty directory.
+
+        Returns:
+            The files.
 
         Raises:
-            PackagingError: apt could not.
+            PackagingError: the release has not all of it, or apt could not fetch it.
         """
-        listing = run(
-            [
-                *("apt-get", *self._apt.options, "install", "--print-uris", "-qq"),
-                *("--no-install-recommends", *packages),
-            ]
-        )
-        names = [line.split()[1].split("_")[0] for line in listing.splitlines() if "'" in line]
-        into.mkdir(parents=True, exist_ok=True)
-        run(["apt-get", "download", "-qq", *self._apt.options, *names], directory=into)
+        status = ("-o", f"Dir::State::status={root}/var/lib/dpkg/status")
+        options = [*self._apt.options[: -len(EMPTY_STATUS)], *status]
+        installing = ("install", "--simulate", "--no-install-recommends", f"{package}")
+        plan = run(["apt-get", *options, *installing])
+        names = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
+        wanted = [f"{each}" for each in names if each != "aiovblk"]
+        if wanted:
+            run(["apt-get", "download", "-qq", *options, *wanted], directory=into)
         return sorted(into.glob("*.deb"))
 
 
