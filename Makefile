@@ -7,7 +7,7 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
-# make demo-record  record make demo as docs/demo.svg
+# make demo-record  run the demo, and record it as docs/demo.svg and docs/demo.cast
 # make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
@@ -55,6 +55,10 @@ demo:
 demo-s3:
 	@tools/setup demo
 	@tools/demo s3
+
+demo-record:
+	@tools/setup demo
+	@.venv/bin/python tools/recording.py
 
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"

@@ -80,7 +80,7 @@ def test_socket_unit_starts_a_server_for_the_first_client(image: Path, tmp_path:
     run("systemctl", "start", "aiovblk-serve@disk.socket")
     assert show("ActiveState", "aiovblk-serve@disk.service") == "inactive"
     copy = tmp_path / "copy.img"
-    run("aiovblk", "copy", "nbd+unix:///?socket=/run/aiovblk/disk.sock", f"file:{copy}")
+    run("aiovblk", "copy", "nbd+unix:///?socket=/run/aiovblk-serve/disk.sock", f"file:{copy}")
     assert copy.read_bytes() == image.read_bytes()
     assert show("ActiveState", "aiovblk-serve@disk.service") == "active"
     run("systemctl", "stop", "aiovblk-serve@disk.socket", "aiovblk-serve@disk.service")
