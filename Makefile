@@ -74,5 +74,5 @@ lint:
 	@tools/test lint
 
 clean:
-	rm -rf .venv .venvs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
