@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,22 @@ import pytest
 from aiovblk.kernel import sysfs
 
 from ..systemd.support import ROOT, attached, run, until
+
+INSTALL_TIMEOUT = 900.0
+"""Seconds for dpkg: an emulated machine unpacks a large package slowly."""
+
+
+def dpkg(*words: str) -> None:
+    """Install or remove packages."""
+    done = subprocess.run(
+        ["dpkg", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=INSTALL_TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +45,7 @@ def files() -> list[Path]:
     )
     found = sorted((ROOT / "build" / "packages" / suite / "install").glob("*.deb"))
     assert found, "tools/test debian builds the package before"
-    run("dpkg", "--install", *map(str, found))
+    dpkg("--install", *map(str, found))
     return found
 
 

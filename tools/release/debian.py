@@ -40,6 +40,9 @@ class Release:
 
 RELEASES = (Release("bookworm", 12, "3.11"), Release("trixie", 13, "3.13"))
 
+PRIVATE = "/usr/lib/aiovblk"
+"""Where the modules are, once installed."""
+
 PROGRAMS = {"dh": "debhelper", "dpkg-buildpackage": "dpkg-dev"}
 
 FILES = ("aiovblk@.service", "aiovblk-serve@.service", "aiovblk-serve@.socket", "60-aiovblk.rules")
@@ -144,7 +147,7 @@ def interpreter(release: Release) -> Sequence[str]:
 
 
 def install(python: Sequence[str], wheel: Path, brought: Sequence[Need], into: Path) -> None:
-    """Install the wheel, and what it brings, into a directory of their own."""
+    """Install the wheel, and what it brings, into a directory of their own, and compile them."""
     pins = [f"{each.name}=={each.version}" for each in brought]
     run(
         [
@@ -156,6 +159,14 @@ def install(python: Sequence[str], wheel: Path, brought: Sequence[Need], into: P
     shutil.rmtree(into / "bin", ignore_errors=True)  # commands, which are not for the package
     for record in into.glob("*.dist-info/direct_url.json"):
         record.unlink()  # says where our wheel lay
+    # Compiled here and not when it is installed: the package is for one Python alone. Unchecked, as
+    # nobody changes the modules of a package; so their times do not matter, which dpkg sets.
+    run(
+        [
+            *(*python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
+            *("-s", f"{into}", "-p", PRIVATE, f"{into}"),
+        ]
+    )
 
 
 class Archive:
