@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-WIDTH = 100
+WIDTH = 108
 """Columns of the terminal that is drawn; longer lines are wrapped."""
 
 MAX_PAUSE = 1.5
