@@ -7,6 +7,8 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              (15 minutes) and in the hands of a kernel in a VM (15 more; --no-vm leaves that out)
+# make demo-record  run the demo, and record it as docs/demo.svg and docs/demo.cast
+# make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
@@ -18,11 +20,12 @@
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
 # BENCH="--quick --against main"  what to tell the benchmark: two minutes, this tree and another in
 #                               turns; BENCH=--help tells what there is
+# PACKAGES="deb trixie"         which packages to build; tools/packages --help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench packages lint clean
 
 setup:
 	@tools/setup test
@@ -54,15 +57,24 @@ demo-s3:
 	@tools/setup demo
 	@tools/demo s3
 
+demo-record:
+	@tools/setup demo
+	@.venv/bin/python tools/recording.py
+
 bench:
 	@tools/setup bench
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
+
+# Packages for Debian are built on Debian, and for the Pythons of its releases.
+packages:
+	@tools/setup packages
+	@tools/packages $(PACKAGES)
 
 lint:
 	@tools/setup check
 	@tools/test lint
 
 clean:
-	rm -rf .venv .venvs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
