@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass
 
 from ..kernel import sysfs
 from ..text import escape
 from . import values
+from .parser import CommandParser
 from .sizes import format_size
 
 CLEAR = "\x1b[H\x1b[J"  # cursor to the upper left corner, erase from there (ECMA-48: CUP, ED)
@@ -50,8 +51,9 @@ class Rates:
     """Mean seconds of a request; None if none was completed."""
 
 
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...]"
     parser.description = (
         "Show throughput and latency of all attached NBD devices, as the kernel counts them, "
         "until Ctrl-C. MB are millions of bytes; MEAN MS is the mean time of a request."
@@ -64,6 +66,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="time between two tables (default %(default)s)",
     )
+    parser.show_examples(("one table, of the last five seconds", "aiovblk top --once --interval 5"))
     parser.set_defaults(command=watch)
 
 

@@ -156,8 +156,8 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
         ("mount memory:1M --replace", "--replace needs --identity NAME"),
         ("mount memory:1M --identity x --attach ioctl", "leave --attach ioctl out"),
         ("mount memory:1M --workers 2 --connections 2", "leave --connections out"),
-        ("mount memory:1M --workers 2 --cache 1M", "no --overlay, no --cache"),
-        ("serve memory:1M --workers 2 --overlay o", "no --overlay, no --cache"),
+        ("mount memory:1M --workers 2 --cache 1M", "no --cache with --workers"),
+        ("serve memory:1M --workers 2 --overlay o", "no --overlay with --workers"),
         ("serve a=memory:1M b=memory:1M --overlay o", "--overlay names one file"),
         (
             "serve a=memory:1M b=memory:1M --cache 1M --cache-path c",
@@ -272,13 +272,13 @@ def test_options_may_be_anywhere(words: list[str]) -> None:
 
 def test_mount_takes_the_device_behind_an_option() -> None:
     for words in (["--read-only", "/dev/nbd1"], ["/dev/nbd1", "--read-only"]):
-        parsed = cli._parser().parse_args(["mount", "memory:1M", *words])
+        parsed = cli.make_parser().parse_args(["mount", "memory:1M", *words])
         assert (parsed.spec, parsed.path, parsed.read_only) == ("memory:1M", "/dev/nbd1", True)
 
 
 def test_specs_may_be_on_both_sides_of_an_option() -> None:
     words = ["serve", "a=memory:1M", "--port", "0", "b=memory:1M"]
-    assert cli._parser().parse_args(words).specs == ["a=memory:1M", "b=memory:1M"]
+    assert cli.make_parser().parse_args(words).specs == ["a=memory:1M", "b=memory:1M"]
 
 
 def test_option_that_there_is_not_is_still_refused(usage: Usage) -> None:
