@@ -7,6 +7,8 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              and in the hands of a kernel in a VM (15 minutes)
+# make man     manual pages in build/man, from the parser of the command
+# make completion   completions for bash, zsh and fish in build/completion, likewise
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
@@ -21,7 +23,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench man completion lint clean
 
 setup:
 	@tools/setup test
@@ -56,6 +58,10 @@ demo-s3:
 bench: setup
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
+
+man completion:
+	@tools/setup check
+	@PYTHONPATH=tools .venv/bin/python -m commandref $@ build/$@
 
 lint:
 	@tools/setup check

@@ -131,8 +131,8 @@ class Layers:
         for layer in self.layers:
             if not {"path", "with"}.isdisjoint(layer.settings):
                 raise UsageError(
-                    f"{layer.shown} names one file or device, which is for one SPEC only; serve each"
-                    " SPEC by its own command"
+                    f"{layer.shown} names one file or device, which is for one SPEC only; serve"
+                    " each SPEC by its own command"
                 )
 
     @property
