@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from .. import __version__
 from ..errors import Error
 from ..text import escape
-from . import copy, doctor, list_devices, mount, object_store, serve, top, unmount
+from . import copy, doctor, info, list_devices, mount, object_store, resize, serve, top, unmount
 from .descriptors import open_standard_descriptors
 from .errors import UsageError
 from .logs import add_logging, configure_logging, print_error
@@ -39,6 +39,8 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "create": ("make a disk in an object store", object_store.configure_create),
     "snapshot": ("take, list or drop snapshots of a disk", object_store.configure_snapshot),
     "clone": ("make a disk from a snapshot, without copying", object_store.configure_clone),
+    "info": ("show what a disk, an export or a device is", info.configure),
+    "resize": ("resize a disk in an object store, or a mounted device", resize.configure),
     "delete": ("delete a disk in an object store", object_store.configure_delete),
     "gc": ("delete what no disk or snapshot needs", object_store.configure_gc),
     "check": ("verify that a disk is intact", object_store.configure_check),

@@ -73,10 +73,10 @@ def show(arguments: Namespace) -> None:
 
 def attached() -> list[AttachedDevice]:
     """Return every attached NBD device."""
-    return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
+    return [inspect_device(index) for index in sysfs.indices() if not sysfs.is_free(index)]
 
 
-def _inspect(index: int) -> AttachedDevice:
+def inspect_device(index: int) -> AttachedDevice:
     process = locks.server(index)
     server_pid, server_name = process or (None, None)
     return AttachedDevice(

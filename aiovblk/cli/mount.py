@@ -15,14 +15,17 @@ from ..device import PAGE_SIZE, BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
+from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
+from .control import taking_commands
 from .errors import UsageError
 from .layers import Layers, open_stack, stack_for_worker
 from .options import SPEC_HELP, add_device, add_handling, add_loop, add_number, add_seconds
 from .parser import CommandParser, Options
 from .reparent import Upgrade
+from .resize import resize_mounted
 from .runner import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
 from .spec import find_scheme, open_spec
@@ -158,11 +161,17 @@ async def mount_until_signal(arguments: Namespace) -> None:
     _check_combinations(arguments)
     unmounts: set[asyncio.Task[None]] = set()
 
+    forced: list[tuple[int, str]] = []
+
     def end(mount: Mount, force: bool) -> None:
+        if force:
+            forced.append((mount.index, mount.path))
         # Not awaited, so that the next signal is received.
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
     await run_until_signal(partial(_serve, arguments), end)
+    for index, path in forced[:1]:
+        await asyncio.to_thread(ensure_released, index, path)
 
 
 def _check_combinations(arguments: Namespace) -> None:
@@ -207,7 +216,8 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
         with warning_of_slow_requests(mount.events()):
-            await mount.wait()
+            async with taking_commands(mount.index, partial(resize_mounted, mount)):
+                await mount.wait()
         upgrade.end()
 
 

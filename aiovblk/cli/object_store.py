@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import TypedDict
 
 from ..storage import objects
 from ..storage.objects.client import split_url
@@ -24,6 +24,15 @@ from .tables import format_table
 DISK_HELP = """s3://BUCKET/FOLDER, gs://, az:// or folder:PATH, a disk in an object store;
 credentials come from the environment, and the key of an encrypted disk from the file that
 AIOVBLK_KEY_FILE names"""
+
+
+class SnapshotFacts(TypedDict):
+    """A snapshot, as JSON has it."""
+
+    name: str
+    time: str
+    size: int
+    clones: list[str]
 
 
 def configure_create(parser: CommandParser) -> None:
@@ -76,7 +85,8 @@ async def snapshot(arguments: Namespace) -> None:
     if arguments.name is None:
         if arguments.drop:
             raise UsageError("snapshot name missing: add NAME, the snapshot to drop")
-        print_snapshots(await objects.snapshots(url, key=key), as_json=arguments.json)
+        found = describe_snapshots(await objects.snapshots(url, key=key))
+        print(json.dumps(found, indent=2) if arguments.json else snapshots_table(found))
     elif arguments.json:
         raise UsageError("--json is for the list of snapshots: leave NAME out")
     elif arguments.drop:
@@ -85,34 +95,29 @@ async def snapshot(arguments: Namespace) -> None:
         await objects.snapshot(url, name=arguments.name, key=key)
 
 
-def print_snapshots(found: Mapping[str, objects.Snapshot], *, as_json: bool) -> None:
-    """Print the snapshots of a disk as a table, or as a JSON array."""
-    if as_json:
-        print(json.dumps([describe_snapshot(*each) for each in found.items()], indent=2))
-    else:
-        print(snapshots_table(found))
+def describe_snapshots(found: Mapping[str, objects.Snapshot]) -> list[SnapshotFacts]:
+    """Return what JSON has of each snapshot: sizes in bytes, times as ISO 8601 in UTC."""
+    return [
+        {
+            "name": name,
+            "time": datetime.fromtimestamp(each.time, UTC).isoformat(),
+            "size": each.size,
+            "clones": [clone.path for clone in each.clones.values()],
+        }
+        for name, each in found.items()
+    ]
 
 
-def describe_snapshot(name: str, snapshot: objects.Snapshot) -> dict[str, object]:
-    """Return what JSON has of a snapshot: sizes in bytes, times as ISO 8601 in UTC."""
-    return {
-        "name": name,
-        "time": datetime.fromtimestamp(snapshot.time, UTC).isoformat(),
-        "size": snapshot.size,
-        "clones": [clone.path for clone in snapshot.clones.values()],
-    }
-
-
-def snapshots_table(found: Mapping[str, objects.Snapshot]) -> str:
-    """Format the snapshots of a disk as a table, with local times."""
+def snapshots_table(found: Iterable[SnapshotFacts]) -> str:
+    """Format snapshots as a table, with local times."""
     rows = [
         (
-            name,
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.time)),
-            format_size(each.size),
-            ", ".join(clone.path for clone in each.clones.values()) or "-",
+            each["name"],
+            f"{datetime.fromisoformat(each['time']).astimezone():%Y-%m-%d %H:%M:%S}",
+            format_size(each["size"]),
+            ", ".join(each["clones"]) or "-",
         )
-        for name, each in found.items()
+        for each in found
     ]
     return format_table(("SNAPSHOT", "TIME", "SIZE", "CLONES"), rows)
 

@@ -69,8 +69,10 @@ async def delete(
 async def _ensure_not_written(disk: StoredDisk) -> None:
     try:
         await leases.wait_until_free(disk.objects, disk.where)
-    except StorageBusyError as exc:
-        reason = f"{disk.where} is in use ({exc.strerror}); unmount it there, or use force"
+    except StorageBusyError:
+        lease = await leases.current(disk.objects)
+        holder = "a process" if lease is None else lease.holder
+        reason = f"{disk.where} is in use: {holder} writes to it; unmount it first, or use force"
         raise StorageBusyError(errno.EBUSY, reason) from None
 
 

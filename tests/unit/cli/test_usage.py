@@ -202,6 +202,8 @@ def test_options_that_do_not_go_together_are_refused(usage: Usage, words: str, r
         ("memory:1M?block_size=0", "block_size must be a power of two from 1 to 65536, not 0"),
         ("memory:1M?block_size=512&block_size=512", "has block_size= twice"),
         ("memory:1M?block_size=512&sise=1", r"unknown options \(sise=1\); there is: block_size"),
+        ("memory:1M?blocksize=512", r"unknown options \(blocksize=512\); there is: block_size"),
+        ("memory:1M?size=3", r"unknown options \(size=3\); there is: block_size"),
         ("file:", "names no file; write file:PATH"),
         ("file:?block_size=512", "names no file; write file:PATH"),
         ("nbd://host:99999/disk", "cannot be used as an NBD URI: Port out of range"),
