@@ -32,8 +32,8 @@ async def delete(
         store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
         path: the disk's folder in it.
         key: 32 bytes, if the disk is encrypted: it tells whether there are clones.
-        force: whether to delete it although a process writes to it. That process is fenced: its
-            next flush fails.
+        force: whether to delete it although a process writes to it. What that process writes from
+            then on is lost, and may leave remains, which another deletion removes.
 
     Returns:
         How many objects were deleted, and how large they were.
@@ -94,8 +94,8 @@ async def _objects_of(objects: ObjectStore) -> list[ObjectInfo]:
 
 
 async def _delete(objects: ObjectStore, listed: Sequence[ObjectInfo]) -> Garbage:
-    await delete_objects(objects, listed)
     await objects.delete([LEASE])
+    await delete_objects(objects, listed)
     sizes = [each.size for each in listed]
     if isinstance(objects, ObjectStoreClient):
         sizes += await objects.leftovers(("", LOG, MAP, CHUNKS), delete=True)
