@@ -87,7 +87,8 @@ async def _open_file(spec: str, options: OpenOptions) -> BlockDevice:
         )
     except FileNotFoundError:
         where, mark, query = path.rpartition("?")
-        if mark and await asyncio.to_thread(os.path.exists, where):
+        is_there = await asyncio.to_thread(os.path.exists, where)
+        if mark and is_there:
             raise _unknown_options(spec, query) from None
         raise
 
