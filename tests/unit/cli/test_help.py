@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from aiovblk import cli
 from aiovblk.cli import COMMANDS, make_parser
+from aiovblk.cli.layerkinds import KINDS
 from aiovblk.cli.parser import CommandParser
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -64,6 +68,19 @@ def test_help_names_the_variable_of_an_option(capsys: pytest.CaptureFixture[str]
     for variable in ("LOOP", "CONCURRENCY", "SLOW_REQUEST", "DRAIN_TIMEOUT", "MAX_CONNECTIONS"):
         assert f"[$AIOVBLK_{variable}]" in text
     assert "[$AIOVBLK_LOG_LEVEL]" in help_of(capsys)
+
+
+def test_every_variable_and_layer_is_documented() -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    for name, (_, configure) in COMMANDS.items():
+        parser = CommandParser(prog=name)
+        configure(parser)
+        for variable in parser.variables.values():
+            assert f"`{variable}`" in pages
+    for name, kind in KINDS.items():
+        assert f"| `{name}` |" in pages
+        for option in kind.options:
+            assert f"`{option}" in pages
 
 
 def test_help_keeps_the_lines_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
