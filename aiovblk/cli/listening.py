@@ -35,6 +35,7 @@ class Listening:
         passed: whether ``sockets`` come from the program that has started this one, which often
             reads the standard output itself.
         file: of the Unix socket among ``sockets``.
+        folder: of the private socket, if it is one.
 
     """
 
@@ -44,6 +45,7 @@ class Listening:
     sockets: list[socket.socket] | None = None
     passed: bool = False
     file: SocketFile | None = None
+    folder: str | None = None
 
     @classmethod
     def of(cls, arguments: Namespace, stack: AsyncExitStack) -> Listening:
@@ -72,11 +74,11 @@ class Listening:
             return cls(None, None, None, passed, passed=True)
         if arguments.run is not None and not chosen:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aiovblk-"))
-            unix = os.path.join(folder, "socket")
+            return cls(os.path.join(folder, "socket"), None, None, folder=folder)
         return cls(unix, host, port)
 
     async def bind(self, stack: AsyncExitStack, identity: Identity) -> None:
-        """Listen now; the socket's file belongs to ``identity`` from then on.
+        """Listen now; the socket's file, and its private folder, belong to ``identity`` then.
 
         Raises:
             OSError: listening failed.
@@ -91,6 +93,8 @@ class Listening:
             self.file = SocketFile(self.unix)
             stack.callback(self.file.remove)
             identity.own(self.unix)
+            if self.folder is not None:
+                identity.own(self.folder)
         if self.host is not None or self.port is not None or self.unix is None:
             host = "localhost" if self.host is None else self.host
             self.sockets += await listen_tcp(host, DEFAULT_PORT if self.port is None else self.port)

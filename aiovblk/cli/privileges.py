@@ -67,13 +67,14 @@ class Identity:
             raise SpecError("--user and --group need root: start it as that user instead")
 
     def own(self, path: str) -> None:
-        """Give a file to the user and the group.
+        """Give a file to the user and the group; a link itself, not what it leads to.
 
         Raises:
             OSError: not permitted.
 
         """
-        os.chown(path, -1 if self.user is None else self.user, self.group)
+        user = -1 if self.user is None else self.user
+        os.chown(path, user, self.group, follow_symlinks=False)
 
     def assume(self) -> None:
         """Go on as this user in these groups; there is no way back.

@@ -9,6 +9,7 @@ from typing import Any
 import shtab
 
 from aiovblk.cli import make_parser
+from aiovblk.cli.layerkinds import KINDS
 
 from .commands import subparsers
 
@@ -20,13 +21,30 @@ FILES = {
 """The name that each shell looks for."""
 
 _PATHS = {"PATH", "FILE"}
-_SPECS = {"SPEC", "SPEC | NAME=SPEC", "SOURCE", "TARGET", "DISK", "DISK?size=SIZE"}
+_SPECS = {
+    "SPEC",
+    "SPEC | NAME=SPEC",
+    "SPEC | /dev/nbdN",
+    "SOURCE",
+    "TARGET",
+    "DISK",
+    "DISK | /dev/nbdN",
+    "DISK?size=SIZE",
+    "DISK?snapshot=NAME",
+}
 _SCHEMES = "memory: file: folder: nbd:// nbd+unix:/// s3:// gs:// az:// https://"
 
 SPEC = {
     "bash": "_aiovblk_spec",
     "zsh": "_aiovblk_spec",
     "fish": f"(string split ' ' '{_SCHEMES}')",
+}
+_LAYERS = " ".join(f"{name}:" if kind.required else name for name, kind in KINDS.items())
+
+LAYER = {
+    "bash": "_aiovblk_layer",
+    "zsh": f"({_LAYERS.replace(':', '')})",
+    "fish": f"(string split ' ' '{_LAYERS}')",
 }
 NODE = {
     "bash": "_aiovblk_node",
@@ -40,6 +58,7 @@ _aiovblk_node() {{
     local nodes=(/dev/nbd*)
     compgen -W "${{nodes[*]}}" -- "$1"
 }}
+_aiovblk_layer() {{ compgen -W "{_LAYERS}" -- "$1"; }}
 # The word after a colon is one of its own (COMP_WORDBREAKS): a path, mostly.
 _aiovblk_spec() {{
     compgen -W "{_SCHEMES}" -- "$1"
@@ -79,4 +98,6 @@ def _completion(action: Action) -> dict[str, Any] | None:
         return dict(shtab.DIRECTORY)
     if action.metavar == "/dev/nbdN":
         return NODE
+    if action.metavar == "LAYER":
+        return LAYER
     return SPEC if action.metavar in _SPECS else None

@@ -298,6 +298,17 @@ async def test_port_that_only_root_may_bind_is_bound_before() -> None:
 
 
 @as_root
+async def test_command_of_that_user_reaches_the_private_socket() -> None:
+    user = ("--user", f"{NOBODY}", "--group", f"{NOBODY}")
+    show = 'echo "$unixsocket"; stat -c "%u %g" "$unixsocket" "${unixsocket%/*}"'
+    async with running("serve", "memory:1M", *user, "--run", show) as process:
+        status, output, errors = await end(process)
+    path, *owners = output.splitlines()
+    assert (status, owners) == (0, [f"{NOBODY} {NOBODY}"] * 2), errors
+    assert not os.path.exists(os.path.dirname(path))
+
+
+@as_root
 async def test_disk_that_the_user_may_not_read_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(4096))
