@@ -173,6 +173,20 @@ def test_clone_has_what_the_snapshot_has_and_keeps_it(run: Run, raw: Path) -> No
     )
 
 
+def test_disk_is_deleted_with_its_snapshots_unless_a_clone_needs_one(run: Run, raw: Path) -> None:
+    run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
+    run("snapshot", "folder:disk", "one")
+    run("clone", "folder:disk?snapshot=one", "folder:copy")
+    assert "needs the snapshot 'one'" in run("delete", "folder:disk", fails=True)
+    assert re.fullmatch(r"deleted \d+ objects, .*\n", run("delete", "folder:copy"))
+    reason = run("delete", "folder:disk?snapshot=one", fails=True)
+    assert "`aiovblk snapshot folder:disk one --drop` drops a snapshot" in reason
+    assert re.fullmatch(r"deleted \d+ objects, 1\..*M\n", run("delete", "folder:disk"))
+    assert "there is no disk in" in run("info", "folder:disk", fails=True)
+    assert "there is no disk in" in run("delete", "folder:disk", fails=True)
+    run("create", "folder:disk?size=1M")
+
+
 @pytest.mark.parametrize("target", ["s3://bucket/copy", "gs://bucket/copy"])
 def test_clone_in_another_bucket_is_refused(run: Run, target: str) -> None:
     error = run("clone", "s3://other/disk?snapshot=one", target, fails=True)
