@@ -154,7 +154,7 @@ def _memory_location(spec: str) -> str:
 
 
 def _nbd_location(spec: str) -> str:
-    uri = URI.parse(spec)
+    uri = URI.parse(split_block_size(spec)[0])
     socket = uri.socket
     if socket is not None and not socket.startswith("\0"):
         socket = os.path.realpath(socket)

@@ -286,3 +286,14 @@ async def test_sample_looks_at_the_beginning_and_the_end_of_any_size(size: int) 
     assert len(set(reads)) == len(reads) <= 81
     await device.write(size - 512, memoryview(b"a" * 512))
     assert await sample(device, size) != first
+
+
+async def test_export_with_a_block_size_is_the_same_export_to_a_cache(here: Path) -> None:
+    async with aiovblk.serve(MemoryDevice(MIB), unix="s"):
+        found = set()
+        for query in ("", "&block_size=512"):
+            spec = f"nbd+unix:///?socket={here}/s{query}"
+            device = await load_device(spec)
+            found.add(contents_of(device, spec)())
+            await device.unmount()
+    assert len(found) == 1

@@ -223,7 +223,8 @@ def test_index_that_another_server_has_attached_since_was_free(machine: Machine)
 
 
 def test_index_that_is_still_held_after_a_forced_unmount_is_an_error(machine: Machine) -> None:
-    machine.tree.kernel_threads()
+    machine.serve()
+    machine.disconnect()
     machine.tree.mount(SERVER, "43:0", "/mnt", "/dev/nbd0")
     with pytest.raises(DeviceBusyError, match="its index stays taken until its file system is"):
         unmounting.ensure_released(0, "/dev/nbd0")
