@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 
 from ..client import RemoteDevice
 from ..device import BlockDevice
@@ -12,7 +13,17 @@ from ..errors import StorageBusyError
 from ..kernel import sysfs
 from ..kernel.driver import resolve
 from ..mounting import Mount
-from ..storage import FileDevice, HTTPDevice, Layer, MemoryDevice, ObjectStoreDevice
+from ..mounting.workers.backend import WorkersDevice
+from ..storage import (
+    FileDevice,
+    HTTPDevice,
+    Layer,
+    MemoryDevice,
+    Mirror,
+    ObjectStoreDevice,
+    Overlay,
+    Partition,
+)
 from ..storage.objects.disk import check_geometry
 from . import values
 from .control import request_resize
@@ -24,8 +35,17 @@ from .runner import async_command
 from .sizes import format_size, parse_size
 from .spec import find_scheme
 
-_FIXED = (MemoryDevice, RemoteDevice, HTTPDevice)
-"""Devices that cannot grow: memory is reserved once, the others are not ours."""
+_FIXED = {
+    MemoryDevice: "memory",
+    RemoteDevice: "an NBD export",
+    HTTPDevice: "a file on a web server",
+    WorkersDevice: "what workers have open",
+    Partition: "a partition",
+    Overlay: "an overlay",
+    Mirror: "a mirror",
+}
+"""Devices and layers that do not grow here, in words: they have their size once and for all, or
+consist of more than one disk or file, or are not ours."""
 
 
 def configure(parser: CommandParser) -> None:
@@ -125,27 +145,29 @@ async def resize_mounted(mount: Mount, size: int, shrink: bool) -> None:
 
     """
     device = mount.device
-    bottom = _bottom_of(device)
+    *_, bottom = stack = list(_stack_of(device))
     if size % device.block_size:
         raise ValueError(f"the size must be a multiple of {device.block_size} bytes, not {size}")
     if size < device.size and not shrink:
         raise ValueError(f"it has {device.size} bytes, more than {size}")
-    if size > device.size and isinstance(bottom, _FIXED):
-        raise ValueError(f"what it is made of, a {type(bottom).__name__}, cannot grow")
+    for each in stack if size > device.size else ():
+        if type(each) in _FIXED:
+            raise ValueError(f"{_FIXED[type(each)]} cannot grow")
     if isinstance(bottom, ObjectStoreDevice):
         check_geometry(size, bottom.block_size, bottom.chunk_size)
-    if isinstance(bottom, FileDevice) and not bottom.read_only:  # not the base of an overlay
+    if isinstance(bottom, FileDevice) and not bottom.read_only:
         await asyncio.to_thread(_extend, bottom.path, size)
     await mount.resize(size // device.block_size)
     if isinstance(bottom, ObjectStoreDevice):
         await bottom.flush()  # which stores the new size
 
 
-def _bottom_of(device: BlockDevice) -> BlockDevice:
-    """Return the device below all layers."""
+def _stack_of(device: BlockDevice) -> Iterator[BlockDevice]:
+    """Yield the layers from the top, then the device below all of them."""
     while isinstance(device, Layer):
+        yield device
         device = device.inner
-    return device
+    yield device
 
 
 def _extend(path: str, size: int) -> None:

@@ -141,17 +141,29 @@ async def test_size_that_the_device_cannot_have_is_refused(
 
 async def test_memory_does_not_grow(kernel: FakeKernel) -> None:
     async with mounted(Retry(MemoryDevice(MIB))) as mount:
-        with pytest.raises(SpecError, match="a MemoryDevice, cannot grow"):
+        with pytest.raises(SpecError, match="memory cannot grow"):
             await request_resize(0, 2 * MIB, shrink=False)
         assert mount.device.size == MIB
 
 
-async def test_base_of_an_overlay_stays_as_it_is(kernel: FakeKernel) -> None:
-    Path("disk").write_bytes(bytes(MIB))
-    async with open_stack("file:disk", Layers.parse("overlay:path=o")) as device, mounted(device):
-        with pytest.raises(SpecError, match="/dev/nbd0: "):
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        ("overlay:path=o", "an overlay"),
+        ("partition:size=512K", "a partition"),
+        ("mirror:with=file:other", "a mirror"),
+    ],
+)
+async def test_layer_that_cannot_grow_leaves_what_is_below_as_it_is(
+    layer: str, what: str, kernel: FakeKernel
+) -> None:
+    for name in ("disk", "other"):
+        Path(name).write_bytes(bytes(MIB))
+    async with open_stack("file:disk", Layers.parse(layer, "retry")) as device, mounted(device):
+        before = sysfs.size(0)
+        with pytest.raises(SpecError, match=f"/dev/nbd0: {what} cannot grow"):
             await request_resize(0, 2 * MIB, shrink=False)
-        assert sysfs.size(0) == MIB
+        assert sysfs.size(0) == before
     assert Path("disk").stat().st_size == MIB
 
 
