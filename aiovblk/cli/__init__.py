@@ -20,7 +20,19 @@ from collections.abc import Callable, Sequence
 from .. import __version__
 from ..errors import Error
 from ..text import escape
-from . import copy, doctor, info, list_devices, mount, object_store, resize, serve, top, unmount
+from . import (
+    copy,
+    doctor,
+    info,
+    limit,
+    list_devices,
+    mount,
+    object_store,
+    resize,
+    serve,
+    top,
+    unmount,
+)
 from .descriptors import open_standard_descriptors
 from .errors import UsageError
 from .logs import add_logging, configure_logging, print_error
@@ -41,6 +53,7 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "clone": ("make a disk from a snapshot, without copying", object_store.configure_clone),
     "info": ("show what a disk, an export or a device is", info.configure),
     "resize": ("resize a disk in an object store, or a mounted device", resize.configure),
+    "limit": ("change the rate limits of a mounted device, or show them", limit.configure),
     "delete": ("delete a disk in an object store", object_store.configure_delete),
     "gc": ("delete what no disk or snapshot needs", object_store.configure_gc),
     "check": ("verify that a disk is intact", object_store.configure_check),

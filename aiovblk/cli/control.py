@@ -1,7 +1,8 @@
-"""Commands to a running ``aiovblk mount``, by a Unix socket: for now, to resize its device.
+"""Commands to a running ``aiovblk mount``, by a Unix socket: to resize its device, to limit it.
 
 The socket is in the directory of the locks, which only root can write to. A request is a line of
-JSON, ``{"resize": BYTES, "shrink": false}``, and so is its reply, ``{}`` or ``{"error": TEXT}``.
+JSON, ``{"command": NAME, "arguments": {...}}``, and so is its reply, ``{"result": ...}`` or
+``{"error": TEXT}``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ logger = logging.getLogger("aiovblk")
 MAX_LINE = 4096
 """Bytes of a request or a reply."""
 
-Resize = Callable[[int, bool], Awaitable[None]]
-"""Resizes the device to so many bytes; the flag permits to cut something off."""
+Commands = Mapping[str, Callable[..., Awaitable[object]]]
+"""What runs each command, by its name; what it returns can be written as JSON."""
 
 
 def control_path(index: int) -> Path:
@@ -35,28 +36,29 @@ def control_path(index: int) -> Path:
 
 
 @asynccontextmanager
-async def taking_commands(index: int, resize: Resize) -> AsyncIterator[None]:
+async def taking_commands(index: int, commands: Commands) -> AsyncIterator[None]:
     """Take commands for the device of this process while the block runs.
 
     That there can be no socket (no /run in a minimal container) is logged, and no error.
 
     Args:
         index: N of /dev/nbdN.
-        resize: what resizes it.
+        commands: that it takes.
 
     """
     async with AsyncExitStack() as stack:
         try:
-            await _listen(control_path(index), resize, stack)
+            await _listen(control_path(index), commands, stack)
         except OSError as exc:
             logger.info("/dev/nbd%d takes no commands: %s", index, exc.strerror or exc)
         yield
 
 
-async def _listen(path: Path, resize: Resize, stack: AsyncExitStack) -> None:
+async def _listen(path: Path, commands: Commands, stack: AsyncExitStack) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            writer.write(json.dumps(await _reply(await reader.readline(), resize)).encode() + b"\n")
+            reply = await _reply(await reader.readline(), commands)
+            writer.write(json.dumps(reply).encode() + b"\n")
             await writer.drain()
         except (OSError, ValueError) as exc:  # it has not waited, or its line is too long
             logger.info("a command was not answered: %s", exc)
@@ -74,26 +76,23 @@ async def _listen(path: Path, resize: Resize, stack: AsyncExitStack) -> None:
     stack.callback(server.close)
 
 
-async def _reply(line: bytes, resize: Resize) -> dict[str, str]:
+async def _reply(line: bytes, commands: Commands) -> dict[str, object]:
     try:
         request = json.loads(line)
-        size, shrink = request["resize"], request["shrink"]
-        if not isinstance(size, int) or not isinstance(shrink, bool):
-            raise TypeError
+        running = commands[request["command"]](**request["arguments"])
     except (ValueError, TypeError, LookupError):
-        return {"error": "unknown command: its server may be of another version"}
+        return {"error": "its server does not know this command: it may be of another version"}
     try:
-        await resize(size, shrink)
+        return {"result": await running}
     except (Error, OSError, ValueError) as exc:
         return {"error": str(exc)}
-    return {}
 
 
-async def request_resize(index: int, size: int, *, shrink: bool) -> None:
-    """Have the process that serves /dev/nbdN resize it.
+async def request_command(index: int, command: str, **arguments: object) -> Any:
+    """Have the process that serves /dev/nbdN run a command; return its result.
 
     Raises:
-        SpecError: it does not, and says why; or no server takes commands there.
+        SpecError: it fails, and says why; or no server takes commands there.
 
     """
     path = control_path(index)
@@ -101,11 +100,12 @@ async def request_resize(index: int, size: int, *, shrink: bool) -> None:
         reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE)
     except (FileNotFoundError, ConnectionRefusedError):
         raise SpecError(
-            f"/dev/nbd{index} is not served by `aiovblk mount`: resize it in the program that"
-            " serves it (mount.resize())"
+            f"/dev/nbd{index} is not served by `aiovblk mount`: only that takes commands; for"
+            " another program's device, do it there (mount.resize(), say)"
         ) from None
     try:
-        writer.write(json.dumps({"resize": size, "shrink": shrink}).encode() + b"\n")
+        request = {"command": command, "arguments": arguments}
+        writer.write(json.dumps(request).encode() + b"\n")
         reply: dict[str, Any] = json.loads(
             await reader.readline() or b'{"error": "its server ended"}'
         )
@@ -113,3 +113,4 @@ async def request_resize(index: int, size: int, *, shrink: bool) -> None:
         writer.close()
     if "error" in reply:
         raise SpecError(f"/dev/nbd{index}: {reply['error']}")
+    return reply["result"]

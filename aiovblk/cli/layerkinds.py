@@ -121,13 +121,23 @@ async def _retry(device: BlockDevice, settings: Settings, contents: Contents) ->
 
 
 async def _limit(device: BlockDevice, settings: Settings, contents: Contents) -> BlockDevice:
+    limited = RateLimited(device)
+    set_limits(limited, settings)
+    return limited
+
+
+def set_limits(limited: RateLimited, settings: Settings) -> None:
+    """Set the limits of a layer, also of one that is in use, to what its options say."""
+
     def rate(prefix: str) -> Rate | None:
         most, requests = settings.get(f"{prefix}rate"), settings.get(f"{prefix}requests")
         if most is None and requests is None:
             return None
         return Rate(most, requests, settings.get("burst", Rate().burst))
 
-    return RateLimited(device, rate(""), read_limit=rate("read-"), write_limit=rate("write-"))
+    limited.limit = rate("")
+    limited.read_limit = rate("read-")
+    limited.write_limit = rate("write-")
 
 
 async def _faults(device: BlockDevice, settings: Settings, contents: Contents) -> BlockDevice:

@@ -19,9 +19,10 @@ from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
-from .control import taking_commands
+from .control import Commands, taking_commands
 from .errors import UsageError
 from .layers import Layers, open_stack, stack_for_worker
+from .limit import limit_mounted
 from .options import SPEC_HELP, add_device, add_handling, add_loop, add_number, add_seconds
 from .parser import CommandParser, Options
 from .reparent import Upgrade
@@ -216,9 +217,13 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
         with warning_of_slow_requests(mount.events()):
-            async with taking_commands(mount.index, partial(resize_mounted, mount)):
+            async with taking_commands(mount.index, _commands(mount)):
                 await mount.wait()
         upgrade.end()
+
+
+def _commands(mount: Mount) -> Commands:
+    return {"resize": partial(resize_mounted, mount), "limit": partial(limit_mounted, mount)}
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from ..storage import (
 )
 from ..storage.objects.disk import check_geometry
 from . import values
-from .control import request_resize
+from .control import request_command
 from .diskspec import DiskSpec, read_key
 from .errors import SpecError, UsageError
 from .options import add_loop
@@ -89,7 +89,7 @@ async def resize(arguments: Namespace) -> None:
         if sysfs.is_free(index):
             raise SpecError(f"{target} is not mounted")
         size = _wanted(arguments.size, sysfs.size(index), shrink=shrink)
-        await request_resize(index, size, shrink=shrink)
+        await request_command(index, "resize", size=size, shrink=shrink)
         return
     if not find_scheme(target).is_stored:
         raise UsageError(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice, Mount
 from aiovblk.cli import control, main
-from aiovblk.cli.control import control_path, request_resize, taking_commands
+from aiovblk.cli.control import control_path, request_command, taking_commands
 from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
 from aiovblk.cli.errors import SpecError
 from aiovblk.cli.layers import Layers, open_stack
@@ -92,22 +93,20 @@ def test_size_that_cannot_be_is_refused(
 @asynccontextmanager
 async def mounted(device: BlockDevice) -> AsyncIterator[Mount]:
     """Mount as the command does, with its socket for commands."""
-    async with aiovblk.mounted(device) as mount:
-
-        async def resize(size: int, shrink: bool) -> None:
-            await resize_mounted(mount, size, shrink)
-
-        async with taking_commands(mount.index, resize):
-            yield mount
+    async with (
+        aiovblk.mounted(device) as mount,
+        taking_commands(mount.index, {"resize": partial(resize_mounted, mount)}),
+    ):
+        yield mount
 
 
 async def test_mounted_file_grows_with_its_file(kernel: FakeKernel) -> None:
     Path("disk").write_bytes(b"a" * MIB)
     async with mounted(Retry(FileDevice("disk"))) as mount:
-        await request_resize(0, 2 * MIB, shrink=False)
+        await request_command(0, "resize", size=2 * MIB, shrink=False)
         assert (mount.device.size, sysfs.size(0)) == (2 * MIB, 2 * MIB)
         assert Path("disk").stat().st_size == 2 * MIB
-        await request_resize(0, MIB, shrink=True)
+        await request_command(0, "resize", size=MIB, shrink=True)
         assert (mount.device.size, sysfs.size(0)) == (MIB, MIB)
     # What it had is not thrown away.
     assert Path("disk").stat().st_size == 2 * MIB
@@ -116,7 +115,7 @@ async def test_mounted_file_grows_with_its_file(kernel: FakeKernel) -> None:
 async def test_mounted_disk_in_a_store_keeps_its_new_size(kernel: FakeKernel) -> None:
     await DiskSpec.parse("folder:disk?size=1M&chunk_size=64K").create()
     async with mounted(await load_device("folder:disk")) as mount:
-        await request_resize(0, 2 * MIB, shrink=False)
+        await request_command(0, "resize", size=2 * MIB, shrink=False)
         reader = await load_device("folder:disk", read_only=True)
         assert (reader.size, mount.device.size) == (2 * MIB, 2 * MIB)
         await reader.unmount()
@@ -135,14 +134,14 @@ async def test_size_that_the_device_cannot_have_is_refused(
     Path("disk").write_bytes(bytes(MIB))
     async with mounted(FileDevice("disk")):
         with pytest.raises(SpecError, match=f"/dev/nbd0: {reason}"):
-            await request_resize(0, size, shrink=False)
+            await request_command(0, "resize", size=size, shrink=False)
     assert Path("disk").stat().st_size == MIB
 
 
 async def test_memory_does_not_grow(kernel: FakeKernel) -> None:
     async with mounted(Retry(MemoryDevice(MIB))) as mount:
         with pytest.raises(SpecError, match="memory cannot grow"):
-            await request_resize(0, 2 * MIB, shrink=False)
+            await request_command(0, "resize", size=2 * MIB, shrink=False)
         assert mount.device.size == MIB
 
 
@@ -162,14 +161,14 @@ async def test_layer_that_cannot_grow_leaves_what_is_below_as_it_is(
     async with open_stack("file:disk", Layers.parse(layer, "retry")) as device, mounted(device):
         before = sysfs.size(0)
         with pytest.raises(SpecError, match=f"/dev/nbd0: {what} cannot grow"):
-            await request_resize(0, 2 * MIB, shrink=False)
+            await request_command(0, "resize", size=2 * MIB, shrink=False)
         assert sysfs.size(0) == before
     assert Path("disk").stat().st_size == MIB
 
 
 async def test_device_of_another_program_is_refused() -> None:
-    with pytest.raises(SpecError, match="not served by `aiovblk mount`: resize it in the program"):
-        await request_resize(0, MIB, shrink=False)
+    with pytest.raises(SpecError, match="not served by `aiovblk mount`: only that takes commands"):
+        await request_command(0, "resize", size=MIB, shrink=False)
 
 
 async def test_socket_is_for_its_owner_and_is_gone_at_the_end(kernel: FakeKernel) -> None:
@@ -182,27 +181,35 @@ async def test_socket_is_for_its_owner_and_is_gone_at_the_end(kernel: FakeKernel
 async def test_successor_takes_commands_while_its_predecessor_ends(kernel: FakeKernel) -> None:
     called: list[str] = []
 
-    def named(name: str) -> control.Resize:
+    def named(name: str) -> control.Commands:
         async def resize(size: int, shrink: bool) -> None:
             called.append(name)
 
-        return resize
+        return {"resize": resize}
 
     control_path(0).parent.mkdir(exist_ok=True)
     async with taking_commands(0, named("predecessor")), taking_commands(0, named("successor")):
-        await request_resize(0, MIB, shrink=False)
+        await request_command(0, "resize", size=MIB, shrink=False)
     assert called == ["successor"]
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"nonsense\n", b"[]\n", b'{"resize": "1", "shrink": 0}\n', b'{"stop": 1}\n']
+    "line",
+    [
+        b"",
+        b"nonsense\n",
+        b"[]\n",
+        b'{"command": "stop", "arguments": {}}\n',
+        b'{"command": "resize", "arguments": {"hard": true}}\n',
+        b'{"command": "resize", "arguments": 5}\n',
+    ],
 )
 async def test_command_that_is_none_is_refused(line: bytes, kernel: FakeKernel) -> None:
     async with mounted(MemoryDevice(MIB)):
         reader, writer = await asyncio.open_unix_connection(control_path(0))
         writer.write(line)
         writer.write_eof()
-        assert "unknown command" in json.loads(await reader.readline())["error"]
+        assert "does not know this command" in json.loads(await reader.readline())["error"]
         writer.close()
 
 
@@ -218,5 +225,5 @@ async def test_mount_goes_on_where_there_can_be_no_socket(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control.locks, "LOCKS", Path("/proc/none"))  # type: ignore[attr-defined]
-    async with taking_commands(0, None):  # type: ignore[arg-type]  # never called
+    async with taking_commands(0, {}):
         assert not control_path(0).exists()
