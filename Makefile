@@ -9,6 +9,8 @@
 #              (15 minutes) and in the hands of a kernel in a VM (15 more; --no-vm leaves that out)
 # make demo-record  run the demo, and record it as docs/demo.svg and docs/demo.cast
 # make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
+# make man     manual pages in build/man, from the parser of the command
+# make completion   completions for bash, zsh and fish in build/completion, likewise
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
@@ -25,7 +27,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench packages lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench man completion packages lint clean
 
 setup:
 	@tools/setup test
@@ -70,6 +72,10 @@ bench:
 packages:
 	@tools/setup packages
 	@tools/packages $(PACKAGES)
+
+man completion:
+	@tools/setup check
+	@PYTHONPATH=tools .venv/bin/python -m commandref $@ build/$@
 
 lint:
 	@tools/setup check
