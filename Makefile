@@ -7,6 +7,10 @@
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
 #              (15 minutes) and in the hands of a kernel in a VM (15 more; --no-vm leaves that out)
+# make demo-record  run the demo, and record it as docs/demo.svg and docs/demo.cast
+# make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
+# make man     manual pages in build/man, from the parser of the command
+# make completion   completions for bash, zsh and fish in build/completion, likewise
 # make docs    build the site in build/docs/html, with every warning an error
 # make docs-links   ask each address outside that the site links to
 # make lint    ruff, mypy and codespell alone
@@ -20,11 +24,12 @@
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
 # BENCH="--quick --against main"  what to tell the benchmark: two minutes, this tree and another in
 #                               turns; BENCH=--help tells what there is
+# PACKAGES="deb trixie"         which packages to build; tools/packages --help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 bench docs docs-links lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench man completion packages docs docs-links lint clean
 
 setup:
 	@tools/setup test
@@ -56,10 +61,23 @@ demo-s3:
 	@tools/setup demo
 	@tools/demo s3
 
+demo-record:
+	@tools/setup demo
+	@.venv/bin/python tools/recording.py
+
 bench:
 	@tools/setup bench
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
+
+# Packages for Debian are built on Debian, and for the Pythons of its releases.
+packages:
+	@tools/setup packages
+	@tools/packages $(PACKAGES)
+
+man completion:
+	@tools/setup check
+	@PYTHONPATH=tools .venv/bin/python -m commandref $@ build/$@
 
 docs:
 	@tools/setup check
@@ -76,5 +94,5 @@ lint:
 	@tools/test lint
 
 clean:
-	rm -rf .venv .venvs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

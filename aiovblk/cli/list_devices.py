@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 
 from ..kernel import status, sysfs, users
 from ..kernel.status import DeviceState
-from ..text import escape
+from .options import add_json
+from .parser import CommandParser
 from .sizes import format_size
+from .tables import format_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,15 @@ class AttachedDevice:
     used: list[str]
 
 
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...]"
     parser.description = "Show the attached NBD devices, their servers and their users."
-    parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
+    add_json(parser)
+    parser.show_examples(
+        ("as a table", "aiovblk list"),
+        ("the nodes alone", "aiovblk list --json | jq -r '.[].path'"),
+    )
     parser.set_defaults(command=show)
 
 
@@ -66,10 +73,10 @@ def show(arguments: Namespace) -> None:
 
 def attached() -> list[AttachedDevice]:
     """Return every attached NBD device."""
-    return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
+    return [inspect_device(index) for index in sysfs.indices() if not sysfs.is_free(index)]
 
 
-def _inspect(index: int) -> AttachedDevice:
+def inspect_device(index: int) -> AttachedDevice:
     process = status.server(index)
     server_pid, server_name = process or (None, None)
     return AttachedDevice(
@@ -117,10 +124,7 @@ COLUMNS = (
 
 def as_table(devices: list[AttachedDevice]) -> str:
     """Format as a table with a line per device."""
-    # Escaped: a process chooses its own name, and the program that mounts an identity.
-    rows = [COLUMNS, *(tuple(map(escape, _row(device))) for device in devices)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return format_table(COLUMNS, map(_row, devices))
 
 
 def _row(device: AttachedDevice) -> tuple[str, ...]:

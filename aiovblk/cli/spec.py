@@ -7,6 +7,7 @@ there. ``?block_size=BYTES`` may follow any SPEC (:func:`split_block_size`).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sys
@@ -58,7 +59,10 @@ Creator = Callable[[str, BlockDevice], Awaitable[BlockDevice]]
 
 async def _open_memory(spec: str, options: OpenOptions) -> BlockDevice:
     spec, block_size = split_block_size(spec, options.block_size)
-    size = parse_size(_after_scheme(spec))
+    where, mark, query = spec.partition("?")
+    if mark:
+        raise _unknown_options(spec, query)
+    size = parse_size(_after_scheme(where))
     if block_size is None:
         # The largest blocks that the size allows.
         block_size = min(size & -size, 4096)
@@ -74,12 +78,20 @@ async def _open_file(spec: str, options: OpenOptions) -> BlockDevice:
     spec, block_size = split_block_size(spec, options.block_size)
     if options.any_part and block_size is None:
         block_size = 1
-    return FileDevice(
-        parse_path(_after_scheme(spec)),
-        block_size=block_size,
-        read_only=options.read_only,
-        multi_conn=options.shared,
-    )
+    path = parse_path(_after_scheme(spec))
+    try:
+        return FileDevice(
+            path,
+            block_size=block_size,
+            read_only=options.read_only,
+            multi_conn=options.shared,
+        )
+    except FileNotFoundError:
+        where, mark, query = path.rpartition("?")
+        is_there = await asyncio.to_thread(os.path.exists, where)
+        if mark and is_there:
+            raise _unknown_options(spec, query) from None
+        raise
 
 
 async def _open_disk(spec: str, options: OpenOptions) -> BlockDevice:
@@ -163,7 +175,7 @@ def _memory_location(spec: str) -> str:
 
 
 def _nbd_location(spec: str) -> str:
-    uri = URI.parse(spec)
+    uri = URI.parse(split_block_size(spec)[0])
     socket = uri.socket
     if socket is not None and not socket.startswith("\0"):
         socket = os.path.realpath(socket)
@@ -179,6 +191,8 @@ class Scheme:
     """Whether it may be written in capitals, as the schemes of URLs may (RFC 3986, 3.1)."""
     create: Creator | None = None
     """How `aiovblk copy` makes a target that does not exist; None: the target has to exist."""
+    is_stored: bool = False
+    """Whether it is a disk in an object store, which can be described, resized and deleted."""
     reopens: bool = False
     """Whether opening it once more, read-only, is cheap and has no effect, so that a mount with
     workers can check its sectors first."""
@@ -186,7 +200,7 @@ class Scheme:
     """Where the device is, for what is kept of it in files, unless its class has an identity."""
 
 
-_DISK = Scheme(_open_disk, create=_create_disk)
+_DISK = Scheme(_open_disk, create=_create_disk, is_stored=True)
 _HTTP = Scheme(_open_http, any_case=True)
 _NBD = Scheme(_open_nbd, any_case=True, location=_nbd_location)
 
@@ -303,9 +317,7 @@ def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | No
     if len(found) > 1:
         raise UsageError(f"{_shown(spec)} has block_size= twice")
     if rest and not is_url:
-        raise UsageError(
-            f"{_shown(spec)} has unknown options ({', '.join(rest)}); there is: block_size"
-        )
+        raise _unknown_options(spec, ", ".join(rest))
     size = parse_size(found[0].removeprefix(_BLOCK_SIZE))
     try:
         check_block_size(size)
@@ -358,6 +370,10 @@ def parse_path(text: str) -> str:
     if not text:
         raise UsageError("'file:' names no file; write file:PATH")
     return text
+
+
+def _unknown_options(spec: str, options: str) -> UsageError:
+    return UsageError(f"{_shown(spec)} has unknown options ({options}); there is: block_size")
 
 
 def _shown(spec: str) -> str:

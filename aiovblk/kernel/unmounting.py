@@ -219,6 +219,24 @@ def force_disconnect(index: int, path: str, report: Report) -> None:
             else (errno.EBUSY, "the kernel does not free it; see its log")
         )
         raise AttachError(number, reason, path)
+    ensure_released(index, path)
+
+
+def ensure_released(index: int, path: str) -> None:
+    """Wait until the index of a device that was disconnected by force is free; blocks for seconds.
+
+    No-op if another server has attached it since.
+
+    Args:
+        index: N of /dev/nbdN.
+        path: the device node.
+
+    Raises:
+        DeviceBusyError: its index stays taken; the message names the users.
+
+    """
+    if status.state(index) is DeviceState.ALIVE:
+        return
     if users.exclusive_users(index) or not wait_until_free(index, STEP_TIMEOUT):
         raise still_held_error(index, path)
 

@@ -151,7 +151,7 @@ class Mount:
             force: shrink although something that is in use is cut.
 
         Raises:
-            ValueError: out of range.
+            ValueError: out of range, or the device cannot grow so far.
             DeviceBusyError: a file system, swap, another device or a program has the device, or a
                 partition that ends beyond the new size, for itself. Nothing has been changed.
                 Mere readers and writers do not count.

@@ -1,7 +1,8 @@
 """Resize a live device.
 
-What serves it knows a larger size before the kernel does, and a smaller one after it, so that no
-request of the kernel's is refused for lying beyond the end.
+What serves it, and the device, know a larger size before the kernel does, and a smaller one after
+it, so that no request of the kernel's is refused for lying beyond the end. A device that cannot
+have the size says so before anything is changed.
 """
 
 from __future__ import annotations
@@ -79,16 +80,27 @@ class ResizeSequence:
             if size < self._device.size and not force:
                 await run_in_thread(self._timeout, claim, size, claims)
             if size > self._device.size:
-                # The kernel may use what is new before its call returns.
-                await self._resize_connections(size)
+                await self._grow(blocks)
             else:
                 await run_in_thread(self._timeout, attachment.sync)
-            await self._resize_answered(blocks)
+                await self._resize_answered(blocks)
             self._device.blocks = blocks  # it has that size, whatever goes wrong from here on
             await self._resize_connections(size)
         finally:
             # Before the result is known, so that what is mounted or opened next finds it free.
             await asyncio.wait([start_thread(claims.release)], timeout=KERNEL_TIMEOUT)
+
+    async def _grow(self, blocks: int) -> None:
+        before, self._device.blocks = self._device.blocks, blocks
+        try:
+            # The kernel may use what is new before its call returns.
+            await self._resize_connections(self._device.size)
+            await self._resize_answered(blocks)
+        except TimeoutError:
+            raise  # the kernel may still do it
+        except OSError:
+            self._device.blocks = before
+            raise
 
     async def _resize_connections(self, size: int) -> None:
         try:

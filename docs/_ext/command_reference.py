@@ -36,7 +36,7 @@ class CommandReference(SphinxDirective):
 
 def command_pages() -> Iterator[str]:
     """Yield the lines of a section for each command, in the order of ``aiovblk --help``."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     yield from describe(parser, "aiovblk", level=2)
     commands = subcommands(parser)
     summaries = {action.dest: action.help or "" for action in commands._choices_actions}

@@ -21,6 +21,7 @@ ROOT = DOCS.parent
 PAGES = {
     "contributing": ROOT / "CONTRIBUTING.md",
     "changelog": ROOT / "CHANGELOG.md",
+    "code-of-conduct": ROOT / "CODE_OF_CONDUCT.md",
     "explanation/security": ROOT / "SECURITY.md",
 }
 """Names of pages, and the files that have their text."""

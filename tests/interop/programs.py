@@ -20,6 +20,7 @@ PACKAGES = {
     "nbdcopy": "libnbd-bin",
     "fio": "fio",
     "psktool": "gnutls-bin",
+    "tmux": "tmux",
 }
 """Programs, and the Debian packages that have them."""
 

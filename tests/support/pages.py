@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 _FENCE = re.compile(
-    r"^(?P<fence>```+)(?P<kind>[^\n]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
+    r"^(?P<fence> *```+)(?P<kind>[^\n]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
 )
 _CODE = re.compile(r"\{code-block\} *(\w+)")
 _CAPTION = re.compile(r"\A(?::[\w-]+:[^\n]*\n)*?:caption: *(\S+)\n")
@@ -55,7 +55,7 @@ def pages() -> list[str]:
 def all_blocks(page: str) -> Iterator[Block]:
     """Yield the fenced blocks of a page."""
     for match in _FENCE.finditer((ROOT / page).read_text()):
-        kind, text = match["kind"].strip(), match["text"]
+        kind, text = match["kind"].strip(), textwrap.dedent(match["text"])
         code = _CODE.match(kind)
         caption = _CAPTION.match(text) if code else None
         yield Block(

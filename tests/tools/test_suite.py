@@ -126,6 +126,21 @@ def test_python_with_a_root_of_its_own_runs_there_and_not_in_guests(tree: Path) 
     assert all("3.14" not in command for command in commands("all", "kernel"))
 
 
+def test_packages_for_debian_are_built_before_they_are_installed_in_their_release(
+    tree: Path,
+) -> None:
+    wheel, *others = commands("all", "debian")
+    assert wheel == "tools/packages python"
+    for (built, installed), (suite, kernel) in zip(
+        zip(others[::2], others[1::2], strict=True),
+        [("bookworm", "6.1"), ("trixie", "6.12")],
+        strict=True,
+    ):
+        assert built == f"tools/packages deb {suite} --depends"
+        assert f"--systemd --kernel {kernel} " in installed
+        assert installed.endswith("tests/debian")
+
+
 def test_part_takes_paths_and_options_and_no_xdist(tree: Path) -> None:
     (tree / "tests/unit/test_x.py").touch()
     (command,) = commands("part", "unit", "tests/unit/test_x.py", "-k", "name")

@@ -32,6 +32,7 @@ EXTRA_OF = {
     "yarl": "http",
     "prometheus_client": "metrics",
     "opentelemetry": "otel",
+    "rich": "cli",  # without it top is plain text
     "tqdm": "cli",  # without it there is no bar
 }
 ALWAYS_THERE = {"anyio", "uvloop"}

@@ -32,10 +32,12 @@ stages:
     docs     the site in build/docs/html, built with every warning an error
     unit     tests/unit: no kernel device, no root, no other programs
     tools    tests/tools: tools/vm and tools/test themselves
-    interop  tests/interop: other people's NBD programs
+    interop  tests/interop: other people's NBD programs, and a terminal
     kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything
     systemd  tests/systemd, in Debians with systemd and udev
     rgw      tests/rgw, disks in a Ceph of their own behind its S3 gateway
+    release  tests/release, sdist and wheel as they are installed; Grafana's dashboard
+    debian   tests/debian, the packages for Debian, built, installed and used there
 
 environment:
     PYTHONS="3.11 3.13"   the versions to test on

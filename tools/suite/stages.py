@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vmrun import roots
+
 from . import environments
 from .environments import REPORTS, ROOT, junit, pytest, python
 from .steps import Step
@@ -177,17 +179,23 @@ def systemd(plan: Plan) -> Iterator[Batch]:
         if version not in here:
             plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
             continue
-        compile_for_guests([version], "tests/systemd")
-        # The guest's own interpreter, with the packages that are here for the same version.
-        packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
-        command = [
-            *("tools/vm", "run", "--systemd", "--kernel", kernel, "--ro", f"{packages}"),
-            *("--rw", f"{REPORTS}", "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}", "--"),
-            *("python3", "-m", "pytest", "-p", "no:cacheprovider", *WITHOUT_PLUGINS),
-            *(f"--junitxml={junit(name)}", *plan.paths("tests/systemd")),
-        ]
-        variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
-        yield [Step("systemd", name, command, deadline=VM_TIMEOUT + 60, variables=variables)]
+        yield [in_systemd_guest("systemd", name, kernel, plan.paths("tests/systemd"))]
+
+
+def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -> Step:
+    """Return the step of a pytest in the Debian of a kernel, booted by systemd."""
+    version = SYSTEMD_PYTHONS[kernel]
+    compile_for_guests([version], f"tests/{stage}")
+    # The guest's own interpreter, with the packages that are here for the same version.
+    packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
+    command = [
+        *("tools/vm", "run", "--systemd", "--kernel", kernel, "--ro", f"{packages}"),
+        *("--rw", f"{REPORTS}", "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}", "--"),
+        *("python3", "-m", "pytest", "-p", "no:cacheprovider", *WITHOUT_PLUGINS),
+        *(f"--junitxml={junit(name)}", *words),
+    ]
+    variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
+    return Step(stage, name, command, deadline=VM_TIMEOUT + 60, variables=variables)
 
 
 def rgw(plan: Plan) -> Iterator[Batch]:
@@ -195,6 +203,26 @@ def rgw(plan: Plan) -> Iterator[Batch]:
     for version in plan.pythons:
         name = f"Ceph's gateway, Python {version}"
         yield [Step("rgw", name, pytest(version, name, plan.paths("tests/rgw")))]
+
+
+def release(plan: Plan) -> Iterator[Batch]:
+    """Test sdist and wheel as somebody installs them, and the dashboard with a real Prometheus."""
+    version = environments.default()
+    words = plan.paths("tests/release")
+    yield [Step("release", "release", pytest(version, "release", words))]
+
+
+def debian(plan: Plan) -> Iterator[Batch]:
+    """Build the packages for Debian, and install and use each in its release, under its kernel."""
+    yield [Step("debian", "wheel for the packages", ["tools/packages", "python"])]
+    for kernel in plan.kernels:
+        suite, version = roots.SUITES.get(kernel, ""), SYSTEMD_PYTHONS.get(kernel, "")
+        name = f"package for Debian {suite}"
+        if version not in environments.available():
+            plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
+            continue
+        yield [Step("debian", f"{name}, built", ["tools/packages", "deb", suite, "--depends"])]
+        yield [in_systemd_guest("debian", name, kernel, plan.paths("tests/debian"))]
 
 
 def compile_for_guests(versions: Iterable[str], tests: str) -> None:
@@ -219,6 +247,8 @@ STAGES: dict[str, Stage] = {
     "kernel": kernel,
     "systemd": systemd,
     "rgw": rgw,
+    "release": release,
+    "debian": debian,
 }
 
 SIZES: dict[Scope, Sequence[str]] = {

@@ -9,7 +9,8 @@ import pytest
 
 from aiovblk import cli
 from aiovblk.cli import top
-from aiovblk.cli.top import Sample, rates, samples, table
+from aiovblk.cli.device_rates import Sample, activities, rates, samples
+from aiovblk.cli.top import table
 
 from ...support.kernel_tree import KernelTree
 
@@ -46,7 +47,7 @@ def test_table_has_a_line_for_each_attached_device(attached: KernelTree) -> None
     before = samples()
     attached.write(attached.block / "nbd2/stat", f"{LATER}\n")
     now = {2: Sample(before[2].time + 2, samples()[2].counters, 4242)}
-    header, line = table(before, now).splitlines()
+    header, line = table(activities(before, now)).splitlines()
     assert header.split("  ")[0] == "DEVICE"
     assert line.split() == [
         *("/dev/nbd2", "1M", "100", "25", "0.4", "0.1", "3", "1.15"),
@@ -59,20 +60,20 @@ def test_device_that_was_attached_anew_has_no_rates_yet(attached: KernelTree) ->
     now = samples()
     before = {2: Sample(0.0, now[2].counters, 1)}
     for earlier in (before, {}):
-        line = table(earlier, now).splitlines()[1]
+        line = table(activities(earlier, now)).splitlines()[1]
         assert line.split()[:8] == ["/dev/nbd2", "1M", *"----", "3", "-"]
 
 
 def test_device_that_left_meanwhile_is_passed_over(attached: KernelTree) -> None:
     before = samples()
-    assert table(before, {}).splitlines() == [table({}, {})]
+    assert table(activities(before, {})).splitlines() == [table([])]
     (attached.block / "nbd2/stat").unlink()
     assert samples() == {}
 
 
 def test_server_that_is_gone_is_shown(attached: KernelTree) -> None:
     (attached.proc / "4242/status").unlink()
-    assert table({}, samples()).endswith("  gone")
+    assert table(activities({}, samples())).endswith("  gone")
 
 
 class Terminal:
@@ -110,7 +111,7 @@ def test_tables_are_shown_until_ctrl_c(
 ) -> None:
     Terminal(monkeypatch, tables=3)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert cli.main(["top"]) == 0
+    assert cli.main(["top", "--plain"]) == 0
     out = capsys.readouterr().out
     assert out.count("DEVICE") == 3
     assert out.count(top.CLEAR) == (3 if terminal else 0)
@@ -120,3 +121,23 @@ def test_interval_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match="2"):
         cli.main(["top", "--interval", "0"])
     assert "--interval: must be a positive number of seconds" in capsys.readouterr().err
+
+
+def test_terminal_without_rich_gets_plain_text(
+    attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Terminal(monkeypatch, tables=2)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delitem(sys.modules, "aiovblk.cli.top_screen", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.live", None)  # its import fails
+    assert cli.main(["top"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(top.CLEAR) == out.count("/dev/nbd2") == 2
+
+
+def test_pipe_gets_plain_text_although_rich_is_there(
+    attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Terminal(monkeypatch, tables=2)
+    assert cli.main(["top"]) == 0
+    assert "\x1b" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiovblk.cli import _parser
+from aiovblk.cli import make_parser
 
 from ...support.pages import all_blocks, pages
 
@@ -27,8 +27,9 @@ def typed() -> Iterator[tuple[str, str]]:
 
 def words_of(call: str) -> list[str]:
     """Return the arguments of a call, up to what ends it in a shell, or what explains it."""
-    text = re.sub(r"[\[\]]", "", re.split(r"   +", call)[0]).replace("SECONDS", "1")
+    text = re.sub(r"[\[\]]|\w+\|(?=/)", "", re.split(r"  +", call)[0])
     words = shlex.split(text, comments=True)[1:]
+    words = [{"SECONDS": "1", "SIZE": "1G"}.get(word, word) for word in words]
     for end in ("&", "|", "&&", ";", ">"):
         if end in words:
             words = words[: words.index(end)]
@@ -46,6 +47,6 @@ def test_there_are_many() -> None:
 def test_a_command_is_accepted(page: str, call: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of(call)
     with contextlib.suppress(SystemExit):
-        _parser().parse_args(words)
+        make_parser().parse_args(words)
     printed = capsys.readouterr().err
     assert not printed, f"{page}: {call}: {printed}"

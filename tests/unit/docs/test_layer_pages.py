@@ -87,3 +87,9 @@ async def test_disk_in_a_store_is_made_and_mounted(monkeypatch: pytest.MonkeyPat
     await names["main"](store)
     report = await objects.check(store, "disks/first")
     assert (report.chunks, report.problems) == (1, [])
+
+
+def test_limits_are_changed() -> None:
+    names: dict[str, Any] = {}
+    exec(blocks("docs/how-to/layers.md")[2], names)
+    assert names["limited"].write_limit.bytes == 50e6

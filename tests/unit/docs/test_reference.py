@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiovblk
-from aiovblk.cli import _parser
+from aiovblk.cli import make_parser
 
 from ...support.pages import DOCS, ROOT
 
@@ -39,7 +39,7 @@ def test_modules_without_a_list_of_names_are_documented_whole() -> None:
 
 def test_every_command_and_option_is_documented() -> None:
     page = "\n".join(command_reference.command_pages())
-    commands: dict[str, ArgumentParser] = command_reference.subcommands(_parser()).choices
+    commands: dict[str, ArgumentParser] = command_reference.subcommands(make_parser()).choices
     for name, command in commands.items():
         section = page.partition(f"\n## aiovblk {name}\n")[2].partition("\n## ")[0]
         for action in command._actions:

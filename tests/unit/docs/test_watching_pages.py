@@ -111,6 +111,16 @@ async def test_metrics_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "exports"}) == 0
 
 
+async def test_metrics_are_offered_to_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, ports = prometheus_client.CollectorRegistry(), list[int]()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    monkeypatch.setattr(prometheus_client, "start_http_server", ports.append)
+    (block,) = blocks("docs/how-to/dashboard.md")
+    await run(block, disk=Disk())
+    assert registry.get_sample_value("aiovblk_requests_in_flight", {"device": "disk"}) == 0
+    assert ports == [9400]
+
+
 async def test_tasks_are_shown_at_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("docs/how-to/debug-a-hang.md")
     names: dict[str, Any] = {}
