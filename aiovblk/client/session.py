@@ -33,11 +33,14 @@ CLOSE_TIMEOUT = 10.0
 """Seconds at a graceful close for requests in flight to be answered and connections to close."""
 
 MIN_BACKOFF, MAX_BACKOFF = 0.1, 5.0
-"""Seconds between attempts to reconnect: exponential backoff, each pause twice the one before."""
+"""Seconds from the beginning of one attempt to reconnect to the next: exponential backoff, twice as
+many each time."""
 
-MIN_ATTEMPT_TIMEOUT = 1.0
-"""Least seconds for an attempt to reconnect, also at the deadline, so that the last one fails with
-the cause rather than with a timeout."""
+MIN_ATTEMPT_TIMEOUT, MAX_ATTEMPT_TIMEOUT = 1.0, 5.0
+"""Seconds for an attempt to reconnect. At least one, also at the deadline, so that the last attempt
+fails with the cause rather than with a timeout. At most five, since one that hangs (a server that
+is stopped, packets that are dropped) tells nothing about the next; but twice as many as the first
+connection took, where that is more."""
 
 MAX_ATTEMPTS = 5
 """How often a request is sent at most. If the request itself breaks the server, more retries do not
@@ -92,6 +95,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._end_reason: str | None = None
+        self._attempt_timeout = MAX_ATTEMPT_TIMEOUT
         # How many writes were acknowledged, how many of those a flush has made durable, and how
         # many may be lost, since their connection was lost before a flush.
         self._acknowledged = 0
@@ -114,7 +118,9 @@ class Session:
             ProtocolError: the server does not speak NBD, or refuses the export.
 
         """
+        begin = self._loop.time()
         first = await self._dial(None)
+        self._attempt_timeout = max(MAX_ATTEMPT_TIMEOUT, 2 * (self._loop.time() - begin))
         self.negotiated = first.negotiated
         self._join(first)
         if self.negotiated.info.flags & TransmissionFlag.CAN_MULTI_CONN:
@@ -270,13 +276,16 @@ class Session:
     async def _reconnect_within(self, seconds: float, cause: Exception) -> None:
         """Make a connection in place of one that was lost: retry with exponential backoff."""
         logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(cause))
-        lost_at = self._loop.time()
+        attempt_at = lost_at = self._loop.time()
         backoff = min(MIN_BACKOFF, seconds / 2)
         remaining = seconds
         while remaining > 0:
-            await asyncio.sleep(min(backoff, remaining))
+            pause = attempt_at + backoff - self._loop.time()
+            await asyncio.sleep(min(max(pause, 0), remaining))
+            attempt_at = self._loop.time()
+            limit = min(max(remaining, MIN_ATTEMPT_TIMEOUT), self._attempt_timeout)
             try:
-                connection = await self._dial_same(max(remaining, MIN_ATTEMPT_TIMEOUT))
+                connection = await self._dial_same(limit)
             except (OSError, ProtocolError) as exc:
                 logger.debug("reconnecting to %s failed: %s", self._name, _text(exc))
                 cause = exc
