@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -50,7 +51,6 @@ Dial = Callable[[float | None], Awaitable[ClientConnection]]
 """Makes a connection, within so many seconds if they are fewer than its own timeout."""
 
 _REPLAYABLE = {Command.READ, Command.BLOCK_STATUS, Command.CACHE, Command.FLUSH}
-_WRITING = {Command.WRITE, Command.WRITE_ZEROES}
 _CAPABILITIES = (
     TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_TRIM
@@ -127,7 +127,16 @@ class Session:
             for _ in range(self._connections - 1):
                 self._spawn(self._add())
 
-    async def request(self, command: Command, *where: int, **options: Any) -> Any:
+    async def request(
+        self,
+        command: Command,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        data: bytes | memoryview | None = None,
+        into: memoryview | None = None,
+    ) -> Any:
         """Send a request over the least busy connection; retry it if that connection is lost.
 
         The arguments are those of :meth:`ClientConnection.call`.
@@ -141,15 +150,15 @@ class Session:
 
         """
         for _ in range(MAX_ATTEMPTS):
-            connection = await self._least_busy()
+            connection = self._least_busy() or await self._next_connection()
             try:
-                result = await connection.call(command, *where, **options)
+                result = await connection.call(command, offset, length, flags, data, into)
             except ConnectionLostError as exc:
                 lost = exc
                 if lost.sent:
                     self._check_replayable(command)
                 continue
-            if command in _WRITING:
+            if command is Command.WRITE or command is Command.WRITE_ZEROES:
                 self._count_write(connection)
             return result
         raise OSError(
@@ -193,13 +202,21 @@ class Session:
 
     # Requests
 
-    async def _least_busy(self) -> ClientConnection:
-        while not self._live or self._end_reason is not None:
-            if self._end_reason is not None:
-                raise OSError(errno.ENOTCONN, self._end_reason)
+    def _least_busy(self) -> ClientConnection | None:
+        if self._end_reason is not None:
+            raise OSError(errno.ENOTCONN, self._end_reason)
+        least, chosen = math.inf, None
+        for each in self._live:
+            if (in_flight := len(each.calls)) < least:
+                least, chosen = in_flight, each
+        return chosen
+
+    async def _next_connection(self) -> ClientConnection:
+        """Wait until there is one again."""
+        while (connection := self._least_busy()) is None:
             self._changed.clear()
             await self._changed.wait()
-        return min(self._live, key=_in_flight)
+        return connection
 
     def _check_replayable(self, command: Command) -> None:
         if self._end_reason is not None:
@@ -338,10 +355,6 @@ class Session:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _in_flight(connection: ClientConnection) -> int:
-    return connection.in_flight
 
 
 def _text(exc: BaseException) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from aiovblk import connect
 from aiovblk.client import connection
-from aiovblk.protocol import Command
+from aiovblk.protocol import REQUEST, Command
 from aiovblk.stream import StreamProtocol
 
 from ...support.scripted_server import Peer, listening, remote_of
@@ -44,7 +44,23 @@ async def test_requests_of_one_turn_are_sent_together(watch: Watch) -> None:
         for request in await peer.requests(20):
             peer.succeed(request, b"x")
         await asyncio.gather(*reads)
-        assert [len(each) for each in watch.sent] == [20]
+        assert [len(b"".join(each)) for each in watch.sent] == [20 * REQUEST.size]
+
+
+async def test_requests_of_callers_that_go_on_together_are_sent_together(watch: Watch) -> None:
+    """Their replies arrive together, so their next requests leave in the turn that wakes them."""
+    async with remote_of() as (remote, peer):
+
+        async def read_twice(offset: int) -> None:
+            await remote.read(offset, 1)
+            await remote.read(offset, 1)
+
+        reads = [asyncio.ensure_future(read_twice(n)) for n in range(20)]
+        for _ in range(2):
+            for request in await peer.requests(20):
+                peer.succeed(request, b"x")
+        await asyncio.gather(*reads)
+        assert [len(b"".join(each)) for each in watch.sent] == 2 * [20 * REQUEST.size]
 
 
 async def test_bytes_are_sent_as_they_are_and_other_memory_is_copied(watch: Watch) -> None:
