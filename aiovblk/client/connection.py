@@ -9,7 +9,8 @@ What holds here:
 * Backpressure: while the server does not read, no further request is queued. What waits to be sent
   is bounded by :data:`SEND_BUFFER`, and by one request.
 * What is queued belongs to the connection. A caller may be cancelled, and its buffer used again,
-  while the transport still holds what is to be sent; so memory that may change is copied.
+  while the transport still holds what is to be sent; so memory that may change is copied. What a
+  READ returned does not change: data from one server to another is not copied.
 * Any violation of the protocol by the server ends the connection.
 * With a request timeout, a request that is not answered whole within it ends the connection: its
   reply could still come in parts, at any time, and those behind it wait.
@@ -29,7 +30,7 @@ from ..errors import ProtocolError
 from ..protocol import Command, NegotiationResult, ReplyMode
 from ..protocol.constants import CommandFlag
 from ..protocol.requests import EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC, REQUEST, REQUEST_MAGIC
-from ..stream import StreamProtocol
+from ..stream import PooledBuffer, StreamProtocol
 from .receiving import ReplyReceiver
 
 SEND_BUFFER = 1024 * 1024
@@ -201,8 +202,7 @@ class ClientConnection:
         self._refusal = self._refusal or ConnectionError("it is closed")
 
     def _queue_data(self, data: bytes | memoryview) -> None:
-        is_constant = isinstance(data, bytes) or isinstance(data.obj, bytes)
-        self._send_queue.append(data if is_constant else bytes(data))
+        self._send_queue.append(data if _is_constant(data) else bytes(data))
         self._queued += len(data)
         if self._queued > SEND_BUFFER:
             self._send()  # so that the next request sees whether it must wait
@@ -276,3 +276,13 @@ class ClientConnection:
             f" {self._request_timeout:g} s",
         )
         self._stream.transport.abort()  # so that `run` ends
+
+
+def _is_constant(data: bytes | memoryview) -> bool:
+    # A view of a receive buffer that can be written is the payload of a request to a device, which
+    # may change it.
+    return (
+        isinstance(data, bytes)
+        or isinstance(data.obj, bytes)
+        or (data.readonly and isinstance(data.obj, PooledBuffer))
+    )

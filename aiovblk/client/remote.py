@@ -104,7 +104,7 @@ class RemoteDevice(BlockDevice):
         return data.toreadonly()
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write. Bytes objects are sent without a copy, other memory is copied."""
+        """Write. Bytes, and what a server's READ returned, are sent as they are, others copied."""
         if "write" in self._unsupported:
             await super().write(offset, memoryview(data))
             return

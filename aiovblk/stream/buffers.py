@@ -12,6 +12,15 @@ MAX_POOLED_BUFFERS = 2
 """Maximum number of buffers still in use that are kept for reuse."""
 
 
+class PooledBuffer(bytearray):
+    """A buffer of a :class:`BufferPool`: what a view of it shows does not change while it exists.
+
+    So such a view may be passed on, and sent at any time, without a copy.
+    """
+
+    __slots__ = ()
+
+
 class BufferPool:
     """Reuse the buffers of one connection once no memoryview of them is left.
 
@@ -37,7 +46,7 @@ class BufferPool:
         for at, buffer in enumerate(self._buffers):
             if not is_viewed(buffer):
                 return self._buffers.pop(at)
-        return bytearray(size)
+        return PooledBuffer(size)
 
 
 def is_viewed(buffer: bytearray) -> bool:
