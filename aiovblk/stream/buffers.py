@@ -13,12 +13,7 @@ MAX_POOLED_BUFFERS = 2
 
 
 class PooledBuffer(bytearray):
-    """A buffer of a :class:`BufferPool`: what a view of it shows does not change while it exists.
-
-    So such a view may be passed on, and sent at any time, without a copy.
-    """
-
-    __slots__ = ()
+    """A pool's buffer: what a view of it shows does not change, and may be sent without a copy."""
 
 
 class BufferPool:
