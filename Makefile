@@ -6,9 +6,11 @@
 # make demo    show what the library does, in a virtual machine
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
-#              and in the hands of a kernel in a VM (15 minutes)
+#              (15 minutes) and in the hands of a kernel in a VM (15 more; --no-vm leaves that out)
 # make demo-record  run the demo, and record it as docs/demo.svg and docs/demo.cast
 # make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
+# make man     manual pages in build/man, from the parser of the command
+# make completion   completions for bash, zsh and fish in build/completion, likewise
 # make lint    ruff and mypy alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
@@ -18,13 +20,14 @@
 # PYTHONS="3.11 3.13"           the versions to test on
 # KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
-# BENCH="--quick --no-vm"       what to tell the benchmark; BENCH=--help tells what there is
+# BENCH="--quick --against main"  what to tell the benchmark: two minutes, this tree and another in
+#                               turns; BENCH=--help tells what there is
 # PACKAGES="deb trixie"         which packages to build; tools/packages --help tells what there is
 
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench packages lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench man completion packages lint clean
 
 setup:
 	@tools/setup test
@@ -60,7 +63,8 @@ demo-record:
 	@tools/setup demo
 	@.venv/bin/python tools/recording.py
 
-bench: setup
+bench:
+	@tools/setup bench
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[bench]"
 	@.venv/bin/python -m bench $(BENCH)
 
@@ -68,6 +72,10 @@ bench: setup
 packages:
 	@tools/setup packages
 	@tools/packages $(PACKAGES)
+
+man completion:
+	@tools/setup check
+	@PYTHONPATH=tools .venv/bin/python -m commandref $@ build/$@
 
 lint:
 	@tools/setup check

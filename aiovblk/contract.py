@@ -9,12 +9,19 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 
-from .device import OPERATIONS, PAGE_SIZE, BlockDevice, Extent, can, check_geometry, check_instance
+from .device import OPERATIONS, BlockDevice, Extent, can
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of a memory page: the largest block that the kernel's NBD driver takes."""
+
+MAX_SIZE = 2**63 - PAGE_SIZE
+"""Bytes of the largest device that Linux can address: an offset is a signed 64-bit number."""
 
 # For each handler: sample arguments, keyword arguments, and its declaration for messages.
 _CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
@@ -39,7 +46,7 @@ def check_device(
 
     Args:
         device: the device to be served.
-        min_block_size: bytes of the smallest block; see :func:`aiovblk.device.check_geometry`.
+        min_block_size: bytes of the smallest block; see :func:`check_geometry`.
         max_block_size: bytes of the largest.
 
     Returns:
@@ -70,6 +77,69 @@ def check_inner(device: object, role: str = "inner") -> BlockDevice:
     found = check_instance(device, role)
     check_handlers(found)
     return found
+
+
+def check_instance(device: object, role: str = "") -> BlockDevice:
+    """Refuse an argument that is not a device.
+
+    Args:
+        device: the argument.
+        role: the name of the parameter, for the message.
+
+    Raises:
+        TypeError: not an instance of :class:`BlockDevice`; the message says what to do.
+
+    """
+    if isinstance(device, BlockDevice):
+        return device
+    hint = ""
+    if isinstance(device, type):
+        hint = f" (make an instance of it: {device.__name__}(...))"
+    elif inspect.isawaitable(device):
+        hint = " (await it)"
+    elif inspect.isroutine(device):
+        hint = " (call it)"
+    where = f"{role} must be a BlockDevice, not" if role else "expected a BlockDevice, got"
+    raise TypeError(f"{where} {device!r}{hint}")
+
+
+def check_geometry(
+    device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
+) -> BlockDevice:
+    """Refuse a device whose block size or size its client would refuse or misinterpret.
+
+    The default limits are those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
+    512 bytes to one page, and an offset that fits a signed 64-bit number.
+
+    Args:
+        device: the device to be served.
+        min_block_size: bytes of the smallest allowed block.
+        max_block_size: bytes of the largest.
+
+    Returns:
+        The device.
+
+    Raises:
+        TypeError: not a :class:`BlockDevice`, or a number is not an int.
+        ValueError: a number is out of range.
+
+    """
+    device = check_instance(device)
+    for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, not {value!r}")
+    if not min_block_size <= device.block_size <= max_block_size or device.block_size & (
+        device.block_size - 1
+    ):
+        raise ValueError(
+            f"block_size must be a power of two from {min_block_size} to {max_block_size},"
+            f" not {device.block_size}"
+        )
+    if device.blocks < 1:
+        raise ValueError(f"blocks must be at least 1, not {device.blocks}")
+    if device.size > MAX_SIZE:
+        raise ValueError(f"a device of {device.size} bytes is larger than Linux can address")
+    return device
 
 
 def check_handlers(device: BlockDevice | type[BlockDevice]) -> None:

@@ -13,15 +13,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 _ZEROES = memoryview(bytes(1024 * 1024))
-
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-"""Bytes of a memory page: the largest block that the kernel's NBD driver takes."""
 
 Operation = Literal["read", "write", "flush", "trim", "write_zeroes", "extents", "cache"]
 """A capability of a device: the name of the handler that serves it."""
@@ -93,7 +89,7 @@ class BlockDevice:
 
     # Declared as Any: a type checker lets a subclass override nothing else by a class attribute, an
     # attribute of its instances, and a property without a setter alike. The values are checked when
-    # the device is mounted or served (:func:`check_geometry`).
+    # the device is mounted or served (``contract.py``).
     block_size: Any = 4096
     blocks: Any = 0
     rotational: Any = False
@@ -254,66 +250,3 @@ def handler_for(device: BlockDevice, operation: Operation) -> Callable[..., Awai
     if can(device, operation):
         return cast("Callable[..., Awaitable[Any]]", getattr(device, operation))
     return partial(getattr(BlockDevice, operation), device)
-
-
-def check_instance(device: object, role: str = "") -> BlockDevice:
-    """Refuse an argument that is not a device.
-
-    Args:
-        device: the argument.
-        role: the name of the parameter, for the message.
-
-    Raises:
-        TypeError: not an instance of :class:`BlockDevice`; the message says what to do.
-
-    """
-    if isinstance(device, BlockDevice):
-        return device
-    hint = ""
-    if isinstance(device, type):
-        hint = f" (make an instance of it: {device.__name__}(...))"
-    elif inspect.isawaitable(device):
-        hint = " (await it)"
-    elif inspect.isroutine(device):
-        hint = " (call it)"
-    where = f"{role} must be a BlockDevice, not" if role else "expected a BlockDevice, got"
-    raise TypeError(f"{where} {device!r}{hint}")
-
-
-def check_geometry(
-    device: object, *, min_block_size: int = 512, max_block_size: int = PAGE_SIZE
-) -> BlockDevice:
-    """Refuse a device whose block size or size its client would refuse or misinterpret.
-
-    The default limits are those of nbd_set_size in the kernel's drivers/block/nbd.c: a block of
-    512 bytes to one page, and an offset that fits a signed 64-bit number.
-
-    Args:
-        device: the device to be served.
-        min_block_size: bytes of the smallest allowed block.
-        max_block_size: bytes of the largest.
-
-    Returns:
-        The device.
-
-    Raises:
-        TypeError: not a :class:`BlockDevice`, or a number is not an int.
-        ValueError: a number is out of range.
-
-    """
-    device = check_instance(device)
-    for name, value in (("block_size", device.block_size), ("blocks", device.blocks)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, not {value!r}")
-    if not min_block_size <= device.block_size <= max_block_size or device.block_size & (
-        device.block_size - 1
-    ):
-        raise ValueError(
-            f"block_size must be a power of two from {min_block_size} to {max_block_size},"
-            f" not {device.block_size}"
-        )
-    if device.blocks < 1:
-        raise ValueError(f"blocks must be at least 1, not {device.blocks}")
-    if device.size > 2**63 - PAGE_SIZE:
-        raise ValueError(f"a device of {device.size} bytes is larger than Linux can address")
-    return device

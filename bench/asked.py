@@ -4,44 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from .cases import (
+    BIG_DEEP,
     BIG_READ,
     BIG_WRITE,
-    DELAY,
+    FIO,
     HEAVY,
     KERNEL_READ,
     KERNEL_READ_QD1,
     KERNEL_WRITE,
     KERNEL_WRITE_QD1,
     READ,
+    READ_QD1,
     SLOW,
     WRITE,
     Case,
 )
 from .footprint import DEEP, Footprint
-from .summary import NOTHING, Summary
+from .peers.ours import SLICES, SUBJECT, TWO_WORKERS, USERS, at_revision
+from .placement import BOTH, Placement
+from .summary import Key, Samples
 
 MEMORY, PYTHON, LIMIT = "nbdkit memory", "nbdkit Python, parallel", "bare C loop"
-SERIAL = "C, one request at a time"
+OLDEST = "aiovblk, Python 3.11"
+FIGURES = {"server_cpu": "CPU", "iops": "requests per second"}
+MOST_KIB = 2048  # what counts as no growth
+_FIO_READ, _FIO_WRITE, _FIO_READ_QD1 = FIO
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure's ratio to a peer's, and what it may be."""
+    """The ratio of one peer's figure to another's, and what it may be."""
 
     figure: str
     case: Case
-    peer: str
+    placement: Placement
     limit: float
-    at_most: bool
-    place: str = ""
+    subject: str = SUBJECT
+    peer: str = MEMORY
+
+    @property
+    def at_most(self) -> bool:
+        """Whether less is better."""
+        return self.figure == "server_cpu"
 
     def words(self) -> str:
         """What is asked."""
-        what = {"server_cpu": "server CPU", "iops": "requests per second"}[self.figure]
         sign = "at most" if self.at_most else "at least"
-        return f"{self.place}{what}, {self.case.name}: {sign} {self.limit:g} of {self.peer}"
+        what = f"{FIGURES[self.figure]}, {self.case.name}, {self.placement.value}"
+        who = "" if self.subject == SUBJECT else f"{self.subject}: "
+        return f"{who}{what}: {sign} {self.limit:g} of {self.peer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,114 +67,74 @@ class Verdict:
     met: bool | None
 
 
+def _pairs(figure: str, case: Case, one_core: float, core_each: float) -> list[Bound]:
+    limits = (one_core, core_each)
+    return [Bound(figure, case, *each) for each in zip(BOTH, limits, strict=True)]
+
+
 BOUNDS = [
+    *_pairs("server_cpu", READ, 0.85, 0.7),
+    *_pairs("server_cpu", WRITE, 0.9, 0.9),
+    *_pairs("server_cpu", READ_QD1, 1.4, 1.3),
+    *_pairs("iops", READ, 1.4, 1.3),
+    *_pairs("iops", WRITE, 1.0, 1.1),
+    *_pairs("iops", READ_QD1, 0.75, 0.6),
+    *_pairs("server_cpu", BIG_READ, 0.6, 0.75),
+    *_pairs("server_cpu", BIG_WRITE, 1.2, 1.1),
+    Bound("server_cpu", _FIO_READ, Placement.ONE_CORE, 1.0),
+    Bound("server_cpu", _FIO_WRITE, Placement.ONE_CORE, 1.05),
+    Bound("server_cpu", _FIO_READ_QD1, Placement.ONE_CORE, 1.3),
     *(
-        Bound("server_cpu", case, peer, limit, at_most=True)
-        for case in (READ, WRITE)
-        for peer, limit in ((MEMORY, 0.6), (PYTHON, 0.2), (LIMIT, 2.2))
+        Bound("server_cpu", case, placement, 1.2, subject)
+        for case in (BIG_READ, BIG_DEEP)
+        for subject in (USERS, SLICES)
+        for placement in BOTH
     ),
+    Bound("iops", HEAVY, Placement.ANY_CORE, 1.7, TWO_WORKERS, SUBJECT),
     *(
-        Bound("server_cpu", case, peer, limit, at_most=True)
-        for case in (BIG_READ, BIG_WRITE)
-        for peer, limit in ((MEMORY, 0.8), (LIMIT, 1.5))
+        Bound("server_cpu", case, placement, 1.6, OLDEST, SUBJECT)
+        for case in (READ, WRITE, READ_QD1)
+        for placement in BOTH
     ),
-    *(
-        Bound("iops", case, peer, limit, at_most=False)
-        for case in (READ, WRITE)
-        for peer, limit in ((MEMORY, 1.5), (PYTHON, 4.0))
-    ),
-    Bound("iops", SLOW, PYTHON, 5.0, at_most=False),
 ]
 
-KERNEL_BOUNDS = [
-    Bound("iops", case, peer, limit, at_most=False, place="in the kernel: ")
-    for case, peer, limit in (
-        (KERNEL_READ_QD1, MEMORY, 0.65),
-        (KERNEL_READ_QD1, SERIAL, 0.95),
-        (KERNEL_WRITE_QD1, MEMORY, 0.65),
-        (KERNEL_WRITE_QD1, SERIAL, 0.95),
-        (KERNEL_READ, MEMORY, 1.3),
-        (KERNEL_READ, SERIAL, 1.25),
-        (KERNEL_WRITE, MEMORY, 1.3),
-        (KERNEL_WRITE, SERIAL, 3.0),
-    )
-]
 
-OF_POSSIBLE = 0.8
-BY_TWO_WORKERS = 1.7
-OF_NEWEST = 1.6
-OLDEST_PYTHON, NEWEST_PYTHON = "3.11", "3.13"
-MOST_KIB = 2048  # what counts as no growth
+def bounds_against(revision: str) -> list[Bound]:
+    """What is asked of a tree beside an earlier one."""
+    other = at_revision(revision)
+    return [
+        *(Bound("server_cpu", SLOW, placement, 0.75, peer=other) for placement in BOTH),
+        *(
+            Bound("iops", case, Placement.KERNEL, limit, peer=other)
+            for case, limit in (
+                (KERNEL_READ_QD1, 1.3),
+                (KERNEL_WRITE_QD1, 1.3),
+                (KERNEL_READ, 1.2),
+                (KERNEL_WRITE, 1.2),
+            )
+        ),
+    ]
 
 
 def judge(
-    summary: Summary,
-    footprint: Footprint | None,
-    subject: str,
-    processors: int,
-    kernel: Summary = NOTHING,
+    samples: Samples, kernel: Samples, footprint: Footprint | None, revision: str | None = None
 ) -> list[Verdict]:
-    """Hold what was measured of one peer, on sockets and in the kernel, against all bounds."""
-    verdicts = [_ratio(summary, subject, bound) for bound in BOUNDS]
-    verdicts.append(_waiting(summary, subject, processors))
-    verdicts += _footprint(footprint)
-    verdicts += [_workers(summary, subject, processors), _oldest(summary, subject)]
-    return verdicts + [_ratio(kernel, subject, bound) for bound in KERNEL_BOUNDS]
+    """Hold what was measured on sockets and in the kernel against all bounds."""
+    bounds = chain(BOUNDS, bounds_against(revision) if revision else ())
+    verdicts = [
+        _ratio(kernel if bound.placement is Placement.KERNEL else samples, bound)
+        for bound in bounds
+    ]
+    return [*verdicts, *_footprint(footprint)]
 
 
-def possible_iops(server_cpu: float, client_cpu: float, processors: int) -> float:
-    """Requests per second of the slow back end that depth and CPU time allow.
-
-    On one processor the client's time comes on top of the server's.
-    """
-    cpu = server_cpu + client_cpu if processors == 1 else max(server_cpu, client_cpu)
-    return min(SLOW.depth / DELAY, 1e6 / cpu)
-
-
-def _ratio(summary: Summary, subject: str, bound: Bound) -> Verdict:
-    ratio = summary.ratio(bound.case.name, subject, bound.peer, bound.figure)
+def _ratio(samples: Samples, bound: Bound) -> Verdict:
+    key = Key(bound.case.name, bound.placement, bound.subject)
+    ratio = samples.ratio(key, bound.peer, bound.figure)
     if ratio is None:
         return Verdict(bound.words(), "not measured", None)
     met = ratio <= bound.limit if bound.at_most else ratio >= bound.limit
     return Verdict(bound.words(), f"{ratio:.2f}", met)
-
-
-def _waiting(summary: Summary, subject: str, processors: int) -> Verdict:
-    asked = f"{SLOW.name}: at least {OF_POSSIBLE:g} of what depth and CPU time allow"
-    figures = summary.figures.get(SLOW.name, {}).get(subject)
-    if figures is None:
-        return Verdict(asked, "not measured", None)
-    possible = possible_iops(figures.server_cpu, figures.client_cpu, processors)
-    part = figures.iops / possible
-    found = f"{part:.2f} ({figures.iops:,.0f} of {possible:,.0f} per second)"
-    return Verdict(asked, found, part >= OF_POSSIBLE)
-
-
-def _workers(summary: Summary, subject: str, processors: int) -> Verdict:
-    asked = f"{HEAVY.name}: two workers serve at least {BY_TWO_WORKERS:g} of what one process does"
-    ratio = summary.ratio(HEAVY.name, f"{subject}, 2 workers", subject, "iops")
-    if ratio is None or processors < 2:
-        return Verdict(asked, "not measured", None)
-    return Verdict(asked, f"{ratio:.2f}", ratio >= BY_TWO_WORKERS)
-
-
-def _oldest(summary: Summary, subject: str) -> Verdict:
-    asked = (
-        f"Python {OLDEST_PYTHON}: at most {OF_NEWEST:g} of the CPU time of {NEWEST_PYTHON}, and at"
-        f" least one {OF_NEWEST:g}th of its requests per second, on the same loop"
-    )
-    found = []
-    for loop in ("uvloop", "asyncio"):
-        old, new = (f"aiovblk {each} {loop}" for each in (OLDEST_PYTHON, NEWEST_PYTHON))
-        for case in summary.figures:
-            more_cpu = summary.ratio(case, old, new, "server_cpu")
-            fewer = summary.ratio(case, new, old, "iops")
-            if more_cpu is not None and fewer is not None:
-                found += [(more_cpu, case, loop), (fewer, case, loop)]
-    if not found or not subject.endswith("uvloop"):
-        return Verdict(asked, "not measured", None)
-    worst, case, loop = max(found)
-    return Verdict(asked, f"{worst:.2f} at worst ({case}, {loop})", worst <= OF_NEWEST)
 
 
 def _footprint(footprint: Footprint | None) -> Iterator[Verdict]:

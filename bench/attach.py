@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .load import device_target
+from .load import Server
 from .peers import AttachedPeer
-from .peers.peer import ROOT, which
-from .server import Program, Server, ServerError, started
+from .peers.peer import which
+from .pythons import ROOT
+from .server import Program, ServerError, started
 
 SYS_BLOCK = Path("/sys/block")
 PAUSE = 0.002  # seconds between two looks at a device; a mount takes longer
@@ -52,7 +53,7 @@ def attached(peer: AttachedPeer) -> Iterator[tuple[Server, Mount]]:
     name = _free()
     device = f"/dev/{name}"
     begin = time.perf_counter()
-    with started(peer.command, device=device) as program:
+    with started(peer.command, peer.tree, device=device) as program:
         alone = None
         if peer.attach:
             program.wait_until_it_listens()
@@ -63,7 +64,7 @@ def attached(peer: AttachedPeer) -> Iterator[tuple[Server, Mount]]:
             read_first_block(device)
             end = time.perf_counter()
             mount = Mount(end - begin, None if alone is None else end - alone)
-            yield Server(program.process.pid, device_target(device)), mount
+            yield Server(program.process.pid, device=device), mount
         finally:
             if peer.detach:
                 _run(peer.detach, program, device)

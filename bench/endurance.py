@@ -11,8 +11,8 @@ import sys
 import time
 
 from .attach import attached
-from .cases import PART, Case
-from .load import run
+from .cases import PART, Case, Client
+from .load import measure
 from .peers.ours import attached_ours
 from .process import memory_kib
 
@@ -30,8 +30,8 @@ def main() -> None:
     with attached(peer) as (server, _):
         done, step = 0, FIRST
         while done < requests:
-            load = run(_mixed(step), server.target)
-            done += load.requests
+            measure(_mixed(step), server)
+            done += step
             kib = memory_kib(server.pid, "VmRSS")
             now = time.strftime("%H:%M:%S")
             print(f"{now} {peer.name}: {kib} KiB after {done:,} requests", flush=True)
@@ -40,7 +40,17 @@ def main() -> None:
 
 def _mixed(requests: int) -> Case:
     size = PART  # of the disk: all of it is written in the first step
-    return Case("many", "randrw", 4096, 64, requests, connections=2, size=size, longest=3600)
+    return Case(
+        "many",
+        "mixed",
+        4096,
+        64,
+        requests,
+        connections=2,
+        client=Client.FIO,
+        size=size,
+        longest=3600,
+    )
 
 
 if __name__ == "__main__":

@@ -6,25 +6,24 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 from .cases import BIG_WRITE, FILL, READ, Case
-from .load import run
-from .peers.ours import DEVICES, VERSIONS, interpreter, serve_command
-from .peers.peer import ROOT
+from .load import measure
+from .peers.ours import DEVICES, python_command, serve_command
 from .process import memory_kib
+from .pythons import REFERENCE, ROOT, available
 from .server import running
 
 SMALL, LARGE = 64 << 20, 1 << 40  # bytes of the sparse disks
 MANY = 1_000_000
-DEEP = replace(BIG_WRITE, name="256k write QD128", depth=128, requests=8_000)
+DEEP = replace(BIG_WRITE, name="256k write QD128", depth=128, requests=8_000, longest=10)
 IMPORTS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Resident KiB of aiovblk on the newest Python with uvloop, and seconds of its import.
+    """Resident KiB of aiovblk on the reference Python with uvloop, and seconds of its import.
 
     Args:
         small: with an empty disk of 64 MiB.
@@ -48,27 +47,21 @@ class Footprint:
 
 def measure_footprint(*, requests: int = MANY) -> Footprint:
     """Start servers of its own, and measure."""
-    newest = available()[-1]
-    small, large = (_idle(newest, size) for size in (SMALL, LARGE))
-    with running(serve_command(newest, "uvloop", f"memory:{FILL.requests << 20}")) as server:
-        run(FILL, server.target)
-        run(_many(requests // 100), server.target)
+    small, large = (_idle(size) for size in (SMALL, LARGE))
+    with running(serve_command(REFERENCE, "uvloop", f"memory:{FILL.requests << 20}")) as server:
+        measure(FILL, server)
+        measure(_many(requests // 100), server)
         before = memory_kib(server.pid, "VmRSS")
-        run(_many(requests), server.target)
+        measure(_many(requests), server)
         growth = memory_kib(server.pid, "VmRSS") - before
     # Handlers that wait keep what is in flight in memory.
-    with running(serve_command(newest, "uvloop", f"{DEVICES}:Slow")) as server:
-        run(FILL, server.target)
+    with running(serve_command(REFERENCE, "uvloop", f"{DEVICES}:Slow")) as server:
+        measure(FILL, server)
         settled = memory_kib(server.pid, "VmRSS")
-        run(DEEP, server.target)
+        measure(DEEP, server)
         deep = memory_kib(server.pid, "VmHWM")
-    imports = {version: import_seconds(version) for version in available()}
+    imports = {each.version: import_seconds(each.version) for each in available()}
     return Footprint(small, large, settled, deep, growth, requests, imports)
-
-
-def available() -> list[str]:
-    """The Pythons that `make setup` found, oldest first."""
-    return [version for version in VERSIONS if Path(interpreter(version)).exists()]
 
 
 def import_seconds(version: str) -> float:
@@ -80,13 +73,13 @@ def import_seconds(version: str) -> float:
 
 def _run(version: str, code: str) -> float:
     begin = time.perf_counter()
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    subprocess.run([interpreter(version), "-c", code], cwd=ROOT, env=environment, check=True)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*python_command(version), "-c", code], cwd=ROOT, env=environment, check=True)
     return time.perf_counter() - begin
 
 
-def _idle(version: str, size: int) -> int:
-    with running(serve_command(version, "uvloop", f"memory:{size}")) as server:
+def _idle(size: int) -> int:
+    with running(serve_command(REFERENCE, "uvloop", f"memory:{size}")) as server:
         return memory_kib(server.pid, "VmRSS")
 
 

@@ -8,6 +8,7 @@ later, it is not lost.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from argparse import ArgumentParser
@@ -19,12 +20,15 @@ from statistics import median
 from . import kernel, machine
 from .attach import Mount, attached
 from .cases import KERNEL_CASES, KERNEL_FILL, Backend
+from .figures import Figures
+from .load import Server
 from .peers import AttachedPeer, attached_peers
-from .peers.ours import VERSIONS, attached_ours, interpreter
-from .peers.peer import ROOT
-from .rounds import measure_rounds, say
-from .server import Server, leave
-from .summary import Figures, Samples
+from .peers.ours import SUBJECT, python_command
+from .pythons import REFERENCE, ROOT
+from .revision import trees
+from .rounds import Rounds, say
+from .server import leave
+from .summary import Key, Samples
 
 PATIENCE = 120.0  # seconds for all mounts of an interpreter
 
@@ -32,9 +36,9 @@ PATIENCE = 120.0  # seconds for all mounts of an interpreter
 class Told(Samples):
     """Samples that are told as they come."""
 
-    def add(self, case: str, peer: str, figures: Figures) -> None:
+    def add(self, key: Key, figures: Figures) -> None:
         """Tell one run."""
-        tell(case=case, peer=peer, figures=asdict(figures))
+        tell(case=key.case, peer=key.peer, figures=asdict(figures))
 
 
 def main() -> None:
@@ -43,18 +47,17 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=[])
     parser.add_argument("--cases", nargs="+", default=[])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--against")
     parsed = parser.parse_args()
     signal.signal(signal.SIGTERM, leave)
     subprocess.run(["modprobe", "nbd"], check=False)  # or it is in the kernel
     tell(machine=machine.describe())
-    peers = [peer for peer in attached_peers() if peer.name in parsed.peers]
+    every = attached_peers(*trees(parsed.against))
+    peers = [peer for peer in every if peer.name in parsed.peers]
     cases = [case for case in KERNEL_CASES if case.name in parsed.cases]
-    if parsed.quick:
-        cases = [case.quick() for case in cases]
-    if attached_ours()[0] in peers:
-        _tell_of_mounts(attached_ours()[0].name)
-    measure_rounds(Told(), peers, cases, parsed.rounds, start=_start, fill=KERNEL_FILL)
+    if SUBJECT in parsed.peers:
+        _tell_of_mounts(SUBJECT)
+    Rounds(Told(), peers, cases, _start, fill=KERNEL_FILL).run(parsed.rounds)
 
 
 def tell(**fields: object) -> None:
@@ -72,8 +75,9 @@ def _start(peer: AttachedPeer, backend: Backend) -> Iterator[Server]:
 def _tell_of_mounts(peer: str) -> None:
     try:
         done = subprocess.run(
-            [interpreter(VERSIONS[-1]), "-m", "bench.mounting"],
+            [*python_command(REFERENCE), "-m", "bench.mounting"],
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -16,15 +16,17 @@ from typing import Any
 
 from .attach import Mount
 from .cases import Case
+from .figures import Figures
 from .machine import Others
 from .peers import AttachedPeer
-from .peers.peer import ROOT
+from .placement import Placement
+from .pythons import ROOT
 from .rounds import say
 from .server import stop
-from .summary import Figures, Samples, Summary
+from .summary import Key, Samples
 
 KERNELS = ("6.1", "6.12", "host")
-ROUNDS = 3
+ROUNDS = 5
 PROCESSORS = 2
 MEMORY = 3072  # MiB: of each peer's disk the part that is used, and the programs
 BOOT = 120  # seconds, with the download of a kernel
@@ -39,18 +41,16 @@ class KernelRun:
     Args:
         machine: its kernel and processors.
         rounds: how many there were.
-        spread: how far apart they were, in requests per second.
         others: how many of the host's processors other programs had meanwhile.
-        summary: the figures.
+        samples: the figures.
         mounts: how long attaching took.
 
     """
 
     machine: Mapping[str, str]
     rounds: int
-    spread: float
     others: float
-    summary: Summary
+    samples: Samples
     mounts: Mapping[str, Mount]
 
     def as_json(self) -> dict[str, Any]:
@@ -58,9 +58,8 @@ class KernelRun:
         return {
             "machine": dict(self.machine),
             "rounds": self.rounds,
-            "spread": self.spread,
             "others": self.others,
-            "figures": self.summary.as_json()["figures"],
+            "runs": self.samples.as_json()["runs"],
             "mount_seconds": {peer: asdict(mount) for peer, mount in self.mounts.items()},
         }
 
@@ -81,21 +80,20 @@ class Collected:
         elif "mount" in told:
             self.mounts.setdefault(told["peer"], []).append(told["mount"])
         else:
-            self.samples.add(told["case"], told["peer"], Figures(**told["figures"]))
+            key = Key(told["case"], Placement.KERNEL, told["peer"])
+            self.samples.add(key, Figures(**told["figures"]))
 
     def run(self, rounds: int, others: float) -> KernelRun | None:
         """Put it together; None if nothing was measured."""
-        summary = self.samples.summary()
-        if not summary.figures:
+        if not self.samples.runs:
             return None
         return KernelRun(
             machine=self.machine,
             rounds=rounds,
-            spread=self.samples.typical_spread("iops"),
             others=others,
-            summary=summary,
+            samples=self.samples,
             # In the order of the other tables.
-            mounts={peer: _median(self.mounts[peer]) for peer in summary.peers()},
+            mounts={peer: _median(self.mounts[peer]) for peer in self.samples.peers()},
         )
 
 
@@ -105,12 +103,21 @@ def measure_kernel(
     *,
     kernel: str,
     rounds: int,
-    quick: bool,
+    revision: str | None = None,
 ) -> KernelRun | None:
-    """Boot a kernel and measure in it; None, and a line that says why, where that cannot be."""
+    """Boot a kernel and measure in it; None, and a line that says why, where that cannot be.
+
+    Args:
+        peers: who takes part.
+        cases: what they are asked.
+        kernel: which of :data:`KERNELS`.
+        rounds: how often.
+        revision: the one of which :func:`bench.revision.export` has made a copy, if any.
+
+    """
     say(f"in the hands of kernel {kernel}")
     collected, others = Collected(), Others()
-    command = [*machine_command(kernel, rounds), *guest_command(peers, cases, rounds, quick)]
+    command = [*machine_command(kernel, rounds), *guest_command(peers, cases, rounds, revision)]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -142,14 +149,14 @@ def machine_command(kernel: str, rounds: int) -> list[str]:
 
 
 def guest_command(
-    peers: Sequence[AttachedPeer], cases: Sequence[Case], rounds: int, quick: bool
+    peers: Sequence[AttachedPeer], cases: Sequence[Case], rounds: int, revision: str | None = None
 ) -> list[str]:
     """What runs there."""
     return [
         *(sys.executable, "-m", "bench.guest", "--rounds", str(rounds)),
         *("--peers", *(peer.name for peer in peers)),
         *("--cases", *(case.name for case in cases)),
-        *(["--quick"] if quick else []),
+        *(["--against", revision] if revision else []),
     ]
 
 

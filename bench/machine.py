@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .peers.ours import VERSIONS, interpreter
+from .pythons import available
 
 PROGRAMS = {
     "fio": ("fio", "--version"),
@@ -54,9 +54,9 @@ def describe() -> dict[str, str]:
 def describe_programs() -> dict[str, str]:
     """The versions of the programs, and how fast each interpreter is by itself."""
     return {name: _version(command) for name, command in PROGRAMS.items()} | {
-        f"Python {version}": found
-        for version in VERSIONS
-        if (found := _output((interpreter(version), "-c", _AWAITING)))
+        f"Python {python.version}": f"{found}{'' if python.is_optimized else '; without PGO'}"
+        for python in available()
+        if (found := _output((*python.command, "-c", _AWAITING)))
     }
 
 

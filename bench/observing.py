@@ -1,6 +1,6 @@
 """What the statistics and events cost that are always on: the dispatcher with and without them.
 
-    python -m bench --cases statistics --no-vm
+    python -m bench --cases statistics
 
 Both are measured in one process, directly after each other and in turns the first; what is compared
 is the ratio of two neighbours, and the median of all such ratios.

@@ -6,45 +6,31 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from .cases import (
-    BIG_READ,
-    BIG_WRITE,
-    KERNEL_READ,
-    KERNEL_READ_QD1,
-    KERNEL_WRITE,
-    READ,
-    READ_QD1,
-    SLOW,
-    WRITE,
-    Case,
-)
-from .summary import Summary
-from .tables import FIGURES
+from .asked import LIMIT, MEMORY, PYTHON
+from .cases import READ, READ_QD1, WRITE, Case
+from .peers.ours import SUBJECT
+from .placement import BOTH, Placement
+from .summary import Key, Samples
 
-Panel = tuple[str, str, Case]
-PANELS: list[Panel] = [
-    ("server_cpu", "CPU µs per request", READ),
-    ("server_cpu", "CPU µs per request", WRITE),
-    ("server_cpu", "CPU µs per request", BIG_READ),
-    ("server_cpu", "CPU µs per request", BIG_WRITE),
-    ("server_cpu", "CPU µs per request", READ_QD1),
-    ("iops", "requests per second", SLOW),
-]
-KERNEL_PANELS: list[Panel] = [
-    ("iops", "requests per second", KERNEL_READ_QD1),
-    ("iops", "requests per second", KERNEL_READ),
-    ("iops", "requests per second", KERNEL_WRITE),
-]
-COLUMNS = 3
+PEERS = (LIMIT, MEMORY, SUBJECT, PYTHON, "qemu-nbd, file in memory")
+"""From which few are drawn: the page has the others."""
+CASES = {READ: "4k read, depth 64", WRITE: "4k write, depth 64", READ_QD1: "4k read, depth 1"}
 OURS, THEIRS = "tab:green", "tab:gray"
 
+Bars = list[tuple[str, float]]
 
-def draw(summary: Summary, kernel: Summary, path: Path) -> bool:
+
+def bars(samples: Samples, case: Case, placement: Placement) -> Bars:
+    """Peers and their CPU time per request; without those that were not measured."""
+    found = ((peer, samples.get(Key(case.name, placement, peer), "server_cpu")) for peer in PEERS)
+    return [(peer, value) for peer, value in found if value is not None]
+
+
+def draw(samples: Samples, path: Path) -> bool:
     """Draw into a file, whose name says in which format; False if matplotlib is missing.
 
     Args:
-        summary: of servers on sockets.
-        kernel: of those in a test kernel's hands.
+        samples: of servers on sockets; a case and placement without any has no panel.
         path: the file.
 
     """
@@ -56,35 +42,30 @@ def draw(summary: Summary, kernel: Summary, path: Path) -> bool:
         return False
     matplotlib.rcParams["svg.hashsalt"] = "aiovblk"  # the same figures make the same file
     matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
-    panels = [(summary, "", *panel) for panel in PANELS if summary.figures]
-    panels += [(kernel, ", in the kernel", *panel) for panel in KERNEL_PANELS if kernel.figures]
-    rows = len(panels) // COLUMNS
+    rows = [place for place in BOTH if any(bars(samples, case, place) for case in CASES)]
     figure, axes = pyplot.subplots(
-        nrows=rows,
-        ncols=COLUMNS,
-        figsize=(13, 3.5 * rows),
-        sharey="row",
+        nrows=max(len(rows), 1),
+        ncols=len(CASES),
+        figsize=(12, 2.3 * max(len(rows), 1)),
         squeeze=False,
         layout="constrained",
     )
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        _panel(axis, *panel)
-    for row in axes:
-        row[0].invert_yaxis()
+    for line, place in zip(axes, rows, strict=False):
+        for axis, (case, title) in zip(line, CASES.items(), strict=True):
+            _panel(axis, f"{title}, {place.value}", bars(samples, case, place))
+    figure.suptitle("CPU time of the server per request, microseconds: less is better", fontsize=11)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
     return True
 
 
-def _panel(axis: Any, summary: Summary, place: str, figure: str, unit: str, case: Case) -> None:
-    peers = summary.peers()
-    values = [summary.get(case.name, peer, figure) or 0.0 for peer in peers]
-    colors = [OURS if peer.startswith("aiovblk") else THEIRS for peer in peers]
-    form = FIGURES[figure][1]
-    bars = axis.barh(peers, values, color=colors)
-    axis.bar_label(bars, [format(value, form) if value else "" for value in values], padding=2)
+def _panel(axis: Any, title: str, found: Bars) -> None:
+    values = [value for _, value in found]
+    colors = [OURS if peer == SUBJECT else THEIRS for peer, _ in found]
+    drawn = axis.barh([peer for peer, _ in found], values, color=colors)
+    axis.bar_label(drawn, [f"{value:.1f}" for value in values], padding=2, fontsize=8)
     axis.margins(x=0.2)
-    axis.locator_params(axis="x", nbins=5)
-    axis.set_title(case.name + place)
-    axis.set_xlabel(unit + (", less is better" if figure == "server_cpu" else ", more is better"))
+    axis.invert_yaxis()
+    axis.set_title(title, fontsize=10)
+    axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,78 +1,112 @@
-"""What comes out: the same figures on stdout, as a page and as JSON."""
+"""What comes out: a page of five tables, another with all figures, and JSON with every run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import tables
-from .asked import LIMIT, Verdict, judge
-from .cases import PART
+from . import asking, tables
+from .asked import Verdict, judge
+from .cases import BIG_READ, BIG_WRITE, KERNEL_CASES, MAIN, PART, READ, READ_QD1, SLOW, WRITE
 from .footprint import Footprint
 from .kernel import KernelRun
 from .observing import Observing
-from .summary import NOTHING, Summary
+from .peers.ours import at_revision
+from .placement import BOTH, Placement
+from .summary import Samples
+from .tables import Column
 
-SUBJECTS = ("aiovblk 3.13 uvloop", "aiovblk 3.13 uvloop, bytearray")
-"""Who is held against what is asked."""
+HEADS = {
+    READ: "4k read, depth 64",
+    WRITE: "4k write, depth 64",
+    READ_QD1: "4k read, depth 1",
+    BIG_READ: "256k read, depth 8",
+    BIG_WRITE: "256k write, depth 8",
+    SLOW: "1 ms back end, depth 128",
+}
+PAGE, FIGURES_PAGE, DATA = "performance.md", "performance-figures.md", "performance.json"
+PICTURE = "performance.svg"
 
 HEAD = """\
 # Performance
 
-aiovblk and its peers in one run, made by
+aiovblk beside its peers: 256 MiB in memory on a Unix socket, asked by a load generator in C that
+keeps a fixed number of requests in flight. Each cell is the figure and, in parentheses, its ratio
+to nbdkit's memory plugin (C, threads). **Read the ratios**: they carry over to other machines, the
+figures do not.
+
+Where server and client run decides more than the code of either. On **one core** what the server
+does is all that counts. With **a core each** waking the other one adds tens of microseconds to each
+request at depth 1, whoever serves. A machine that is left alone does either, by chance.
+
+`aiovblk` is a `MemoryDevice` on Python {reference} with uvloop. `bytes(view)` and `bytearray slice`
+are devices as a user writes them, whose reads are copies. `bare C loop` is one thread that does
+nothing but answer: the limit. All figures, the method and the machine:
+[{figures}]({figures}). Made by
 
     {command}
-"""
+{notes}"""
 
-ON_SOCKETS = """\
-Each has 256 MiB in memory, and serves `fio --ioengine=nbd` on a Unix socket. In each round
-({rounds} here) every server is started anew, and in every case all have their turn before the next
-case begins. The figures are medians over the rounds; in the middle of all cases and servers, the
-run furthest from its median was off by {spread:.0%}. Read ratios, not digits: they carry over to
-other machines. CPU time per request does so better than requests per second, which in the fastest
-cases fio limits, not the server.
+METHOD = """\
+# All figures
 
-{processors}
-"""
+The tables of [{page}]({page}) are from these; `{data}` beside them, when you run it yourself, has
+every single run. Made by
 
-WHO = """\
-`aiovblk 3.13 uvloop` serves a `MemoryDevice`, which knows its holes; `bytearray` is what a user
-would write: [bench/peers/plain.py](../bench/peers/plain.py). `bare C loop` is one thread of C that
-does nothing but answer; `C, one request at a time` works as vblk and BUSE do:
-[bench/peers/bare.c](../bench/peers/bare.c). nbdkit's Python plugin has 16 threads when `parallel`.
-The slow back end waits for 1 ms: `asyncio.sleep`, `time.sleep`, nbdkit's delay filter. In the case
-`bz2` each block is unpacked when it is read, by one process or by two (`--workers 2`).
-"""
+    {command}
 
-ASKED = """\
-The bounds were set after figures of another machine. The last column is what the bare C loop
-reaches on this one: where that misses a bound, the client, the peer or the kernel does not leave
-more to any server."""
+In {rounds} short rounds all servers had their turn in each case within a second or two, each time
+another one first; every {life} rounds they were started anew. A cell is the lower quartile, the
+median and the upper quartile over the rounds. Elsewhere one figure stands for them: the lower
+quartile of times, the upper one of rates, since what disturbs a run makes it worse, never better.
+In the middle of all cells, the quartiles lay {spread:.0%} of the median from it.
 
-PYTHONS = """\
-How fast a Python is depends on how it was built as much as on its version. Distributions have
-theirs optimized by a profile of its use (PGO), and so do Docker's official images; pyenv does so
-only with `PYTHON_CONFIGURE_OPTS='--enable-optimizations --with-lto'`. `make setup` takes the first
-one of each version in `PATH`.
-"""
-
-IN_KERNEL = """\
-Here each server has a `/dev/nbdN` of its own in a test kernel, and `fio --direct=1
---ioengine=libaio` reads and writes its first {part} MiB. nbdkit's are attached by `nbd-client
--unix`, qemu-nbd by `qemu-nbd -c`; both programs in C and aiovblk attach themselves to one end of a
-socket pair. All are attached at once and have their turns in each round ({rounds} here); in the
-middle, the run furthest from its median was off by {spread:.0%} in requests per second. Other
-programs had {others:.2f} of the host's processors meanwhile: the machine needs two for itself, or
-what waits for the other processor waits for the host too.
+CPU time is that of the server's process and its children, read from their clocks, divided by the
+requests. loadgen ([bench/native/loadgen.c](../bench/native/loadgen.c)) uses simple replies, checks
+each reply, and counts from when it has warmed up until it begins to drain. fio is measured from its
+start to its end, and its libnbd negotiates structured replies.
 
 {machine}
 
-An emulated processor takes many times longer for the same, for some instructions more than for
-others: these are ratios of such a machine. The CPU time is of the server's process alone, without
-that of the kernel's threads that work for it."""
+How fast a Python is depends on how it was built as much as on its version: `make bench` takes those
+that were optimized by a profile of their use (PGO), as Debian's are and Docker's; from a Debian in
+a root directory of its own where the machine has none.
+
+`C, one request at a time` works as vblk and BUSE do: [bench/native/bare.c](../bench/native/bare.c).
+nbdkit's Python plugin has 16 threads when `parallel`. Devices of a user's own:
+[bench/peers/plain.py](../bench/peers/plain.py). The slow back end waits for 1 ms: `asyncio.sleep`,
+`time.sleep`, nbdkit's delay filter. In the case `bz2` each block is unpacked when it is read."""
+
+AGAINST = """
+`at {revision}` is the package as git has it there. It and the present one were copied into folders
+whose paths are equally long, since that alone moves figures by some percent.
+"""
+
+UNOPTIMIZED = """
+**Not to be published:** Python {versions} was built without PGO here.
+"""
+
+IN_KERNEL = """\
+Each server has a `/dev/nbdN` of its own in a test kernel ({kernel}), and `fio --direct=1
+--ioengine=libaio` reads and writes its first {part} MiB. nbdkit's are attached by `nbd-client`,
+all others attach themselves. Thousand requests per second, and the ratio to nbdkit memory; on an
+emulated processor, so read ratios only."""
+
+KERNEL_METHOD = """\
+All are attached at once and have their turns in each of {rounds} rounds. Other programs had
+{others:.2f} of the host's processors meanwhile: the machine needs two for itself.
+
+{machine}
+
+The CPU time is of the server's process alone, without that of the kernel's threads that work for
+it."""
+
+GROWTH = """\
+Depth and connections of 4k reads, CPU time in microseconds and thousand requests per second; and
+two workers where a request takes a processor's time."""
 
 MOUNTING = """\
 Until a first block was read from the device. `all of it` begins when the first program is started,
@@ -85,14 +119,11 @@ Counters, latencies and events are always on; what they cost is measured on the 
 over a socket pair, with a `MemoryDevice`, uvloop and Python {python}. `on` is as it always is, and
 somebody listens to its events; `off` has counters that count nothing, which only the benchmark has.
 Medians of {pairs} pairs, of which each is measured at once, the one or the other first; the ratio
-is the median of theirs. The clock is read in both: once for all that arrives together, and once for
-all that leaves together."""
+is the median of theirs."""
 
-ONE_PROCESSOR = """\
-Server and fio shared one processor. Threads do not wake each other across processors then, which is
-likely to favour nbdkit, and the time that fio takes is missing to the server. The bounds below were
-set after figures of a machine with two."""
-MORE_PROCESSORS = "Server and fio had a processor each."
+CLIENTS = """\
+Requests of clients to nbdkit's memory plugin; of a copy from one nbdkit to another each MiB counts
+as one. Ratios are to libnbd's Python module, and for the copy to nbdcopy, which is C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,128 +132,175 @@ class Run:
 
     command: str
     rounds: int
-    spread: float
-    processors: int
+    life: int
+    reference: str
     machine: Mapping[str, str]
-    summary: Summary
-    footprint: Footprint | None
+    samples: Samples
+    footprint: Footprint | None = None
     kernel: KernelRun | None = None
     observing: Observing | None = None
+    clients: Samples = field(default_factory=Samples)
+    revision: str | None = None
+    unoptimized: Sequence[str] = ()
+
+    @property
+    def kernel_samples(self) -> Samples:
+        """What was measured in a test kernel."""
+        return self.kernel.samples if self.kernel else Samples()
 
     @property
     def has_picture(self) -> bool:
         """Whether there is anything to draw."""
-        return bool(self.summary.figures or (self.kernel and self.kernel.summary.figures))
+        return bool(self.samples.runs)
 
-    def verdicts(self) -> dict[str, Sequence[Verdict]]:
-        """What is asked, held against each subject that took part, and against the limit."""
-        kernel = self.kernel.summary if self.kernel else NOTHING
-        subjects = {**dict.fromkeys(SUBJECTS, self.footprint), LIMIT: None}
-        return {
-            subject: judge(self.summary, footprint, subject, self.processors, kernel)
-            for subject, footprint in subjects.items()
-            if subject in (*self.summary.peers(), *kernel.peers())
-        }
+    def verdicts(self) -> list[Verdict]:
+        """What is asked, held against what was measured."""
+        return judge(self.samples, self.kernel_samples, self.footprint, self.revision)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "command": self.command,
             "rounds": self.rounds,
-            "spread": self.spread,
+            "revision": self.revision,
+            "unoptimized": list(self.unoptimized),
             "machine": dict(self.machine),
-            **self.summary.as_json(),
+            **self.samples.as_json(),
+            "clients": self.clients.as_json()["runs"],
             "footprint": asdict(self.footprint) if self.footprint else None,
             "kernel": self.kernel.as_json() if self.kernel else None,
             "observing": asdict(self.observing) if self.observing else None,
-            "asked": {
-                subject: [asdict(each) for each in verdicts]
-                for subject, verdicts in self.verdicts().items()
-            },
+            "asked": [asdict(each) for each in self.verdicts()],
         }
 
 
 def write(run: Run, directory: Path) -> None:
-    """Write performance.json and performance.md."""
+    """Write both pages and the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run.as_json(), indent=1)
-    (directory / "performance.json").write_text(text + "\n")
-    picture = "performance.svg" if run.has_picture else None
-    (directory / "performance.md").write_text(page(run, picture=picture))
+    (directory / DATA).write_text(json.dumps(run.as_json(), indent=1) + "\n")
+    (directory / PAGE).write_text(page(run, picture=PICTURE if run.has_picture else None))
+    (directory / FIGURES_PAGE).write_text(figures_page(run))
 
 
 def page(run: Run, *, picture: str | None = None) -> str:
-    """The page in Markdown."""
-    parts = [HEAD.format(command=run.command).rstrip()]
-    if run.summary.figures:
-        processors = ONE_PROCESSOR if run.processors == 1 else MORE_PROCESSORS
-        parts.append(
-            ON_SOCKETS.format(rounds=run.rounds, spread=run.spread, processors=processors).rstrip()
-        )
-    parts += [_bullets(run.machine), PYTHONS.rstrip(), WHO.rstrip()]
+    """The page of five tables."""
+    notes = ""
+    if run.revision:
+        notes += AGAINST.format(revision=run.revision)
+    if run.unoptimized:
+        notes += UNOPTIMIZED.format(versions=", ".join(run.unoptimized))
+    head = HEAD.format(
+        command=run.command, reference=run.reference, figures=FIGURES_PAGE, notes=notes
+    )
+    parts = [head.rstrip()]
     if picture:
-        parts.append(f"![CPU time and requests per second]({picture})")
-    parts += [f"## {title}\n\n{text}" for title, text in sections(run).items()]
-    return "\n\n".join(parts) + "\n"
+        parts.append(f"![CPU time per request and requests per second]({picture})")
+    return _joined(parts, _page_sections(run))
 
 
-def sections(run: Run) -> dict[str, str]:
-    """All tables, by title."""
+def figures_page(run: Run) -> str:
+    """The page of everything else."""
+    method = METHOD.format(
+        page=PAGE,
+        data=DATA,
+        command=run.command,
+        rounds=run.rounds,
+        life=run.life,
+        spread=run.samples.typical_spread(),
+        machine=_bullets(run.machine),
+    )
+    return _joined([method], _figure_sections(run))
+
+
+def _joined(parts: Sequence[str], sections: Mapping[str, str]) -> str:
+    titled = (f"## {title}\n\n{text}" for title, text in sections.items())
+    return "\n\n".join([*parts, *titled]) + "\n"
+
+
+def _page_sections(run: Run) -> dict[str, str]:
     found: dict[str, str] = {}
-    if verdicts := run.verdicts():
-        found["What is asked"] = f"{ASKED}\n\n{tables.verdict_table(verdicts)}"
-    if run.summary.figures:
-        found |= _on_sockets(run.summary)
+    samples = run.samples
+    for placement, title in zip(BOTH, ("one core", "a core each"), strict=True):
+        columns = [Column(HEADS[case], "server_cpu", case.name, placement) for case in MAIN]
+        if _measured(samples, columns):
+            text = tables.compared(samples, columns)
+            found[f"CPU time of the server per request, {title}"] = f"Microseconds.\n\n{text}"
+    columns = [
+        Column(f"{HEADS[case]}, {placement.value}", "iops", case.name, placement)
+        for case in (READ, WRITE, READ_QD1)
+        for placement in BOTH
+    ]
+    if _measured(samples, columns):
+        found["Thousand requests per second"] = tables.compared(samples, columns)
+        found["Depth, connections, workers"] = f"{GROWTH}\n\n{tables.growth_table(samples)}"
+    if run.kernel:
+        about = IN_KERNEL.format(
+            part=PART >> 20, kernel=run.kernel.machine.get("kernel", "unknown")
+        )
+        found["In the kernel"] = f"{about}\n\n{_kernel_table(run, 'iops')}"
+    return found
+
+
+def _figure_sections(run: Run) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if any(each.met is not None for each in run.verdicts()):
+        found["What is asked"] = tables.verdict_table(run.verdicts())
+    places = list(dict.fromkeys(placement for _, placement in run.samples.columns()))
+    for figure, show in tables.FIGURES.items():
+        for placement in places:
+            text = tables.quartile_table(run.samples, figure, placement)
+            found[f"{show.title}, {placement.value}"] = text
+    if run.clients.runs:
+        found["As a client"] = f"{CLIENTS}\n\n{_client_tables(run.clients)}"
+    if run.samples.memory:
+        about = "The disk's 256 MiB are part of the most, save for qemu-nbd, whose disk is a file."
+        found["Memory"] = f"{about}\n\n{tables.memory_table(run.samples)}"
     if run.footprint:
         found["Import"] = tables.import_table(run.footprint)
     if run.observing:
         about = OBSERVING.format(python=run.observing.python, pairs=run.observing.pairs)
         found["Statistics and events"] = f"{about}\n\n{tables.observing_table(run.observing)}"
-    if run.kernel:
-        found |= _in_kernel(run.kernel)
-    return found
+    return found | (_kernel_figures(run, run.kernel) if run.kernel else {})
 
 
-def _on_sockets(summary: Summary) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for figure, (title, _) in tables.FIGURES.items():
-        found[title] = tables.figure_table(summary, figure)
-        if figure in ("server_cpu", "iops"):
-            for subject in _subjects(summary):
-                ratios = tables.ratio_table(summary, figure, subject)
-                found[f"{title}: {subject} / others"] = ratios
-    found["Memory"] = (
-        "The disk's 256 MiB are part of the most, save for qemu-nbd, whose disk is a file.\n\n"
-        + tables.memory_table(summary)
-    )
-    return found
-
-
-def _in_kernel(run: KernelRun) -> dict[str, str]:
-    summary = run.summary
+def _kernel_figures(run: Run, kernel: KernelRun) -> dict[str, str]:
     found = {
-        "In the kernel": IN_KERNEL.format(
-            part=PART >> 20,
-            rounds=run.rounds,
-            spread=run.spread,
-            others=run.others,
-            machine=_bullets(run.machine),
+        "In the kernel": KERNEL_METHOD.format(
+            rounds=kernel.rounds, others=kernel.others, machine=_bullets(kernel.machine)
         )
     }
-    for figure in ("iops", "server_cpu", "p50", "p99"):
-        title = f"{tables.FIGURES[figure][0]}, in the kernel"
-        found[title] = tables.figure_table(summary, figure)
-        if figure == "iops":
-            for subject in _subjects(summary):
-                others = [peer for peer in summary.peers() if peer != subject]
-                ratios = tables.ratio_table(summary, figure, subject, others)
-                found[f"{title}: {subject} / others"] = ratios
-    found["Time to mount"] = f"{MOUNTING}\n\n{tables.mount_table(run.mounts)}"
+    for figure in ("server_cpu", "p50", "p99"):
+        found[f"{tables.FIGURES[figure].title}, in the kernel"] = _kernel_table(run, figure)
+    found["Time to mount"] = f"{MOUNTING}\n\n{tables.mount_table(kernel.mounts)}"
     return found
 
 
-def _subjects(summary: Summary) -> list[str]:
-    return [subject for subject in SUBJECTS if subject in summary.peers()]
+def _kernel_table(run: Run, figure: str) -> str:
+    columns = [Column(case.name, figure, case.name, Placement.KERNEL) for case in KERNEL_CASES]
+    text = tables.compared(run.kernel_samples, columns)
+    if run.revision and run.kernel_samples.runs:
+        other = tables.compared(run.kernel_samples, columns, at_revision(run.revision))
+        text += f"\n\n{other}"
+    return text
+
+
+def _client_tables(samples: Samples) -> str:
+    parts = []
+    for other, cases in ((asking.LIBNBD, asking.CASES), (asking.NBDCOPY, (asking.COPY,))):
+        for figure in ("client_cpu", "iops"):
+            columns = [
+                Column(f"{case.name}, {placement.value}", figure, case.name, placement)
+                for case in cases
+                for placement in BOTH
+            ]
+            text = tables.compared(samples, columns, other)
+            parts.append(f"{tables.FIGURES[figure].title}:\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def _measured(samples: Samples, columns: Sequence[Column]) -> bool:
+    there = set(samples.columns())
+    return any((column.case, column.placement) in there for column in columns)
 
 
 def _bullets(facts: Mapping[str, str]) -> str:

@@ -1,20 +1,30 @@
-"""The order of it all: rounds, in them cases, in them peers."""
+"""The order of it all: rounds, in them cases and placements, in them peers.
+
+A machine that drifts drifts for all alike only if those who are compared take turns within a
+second: rounds are short and many. Servers live for a few rounds and are then started anew, since
+where a process happens to have its memory makes it faster or slower for all its life.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from .cases import FILL, Backend, Case
-from .load import LoadError, run
+from .figures import LoadError
+from .load import Server, measure
 from .peers import Peer
-from .process import cpu_seconds, memory_kib
-from .server import Server, ServerError, running
-from .summary import Figures, Memory, Samples
+from .placement import Processors
+from .process import memory_kib
+from .server import ServerError, running
+from .summary import Key, Memory, Samples
 
-Servers = dict[tuple[str, Backend], Server]
+LIFE = 5
+"""Rounds until the servers are started anew."""
 
 
 class Contender(Protocol):
@@ -29,6 +39,7 @@ class Contender(Protocol):
 
 
 P = TypeVar("P", bound=Contender)
+T = TypeVar("T")
 Start = Callable[[P, Backend], AbstractContextManager[Server]]
 
 
@@ -37,98 +48,111 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure_rounds(
-    samples: Samples,
-    peers: Sequence[P],
-    cases: Sequence[Case],
-    rounds: int,
-    *,
-    start: Start[P],
-    fill: Case = FILL,
-) -> None:
-    """Measure everything ``rounds`` times.  A server that fails is left out of that round.
+@dataclass
+class Rounds(Generic[P]):
+    """Measures everything several times.
 
     Args:
         samples: what is added to.
         peers: who takes part.
         cases: what they are asked.
-        rounds: how often.
         start: starts a peer with a back end, and ends it on leaving.
+        processors: where servers and clients are placed; None leaves them where they are.
         fill: writes the disk, before the first case.
 
     """
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with ExitStack() as stack:
-            _one_round(stack, rotated(peers, number), cases, samples, start, fill)
+
+    samples: Samples
+    peers: Sequence[P]
+    cases: Sequence[Case]
+    start: Start[P]
+    processors: Processors | None = None
+    fill: Case = FILL
+
+    def __post_init__(self) -> None:
+        self._idle: dict[str, int] = {}
+
+    def run(self, rounds: int, seconds: float = float("inf")) -> int:
+        """Measure, and return how many rounds there were.
+
+        A server that fails is left out until the next are started.
+
+        Args:
+            rounds: how many, at most.
+            seconds: after so many no further one begins.
+
+        """
+        deadline = time.monotonic() + seconds
+        done = 0
+        while done < rounds and time.monotonic() < deadline:
+            with ExitStack() as stack:
+                servers = self._start_all(stack)
+                for _ in range(min(LIFE, rounds - done)):
+                    if done and time.monotonic() >= deadline:
+                        break
+                    say(f"round {done + 1} of {rounds}")
+                    self._one_round(servers, done)
+                    done += 1
+                self._add_memory(servers)
+                self._release()
+        return done
+
+    def _start_all(self, stack: ExitStack) -> dict[tuple[str, Backend], Server]:
+        servers = {}
+        self._release()
+        for peer in self.peers:
+            for backend in {case.backend: None for case in self.cases if peer.can(case)}:
+                try:
+                    server = stack.enter_context(self.start(peer, backend))
+                    if backend is Backend.MEMORY:
+                        idle = memory_kib(server.pid, "VmRSS")
+                        measure(self.fill, server)
+                        self._idle[peer.name] = idle
+                    servers[peer.name, backend] = server
+                except (ServerError, LoadError, OSError) as exc:
+                    say(f"{peer.name} is left out of these rounds: {exc}")
+        return servers
+
+    def _one_round(self, servers: dict[tuple[str, Backend], Server], number: int) -> None:
+        for case in self.cases:
+            if number % case.every:
+                continue
+            for placement in case.placements:
+                if self.processors and not self.processors.allows(placement):
+                    continue
+                for peer in rotated(self.peers, number):
+                    server = servers.get((peer.name, case.backend))
+                    if server is not None and peer.can(case):
+                        self._one_run(Key(case.name, placement, peer.name), case, server)
+
+    def _one_run(self, key: Key, case: Case, server: Server) -> None:
+        try:
+            if self.processors:
+                self.processors.place(server.pid, key.placement)
+            self.samples.add(key, measure(case, server))
+        except (LoadError, OSError) as exc:
+            say(f"{key.peer} failed at {key.case}, {key.placement.value}: {exc}")
+
+    def _add_memory(self, servers: dict[tuple[str, Backend], Server]) -> None:
+        for name, idle in self._idle.items():
+            server = servers.get((name, Backend.MEMORY))
+            if server is not None:
+                with suppress(OSError):  # one that ended has been told of
+                    peak = memory_kib(server.pid, "VmHWM")
+                    self.samples.add_memory(name, Memory(idle, peak))
+
+    def _release(self) -> None:
+        if self.processors:
+            self.processors.release()
 
 
 def on_socket(peer: Peer, backend: Backend) -> AbstractContextManager[Server]:
     """Start a server that is reached by its Unix socket."""
-    return running(peer.commands[backend])
+    return running(peer.commands[backend], peer.tree)
 
 
-def rotated(peers: Sequence[P], number: int) -> list[P]:
+def rotated(peers: Sequence[T], number: int) -> list[T]:
     """The same peers, another one first each time: nobody always has the same neighbour's heat."""
     # By the golden section, which has no divisor in common with any number of peers.
     start = int(number * len(peers) * 0.382) % max(len(peers), 1)
     return [*peers[start:], *peers[:start]]
-
-
-def measure(case: Case, server: Server) -> Figures:
-    """Run one case against one server.
-
-    Raises:
-        LoadError: a request failed.
-        OSError: the server went away.
-
-    """
-    before = cpu_seconds(server.pid)
-    load = run(case, server.target)
-    used = cpu_seconds(server.pid) - before
-    return Figures(
-        server_cpu=used / load.requests * 1e6,
-        client_cpu=load.client_cpu / load.requests * 1e6,
-        iops=load.iops,
-        megabytes=load.bytes_per_second / 1e6,
-        p50=load.p50,
-        p99=load.p99,
-    )
-
-
-def _one_round(
-    stack: ExitStack,
-    peers: Sequence[P],
-    cases: Sequence[Case],
-    samples: Samples,
-    start: Start[P],
-    fill: Case,
-) -> None:
-    servers: Servers = {}
-    idle: dict[str, int] = {}
-    for peer in peers:
-        for backend in {case.backend for case in cases if peer.can(case)}:
-            try:
-                server = stack.enter_context(start(peer, backend))
-                if backend is Backend.MEMORY:
-                    idle[peer.name] = memory_kib(server.pid, "VmRSS")
-                    run(fill, server.target)
-                servers[peer.name, backend] = server
-            except (ServerError, LoadError, OSError) as exc:
-                say(f"{peer.name} is left out of this round: {exc}")
-    for case in cases:
-        for peer in peers:
-            found = servers.get((peer.name, case.backend))
-            if found is not None and peer.can(case):
-                _one_run(case, peer.name, found, samples)
-    for name, kib in idle.items():
-        found = servers.get((name, Backend.MEMORY))
-        if found is not None:
-            samples.add_memory(name, Memory(kib, memory_kib(found.pid, "VmHWM")))
-
-
-def _one_run(case: Case, peer: str, server: Server, samples: Samples) -> None:
-    try:
-        samples.add(case.name, peer, measure(case, server))
-    except (LoadError, OSError) as exc:
-        say(f"{peer} failed at {case.name}: {exc}")

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any
 
 from .cases import SIZE
-from .load import Target, nbd_target
-from .peers.peer import ROOT
+from .load import Server
+from .pythons import ROOT
 
-STARTING = 20.0  # seconds for a server to listen
+STARTING = 60.0  # seconds for a server to listen, in an emulated processor that others use too
 STOPPING = 10.0
 
 
@@ -31,14 +31,6 @@ class ServerError(Exception):
 def leave(number: int, frame: FrameType | None) -> None:
     """Leave by way of the cleanups: no server may outlive the benchmark. For SIGTERM."""
     sys.exit(128 + number)
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server that listens."""
-
-    pid: int
-    target: Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +74,24 @@ class Program:
 
 
 @contextmanager
-def running(command: Sequence[str]) -> Iterator[Server]:
+def running(command: Sequence[str], tree: Path = ROOT) -> Iterator[Server]:
     """Run a peer's command; entering means that it listens, leaving ends it.
+
+    Args:
+        command: as :attr:`bench.peers.peer.Peer.commands` has it.
+        tree: the checkout from which it imports aiovblk, if it is one.
 
     Raises:
         ServerError: it ended, or did not listen in time.
 
     """
-    with started(command) as program:
+    with started(command, tree) as program:
         program.wait_until_it_listens()
-        yield Server(program.process.pid, nbd_target(program.directory / "socket"))
+        yield Server(program.process.pid, program.directory / "socket")
 
 
 @contextmanager
-def started(command: Sequence[str], **names: str) -> Iterator[Program]:
+def started(command: Sequence[str], tree: Path = ROOT, **names: str) -> Iterator[Program]:
     """Start a peer's command, with ``names`` for what it has in braces; leaving ends it."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix="aiovblk-bench-", dir=shared))
@@ -106,8 +102,8 @@ def started(command: Sequence[str], **names: str) -> Iterator[Program]:
             process = subprocess.Popen(
                 [each.format(directory=directory, **names) for each in command],
                 cwd=ROOT,
-                # The library of this checkout, whatever the environment has installed.
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                # The library of that checkout, whatever the environment has installed.
+                env={**os.environ, "PYTHONPATH": str(tree)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,59 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from .asked import LIMIT, MEMORY, PYTHON, Verdict
+from .asked import MEMORY, Verdict
 from .attach import Mount
+from .cases import CONNECTIONS, DEPTHS, HEAVY, READ, READ_QD1, Case
 from .footprint import Footprint
 from .observing import Observing
-from .summary import Summary
+from .peers.ours import SUBJECT, TWO_WORKERS
+from .placement import Placement
+from .summary import Key, Samples
 
-OTHERS = (MEMORY, PYTHON, LIMIT)
-FIGURES: dict[str, tuple[str, str]] = {
-    "server_cpu": ("CPU time of the server per request, microseconds", ".1f"),
-    "iops": ("Requests per second", ",.0f"),
-    "megabytes": ("Megabytes per second", ",.0f"),
-    "p50": ("Latency, median, microseconds", ",.0f"),
-    "p99": ("Latency, 99 of 100 are faster, microseconds", ",.0f"),
-    "client_cpu": ("CPU time of the client (fio) per request, microseconds", ".1f"),
+
+class Figure(NamedTuple):
+    """How a figure is shown: its title, and what it is divided by."""
+
+    title: str
+    unit: float = 1
+
+    def text(self, value: float | None) -> str:
+        """A value with three digits or all before the point, or nothing."""
+        if value is None:
+            return ""
+        shown = value / self.unit
+        digits = 0 if shown >= 100 else 1 if shown >= 10 else 2
+        return f"{shown:,.{digits}f}"
+
+
+FIGURES = {
+    "server_cpu": Figure("CPU time of the server per request, microseconds"),
+    "iops": Figure("Thousand requests per second", 1000),
+    "megabytes": Figure("Megabytes per second"),
+    "p50": Figure("Latency, median, microseconds"),
+    "p99": Figure("Latency, 99 of 100 are faster, microseconds"),
+    "client_cpu": Figure("CPU time of the client per request, microseconds"),
 }
 
 
-def figure_table(summary: Summary, figure: str) -> str:
-    """One figure: a row for each peer, a column for each case."""
-    form = FIGURES[figure][1]
+class Column(NamedTuple):
+    """One figure of one case in one placement."""
+
+    head: str
+    figure: str
+    case: str
+    placement: Placement
+
+
+def compared(samples: Samples, columns: Sequence[Column], other: str = MEMORY) -> str:
+    """A row for each peer; each cell with its ratio to ``other``.
+
+    Rows and columns of which nothing was measured are left out; the ratio too, where ``other`` was
+    not measured.
+    """
+
+    def cell(peer: str, column: Column) -> str:
+        key = Key(column.case, column.placement, peer)
+        value = FIGURES[column.figure].text(samples.get(key, column.figure))
+        ratio = samples.ratio(key, other, column.figure)
+        return f"{value} ({ratio:.2f})" if value and ratio is not None and peer != other else value
+
+    rows = [[peer, *(cell(peer, column) for column in columns)] for peer in samples.peers()]
+    return _without_empty([f"ratio to {other}", *(column.head for column in columns)], rows)
+
+
+def quartile_table(samples: Samples, figure: str, placement: Placement) -> str:
+    """All cases of one placement: lower quartile, median and upper quartile of a figure."""
+    cases = [case for case, where in samples.columns() if where is placement]
+    show = FIGURES[figure]
 
     def cell(peer: str, case: str) -> str:
-        return _format(summary.get(case, peer, figure), form)
+        found = samples.quartiles(Key(case, placement, peer), figure)
+        return " ".join(show.text(each) for each in found) if found else ""
 
-    return _by_case(summary, summary.peers(), cell)
-
-
-def ratio_table(summary: Summary, figure: str, subject: str, others: Sequence[str] = OTHERS) -> str:
-    """One figure of ``subject`` as parts of those of the peers that matter most."""
-
-    def cell(peer: str, case: str) -> str:
-        return _format(summary.ratio(case, subject, peer, figure), ".2f")
-
-    return _by_case(summary, [peer for peer in others if peer in summary.peers()], cell)
+    rows = [[peer, *(cell(peer, case) for case in cases)] for peer in samples.peers()]
+    return _without_empty(["server", *cases], rows)
 
 
-def verdict_table(verdicts: dict[str, Sequence[Verdict]]) -> str:
-    """What is asked, and for each subject what was found."""
-    subjects = list(verdicts)
-    rows = [
-        [each[0].asked, *(f"{one.found}, {outcome(one)}" for one in each)]
-        for each in zip(*verdicts.values(), strict=True)
+def growth_table(samples: Samples) -> str:
+    """How figures change with depth, connections and workers, for nbdkit and us."""
+    one, each, both = Placement.ONE_CORE, Placement.CORE_EACH, Placement.ANY_CORE
+    columns = [
+        ("CPU, one core, nbdkit", "server_cpu", one, MEMORY),
+        ("CPU, one core, aiovblk", "server_cpu", one, SUBJECT),
+        ("CPU, a core each, nbdkit", "server_cpu", each, MEMORY),
+        ("CPU, a core each, aiovblk", "server_cpu", each, SUBJECT),
+        ("requests, a core each, nbdkit", "iops", each, MEMORY),
+        ("requests, a core each, aiovblk", "iops", each, SUBJECT),
     ]
-    return table(["asked", *subjects], rows)
+    by_depth = sorted((READ_QD1, READ, *DEPTHS), key=lambda case: case.depth)
+    rows = [
+        [
+            case.name,
+            *(_value(samples, case, place, peer, figure) for _, figure, place, peer in columns),
+        ]
+        for case in (*by_depth, *CONNECTIONS)
+    ]
+    heavy = [
+        [
+            f"16k read, unpacking bz2, {how}, {both.value}",
+            *("", "", ""),  # both have all cores: that is neither of the placements
+            _value(samples, HEAVY, both, peer, "server_cpu"),
+            "",
+            _value(samples, HEAVY, both, peer, "iops"),
+        ]
+        for how, peer in (("one process", SUBJECT), ("two workers", TWO_WORKERS))
+    ]
+    return _without_empty(["", *(head for head, *_ in columns)], [*rows, *heavy])
 
 
-def memory_table(summary: Summary) -> str:
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """What is asked, and what was found; without what was not measured."""
+    rows = [[each.asked, each.found, outcome(each)] for each in verdicts if each.met is not None]
+    return table(["asked", "found", ""], rows)
+
+
+def memory_table(samples: Samples) -> str:
     """Memory of each server."""
     rows = [
         [peer, f"{each.idle / 1024:.0f}", f"{each.peak / 1024:.0f}"]
-        for peer, each in summary.memory.items()
+        for peer, each in samples.median_memory().items()
     ]
     return table(["resident MiB", "idle", "most"], rows)
 
@@ -102,11 +169,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), f"|{rule}|", *(line(row) for row in rows)])
 
 
-def _by_case(summary: Summary, peers: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    cases = list(summary.figures)
-    rows = [[peer, *(cell(peer, case) for case in cases)] for peer in peers]
-    return table(["server", *cases], rows)
+def _value(samples: Samples, case: Case, placement: Placement, peer: str, figure: str) -> str:
+    return FIGURES[figure].text(samples.get(Key(case.name, placement, peer), figure))
 
 
-def _format(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _without_empty(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    full = [row for row in rows if any(row[1:])]
+    columns = [0, *(n for n in range(1, len(head)) if any(row[n] for row in full))]
+    return table([head[n] for n in columns], [[row[n] for n in columns] for row in full])

@@ -1,12 +1,14 @@
 """A device inside an application that does other work on the same event loop.
 
 The application is a tiny service: it answers each line on a TCP port with the number of reads and
-writes of its disk. Disk and service share one loop and end together: at Ctrl-C, at the line `quit`,
-or when the disk is unmounted. `sudo .venv/bin/python examples/embedded_service.py [/dev/nbdN]`
+writes of its disk. Disk and service share one loop and end together: at Ctrl-C, at SIGTERM, at the
+line `quit`, or when the disk is unmounted. Run it as root:
+`sudo .venv/bin/python examples/embedded_service.py [/dev/nbdN]`
 """
 
 import asyncio
 import contextlib
+import signal
 import sys
 
 import aiovblk
@@ -48,6 +50,8 @@ async def main(path: str | None) -> None:
     """Run disk and service until one of them ends."""
     async with aiovblk.mounted(Store(64 * 1024 * 1024), path) as disk:
         service = Service(disk)
+        # Without it, SIGTERM ends the process as kill -9 does: the disk is cut off, not unmounted.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.quit.set)
         server = await asyncio.start_server(service.answer, "127.0.0.1", 0)
         print(f"disk {disk.path}, port {server.sockets[0].getsockname()[1]}", flush=True)
         ends = [asyncio.create_task(service.quit.wait()), asyncio.create_task(disk.wait())]

@@ -6,6 +6,7 @@
 * :mod:`.coalesce`: coalescing of concurrent calls into one run (group commit, shared flush)
 * :mod:`.gather`: concurrent requests that end together, with a limit as by a semaphore
 * :mod:`.backoff`: retry with exponential backoff
+* :mod:`.ratelimit`: token buckets, and a fair queue before them
 
 The limiter of concurrent handlers, which connections share, is in ``dispatch/concurrency.py``.
 """

@@ -6,6 +6,7 @@ A task that serves a client must run until the client disconnects, even while th
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -69,6 +70,29 @@ async def wait_uncancelled(task: asyncio.Task[Any], *, recheck: float | None = N
             except asyncio.CancelledError:
                 cancelled = True  # asyncio's own; anyio's cancel scopes are shielded off
     return cancelled
+
+
+async def wait_for_task(seconds: float, step: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine with a timeout of ``seconds``; cancel it after that.
+
+    For use in a :class:`GracefulTask`: asyncio.timeout would cancel that task, which refuses.
+
+    Raises:
+        TimeoutError: it was not done in time. It has been cancelled; if it does not end within
+            ``seconds`` after that, it is left to itself.
+
+    """
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    except BaseException:
+        task.cancel()
+        raise
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=seconds)
+        raise TimeoutError(errno.ETIMEDOUT, f"not done in {seconds:g} s")
+    return task.result()
 
 
 def set_once(event: asyncio.Future[None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
@@ -26,6 +27,37 @@ _SIGNATURE = re.compile(
 
 _SAMPLES = 64
 _BEGINNING = 64 * 1024  # bytes that are read as a whole: partition tables, superblocks
+
+
+Base = str | Callable[[int], Awaitable[str]] | None
+"""What identifies the base of an overlay, see :func:`base_of`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is below a layer, identified for the files of a cache and of an overlay."""
+
+    identity: Callable[[], str]
+    """For a cache, see :func:`contents_of`."""
+    base: Base
+    """For an overlay, see :func:`base_of`."""
+
+    @classmethod
+    def of(cls, device: BlockDevice, spec: str) -> Contents:
+        """Identify what a device holds that was opened from ``spec``."""
+        return cls(contents_of(device, spec), base_of(device))
+
+    def behind(self, layer: str) -> Contents:
+        """Identify what is seen through a layer that shows other bytes; it is named in words."""
+        identity, base = self.identity, self.base
+        if callable(base):
+            return Contents(lambda: f"{identity()} {layer}", partial(_behind, base, layer))
+        seen = None if base is None else f"{base} {layer}"
+        return Contents(lambda: f"{identity()} {layer}", seen)
+
+
+async def _behind(base: Callable[[int], Awaitable[str]], layer: str, size: int) -> str:
+    return f"{await base(size)} {layer}"
 
 
 def contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
@@ -53,7 +85,7 @@ def _query_of(url: str) -> str:
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:32] if kept else ""
 
 
-def base_of(device: BlockDevice) -> str | Callable[[int], Awaitable[str]] | None:
+def base_of(device: BlockDevice) -> Base:
     """Return what identifies a device as the base that an overlay was made over.
 
     A file and a remote disk may have been moved since, but never changed: these are identified by

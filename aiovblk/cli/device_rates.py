@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ..kernel import sysfs
+from ..kernel import procfs, status, sysfs
 from ..text import escape
 from .sizes import format_size
 
@@ -70,7 +70,7 @@ def samples() -> dict[int, Sample]:
     return {
         index: Sample(time.monotonic(), counters, sysfs.server_thread(index))
         for index in sysfs.indices()
-        if not sysfs.is_free(index) and (counters := sysfs.io_counters(index))
+        if not sysfs.is_free(index) and (counters := status.io_counters(index))
     }
 
 
@@ -104,7 +104,7 @@ def activities(before: dict[int, Sample], now: dict[int, Sample]) -> list[Activi
                 sample.thread,
                 format_size(sysfs.size(index)),
                 rates(earlier, sample) if earlier is not None and is_same else None,
-                sysfs.in_flight(index),
+                status.in_flight(index),
                 _server(sample.thread),
             )
         )
@@ -125,5 +125,5 @@ def format_rates(rates: Rates | None) -> list[str]:
 
 
 def _server(thread: int | None) -> str:
-    process = sysfs.process_of(thread) if thread is not None else None
+    process = procfs.process_of(thread) if thread is not None else None
     return f"{process[0]} ({escape(process[1])})" if process else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 
-from ..kernel import locks, status, sysfs, users
+from ..kernel import status, sysfs, users
 from ..kernel.status import DeviceState
-from ..text import escape
+from .options import add_json
+from .parser import CommandParser
 from .sizes import format_size
+from .tables import format_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,15 @@ class AttachedDevice:
     used: list[str]
 
 
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...]"
     parser.description = "Show the attached NBD devices, their servers and their users."
-    parser.add_argument("--json", action="store_true", help="as a JSON array; sizes in bytes")
+    add_json(parser)
+    parser.show_examples(
+        ("as a table", "aiovblk list"),
+        ("the nodes alone", "aiovblk list --json | jq -r '.[].path'"),
+    )
     parser.set_defaults(command=show)
 
 
@@ -66,25 +73,25 @@ def show(arguments: Namespace) -> None:
 
 def attached() -> list[AttachedDevice]:
     """Return every attached NBD device."""
-    return [_inspect(index) for index in sysfs.indices() if not sysfs.is_free(index)]
+    return [inspect_device(index) for index in sysfs.indices() if not sysfs.is_free(index)]
 
 
-def _inspect(index: int) -> AttachedDevice:
-    process = locks.server(index)
+def inspect_device(index: int) -> AttachedDevice:
+    process = status.server(index)
     server_pid, server_name = process or (None, None)
     return AttachedDevice(
         index=index,
         path=f"/dev/nbd{index}",
         size=sysfs.size(index),
-        block_size=sysfs.block_size(index),
-        read_only=sysfs.is_read_only(index),
+        block_size=status.block_size(index),
+        read_only=status.is_read_only(index),
         rotational=status.is_rotational(index),
         flags=[flag.name or hex(flag) for flag in status.transmission_flags(index)],
         server_pid=server_pid,
         server_name=server_name,
         state=status.state(index),
         identity=status.identity(index),
-        in_flight=sysfs.in_flight(index),
+        in_flight=status.in_flight(index),
         partitions=[f"/dev/{name}" for name in sysfs.partitions(index)],
         holders=users.holding_devices(index),
         used=[user for user in users.users(index) if user != _as_user(process)],
@@ -117,10 +124,7 @@ COLUMNS = (
 
 def as_table(devices: list[AttachedDevice]) -> str:
     """Format as a table with a line per device."""
-    # Escaped: a process chooses its own name, and the program that mounts an identity.
-    rows = [COLUMNS, *(tuple(map(escape, _row(device))) for device in devices)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return format_table(COLUMNS, map(_row, devices))
 
 
 def _row(device: AttachedDevice) -> tuple[str, ...]:

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from argparse import ArgumentParser, Namespace
+import logging
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import get_args
 
 from ..arguments import MAX_WORKERS
-from ..device import PAGE_SIZE, BlockDevice, DeviceFactory
+from ..contract import PAGE_SIZE
+from ..device import BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
+from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
+from .control import Commands, taking_commands
 from .errors import UsageError
-from .layers import Layers, open_stack
-from .options import (
-    SPEC_HELP,
-    add_block_size,
-    add_handling,
-    add_number,
-    add_seconds,
-    add_workers,
-)
+from .layers import Layers, open_stack, stack_for_worker
+from .limit import limit_mounted
+from .options import SPEC_HELP, add_device, add_handling, add_loop, add_number, add_seconds
+from .parser import CommandParser, Options
 from .reparent import Upgrade
+from .resize import resize_mounted
 from .runner import async_command, run_until_signal, warning_of_slow_requests
 from .sectors import check_whole_sectors, warn_of_other_sectors
-from .spec import device_for_worker, find_scheme, open_spec
+from .spec import find_scheme, open_spec
 from .systemd import Notifier
 
+logger = logging.getLogger("aiovblk")
 
-def configure(parser: ArgumentParser) -> None:
+
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...] SPEC [/dev/nbdN]"
     parser.description = (
-        "Serve a device until Ctrl-C, SIGTERM or `aiovblk unmount`; a second signal unmounts by "
-        "force. Prints `mounted /dev/nbdN` once it can be used."
+        "Serve a device to this machine's kernel until Ctrl-C, SIGTERM or `aiovblk unmount`; a "
+        "second signal unmounts by force. Prints `mounted /dev/nbdN` once it can be used."
     )
-    parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument("spec", metavar="SPEC", help=f"what to serve: {SPEC_HELP}")
     parser.add_argument(
         "path",
         type=values.text,
@@ -49,68 +51,86 @@ def configure(parser: ArgumentParser) -> None:
         nargs="?",
         help="the device node; by default any free one",
     )
-    add_block_size(parser, minimum=512, maximum=PAGE_SIZE)
+    add_device(parser, minimum=512, maximum=PAGE_SIZE)
     add_handling(parser)
-    parser.add_argument(
+    _add_kernel(parser)
+    _add_handover(parser)
+    add_loop(parser)
+    parser.show_examples(
+        ("a disk in memory, at any free node", "aiovblk mount memory:1G"),
+        (
+            "a disk in a bucket, made if it does not exist, with a cache in a file",
+            "aiovblk mount 's3://bucket/disk?size=100G' /dev/nbd0 --cache 2G --cache-path cache",
+        ),
+        (
+            "an image that stays unchanged, at 50 MB/s at most",
+            "aiovblk mount file:disk.img --layer limit:rate=50M --overlay changes",
+        ),
+    )
+    parser.set_defaults(command=async_command(mount_until_signal))
+
+
+def _add_kernel(parser: CommandParser) -> None:
+    group = parser.add_argument_group("kernel")
+    group.add_argument(
         "--attach",
         choices=get_args(Attach),
         default="auto",
         help="how to attach; auto is netlink where possible, else ioctl (default %(default)s)",
     )
-    add_workers(parser)
     add_number(
-        parser,
+        group,
         "--connections",
         1,
         "connections between the kernel and the device; the kernel uses one per processor",
         maximum=MAX_WORKERS,
     )
     add_seconds(
-        parser, "--timeout", None, "for answering a request; then the kernel closes its connection"
+        group, "--timeout", None, "for answering a request; then the kernel closes its connection"
     )
-    _add_queue(parser)
-    _add_handover(parser)
-    parser.add_argument(
+    _add_queue(group)
+    group.add_argument(
         "--partitions",
         action="store_true",
         help="also wait until the nodes of its partitions exist",
     )
-    parser.add_argument(
-        "--memory-safe",
-        action="store_true",
-        help="keep serving when memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
-    )
-    add_seconds(parser, "--unmount-timeout", UNMOUNT_TIMEOUT, "for answering while unmounting")
-    parser.set_defaults(command=async_command(mount_until_signal))
+    add_seconds(group, "--unmount-timeout", UNMOUNT_TIMEOUT, "for answering while unmounting")
+    parser.set_variables(unmount_timeout="AIOVBLK_UNMOUNT_TIMEOUT")
 
 
-def _add_handover(parser: ArgumentParser) -> None:
-    parser.add_argument(
+def _add_handover(parser: CommandParser) -> None:
+    group = parser.add_argument_group("surviving crashes and upgrades")
+    group.add_argument(
         "--identity",
         type=values.text,
         metavar="NAME",
         help="name of the device for later servers; if a device of this name has lost its server, "
         "take it over",
     )
-    parser.add_argument(
+    group.add_argument(
         "--survive",
         type=values.seconds,
         metavar="SECONDS",
         help="if this server is killed, I/O of the device blocks up to this long for another "
         "server of its identity (default: not at all)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--replace",
         action="store_true",
         help="take the device over from its running server, which hands it over and ends; a server "
         "that gets SIGUSR2 starts its own command line so, to upgrade without interruption",
     )
+    group.add_argument(
+        "--memory-safe",
+        action="store_true",
+        help="keep serving when memory is short: PR_SET_IO_FLUSHER, mlockall, oom_score_adj",
+    )
 
 
-def _add_queue(parser: ArgumentParser) -> None:
+def _add_queue(group: Options) -> None:
     default = RequestQueue()
     add_number(
-        parser,
+        group,
         "--max-sectors-kb",
         default.max_sectors_kb,
         "largest request of the kernel",
@@ -120,7 +140,7 @@ def _add_queue(parser: ArgumentParser) -> None:
         step=4,
     )
     add_number(
-        parser,
+        group,
         "--read-ahead-kb",
         default.read_ahead_kb,
         "read-ahead of the kernel for sequential reads",
@@ -129,7 +149,7 @@ def _add_queue(parser: ArgumentParser) -> None:
         maximum=MAX_READ_AHEAD_KB,
         step=4,
     )
-    parser.add_argument(
+    group.add_argument(
         "--scheduler",
         type=values.text,
         default=default.scheduler,
@@ -143,11 +163,17 @@ async def mount_until_signal(arguments: Namespace) -> None:
     _check_combinations(arguments)
     unmounts: set[asyncio.Task[None]] = set()
 
+    forced: list[tuple[int, str]] = []
+
     def end(mount: Mount, force: bool) -> None:
+        if force:
+            forced.append((mount.index, mount.path))
         # Not awaited, so that the next signal is received.
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
     await run_until_signal(partial(_serve, arguments), end)
+    for index, path in forced[:1]:
+        await asyncio.to_thread(ensure_released, index, path)
 
 
 def _check_combinations(arguments: Namespace) -> None:
@@ -192,8 +218,13 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
         with warning_of_slow_requests(mount.events()):
-            await mount.wait()
+            async with taking_commands(mount.index, _commands(mount)):
+                await mount.wait()
         upgrade.end()
+
+
+def _commands(mount: Mount) -> Commands:
+    return {"resize": partial(resize_mounted, mount), "limit": partial(limit_mounted, mount)}
 
 
 @asynccontextmanager
@@ -205,7 +236,7 @@ async def _open_device(arguments: Namespace) -> AsyncIterator[BlockDevice | Devi
             async with open_spec(spec, read_only=True, block_size=block_size) as device:
                 await _check_sectors(device, spec)
                 await device.unmount()
-        yield partial(device_for_worker, spec, read_only=read_only, block_size=block_size)
+        yield partial(stack_for_worker, spec, layers, read_only=read_only, block_size=block_size)
         return
     async with AsyncExitStack() as stack:
 
@@ -236,6 +267,6 @@ async def _unmount(mount: Mount, *, force: bool) -> None:
     try:
         await mount.unmount(force=force)
     except DeviceBusyError as exc:
-        print(f"aiovblk: {exc}; still serving; signal again to force", file=sys.stderr, flush=True)
+        logger.error("%s; still serving; signal again to force", exc)
     except Exception:
         pass  # mount.wait() raises it, too

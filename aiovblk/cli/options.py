@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-
 from ..arguments import MAX_BLOCK_SIZE, MAX_WORKERS
 from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
 from . import values
-from .layers import add_layers
+from .layers import add_layers, layers_help
+from .parser import CommandParser, Options
 
 SPEC_HELP = """memory:SIZE, file:PATH (a file or block device, which is written to),
 nbd://HOST/EXPORT or another NBD URI, s3://BUCKET/FOLDER (gs, az; folder:PATH), where ?size=10G
@@ -17,37 +16,49 @@ not, that returns one; ?block_size=4096 after any of them gives the sector size 
 contents are made for (default 512 for what exists, 4096 for memory and new disks)"""
 
 
-def add_handling(parser: ArgumentParser) -> None:
-    """Add the options for handling requests, and for layers on the device."""
-    parser.add_argument("--read-only", action="store_true", help="refuse all writes")
-    add_layers(parser)
-    add_number(parser, "--concurrency", MAX_CONCURRENCY, "handlers that may run at the same time")
-    add_seconds(parser, "--handler-timeout", None, "for a handler; then its request fails")
-    parser.add_argument(
+def add_device(parser: CommandParser, *, minimum: int = 1, maximum: int = MAX_BLOCK_SIZE) -> None:
+    """Add the options for what the device is: its block size, layers on it, whether it is written.
+
+    Args:
+        parser: of the command.
+        minimum: bytes of the smallest block.
+        maximum: of the largest.
+
+    """
+    group = parser.add_argument_group("device")
+    add_block_size(group, minimum=minimum, maximum=maximum)
+    group.add_argument("--read-only", action="store_true", help="refuse all writes")
+    add_layers(parser.add_argument_group("layers", layers_help()))
+
+
+def add_handling(parser: CommandParser) -> None:
+    """Add the options for handling requests."""
+    group = parser.add_argument_group("requests")
+    add_number(group, "--concurrency", MAX_CONCURRENCY, "handlers that may run at the same time")
+    add_seconds(group, "--handler-timeout", None, "for a handler; then its request fails")
+    group.add_argument(
         "--slow-request",
         type=values.seconds,
         default=DEFAULT_SLOW_REQUEST,
         metavar="SECONDS",
         help="log a handler that runs longer than this on stderr (default %(default)s)",
     )
-    add_loop(parser)
-
-
-def add_workers(parser: ArgumentParser) -> None:
-    """Add the number of worker processes."""
-    parser.add_argument(
+    group.add_argument(
         "--workers",
         type=values.count(maximum=MAX_WORKERS),
         metavar="N",
         help="serve by N worker processes, each of which opens SPEC for itself",
     )
+    parser.set_variables(
+        concurrency="AIOVBLK_CONCURRENCY",
+        handler_timeout="AIOVBLK_HANDLER_TIMEOUT",
+        slow_request="AIOVBLK_SLOW_REQUEST",
+    )
 
 
-def add_block_size(
-    parser: ArgumentParser, *, minimum: int = 1, maximum: int = MAX_BLOCK_SIZE
-) -> None:
+def add_block_size(options: Options, *, minimum: int = 1, maximum: int = MAX_BLOCK_SIZE) -> None:
     """Add the block size (sector size) of the device, which a SPEC may give as well."""
-    parser.add_argument(
+    options.add_argument(
         "--block-size",
         type=values.block_size(minimum=minimum, maximum=maximum),
         metavar="BYTES",
@@ -55,7 +66,7 @@ def add_block_size(
     )
 
 
-def add_loop(parser: ArgumentParser) -> None:
+def add_loop(parser: CommandParser) -> None:
     """Add the choice of an event loop; see :func:`.runner.async_command`."""
     parser.add_argument(
         "--loop",
@@ -63,17 +74,23 @@ def add_loop(parser: ArgumentParser) -> None:
         default="uvloop",
         help="event loop (default %(default)s)",
     )
+    parser.set_variables(loop="AIOVBLK_LOOP")
 
 
-def add_progress(parser: ArgumentParser) -> None:
+def add_progress(parser: CommandParser) -> None:
     """Add the option for no progress bar; see :func:`.progress.progress`."""
     parser.add_argument(
         "--no-progress", dest="progress", action="store_false", help="show no progress bar"
     )
 
 
+def add_json(parser: CommandParser) -> None:
+    """Add the choice of JSON instead of text for what the command prints."""
+    parser.add_argument("--json", action="store_true", help="print JSON; sizes in bytes")
+
+
 def add_number(
-    parser: ArgumentParser,
+    options: Options,
     name: str,
     default: int | None,
     description: str,
@@ -86,7 +103,7 @@ def add_number(
     """Add an option whose value is a whole number.
 
     Args:
-        parser: of the command.
+        options: of the command, or a group of them.
         name: of the option.
         default: where it is not given.
         description: the help, to which the default is added.
@@ -96,7 +113,7 @@ def add_number(
         step: the number must be a multiple of this.
 
     """
-    parser.add_argument(
+    options.add_argument(
         name,
         type=values.count(minimum=minimum, maximum=maximum, step=step),
         default=default,
@@ -105,18 +122,18 @@ def add_number(
     )
 
 
-def add_seconds(parser: ArgumentParser, name: str, default: float | None, purpose: str) -> None:
+def add_seconds(options: Options, name: str, default: float | None, purpose: str) -> None:
     """Add an option whose value is a timeout in seconds.
 
     Args:
-        parser: of the command.
+        options: of the command, or a group of them.
         name: of the option.
         default: seconds; None for no limit.
         purpose: ends the sentence "time limit ...": what is limited, and what happens then.
 
     """
     shown = "no limit" if default is None else "%(default)s"
-    parser.add_argument(
+    options.add_argument(
         name,
         type=values.seconds,
         default=default,

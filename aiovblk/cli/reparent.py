@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
-import sys
 from collections.abc import Mapping
 
 from .. import interpreter
 from ..mounting import Mount
 from ..mounting.deadlines import start_thread
 from .systemd import Notifier
+
+logger = logging.getLogger("aiovblk")
 
 _COMMAND = "from aiovblk.cli import main; sys.exit(main())"
 
@@ -56,7 +58,7 @@ class Upgrade:
     def _start_successor(self) -> None:
         if self._mount.identity is None:
             reason = "SIGUSR2: there is no --identity by which a successor could find the device"
-            print(f"aiovblk: {reason}", file=sys.stderr, flush=True)
+            logger.error("%s", reason)
             return
         successor = self._successor()
         if self._starting is not None and not self._starting.done():

@@ -14,28 +14,34 @@ import anyio
 import uvloop
 
 from ..events import EventStream, SlowRequest
+from .allocator import keep_freed_memory
 
 logger = logging.getLogger("aiovblk")
 
 T = TypeVar("T")
 
-AsyncCommand = Callable[[Namespace], None]
+ExitStatus = int | None
+"""Of a command; None is 0."""
+
+Command = Callable[[Namespace], ExitStatus]
 
 
-def async_command(main: Callable[[Namespace], Coroutine[Any, Any, None]]) -> AsyncCommand:
+def async_command(main: Callable[[Namespace], Coroutine[Any, Any, ExitStatus]]) -> Command:
     """Make a command from a coroutine function; ``--loop`` chooses uvloop or asyncio's loop."""
 
-    def command(arguments: Namespace) -> None:
+    def command(arguments: Namespace) -> ExitStatus:
+        keep_freed_memory()
         factory = uvloop.new_event_loop if arguments.loop == "uvloop" else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(main(arguments))
+            return runner.run(main(arguments))
 
     return command
 
 
 async def run_until_signal(
-    serve: Callable[[asyncio.Future[T]], Coroutine[Any, Any, None]], end: Callable[[T, bool], None]
-) -> None:
+    serve: Callable[[asyncio.Future[T]], Coroutine[Any, Any, ExitStatus]],
+    end: Callable[[T, bool], None],
+) -> ExitStatus:
     """Serve until SIGINT, SIGTERM or SIGHUP, or until serving ends by itself.
 
     Args:
@@ -43,6 +49,9 @@ async def run_until_signal(
             before that cancels it.
         end: starts the shutdown at each later signal. It is called with the future's result, and
             with whether to use force: no at the first signal, yes at all others.
+
+    Returns:
+        What ``serve`` returns; None if a signal has cancelled it.
 
     Raises:
         Exception: what ``serve`` raises.
@@ -60,12 +69,13 @@ async def run_until_signal(
             waiting.cancel()
             await asyncio.wait([waiting])
     if live.done() or not serving.cancelled():
-        serving.result()
+        return serving.result()
+    return None
 
 
 async def _wait_for_signals(
     signals: AsyncIterator[signal.Signals],
-    serving: asyncio.Task[None],
+    serving: asyncio.Task[ExitStatus],
     live: asyncio.Future[T],
     end: Callable[[T, bool], None],
 ) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import ssl
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -17,31 +15,22 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, 
 from ..storage.http import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
+from .child import run_beside, variables_of
 from .errors import SpecError, UsageError
-from .layers import Layers, open_stack
-from .options import (
-    SPEC_HELP,
-    add_block_size,
-    add_handling,
-    add_number,
-    add_seconds,
-    add_workers,
-)
+from .layers import Layers, open_stack, stack_for_worker
+from .listening import Listening
+from .options import SPEC_HELP, add_device, add_handling, add_loop, add_number, add_seconds
+from .parser import CommandParser
+from .pidfile import pidfile
+from .privileges import Identity
 from .runner import async_command, run_until_signal, warning_of_slow_requests
-from .spec import device_for_worker
-from .stdio import standard_streams
 
 CERTIFICATES_HELP = "server-cert.pem and server-key.pem, for TLS; ca-cert.pem, to verify clients"
 
-MAX_INHERITED = 1 << 16
-"""Sockets that a service manager may pass; more than its limit of open files (RLIMIT_NOFILE)."""
 
-SD_LISTEN_FDS_START = 3
-"""The descriptor of the first socket that systemd passes (socket activation)."""
-
-
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...] SPEC | NAME=SPEC..."
     parser.description = (
         "Serve devices over the NBD protocol until Ctrl-C or SIGTERM, which let requests in flight "
         "end; a second signal ends them by force. Listens on localhost, port 10809, by default, or "
@@ -52,75 +41,147 @@ def configure(parser: ArgumentParser) -> None:
         "specs",
         metavar="SPEC | NAME=SPEC",
         nargs="+",
-        help=f"NAME is the export that clients ask for; SPEC is {SPEC_HELP}",
+        help=f"what to serve: NAME is the export that clients ask for; SPEC is {SPEC_HELP}",
     )
     _add_listening(parser)
-    parser.add_argument(
-        "--description", default="", metavar="TEXT", help="description of the exports"
-    )
+    _add_process(parser)
     _add_tls(parser)
-    add_number(parser, "--max-connections", MAX_CONNECTIONS, "clients at the same time")
-    add_block_size(parser)
+    add_device(parser)
     add_handling(parser)
-    add_workers(parser)
-    add_seconds(
-        parser, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    _add_limits(parser)
+    add_loop(parser)
+    parser.show_examples(
+        ("a disk in memory, on a Unix socket", "aiovblk serve memory:1G --socket /run/disk.sock"),
+        (
+            "two exports, to all the network, by TLS",
+            "aiovblk serve a=file:a.img b=s3://bucket/b --host '' --tls-certificates /etc/pki/disk",
+        ),
+        (
+            "for the length of one command",
+            "aiovblk serve s3://bucket/disk --run 'qemu-img convert \"$uri\" disk.qcow2'",
+        ),
     )
-    add_seconds(
-        parser, "--idle-timeout", None, "for a client without requests; then it is disconnected"
-    )
-    add_seconds(parser, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at shutdown")
     parser.set_defaults(command=async_command(serve_until_signal))
 
 
-def _add_listening(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--socket", type=values.text, metavar="PATH", help="listen on a Unix socket"
-    )
-    parser.add_argument("--host", metavar="H", help="listen on this address; '' for all")
-    parser.add_argument(
+def _add_listening(parser: CommandParser) -> None:
+    group = parser.add_argument_group("listening")
+    group.add_argument("--socket", type=values.text, metavar="PATH", help="listen on a Unix socket")
+    group.add_argument("--host", metavar="H", help="listen on this address; '' for all")
+    group.add_argument(
         "--port",
         type=values.count(minimum=0, maximum=65535),
         metavar="N",
         help="listen on this port; 0 for any",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stdio", action="store_true", help="serve one client at standard input and output"
     )
+    group.add_argument(
+        "--description", default="", metavar="TEXT", help="description of the exports"
+    )
 
 
-def _add_tls(parser: ArgumentParser) -> None:
-    parser.add_argument(
+def _add_process(parser: CommandParser) -> None:
+    group = parser.add_argument_group("process")
+    group.add_argument(
+        "--run",
+        type=values.text,
+        metavar="COMMAND",
+        help="run a shell command with $uri, $unixsocket, $port and $exportname (of the first "
+        "SPEC) in its environment, and end with it, with its exit status; listens on a private "
+        "Unix socket by default",
+    )
+    group.add_argument(
+        "--pidfile",
+        type=values.text,
+        metavar="PATH",
+        help="write the number of this process to this file while clients can connect",
+    )
+    group.add_argument(
+        "--user",
+        type=values.text,
+        metavar="USER",
+        help="go on as this user, in all their groups, once the sockets are bound and the keys for "
+        "TLS are read; SPEC is opened as this user",
+    )
+    group.add_argument(
+        "--group",
+        type=values.text,
+        metavar="GROUP",
+        help="go on in this group instead of the user's own",
+    )
+
+
+def _add_limits(parser: CommandParser) -> None:
+    group = parser.add_argument_group("limits for clients")
+    add_number(group, "--max-connections", MAX_CONNECTIONS, "clients at the same time")
+    add_seconds(
+        group, "--handshake-timeout", HANDSHAKE_TIMEOUT, "for a client to choose its export"
+    )
+    add_seconds(
+        group, "--idle-timeout", None, "for a client without requests; then it is disconnected"
+    )
+    add_seconds(group, "--drain-timeout", DRAIN_TIMEOUT, "for requests in flight at shutdown")
+    parser.set_variables(
+        max_connections="AIOVBLK_MAX_CONNECTIONS",
+        idle_timeout="AIOVBLK_IDLE_TIMEOUT",
+        drain_timeout="AIOVBLK_DRAIN_TIMEOUT",
+    )
+
+
+def _add_tls(parser: CommandParser) -> None:
+    group = parser.add_argument_group("TLS")
+    group.add_argument(
         "--tls-certificates", type=values.text, metavar="DIRECTORY", help=CERTIFICATES_HELP
     )
-    parser.add_argument(
+    group.add_argument(
         "--tls-psk-file",
         type=values.text,
         metavar="FILE",
         help="pre-shared keys for TLS, lines of USER:HEXKEY",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tls",
         choices=["require", "offer"],
         help="whether clients must use TLS (default: require)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tls-verify-peer", action="store_true", help="accept only clients with a certificate"
     )
 
 
-async def serve_until_signal(arguments: Namespace) -> None:
-    """Serve ``arguments.specs``; return once all clients are disconnected."""
+async def serve_until_signal(arguments: Namespace) -> int | None:
+    """Serve ``arguments.specs``; return once all clients are disconnected.
+
+    Returns:
+        The exit status of the command that ``--run`` gives.
+
+    """
     named = parse_exports(arguments.specs)
-    _check_files(arguments, named)
-    await run_until_signal(
-        partial(_serve, arguments, named), lambda live, force: live.close(force=force)
+    if len(named) > 1:
+        Layers.of(arguments).check_shareable()
+    identity = Identity.find(arguments.user, arguments.group)
+    return await run_until_signal(
+        partial(_serve, arguments, named, identity),
+        lambda live, force: live.close(force=force),
     )
 
 
-async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Future[Server]) -> None:
+async def _serve(
+    arguments: Namespace,
+    named: dict[str, str],
+    identity: Identity | None,
+    live: asyncio.Future[Server],
+) -> int | None:
     async with AsyncExitStack() as stack:
-        sockets = _sockets(arguments, stack)
+        listening = Listening.of(arguments, stack)
+        tls = await _tls(arguments)
+        if identity is not None:
+            identity.check()
+            await listening.bind(stack, identity)
+            _write_pidfile(arguments, stack)
+            identity.assume()
         exports = {
             name: Export(
                 await _open_device(arguments, spec, stack), description=arguments.description
@@ -130,11 +191,11 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
         server = await stack.enter_async_context(
             serve(
                 exports,
-                unix=arguments.socket,
-                host=arguments.host,
-                port=arguments.port,
-                sockets=sockets,
-                tls=await _tls(arguments),
+                unix=listening.unix,
+                host=listening.host,
+                port=listening.port,
+                sockets=listening.sockets,
+                tls=tls,
                 require_tls=arguments.tls != "offer",
                 workers=arguments.workers,
                 max_connections=arguments.max_connections,
@@ -146,12 +207,23 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 slow_request=arguments.slow_request,
             )
         )
+        server.file = server.file or listening.file
         stack.enter_context(warning_of_slow_requests(server.events()))
+        if identity is None:
+            _write_pidfile(arguments, stack)
         live.set_result(server)
+        if arguments.run is not None:
+            return await run_beside(server, arguments.run, variables_of(server.uris[0]))
         # The program that passed the sockets often reads the standard output itself.
         for uri in server.uris:
-            print(f"serving {uri}", flush=True, file=sys.stderr if sockets else sys.stdout)
+            print(f"serving {uri}", flush=True, file=sys.stderr if listening.passed else sys.stdout)
         await server.wait()
+        return None
+
+
+def _write_pidfile(arguments: Namespace, stack: AsyncExitStack) -> None:
+    if arguments.pidfile is not None:
+        stack.enter_context(pidfile(arguments.pidfile))
 
 
 async def _open_device(
@@ -164,8 +236,9 @@ async def _open_device(
         )
         return await stack.enter_async_context(opening)
     factory = partial(
-        device_for_worker,
+        stack_for_worker,
         spec,
+        layers,
         read_only=arguments.read_only,
         block_size=arguments.block_size,
         any_part=True,
@@ -201,50 +274,6 @@ def parse_exports(specs: list[str]) -> dict[str, str]:
             raise UsageError(f"{reason}; write NAME=SPEC for each, with names that differ")
         exports[name] = spec
     return exports
-
-
-def _check_files(arguments: Namespace, named: dict[str, str]) -> None:
-    """Refuse a cache file or an overlay file for several devices."""
-    for option, path in (
-        ("--overlay", arguments.overlay),
-        ("--cache-path", arguments.cache_path),
-    ):
-        if path is not None and len(named) > 1:
-            raise UsageError(
-                f"{option} names one file, which is for one SPEC only; serve each SPEC by its own"
-                " command"
-            )
-
-
-def _sockets(arguments: Namespace, stack: AsyncExitStack) -> list[socket.socket] | None:
-    chosen = (
-        arguments.socket is not None or arguments.host is not None or arguments.port is not None
-    )
-    passed = _passed_by_systemd()
-    if bool(passed) + chosen + arguments.stdio > 1:
-        raise UsageError(
-            "--stdio, sockets from systemd (LISTEN_FDS), and --socket, --host, --port"
-            " exclude each other"
-        )
-    if arguments.stdio:
-        return [stack.enter_context(standard_streams())]
-    return passed or None
-
-
-def _passed_by_systemd() -> list[socket.socket]:
-    """Take the sockets of socket activation (sd_listen_fds(3)); children do not inherit them."""
-    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
-        return []
-    number = os.environ.pop("LISTEN_FDS", "0")
-    try:
-        count = values.count(minimum=0, maximum=MAX_INHERITED)(number)
-    except ArgumentTypeError as exc:
-        raise UsageError(f"LISTEN_FDS {exc}") from None
-    os.environ.pop("LISTEN_FDNAMES", None)
-    sockets = [socket.socket(fileno=SD_LISTEN_FDS_START + number) for number in range(count)]
-    for sock in sockets:
-        sock.set_inheritable(False)
-    return sockets
 
 
 async def _tls(arguments: Namespace) -> ssl.SSLContext | Callable[[], ssl.SSLContext] | None:

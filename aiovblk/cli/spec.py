@@ -7,6 +7,7 @@ there. ``?block_size=BYTES`` may follow any SPEC (:func:`split_block_size`).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sys
@@ -19,7 +20,7 @@ from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES as NBD_SCHEMES
 from ..protocol.uri import URI, without_password
-from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
+from ..storage import BlockSize, FileDevice, HTTPDevice, Layer, MemoryDevice
 from ..storage.http import SCHEMES as HTTP_SCHEMES
 from ..storage.http import redact_url
 from .attribute import load_attribute
@@ -33,8 +34,9 @@ from .sizes import parse_size
 class OpenOptions:
     """How a SPEC is opened."""
 
-    resources: AsyncExitStack
-    """Takes what has to be closed after the device is unmounted, such as connections."""
+    resources: AsyncExitStack | None
+    """Takes what has to be closed after the device is unmounted, such as connections; None: the
+    device's ``unmount()`` is to close it."""
     read_only: bool = False
     """Whether the device must not be changed."""
     block_size: int | None = None
@@ -57,7 +59,10 @@ Creator = Callable[[str, BlockDevice], Awaitable[BlockDevice]]
 
 async def _open_memory(spec: str, options: OpenOptions) -> BlockDevice:
     spec, block_size = split_block_size(spec, options.block_size)
-    size = parse_size(_after_scheme(spec))
+    where, mark, query = spec.partition("?")
+    if mark:
+        raise _unknown_options(spec, query)
+    size = parse_size(_after_scheme(where))
     if block_size is None:
         # The largest blocks that the size allows.
         block_size = min(size & -size, 4096)
@@ -73,12 +78,20 @@ async def _open_file(spec: str, options: OpenOptions) -> BlockDevice:
     spec, block_size = split_block_size(spec, options.block_size)
     if options.any_part and block_size is None:
         block_size = 1
-    return FileDevice(
-        parse_path(_after_scheme(spec)),
-        block_size=block_size,
-        read_only=options.read_only,
-        multi_conn=options.shared,
-    )
+    path = parse_path(_after_scheme(spec))
+    try:
+        return FileDevice(
+            path,
+            block_size=block_size,
+            read_only=options.read_only,
+            multi_conn=options.shared,
+        )
+    except FileNotFoundError:
+        where, mark, query = path.rpartition("?")
+        is_there = await asyncio.to_thread(os.path.exists, where)
+        if mark and is_there:
+            raise _unknown_options(spec, query) from None
+        raise
 
 
 async def _open_disk(spec: str, options: OpenOptions) -> BlockDevice:
@@ -100,8 +113,28 @@ async def _open_nbd(spec: str, options: OpenOptions) -> BlockDevice:
         URI.parse(uri)
     except ValueError as exc:
         raise UsageError(str(exc)) from None
-    remote = await options.resources.enter_async_context(connect(uri))
-    return await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
+    async with AsyncExitStack() as connection:
+        remote = await connection.enter_async_context(connect(uri))
+        device = await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
+        if options.resources is None:
+            return _Connected(device, connection.pop_all())
+        await options.resources.enter_async_context(connection.pop_all())
+        return device
+
+
+class _Connected(Layer):
+    """A device whose ``unmount()`` also closes the connection that it needs."""
+
+    def __init__(self, inner: BlockDevice, connection: AsyncExitStack) -> None:
+        super().__init__(inner)
+        self._connection = connection
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    async def unmount(self) -> None:
+        async with self._connection:
+            await super().unmount()
 
 
 async def _open_attribute(spec: str, options: OpenOptions) -> BlockDevice:
@@ -142,7 +175,7 @@ def _memory_location(spec: str) -> str:
 
 
 def _nbd_location(spec: str) -> str:
-    uri = URI.parse(spec)
+    uri = URI.parse(split_block_size(spec)[0])
     socket = uri.socket
     if socket is not None and not socket.startswith("\0"):
         socket = os.path.realpath(socket)
@@ -158,6 +191,8 @@ class Scheme:
     """Whether it may be written in capitals, as the schemes of URLs may (RFC 3986, 3.1)."""
     create: Creator | None = None
     """How `aiovblk copy` makes a target that does not exist; None: the target has to exist."""
+    is_stored: bool = False
+    """Whether it is a disk in an object store, which can be described, resized and deleted."""
     reopens: bool = False
     """Whether opening it once more, read-only, is cheap and has no effect, so that a mount with
     workers can check its sectors first."""
@@ -165,7 +200,7 @@ class Scheme:
     """Where the device is, for what is kept of it in files, unless its class has an identity."""
 
 
-_DISK = Scheme(_open_disk, create=_create_disk)
+_DISK = Scheme(_open_disk, create=_create_disk, is_stored=True)
 _HTTP = Scheme(_open_http, any_case=True)
 _NBD = Scheme(_open_nbd, any_case=True, location=_nbd_location)
 
@@ -222,7 +257,7 @@ async def load_device(
 
     Arguments and exceptions: see :func:`open_spec`.
     """
-    return await _open_alone(spec, OpenOptions(AsyncExitStack(), read_only, block_size))
+    return await _open(spec, OpenOptions(None, read_only, block_size))
 
 
 async def device_for_worker(
@@ -244,29 +279,14 @@ async def device_for_worker(
             two processes change parts of the same one.
 
     """
-    options = OpenOptions(AsyncExitStack(), read_only, block_size, shared=True, any_part=any_part)
-    return await _open_alone(spec, options)
+    options = OpenOptions(None, read_only, block_size, shared=True, any_part=any_part)
+    return await _open(spec, options)
 
 
 async def _open(spec: str, options: OpenOptions) -> BlockDevice:
     if ":" not in spec:
         raise _no_spec(spec)
     return await find_scheme(spec).open(spec, options)
-
-
-async def _open_alone(spec: str, options: OpenOptions) -> BlockDevice:
-    """Open a device whose unmount() closes ``options.resources``, too."""
-    async with options.resources as resources:
-        device = await _open(spec, options)
-        kept = resources.pop_all()
-    unmount = device.unmount
-
-    async def unmount_and_close() -> None:
-        async with kept:
-            await unmount()
-
-    device.unmount = unmount_and_close  # type: ignore[method-assign]  # of this one only
-    return device
 
 
 # Block sizes
@@ -297,9 +317,7 @@ def split_block_size(spec: str, other: int | None = None) -> tuple[str, int | No
     if len(found) > 1:
         raise UsageError(f"{_shown(spec)} has block_size= twice")
     if rest and not is_url:
-        raise UsageError(
-            f"{_shown(spec)} has unknown options ({', '.join(rest)}); there is: block_size"
-        )
+        raise _unknown_options(spec, ", ".join(rest))
     size = parse_size(found[0].removeprefix(_BLOCK_SIZE))
     try:
         check_block_size(size)
@@ -352,6 +370,10 @@ def parse_path(text: str) -> str:
     if not text:
         raise UsageError("'file:' names no file; write file:PATH")
     return text
+
+
+def _unknown_options(spec: str, options: str) -> UsageError:
+    return UsageError(f"{_shown(spec)} has unknown options ({options}); there is: block_size")
 
 
 def _shown(spec: str) -> str:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import values
 from .device_rates import HEADER, LAST_COLUMN, Activity, activities, format_rates, samples
+from .parser import CommandParser
 
 CLEAR = "\x1b[H\x1b[J"  # cursor to the upper left corner, erase from there (ECMA-48: CUP, ED)
 
 Show = Callable[[list[Activity]], None]
 
 
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...]"
     parser.description = (
         "Show throughput and latency of all attached NBD devices, as the kernel counts them, "
         "until Ctrl-C. MB are millions of bytes; MEAN MS is the mean time of a request. On a "
@@ -36,6 +38,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="time between two tables (default %(default)s)",
     )
+    parser.show_examples(("one table, of the last five seconds", "aiovblk top --once --interval 5"))
     parser.set_defaults(command=watch)
 
 

@@ -38,6 +38,33 @@ def seconds(text: str) -> float:
     return number
 
 
+def pause(text: str) -> float:
+    """Parse a finite number of seconds, which may be 0."""
+    try:
+        number = float(text)
+        check_seconds("it", number, zero=True)
+    except ValueError:
+        reason = f"must be 0 or a positive number of seconds, not {text!r}"
+        raise ArgumentTypeError(reason) from None
+    return number
+
+
+def choice(*known: str) -> Callable[[str], str]:
+    """Return a parser of one of these words."""
+
+    def parse(text: str) -> str:
+        if text not in known:
+            raise ArgumentTypeError(f"must be one of {', '.join(known)}, not {text!r}")
+        return text
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    """Parse ``yes`` or ``no``."""
+    return choice("yes", "no")(text) == "yes"
+
+
 def size(text: str) -> int:
     """Parse a positive number of bytes, such as ``64M``."""
     try:

@@ -102,11 +102,16 @@ async def _connect_to_abstract(name: str) -> socket.socket:
 async def _negotiate(
     handshake: ClientHandshake, stream: StreamProtocol, uri: URI, context: ssl.SSLContext | None
 ) -> NegotiationResult:
+    in_tls = False
+
     async def start_tls() -> None:
+        nonlocal in_tls
+        in_tls = True
         assert context is not None  # TLS is only started where the URI asks for it
         # Of a Unix socket `host` is localhost, which is what its certificate must be for.
         hostname = uri.tls_hostname or uri.host
         await stream.start_tls(context, server_side=False, hostname=hostname)
+        in_tls = False
 
     try:
         return await run_handshake(handshake, stream, start_tls=start_tls)
@@ -115,7 +120,12 @@ async def _negotiate(
     except (EOFError, ConnectionError) as exc:
         how = "aborted" if isinstance(exc, OSError) else "closed"
         reason = f"{uri}: the server {how} the connection during the handshake"
-        if handshake.expected_reply == "tls":  # in TLS 1.3 a refusal arrives here, if at all
+        # Not every server says why it refuses. (In TLS 1.3 a refusal arrives after the handshake.)
+        if (in_tls or handshake.expected_reply == "tls") and uri.tls_psk_file is not None:
+            reason += "; it may not know this user, or has another key than tls-psk-file for it"
+        elif in_tls:
+            reason += "; it may want a pre-shared key: tls-psk-file=FILE in the URI"
+        elif handshake.expected_reply == "tls":
             reason += "; it may require a client certificate: tls-certificates=FOLDER in the URI"
         raise ConnectionResetError(errno.ECONNRESET, reason) from None
 

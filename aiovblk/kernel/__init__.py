@@ -7,19 +7,18 @@ The ordinary path: :func:`.attaching.attach` makes an :class:`.Attachment` (by i
 which is started, waited for, synced, disconnected and closed.
 """
 
-from . import locks, memory_safety, sysfs, users
+from . import locks, memory_safety, partitions, reconnecting, resizing, users
 from .attaching import attach
 from .attachment import AttachConfig, Attachment, socket_pair
-from .claims import ExclusiveClaims
+from .identities import find_by_identity
 from .netlink_attachment import NetlinkAttachment
 from .request_queue import RequestQueue
-from .takeover import attachment_for_existing, find_by_identity, take_over_orphan
+from .takeover import attachment_for_existing, take_over_orphan
 from .unmounting import unmount
 
 __all__ = [
     "AttachConfig",
     "Attachment",
-    "ExclusiveClaims",
     "NetlinkAttachment",
     "RequestQueue",
     "attach",
@@ -27,8 +26,10 @@ __all__ = [
     "find_by_identity",
     "locks",
     "memory_safety",
+    "partitions",
+    "reconnecting",
+    "resizing",
     "socket_pair",
-    "sysfs",
     "take_over_orphan",
     "unmount",
     "users",

@@ -10,7 +10,8 @@ final:
    not used to probe: it freezes the device's queue before it looks whose the device is
    (nbd_add_socket).
 
-To take over a device that is attached already is in :mod:`.takeover`.
+What an attach reports when it cannot be is in :mod:`.attach_errors`. Devices that are attached
+already are in :mod:`.orphans` (no server is left) and :mod:`.takeover` (to go on with one).
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from functools import partial
 
 from .. import atfork
 from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
-from . import locks, netlink, orphans, status, sysfs
+from . import identities, locks, netlink, orphans, sysfs
+from .attach_errors import (
+    all_taken_error,
+    as_attach_error,
+    missing_node_error,
+    no_family_error,
+    taken_error,
+)
 from .attachment import AttachConfig, Attachment
-from .driver import load_driver, missing_node_error, resolve
+from .driver import load_driver, resolve
 from .ioctl_attachment import IoctlAttachment
-from .netlink_attachment import NetlinkAttachment, NetlinkMonitorThread
+from .monitor import NetlinkMonitorThread
+from .netlink_attachment import NetlinkAttachment
 
 logger = logging.getLogger("aiovblk")
 
@@ -83,7 +92,8 @@ def attach(
         attachment = _attach_kernels_choice(config)
     else:
         attachment = _attach_first_free(config, make)
-    _refuse_duplicate_identity(attachment, config.identity, path)
+    if config.identity is not None:
+        identities.refuse_duplicate(attachment, config.identity, path)
     return attachment
 
 
@@ -101,17 +111,16 @@ def _attach_path(
     while True:
         try:
             return _attach_index(index, path, config, make)
-        except _DetachingError:
+        except DeviceBusyError as exc:
+            if exc.holders:
+                raise
             if time.monotonic() > deadline:
                 break
             time.sleep(sysfs.POLL)
         _check_should_continue(should_continue)
     if not orphans.free_if_unused(index):
         raise orphans.orphan_error(index, path)
-    try:
-        return _attach_index(index, path, config, make)
-    except _DetachingError as exc:  # private: the caller gets its public base class
-        raise DeviceBusyError(errno.EBUSY, exc.reason, path) from None
+    return _attach_index(index, path, config, make)
 
 
 def _attach_first_free(config: AttachConfig, make: Make) -> Attachment:
@@ -126,13 +135,7 @@ def _attach_first_free(config: AttachConfig, make: Make) -> Attachment:
             continue
         except NBDUnavailableError:
             missing.append(path)
-    if missing:
-        raise missing_node_error(missing[0])
-    raise NBDUnavailableError(
-        errno.EBUSY,
-        f"all {len(indices)} NBD devices are in use; `modprobe -r nbd` and "
-        f"`modprobe nbd nbds_max={len(indices) * 2}` make more",
-    )
+    raise missing_node_error(missing[0]) if missing else all_taken_error(len(indices))
 
 
 def _attach_index(index: int, path: str, config: AttachConfig, make: Make) -> Attachment:
@@ -140,7 +143,7 @@ def _attach_index(index: int, path: str, config: AttachConfig, make: Make) -> At
     lock = lock_index(index, path)
     if not sysfs.is_free(index):
         atfork.close_protected(lock)  # before the error names the holder: it is not this process
-        raise _busy_error(index, path)
+        raise taken_error(index, path)
     try:
         locks.write_owner(lock)
         return make(index, path, lock, config)
@@ -148,8 +151,27 @@ def _attach_index(index: int, path: str, config: AttachConfig, make: Make) -> At
         locks.clear_owner(lock)
         atfork.close_protected(lock)
         if isinstance(exc, OSError) and not isinstance(exc, AttachError):
-            raise _as_attach_error(exc, index, path) from exc
+            raise as_attach_error(exc, index, path) from exc
         raise
+
+
+def lock_index(index: int, path: str) -> int:
+    """Take the lock of a device (:func:`.locks.acquire`), with errors for the user.
+
+    Raises:
+        DeviceBusyError: another process has it.
+        AttachError: missing privileges, or others may write to the locks' directory.
+
+    """
+    try:
+        return locks.acquire(index)
+    except BlockingIOError:
+        raise taken_error(index, path) from None
+    except PermissionError as exc:
+        raise as_attach_error(exc, index, path) from exc
+
+
+# By netlink
 
 
 def _make_by_netlink(index: int, path: str, lock: int, config: AttachConfig) -> Attachment:
@@ -170,7 +192,7 @@ def _attach_kernels_choice(config: AttachConfig) -> Attachment:
     except AttachError:
         raise
     except OSError as exc:
-        raise _as_attach_error(exc, -1, None) from exc
+        raise as_attach_error(exc, -1, None) from exc
     path = f"/dev/nbd{monitor.index}"
     try:
         lock = lock_index(monitor.index, path)
@@ -186,11 +208,7 @@ def _start_monitor(index: int | None, config: AttachConfig) -> NetlinkMonitorThr
     try:
         return NetlinkMonitorThread(partial(_send_connect, index, config), config.survive)
     except FileNotFoundError as exc:
-        raise AttachError(
-            errno.ENOENT,
-            "the kernel's NBD netlink family cannot be reached (before Linux 6.12 it is in the"
-            ' first network namespace only); attach="ioctl" works without',
-        ) from exc
+        raise no_family_error() from exc
 
 
 def _send_connect(index: int | None, config: AttachConfig) -> int:
@@ -204,80 +222,3 @@ def _send_connect(index: int | None, config: AttachConfig) -> int:
         dead_conn_timeout=config.dead_conn_timeout,
         identity=config.identity,
     )
-
-
-def _refuse_duplicate_identity(
-    attachment: Attachment, identity: str | None, path: str | None
-) -> None:
-    """Detach again if another process has attached the same identity meanwhile.
-
-    Each process that sees the other gives way; if both do, neither serves what two must not serve.
-
-    Raises:
-        DeviceBusyError: there is another device of this identity.
-
-    """
-    other = _find_duplicate_identity(attachment.index, identity)
-    if other is None:
-        return
-    attachment.disconnect_kernel()
-    attachment.close()
-    attachment.wait_until_free(0)
-    holder = f"{identity!r} has just been attached at /dev/nbd{other}"
-    raise DeviceBusyError(errno.EBUSY, holder, path, [holder])
-
-
-def _find_duplicate_identity(index: int, identity: str | None) -> int | None:
-    """Return the index of another device than this one with the same identity."""
-    if identity is None:
-        return None
-    for other in sysfs.indices():
-        if other != index and status.identity(other) == identity:
-            return other
-    return None
-
-
-class _DetachingError(DeviceBusyError):
-    """The device has no server, but is not free yet: another process may just be detaching it."""
-
-
-def lock_index(index: int, path: str) -> int:
-    """Take the lock of a device (:func:`.locks.acquire`), with errors for the user.
-
-    Raises:
-        DeviceBusyError: another process has it.
-        AttachError: missing privileges, or others may write to the locks' directory.
-
-    """
-    try:
-        return locks.acquire(index)
-    except BlockingIOError:
-        raise _busy_error(index, path) from None
-    except PermissionError as exc:
-        raise _as_attach_error(exc, index, path) from exc
-
-
-def _busy_error(index: int, path: str) -> DeviceBusyError:
-    """Make the error for a device that is taken, which names its server if it has one."""
-    process = locks.server(index)
-    if process is None:
-        return _DetachingError(errno.EBUSY, "the device is just being attached or detached", path)
-    holder = f"served by process {process[0]} ({process[1]})"
-    return DeviceBusyError(
-        errno.EBUSY, f"already attached, {holder}; choose another or unmount it", path, [holder]
-    )
-
-
-def _as_attach_error(exc: OSError, index: int, path: str | None) -> AttachError:
-    """Convert an error of the kernel; the message says what to do about it."""
-    if exc.errno == errno.EBUSY and path is not None:
-        return _busy_error(index, path)
-    if exc.errno in (errno.EPERM, errno.EACCES):
-        return AttachError(
-            exc.errno,
-            "attaching a device takes CAP_SYS_ADMIN in the initial user namespace: run as root",
-            path,
-        )
-    if exc.errno == errno.ENOENT:
-        return NBDUnavailableError(errno.ENOENT, "no such device node", path)
-    return AttachError(exc.errno or errno.EIO, exc.strerror or str(exc), path)

@@ -1,7 +1,7 @@
 """The attachment of one /dev/nbdN, from the first call to the last close.
 
-This module has what both ways to attach have in common: the configuration, the socket pairs, and
-the abstract class. Each way has a subclass: :mod:`.ioctl_attachment`, :mod:`.netlink_attachment`.
+What both ways to attach have in common; each has a subclass (:mod:`.ioctl_attachment`,
+:mod:`.netlink_attachment`).
 
 Invariant: nearly everything here blocks, and some of it waits for requests that the server has to
 answer. None of it may be called in the thread of the event loop that serves the device.
@@ -10,7 +10,6 @@ answer. None of it may be called in the thread of the event loop that serves the
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import threading
@@ -23,13 +22,11 @@ from dataclasses import dataclass
 
 from .. import atfork
 from . import netlink, partitions, request_queue, sysfs
-from .claims import ExclusiveClaims, claim_beyond
 from .ioctl import Ioctl, ioctl
 from .request_queue import RequestQueue
-from .status import busy_error, refuse_if_unclaimed_users, wait_until_free
+from .sysfs import wait_until_free
+from .users import busy_error, refuse_if_unclaimed_users
 from .writeback import sync
-
-logger = logging.getLogger("aiovblk")
 
 NODE_TIMEOUT = 3.0
 """Seconds for abandoned steps to close the node, once the device is detached."""
@@ -94,6 +91,7 @@ class Attachment(ABC):
     Attributes:
         index: N of /dev/nbdN.
         path: the device node.
+        config: what it was attached with.
         ended: done once the kernel has released the sockets and no request is stuck any more. By
             ioctl its result is the error number of NBD_DO_IT, or 0; by netlink it is 0.
 
@@ -105,7 +103,7 @@ class Attachment(ABC):
         """Become the owner of a lock; :func:`.attaching.attach` makes attachments."""
         self.index = index
         self.path = path
-        self._config = config
+        self.config = config
         self._lock = lock
         self._claim: int | None = None
         self._queue_before: dict[str, str] = {}
@@ -148,71 +146,27 @@ class Attachment(ABC):
             self._server_thread = sysfs.server_thread(self.index)
         self._open_live()
         request_queue.apply(
-            self.index, self._queue_before, read_ahead_kb=self._config.queue.read_ahead_kb
+            self.index, self._queue_before, read_ahead_kb=self.config.queue.read_ahead_kb
         )
 
     @abstractmethod
     def _open_live(self) -> None:
         """Open the node of the device, which can be read by now."""
 
-    def wait_for_partitions(self, seconds: float) -> None:
-        """Wait until the node of each partition can be opened, once the device is live.
-
-        Raises:
-            AttachError, OSError: as :func:`.partitions.wait_for_nodes`.
-
-        """
-        with self._using_node():
-            partitions.wait_for_nodes(self.index, self.path, seconds, lambda: self._closed)
-
     def _apply_queue_settings(self) -> None:
         """Set the form of requests; waits until none is in flight."""
         request_queue.apply(
             self.index,
             self._queue_before,
-            scheduler=self._config.queue.scheduler,
-            max_sectors_kb=self._config.queue.max_sectors_kb,
+            scheduler=self.config.queue.scheduler,
+            max_sectors_kb=self.config.queue.max_sectors_kb,
         )
 
     # While it is live
 
-    def resize(self, blocks: int) -> None:
-        """Change the size of the live device. Since Linux 6.12 it waits for requests in flight."""
-        self._resize(blocks)
-        # Since then a change of the size resets the read-ahead (blk_apply_bdi_limits).
-        try:
-            request_queue.apply(self.index, {}, read_ahead_kb=self._config.queue.read_ahead_kb)
-        except OSError as exc:
-            # The device has the new size nevertheless, and the caller has to know that.
-            logger.warning("resized, but the read-ahead could not be restored: %s", exc)
-
     @abstractmethod
-    def _resize(self, blocks: int) -> None:
-        """Have the kernel change the size."""
-
-    def claim_beyond(self, size: int, claims: ExclusiveClaims) -> None:
-        """Claim exclusively what reaches beyond a smaller size, in bytes.
-
-        Raises:
-            DeviceBusyError, OSError: as :func:`.claims.claim_beyond`.
-
-        """
-        claim_beyond(self.index, self.path, size, claims)
-
-    def replace_dead_connection(self, seconds: float) -> socket.socket | None:
-        """Reconnect: offer the kernel a connection in place of a dead one.
-
-        Args:
-            seconds: for which to wait until a connection is dead.
-
-        Returns:
-            The server's end of the new one, on which requests come at once; None if none is dead.
-
-        Raises:
-            OSError: the device is no longer attached, or its connections cannot be replaced.
-
-        """
-        raise OSError(errno.EOPNOTSUPP, "a device that was attached by ioctl ends with it")
+    def set_size(self, blocks: int) -> None:
+        """Have the kernel change the size: a step of :func:`.resizing.resize`."""
 
     def claim_exclusively(self) -> None:
         """Claim the device exclusively: fail if it is in use, and keep it from being used.
@@ -250,7 +204,7 @@ class Attachment(ABC):
         """
         # A descriptor of its own: one that was open when a write failed reports the error even
         # after the program that wrote has got it (the kernel's errseq_t).
-        with self._using_node():
+        with self.using_node():
             try:
                 fd = atfork.open_protected(self.path)
             except OSError:  # the node is gone, say, or the process has given up its privileges
@@ -290,11 +244,15 @@ class Attachment(ABC):
         """
         netlink.disconnect(self.index, timeout=FORCE_TIMEOUT)
 
-    def abandon(self) -> None:
-        """Detach from a device that this process will neither serve any more, nor unmount."""
+    def undo(self) -> None:
+        """Detach at once, from a device that is not served: nothing is written back."""
         self.disconnect_kernel()
         self.close()
         self.wait_until_free(0)
+
+    def abandon(self) -> None:
+        """Detach from a device that this process will neither serve any more, nor unmount."""
+        self.undo()
 
     def close(self) -> None:
         """Close the device, and restore its queue's settings. No-op: already closed.
@@ -350,8 +308,19 @@ class Attachment(ABC):
 
     # The node
 
+    def drop_cache(self) -> None:  # noqa: B027 (only one way to attach needs it)
+        """Drop what the scan for partitions has left in the page cache.
+
+        No-op by netlink: the kernel drops a device's cache when its last user closes it.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the device was closed, and may be another server's by now."""
+        return self._closed
+
     @contextmanager
-    def _using_node(self) -> Iterator[None]:
+    def using_node(self) -> Iterator[None]:
         """Have :meth:`wait_until_free` wait for a step of this process that has the node open.
 
         Such a step may have been abandoned because the server did not answer. It ends once the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import IntEnum
 
-from . import sysfs
+from . import procfs, sysfs
 
 
 class Capability(IntEnum):
@@ -29,7 +29,7 @@ def has_capability(capability: Capability) -> bool:
 
 def _effective() -> int:
     """Return the bit mask of the effective capabilities; 0 without /proc."""
-    for line in (sysfs.read(sysfs.PROC / "self/status") or "").splitlines():
+    for line in (sysfs.read(procfs.PROC / "self/status") or "").splitlines():
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
@@ -53,6 +53,6 @@ def is_initial(kind: str) -> bool | None:
 
 def _namespace(process: str, kind: str) -> str | None:
     try:
-        return os.readlink(sysfs.PROC / process / "ns" / kind)
+        return os.readlink(procfs.PROC / process / "ns" / kind)
     except OSError:
         return None

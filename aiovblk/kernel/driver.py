@@ -1,24 +1,15 @@
-"""The kernel's NBD driver: load its module, and find the device that a node stands for.
-
-When there is no such device, the error says why, and which command makes one.
-"""
+"""The kernel's NBD driver: load its module, and find the device that a node stands for."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import subprocess
 
-from ..errors import AttachError, NBDUnavailableError
+from ..errors import AttachError
 from . import sysfs
-
-_NODE_NAME = re.compile(r"nbd([0-9]{1,9})", re.ASCII)
-
-# The driver has minor numbers for so many, with the 16 partitions that it allows each by default
-# (MINORBITS - part_shift in nbd_init).
-_MAX_DEVICES = 1 << 15
+from .attach_errors import index_in_name, missing_device_error, no_driver_error
 
 _MODPROBE_TIMEOUT = 30  # seconds
 
@@ -35,18 +26,12 @@ def load_driver(path: str | None = None) -> None:
         AttachError: ``path`` is no NBD device.
 
     """
-    if path is not None and _index_in_name(path) is None:
+    if path is not None and index_in_name(path) is None:
         resolve(path)
-    if sysfs.indices():
-        return
-    reason = _modprobe()
     if not sysfs.indices():
-        raise NBDUnavailableError(
-            errno.ENODEV,
-            f"the kernel's NBD driver is not loaded and cannot be ({reason}); as root, on the "
-            "machine itself and not in a container, run `modprobe nbd`",
-            path,
-        )
+        reason = _modprobe()
+        if not sysfs.indices():
+            raise no_driver_error(reason, path)
 
 
 def _modprobe() -> str:
@@ -78,37 +63,6 @@ def resolve(path: str) -> int:
     try:
         return sysfs.index_of_node(path)
     except FileNotFoundError:
-        raise NBDUnavailableError(errno.ENOENT, _missing_reason(path), path) from None
+        raise missing_device_error(path) from None
     except ValueError as exc:
         raise AttachError(errno.EINVAL, str(exc), path) from None
-
-
-def missing_node_error(path: str) -> NBDUnavailableError:
-    """Make the error for a device that the kernel has, but whose node is missing."""
-    return NBDUnavailableError(errno.ENOENT, _missing_node_reason(path), path)
-
-
-def _missing_node_reason(path: str) -> str:
-    return f"no such node; in a container, make it with `mknod {path} b 43 MINOR`"
-
-
-def _missing_reason(path: str) -> str:
-    """Tell why there is no node of this name, and what makes one."""
-    wanted = _index_in_name(path)
-    last = max(sysfs.indices(), default=-1)
-    if wanted is None:
-        return "no such device; NBD devices are called /dev/nbd0, /dev/nbd1 and so on"
-    if last < 0:
-        return "no such device; the kernel's NBD driver is not loaded (`modprobe nbd` loads it)"
-    if wanted <= last:
-        return _missing_node_reason(path)
-    reason = f"no such device; the kernel has /dev/nbd0 to /dev/nbd{last}"
-    if wanted < _MAX_DEVICES:
-        reason += f" (`modprobe -r nbd; modprobe nbd nbds_max={wanted + 1}` makes more)"
-    return reason
-
-
-def _index_in_name(path: str) -> int | None:
-    """Return N if a path ends in nbdN."""
-    name = _NODE_NAME.fullmatch(os.path.basename(path))
-    return None if name is None else int(name[1])

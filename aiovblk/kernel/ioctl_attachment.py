@@ -83,26 +83,21 @@ class IoctlAttachment(Attachment):
         # partitions gone for a moment. NBD_CLEAR_QUE does nothing but wait for that lock.
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_CLEAR_QUE)
-        with self._using_node():
+        with self.using_node():
             atfork.close_protected(atfork.open_protected(self.path))
-        self._drop_cache()
+        self.drop_cache()
 
-    def wait_for_partitions(self, seconds: float) -> None:
-        """Wait until the node of each partition can be opened, once the device is live."""
-        super().wait_for_partitions(seconds)
-        self._drop_cache()
-
-    def _drop_cache(self) -> None:
+    def drop_cache(self) -> None:
         """Drop what the scan for partitions has left in the page cache.
 
-        The kernel drops the cache of other devices when their last user closes them. This one
-        always has a user, the thread in NBD_DO_IT; so what is written below the cache (by device
-        mapper, say) would not be what the next program reads that uses the node itself.
+        This device always has a user, the thread in NBD_DO_IT; so what is written below the cache
+        (by device mapper, say) would not be what the next program reads that uses the node itself.
         """
         with self._control() as fd, suppress(OSError):  # refused without CAP_SYS_ADMIN
             ioctl(fd, Ioctl.BLKFLSBUF)
 
-    def _resize(self, blocks: int) -> None:
+    def set_size(self, blocks: int) -> None:
+        """Have the kernel change the size."""
         with self._control() as fd:
             ioctl(fd, Ioctl.NBD_SET_SIZE_BLOCKS, blocks)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from .. import atfork
 from ..errors import AttachError
-from . import sysfs
 
 LOCKS = Path("/run/aiovblk")
 """A directory that only root can write to: in /run/lock any user could take all locks."""
@@ -25,9 +24,8 @@ LOCKS = Path("/run/aiovblk")
 def acquire(index: int) -> int:
     """Take the lock of an index, without waiting.
 
-    The file does not name this process before :func:`write_owner` does, and until then
-    :func:`holder` returns None: a process that only finds out that a device is taken must not be
-    reported as its server.
+    Its file does not name this process before :func:`write_owner` does: a process that only finds
+    out that a device is taken must not be reported as its server (:func:`.status.holder`).
 
     Returns:
         A descriptor; closing it releases the lock (:func:`aiovblk.atfork.close_protected`).
@@ -41,7 +39,7 @@ def acquire(index: int) -> int:
     try:
         LOCKS.mkdir(mode=0o755, exist_ok=True)
         _check_is_private()
-        lock = os.open(_file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
@@ -85,37 +83,11 @@ def owner_token(lock: int) -> str:
     return os.pread(lock, 64, 0).decode(errors="replace").strip()
 
 
-def holder(index: int) -> tuple[int, str] | None:
-    """Return the id and name of the process that has the lock of an index; None if it is free."""
-    try:
-        lock = os.open(_file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        process = owner_token(lock).partition(":")[0]
-        return sysfs.process_of(int(process)) if process.isdigit() else None
-    finally:
-        os.close(lock)
-    return None
-
-
-def server(index: int) -> tuple[int, str] | None:
-    """Return the id and name of the process that serves a device; None if none can be seen.
-
-    That is the process that attached it, or that has taken it over since.
-    """
-    thread = sysfs.server_thread(index)
-    if thread is None:
-        return None
-    return sysfs.process_of(thread) or holder(index)
-
-
 def socket_path(index: int) -> Path:
     """Return the path of the Unix socket on which a server accepts handover requests."""
     return LOCKS / f"nbd{index}.socket"
 
 
-def _file(index: int) -> Path:
+def file(index: int) -> Path:
+    """Return the path of the lock file of an index."""
     return LOCKS / f"nbd{index}.lock"

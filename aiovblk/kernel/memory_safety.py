@@ -20,7 +20,7 @@ import resource
 from collections.abc import Callable
 
 from .. import libc
-from . import sysfs
+from . import procfs
 from .capabilities import Capability, has_capability
 
 logger = logging.getLogger("aiovblk")
@@ -79,4 +79,4 @@ def _lock_memory() -> None:
 
 
 def _disable_oom_kill() -> None:
-    (sysfs.PROC / "self/oom_score_adj").write_text(str(OOM_SCORE_ADJ_MIN))
+    (procfs.PROC / "self/oom_score_adj").write_text(str(OOM_SCORE_ADJ_MIN))

@@ -37,9 +37,6 @@ GENL_ID_CTRL = 16
 CTRL_CMD_GETFAMILY = 3
 CTRL_ATTR_FAMILY_ID = 1
 CTRL_ATTR_FAMILY_NAME = 2
-CTRL_ATTR_MCAST_GROUPS = 7
-CTRL_ATTR_MCAST_GRP_ID = 2
-NETLINK_ADD_MEMBERSHIP = 1
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
@@ -83,7 +80,7 @@ class ClientFlag(IntFlag):
 
 
 _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
+GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _NUMBER = {2: struct.Struct("=H"), 4: struct.Struct("=I"), 8: struct.Struct("=Q")}
 
@@ -134,7 +131,7 @@ def connect(
     if index is not None:
         attributes.append(_number(Attribute.INDEX, index, 4))
     answer = _command(NetlinkCommand.CONNECT, *attributes)
-    return int(_NUMBER[4].unpack(dict(_attributes(answer))[Attribute.INDEX])[0])
+    return parse_u32(answer, Attribute.INDEX)
 
 
 def reconfigure(
@@ -219,60 +216,22 @@ def disconnect(index: int, timeout: float = TIMEOUT) -> None:
 def is_available() -> bool:
     """Tell whether this network namespace has the NBD family; may load the kernel's module."""
     try:
-        with _open(TIMEOUT) as sock:
-            _look_up(sock)
+        with open_socket() as sock:
+            look_up(sock)
     except OSError:
         return False
     return True
 
 
-class LinkDeadListener:
-    """A socket that receives an event (LINK_DEAD) for each connection that dies from now on.
-
-    In another network namespace than the first there are no events (nbd_mcast_index).
-
-    Raises:
-        OSError: as for :func:`disconnect`.
-
-    """
-
-    def __init__(self) -> None:
-        self._sock = _open(TIMEOUT)
-        try:
-            self._family, answer = _look_up(self._sock)
-            groups = dict(_attributes(answer))[CTRL_ATTR_MCAST_GROUPS]
-            (_, group), *_ = _attributes(groups)  # the family has one
-            number = _NUMBER[4].unpack(dict(_attributes(group))[CTRL_ATTR_MCAST_GRP_ID])[0]
-            self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, number)
-        except BaseException:
-            self._sock.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return the descriptor, to be polled for input."""
-        return self._sock.fileno()
-
-    def read(self) -> list[int]:
-        """Return the indices of the devices that have lost a connection. Blocks for an event."""
-        return [
-            int(_NUMBER[4].unpack(dict(_attributes(body[_GENERIC.size :]))[Attribute.INDEX])[0])
-            for kind, _, body in _messages(self._sock.recv(65536))
-            if kind == self._family and body[0] == NetlinkCommand.LINK_DEAD
-        ]
-
-    def close(self) -> None:
-        """Close the socket: receive no more events."""
-        self._sock.close()
-
-
 def _command(command: NetlinkCommand, *attributes: bytes, timeout: float = TIMEOUT) -> bytes:
     """Send a command to the family; return the attributes of the answer."""
     # A socket for each command: two users of one socket would receive each other's answers.
-    with _open(timeout) as sock:
-        return _call(sock, _look_up(sock)[0], command, b"".join(attributes))
+    with open_socket(timeout) as sock:
+        return _call(sock, look_up(sock)[0], command, b"".join(attributes))
 
 
-def _open(timeout: float) -> socket.socket:
+def open_socket(timeout: float = TIMEOUT) -> socket.socket:
+    """Open a netlink socket; ``timeout`` in seconds is for the kernel to answer."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
     sock.settimeout(timeout)
     # Have a refusal answered with its reason in words, in place of a copy of the message.
@@ -282,23 +241,23 @@ def _open(timeout: float) -> socket.socket:
     return sock
 
 
-def _look_up(sock: socket.socket) -> tuple[int, bytes]:
+def look_up(sock: socket.socket) -> tuple[int, bytes]:
     """Return the family's number, and all attributes of its description."""
     name = _attribute(CTRL_ATTR_FAMILY_NAME, b"nbd\0")
     answer = _call(sock, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name)
-    return int(_NUMBER[2].unpack(dict(_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0]), answer
+    return int(_NUMBER[2].unpack(dict(parse_attributes(answer))[CTRL_ATTR_FAMILY_ID])[0]), answer
 
 
 def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> bytes:
     """Send a command, wait until the kernel acknowledges it; return its answer's attributes."""
-    body = _GENERIC.pack(command, 1, 0) + attributes
+    body = GENERIC.pack(command, 1, 0) + attributes
     length = _MESSAGE.size + len(body)
     sock.send(_MESSAGE.pack(length, family, NLM_F_REQUEST_ACK, 1, 0) + body)
     answer = b""
     while True:
-        for kind, flags, body in _messages(sock.recv(65536)):
+        for kind, flags, body in parse_messages(sock.recv(65536)):
             if kind != NLMSG_ERROR:
-                answer = body[_GENERIC.size :]
+                answer = body[GENERIC.size :]
                 continue
             number = -struct.unpack_from("=i", body)[0]
             if number:
@@ -306,7 +265,7 @@ def _call(sock: socket.socket, family: int, command: int, attributes: bytes) -> 
             return answer
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield the messages of one datagram: type, flags and what follows the header."""
     while data:
         length, kind, flags = struct.unpack_from("=IHH", data)
@@ -320,7 +279,7 @@ def _reason(number: int, flags: int, body: bytes) -> str:
     """Format an error number, with the kernel's own message if there is one."""
     reason = os.strerror(number)
     if flags & NLM_F_ACK_TLVS:
-        message = dict(_attributes(body[4 + _MESSAGE.size :])).get(NLMSGERR_ATTR_MSG)
+        message = dict(parse_attributes(body[4 + _MESSAGE.size :])).get(NLMSGERR_ATTR_MSG)
         if message:
             reason += f" ({message.rstrip(bytes(1)).decode(errors='replace')})"
     return reason
@@ -347,7 +306,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(length, kind) + value + b"\0" * (-length % 4)
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def parse_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Parse attributes: yield the type and value of each."""
     while data:
         length, kind = _ATTRIBUTE.unpack_from(data)
@@ -355,3 +314,8 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise OSError(errno.EBADMSG, "NBD netlink: malformed answer")
         yield kind & NLA_TYPE_MASK, data[_ATTRIBUTE.size : length]
         data = data[(length + 3) & ~3 :]
+
+
+def parse_u32(data: bytes, kind: int) -> int:
+    """Parse attributes: return the one of this type, a 32-bit number."""
+    return int(_NUMBER[4].unpack(dict(parse_attributes(data))[kind])[0])

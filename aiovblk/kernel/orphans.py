@@ -7,7 +7,9 @@ import logging
 
 from ..errors import DeviceBusyError
 from . import netlink, status, sysfs, users
-from .status import DeviceState, busy_error, wait_until_free
+from .status import DeviceState
+from .sysfs import wait_until_free
+from .users import busy_error
 
 logger = logging.getLogger("aiovblk")
 

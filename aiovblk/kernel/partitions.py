@@ -12,12 +12,28 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import AttachError, DeviceBusyError
 from . import sysfs, users
 from .ioctl import Ioctl, ioctl
 
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
 POLL = 0.01  # seconds between attempts, and between looks at /dev
+
+
+def wait_for_partitions(attachment: Attachment, seconds: float) -> None:
+    """Wait until the node of each partition can be opened, once the device is live. Blocks.
+
+    Raises:
+        AttachError, OSError: as :func:`wait_for_nodes`.
+
+    """
+    with attachment.using_node():
+        wait_for_nodes(attachment.index, attachment.path, seconds, lambda: attachment.is_closed)
+    attachment.drop_cache()
 
 
 def wait_for_nodes(
@@ -91,7 +107,7 @@ def _scan(path: str) -> bool:
 def _problem(index: int, name: str) -> str | None:
     """Tell why the node of a partition cannot be used yet; None if it can."""
     node = f"/dev/{name}"
-    number = sysfs.partition_attribute(index, name, "dev")
+    number = attribute(index, name, "dev")
     if number is None:
         return None  # it was dropped meanwhile: another program has changed the table
     try:
@@ -109,11 +125,16 @@ def _problem(index: int, name: str) -> str | None:
 
 
 def _advice(index: int, name: str, problem: str) -> str:
-    number = (sysfs.partition_attribute(index, name, "dev") or "MAJOR:MINOR").replace(":", " ")
+    number = (attribute(index, name, "dev") or "MAJOR:MINOR").replace(":", " ")
     return (
         f"the device has a partition {name}, but /dev/{name} {problem}; in a container nodes do not"
         f" appear by themselves: `mknod /dev/{name} b {number}`"
     )
+
+
+def attribute(index: int, name: str, field: str) -> str | None:
+    """Read a file of a partition (``nbd0p1``); ``start`` and ``size`` are in 512-byte sectors."""
+    return sysfs.read(sysfs.SYS_BLOCK / f"nbd{index}" / name / field)
 
 
 def drop_partitions(index: int, path: str) -> None:

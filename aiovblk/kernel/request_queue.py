@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from dataclasses import dataclass
 
 from ..arguments import check_count
@@ -76,7 +77,7 @@ def apply(index: int, before: dict[str, str], **values: int | str | None) -> Non
         if value is None or old is None or str(value) == old:
             continue
         try:
-            sysfs.set_queue_attribute(index, name, str(value))
+            _write(index, name, str(value))
         except OSError as exc:
             if exc.errno == errno.EINVAL:
                 raise _refused_error(index, name, value) from exc
@@ -85,7 +86,23 @@ def apply(index: int, before: dict[str, str], **values: int | str | None) -> Non
             before.setdefault(name, old)
 
 
+def _write(index: int, name: str, value: str) -> None:
+    """Write to a file of /sys/block/nbdN/queue. Mostly that blocks until no request is in flight.
+
+    Raises:
+        OSError: EINVAL if the kernel refuses the value.
+
+    """
+    (sysfs.SYS_BLOCK / f"nbd{index}/queue/{name}").write_text(value)
+
+
 def _refused_error(index: int, name: str, value: int | str) -> AttachError:
-    known = ", ".join(sysfs.queue_choices(index, name))
+    known = ", ".join(_choices(index, name))
     reason = f"the kernel refuses {name}={value}" + (f"; it knows {known}" if known else "")
     return AttachError(errno.EINVAL, reason, f"/dev/nbd{index}")
+
+
+def _choices(index: int, name: str) -> list[str]:
+    """Return the values that the kernel lists for a setting; empty if it lists none."""
+    text = sysfs.attribute(index, f"queue/{name}") or ""
+    return re.sub(r"[][]", "", text).split() if "[" in text else []

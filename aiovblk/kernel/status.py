@@ -1,4 +1,4 @@
-"""The status of a device, as seen from outside: is it alive, is it free, who keeps it busy.
+"""The status of a device, as seen from outside: who serves it, is it alive, how was it attached.
 
 The file ``pid`` in /sys does not tell whether a device has a server. It stays until the last user
 has closed a device whose server is long gone; and of a device that was attached by netlink it names
@@ -13,21 +13,50 @@ process ids of its own, kernel threads are not visible.
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
 
-from ..errors import DeviceBusyError
 from ..protocol.constants import TransmissionFlag
-from . import locks, sysfs, users
+from . import locks, procfs, sysfs
+from .procfs import is_kernel_thread, process_of
 
 _RECEIVER = re.compile(rb"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
 _KTHREADD = "2"  # the process id of the parent of all kernel threads
+
+
+# Who serves it
+
+
+def server(index: int) -> tuple[int, str] | None:
+    """Return the id and name of the process that serves a device; None if none can be seen.
+
+    That is the process that attached it, or that has taken it over since.
+    """
+    thread = sysfs.server_thread(index)
+    if thread is None:
+        return None
+    return process_of(thread) or holder(index)
+
+
+def holder(index: int) -> tuple[int, str] | None:
+    """Return the id and name of the process that has the lock of an index; None if it is free."""
+    try:
+        lock = os.open(locks.file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = locks.owner_token(lock).partition(":")[0]
+        return process_of(int(process)) if process.isdigit() else None
+    finally:
+        os.close(lock)
+    return None
 
 
 # Alive or dead
@@ -51,7 +80,7 @@ def state(index: int) -> DeviceState:
     """Return the state of a device that is attached."""
     if count_receivers()[index]:
         return DeviceState.ALIVE
-    has_process = locks.server(index) is not None
+    has_process = server(index) is not None
     if not sees_kernel_threads():
         return DeviceState.ALIVE if has_process else DeviceState.UNKNOWN
     return DeviceState.LOST if has_process or identity(index) is not None else DeviceState.DEAD
@@ -62,22 +91,22 @@ def count_receivers() -> Counter[int]:
     return Counter(
         int(found[1])
         for thread, name in _thread_names()
-        if (found := _RECEIVER.search(name)) and sysfs.is_kernel_thread(thread)
+        if (found := _RECEIVER.search(name)) and is_kernel_thread(thread)
     )
 
 
 def _thread_names() -> Iterator[tuple[str, bytes]]:
     # Not by pathlib, which takes five times as long: there may be thousands, and a mount waits.
-    for entry in os.listdir(sysfs.PROC):
+    for entry in os.listdir(procfs.PROC):
         if entry.isdigit():
-            with suppress(OSError), open(f"{sysfs.PROC}/{entry}/comm", "rb", 0) as file:
+            with suppress(OSError), open(f"{procfs.PROC}/{entry}/comm", "rb", 0) as file:
                 yield entry, file.read().strip()
 
 
 def sees_kernel_threads() -> bool:
     """Tell whether this /proc shows kernel threads."""
-    name = sysfs.read(sysfs.PROC / _KTHREADD / "comm")
-    return name == "kthreadd" and sysfs.is_kernel_thread(_KTHREADD)
+    name = sysfs.read(procfs.PROC / _KTHREADD / "comm")
+    return name == "kthreadd" and is_kernel_thread(_KTHREADD)
 
 
 def receives_link_dead_events() -> bool:
@@ -86,7 +115,7 @@ def receives_link_dead_events() -> bool:
     It sends them in the first network namespace only, the one of its own threads.
     """
     try:
-        own, first = (os.readlink(sysfs.PROC / each / "ns/net") for each in ("self", _KTHREADD))
+        own, first = (os.readlink(procfs.PROC / each / "ns/net") for each in ("self", _KTHREADD))
     except OSError:
         return False
     return own == first and sees_kernel_threads()
@@ -115,7 +144,7 @@ def transmission_flags(index: int) -> TransmissionFlag:
 def _flags_from_sysfs(index: int) -> TransmissionFlag:
     queue = sysfs.queue_attribute
     shown = {
-        TransmissionFlag.READ_ONLY: sysfs.is_read_only(index),
+        TransmissionFlag.READ_ONLY: is_read_only(index),
         TransmissionFlag.SEND_FLUSH: queue(index, "write_cache") == "write back",
         TransmissionFlag.SEND_FUA: queue(index, "fua") == "1",
         TransmissionFlag.ROTATIONAL: is_rotational(index),
@@ -136,47 +165,21 @@ def is_rotational(index: int) -> bool:
     return sysfs.queue_attribute(index, "rotational") == "1"
 
 
-# Free or busy
+def is_read_only(index: int) -> bool:
+    """Tell whether the kernel refuses writes."""
+    return sysfs.attribute(index, "ro") == "1"
 
 
-def wait_until_free(index: int, seconds: float, server: int | None = None) -> bool:
-    """Wait until a device is no longer attached. Blocks.
-
-    Args:
-        index: N of /dev/nbdN.
-        seconds: the timeout.
-        server: the thread that attached it (:func:`.sysfs.server_thread`): if another one has
-            attached it since, it was free. None for any.
-
-    Returns:
-        False if it is still attached after ``seconds``.
-
-    """
-    deadline = time.monotonic() + seconds
-    while not sysfs.is_free(index):
-        if server is not None and sysfs.server_thread(index) not in (None, server):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(sysfs.POLL)
-    return True
+def block_size(index: int) -> int:
+    """Return the size of a logical block in bytes."""
+    return int(sysfs.queue_attribute(index, "logical_block_size") or sysfs.SECTOR)
 
 
-def busy_error(index: int, path: str) -> DeviceBusyError:
-    """Make the error for a device that is in use, which names its users."""
-    holders = users.users(index) or [users.UNKNOWN_USER]
-    reason = f"the device is in use: {', '.join(holders)}"
-    return DeviceBusyError(errno.EBUSY, reason, path, holders)
+def in_flight(index: int) -> int:
+    """Count the reads and writes that the kernel waits for, including those not sent yet."""
+    return sum(map(int, (sysfs.attribute(index, "inflight") or "").split()))
 
 
-def refuse_if_unclaimed_users(index: int, path: str) -> None:
-    """Check a device that has been claimed for users that claim nothing (loop devices, exports).
-
-    One that begins to use it during the check is not found: the kernel allows that silently.
-
-    Raises:
-        DeviceBusyError: there are some.
-
-    """
-    if users.shared_users(index):
-        raise busy_error(index, path)
+def io_counters(index: int) -> list[int]:
+    """Return the numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); [] without it."""
+    return [int(number) for number in (sysfs.attribute(index, "stat") or "").split()]

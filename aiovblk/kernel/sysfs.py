@@ -1,4 +1,4 @@
-"""Read what /sys and /proc show of NBD devices, without opening a node.
+"""Read what /sys shows of NBD devices, without opening a node.
 
 Opening a node can block until its server answers, and makes the process a user of the device.
 Reading these files does neither.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+import time
 from pathlib import Path
 
 SYS_BLOCK = Path("/sys/block")
-PROC = Path("/proc")
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
-PF_KTHREAD = 0x00200000  # include/linux/sched.h
 POLL = 0.002  # seconds between looks at /sys, whose changes cannot be waited for
 
 
@@ -63,86 +61,45 @@ def is_free(index: int) -> bool:
     return server_thread(index) is None and size(index) == 0
 
 
+def wait_until_free(index: int, seconds: float, server: int | None = None) -> bool:
+    """Wait until a device is no longer attached. Blocks.
+
+    Args:
+        index: N of /dev/nbdN.
+        seconds: the timeout.
+        server: the thread that attached it (:func:`server_thread`): if another one has
+            attached it since, it was free. None for any.
+
+    Returns:
+        False if it is still attached after ``seconds``.
+
+    """
+    deadline = time.monotonic() + seconds
+    while not is_free(index):
+        if server is not None and server_thread(index) not in (None, server):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
 def attribute(index: int, name: str) -> str | None:
     """Read a file of /sys/block/nbdN."""
     return read(SYS_BLOCK / f"nbd{index}" / name)
 
 
-def in_flight(index: int) -> int:
-    """Count the reads and writes that the kernel waits for, including those not sent yet."""
-    return sum(map(int, (attribute(index, "inflight") or "").split()))
-
-
-def block_size(index: int) -> int:
-    """Return the size of a logical block in bytes."""
-    return int(queue_attribute(index, "logical_block_size") or SECTOR)
-
-
 def queue_attribute(index: int, name: str) -> str | None:
     """Read a file of /sys/block/nbdN/queue; if it lists choices, return the current one."""
-    text = read(_queue(index) / name)
+    text = attribute(index, f"queue/{name}")
     chosen = re.search(r"\[(\S+)\]", text or "")
     return chosen[1] if chosen else text
-
-
-def queue_choices(index: int, name: str) -> list[str]:
-    """Return the choices that such a file lists; empty if it lists none."""
-    text = read(_queue(index) / name) or ""
-    return re.sub(r"[][]", "", text).split() if "[" in text else []
-
-
-def set_queue_attribute(index: int, name: str, value: str) -> None:
-    """Write to such a file. Most writes block until no request is in flight.
-
-    Raises:
-        OSError: EINVAL if the kernel refuses the value.
-
-    """
-    (_queue(index) / name).write_text(value)
-
-
-def _queue(index: int) -> Path:
-    return SYS_BLOCK / f"nbd{index}/queue"
-
-
-def is_read_only(index: int) -> bool:
-    """Tell whether the kernel refuses writes."""
-    return read(SYS_BLOCK / f"nbd{index}/ro") == "1"
-
-
-def io_counters(index: int) -> list[int]:
-    """Return the numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); [] without it."""
-    return [int(number) for number in (attribute(index, "stat") or "").split()]
 
 
 def partitions(index: int) -> list[str]:
     """Return the names of a device's partitions (``nbd0p1``)."""
     entries = (SYS_BLOCK / f"nbd{index}").glob(f"nbd{index}p*")
     return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
-
-
-def partition_attribute(index: int, name: str, attribute: str) -> str | None:
-    """Read a file of a partition (``nbd0p1``); ``start`` and ``size`` are in 512-byte sectors."""
-    return read(SYS_BLOCK / f"nbd{index}" / name / attribute)
-
-
-def process_of(thread: int) -> tuple[int, str] | None:
-    """Return the process id and name of a thread; None if it has ended or is not visible."""
-    status = read(PROC / str(thread) / "status")
-    if status is None:
-        return None
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    return int(fields["Tgid"]), fields["Name"]
-
-
-def is_kernel_thread(thread: int | str) -> bool:
-    """Tell whether a thread is a kernel thread, and not a process that only has such a name.
-
-    Any process can take any name (PR_SET_NAME). Kernel threads have a flag that no other thread has
-    (PF_KTHREAD of include/linux/sched.h; the ninth field of /proc/PID/stat).
-    """
-    fields = (read(PROC / str(thread) / "stat") or "").rpartition(")")[2].split()
-    return len(fields) > 6 and bool(int(fields[6]) & PF_KTHREAD)
 
 
 def index_of_node(path: str) -> int:
@@ -162,21 +119,3 @@ def index_of_node(path: str) -> int:
     if not (match := re.fullmatch(r"nbd(\d+)", name)):
         raise ValueError(f"not an NBD device (the kernel calls it {name})")
     return int(match[1])
-
-
-def directories(index: int, names: Collection[str] | None = None) -> list[Path]:
-    """Return the directories in /sys of a device and its partitions.
-
-    Args:
-        index: N of /dev/nbdN.
-        names: only of these (``nbd0``, ``nbd0p1``); None for all.
-
-    """
-    whole = SYS_BLOCK / f"nbd{index}"
-    every = [whole, *(whole / name for name in partitions(index))]
-    return [path for path in every if names is None or path.name in names]
-
-
-def processes() -> Iterator[Path]:
-    """Yield the directories in /proc of all visible processes, kernel threads included."""
-    return (entry for entry in PROC.iterdir() if entry.name.isdigit())

@@ -1,7 +1,7 @@
 """Take over a device that is attached already: one whose server died, or handed it over.
 
-Only a device that was attached by netlink with an identity outlives its server. /sys shows the
-identity (``backend``), by which the next server finds it.
+Only a device that was attached by netlink with an identity outlives its server (see
+:mod:`.identities`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from ..protocol.constants import TransmissionFlag
 from . import locks, status, sysfs
 from .attaching import BUSY_RETRY_TIMEOUT, lock_index
 from .attachment import AttachConfig
-from .driver import resolve
-from .netlink_attachment import NetlinkAttachment, NetlinkMonitorThread
+from .identities import find_by_identity
+from .monitor import NetlinkMonitorThread
+from .netlink_attachment import NetlinkAttachment
 
 
 def take_over_orphan(path: str | None, config: AttachConfig) -> NetlinkAttachment | None:
     """Take over the device of an identity whose server is gone. Blocks, for seconds at most.
 
-    No request comes before :meth:`.NetlinkAttachment.replace_dead_connection` has been called.
+    No request comes before :func:`.reconnecting.replace_dead_connection` has been called.
 
     Args:
         path: where the device has to be, or None.
@@ -49,24 +50,6 @@ def take_over_orphan(path: str | None, config: AttachConfig) -> NetlinkAttachmen
     except BaseException:
         atfork.close_protected(lock)
         raise
-
-
-def find_by_identity(path: str | None, identity: str | None) -> int | None:
-    """Return the index of the device that was attached with an identity; None if there is none.
-
-    Raises:
-        DeviceBusyError: it is not ``path``.
-
-    """
-    if identity is None:
-        return None
-    for index in sysfs.indices():
-        if status.identity(index) == identity:
-            if path is not None and resolve(path) != index:
-                holder = f"{identity!r} is attached at /dev/nbd{index}"
-                raise DeviceBusyError(errno.EBUSY, f"{holder}; mount it there", path, [holder])
-            return index
-    return None
 
 
 def attachment_for_existing(
@@ -112,7 +95,7 @@ def _check_unchanged(index: int, path: str, config: AttachConfig) -> None:
         "bytes": config.block_size * config.blocks,
         "bytes in a block": config.block_size,
     }
-    attached = {"bytes": sysfs.size(index), "bytes in a block": sysfs.block_size(index)}
+    attached = {"bytes": sysfs.size(index), "bytes in a block": status.block_size(index)}
     for unit, number in wanted.items():
         if attached[unit] != number:
             raise AttachError(
@@ -121,6 +104,6 @@ def _check_unchanged(index: int, path: str, config: AttachConfig) -> None:
                 f" has {number}; serve the same one, or `aiovblk unmount` it first",
                 path,
             )
-    if config.flags & TransmissionFlag.READ_ONLY and not sysfs.is_read_only(index):
+    if config.flags & TransmissionFlag.READ_ONLY and not status.is_read_only(index):
         reason = f"{config.identity!r} is attached for writing, and this device cannot be written"
         raise AttachError(errno.EROFS, reason, path)

@@ -23,10 +23,12 @@ from contextlib import suppress
 from .. import interpreter
 from ..errors import AttachError, DeviceBusyError
 from ..threads import run_in_daemon_thread
-from . import netlink, status, sysfs, users
+from . import netlink, procfs, status, sysfs, users
 from .driver import resolve
 from .ioctl import Ioctl, ioctl
-from .status import DeviceState, busy_error, refuse_if_unclaimed_users, wait_until_free
+from .status import DeviceState
+from .sysfs import wait_until_free
+from .users import busy_error, refuse_if_unclaimed_users
 from .writeback import sync
 
 logger = logging.getLogger("aiovblk")
@@ -175,7 +177,7 @@ def disconnect_gracefully(path: str) -> None:
 
 def _has_server_thread(index: int) -> bool:
     thread = sysfs.server_thread(index)
-    return thread is not None and sysfs.process_of(thread) is not None
+    return thread is not None and procfs.process_of(thread) is not None
 
 
 # By force
@@ -217,6 +219,24 @@ def force_disconnect(index: int, path: str, report: Report) -> None:
             else (errno.EBUSY, "the kernel does not free it; see its log")
         )
         raise AttachError(number, reason, path)
+    ensure_released(index, path)
+
+
+def ensure_released(index: int, path: str) -> None:
+    """Wait until the index of a device that was disconnected by force is free; blocks for seconds.
+
+    No-op if another server has attached it since.
+
+    Args:
+        index: N of /dev/nbdN.
+        path: the device node.
+
+    Raises:
+        DeviceBusyError: its index stays taken; the message names the users.
+
+    """
+    if status.state(index) is DeviceState.ALIVE:
+        return
     if users.exclusive_users(index) or not wait_until_free(index, STEP_TIMEOUT):
         raise still_held_error(index, path)
 

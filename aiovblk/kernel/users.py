@@ -12,6 +12,7 @@ Descriptions of users are phrases that end a sentence: "mounted at /mnt", "held 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -19,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import atfork
+from ..errors import DeviceBusyError
 from ..text import escape
-from . import locks, sysfs
+from . import procfs, status, sysfs
 
 _MAX_DEPTH = 8  # levels of stacked devices; the kernel allows no cycles
 
@@ -60,7 +62,7 @@ def users(index: int, names: Collection[str] | None = None) -> list[str]:
 
 def exclusive_users(index: int, names: Collection[str] | None = None) -> list[str]:
     """Describe the users that would lose data if a device or its partitions went away."""
-    directories = sysfs.directories(index, names)
+    directories = _directories(index, names)
     points = mount_points(index, names)
     return [
         *(f"mounted at {escape(point)}" for point in points),
@@ -73,13 +75,33 @@ def exclusive_users(index: int, names: Collection[str] | None = None) -> list[st
 
 def shared_users(index: int, names: Collection[str] | None = None) -> list[str]:
     """Describe those of :func:`exclusive_users` that claim nothing: loop devices, exports."""
-    directories = sysfs.directories(index, names)
+    directories = _directories(index, names)
     return [*_describe_loops(directories, _MAX_DEPTH), *_exported(directories)]
+
+
+def busy_error(index: int, path: str) -> DeviceBusyError:
+    """Make the error for a device that is in use, which names its users."""
+    holders = users(index) or [UNKNOWN_USER]
+    reason = f"the device is in use: {', '.join(holders)}"
+    return DeviceBusyError(errno.EBUSY, reason, path, holders)
+
+
+def refuse_if_unclaimed_users(index: int, path: str) -> None:
+    """Check a device that has been claimed for users that claim nothing (loop devices, exports).
+
+    One that begins to use it during the check is not found: the kernel allows that silently.
+
+    Raises:
+        DeviceBusyError: there are some.
+
+    """
+    if shared_users(index):
+        raise busy_error(index, path)
 
 
 def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
     """Return where file systems of a device and its partitions are mounted, in any namespace."""
-    return _mounted(sysfs.directories(index, names))
+    return _mounted(_directories(index, names))
 
 
 def stacked_mount_points(index: int) -> list[str]:
@@ -95,7 +117,7 @@ def stacked_devices(index: int) -> list[str]:
 
 def holding_devices(index: int) -> list[str]:
     """Return the kernel's names of the devices directly on it or its partitions (``dm-0``)."""
-    directories = sysfs.directories(index)
+    directories = _directories(index)
     names = [holder.name for directory in directories for holder in _holders_of(directory)]
     return sorted([*names, *(loop.name for loop in _loops(directories))])
 
@@ -112,8 +134,8 @@ def opened_by(process: int, name: str) -> str:
 
 def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
     """Yield processes, their names, and their descriptors that are of the device."""
-    nodes = {f"/dev/{directory.name}" for directory in sysfs.directories(index, names)}
-    for process in sysfs.processes():
+    nodes = {f"/dev/{directory.name}" for directory in _directories(index, names)}
+    for process in procfs.processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
             found = [int(entry.name) for entry in entries if _target(entry.path) in nodes]
             if found:
@@ -121,7 +143,7 @@ def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, s
 
 
 def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
-    server = locks.server(index)
+    server = status.server(index)
     others = []
     is_open_here = False
     for process, name, descriptors in _openers(index, names):
@@ -138,6 +160,19 @@ def _target(link: str) -> str | None:
         return os.readlink(link)
     except OSError:  # the file was closed meanwhile
         return None
+
+
+def _directories(index: int, names: Collection[str] | None = None) -> list[Path]:
+    """Return the directories in /sys of a device and its partitions.
+
+    Args:
+        index: N of /dev/nbdN.
+        names: only of these (``nbd0``, ``nbd0p1``); None for all.
+
+    """
+    whole = sysfs.SYS_BLOCK / f"nbd{index}"
+    every = [whole, *(whole / name for name in sysfs.partitions(index))]
+    return [path for path in every if names is None or path.name in names]
 
 
 # Mounts and swap
@@ -173,7 +208,7 @@ def _not_mounted(directories: Collection[Path]) -> Iterator[str]:
 
 def _swaps(directories: Collection[Path]) -> Iterator[str]:
     nodes = {directory.name for directory in directories}
-    for line in (sysfs.read(sysfs.PROC / "swaps") or "").splitlines()[1:]:
+    for line in (sysfs.read(procfs.PROC / "swaps") or "").splitlines()[1:]:
         node = _unescape(os.fsencode(line.split()[0]))
         if node.removeprefix("/dev/") in nodes:
             yield f"{node} is in use as swap"
@@ -210,7 +245,7 @@ def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
 def _above(index: int) -> list[Path]:
     """Return the directories of all devices on top of one, from the top down."""
     found: dict[str, Path] = {}
-    level = sysfs.directories(index)
+    level = _directories(index)
     for _ in range(_MAX_DEPTH):
         names = [holder.name for each in level for holder in _holders_of(each)]
         names += [loop.name for loop in _loops(level)]
@@ -270,7 +305,7 @@ def _number_of(node: str) -> str:
 def _mount_tables() -> Iterator[bytes]:
     """Yield the mount table of each mount namespace that is visible."""
     seen: set[str] = set()
-    for process in (sysfs.PROC / "self", *sysfs.processes()):
+    for process in (procfs.PROC / "self", *procfs.processes()):
         with suppress(OSError):
             namespace = os.readlink(process / "ns/mnt")
             if namespace not in seen:

@@ -25,8 +25,9 @@ from ..kernel import RequestQueue
 from .backend import make_backend
 from .deadlines import start_thread
 from .handle import Mount
+from .handover.options import Handover
 from .lifecycle import MountLifecycle
-from .options import DEFAULT_QUEUE, UNMOUNT_TIMEOUT, Attach, Handover, MountOptions
+from .options import DEFAULT_QUEUE, UNMOUNT_TIMEOUT, Attach, MountOptions
 
 __all__ = ["UNMOUNT_TIMEOUT", "Attach", "Mount", "mount", "mounted"]
 

@@ -87,7 +87,7 @@ class AttachSequence:
         connecting = self.connections.connect()
         # In this process that takes no time. A device that is connected is attached, and unmounted
         # in order if the mount is stopped already.
-        is_local = self.connections.can_hand_over
+        is_local = self.connections.are_local
         kernel_ends = await (connecting if is_local else self.steps.run(connecting))
         self.connections.start()
         try:
@@ -121,7 +121,7 @@ class AttachSequence:
 
         try:
             # If it attaches too late, nothing serves the device: it is detached again.
-            return await self.steps.call(ATTACH_TIMEOUT, attach, undo=_detach)
+            return await self.steps.call(ATTACH_TIMEOUT, attach, undo=kernel.Attachment.undo)
         except StoppedError:
             given_up.set()
             raise
@@ -156,9 +156,3 @@ class AttachSequence:
             survive=survive,
             identity=options.handover.identity,
         )
-
-
-def _detach(attachment: kernel.Attachment) -> None:
-    attachment.disconnect_kernel()
-    attachment.close()
-    attachment.wait_until_free(0)

@@ -83,9 +83,8 @@ def make_backend(device: BlockDevice | DeviceFactory, options: MountOptions) -> 
             memory_safe=options.memory_safe,
             opens_after_handover=replace,
         )
-    if replace and callable(device):
-        return DeferredBackend(device, connections=options.connections, limits=limits)
-    return LocalBackend(device, connections=options.connections, limits=limits)
+    factory = device if replace and callable(device) else None
+    return LocalBackend(device, connections=options.connections, limits=limits, factory=factory)
 
 
 class LocalBackend:
@@ -95,12 +94,21 @@ class LocalBackend:
         device: what is served.
         connections: how many.
         limits: of its handlers, on all connections together.
+        factory: makes the device once another server has handed over; None if it is there.
 
     """
 
-    def __init__(self, device: object, *, connections: int, limits: HandlerLimits) -> None:
-        self.device = check_device(device)
-        self.opens_after_handover = False
+    def __init__(
+        self,
+        device: object,
+        *,
+        connections: int,
+        limits: HandlerLimits,
+        factory: DeviceFactory | None = None,
+    ) -> None:
+        self.device = check_device(device) if factory is None else BlockDevice()
+        self.opens_after_handover = factory is not None
+        self._factory = factory
         self._count = connections
         self._limits = limits
         self._limiter = ConcurrencyLimiter(limits.concurrency)
@@ -114,7 +122,9 @@ class LocalBackend:
         return transmission_flags(self.device, multi_conn=self._count > 1)
 
     async def open(self, connections: ConnectionGroup) -> None:
-        """Add a dispatcher for each connection; they share one concurrency limiter."""
+        """Make the device, if it is not there; add a dispatcher for each connection."""
+        if self._factory is not None:
+            self.device = check_device(await make_device(self._factory))
         self._reporter = Reporter(self._failures, self.device, self._path)
         for _ in range(self._count):
             connections.add(
@@ -141,30 +151,3 @@ class LocalBackend:
     async def close(self) -> None:
         """Log the failures that were not logged yet. The device itself belongs to its user."""
         self._failures.close()
-
-
-class DeferredBackend(LocalBackend):
-    """A device of this process that is made once another server has handed over.
-
-    Args:
-        factory: makes the device.
-        connections: how many.
-        limits: of its handlers, on all connections together.
-
-    """
-
-    def __init__(self, factory: DeviceFactory, *, connections: int, limits: HandlerLimits) -> None:
-        super().__init__(_Placeholder(), connections=connections, limits=limits)
-        self.opens_after_handover = True
-        self._factory = factory
-
-    async def open(self, connections: ConnectionGroup) -> None:
-        """Make the device, and add a dispatcher for each connection."""
-        self.device = check_device(await make_device(self._factory))
-        await super().open(connections)
-
-
-class _Placeholder(BlockDevice):
-    """Stand in for a device until that is made."""
-
-    blocks = 1

@@ -5,29 +5,27 @@ back on the same one. A flush covers what was written on any of them, since they
 behind them (CAN_MULTI_CONN).
 
 Invariant: a mount lives as long as one connection has not ended. When all have, or when DISC has
-come on all that are left, the unmount is requested (``state.py``). A connection that is lost is
-reconnected by ``recovery/reconnect.py``, where that can be.
+come on all that are left, the unmount is requested (``state.py``).
+
+A connection that is lost goes to ``recovery/reconnect.py``; ``handover/connections.py`` pauses
+connections and takes over their sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from .. import atfork
 from ..aio.tasks import GracefulTask
 from ..dispatch import Dispatcher, Stats
-from ..events import ConnectionLost
 from ..kernel import socket_pair
+from .recovery.reconnect import Reconnector, Recovery
 from .state import MountState
-
-logger = logging.getLogger("aiovblk")
 
 
 class KernelConnection(Protocol):
@@ -78,41 +76,24 @@ class ConnectionSlot:
 
     Attributes:
         number: counted from 0.
-        make_connection: makes the connection, and each that replaces it.
+        make: makes the connection, and each that replaces it.
         connection: the one that serves, or served last.
         is_connected: whether it was given a socket.
         serving: the task that serves it.
-        reconnecting: the task that reconnects it, while that runs.
-        failed_since: when the kernel last gave up a connection here because a handler took too
-            long, in the loop's time.
         disconnected: whether the kernel has sent DISC.
-        retired: why the connection is to be replaced although it works; empty if it is not.
-        lost: why the kernel has no connection here now; empty if it has one.
         ended: whether there will be no connection here any more.
+        recovery: how it was lost, and is being reconnected.
 
     """
 
     number: int
-    make_connection: MakeConnection
-    connection: KernelConnection
+    make: MakeConnection
+    connection: KernelConnection = field(init=False)
     is_connected: bool = False
     serving: GracefulTask[None] | None = None
-    reconnecting: GracefulTask[None] | None = None
-    failed_since: float = -math.inf
     disconnected: bool = False
-    retired: str = ""
-    lost: str = ""
     ended: bool = False
-
-
-class LossHandler(Protocol):
-    """Decides what becomes of a lost connection: see :class:`.recovery.reconnect.Reconnector`."""
-
-    def handle_loss(self, slot: ConnectionSlot, error: BaseException | None) -> None:
-        """Reconnect a connection, or call :meth:`ConnectionGroup.mark_lost`."""
-
-    def stop(self) -> None:
-        """Reconnect no connection any more, nor go on with one."""
+    recovery: Recovery = field(default_factory=Recovery)
 
 
 class ConnectionGroup:
@@ -120,32 +101,37 @@ class ConnectionGroup:
 
     Args:
         state: of the mount; learns when all connections are disconnected, and when all have ended.
+        request_timeout: seconds after which the kernel gives up a connection whose handler does not
+            end; 0 if it was given no limit.
 
     Attributes:
         publish: publishes an event of a request or a connection.
-        loss_handler: decides what becomes of a lost connection; None if it is simply lost.
         slots: the connections, by number.
+        reconnector: decides what becomes of a lost connection.
         paused: whether no requests are taken, for a handover.
         error: what broke the first connection that did not just end.
 
     """
 
-    def __init__(self, state: MountState) -> None:
+    def __init__(self, state: MountState, request_timeout: float = 0.0) -> None:
         self.publish = state.broadcaster.publish
-        self.loss_handler: LossHandler | None = None
         self.slots: list[ConnectionSlot] = []
+        self.reconnector = Reconnector(self, state, request_timeout)
         self.paused = False
         self.error: BaseException | None = None
         self._state = state
-        self._replaced: list[Stats] = []
-        self._aborted = False
         self._closed = False
 
     def add(self, make: MakeConnection) -> KernelConnection:
         """Add a connection, which is not connected yet."""
-        slot = ConnectionSlot(len(self.slots), make, make(lambda: self._on_disconnect(slot)))
+        slot = ConnectionSlot(len(self.slots), make)
+        slot.connection = self.new_connection(slot)
         self.slots.append(slot)
         return slot.connection
+
+    def new_connection(self, slot: ConnectionSlot) -> KernelConnection:
+        """Make a connection for a slot: its first one, or one that replaces another."""
+        return slot.make(lambda: self._on_disconnect(slot))
 
     def all(self) -> list[KernelConnection]:
         """List all connections, including those that have ended."""
@@ -163,38 +149,18 @@ class ConnectionGroup:
             for slot in self.slots:
                 ours, theirs = socket_pair()
                 kernel_ends.append(theirs)
-                await self._connect(slot, ours)
+                await self.connect_slot(slot, ours)
         except BaseException:
             self.abort()
             close_all(kernel_ends)
             raise
         return kernel_ends
 
-    async def take_over(
-        self,
-        sockets: Sequence[tuple[socket.socket, bytes]],
-        prepare: Callable[[KernelConnection], Awaitable[None]],
+    async def connect_slot(
+        self, slot: ConnectionSlot, sock: socket.socket, received: bytes = b""
     ) -> None:
-        """Connect sockets whose other ends the kernel has already; as many as there are.
-
-        Args:
-            sockets: the server's end of each, and what was received on it before.
-            prepare: called with each connection that is added for that.
-
-        """
-        try:
-            while len(self.slots) < len(sockets):
-                await prepare(self.add(self.slots[0].make_connection))
-            del self.slots[len(sockets) :]
-            for slot, (sock, received) in zip(self.slots, sockets, strict=True):
-                await self._connect(slot, sock, received)
-        except BaseException:
-            self.abort()
-            close_all([sock for sock, _ in sockets])
-            raise
-
-    async def _connect(self, slot: ConnectionSlot, sock: socket.socket, data: bytes = b"") -> None:
-        await slot.connection.connect(sock, data)
+        """Connect a slot to the server's end of a socket pair."""
+        await slot.connection.connect(sock, received)
         slot.is_connected = True
 
     def start(self) -> None:
@@ -210,25 +176,12 @@ class ConnectionGroup:
     @property
     def stats(self) -> Stats:
         """The counters of all connections, replaced ones included, added up as they are now."""
-        return Stats.sum([*self._replaced, *(each.stats for each in self.all())])
-
-    async def resize(self, size: int) -> None:
-        """Accept requests up to this many bytes; refuse those beyond."""
-        for connection in self.all():
-            await connection.resize(size)
+        return Stats.sum([*self.reconnector.replaced, *(each.stats for each in self.all())])
 
     @property
-    def live_count(self) -> int:
-        """How many connections the kernel has: those that are not lost, or are reconnected."""
-        return sum(not (slot.lost or slot.ended) for slot in self.slots)
-
-    def stop_reconnecting(self) -> None:
-        """Reconnect no connection any more.
-
-        The kernel does not let go of one that it takes when it has begun to disconnect.
-        """
-        if self.loss_handler is not None:
-            self.loss_handler.stop()
+    def are_local(self) -> bool:
+        """Whether this process serves all connections itself, and could hand them over."""
+        return all(isinstance(each, Dispatcher) for each in self.all())
 
     def fail_running(self, since: float = math.inf) -> None:
         """Fail with EIO the requests whose handlers have been running since then, and live on.
@@ -255,104 +208,32 @@ class ConnectionGroup:
     def close(self) -> asyncio.Future[Any]:
         """Send what is queued, then close; the result is done once all is closed."""
         self._closed = True
-        self.stop_reconnecting()
+        self.reconnector.stop()
         return asyncio.gather(*(each.close() for each in self.all()))
 
     def abort(self) -> None:
         """Close at once, and cancel the handlers that still run."""
-        self._aborted = True
-        self.stop_reconnecting()
+        self._closed = True
+        self.reconnector.stop()
         for slot in self.slots:
             if slot.is_connected:
                 slot.connection.abort()
-
-    # For a handover
-
-    @property
-    def can_hand_over(self) -> bool:
-        """Whether another process can be given the connections: they are in this one."""
-        return all(isinstance(each, Dispatcher) for each in self.all())
-
-    async def pause(self) -> None:
-        """Take no more requests; returns once all that have been taken are answered."""
-        self.paused = True
-        for slot, _ in self._live():
-            assert slot.serving is not None  # they have been started
-            slot.serving.force_cancel()
-        await asyncio.gather(*(dispatcher.pause() for _, dispatcher in self._live()))
-
-    def resume(self) -> None:
-        """Take requests again after :meth:`pause`."""
-        self.paused = False
-        for slot, dispatcher in self._live():
-            dispatcher.resume()
-            self.serve(slot)
-
-    def detach(self) -> list[tuple[socket.socket, bytes]]:
-        """Give up the sockets, after :meth:`pause`, without the kernel noticing.
-
-        Returns:
-            The server's end of each, and what was received of requests that were not taken.
-
-        """
-        sockets = [dispatcher.detach() for _, dispatcher in self._live()]
-        for sock, _ in sockets:
-            atfork.protect_socket(sock)
-        return sockets
-
-    def _live(self) -> list[tuple[ConnectionSlot, Dispatcher]]:
-        return [
-            (slot, slot.connection)
-            for slot in self.slots
-            if not slot.ended
-            and slot.reconnecting is None
-            and isinstance(slot.connection, Dispatcher)
-        ]
 
     # How connections end
 
     def _on_disconnect(self, slot: ConnectionSlot) -> None:
         slot.disconnected = True
-        self.stop_reconnecting()
+        self.reconnector.stop()
         self._check_ended()
 
     def _on_serving_ended(self, slot: ConnectionSlot, serving: asyncio.Task[None]) -> None:
         if serving.cancelled():
             return  # it is paused
         error = serving.exception()
-        if self._aborted or self._closed or slot.disconnected:
+        if self._closed or slot.disconnected:
             self.mark_ended(slot, error)
-            return
-        if error is not None:
-            slot.retired = ""  # it broke before
-        slot.lost = slot.retired or str(error or "it was closed")
-        self.publish(ConnectionLost(slot.number + 1, len(self.slots), slot.lost))
-        if self.loss_handler is None:
-            self.mark_lost(slot, error, slot.lost)
         else:
-            self.loss_handler.handle_loss(slot, error)
-
-    def new_connection(self, slot: ConnectionSlot) -> KernelConnection:
-        """Make a connection that may :meth:`replace` that of a slot."""
-        return slot.make_connection(lambda: self._on_disconnect(slot))
-
-    def replace(self, slot: ConnectionSlot, connection: KernelConnection) -> None:
-        """Put another connection in place of one that has ended; the counters are kept."""
-        self._replaced.append(slot.connection.stats)
-        slot.connection = connection
-
-    def mark_lost(self, slot: ConnectionSlot, error: BaseException | None, reason: str) -> None:
-        """Record that a connection is lost for good; the others take over what was in flight."""
-        if any(not other.ended for other in self.slots if other is not slot):
-            abort_handlers(slot)
-            logger.error(
-                "connection %d of %d is lost (%s); what was in flight on it is sent again on the"
-                " others",
-                slot.number + 1,
-                len(self.slots),
-                reason,
-            )
-        self.mark_ended(slot, error)
+            self.reconnector.handle_loss(slot, error)
 
     def mark_ended(self, slot: ConnectionSlot, error: BaseException | None) -> None:
         """Record the end of a connection; the last one ends the mount."""
@@ -368,14 +249,6 @@ class ConnectionGroup:
             self._state.mark_disconnected()
         if all(slot.ended for slot in slots):
             self._state.mark_stream_ended()
-
-
-def abort_handlers(slot: ConnectionSlot) -> None:
-    """Cancel the handlers of a lost connection, whose requests the kernel sends again.
-
-    What they store late could undo what is stored then.
-    """
-    slot.connection.abort()
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:

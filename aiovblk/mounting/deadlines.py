@@ -65,32 +65,8 @@ async def wait_thread(seconds: float, step: futures.Future[T]) -> T:
     future = _consume_exception(asyncio.wrap_future(step))
     await asyncio.wait([future], timeout=seconds)
     if not future.done():
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
+        raise _timeout_error(seconds)
     return future.result()
-
-
-async def wait_for_task(seconds: float, step: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine with a timeout of ``seconds``; cancel it after that.
-
-    For use in a :class:`~aiovblk.aio.tasks.GracefulTask`: asyncio.timeout would cancel that task,
-    which refuses.
-
-    Raises:
-        TimeoutError: it was not done in time. It has been cancelled; if it does not end within
-            ``seconds`` after that, it is left to itself.
-
-    """
-    task = asyncio.ensure_future(step)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-    except BaseException:
-        task.cancel()
-        raise
-    if not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=seconds)
-        raise TimeoutError(errno.ETIMEDOUT, f"not done in {seconds:g} s")
-    return task.result()
 
 
 class StoppableSteps:
@@ -105,11 +81,6 @@ class StoppableSteps:
     def __init__(self, stop_requested: asyncio.Future[None], unmount_timeout: float) -> None:
         self.stop_requested = stop_requested
         self._unmount_timeout = unmount_timeout
-
-    def check_not_stopped(self) -> None:
-        """Raise :exc:`StoppedError` if the mount is to be unmounted."""
-        if self.stop_requested.done():
-            raise StoppedError
 
     async def run(self, step: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine that may never end, since a worker or a device factory has to answer.
@@ -153,26 +124,21 @@ class StoppableSteps:
         if timeout_after_stop is None:
             timeout_after_stop = self._unmount_timeout
         step = run_in_daemon_thread(function)
-        try:
-            return await self._wait_thread(seconds, step, timeout_after_stop)
-        except (TimeoutError, StoppedError):
-            if undo is not None:
-                step.add_done_callback(partial(_undo, undo))
-            raise
-
-    async def _wait_thread(
-        self, seconds: float, step: futures.Future[T], timeout_after_stop: float
-    ) -> T:
         future = _consume_exception(asyncio.wrap_future(step))
         steps: list[asyncio.Future[Any]] = [future, self.stop_requested]
         await asyncio.wait(steps, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done() and self.stop_requested.done():
+        is_stopped = self.stop_requested.done()
+        if is_stopped and not future.done():
             await asyncio.wait([future], timeout=timeout_after_stop)
-            if not future.done():
-                raise StoppedError
-        if not future.done():
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
-        return future.result()
+        if future.done():
+            return future.result()
+        if undo is not None:
+            step.add_done_callback(partial(_undo, undo))
+        raise StoppedError if is_stopped else _timeout_error(seconds)
+
+
+def _timeout_error(seconds: float) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"no answer in {seconds:g} s")
 
 
 def _undo(undo: Callable[[T], object], step: futures.Future[T]) -> None:

@@ -6,17 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-from typing import Any
 
-from ..arguments import check_count
 from ..device import BlockDevice
 from ..dispatch import Stats
-from ..errors import AttachError, Error
-from ..events import EventStream, Resized
+from ..events import EventStream
 from .lifecycle import MountLifecycle
-from .resizing import ResizeSequence
+from .resizing import resize
 
 
 class Mount:
@@ -88,7 +83,7 @@ class Mount:
         lifecycle = self._lifecycle
         state = lifecycle.state
         if state.handover_requested.done():
-            await self._wait_handed_over()
+            await lifecycle.handover.wait_handed_over(lifecycle.task)
         if lifecycle.task.done():
             pass  # another process may have the device by now
         elif force and state.stop_requested.done():
@@ -117,19 +112,7 @@ class Mount:
         Cancellation: the device is left all the same.
 
         """
-        lifecycle = self._lifecycle
-        lifecycle.handover.check_supported()
-        lifecycle.state.request_handover()
-        if reason := await self._wait_handed_over():
-            raise Error(reason)
-        lifecycle.task.result()
-
-    async def _wait_handed_over(self) -> str | None:
-        """Wait until the device is handed over, or the mount has ended; a reason if it is not."""
-        refused = self._lifecycle.state.handover_refused
-        steps: list[asyncio.Future[Any]] = [self._lifecycle.task, refused]
-        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-        return refused.result() if refused.done() else None
+        await self._lifecycle.handover.detach(self._lifecycle.task)
 
     async def wait(self) -> None:
         """Wait until the device is unmounted, by this process or another, or is handed over.
@@ -168,7 +151,7 @@ class Mount:
             force: shrink although something that is in use is cut.
 
         Raises:
-            ValueError: out of range.
+            ValueError: out of range, or the device cannot grow so far.
             DeviceBusyError: a file system, swap, another device or a program has the device, or a
                 partition that ends beyond the new size, for itself. Nothing has been changed.
                 Mere readers and writers do not count.
@@ -182,20 +165,4 @@ class Mount:
         Cancellation: the device may have either size; resize it again.
 
         """
-        lifecycle = self._lifecycle
-        state = lifecycle.state
-        check_count("blocks", blocks)
-        new_size = blocks * self.device.block_size
-        if blocks < 1 or new_size > 2**63 - os.sysconf("SC_PAGE_SIZE"):
-            raise ValueError(f"a device cannot have {blocks} blocks")
-        async with lifecycle.claiming:
-            if state.stop_requested.done() or state.handover_requested.done():
-                raise AttachError(errno.ENODEV, "the device is unmounted", self.path)
-            resizing = ResizeSequence(
-                self.device,
-                lifecycle.connections,
-                lifecycle.attachment,
-                lifecycle.options.unmount_timeout,
-            )
-            await resizing.run(blocks, force=force)
-            state.broadcaster.publish(Resized(new_size))
+        await resize(self._lifecycle, blocks, force=force)

@@ -14,7 +14,8 @@ An unmount that loses nothing, each step while everything that later steps need 
 A disconnect by another program (``nbd-client -d``, an ioctl) enters at step 2, a lost connection at
 step 4. Each wait ends when the kernel has been without an answer for too long, or when it is
 forced; then the socket is closed first, since that is what frees everything that hangs. No step is
-ever skipped but those that the one before made pointless.
+ever skipped but those that the one before made pointless. ``unmount_failures.py`` has what follows
+when a step fails.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from .. import kernel
 from ..device import BlockDevice
-from ..dispatch import format_exception, is_bug
+from ..errors import Error
 from .connections import ConnectionGroup
 from .deadlines import KERNEL_TIMEOUT, run_in_thread, start_thread, wait_thread
 from .state import MountState
+from .unmount_failures import (
+    RELEASE_TIMEOUT,
+    AbortedError,
+    abort_connections,
+    explain_lost_data,
+    force_release,
+    log_handler_failure,
+    unmount_error,
+    warn_of_users,
+)
 
 logger = logging.getLogger("aiovblk")
-
-RELEASE_TIMEOUT = 0.5
-"""Seconds to wait for others to close a device that is detached."""
 
 
 class UnmountSequence:
@@ -48,10 +57,6 @@ class UnmountSequence:
         state: of the mount.
         timeout: seconds for which the kernel may be left without an answer.
 
-    Attributes:
-        lost: whether the connection broke before the unmount began.
-        failures: what went wrong, in words.
-
     """
 
     def __init__(
@@ -62,36 +67,41 @@ class UnmountSequence:
         state: MountState,
         timeout: float,
     ) -> None:
-        self.lost = False
-        self.failures: list[str] = []
+        self._lost = False  # whether the connection broke before the unmount began
+        self._failures: list[str] = []  # what went wrong, in words
         self._device = device
         self._connections = connections
         self._attachment = attachment
         self._state = state
         self._timeout = timeout
+        self._log_failure = partial(log_handler_failure, attachment.path, device)
         self._loop = asyncio.get_running_loop()
         self._start = self._loop.time()
 
-    async def run(self) -> None:
-        """Unmount, gracefully while that goes, by force when it does not; never raises."""
+    async def run(self) -> Error | None:
+        """Unmount, gracefully while that goes, by force when it does not; never raises.
+
+        Returns:
+            What went wrong; None if nothing is lost.
+
+        """
         await self._run_or_abort(self._unmount_in_order())
         await self._release_device()
         # None is left when all went in order. The kernel has what it needs; these may still store.
         await self._run_or_abort(self._wait_answering(self._connections.drained()))
         for handler in (self._device.flush, self._device.unmount):
             await self._call_final_handler(handler)
+        return unmount_error(
+            self._attachment, self._connections, lost=self._lost, failures=self._failures
+        )
 
     async def _run_or_abort(self, steps: Coroutine[Any, Any, None]) -> None:
         try:
             await steps
-        except _AbortedError as exc:
-            if str(exc) not in self.failures:
-                self.failures.append(str(exc))
-            # A resize that waits in the kernel for an answer (it freezes the queue) keeps
-            # NBD_CLEAR_SOCK and netlink waiting too, and closing is no answer.
-            self._connections.fail_running()
-            await asyncio.wait([self._connections.drained()], timeout=RELEASE_TIMEOUT)
-            self._connections.abort()
+        except AbortedError as exc:
+            if str(exc) not in self._failures:
+                self._failures.append(str(exc))
+            await abort_connections(self._connections)
 
     async def _unmount_in_order(self) -> None:
         # Each wait also ends when the attachment does: nothing here can be done after that.
@@ -99,11 +109,11 @@ class UnmountSequence:
         if ended.done():
             # The stream may hold a DISC that has not been read yet.
             await wait(state.stream_ended)
-        self.lost = state.stream_ended.done() and not state.disconnected.done()
+        self._lost = state.stream_ended.done() and not state.disconnected.done()
         if not state.stream_ended.done():
             await self._write_back()
         if not state.stream_ended.done() and not state.disconnected.done():
-            self._connections.stop_reconnecting()
+            self._connections.reconnector.stop()
             disconnecting = start_thread(self._attachment.disconnect)
             await wait(disconnecting, ended)
             # Refused if the process has given up its privileges: then closing has to do.
@@ -121,56 +131,22 @@ class UnmountSequence:
         syncing = start_thread(self._attachment.sync)
         await self._wait_answering(syncing, state.attachment_ended)
         error = syncing.exception() if syncing.done() else None
-        if syncing.done() and error is None:
-            return
-        if from_outside or state.attachment_ended.done():
-            # A disconnect by ioctl leaves the connection open; one by netlink shuts it after DISC,
-            # and then a sync fails whether there was anything to write or not.
-            await asyncio.wait([state.stream_ended], timeout=RELEASE_TIMEOUT)
-        if state.stream_ended.done():
-            logger.warning(
-                "%s was cut off from outside; what the kernel cached is lost",
-                self._attachment.path,
-            )
-        else:
-            self.failures.append(f"the kernel could not write back all data ({error})")
+        if not syncing.done() or error is not None:
+            failure = await explain_lost_data(self._attachment, state, error, from_outside)
+            self._failures += [failure] if failure else []
 
     async def _release_device(self) -> None:
         """Wait until the kernel has let go, our end of the socket being closed."""
         attachment = self._attachment
-        for step in (
-            attachment.disconnect_kernel,
-            attachment.clear_socket,
-            attachment.force_disconnect,
+        if not (
+            await _release_by(attachment, attachment.disconnect_kernel)
+            or await force_release(attachment, _release_by)
         ):
-            try:
-                if step != attachment.disconnect_kernel:
-                    logger.warning(
-                        "%s: the kernel does not let go; trying %s()",
-                        attachment.path,
-                        step.__name__,
-                    )
-                await run_in_thread(KERNEL_TIMEOUT, step)
-                await wait_thread(KERNEL_TIMEOUT, attachment.ended)
-                await run_in_thread(KERNEL_TIMEOUT, attachment.close)
-                break
-            except OSError as exc:
-                logger.debug("%s: %s", attachment.path, exc)
-        else:
-            self.failures.append("the kernel does not let go of it; see its log")
+            self._failures.append("the kernel does not let go of it; see its log")
             return
         with suppress(TimeoutError):
-            await self._warn_who_holds_the_index()
-
-    async def _warn_who_holds_the_index(self) -> None:
-        attachment = self._attachment
-        if not await run_in_thread(KERNEL_TIMEOUT, attachment.wait_until_free, RELEASE_TIMEOUT):
-            holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, attachment.index)
-            logger.warning(
-                "%s is unmounted, but cannot be mounted again while it is in use: %s",
-                attachment.path,
-                ", ".join(holders) or "by a process that cannot be seen",
-            )
+            if not await run_in_thread(KERNEL_TIMEOUT, attachment.wait_until_free, RELEASE_TIMEOUT):
+                await warn_of_users(attachment)
 
     async def _call_final_handler(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._start = self._loop.time()
@@ -181,28 +157,17 @@ class UnmountSequence:
             await asyncio.sleep(0)
             try:
                 await self._wait_answering(task)
-            except _AbortedError as exc:
+            except AbortedError as exc:
                 task.cancel()
                 await asyncio.wait([task], timeout=KERNEL_TIMEOUT)
-                self._record_failure(handler, exc)
+                self._failures.append(self._log_failure(handler, exc))
                 return
             if not (task.cancelled() and task.cancelling()):
                 break
             # The end of the event loop cancels all tasks; this one must be done all the same.
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            self._record_failure(handler, error)
-
-    def _record_failure(self, handler: Callable[..., Any], error: BaseException) -> None:
-        shows_bug = not isinstance(error, _AbortedError) and is_bug(error, self._device)
-        logger.error(
-            "%s: %s() failed: %s",
-            self._attachment.path,
-            handler.__qualname__,
-            format_exception(error),
-            exc_info=error if shows_bug else None,
-        )
-        self.failures.append(f"its {handler.__name__}() failed: {error!r}")
+            self._failures.append(self._log_failure(handler, error))
 
     async def _wait_answering(self, *steps: asyncio.Future[Any]) -> None:
         """Wait until one of these is done, for as long as the kernel gets its answers.
@@ -210,16 +175,16 @@ class UnmountSequence:
         The deadline moves on with each answer: see :meth:`ConnectionGroup.unanswered_since`.
 
         Raises:
-            _AbortedError: the kernel gets no answers, or the unmount is forced.
+            AbortedError: the kernel gets no answers, or the unmount is forced.
 
         """
         while not any(step.done() for step in steps):
             since = max(self._start, self._connections.unanswered_since())
             seconds = since + self._timeout - self._loop.time()
             if self._state.force_requested.done():
-                raise _AbortedError("it was forced; what was not written yet is lost")
+                raise AbortedError("it was forced; what was not written yet is lost")
             if seconds <= 0:
-                raise _AbortedError(f"nothing was answered for {self._timeout:g} s")
+                raise AbortedError(f"nothing was answered for {self._timeout:g} s")
             await asyncio.wait(
                 [*steps, self._state.force_requested],
                 timeout=seconds,
@@ -227,5 +192,13 @@ class UnmountSequence:
             )
 
 
-class _AbortedError(Exception):
-    """A wait of an unmount has ended by its deadline, or by force."""
+async def _release_by(attachment: kernel.Attachment, step: Callable[[], None]) -> bool:
+    """Take one step to have the kernel let go, and close the device; False if it had no effect."""
+    try:
+        await run_in_thread(KERNEL_TIMEOUT, step)
+        await wait_thread(KERNEL_TIMEOUT, attachment.ended)
+        await run_in_thread(KERNEL_TIMEOUT, attachment.close)
+    except OSError as exc:
+        logger.debug("%s: %s", attachment.path, exc)
+        return False
+    return True

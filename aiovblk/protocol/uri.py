@@ -136,7 +136,11 @@ def _export(parts: SplitResult) -> str:
 
 
 def _address(parts: SplitResult) -> tuple[str, int]:
-    host, port = unquote(parts.hostname or ""), parts.port
+    host = unquote(parts.hostname or "")
+    try:
+        port = parts.port
+    except ValueError:  # whose message has what stands there: a part of a password, perhaps
+        raise ValueError("its port must be a number from 0 to 65535") from None
     if parts.scheme.endswith("+unix") and (host or port is not None):
         raise ValueError(f"a Unix socket has no host; write {parts.scheme}:///{host}?socket=PATH")
     return host or URI().host, DEFAULT_PORT if port is None else port

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..aio.tasks import GracefulTask
 from ..arguments import MAX_BLOCK_SIZE
-from ..contract import check_device, check_handlers, defining_class
-from ..device import BlockDevice, DeviceFactory, can, check_instance, make_device
+from ..contract import check_device, check_handlers, check_instance, defining_class
+from ..device import BlockDevice, DeviceFactory, can, make_device
 from ..dispatch import format_exception, is_bug, transmission_flags
 from ..protocol import MAX_STRING, ExportInfo, TransmissionFlag
 from ..unaligned import UnalignedAdapter

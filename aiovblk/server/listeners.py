@@ -41,9 +41,15 @@ class SocketFile:
         self._identity = self._inode()
 
     def remove(self) -> None:
-        """Remove the file, unless another process has replaced it. No-op: removed already."""
+        """Remove the file, unless another process has replaced it. No-op: removed already.
+
+        One that this process may not remove, since it has given up its privileges, stays.
+        """
         if self._identity is not None and self._inode() == self._identity:
-            os.unlink(self._name)
+            try:
+                os.unlink(self._name)
+            except PermissionError:
+                logger.info("%s stays: its directory cannot be written to any more", self._name)
         self._identity = None
 
     def _inode(self) -> tuple[int, int] | None:
@@ -248,7 +254,10 @@ def uri(sock: socket.socket, name: str, *, tls: bool) -> str:
     """Return the NBD URI of an export on a listening socket."""
     address = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return str(URI(export=name, socket=os.fsdecode(address), tls=tls))
+        path = os.fsdecode(address)
+        # Absolute: clients are in other directories. (An abstract name is no path.)
+        path = path if path.startswith("\0") else os.path.abspath(path)
+        return str(URI(export=name, socket=path, tls=tls))
     return str(URI(export=name, host=address[0], port=address[1], tls=tls))
 
 

@@ -14,6 +14,7 @@ from .mirror import Mirror
 from .objects import ObjectStoreDevice
 from .overlay import Overlay
 from .partition import Partition
+from .ratelimited import Rate, RateLimited
 from .readonly import ReadOnly
 from .retry import Retry
 from .shared import Shared
@@ -33,6 +34,8 @@ __all__ = [
     "ObjectStoreDevice",
     "Overlay",
     "Partition",
+    "Rate",
+    "RateLimited",
     "ReadOnly",
     "Retry",
     "Shared",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arguments import check_block_size
-from ..device import BlockDevice, Extent, Operation, can
+from ..device import BlockDevice, Extent
 from ..unaligned import UnalignedAdapter
 from .extents import in_whole_blocks
 from .layer import Layer
@@ -14,8 +14,8 @@ from .layer import Layer
 class BlockSize(Layer):
     """Gives a device blocks of another size: for instance 512-byte sectors on one of 4096.
 
-    Larger blocks cost nothing. Smaller ones are served by read-modify-write of the blocks of
-    ``inner``; requests that are aligned to those pass unchanged.
+    Larger blocks cost one call for each request. Smaller ones are served by read-modify-write of
+    the blocks of ``inner``; requests that are aligned to those pass unchanged.
 
     Durability: that of ``inner``. A write of a part of an inner block writes the whole block again.
     A crash may leave a larger block written in part, as it may with several blocks of ``inner``.
@@ -45,8 +45,6 @@ class BlockSize(Layer):
         if block_size < inner.block_size:
             self._parts = UnalignedAdapter(inner)
             self.multi_conn = inner.multi_conn and inner.read_only
-        else:
-            self._pass_by()
 
     @property
     def blocks(self) -> int:
@@ -88,12 +86,3 @@ class BlockSize(Layer):
     async def cache(self, offset: int, length: int) -> None:
         """Forward the hint to ``inner``."""
         await self._parts.cache(offset, length)
-
-    def _pass_by(self) -> None:
-        """Call the handlers of ``inner`` directly: larger blocks are always aligned to its own."""
-        for name in _HANDLERS:
-            if can(self.inner, name):
-                setattr(self, name, getattr(self.inner, name))
-
-
-_HANDLERS: tuple[Operation, ...] = ("read", "write", "flush", "trim", "write_zeroes", "cache")

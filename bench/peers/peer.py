@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cases import Backend, Case
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from ..pythons import ROOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,8 @@ class Peer:
         probe: a command that succeeds where the server can be had.
         package: what to install otherwise.
         connections: how many it can serve at once.
+        tree: the checkout whose aiovblk it is, if it is one.
+        is_main: whether it is asked everything; otherwise only what is for all.
 
     """
 
@@ -33,10 +34,14 @@ class Peer:
     probe: tuple[str, ...]
     package: str
     connections: int = 16
+    tree: Path = ROOT
+    is_main: bool = False
 
     def can(self, case: Case) -> bool:
         """Whether it makes sense to ask this of it."""
-        return case.backend in self.commands and case.connections <= self.connections
+        if case.backend not in self.commands or case.connections > self.connections:
+            return False
+        return self.is_main or case.is_for_all
 
     def is_there(self) -> bool:
         """Whether this machine has it."""
@@ -56,6 +61,7 @@ class AttachedPeer:
         attach: a command that attaches ``{device}`` to ``{directory}/socket``, where the server
             only listens.
         detach: the command to detach it, where it is not enough to end the server.
+        tree: the checkout whose aiovblk it is, if it is one.
 
     """
 
@@ -65,6 +71,7 @@ class AttachedPeer:
     package: str
     attach: tuple[str, ...] | None = None
     detach: tuple[str, ...] | None = None
+    tree: Path = ROOT
 
     def can(self, case: Case) -> bool:
         """Whether it makes sense to ask this of it."""

@@ -18,7 +18,7 @@ class Plain(aiovblk.BlockDevice):
     def __init__(self) -> None:
         self.memory = bytearray(self.size)
 
-    async def read(self, offset: int, length: int) -> memoryview:
+    async def read(self, offset: int, length: int) -> memoryview | bytes | bytearray:
         """Give a view; the library copies it."""
         return memoryview(self.memory)[offset : offset + length]
 
@@ -27,10 +27,26 @@ class Plain(aiovblk.BlockDevice):
         self.memory[offset : offset + len(data)] = data
 
 
+class Copying(Plain):
+    """Reads are copies, as of somebody who does not know that a view will do."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Copy out of memory."""
+        return bytes(memoryview(self.memory)[offset : offset + length])
+
+
+class Slicing(Plain):
+    """The same, as it is written most easily: each read is a new bytearray."""
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        """Copy out of memory."""
+        return self.memory[offset : offset + length]
+
+
 class Slow(Plain):
     """The same, behind something that takes a millisecond to answer."""
 
-    async def read(self, offset: int, length: int) -> memoryview:
+    async def read(self, offset: int, length: int) -> memoryview | bytes | bytearray:
         """Wait, then read."""
         await asyncio.sleep(DELAY)
         return await super().read(offset, length)

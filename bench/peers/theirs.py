@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..cases import DELAY, SIZE, Backend
+from ..pythons import ROOT
 from .peer import AttachedPeer, Peer
 
 NBDKIT = ("nbdkit", "-f", "-U", "{directory}/socket")
-PLUGIN = "bench/peers/nbdkit_plugin.py"
+PLUGIN = str(ROOT / "bench" / "peers" / "nbdkit_plugin.py")
 MILLISECONDS = f"{DELAY * 1000:g}ms"
 
 
@@ -53,6 +54,7 @@ def nbdkit_memory() -> Peer:
         },
         probe=("nbdkit", "--dump-plugin", "memory"),
         package="nbdkit",
+        is_main=True,
     )
 
 

@@ -17,6 +17,7 @@ import uvloop
 from aiovblk.kernel import attaching, sysfs
 
 from .programs import ForkServer
+from .stacked_devices import stacking_modules as stacking_modules
 from .support import fork_servers, stuck_tasks
 
 gc.disable()  # until all is collected

@@ -66,7 +66,7 @@ def _prepare() -> None:
     for name in LATER:
         import_module(name)
     cli: Any = sys.modules["aiovblk.cli"]
-    cli._parser()
+    cli.make_parser()
     asyncio.run(asyncio.sleep(0))
     gc.collect()
     gc.freeze()  # or each fork would copy the memory of all objects when it collects

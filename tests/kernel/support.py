@@ -16,7 +16,7 @@ from pathlib import Path
 from anyio.abc import TaskStatus
 
 from aiovblk import Mount, mount
-from aiovblk.kernel.status import wait_until_free
+from aiovblk.kernel.sysfs import wait_until_free
 from aiovblk.storage import MemoryDevice
 
 from .programs import Fork, ForkServer

@@ -216,6 +216,39 @@ async def test_unmount_of_a_mounted_file_system_is_refused_then_forced(
         await sh(f"umount {point} && fsck.ext4 -fn {image}")
 
 
+async def test_second_signal_forces_the_unmount_and_tells_what_keeps_the_index(
+    image: Path, tmp_path: Path
+) -> None:
+    async with (
+        command(f"{DEVICES}:Image", IMAGE=str(image)) as running,
+        file_system(running.path, tmp_path) as point,
+    ):
+        running.process.send_signal(signal.SIGTERM)
+        assert "still serving; signal again to force" in await running.line()
+        assert await running.end(signal.SIGTERM) == 1
+        assert f"its index stays taken until its file system is unmounted (`umount {point}`" in (
+            await running.rest()
+        )
+    assert await becomes_free(running.path)
+
+
+async def test_resize_of_a_mounted_file_extends_the_file(image: Path, tmp_path: Path) -> None:
+    async with (
+        command(f"file:{image}") as running,
+        file_system(running.path, tmp_path) as point,
+    ):
+        assert await aiovblk("resize", running.path, "+16M") == Done(0, "")
+        assert image.stat().st_size == 32 * MIB
+        await sh(f"resize2fs -q {running.path}")
+        await store(point)
+        info = json.loads((await aiovblk("info", running.path, "--json")).output)
+        assert (info["size"], info["kind"]) == (32 * MIB, "attached device")
+        refused = await aiovblk("resize", running.path, "1M", "--shrink")
+        assert_refused(refused, running.path, f"mounted at {point}")
+        assert (await aiovblk("resize", running.path, "1M")).status == 2
+        assert await stored(point)
+
+
 UNMOUNT = """
 import sys
 from aiovblk import kernel

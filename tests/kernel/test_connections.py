@@ -184,8 +184,9 @@ async def test_every_connection_is_received_by_where_threads_start_late(
         ("attaching", "ATTACH_TIMEOUT"),
         ("lifecycle", "ATTACH_TIMEOUT"),
         ("recovery.receive_threads", "KERNEL_TIMEOUT"),
-        ("recovery.reconnect", "KERNEL_TIMEOUT"),
+        ("recovery.replacement", "KERNEL_TIMEOUT"),
         ("unmounting", "KERNEL_TIMEOUT"),
+        ("unmount_failures", "KERNEL_TIMEOUT"),
     }:
         monkeypatch.setattr(sys.modules[f"aiovblk.mounting.{module}"], name, PATIENCE)
     disk = Disk()

@@ -114,6 +114,13 @@ async def test_service_and_disk_end_at_ctrl_c() -> None:
         assert await running.rest() == "disk unmounted\n"
 
 
+async def test_service_and_disk_end_at_sigterm() -> None:
+    async with service() as (running, _):
+        await leave_dirty_pages(running.path)
+        assert await running.end(signal.SIGTERM) == 0
+        assert await running.rest() == "disk unmounted\nservice ended\n"
+
+
 async def test_service_ends_when_its_disk_is_unmounted_from_outside() -> None:
     async with service() as (running, port):
         await leave_dirty_pages(running.path)

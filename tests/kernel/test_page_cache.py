@@ -10,13 +10,16 @@ import pytest
 import aiovblk
 from aiovblk.kernel import sysfs
 
+from .stacked_devices import mapped
 from .support import Disk, becomes_true, command, pattern, pread, pwrite, sh
-from .test_users import mapped, modules
 
 # Processes that are started, and the kernel: which loop runs makes little difference.
-pytestmark = [pytest.mark.one_loop, pytest.mark.newest_python, pytest.mark.deadline(600)]
-
-__all__ = ["modules"]
+pytestmark = [
+    pytest.mark.one_loop,
+    pytest.mark.newest_python,
+    pytest.mark.deadline(600),
+    pytest.mark.usefixtures("stacking_modules"),
+]
 
 SOMETHING, ELSE = pattern(4096, 1), pattern(4096, 2)
 

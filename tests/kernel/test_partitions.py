@@ -55,7 +55,7 @@ async def test_nobody_waits_for_partitions_that_are_not_declared(
     make_table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever waited would outlast this test.
-    monkeypatch.setattr(sys.modules["aiovblk.mounting.lifecycle"], "PARTITIONS_TIMEOUT", 3600.0)
+    monkeypatch.setattr(sys.modules["aiovblk.mounting.partitions"], "PARTITIONS_TIMEOUT", 3600.0)
     disk = Disk()
     async with aiovblk.mounted(disk) as mount:
         await sh(f"{make_table} {mount.path}")

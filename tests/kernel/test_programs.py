@@ -178,7 +178,7 @@ LOOP_DROPPED = """
 import asyncio, gc, sys, warnings
 sys.path.insert(0, {folder!r})
 import aiovblk, devices, uvloop
-from aiovblk.kernel.status import wait_until_free
+from aiovblk.kernel.sysfs import wait_until_free
 warnings.simplefilter("ignore")
 
 async def main():

@@ -53,7 +53,7 @@ async def race(how: str, mode: str, count: int, *paths: str) -> Outcomes:
         output = (await racers.process.stdout.read()).decode()
         assert await racers.end() == 0
     outcomes = Outcomes(output.splitlines())
-    assert outcomes.failed == []
+    assert not outcomes.failed, "\n".join(outcomes.failed)
     assert {*outcomes.got, *outcomes.refused} == set(range(count))
     assert len(outcomes.got) + len(outcomes.refused) == count
     # Those of the killed ones too, as soon as that has been noticed.

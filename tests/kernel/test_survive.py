@@ -17,7 +17,7 @@ from aiovblk import AttachError, DeviceBusyError, Error, Mount
 from aiovblk.device import DeviceFactory
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
-from aiovblk.kernel import locks, status, sysfs
+from aiovblk.kernel import status, sysfs
 
 from ..support.sizes import by_size
 from .support import (
@@ -88,7 +88,7 @@ class Servers:
         await self.start()
 
     def _writes(self) -> int:
-        return sysfs.io_counters(int(self.path.removeprefix("/dev/nbd")))[4]
+        return status.io_counters(int(self.path.removeprefix("/dev/nbd")))[4]
 
 
 @asynccontextmanager
@@ -158,7 +158,7 @@ async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> N
             assert await second.line() == f"mounted {path}"
             assert await second.end() == 0
             await working
-            holder = locks.holder(int(path.removeprefix("/dev/nbd")))
+            holder = status.holder(int(path.removeprefix("/dev/nbd")))
             assert holder is not None
             os.kill(holder[0], signal.SIGTERM)
             assert await second.rest() == ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,38 +11,16 @@ import pytest
 import aiovblk
 from aiovblk import DeviceBusyError
 
+from .stacked_devices import loop_on, mapped
 from .support import MIB, Disk, becomes_true, command, file_system, program, sh, store, stored
 
 # Processes that are started, and the kernel: which loop runs makes little difference.
-pytestmark = [pytest.mark.one_loop, pytest.mark.newest_python, pytest.mark.deadline(600)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    """What these tests take, where the kernel does not load it when it is asked for."""
-    for module in ("loop", "dm-mod", "ext4"):
-        subprocess.run(["modprobe", module], check=False, capture_output=True)
-
-
-@contextlib.asynccontextmanager
-async def loop_on(path: str) -> AsyncIterator[str]:
-    loop = (await sh(f"losetup --find --show {path}")).output.strip()
-    try:
-        yield loop
-    finally:
-        await sh(f"losetup --detach {loop}")
-
-
-@contextlib.asynccontextmanager
-async def mapped(path: str) -> AsyncIterator[str]:
-    sectors = (await sh(f"blockdev --getsz {path}")).output.strip()
-    # Without udev nobody makes the node but dmsetup itself.
-    dmsetup = "DM_DISABLE_UDEV=1 dmsetup"
-    await sh(f"{dmsetup} create above --table '0 {sectors} linear {path} 0' && {dmsetup} mknodes")
-    try:
-        yield "/dev/mapper/above"
-    finally:
-        await sh(f"{dmsetup} remove above")
+pytestmark = [
+    pytest.mark.one_loop,
+    pytest.mark.newest_python,
+    pytest.mark.deadline(600),
+    pytest.mark.usefixtures("stacking_modules"),
+]
 
 
 @pytest.mark.parametrize("on_top", [loop_on, mapped])

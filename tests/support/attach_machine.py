@@ -34,15 +34,12 @@ class FakeAttachment:
         self.lock = lock
         self.closed = False
 
-    def disconnect_kernel(self) -> None:
-        pass
-
     def close(self) -> None:
         self.closed = True
 
-    def wait_until_free(self, seconds: float) -> bool:
+    def undo(self) -> None:
+        self.close()
         os.close(self.lock)
-        return True
 
 
 class AttachMachine:

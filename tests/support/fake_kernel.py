@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from aiovblk import atfork
-from aiovblk.kernel import attaching, ioctl, locks, netlink, netlink_attachment, sysfs
+from aiovblk.kernel import attaching, ioctl, link_dead, locks, monitor, netlink, sysfs
 from aiovblk.kernel.ioctl import Ioctl
 from aiovblk.protocol import Command, TransmissionFlag
 
@@ -322,14 +322,14 @@ def install(kernel: FakeKernel, patch: pytest.MonkeyPatch, folder: Path) -> None
     patch.setattr(sysfs, "index_of_node", lambda path: int(re.sub(r"^/dev/nbd", "", path)))
     patch.setattr(locks, "LOCKS", folder / "locks")
     patch.setattr(attaching, "prefers_netlink", lambda: False)
-    patch.setattr(netlink_attachment, "watchdog", NoWatchdog())
+    patch.setattr(monitor, "watchdog", NoWatchdog())
     for name, replacement in {
         "connect": kernel.connect,
         "reconfigure": kernel.reconfigure,
         "disconnect": kernel.disconnect,
-        "LinkDeadListener": SilentLinkDeadListener,
     }.items():
         patch.setattr(netlink, name, replacement)
+    patch.setattr(link_dead, "LinkDeadListener", SilentLinkDeadListener)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovblk.kernel import sysfs
+from aiovblk.kernel import procfs, sysfs
 
 KERNEL_THREAD = 0x208040
 """The flags of a kernel thread in /proc/PID/stat, PF_KTHREAD among them."""
@@ -137,5 +137,5 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelTree:
     """Put a fake /sys and /proc in the place of the real ones."""
     made = KernelTree(tmp_path)
     monkeypatch.setattr(sysfs, "SYS_BLOCK", made.block)
-    monkeypatch.setattr(sysfs, "PROC", made.proc)
+    monkeypatch.setattr(procfs, "PROC", made.proc)
     return made

@@ -15,9 +15,9 @@ from aiovblk.dispatch import HandlerLimits
 from aiovblk.kernel import NetlinkAttachment
 from aiovblk.mounting.backend import LocalBackend
 from aiovblk.mounting.connections import ConnectionGroup
+from aiovblk.mounting.handover.connections import take_over
 from aiovblk.mounting.handover.endpoint import HandoverResult
 from aiovblk.mounting.handover.release import HandoverRelease
-from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 
 from .dispatch_client import Client
@@ -44,7 +44,6 @@ class Side:
         self.state = MountState()
         self.events = self.state.broadcaster.subscribe()
         self.group = ConnectionGroup(self.state)
-        self.reconnector = Reconnector(self.group, self.state)
         self.clients: list[Client] = []
         self.backend = LocalBackend(
             device,
@@ -60,7 +59,8 @@ class Side:
 
     async def take_over(self, given: HandoverResult) -> None:
         await self.backend.open(self.group)
-        await self.group.take_over(given.connections, partial(self.backend.open_replacement, None))
+        prepare = partial(self.backend.open_replacement, None)
+        await take_over(self.group, given.connections, prepare)
         os.close(given.lock)
         self.group.start()
 

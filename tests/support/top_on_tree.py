@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from aiovblk import cli
-from aiovblk.kernel import sysfs
+from aiovblk.kernel import procfs, sysfs
 
 if __name__ == "__main__":
     root, *options = sys.argv[1:]
     sysfs.SYS_BLOCK = Path(root, "sys/block")
-    sysfs.PROC = Path(root, "proc")
+    procfs.PROC = Path(root, "proc")
     sys.exit(cli.main(["top", *options]))

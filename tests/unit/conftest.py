@@ -7,11 +7,13 @@ from hypothesis import settings
 
 from tests.support.timers import timers
 
+from ..support.child_processes import no_child_is_left
 from ..support.fake_kernel import kernel
 from ..support.kernel_tree import tree
+from ..support.noting_disk import disk
 from ..support.sizes import by_size
 
-__all__ = ["kernel", "timers", "tree"]
+__all__ = ["disk", "kernel", "no_child_is_left", "timers", "tree"]
 
 # The same examples each time: chance has its place in tools/fuzz.
 settings.register_profile(

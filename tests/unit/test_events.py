@@ -33,7 +33,6 @@ from aiovblk.mounting.backend import LocalBackend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection
 from aiovblk.mounting.lifecycle import MountLifecycle
 from aiovblk.mounting.options import MountOptions
-from aiovblk.mounting.recovery.reconnect import Reconnector
 from aiovblk.mounting.state import MountState
 from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import SIMPLE_REPLY, Command, Request, serialize_request
@@ -238,8 +237,7 @@ async def test_connection_that_the_kernel_has_timed_out_is_reconnected_once(
     monkeypatch.setattr(Dispatcher, "oldest_start", property(lambda _: clock() - 60))
     events = MountState()
     listener = events.broadcaster.subscribe()
-    lines = ConnectionGroup(events)
-    reconnector = Reconnector(lines, events, timeout)
+    lines = ConnectionGroup(events, timeout)
     made: list[socket.socket] = []
 
     async def renew(old: KernelConnection, new: KernelConnection) -> socket.socket:
@@ -254,7 +252,7 @@ async def test_connection_that_the_kernel_has_timed_out_is_reconnected_once(
     )
     await served.open(lines)
     [kernel] = await lines.connect()
-    reconnector.open_replacement = renew
+    lines.reconnector.open_replacement = renew
     lines.start()
     kernel.send(serialize_request(Request(0, Command.READ, 1, 0, 4096)))
     assert isinstance(await anext(listener), SlowRequest)

@@ -9,7 +9,6 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,9 @@ import aiovblk
 from aiovblk import BlockDevice, Error
 from aiovblk.aio.coalesce import CoalescedCall
 from aiovblk.dispatch import ConcurrencyLimiter, HandlerLimits
+from aiovblk.mounting.connections import ConnectionGroup
 from aiovblk.mounting.handover.release import HandoverRelease
+from aiovblk.mounting.state import MountState
 from aiovblk.mounting.workers.service import ConnectionService
 from aiovblk.protocol import Command
 from aiovblk.storage import Cache, MemoryDevice, Mirror, Retry
@@ -92,17 +93,6 @@ async def test_panic_of_a_device_factory_refuses_the_client(
 
 @pytest.mark.parametrize("handler", ["flush", "unmount"])
 async def test_panic_during_a_handover_does_not_end_the_server(handler: str) -> None:
-    class Lines:
-        resumed = 0
-
-        async def pause(self) -> None: ...
-
-        def resume(self) -> None:
-            self.resumed += 1
-
-        def detach(self) -> list[Any]:
-            return []
-
     class Link:
         path = "/dev/nbd7"
         left = False
@@ -110,15 +100,15 @@ async def test_panic_during_a_handover_does_not_end_the_server(handler: str) -> 
         def detach(self) -> None:
             self.left = True
 
-    lines, link = Lines(), Link()
-    leaving = HandoverRelease(PanicsAtTheEnd(handler), lines, link, 5)  # type: ignore[arg-type]
+    group, link = ConnectionGroup(MountState()), Link()
+    leaving = HandoverRelease(PanicsAtTheEnd(handler), group, link, 5)  # type: ignore[arg-type]
     if handler == "flush":
         with pytest.raises(Error, match=r"flush\(\) failed: Panic"):
             await leaving.run(None)
-        assert (lines.resumed, link.left) == (1, False)
+        assert (group.paused, link.left) == (False, False)
     else:
         await leaving.run(None)
-        assert (lines.resumed, link.left) == (0, True)
+        assert (group.paused, link.left) == (True, True)
 
 
 async def test_panic_in_a_worker_without_parent_still_unmounts() -> None:

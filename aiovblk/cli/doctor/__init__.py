@@ -7,11 +7,13 @@ yields findings, and a line in :data:`CHECKS`.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from ...threads import run_in_daemon_thread
+from ..options import add_json
+from ..parser import CommandParser
 from . import devices, environment, machine
 from .clean import clean_devices
 from .findings import Finding, Level, as_json, fail, warn
@@ -33,21 +35,26 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
 )
 
 
-def configure(parser: ArgumentParser) -> None:
+def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
+    parser.usage = "%(prog)s [OPTION...]"
     parser.description = (
         "Diagnose problems and suggest fixes: checks the kernel, its driver, device nodes, "
         "privileges, containers, devices whose server is gone, and programs that hang. Prints a "
         "line for each finding: ok, info, warn or fail, and the command that fixes it. Exit status "
         "1 if a check fails."
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    add_json(parser)
     parser.add_argument(
         "--clean",
         action="store_true",
         help="free the devices whose server is gone; ends the programs that have them open",
     )
     parser.add_argument("--dry-run", action="store_true", help="only report what --clean would do")
+    parser.show_examples(
+        ("is everything as it should be?", "aiovblk doctor"),
+        ("what would be cleaned up", "aiovblk doctor --clean --dry-run"),
+    )
     parser.set_defaults(command=run)
 
 

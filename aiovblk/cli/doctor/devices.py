@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...kernel import status, sysfs, users
+from ...kernel import procfs, status, sysfs, users
 from ...kernel.status import DeviceState
 from .findings import Finding, fail, info, ok, warn
 
@@ -91,7 +91,7 @@ def hung_tasks() -> Iterator[Finding]:
 
 def _uninterruptible() -> Iterator[Path]:
     """Yield the tasks in state D (uninterruptible sleep), except threads of the kernel."""
-    for process in sysfs.processes():
+    for process in procfs.processes():
         with suppress(OSError):
             for task in (process / "task").iterdir():
                 fields = (sysfs.read(task / "stat") or "").rpartition(")")[2].split()

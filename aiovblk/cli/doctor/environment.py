@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...kernel import capabilities, sysfs
+from ...kernel import capabilities, procfs, sysfs
 from ...kernel.attachment import SOCKET_BUFFER
 from ...kernel.capabilities import Capability
 from .findings import Finding, fail, info, ok, warn
@@ -38,7 +38,7 @@ def privileges() -> Iterator[Finding]:
 
 
 def _buffers() -> Iterator[Finding]:
-    limit = sysfs.read(sysfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
+    limit = sysfs.read(procfs.PROC / "sys/net/core/wmem_max")  # not in every network namespace
     if (
         limit
         and int(limit) < SOCKET_BUFFER

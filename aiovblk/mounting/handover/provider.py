@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 from ... import kernel
 from ...errors import Error
@@ -48,17 +50,31 @@ class HandoverProvider:
         self._listener: HandoverListener | None = None
         self._requester: HandoverRequester | None = None
 
-    def check_supported(self) -> None:
-        """Refuse to leave a device that could not wait for another server.
+    async def detach(self, task: asyncio.Task[None]) -> None:
+        """Have the device left attached, for another server, and wait until the mount has ended.
+
+        Args:
+            task: the task that runs the mount.
 
         Raises:
-            Error: it was mounted without ``survive``, or has ``workers``.
+            Error: as for :meth:`.Mount.detach`.
 
         """
         if not self._survive:
             raise Error("a device that is to outlive its server has to be mounted with survive=")
-        if not self._connections.can_hand_over:
+        if not self._connections.are_local:
             raise Error(HANDOVER_UNSUPPORTED)
+        self._state.request_handover()
+        if reason := await self.wait_handed_over(task):
+            raise Error(reason)
+        task.result()
+
+    async def wait_handed_over(self, task: asyncio.Task[None]) -> str | None:
+        """Wait until the device is handed over, or the mount has ended; a reason if it is not."""
+        refused = self._state.handover_refused
+        steps: list[asyncio.Future[Any]] = [task, refused]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        return refused.result() if refused.done() else None
 
     def listen(self, index: int, path: str) -> None:
         """Listen for successors, even where they can only be refused, with the reason.
@@ -110,7 +126,7 @@ class HandoverProvider:
         served = HandoverRequest(self._identity or "", HandoverGeometry.of(self._backend.device))
         if wanted not in (served, replace(served, geometry=None)):
             requester.refuse(f"it serves {served}, which is not {wanted}")
-        elif not self._connections.can_hand_over:
+        elif not self._connections.are_local:
             requester.refuse(HANDOVER_UNSUPPORTED)
         elif self._requester is not None or self._state.stop_requested.done():
             requester.refuse("it is being handed over or unmounted")

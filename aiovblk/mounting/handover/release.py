@@ -12,10 +12,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ... import kernel
+from ...aio.tasks import wait_for_task
 from ...device import BlockDevice
 from ...errors import Error
 from ..connections import ConnectionGroup, close_all
-from ..deadlines import KERNEL_TIMEOUT, run_in_thread, wait_for_task
+from ..deadlines import KERNEL_TIMEOUT, run_in_thread
+from .connections import detach, pause, resume
 from .endpoint import HandoverGeometry, HandoverRequester
 
 logger = logging.getLogger("aiovblk")
@@ -59,11 +61,11 @@ class HandoverRelease:
             if requester is not None and not requester.is_connected():
                 raise Error("the process that asked for it has not waited")
         except BaseException:
-            self._connections.resume()
+            resume(self._connections)
             raise
         # From here on there is no way back: the device may release what it has.
         await self._close_device()
-        sockets = self._connections.detach()
+        sockets = detach(self._connections)
         geometry = HandoverGeometry.of(self._device)
         attachment = self._attachment
         if requester is not None and not requester.send(attachment.lock, sockets, geometry):
@@ -77,7 +79,7 @@ class HandoverRelease:
     async def _quiesce(self) -> None:
         """Wait until nothing is in flight, then flush the device."""
         try:
-            await wait_for_task(self._timeout, self._connections.pause())
+            await wait_for_task(self._timeout, pause(self._connections))
         except TimeoutError:
             raise Error(f"its handlers did not end within {self._timeout:g} s") from None
         error = await self._call(self._device.flush)

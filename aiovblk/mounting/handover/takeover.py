@@ -19,8 +19,9 @@ from typing import Any
 from ... import atfork, kernel
 from ...errors import AttachError
 from ..attaching import ATTACH_TIMEOUT, AttachSequence
-from ..deadlines import KERNEL_TIMEOUT, run_in_thread
-from ..recovery.reconnect import replace_all_dead_connections
+from ..deadlines import KERNEL_TIMEOUT, StoppedError, run_in_thread
+from ..recovery.replacement import replace_all_dead_connections
+from .connections import take_over
 from .endpoint import HandoverGeometry, HandoverRequest, HandoverResult, request_handover
 
 logger = logging.getLogger("aiovblk")
@@ -114,7 +115,7 @@ class TakeoverSequence:
     ) -> None:
         prepare = partial(self._backend.open_replacement, None)
         try:
-            await self._steps.run(self._connections.take_over(sockets, prepare))
+            await self._steps.run(take_over(self._connections, sockets, prepare))
         except BaseException:
             await run_in_thread(KERNEL_TIMEOUT, attachment.abandon)
             raise
@@ -142,11 +143,12 @@ class TakeoverSequence:
         try:
             given = await asking
         except AttachError:
-            self._steps.check_not_stopped()
+            if self._steps.stop_requested.done():
+                raise StoppedError from None
             raise
-        if given is not None and self._steps.stop_requested.done():
+        if self._steps.stop_requested.done():
             _release_unused(given)
-        self._steps.check_not_stopped()
+            raise StoppedError
         return given
 
 

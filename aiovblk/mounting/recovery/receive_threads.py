@@ -21,14 +21,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ...kernel import Attachment, status
 from ..connections import ConnectionGroup
 from ..deadlines import KERNEL_TIMEOUT, run_in_thread
-
-if TYPE_CHECKING:
-    from .reconnect import Reconnector
 
 logger = logging.getLogger("aiovblk")
 
@@ -39,15 +35,13 @@ POLL = 0.01
 """Seconds between two counts of the kernel's threads."""
 
 
-async def ensure_receiving(
-    attachment: Attachment, connections: ConnectionGroup, reconnector: Reconnector
-) -> None:
+async def ensure_receiving(attachment: Attachment, connections: ConnectionGroup) -> None:
     """Reconnect the connections of a new device if the kernel does not receive by each of them.
 
     By netlink all are reconnected, one by one. By ioctl none can be: those without a receiver are
     closed, and the device works with fewer.
     """
-    each = connections.all()
+    each, reconnector = connections.all(), connections.reconnector
     if len(each) == 1 or await wait_started(attachment.index, len(each)):
         return
     count = await _count(attachment.index)

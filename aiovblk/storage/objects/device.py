@@ -138,6 +138,11 @@ class ObjectStoreDevice(BlockDevice):
         return f"{self._disk} {contents}"
 
     @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk."""
+        return self._chunk_size
+
+    @property
     def blocks(self) -> int:
         """The size in blocks. A new value is stored by the next flush."""
         blocks: int = self._size // self.block_size

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .client import AnyStore, ObjectInfo, ObjectStoreClient
+from .client import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
 from .disk import StoredDisk
 from .journal import Journal, record
 from .keys import CHUNKS, LOG, MANIFEST, MAP, chunk_of, sequence_of
@@ -56,12 +57,17 @@ async def collect_garbage(
     unused = await _unused_chunks(disk, journal)
     unused += await _unused_checkpoints(disk, journal)
     if delete:
-        for first in range(0, len(unused), _BATCH):
-            await disk.objects.delete([each.path for each in unused[first : first + _BATCH]])
+        await delete_objects(disk.objects, unused)
     sizes = [each.size for each in unused]
     if isinstance(disk.objects, ObjectStoreClient):
         sizes += await disk.objects.leftovers(("", LOG, MAP, CHUNKS), delete=delete)
     return Garbage(len(sizes), sum(sizes))
+
+
+async def delete_objects(objects: ObjectStore, listed: Sequence[ObjectInfo]) -> None:
+    """Delete what a list has, in batches and in its order."""
+    for first in range(0, len(listed), _BATCH):
+        await objects.delete([each.path for each in listed[first : first + _BATCH]])
 
 
 async def _unused_chunks(disk: StoredDisk, journal: Journal) -> list[ObjectInfo]:
@@ -116,11 +122,14 @@ async def _release_clones(disk: StoredDisk, journal: Journal) -> None:
     for snapshot in list(journal.state.snapshots.values()):
         for identity, clone in list(snapshot.clones.items()):
             # A clone that is being made has no folder yet, so young ones are kept.
-            if clone.time < time.time() - _DAY and not await _exists(disk, clone.path, identity):
+            if clone.time < time.time() - _DAY and not await clone_exists(
+                disk, clone.path, identity
+            ):
                 await journal.add(record(Kind.RELEASE, disk=identity))
 
 
-async def _exists(disk: StoredDisk, path: str, identity: str) -> bool:
+async def clone_exists(disk: StoredDisk, path: str, identity: str) -> bool:
+    """Return whether a clone is still there, by its folder and its identity."""
     try:
         data = await disk.root.subfolder(path).get(MANIFEST)
     except FileNotFoundError:

@@ -33,7 +33,7 @@ from .manifest import Manifest
 from .records import Kind, Record, read_record
 from .state import DiskState, read_state
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aiovblk")
 
 Check = Callable[[DiskState], object]
 

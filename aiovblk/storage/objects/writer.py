@@ -25,7 +25,7 @@ from .lease import Holder, Lease
 from .records import Kind
 from .write_buffer import ChunkBuffer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aiovblk")
 
 _CHECKPOINT_INTERVAL = 256
 """Records after which a checkpoint is written, so that opening the disk stays quick."""

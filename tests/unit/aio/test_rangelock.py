@@ -54,3 +54,18 @@ async def test_waiter_that_is_cancelled_is_withdrawn() -> None:
             await waiting
         async with ranges.hold(4, 8):
             assert ranges.held(0, 8) == [(0, 4), (4, 8)]
+
+
+async def test_overlapping_ranges_are_held_in_the_order_they_were_asked_for() -> None:
+    ranges, order = RangeLock(), list[str]()
+
+    async def work(name: str, begin: int, end: int) -> None:
+        async with ranges.hold(begin, end):
+            order.append(f"+{name}")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            order.append(f"-{name}")
+
+    await asyncio.gather(work("a", 0, 2), work("b", 1, 3), work("c", 2, 4), work("d", 8, 9))
+    assert order[:2] == ["+a", "+d"]
+    assert [each for each in order if each[1] != "d"] == ["+a", "-a", "+b", "-b", "+c", "-c"]

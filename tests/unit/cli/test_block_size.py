@@ -115,7 +115,8 @@ async def test_device_that_cannot_have_such_blocks_is_unmounted() -> None:
 
 
 def layers(cache: int | None = None, overlay: str | None = None) -> Layers:
-    return Layers(overlay, cache, None, "write-through")
+    chosen = [] if cache is None else [f"cache:size={cache}"]
+    return Layers.parse(*chosen, *([] if overlay is None else [f"overlay:path={overlay}"]))
 
 
 async def test_layers_have_the_block_size_of_what_lies_below() -> None:
@@ -139,7 +140,9 @@ async def test_overlay_of_larger_blocks_is_still_opened() -> None:
 
 async def test_cache_knows_the_disk_below_another_block_size() -> None:
     await DiskSpec.parse("folder:disk?size=1M").create()
-    async with open_stack("folder:disk", Layers(None, MIB, "c", "read"), block_size=512) as device:
+    async with open_stack(
+        "folder:disk", Layers.parse("cache:size=1M,path=c,policy=read"), block_size=512
+    ) as device:
         assert isinstance(device, Cache)
         assert isinstance(device.inner, BlockSize)
         disk = device.inner.inner

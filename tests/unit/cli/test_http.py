@@ -36,6 +36,7 @@ def layers(*, overlay: Path | None = None, cache: Path | None = None) -> Layers:
             cache=None if cache is None else 4 << 20,
             cache_path=None if cache is None else str(cache),
             cache_policy=None,
+            layer=None,
             workers=None,
         )
     )
@@ -93,7 +94,7 @@ async def test_workers_are_refused_without_telling_secrets(web: Web) -> None:
         specs=[spec], workers=2, overlay=None, cache=None, cache_path=None,
         cache_policy=None, block_size=None, read_only=True, socket=None, host=None, port=None,
         stdio=False, description="", tls=None, tls_certificates=None, tls_psk_file=None,
-        tls_verify_peer=False,
+        tls_verify_peer=False, layer=None, user=None, group=None, run=None, pidfile=None,
     )  # fmt: skip
     with pytest.raises(SpecError, match="cannot have workers") as caught:
         await serve_until_signal(arguments)

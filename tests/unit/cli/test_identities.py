@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 async def read(spec: str, cache: Path) -> tuple[bytes, bool]:
     """The first byte of a disk, and whether it was in the cache."""
-    async with open_stack(spec, Layers(None, 4 * MIB, str(cache), "write-through")) as device:
+    async with open_stack(spec, Layers.parse(f"cache:size=4M,path={cache}")) as device:
         assert isinstance(device, Cache)
         found = bytes(await device.read(0, 4096))[:1]
         hit = device.stats.hits == 1
@@ -89,7 +89,7 @@ async def test_file_that_others_have_changed_is_another_disk(
 
 async def test_file_that_was_written_through_the_cache_is_the_same_disk(here: Path) -> None:
     (here / "disk.img").write_bytes(b"a" * MIB)
-    layers = Layers(None, 4 * MIB, str(here / "cache"), "write-through")
+    layers = Layers.parse(f"cache:size=4M,path={here / 'cache'}")
     async with open_stack("file:disk.img", layers) as device:
         await device.write(0, memoryview(b"b" * LINE))
         await device.trim(2 * LINE, LINE)
@@ -185,7 +185,7 @@ def test_folder_is_where_it_really_is(here: Path) -> None:
 
 
 async def write_over(spec: str, offset: int = 0) -> None:
-    async with open_stack(spec, Layers("diff", None, None, "write-through")) as device:
+    async with open_stack(spec, Layers.parse("overlay:path=diff")) as device:
         await device.write(offset, memoryview(b"x" * 4096))
         await device.unmount()
 
@@ -286,3 +286,14 @@ async def test_sample_looks_at_the_beginning_and_the_end_of_any_size(size: int) 
     assert len(set(reads)) == len(reads) <= 81
     await device.write(size - 512, memoryview(b"a" * 512))
     assert await sample(device, size) != first
+
+
+async def test_export_with_a_block_size_is_the_same_export_to_a_cache(here: Path) -> None:
+    async with aiovblk.serve(MemoryDevice(MIB), unix="s"):
+        found = set()
+        for query in ("", "&block_size=512"):
+            spec = f"nbd+unix:///?socket={here}/s{query}"
+            device = await load_device(spec)
+            found.add(contents_of(device, spec)())
+            await device.unmount()
+    assert len(found) == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -130,7 +132,12 @@ async def test_special_characters_name_a_folder_of_their_own() -> None:
 def test_snapshot_is_taken_listed_mounted_and_dropped(run: Run, raw: Path) -> None:
     run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
     run("snapshot", "folder:disk", "one+1")
-    assert re.fullmatch(r"one\+1\t\d+-\d+-\d+ \d+:\d+:\d+\t1M\n", run("snapshot", "folder:disk"))
+    header, line = run("snapshot", "folder:disk").splitlines()
+    assert header.split() == ["SNAPSHOT", "TIME", "SIZE", "CLONES"]
+    assert re.fullmatch(r"one\+1 +\d+-\d+-\d+ \d+:\d+:\d+ +1M +-", line)
+    (found,) = json.loads(run("snapshot", "folder:disk", "--json"))
+    assert (found["name"], found["size"], found["clones"]) == ("one+1", MIB, [])
+    assert datetime.fromisoformat(found["time"]).tzinfo is UTC
     Path("zeroes").write_bytes(bytes(MIB))
     run("copy", "file:zeroes", "folder:disk")
     run("copy", "folder:disk?snapshot=one+1", "file:back")
@@ -140,7 +147,8 @@ def test_snapshot_is_taken_listed_mounted_and_dropped(run: Run, raw: Path) -> No
     )
     assert "'a/b' is no name for a snapshot" in run("snapshot", "folder:disk", "a/b", fails=True)
     run("snapshot", "folder:disk", "one+1", "--drop")
-    assert run("snapshot", "folder:disk") == ""
+    assert run("snapshot", "folder:disk") == "SNAPSHOT  TIME  SIZE  CLONES\n"
+    assert json.loads(run("snapshot", "folder:disk", "--json")) == []
     assert "there is no snapshot 'one+1'; there are: none" in run(
         "copy", "folder:disk?snapshot=one+1", "file:other", fails=True
     )
@@ -158,11 +166,25 @@ def test_clone_has_what_the_snapshot_has_and_keeps_it(run: Run, raw: Path) -> No
     run("clone", "folder:disk?snapshot=one", "folder:deep/copy")
     run("copy", "folder:deep/copy", "file:back")
     assert Path("back").read_bytes() == raw.read_bytes()
-    assert ", cloned to" in run("snapshot", "folder:disk")
+    assert run("snapshot", "folder:disk").endswith("deep/copy\n")
     assert "is needed by clones" in run("snapshot", "folder:disk", "one", "--drop", fails=True)
     assert "there is a disk already" in run(
         "clone", "folder:disk?snapshot=one", "folder:deep/copy", fails=True
     )
+
+
+def test_disk_is_deleted_with_its_snapshots_unless_a_clone_needs_one(run: Run, raw: Path) -> None:
+    run("copy", f"file:{raw}", "folder:disk?chunk_size=64K")
+    run("snapshot", "folder:disk", "one")
+    run("clone", "folder:disk?snapshot=one", "folder:copy")
+    assert "needs the snapshot 'one'" in run("delete", "folder:disk", fails=True)
+    assert re.fullmatch(r"deleted \d+ objects, .*\n", run("delete", "folder:copy"))
+    reason = run("delete", "folder:disk?snapshot=one", fails=True)
+    assert "`aiovblk snapshot folder:disk one --drop` drops a snapshot" in reason
+    assert re.fullmatch(r"deleted \d+ objects, 1\..*M\n", run("delete", "folder:disk"))
+    assert "there is no disk in" in run("info", "folder:disk", fails=True)
+    assert "there is no disk in" in run("delete", "folder:disk", fails=True)
+    run("create", "folder:disk?size=1M")
 
 
 @pytest.mark.parametrize("target", ["s3://bucket/copy", "gs://bucket/copy"])
@@ -287,7 +309,9 @@ def test_copy_to_a_disk_of_another_size_than_is_said_is_refused(run: Run, raw: P
 def layers(
     overlay: str | None = None, cache: int | None = None, cache_path: str | None = None
 ) -> Layers:
-    return Layers(overlay, cache, cache_path, "write-through")
+    path = "" if cache_path is None else f",path={cache_path}"
+    chosen = [] if cache is None else [f"cache:size={cache}{path}"]
+    return Layers.parse(*chosen, *([] if overlay is None else [f"overlay:path={overlay}"]))
 
 
 async def test_overlay_leaves_what_lies_below_as_it_is(raw: Path) -> None:
@@ -324,7 +348,7 @@ async def test_cache_file_is_made_used_again_and_refused_with_another_size(raw: 
             assert bytes(await device.read(0, 4096)) == raw.read_bytes()[:4096]
             await device.unmount()
     assert Path("cache").stat().st_size == 4 * MIB
-    with pytest.raises(SpecError, match="cache has 4M, --cache says 8M: name another file"):
+    with pytest.raises(SpecError, match="cache has 4M, and the cache is to have 8M: name another"):
         async with open_stack(spec, layers(cache=8 * MIB, cache_path="cache")):
             pass
     await FileDevice("cache").unmount()  # it is not locked
@@ -373,7 +397,10 @@ def test_cache_path_needs_the_size_of_the_cache(run: Run) -> None:
     assert "cache size missing: add --cache SIZE to --cache-path" in error
 
 
-@pytest.mark.parametrize("option", [["--overlay", "o"], ["--cache", "1M"]])
+@pytest.mark.parametrize(
+    "option", [["--overlay", "o"], ["--cache", "1M"], ["--layer", "limit:rate=1M"]]
+)
 def test_workers_with_layers_are_refused(run: Run, option: list[str]) -> None:
     error = run("serve", "memory:1M", "--port", "0", "--workers", "2", *option, fails=True)
-    assert "no --overlay, no --cache with --workers: each worker would have its own" in error
+    assert " with --workers: each worker would have its own" in error
+    assert f"no {option[0]}" in error

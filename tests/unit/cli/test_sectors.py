@@ -148,6 +148,7 @@ def arguments(**others: Any) -> Namespace:
         "cache": None,
         "cache_path": None,
         "cache_policy": None,
+        "layer": None,
     }
     return Namespace(**given | others)
 

@@ -13,7 +13,7 @@ from aiovblk.cli.errors import SpecError
 from aiovblk.cli.sizes import parse_size
 from aiovblk.cli.spec import ATTRIBUTE, SCHEMES, find_scheme, load_device
 from aiovblk.client import RemoteDevice
-from aiovblk.storage import FileDevice, MemoryDevice
+from aiovblk.storage import FileDevice, Layer, MemoryDevice
 
 # Sizes
 
@@ -215,6 +215,9 @@ def test_schemes_that_copy_can_make() -> None:
 async def test_unmount_closes_the_connections_of_a_loaded_device(tmp_path: Path) -> None:
     async with aiovblk.serve(MemoryDevice(1 << 20), unix=f"{tmp_path}/socket") as server:
         device = await load_device(server.uris[0])
-        assert isinstance(device, RemoteDevice)
+        assert isinstance(device, Layer)
+        remote = device.inner
+        assert isinstance(remote, RemoteDevice)
+        assert repr(device) == repr(remote)
         await device.unmount()
-        assert device.connections == 0
+        assert remote.connections == 0

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from aiovblk.cli import QuotingFormatter, main
+from aiovblk.cli import main
 from aiovblk.cli.doctor.findings import ok
 from aiovblk.cli.list_devices import AttachedDevice, as_table
+from aiovblk.cli.logs import QuotingFormatter
 from aiovblk.kernel import users
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.codec import damaged_error

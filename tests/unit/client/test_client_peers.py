@@ -6,6 +6,7 @@ import asyncio
 import errno
 import re
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,38 @@ async def test_client_certificate_that_a_server_requires_is_an_error_with_a_fix(
             await enter(
                 f"nbds+unix:///?socket={tmp_path}/socket&tls-certificates={tmp_path}/trusted"
             )
+
+
+needs_psk = pytest.mark.skipif(
+    sys.version_info < (3, 13) or not ssl.HAS_PSK,
+    reason="pre-shared keys need Python 3.13 and an OpenSSL that has them",
+)
+
+
+@needs_psk
+@pytest.mark.parametrize("known", ["alice", "bob"])
+async def test_server_with_another_key_or_without_the_user_is_an_error_with_a_hint(
+    known: str, tmp_path: Path
+) -> None:
+    for name, user in (("server", known), ("client", "alice")):
+        (tmp_path / name).write_text(f"{user}:{name.encode().hex() * 8}\n")
+        (tmp_path / name).chmod(0o600)
+    context = tls.psk_server_context(tmp_path / "server")
+    async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
+        with pytest.raises(OSError, match="not know this user, or has another key"):
+            await enter(
+                f"nbds+unix://alice@/?socket={tmp_path}/socket&tls-psk-file={tmp_path}/client"
+            )
+
+
+@needs_psk
+async def test_server_that_wants_a_pre_shared_key_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"alice:{'00' * 32}\n")
+    (tmp_path / "keys").chmod(0o600)
+    context = tls.psk_server_context(tmp_path / "keys")
+    async with serve(MemoryDevice(4096), unix=tmp_path / "socket", tls=context):
+        with pytest.raises(OSError, match=r"pre-shared key: tls-psk-file=FILE|\(tls-psk-file\)"):
+            await enter(f"nbds+unix:///?socket={tmp_path}/socket")
 
 
 # Other protocols

@@ -266,6 +266,7 @@ async def test_layers_of_others_keep_the_contract() -> None:
     await names["test_inverted"]()
     medium = CrashableDisk(1 << 20)
     await check_block_device(lambda: names["Limited"](medium.open(), 3), rounds=20)
+    assert names["limited"].write_limit.bytes == 50e6
 
 
 async def test_disk_in_a_store_is_made_and_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,5 +289,5 @@ def test_no_block_is_left_out() -> None:
     assert len(blocks("docs/network.md")) == 4
     assert len(blocks("docs/observability.md")) == 5
     assert len(blocks("docs/testing.md")) == 2
-    assert len(blocks("docs/layers.md")) == 5
+    assert len(blocks("docs/layers.md")) == 6
     assert len(blocks("docs/object-stores.md")) == 1

@@ -215,3 +215,16 @@ def test_process_that_was_given_the_same_number_is_not_killed(
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *arguments: sent.append(1))
     unmounting.kill_openers(0, lambda what: None)
     assert not sent
+
+
+def test_index_that_another_server_has_attached_since_was_free(machine: Machine) -> None:
+    machine.serve()
+    unmounting.ensure_released(0, "/dev/nbd0")
+
+
+def test_index_that_is_still_held_after_a_forced_unmount_is_an_error(machine: Machine) -> None:
+    machine.serve()
+    machine.disconnect()
+    machine.tree.mount(SERVER, "43:0", "/mnt", "/dev/nbd0")
+    with pytest.raises(DeviceBusyError, match="its index stays taken until its file system is"):
+        unmounting.ensure_released(0, "/dev/nbd0")

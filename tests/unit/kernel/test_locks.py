@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 
 from aiovblk import AttachError
-from aiovblk.kernel import locks
+from aiovblk.kernel import locks, status
 
 from ...support.attach_machine import AttachMachine
 
 
 def test_lock_names_its_owner_once_that_is_written(machine: AttachMachine) -> None:
     machine.tree.process(os.getpid(), "python")
-    assert locks.holder(1) is None
+    assert status.holder(1) is None
     lock = locks.acquire(1)
-    assert locks.holder(1) is None  # it may only find out that the device is taken
+    assert status.holder(1) is None  # it may only find out that the device is taken
     locks.write_owner(lock)
     before = locks.owner_token(lock)
-    assert locks.holder(1) == (os.getpid(), "python")
+    assert status.holder(1) == (os.getpid(), "python")
     locks.write_owner(lock)
     assert locks.owner_token(lock) != before
-    assert locks.server(1) is None  # it is not attached
+    assert status.server(1) is None  # it is not attached
     machine.serve(1, thread=999)
-    assert locks.server(1) == (os.getpid(), "python")
+    assert status.server(1) == (os.getpid(), "python")
     os.close(lock)
-    assert locks.holder(1) is None
-    assert locks.server(1) is None
+    assert status.holder(1) is None
+    assert status.server(1) is None
 
 
 def test_without_a_directory_for_locks_devices_are_attached_nevertheless(

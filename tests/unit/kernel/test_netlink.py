@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from aiovblk.kernel import netlink
+from aiovblk.kernel import link_dead, netlink
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are little-endian")
 
@@ -158,7 +158,7 @@ def test_attribute_of_no_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_attributes_are_padded_to_four_bytes(value: bytes, message: str) -> None:
     assert netlink._attribute(7, value) == bytes.fromhex(message)
-    assert list(netlink._attributes(bytes.fromhex(message) * 2)) == [(7, value)] * 2
+    assert list(netlink.parse_attributes(bytes.fromhex(message) * 2)) == [(7, value)] * 2
 
 
 def test_reason_of_the_kernel_is_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_events_of_dead_connections_name_the_devices(monkeypatch: pytest.MonkeyP
     fake = FakeSocket([family, acknowledged()])
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", fake)
-        listener = netlink.LinkDeadListener()
+        listener = link_dead.LinkDeadListener()
     assert fake.joined == 9
     fake.pending = [bytes.fromhex(death % 5 + reply + death % 7)]
     assert listener.read() == [5, 7]

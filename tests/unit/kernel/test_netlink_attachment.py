@@ -18,8 +18,9 @@ from aiovblk.kernel import (
     netlink,
     netlink_attachment,
 )
+from aiovblk.kernel.monitor import NetlinkMonitorThread
 from aiovblk.kernel.netlink import ClientFlag
-from aiovblk.kernel.netlink_attachment import NetlinkMonitorThread
+from aiovblk.kernel.reconnecting import replace_dead_connection
 
 from ...support.kernel_tree import KernelTree
 
@@ -117,7 +118,7 @@ def test_the_last_close_by_any_user_does_not_disconnect_it(machine: Machine) -> 
 
 
 def test_a_resize_and_a_disconnect_keep_the_node_open_meanwhile(machine: Machine) -> None:
-    machine.attachment.resize(512)
+    machine.attachment.set_size(512)
     machine.attachment.disconnect_kernel()
     assert machine.commands == [("reconfigure", True), ("disconnect", True)]
     assert machine.attachment.ended.result(0) == 0
@@ -145,8 +146,8 @@ def test_a_device_that_is_another_servers_by_now_is_left_alone(machine: Machine)
     steps: list[Callable[[], object]] = [
         machine.attachment.disconnect,
         machine.attachment.clear_socket,
-        lambda: machine.attachment.resize(512),
-        lambda: machine.attachment.replace_dead_connection(0),
+        lambda: machine.attachment.set_size(512),
+        lambda: replace_dead_connection(machine.attachment, 0),
         lambda: machine.attachment.wait_until_live(10),
     ]
     for step in steps:
@@ -167,7 +168,7 @@ def test_a_connection_that_another_servers_device_accepted_is_closed(machine: Ma
 
     machine.is_taken = taken
     with pytest.raises(OSError, match="another process has disconnected"):
-        machine.attachment.replace_dead_connection(0)
+        replace_dead_connection(machine.attachment, 0)
 
 
 def test_a_detached_device_is_not_waited_for(machine: Machine) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError
-from aiovblk.kernel import AttachConfig, attaching, locks, netlink, orphans, sysfs
+from aiovblk.kernel import AttachConfig, attaching, locks, netlink, orphans, status, sysfs
 
 from ...support.attach_machine import CONFIG
 from ...support.kernel_tree import KernelTree
@@ -75,7 +75,7 @@ def test_process_that_finds_a_device_taken_is_not_named_as_its_server(machine: M
 
 def test_another_that_finds_it_taken_is_not_named_either(machine: Machine) -> None:
     lock = locks.acquire(1)  # it is just looking
-    assert locks.server(1) is None
+    assert status.server(1) is None
     with pytest.raises(DeviceBusyError, match="just being attached or detached"):
         attaching.lock_index(1, "/dev/nbd1")
     os.close(lock)

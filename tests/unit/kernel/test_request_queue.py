@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.errors import AttachError
-from aiovblk.kernel import AttachConfig, request_queue, sysfs
+from aiovblk.kernel import AttachConfig, request_queue, resizing
 from aiovblk.kernel.attachment import Attachment
 
 from ...support.kernel_tree import KernelTree
@@ -50,7 +50,7 @@ def test_a_refused_value_is_reported_with_the_choices(
     def refuse(index: int, name: str, value: str) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
+    monkeypatch.setattr(request_queue, "_write", refuse)
     with pytest.raises(AttachError, match="refuses scheduler=bfq; it knows mq-deadline, kyber, no"):
         request_queue.apply(3, {}, scheduler="bfq")
     with pytest.raises(AttachError, match=r"refuses max_sectors_kb=4$"):
@@ -62,7 +62,7 @@ class Resized(Attachment):
 
     blocks = 1
 
-    def _resize(self, blocks: int) -> None:
+    def set_size(self, blocks: int) -> None:
         self.blocks = blocks
 
     def start(self) -> None: ...
@@ -84,11 +84,11 @@ def test_a_device_is_resized_although_its_read_ahead_is_refused(
         [], block_size=512, blocks=1, flags=0, timeout=0, queue=request_queue.RequestQueue()
     )
     attachment = Resized(3, "/dev/nbd3", -1, config)
-    attachment.resize(2)
+    resizing.resize(attachment, 2)
     assert (files / "read_ahead_kb").read_text() == "4096"
     (files / "read_ahead_kb").write_text("256\n")
-    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
-    attachment.resize(3)
+    monkeypatch.setattr(request_queue, "_write", refuse)
+    resizing.resize(attachment, 3)
     assert attachment.blocks == 3
     assert "refuses read_ahead_kb=4096" in caplog.text
 
@@ -99,7 +99,7 @@ def test_where_sys_cannot_be_written_a_warning_is_logged(
     def refuse(index: int, name: str, value: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(sysfs, "set_queue_attribute", refuse)
+    monkeypatch.setattr(request_queue, "_write", refuse)
     before: dict[str, str] = {}
     request_queue.apply(3, before, max_sectors_kb=4)
     assert before == {}

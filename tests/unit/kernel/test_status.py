@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aiovblk.kernel import status
-from aiovblk.kernel.status import DeviceState, wait_until_free
+from aiovblk.kernel.status import DeviceState
+from aiovblk.kernel.sysfs import wait_until_free
 
 from ...support.kernel_tree import KERNEL_THREAD, KernelTree
 

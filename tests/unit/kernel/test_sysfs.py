@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aiovblk.kernel import sysfs, users
+from aiovblk.kernel import procfs, status, sysfs, users
 
 from ...support.kernel_tree import KernelTree
 
@@ -57,10 +57,10 @@ def test_device_that_is_unknown_is_free_and_has_nothing(tree: KernelTree) -> Non
 
 def test_geometry_is_what_the_kernel_says(tree: KernelTree) -> None:
     directory = tree.device("nbd0", "43:0")
-    assert (sysfs.block_size(0), sysfs.is_read_only(0)) == (512, False)
+    assert (status.block_size(0), status.is_read_only(0)) == (512, False)
     tree.write(directory / "queue/logical_block_size", "4096\n")
     tree.write(directory / "ro", "1\n")
-    assert (sysfs.block_size(0), sysfs.is_read_only(0)) == (4096, True)
+    assert (status.block_size(0), status.is_read_only(0)) == (4096, True)
 
 
 def test_partitions_are_in_order_of_their_numbers(tree: KernelTree) -> None:
@@ -74,16 +74,16 @@ def test_partitions_are_in_order_of_their_numbers(tree: KernelTree) -> None:
 def test_thread_belongs_to_its_process(tree: KernelTree) -> None:
     tree.process(100, "fio")
     tree.write(tree.proc / "123/status", "Name:\taiovblk _do_it\nTgid:\t100\nPid:\t123\n")
-    assert sysfs.process_of(123) == (100, "aiovblk _do_it")
-    assert sysfs.process_of(100) == (100, "fio")
-    assert sysfs.process_of(999) is None
+    assert procfs.process_of(123) == (100, "aiovblk _do_it")
+    assert procfs.process_of(100) == (100, "fio")
+    assert procfs.process_of(999) is None
 
 
 def test_process_name_cut_within_a_character_is_shown_all_the_same(tree: KernelTree) -> None:
     name = ("ü" * 8).encode()[:15]  # TASK_COMM_LEN
     tree.device("nbd0", "43:0")
     tree.process(100, name, opens=("/dev/nbd0",))
-    process = sysfs.process_of(100)
+    process = procfs.process_of(100)
     assert process is not None
     assert process[1].startswith("ü" * 7)
     assert [number for number, _ in users.openers(0)] == [100]

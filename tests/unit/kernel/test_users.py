@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import DeviceBusyError, atfork
-from aiovblk.kernel import claims, status, users, writeback
+from aiovblk.kernel import resizing, users, writeback
 
 from ...support.kernel_tree import KernelTree
 
@@ -47,7 +47,7 @@ def test_a_loop_device_is_a_user_that_claims_nothing(
     assert users.exclusive_users(0) == users.shared_users(0) == users.users(0) == ["held by loop3"]
     assert users.holding_devices(0) == ["loop3"]
     with pytest.raises(DeviceBusyError, match=r"in use: held by loop3$"):
-        status.refuse_if_unclaimed_users(0, "/dev/nbd0")
+        users.refuse_if_unclaimed_users(0, "/dev/nbd0")
 
 
 def test_a_loop_device_of_another_file_is_no_user(
@@ -56,7 +56,7 @@ def test_a_loop_device_of_another_file_is_no_user(
     for number, backing in enumerate(["/dev/nbd01", "/srv/dev/nbd0", str(tmp_path), "/dev/null"]):
         loop(tree, f"loop{number}", f"7:{number}", backing)
     assert users.exclusive_users(0) == []
-    status.refuse_if_unclaimed_users(0, "/dev/nbd0")
+    users.refuse_if_unclaimed_users(0, "/dev/nbd0")
 
 
 def test_a_loop_device_of_another_node_of_the_device_is_found_by_its_number(
@@ -140,7 +140,7 @@ def test_a_cache_of_the_block_layer_is_a_holder(tree: KernelTree, disk: Path) ->
 
 
 def test_user_that_shows_nowhere_is_described(tree: KernelTree, disk: Path) -> None:
-    busy = status.busy_error(0, "/dev/nbd0")
+    busy = users.busy_error(0, "/dev/nbd0")
     assert busy.errno == errno.EBUSY
     assert "shows nowhere" in str(busy)
     assert "umount -l" in str(busy)
@@ -176,7 +176,7 @@ def test_a_loop_device_keeps_a_device_from_shrinking(tree: KernelTree, disk: Pat
     tree.write(disk / "nbd0p1/size", "1024\n")
     loop(tree, "loop3", "7:3", "/dev/nbd0p1")
     with pytest.raises(DeviceBusyError, match="held by loop3"):
-        claims.claim_beyond(0, "/dev/nbd0", 4096, claims.ExclusiveClaims())
+        resizing.claim_beyond(0, "/dev/nbd0", 4096, resizing.ExclusiveClaims())
 
 
 def test_what_lies_on_top_is_written_back_first(

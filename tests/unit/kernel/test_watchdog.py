@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk.kernel import watchdog
-from aiovblk.kernel.netlink_attachment import NetlinkMonitorThread
+from aiovblk.kernel.monitor import NetlinkMonitorThread
 
 from ...support.kernel_tree import KernelTree
 

@@ -113,6 +113,11 @@ class Hanging(MemoryDevice):
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made = Kernel()
     monkeypatch.setattr(kernel, "attach", made.attach)
+    monkeypatch.setattr(
+        kernel.partitions,
+        "wait_for_partitions",
+        lambda attachment, seconds: attachment.wait_for_partitions(),
+    )
     yield made
     made.may_attach.set()
 

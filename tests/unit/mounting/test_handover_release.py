@@ -226,7 +226,7 @@ async def test_listener_is_private_and_ignores_invalid_requests(tmp_path: Path) 
 
 async def reconnected(server: Side, open_replacement: Any) -> Client:
     """Break the connection of a server; the client of the replacement."""
-    server.reconnector.open_replacement = open_replacement
+    server.group.reconnector.open_replacement = open_replacement
     server.clients[0].writer.close()
     assert isinstance(await anext(server.events), ConnectionLost)
     while not isinstance(await anext(server.events), ConnectionRestored):
@@ -266,7 +266,7 @@ async def test_connection_whose_reconnect_fails_is_lost() -> None:
         async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
             raise OSError(errno.EINVAL, "no device")
 
-        server.reconnector.open_replacement = open_replacement
+        server.group.reconnector.open_replacement = open_replacement
         server.clients[0].writer.close()
         await server.state.stream_ended
         assert not server.state.disconnected.done()
@@ -281,7 +281,7 @@ async def test_reconnect_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.reconnector.open_replacement = open_replacement
+        server.group.reconnector.open_replacement = open_replacement
         server.clients[0].writer.close()
         await server.state.stream_ended
 
@@ -296,7 +296,7 @@ async def test_close_cancels_a_reconnect() -> None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.reconnector.open_replacement = open_replacement
+        server.group.reconnector.open_replacement = open_replacement
         server.clients[0].writer.close()
         await began.wait()
         await server.group.close()
@@ -313,7 +313,7 @@ async def test_disconnect_by_the_kernel_cancels_a_reconnect() -> None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        server.reconnector.open_replacement = open_replacement
+        server.group.reconnector.open_replacement = open_replacement
         server.clients[0].writer.close()
         await began.wait()
         server.clients[1].send(Command.DISC)

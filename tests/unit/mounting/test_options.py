@@ -11,7 +11,8 @@ import pytest
 
 import aiovblk
 from aiovblk.dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY, HandlerLimits
-from aiovblk.mounting.options import Handover, MountOptions
+from aiovblk.mounting.handover.options import Handover
+from aiovblk.mounting.options import MountOptions
 
 LIMITS = HandlerLimits(
     concurrency=MAX_CONCURRENCY, handler_timeout=None, slow_request=DEFAULT_SLOW_REQUEST

@@ -65,17 +65,17 @@ async def test_nothing_is_done_where_all_are_received_by(tree: KernelTree) -> No
     tree.kernel_threads("nbd7", "nbd7")
     async with side(PuppetDevice(), connections=2) as server:
         await server.start()
-        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
-        assert server.group.live_count == 2
-        assert [slot.retired for slot in server.group.slots] == ["", ""]
+        await ensure_receiving(ATTACHMENT, server.group)
+        assert server.group.reconnector.live_count == 2
+        assert [slot.recovery.retired for slot in server.group.slots] == ["", ""]
 
 
 async def test_one_connection_needs_no_look(tree: KernelTree) -> None:
     tree.kernel_threads()
     async with side(PuppetDevice()) as server:
         await server.start()
-        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
-        assert not server.group.slots[0].retired
+        await ensure_receiving(ATTACHMENT, server.group)
+        assert not server.group.slots[0].recovery.retired
 
 
 async def losses(server: Side, count: int) -> set[int]:
@@ -103,16 +103,16 @@ async def test_by_netlink_all_are_reconnected(
         made: list[Client] = []
 
         async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            live_counts.append(server.group.live_count)
+            live_counts.append(server.group.reconnector.live_count)
             assert not old.stats.in_flight
             ours, theirs = socket.socketpair()
             made.append(Client(*await asyncio.open_unix_connection(sock=theirs)))
             server.clients.append(made[-1])
             return ours
 
-        server.reconnector.open_replacement = open_replacement
+        server.group.reconnector.open_replacement = open_replacement
         first.send(Command.READ, 512, 512)  # still on its way then
-        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
+        await ensure_receiving(ATTACHMENT, server.group)
         with pytest.raises(BrokenPipeError):
             os.write(first.writer.get_extra_info("socket").fileno(), b"x")
         assert await losses(server, 3) == {1, 2, 3}
@@ -128,7 +128,7 @@ async def test_by_netlink_all_are_reconnected(
         made[-1].send(Command.READ, 0, 512)
         (await device.calls.get()).succeed(bytes(512))
         assert (await made[-1].reply()).error == 0
-        assert server.group.live_count == 3
+        assert server.group.reconnector.live_count == 3
         assert server.group.stats.reads == 3
         assert not server.state.stream_ended.done()
     assert "all are reconnected, one by one" in caplog.text
@@ -141,14 +141,14 @@ async def test_by_ioctl_those_that_keep_others_from_starting_are_lost(
     device = PuppetDevice()
     async with side(device, connections=3) as server:
         await server.start()
-        await ensure_receiving(ATTACHMENT, server.group, server.reconnector)
+        await ensure_receiving(ATTACHMENT, server.group)
         assert await losses(server, 2) == {1, 2}
         for client in server.clients[:2]:
             assert await client.reader.read() == b""
         server.clients[2].send(Command.READ, 0, 512)
         (await device.calls.get()).succeed(bytes(512))
         assert (await server.clients[2].reply()).error == 0
-        assert server.group.live_count == 1
+        assert server.group.reconnector.live_count == 1
         assert not server.state.stream_ended.done()
     assert "connection 2 of 3 is lost" in caplog.text
     assert "it works with fewer connections" in caplog.text

@@ -128,6 +128,27 @@ async def test_file_that_another_process_has_put_there_is_not_removed(path: Path
     assert path.read_text() == "precious"
 
 
+async def test_uri_of_a_relative_path_is_absolute(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    async with serve(disk(), unix=path.name) as server:
+        assert server.uris == [f"nbd+unix:///?socket={path}"]
+
+
+async def test_file_that_may_not_be_removed_any_more_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(name: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    caplog.set_level("INFO")
+    async with serve(disk(), unix=path):
+        monkeypatch.setattr(os, "unlink", refuse)
+    assert path.exists()
+    assert f"{path} stays: its directory cannot be written to any more" in caplog.messages
+
+
 async def test_socket_in_the_abstract_namespace(path: Path) -> None:
     name = f"\0{path}"
     async with serve(disk(), unix=name) as server:

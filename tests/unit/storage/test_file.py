@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.device import Extent, check_geometry
+from aiovblk.contract import check_geometry
+from aiovblk.device import Extent
 from aiovblk.dispatch import transmission_flags
 from aiovblk.protocol import TransmissionFlag as Flag
 from aiovblk.storage import FileDevice, openfile

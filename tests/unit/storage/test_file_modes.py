@@ -50,8 +50,8 @@ async def test_file_of_a_disk(tmp_path: Path) -> None:
 
 
 async def test_files_of_the_command(tmp_path: Path) -> None:
-    files = str(tmp_path / "diff"), 4 << 20, str(tmp_path / "cache")
-    async with open_stack("memory:1M", Layers(*files, "write-through")) as device:
+    layers = Layers.parse(f"cache:size=4M,path={tmp_path}/cache", f"overlay:path={tmp_path}/diff")
+    async with open_stack("memory:1M", layers) as device:
         await device.write(0, memoryview(b"a" * 4096))
         await device.flush()
         await device.unmount()

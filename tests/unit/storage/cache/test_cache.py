@@ -13,31 +13,15 @@ from aiovblk.device import Extent, can
 from aiovblk.storage import Cache, MemoryDevice
 from aiovblk.storage.cache import Policy
 
+from ....support.cache_lines import BLOCK, LINE, begin, block, new
 from ....support.slow_device import Slow, settle
 
-BLOCK = 512
-LINE = 4 * BLOCK
 POLICIES: list[Policy] = ["read", "write-through", "write-back"]
 
 
 def cache(inner: BlockDevice, lines: int = 64, **options: Any) -> Cache:
     """Make a cache, by default without read-ahead."""
     return Cache(inner, size=lines * LINE, line_size=LINE, **{"read_ahead": 0} | options)
-
-
-def block(number: int) -> bytes:
-    """The initial contents of a slow device."""
-    return bytes([number % 251]) * BLOCK
-
-
-def new(count: int = 1) -> memoryview:
-    return memoryview(b"\xff" * count * BLOCK)
-
-
-async def begin(*requests: Any) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.ensure_future(request) for request in requests]
-    await settle()
-    return tasks
 
 
 # Reading

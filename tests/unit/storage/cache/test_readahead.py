@@ -9,8 +9,8 @@ from typing import Any
 from aiovblk.storage import Cache
 from aiovblk.storage.cache.readahead import ReadAhead
 
+from ....support.cache_lines import BLOCK, LINE, begin, block
 from ....support.slow_device import Slow, settle
-from .test_cache import BLOCK, LINE, begin, block
 
 
 def cache(inner: Slow, *, ahead: int = 8, lines: int = 512) -> Cache:

@@ -12,8 +12,8 @@ import pytest
 from aiovblk.device import Extent
 from aiovblk.storage import Cache
 
+from ....support.cache_lines import BLOCK, LINE, begin, block, new
 from ....support.slow_device import Slow, settle
-from .test_cache import BLOCK, LINE, begin, block, new
 
 
 def cache(inner: Slow, lines: int = 64, **options: Any) -> Cache:

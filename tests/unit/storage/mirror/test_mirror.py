@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.aio.rangelock import RangeLock
 from aiovblk.storage import Fault, Faults, Layer, MemoryDevice, Mirror
 from aiovblk.storage.extents import common
 from aiovblk.storage.mirror.members import REGION
@@ -410,33 +409,3 @@ async def test_all_members_are_unmounted_whatever_fails() -> None:
         await Mirror(Stuck(media[0].open()), Stuck(media[1].open())).unmount()
     for medium in media:
         medium.open()  # would be refused
-
-
-# Ranges
-
-
-async def test_overlapping_ranges_are_held_in_the_order_they_were_asked_for() -> None:
-    ranges, order = RangeLock(), list[str]()
-
-    async def work(name: str, begin: int, end: int) -> None:
-        async with ranges.hold(begin, end):
-            order.append(f"+{name}")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            order.append(f"-{name}")
-
-    await asyncio.gather(work("a", 0, 2), work("b", 1, 3), work("c", 2, 4), work("d", 8, 9))
-    assert order[:2] == ["+a", "+d"]
-    assert [each for each in order if each[1] != "d"] == ["+a", "-a", "+b", "-b", "+c", "-c"]
-
-
-async def test_who_waits_for_a_range_can_be_cancelled() -> None:
-    ranges = RangeLock()
-    async with ranges.hold(0, 4):
-        waiting = asyncio.ensure_future(ranges.hold(0, 2).__aenter__())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-    async with asyncio.timeout(1), ranges.hold(0, 4):
-        pass

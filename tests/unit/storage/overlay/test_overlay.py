@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.device import Extent, can, check_geometry
+from aiovblk.contract import check_geometry
+from aiovblk.device import Extent, can
 from aiovblk.storage import Layer, MemoryDevice, Overlay
 from aiovblk.storage.overlay import blockmap
 

@@ -14,6 +14,7 @@
  * For benchmarks only: it trusts its client's offsets no further than to stay inside its memory.
  */
 #define _GNU_SOURCE
+#include "nbd.h"
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -32,25 +33,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OPT_EXPORT_NAME = 1, OPT_ABORT = 2, OPT_INFO = 6, OPT_GO = 7 };
-enum { CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH };
 enum { BUFFER = 1 << 20, BATCH = 512, REQUEST = 28, REPLY = 16, BLOCK = 4096 };
-#define REP_ACK 1u
-#define REP_INFO 3u
-#define REP_ERR_UNSUP 0x80000001u
 #define FLAGS 5 /* NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH */
-
-struct request {
-    uint32_t magic;
-    uint16_t flags, type;
-    uint64_t cookie, offset;
-    uint32_t length;
-} __attribute__((packed));
-
-struct reply {
-    uint32_t magic, error;
-    uint64_t cookie;
-} __attribute__((packed));
 
 static char *disk;
 static uint64_t size;
@@ -61,7 +45,7 @@ static char buffer[BUFFER];
 static size_t begin, end;
 
 /* The replies of one batch: a header each, and the data of reads. */
-static struct reply replies[BATCH];
+static struct simple_reply replies[BATCH];
 static struct iovec parts[2 * BATCH];
 static int reply_count, part_count;
 
@@ -91,21 +75,14 @@ static int write_all(int fd, const void *from, size_t length)
 
 static int option_reply(int fd, uint32_t option, uint32_t type, const void *data, uint32_t length)
 {
-    struct {
-        uint64_t magic;
-        uint32_t option, type, length;
-    } __attribute__((packed)) head = {
-        htobe64(0x3e889045565a9ull), htobe32(option), htobe32(type), htobe32(length)};
+    struct option_reply head = {
+        htobe64(OPTION_REPLY_MAGIC), htobe32(option), htobe32(type), htobe32(length)};
     return write_all(fd, &head, sizeof head) || write_all(fd, data, length);
 }
 
 static int answer_option(int fd, uint32_t option)
 {
-    struct {
-        uint16_t type;
-        uint64_t size;
-        uint16_t flags;
-    } __attribute__((packed)) info = {0, htobe64(size), htobe16(FLAGS)};
+    struct export_info info = {0, htobe64(size), htobe16(FLAGS)};
 
     if (option == OPT_EXPORT_NAME)
         return write_all(fd, &info.size, 10);
@@ -117,20 +94,13 @@ static int answer_option(int fd, uint32_t option)
 
 static int handshake(int fd)
 {
-    struct {
-        uint64_t magic, have_option;
-        uint16_t flags;
-    } __attribute__((packed)) hello = {
-        htobe64(0x4e42444d41474943ull), htobe64(0x49484156454f5054ull), htobe16(3)};
+    struct hello hello = {htobe64(NBD_MAGIC), htobe64(IHAVEOPT), htobe16(HANDSHAKE_FLAGS)};
     uint32_t client_flags;
 
     if (write_all(fd, &hello, sizeof hello) || read_all(fd, &client_flags, 4))
         return -1;
     for (;;) {
-        struct {
-            uint64_t magic;
-            uint32_t option, length;
-        } __attribute__((packed)) head;
+        struct option_head head;
         char data[4096];
         if (read_all(fd, &head, sizeof head) || be32toh(head.length) > sizeof data
             || read_all(fd, data, be32toh(head.length)))
@@ -184,8 +154,8 @@ static int send_batch(int fd)
 
 static void queue_reply(const struct request *r, uint32_t error)
 {
-    struct reply *reply = &replies[reply_count++];
-    *reply = (struct reply){htobe32(0x67446698), htobe32(error), r->cookie};
+    struct simple_reply *reply = &replies[reply_count++];
+    *reply = (struct simple_reply){htobe32(SIMPLE_MAGIC), htobe32(error), r->cookie};
     parts[part_count++] = (struct iovec){reply, sizeof *reply};
     if (r->type == CMD_READ && !error)
         parts[part_count++] = (struct iovec){disk + r->offset, r->length};
@@ -240,7 +210,7 @@ static void serve_serially(int fd)
         if (r.type == CMD_WRITE && read_all(fd, disk + r.offset, r.length))
             return;
         back_end();
-        struct reply reply = {htobe32(0x67446698), htobe32(error), r.cookie};
+        struct simple_reply reply = {htobe32(SIMPLE_MAGIC), htobe32(error), r.cookie};
         if (write_all(fd, &reply, REPLY))
             return;
         if (r.type == CMD_READ && !error && write_all(fd, disk + r.offset, r.length))

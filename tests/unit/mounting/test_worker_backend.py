@@ -1,88 +1,60 @@
-"""Workers that do not begin, hang, or are not asked in vain: what their parents do."""
+"""Mounts with worker processes: workers that do not begin or hang, and those that take over."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import pickle
-import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 import aiovblk
 from aiovblk import AttachError, Error, kernel
-from aiovblk.dispatch import HandlerLimits, Stats
+from aiovblk.dispatch import HandlerLimits
 from aiovblk.events import ConnectionRestored
 from aiovblk.mounting.attaching import AttachSequence
 from aiovblk.mounting.backend import make_backend
 from aiovblk.mounting.connections import ConnectionGroup, KernelConnection, close_all
 from aiovblk.mounting.handover import takeover
+from aiovblk.mounting.handover.connections import take_over
 from aiovblk.mounting.handover.endpoint import (
     HandoverGeometry,
     HandoverRequest,
     HandoverResult,
     request_handover,
 )
+from aiovblk.mounting.handover.options import Handover
 from aiovblk.mounting.lifecycle import MountLifecycle
-from aiovblk.mounting.options import Handover, MountOptions
-from aiovblk.mounting.recovery.reconnect import Reconnector
+from aiovblk.mounting.options import MountOptions
 from aiovblk.mounting.state import MountState
-from aiovblk.mounting.unmounting import UnmountSequence
 from aiovblk.mounting.workers.backend import WorkerBackend
-from aiovblk.server.connection import make_settings
-from aiovblk.server.exports import exports_of
-from aiovblk.server.workers import pool as serving
-from aiovblk.server.workers.pool import WorkerPool
-from aiovblk.server.workers.service import MAX_REPORTS, ClientReport, ClientService
 from aiovblk.storage import MemoryDevice
-from aiovblk.workers import Worker, worker
+from aiovblk.workers import worker
 from aiovblk.workers.channel import MAX_MESSAGE
-from aiovblk.workers.messages import Notification
 
 from ...support.dispatch_client import Client
-from ...support.network_client import READ, WRITE, connected, serve, until, using
+from ...support.network_client import WRITE, until
 from ...support.worker_services import (
     FileOfAll,
     hang_for_ever,
-    load_or_hang,
-    load_or_raise,
     make_and_hang,
     raise_cancelled,
 )
 
 LIMITS = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
-
-
-def children() -> set[int]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {int(child) for task in tasks for child in task.read_text().split()}
-
-
-@pytest.fixture(autouse=True)
-def no_child_is_left() -> Iterator[None]:
-    """A test leaves no process, whatever earlier ones have left, and not even a zombie."""
-    before = children()
-    yield
-    assert not children() - before
-
-
-def worker_of(server: aiovblk.Server) -> Worker:
-    assert isinstance(server._clients, WorkerPool)
-    return server._clients._slots[0].worker
-
-
-# Mounts
+pytestmark = [
+    pytest.mark.deadline(120),
+    pytest.mark.either_loop,
+    pytest.mark.usefixtures("no_child_is_left"),
+]
 
 
 async def test_a_factory_that_cannot_travel_ends_every_worker() -> None:
@@ -90,7 +62,7 @@ async def test_a_factory_that_cannot_travel_ends_every_worker() -> None:
         await aiovblk.mount(lambda: MemoryDevice(4096), workers=3)
 
 
-async def test_a_factory_that_fails_or_is_cancelled_is_told() -> None:
+async def test_a_factory_that_fails_or_is_cancelled_is_reported() -> None:
     with pytest.raises(FileNotFoundError):
         await aiovblk.mount(partial(FileOfAll, Path("/no/such/file")), workers=2)
     with pytest.raises(RuntimeError, match="CancelledError"):
@@ -168,7 +140,7 @@ async def test_a_lost_worker_is_not_waited_for(image: Path) -> None:
         lost.oldest_start, lost.stats.in_flight = 1.0, 1  # as if a handler ran
         os.kill(lost.worker.pid, signal.SIGKILL)
         await lost.worker.lost
-        await group.resize(512)
+        await lost.resize(512)
         await until(lambda: lost.oldest_start is None)
         assert group.unanswered_since() > 1.0
         assert group.stats.in_flight == 0
@@ -194,11 +166,10 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         for kernel_end in await group.connect():
             clients.append(Client(*await asyncio.open_unix_connection(sock=kernel_end)))
         group.start()
-        reconnector = Reconnector(group, events)
-        reconnector.open_replacement = renew
+        group.reconnector.open_replacement = renew
         data = os.urandom(512)
         clients[0].send(WRITE, 512, data=data)
-        reconnector.retire(group.all(), "for a test")
+        group.reconnector.retire(group.all(), "for a test")
         assert (await clients[0].reply()).error == 0
         restored = 0
         while restored < 2:
@@ -206,219 +177,13 @@ async def test_workers_answer_what_has_arrived_before_their_connections_are_made
         assert [await client.reader.read() for client in clients[:2]] == [b"", b""]
         for client in clients[2:]:
             assert await client.read(512, 512) == data
-        assert group.live_count == 2
+        assert group.reconnector.live_count == 2
     finally:
         group.abort()  # else those of the workers that end would be reconnected
         await events.stream_ended
         await backend.close()
         for client in clients:
             client.writer.close()
-
-
-# Servers
-
-
-async def test_a_server_ends_although_a_worker_hangs(
-    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.1)
-    export = partial(FileOfAll, image)
-    async with (
-        serve(export, unix=path, workers=1, drain_timeout=0.1) as server,
-        using(path) as client,
-    ):
-        await client.read(0, 512)
-        os.kill(worker_of(server).pid, signal.SIGSTOP)
-        server.close()
-        await server.wait()
-        assert "hangs: no answer in" in caplog.text
-        assert "1 connections are lost with it" in caplog.text
-
-
-async def test_a_worker_that_does_not_hang_gives_up_and_lets_go(
-    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(serving, "WORKER_HANG_TIMEOUT", 0.01)
-    async with (
-        serve(partial(FileOfAll, image), unix=path, workers=1) as server,
-        using(path) as client,
-    ):
-        client.send(READ, 512 * 14, 512)
-        await until(lambda: server.stats.in_flight == 1)
-        server.close(force=True)
-        await client.closed()
-        await server.wait()
-    assert image.with_suffix(".log").read_text().count("unmount") == 1
-    assert "killing" not in caplog.text
-
-
-@pytest.mark.parametrize("whose", ["the server's", "the worker's"])
-async def test_a_client_that_cannot_be_handed_over_is_not_counted(
-    path: Path,
-    image: Path,
-    whose: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with serve(partial(FileOfAll, image), unix=path, workers=1) as server:
-        with monkeypatch.context() as patched:
-            let_have_none(patched, None if whose == "the server's" else worker_of(server).pid)
-            async with connected(path) as client:
-                assert await client.closed() == b""
-        await until(
-            lambda: "cannot hand a client over to a worker process: [Errno 24]" in caplog.text
-        )
-        assert server._clients.count() == 0
-        let_have_all(worker_of(server).pid)
-        async with using(path) as client:
-            assert await client.read(0, 512) == bytes(512)
-
-
-def let_have_none(patched: pytest.MonkeyPatch, pid: int | None) -> None:
-    """Let this process, or another, have no descriptor for a socket on its way."""
-    if pid is None:
-
-        def refuse(descriptor: int) -> int:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-        patched.setattr(os, "dup", refuse)
-    else:
-        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
-
-
-def let_have_all(pid: int) -> None:
-    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def test_a_worker_that_cannot_be_replaced_is_told(
-    path: Path, image: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tls = partial(load_or_raise, image)
-    async with serve(
-        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
-    ) as server:
-        image.unlink()
-        os.kill(worker_of(server).pid, signal.SIGKILL)
-        await until(lambda: "cannot restart the worker process: LookupError" in caplog.text)
-        async with connected(path) as client:
-            assert await client.closed() == b""
-        assert "no worker process is running" in caplog.text
-
-
-async def test_a_server_ends_while_a_worker_is_being_replaced(
-    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "EXIT_TIMEOUT", 0.5)
-    hanging = Path(f"{image}.hanging")
-    tls = partial(load_or_hang, image, hanging)
-    async with serve(
-        partial(FileOfAll, image), unix=path, workers=1, tls=tls, require_tls=False
-    ) as server:
-        image.unlink()
-        os.kill(worker_of(server).pid, signal.SIGKILL)
-        await until(hanging.exists)
-
-
-# What is told of clients
-
-
-def largest_report(number: int) -> ClientReport:
-    stats = Stats()
-    for name, latency in stats.latency.items():
-        stats.errors_by_command[name] = 1 << 40
-        for magnitude in range(45):  # hours, in nanoseconds
-            for quarter in range(4, 8):
-                latency.add(quarter << magnitude, 1 << 40)
-    return ClientReport((1 << 62) + number, "a peer" * 10, f"{number:04096}", stats)
-
-
-def test_a_message_holds_as_many_reports_as_are_told_at_once() -> None:
-    reports = [largest_report(number) for number in range(MAX_REPORTS)]
-    assert len(pickle.dumps(Notification("clients", (reports,)))) <= MAX_MESSAGE // 2
-
-
-class Told:
-    """What a service tells its parent."""
-
-    def __init__(self) -> None:
-        self.clients: set[int] = set()
-        self.left = 0
-
-    def __call__(self, name: str, *arguments: Any) -> None:
-        match name, *arguments:
-            case "clients", reports:
-                assert len(reports) <= MAX_REPORTS
-                self.clients |= {report.number for report in reports}
-            case "gone", number:
-                self.clients.remove(number)
-            case "left", *_:
-                self.left += 1
-
-
-def service(tell: Callable[..., None]) -> ClientService:
-    settings = partial(
-        make_settings,
-        exports=exports_of(MemoryDevice(4096)),
-        tls=None,
-        require_tls=False,
-        handshake_timeout=10,
-        drain_timeout=5,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
-        connection_memory=1 << 20,
-        memory=1 << 20,
-    )
-    return ClientService(settings, tell)
-
-
-async def test_many_clients_are_told_of_and_counted() -> None:
-    told, number = Told(), 3 * MAX_REPORTS + 1
-    serving = service(told)
-    pairs = [socket.socketpair() for _ in range(number)]
-    for at, (sock, _) in enumerate(pairs):
-        await serving.accept(at, sock)
-    await until(lambda: len(told.clients) == number)
-    for _, client in pairs:
-        client.close()
-    await until(lambda: told.left == number)
-    assert not told.clients
-    await serving.shutdown()
-
-
-async def test_a_client_whose_report_cannot_be_sent_is_counted() -> None:
-    told = Told()
-
-    def tell(name: str, *arguments: Any) -> None:
-        if name in ("clients", "gone", "stats"):
-            raise ValueError("a message is too large")
-        told(name, *arguments)
-
-    serving = service(tell)
-    ours, theirs = socket.socketpair()
-    await serving.accept(1, ours)
-    errors: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    theirs.close()
-    await until(lambda: told.left == 1)
-    await serving.shutdown()
-
-
-async def test_a_worker_tells_of_events_once_somebody_listens() -> None:
-    told: list[tuple[Any, ...]] = []
-    serving = service(lambda *words: told.append(words))
-    for number in (1, 2):
-        ours, theirs = socket.socketpair()
-        with theirs:
-            theirs.sendall(bytes(20))
-            await serving.accept(number, ours)
-            await until(lambda: [name for name, *_ in told].count("left") == number)  # noqa: B023
-        await serving.listen()
-    await serving.shutdown()
-    [refusals] = [arguments for name, *arguments in told if name == "events"]
-    assert [each.client for each in refusals[0]] == [2]
 
 
 # A device that another server has had
@@ -433,7 +198,7 @@ async def taking_over(
     group = ConnectionGroup(MountState())
     try:
         await backend.open(group)
-        await group.take_over(connections, partial(backend.open_replacement, None))
+        await take_over(group, connections, partial(backend.open_replacement, None))
         group.start()
         yield group
     finally:
@@ -483,9 +248,8 @@ async def test_a_mount_with_workers_refuses_its_successor(
             self.path, self.index = "/dev/nbd7", 7
             self.handover.listen(self.index, self.path)
 
-        async def _unmount(self) -> UnmountSequence:
-            attachment = cast(kernel.Attachment, None)
-            return UnmountSequence(self.backend.device, self.connections, attachment, self.state, 1)
+        async def _unmount(self) -> None:
+            pass
 
     monkeypatch.setattr(kernel.locks, "socket_path", lambda index: tmp_path / f"socket{index}")
     lifecycle = Unattached(make_pool(partial(FileOfAll, image)), options())
@@ -501,7 +265,7 @@ async def test_a_mount_with_workers_refuses_its_successor(
     assert not (tmp_path / "socket7").exists()
 
 
-async def test_workers_start_when_the_other_server_has_let_go(
+async def test_workers_start_when_the_other_server_has_released_it(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = socket.socketpair()

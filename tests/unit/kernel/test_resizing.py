@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import DeviceBusyError, atfork
-from aiovblk.kernel.claims import ExclusiveClaims, claim_beyond
+from aiovblk.kernel.resizing import ExclusiveClaims, claim_beyond
 
 from ...support.kernel_tree import KernelTree
 

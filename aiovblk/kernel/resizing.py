@@ -1,4 +1,4 @@
-"""Exclusive claims (O_EXCL) on the part of a live device that a resize would cut off.
+"""Resize a live device: claim what would be cut off (O_EXCL), then change its size.
 
 The kernel does not ask the users of a device that shrinks: a mounted file system finds out when a
 request beyond the end fails. So what lies beyond the new end is claimed before; users of it make
@@ -8,13 +8,17 @@ the resize fail.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator
 
 from .. import atfork
 from ..errors import DeviceBusyError
-from . import sysfs, users
+from . import partitions, request_queue, sysfs, users
+from .attachment import Attachment
+
+logger = logging.getLogger("aiovblk")
 
 
 class ExclusiveClaims:
@@ -60,6 +64,23 @@ class ExclusiveClaims:
             atfork.close_protected(fd)
 
 
+def resize(attachment: Attachment, blocks: int) -> None:
+    """Change the size of a live device. Since Linux 6.12 it waits for requests in flight.
+
+    Raises:
+        OSError: the kernel refuses, or the device is detached.
+
+    """
+    attachment.set_size(blocks)
+    # Since then a change of the size resets the read-ahead (blk_apply_bdi_limits).
+    read_ahead = attachment.config.queue.read_ahead_kb
+    try:
+        request_queue.apply(attachment.index, {}, read_ahead_kb=read_ahead)
+    except OSError as exc:
+        # The device has the new size nevertheless, and the caller has to know that.
+        logger.warning("resized, but the read-ahead could not be restored: %s", exc)
+
+
 def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> None:
     """Claim exclusively what reaches beyond a smaller size of a device.
 
@@ -100,7 +121,7 @@ def _partition_ends(index: int) -> Iterator[tuple[str, int]]:
     """Yield each partition, and the byte of the device at which it ends."""
     for name in sysfs.partitions(index):
         start, length = (
-            int(sysfs.partition_attribute(index, name, attribute) or 0) * sysfs.SECTOR
+            int(partitions.attribute(index, name, attribute) or 0) * sysfs.SECTOR
             for attribute in ("start", "size")
         )
         yield name, start + length

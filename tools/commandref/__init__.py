@@ -1,0 +1,1 @@
+"""Make the manual pages and the completions of the command from its parser."""
