@@ -53,8 +53,9 @@ def connect(
             ``reconnect``. By default there is no limit, since a server may have reasons to take its
             time.
         reconnect: seconds after the loss of a connection during which reconnecting is retried, with
-            backoff (``math.inf``: forever); an attempt that begins by then has a second at least.
-            Requests wait meanwhile. Those in flight are replayed, except :meth:`write`,
+            backoff (``math.inf``: forever); an attempt that begins by then has a second at least,
+            and is given up for another one after five, or twice as many as the first connection
+            took. Requests wait meanwhile. Those in flight are replayed, except :meth:`write`,
             :meth:`trim` and :meth:`write_zeroes`, which fail with EIO; the first :meth:`flush`
             after a loss fails with EIO, if there were writes that no flush has made durable. By
             default there is no reconnect: a lost connection stays lost.

@@ -2,13 +2,15 @@
 
 What holds here:
 
-* A request is known by its cookie from the moment it is queued until its reply is complete, also
-  when its caller was cancelled.
-* Requests that are made in one turn of the event loop are sent together, in one ``writelines``.
+* Requests that are made in one turn of the event loop are sent together, in one call of the
+  transport. Those that callers make when their replies arrive are sent in the same turn.
+* Nothing of a request is scheduled, and no object but its future is made for it, unless its reply
+  comes in parts.
 * Backpressure: while the server does not read, no further request is queued. What waits to be sent
   is bounded by :data:`SEND_BUFFER`, and by one request.
 * What is queued belongs to the connection. A caller may be cancelled, and its buffer used again,
-  while the transport still holds what is to be sent; so memory that may change is copied.
+  while the transport still holds what is to be sent; so memory that may change is copied. What a
+  READ returned does not change: data from one server to another is not copied.
 * Any violation of the protocol by the server ends the connection.
 * With a request timeout, a request that is not answered whole within it ends the connection: its
   reply could still come in parts, at any time, and those behind it wait.
@@ -18,22 +20,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
+import math
 import struct
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 from ..errors import ProtocolError
-from ..protocol import (
-    SIMPLE_REPLY,
-    Command,
-    NegotiationResult,
-    Request,
-    parse_reply_header,
-    reply_header_size,
-    serialize_request,
-)
-from ..stream import StreamProtocol
-from .pending import PendingBlockStatus, PendingRead, PendingRequest
+from ..protocol import Command, NegotiationResult, ReplyMode
+from ..protocol.constants import CommandFlag
+from ..protocol.requests import EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC, REQUEST, REQUEST_MAGIC
+from ..stream import PooledBuffer, StreamProtocol
+from .receiving import ReplyReceiver
 
 SEND_BUFFER = 1024 * 1024
 """Bytes that may wait to be sent before further requests wait: room for some of a usual size."""
@@ -64,6 +62,7 @@ class ClientConnection:
 
     Attributes:
         negotiated: the result of the handshake.
+        calls: the requests that are not answered yet.
 
     """
 
@@ -80,41 +79,43 @@ class ClientConnection:
         self._overdue: Exception | None = None
         self._stream = stream
         self._loop = asyncio.get_running_loop()
-        self._cookies = itertools.count(1)
-        self._pending: dict[int, PendingRequest] = {}
+        self._replies = ReplyReceiver(stream.reader, negotiated)
+        self.calls = self._replies.calls
+        self._cookie = 0
+        # A WRITE with an extended header is marked as one that has a payload.
+        self._payload_flag = 0
+        self._serialize = partial(REQUEST.pack, REQUEST_MAGIC)
+        if negotiated.mode is ReplyMode.EXTENDED:
+            self._payload_flag = int(CommandFlag.PAYLOAD_LEN)
+            self._serialize = partial(EXTENDED_REQUEST.pack, EXTENDED_REQUEST_MAGIC)
         self._send_queue: list[bytes | memoryview] = []
         self._queued = 0
         self._send_is_due = False
         self._write_resumed = asyncio.Event()
         self._idle = asyncio.Event()
-        self._cause: Exception | None = None
-        self._closing = False
+        self._refusal: Exception | None = None
         stream.on_write_resumed = self._write_resumed.set
         stream.transport.set_write_buffer_limits(SEND_BUFFER)
 
-    @property
-    def in_flight(self) -> int:
-        """Count the requests that are not answered yet."""
-        return len(self._pending)
-
-    async def call(
+    def call(
         self,
         command: Command,
         offset: int = 0,
         length: int = 0,
-        *,
         flags: int = 0,
-        data: memoryview | None = None,
+        data: bytes | memoryview | None = None,
         into: memoryview | None = None,
-    ) -> Any:
-        """Send a request and wait for its reply.
+    ) -> Awaitable[Any]:
+        """Send a request; the result, to be awaited, is that of its reply.
+
+        It is queued at once, unless the server does not read: then when it does.
 
         Args:
             command: of the request.
             offset: bytes.
             length: bytes, one at least where the command has a range.
             flags: command flags.
-            data: of a WRITE; its content may change once this call has ended, but the caller must
+            data: of a WRITE; its content may change once the call has ended, but the caller must
                 not release this view.
             into: a zeroed buffer that a READ puts its data into.
 
@@ -129,24 +130,30 @@ class ClientConnection:
         Cancellation: the request is not withdrawn; its reply is received and dropped.
 
         """
-        while self._stream.write_paused and self._cause is None:
-            self._write_resumed.clear()
-            await self._write_resumed.wait()
-        if self._cause is not None or self._closing:
-            raise ConnectionLostError(self._cause or ConnectionError("it is closed"), sent=False)
-        request = Request(flags, command, next(self._cookies), offset, length)
+        if self._refusal is not None:
+            raise ConnectionLostError(self._refusal, sent=False)
+        if self._stream.write_paused:
+            return self._call_later(command, offset, length, flags, data, into)
+        cookie = self._cookie = self._cookie + 1
+        if data is not None:
+            flags |= self._payload_flag
         try:
-            header = serialize_request(request, self.negotiated.mode)
+            header = self._serialize(flags, command, cookie, offset, length)
         except struct.error:  # a number that the protocol has no room for
             reason = f"{command.name} at {offset} of {length} bytes does not fit the protocol"
             raise ValueError(reason) from None
-        pending = self._make_pending(request, into)
-        self._pending[request.cookie] = pending
-        if self._request_timeout is not None:
-            pending.deadline = self._loop.time() + self._request_timeout
+        result: asyncio.Future[Any] = self._loop.create_future()
+        if self._request_timeout is None:
+            self.calls[cookie] = result, command, offset, length, into, math.inf
+        else:
+            deadline = self._loop.time() + self._request_timeout
+            self.calls[cookie] = result, command, offset, length, into, deadline
             self._start_timer()
-        self._queue(header, data)
-        return await pending.result
+        self._send_queue.append(header)
+        if data is not None:
+            self._queue_data(data)
+        self._send_soon()
+        return result
 
     async def run(self) -> Exception:
         """Receive until the connection ends; then fail the requests that were not answered.
@@ -159,7 +166,7 @@ class ClientConnection:
         try:
             cause = await self._receive()
         finally:
-            self._fail_pending(cause)
+            self._fail_calls(self._overdue or cause)
         return self._overdue or cause
 
     async def close(self) -> None:
@@ -168,126 +175,114 @@ class ClientConnection:
         Cancellation: call :meth:`abort`.
 
         """
-        self._closing = True
-        while self._pending:
+        self._refuse_calls()
+        while self.calls:
             self._idle.clear()
             await self._idle.wait()
-        if self._cause is None:
-            disconnect = Request(0, Command.DISC, 0, 0, 0)
-            self._queue(serialize_request(disconnect, self.negotiated.mode), None)
-            self._send()
-            self._stream.transport.close()
+        self._send_queue.append(self._serialize(0, Command.DISC, 0, 0, 0))
+        self._send()
+        self._stream.transport.close()
         await asyncio.wait([self._stream.closed])
 
     def abort(self) -> None:
         """Close at once; :meth:`run` ends soon after."""
-        self._closing = True
+        self._refuse_calls()
         self._stream.transport.abort()
 
     # Sending
 
-    def _make_pending(self, request: Request, into: memoryview | None) -> PendingRequest:
-        mode, result = self.negotiated.mode, self._loop.create_future()
-        if request.type == Command.READ:
-            return PendingRead(request, mode, result, into)
-        if request.type == Command.BLOCK_STATUS:
-            context_id = self.negotiated.allocation_context_id
-            assert context_id is not None  # else `extents` is not supported
-            return PendingBlockStatus(request, mode, result, context_id)
-        return PendingRequest(request, mode, result)
+    async def _call_later(self, *args: Any) -> Any:
+        """Do :meth:`call` once the server reads again, or fail it if the connection ends."""
+        while self._stream.write_paused and self._refusal is None:
+            self._write_resumed.clear()
+            await self._write_resumed.wait()
+        return await self.call(*args)
 
-    def _queue(self, header: bytes, data: memoryview | None) -> None:
-        self._send_queue.append(header)
-        if data is not None:
-            self._send_queue.append(data if isinstance(data.obj, bytes) else bytes(data))
-            self._queued += len(data)
+    def _refuse_calls(self) -> None:
+        self._refusal = self._refusal or ConnectionError("it is closed")
+
+    def _queue_data(self, data: bytes | memoryview) -> None:
+        self._send_queue.append(data if _is_constant(data) else bytes(data))
+        self._queued += len(data)
         if self._queued > SEND_BUFFER:
             self._send()  # so that the next request sees whether it must wait
-        elif not self._send_is_due:
+
+    def _send_soon(self) -> None:
+        if not self._send_is_due:
             self._send_is_due = True
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
         self._send_is_due = False
-        buffers, self._send_queue, self._queued = self._send_queue, [], 0
+        if not self._send_queue:
+            return
+        buffers, self._send_queue = self._send_queue, []
+        if not self._queued and len(buffers) > 1:
+            buffers = [b"".join(buffers)]  # a copy of some headers costs less than their vector
+        self._queued = 0
         self._stream.send(buffers)
 
     # Receiving
 
     async def _receive(self) -> Exception:
-        reader = self._stream.reader
-        nbytes = SIMPLE_REPLY.size
         try:
-            while await reader.wait_for(nbytes):
-                nbytes = self._take_batch()
+            await self._stream.reader.consume(self._take_replies)
         except EOFError:
             return ConnectionResetError("the server closed it within a reply")
         except (OSError, ProtocolError) as exc:
             return exc
         return ConnectionResetError("the server closed it")
 
-    def _start_timer(self) -> None:
-        """Start the request timeout of the oldest request, which is the first in order."""
-        if self._timer is None and self._pending:
-            oldest = next(iter(self._pending.values()))
-            self._timer = self._loop.call_at(oldest.deadline, self._check_oldest)
+    def _take_replies(self) -> bool:
+        self._replies.take()
+        # Behind the callers that go on now, so that what they request next is sent in their turn.
+        self._send_soon()
+        if self._refusal is not None and not self.calls:
+            self._idle.set()
+        return True
 
-    def _check_oldest(self) -> None:
-        self._timer = None
-        oldest = next(iter(self._pending.values()), None)
-        if oldest is None or oldest.deadline > self._loop.time():
-            self._start_timer()
-            return
-        command = Command(oldest.request.type).name
-        self._overdue = TimeoutError(
-            errno.ETIMEDOUT,
-            f"the server did not answer a {command} within {self._request_timeout:g} s",
-        )
-        self._stream.transport.abort()  # so that `run` ends
-
-    def _fail_pending(self, cause: Exception) -> None:
-        cause = self._overdue or cause
-        self._cause = cause
+    def _fail_calls(self, cause: Exception) -> None:
+        self._refusal = cause
         if self._timer is not None:
             self._timer.cancel()
         self._stream.transport.abort()
-        unanswered, self._pending = self._pending, {}
-        for each in unanswered.values():
-            if not each.result.done():
-                each.result.set_exception(ConnectionLostError(cause, sent=True))
+        unanswered = [result for result, *_ in self.calls.values()]
+        self.calls.clear()
+        for result in unanswered:
+            if not result.done():
+                result.set_exception(ConnectionLostError(cause, sent=True))
         self._idle.set()
         self._write_resumed.set()
 
-    def _take_batch(self) -> int:
-        """Process every reply, or chunk of one, that has arrived whole.
+    # Request timeout
 
-        Returns:
-            How many bytes the next one needs.
+    def _start_timer(self) -> None:
+        """Start the request timeout of the oldest request, which is the first in order."""
+        if self._timer is None and self.calls:
+            *_, deadline = next(iter(self.calls.values()))
+            self._timer = self._loop.call_at(deadline, self._check_oldest)
 
-        """
-        reader, mode = self._stream.reader, self.negotiated.mode
-        buffer, end = reader.buffer, reader.end
-        # The simple reply is the shortest header there is.
-        while end - (start := reader.start) >= SIMPLE_REPLY.size:
-            size = reply_header_size(mode, buffer, start)
-            if end - start < size:
-                return size
-            header = parse_reply_header(mode, buffer, start)
-            pending = self._pending.get(header.cookie)
-            if pending is None:
-                raise ProtocolError(
-                    f"the server replied to a request that was not sent (cookie {header.cookie})"
-                )
-            length = size + pending.payload_size(header)
-            if end - start < length:
-                return length
-            reader.start = start + length
-            pending.feed(header, memoryview(buffer)[start + size : start + length])
-            if header.done:
-                self._discard(header.cookie)
-        return SIMPLE_REPLY.size
+    def _check_oldest(self) -> None:
+        self._timer = None
+        if not self.calls:
+            return
+        _, command, *_, deadline = next(iter(self.calls.values()))
+        if deadline > self._loop.time():
+            self._start_timer()
+            return
+        self._overdue = TimeoutError(
+            errno.ETIMEDOUT,
+            f"the server did not answer a {Command(command).name} within"
+            f" {self._request_timeout:g} s",
+        )
+        self._stream.transport.abort()  # so that `run` ends
 
-    def _discard(self, cookie: int) -> None:
-        del self._pending[cookie]
-        if not self._pending:
-            self._idle.set()
+
+def _is_constant(data: bytes | memoryview) -> bool:
+    # A view of a receive buffer that can be written is the payload of a request to a device, which
+    # may change it.
+    return (
+        isinstance(data, bytes)
+        or isinstance(data.obj, bytes)
+        or (data.readonly and isinstance(data.obj, PooledBuffer))
+    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import os
 from bisect import bisect_right
 from typing import Any
@@ -64,12 +63,7 @@ class PendingRequest:
         result: done when the reply is complete; an OSError where the server answered with an
             error. If it is cancelled, the reply is received and dropped.
 
-    Attributes:
-        deadline: when (in the loop's time) the whole reply must have arrived.
-
     """
-
-    deadline = math.inf
 
     def __init__(self, request: Request, mode: ReplyMode, result: asyncio.Future[Any]) -> None:
         self.request = request

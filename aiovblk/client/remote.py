@@ -104,14 +104,15 @@ class RemoteDevice(BlockDevice):
         return data.toreadonly()
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write. Bytes objects are sent without a copy, other memory is copied."""
+        """Write. Bytes, and what a server's READ returned, are sent as they are, others copied."""
         if "write" in self._unsupported:
             await super().write(offset, memoryview(data))
             return
-        view = memoryview(data).cast("B")
+        view = data if isinstance(data, bytes) else memoryview(data).cast("B")
         if 0 < len(view) <= self._max_payload:
             await self._session.request(Command.WRITE, offset, len(view), data=view)
             return
+        view = memoryview(view)
         await _together(
             self._session.request(Command.WRITE, start, size, data=view[start - offset :][:size])
             for start, size in _pieces(offset, len(view), self._max_payload)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -33,11 +34,14 @@ CLOSE_TIMEOUT = 10.0
 """Seconds at a graceful close for requests in flight to be answered and connections to close."""
 
 MIN_BACKOFF, MAX_BACKOFF = 0.1, 5.0
-"""Seconds between attempts to reconnect: exponential backoff, each pause twice the one before."""
+"""Seconds from the beginning of one attempt to reconnect to the next: exponential backoff, twice as
+many each time."""
 
-MIN_ATTEMPT_TIMEOUT = 1.0
-"""Least seconds for an attempt to reconnect, also at the deadline, so that the last one fails with
-the cause rather than with a timeout."""
+MIN_ATTEMPT_TIMEOUT, MAX_ATTEMPT_TIMEOUT = 1.0, 5.0
+"""Seconds for an attempt to reconnect. At least one, also at the deadline, so that the last attempt
+fails with the cause rather than with a timeout. At most five, since one that hangs (a server that
+is stopped, packets that are dropped) tells nothing about the next; but twice as many as the first
+connection took, where that is more."""
 
 MAX_ATTEMPTS = 5
 """How often a request is sent at most. If the request itself breaks the server, more retries do not
@@ -47,7 +51,6 @@ Dial = Callable[[float | None], Awaitable[ClientConnection]]
 """Makes a connection, within so many seconds if they are fewer than its own timeout."""
 
 _REPLAYABLE = {Command.READ, Command.BLOCK_STATUS, Command.CACHE, Command.FLUSH}
-_WRITING = {Command.WRITE, Command.WRITE_ZEROES}
 _CAPABILITIES = (
     TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_TRIM
@@ -92,6 +95,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._end_reason: str | None = None
+        self._attempt_timeout = MAX_ATTEMPT_TIMEOUT
         # How many writes were acknowledged, how many of those a flush has made durable, and how
         # many may be lost, since their connection was lost before a flush.
         self._acknowledged = 0
@@ -114,14 +118,25 @@ class Session:
             ProtocolError: the server does not speak NBD, or refuses the export.
 
         """
+        begin = self._loop.time()
         first = await self._dial(None)
+        self._attempt_timeout = max(MAX_ATTEMPT_TIMEOUT, 2 * (self._loop.time() - begin))
         self.negotiated = first.negotiated
         self._join(first)
         if self.negotiated.info.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(self._connections - 1):
                 self._spawn(self._add())
 
-    async def request(self, command: Command, *where: int, **options: Any) -> Any:
+    async def request(
+        self,
+        command: Command,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        data: bytes | memoryview | None = None,
+        into: memoryview | None = None,
+    ) -> Any:
         """Send a request over the least busy connection; retry it if that connection is lost.
 
         The arguments are those of :meth:`ClientConnection.call`.
@@ -135,15 +150,15 @@ class Session:
 
         """
         for _ in range(MAX_ATTEMPTS):
-            connection = await self._least_busy()
+            connection = self._least_busy() or await self._next_connection()
             try:
-                result = await connection.call(command, *where, **options)
+                result = await connection.call(command, offset, length, flags, data, into)
             except ConnectionLostError as exc:
                 lost = exc
                 if lost.sent:
                     self._check_replayable(command)
                 continue
-            if command in _WRITING:
+            if command is Command.WRITE or command is Command.WRITE_ZEROES:
                 self._count_write(connection)
             return result
         raise OSError(
@@ -187,13 +202,21 @@ class Session:
 
     # Requests
 
-    async def _least_busy(self) -> ClientConnection:
-        while not self._live or self._end_reason is not None:
-            if self._end_reason is not None:
-                raise OSError(errno.ENOTCONN, self._end_reason)
+    def _least_busy(self) -> ClientConnection | None:
+        if self._end_reason is not None:
+            raise OSError(errno.ENOTCONN, self._end_reason)
+        least, chosen = math.inf, None
+        for each in self._live:
+            if (in_flight := len(each.calls)) < least:
+                least, chosen = in_flight, each
+        return chosen
+
+    async def _next_connection(self) -> ClientConnection:
+        """Wait until there is one again."""
+        while (connection := self._least_busy()) is None:
             self._changed.clear()
             await self._changed.wait()
-        return min(self._live, key=_in_flight)
+        return connection
 
     def _check_replayable(self, command: Command) -> None:
         if self._end_reason is not None:
@@ -270,13 +293,16 @@ class Session:
     async def _reconnect_within(self, seconds: float, cause: Exception) -> None:
         """Make a connection in place of one that was lost: retry with exponential backoff."""
         logger.warning("the connection to %s was lost (%s); reconnecting", self._name, _text(cause))
-        lost_at = self._loop.time()
+        attempt_at = lost_at = self._loop.time()
         backoff = min(MIN_BACKOFF, seconds / 2)
         remaining = seconds
         while remaining > 0:
-            await asyncio.sleep(min(backoff, remaining))
+            pause = attempt_at + backoff - self._loop.time()
+            await asyncio.sleep(min(max(pause, 0), remaining))
+            attempt_at = self._loop.time()
+            limit = min(max(remaining, MIN_ATTEMPT_TIMEOUT), self._attempt_timeout)
             try:
-                connection = await self._dial_same(max(remaining, MIN_ATTEMPT_TIMEOUT))
+                connection = await self._dial_same(limit)
             except (OSError, ProtocolError) as exc:
                 logger.debug("reconnecting to %s failed: %s", self._name, _text(exc))
                 cause = exc
@@ -329,10 +355,6 @@ class Session:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _in_flight(connection: ClientConnection) -> int:
-    return connection.in_flight
 
 
 def _text(exc: BaseException) -> str:

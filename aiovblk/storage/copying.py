@@ -6,22 +6,27 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
+from itertools import groupby
 
 from ..arguments import check_count
 from ..contract import check_extents
 from ..device import BlockDevice
 from .ranges import split_range
 
-PIECE = 256 * 1024
-"""Bytes of one request: more hardly raises throughput, and makes runs of zeroes harder to find."""
+PIECE = 1024 * 1024
+"""Bytes of one request: a quarter of it takes up to twice the CPU time, more hardly saves any."""
 
-REQUESTS = 32
+ZERO_UNIT = 256 * 1024
+"""Bytes that are looked at together for zeroes: a multiple of every block size. In smaller units,
+scattered data would be written by many small requests."""
+
+REQUESTS = 16
 """Requests in flight."""
 
 MAX_RUN = 1 << 30
 """Bytes of zeroes to write at once; with more, the reported progress would stand still."""
 
-_ZEROES = bytes(PIECE)
+_ZEROES = bytes(ZERO_UNIT)
 
 Run = tuple[int, int, bool]
 """Offset and length in bytes, and whether these bytes are known to be zeroes."""
@@ -141,11 +146,19 @@ async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run,
 
 async def _copy_piece(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
     data = memoryview(await source.read(offset, length)).cast("B")
+    units = range(0, length, ZERO_UNIT)
+    for zero, run in groupby(units, lambda at: _is_zero(data[at : at + ZERO_UNIT])):
+        first, *others = run
+        end = min((others or [first])[-1] + ZERO_UNIT, length)
+        if zero:
+            await _zero(target, offset + first, end - first)
+        else:
+            await target.write(offset + first, data[first:end])
+
+
+def _is_zero(unit: memoryview) -> bool:
     # bytes are compared by one memcmp(), views in a loop. The first byte rules out most data.
-    if not data[0] and bytes(data) == _ZEROES[:length]:
-        await _zero(target, offset, length)
-    else:
-        await target.write(offset, data)
+    return not unit[0] and bytes(unit) == _ZEROES[: len(unit)]
 
 
 async def _zero(target: BlockDevice, offset: int, length: int) -> None:

@@ -1,6 +1,6 @@
 """A connected stream: in-place (zero-copy) receiving, backpressure, fairness, and the handshake."""
 
-from .buffers import BufferPool
+from .buffers import BufferPool, PooledBuffer
 from .handshake import run_handshake
 from .protocol import StreamProtocol
 from .reader import InPlaceStreamReader
@@ -11,6 +11,7 @@ __all__ = [
     "SLICE",
     "BufferPool",
     "InPlaceStreamReader",
+    "PooledBuffer",
     "Slice",
     "StreamProtocol",
     "run_handshake",

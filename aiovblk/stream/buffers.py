@@ -12,6 +12,10 @@ MAX_POOLED_BUFFERS = 2
 """Maximum number of buffers still in use that are kept for reuse."""
 
 
+class PooledBuffer(bytearray):
+    """A pool's buffer: what a view of it shows does not change, and may be sent without a copy."""
+
+
 class BufferPool:
     """Reuse the buffers of one connection once no memoryview of them is left.
 
@@ -35,12 +39,13 @@ class BufferPool:
         fitting = [each for each in (*self._buffers, used) if len(each) == size]
         self._buffers = fitting[-MAX_POOLED_BUFFERS:]
         for at, buffer in enumerate(self._buffers):
-            if not _is_viewed(buffer):
+            if not is_viewed(buffer):
                 return self._buffers.pop(at)
-        return bytearray(size)
+        return PooledBuffer(size)
 
 
-def _is_viewed(buffer: bytearray) -> bool:
+def is_viewed(buffer: bytearray) -> bool:
+    """Return whether there is a memoryview, or another export, of a buffer."""
     try:
         buffer.append(buffer.pop())
     except BufferError:

@@ -33,10 +33,26 @@ def python(code: str) -> str:
 
 
 def test_package_is_whole_and_the_command_runs() -> None:
-    assert run("dpkg", "--verify", "aiovblk") == ""
+    # The machine's dpkg leaves out what nobody reads there.
+    wrong = run("dpkg", "--verify", "aiovblk", status=None).splitlines()
+    assert [line for line in wrong if not re.search(r" /usr/share/(doc|man)/", line)] == []
     assert run("dpkg-query", "-W", "-f", "${db:Status-Status}", "aiovblk") == "installed"
     version = run("dpkg-query", "-W", "-f", "${Version}", "aiovblk")
     assert run("aiovblk", "--version") == f"aiovblk {version.partition('-')[0]}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "man/man1/aiovblk.1.gz",
+        "man/man1/aiovblk-mount.1.gz",
+        "bash-completion/completions/aiovblk",
+        "zsh/vendor-completions/_aiovblk",
+        "fish/vendor_completions.d/aiovblk.fish",
+    ],
+)
+def test_package_has_man_pages_and_completion(path: str) -> None:
+    assert f"/usr/share/{path}" in run("dpkg", "--listfiles", "aiovblk").splitlines()
 
 
 def test_uvloop_is_the_packages_own_and_no_other_program_gets_it() -> None:

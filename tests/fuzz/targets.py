@@ -7,7 +7,7 @@ waits, so that a second is enough for thousands of inputs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiovblk import ProtocolError
 from aiovblk.client.connection import ClientConnection, ConnectionLostError
@@ -194,11 +194,13 @@ def replies(data: bytes) -> None:
         connection = ClientConnection(stream, agreement)
         calls = [
             loop.start(
-                connection.call(
-                    command,
-                    offset,
-                    length,
-                    data=memoryview(bytes(length)) if command is Command.WRITE else None,
+                _result_of(
+                    connection.call(
+                        command,
+                        offset,
+                        length,
+                        data=bytes(length) if command is Command.WRITE else None,
+                    )
                 )
             )
             for command, offset, length in asked
@@ -212,6 +214,10 @@ def replies(data: bytes) -> None:
         for (command, _, length), call in zip(asked, calls, strict=True):
             check_outcome(command, length, call)
     assert transport.largest_buffer <= LARGEST_BUFFER
+
+
+async def _result_of(call: Awaitable[object]) -> object:
+    return await call
 
 
 def check_outcome(command: Command, length: int, call: asyncio.Task[object]) -> None:

@@ -55,8 +55,7 @@ def test_image_is_of_this_version() -> None:
 @pytest.mark.parametrize("container", [each for each in containers() if "args" in each])
 def test_command_line_is_one_that_the_command_takes(container: dict[str, Any]) -> None:
     words = [str(word).replace("$(NODE_NAME)", "node1") for word in container["args"]]
-    make_parser = vars(cli).get("make_parser") or vars(cli)["_parser"]
-    parsed = make_parser().parse_args(words)
+    parsed = cli.make_parser().parse_args(words)
     assert parsed.command is not None
 
 

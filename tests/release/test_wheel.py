@@ -73,10 +73,8 @@ def commands(installed: Installed) -> list[str]:
     """The commands, from the help of the whole."""
     out, _ = installed.run(
         *("python", "-c"),
-        "import argparse\n"
         "from aiovblk import cli\n"
-        "parser = getattr(cli, 'make_parser', None) or cli._parser\n"
-        "kinds = [each.choices for each in parser()._actions if each.choices]\n"
+        "kinds = [each.choices for each in cli.make_parser()._actions if each.choices]\n"
         "print(*kinds[-1])",
         status=0,
     )

@@ -47,7 +47,7 @@ def main() -> int:
     os.chdir(ROOT)
     try:
         if options.kind == "tag":
-            print(version.check_tag(ROOT, options.words[0] if options.words else ""))
+            print(version.check_tag(ROOT, *options.words))
             return 0
         for path in build(options.kind, options.words, depends=options.depends):
             print(path)

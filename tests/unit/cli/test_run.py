@@ -98,7 +98,7 @@ async def test_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
         "import aiovblk.cli.child as child, sys; child.TERMINATE_TIMEOUT = 0.05;"
         "from aiovblk.cli import main; sys.exit(main())"
     )
-    stubborn = "trap '' TERM; echo ready; cat"
+    stubborn = "trap '' TERM; echo ready; exec cat"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", script, "serve", "memory:1M", "--run", stubborn),
         stdin=subprocess.PIPE,

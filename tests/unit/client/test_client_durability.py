@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from aiovblk.client import session
-from aiovblk.client.connection import ClientConnection
+from aiovblk.client.receiving import ReplyReceiver
 from aiovblk.protocol import Command
 
 from ...support.scripted_server import Export, connected, fails, flushed, stored
@@ -89,16 +89,15 @@ async def test_flush_that_failed_makes_nothing_durable() -> None:
 async def test_acknowledgement_right_before_the_loss_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = ClientConnection._take_batch
+    original = ReplyReceiver.take
 
-    def take_batch_and_end(connection: ClientConnection) -> int:
+    def take_and_end(receiver: ReplyReceiver) -> None:
         """As when a reply and the end of file are received together."""
-        wanted = original(connection)
-        connection._stream.reader.feed_eof()
-        return wanted
+        original(receiver)
+        receiver._reader.feed_eof()
 
     async with connected() as (server, remote, peer):
-        monkeypatch.setattr(ClientConnection, "_take_batch", take_batch_and_end)
+        monkeypatch.setattr(ReplyReceiver, "take", take_and_end)
         await stored(remote, peer)
         monkeypatch.undo()
         await server.peer()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
+import ssl
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aiovblk import RemoteDevice
-from aiovblk.client import session
-from aiovblk.protocol import Command, ReplyMode, TransmissionFlag
+from aiovblk import RemoteDevice, client
+from aiovblk.client import dialing, session
+from aiovblk.client.connection import ClientConnection
+from aiovblk.protocol import URI, Command, ReplyMode, TransmissionFlag
+from tests.support.timers import LATER, Timers
 
 from ...support.scripted_server import ALL_FLAGS, Export, connected, fails, flushed, logged, stored
 
@@ -276,6 +280,57 @@ async def test_reconnect_to_a_server_that_offers_more_is_accepted() -> None:
         server.export.flags = ALL_FLAGS
         peer.close()
         await stored(remote, await server.peer())
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that each connection was given to be made."""
+    found: list[float] = []
+
+    async def dial(
+        uri: URI, context: ssl.SSLContext | None, timeout: float, *options: Any
+    ) -> ClientConnection:
+        found.append(timeout)
+        await asyncio.sleep(TAKES if len(found) == 1 else 0)
+        return await dialing.dial(uri, context, timeout, *options)
+
+    monkeypatch.setattr(client, "dial", dial)
+    return found
+
+
+TAKES = 0.05
+"""Seconds that the first of them takes at least."""
+
+
+async def test_attempt_to_reconnect_has_some_seconds_only(limits: list[float]) -> None:
+    async with connected(reconnect=math.inf, timeout=100) as (server, remote, peer):
+        peer.close()
+        await flushed(remote, await server.peer())
+        assert limits == [100, session.MAX_ATTEMPT_TIMEOUT]
+
+
+async def test_attempt_to_reconnect_has_more_time_where_connecting_takes_long(
+    limits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_ATTEMPT_TIMEOUT", TAKES)
+    async with connected(reconnect=math.inf) as (server, remote, peer):
+        peer.close()
+        await flushed(remote, await server.peer())
+        assert limits[1] >= 2 * TAKES
+
+
+async def test_attempt_to_reconnect_that_hangs_is_followed_by_another(
+    timers: Timers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_ATTEMPT_TIMEOUT", LATER)
+    async with connected(reconnect=math.inf, timeout=2 * LATER) as (server, remote, peer):
+        server.max_answered = 1
+        peer.close()
+        for _ in range(2):
+            await server.ignored()
+            timers.go_off()
+        server.max_answered = None
+        await flushed(remote, await server.peer())
 
 
 # Several connections

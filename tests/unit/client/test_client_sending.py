@@ -11,8 +11,8 @@ import pytest
 
 from aiovblk import connect
 from aiovblk.client import connection
-from aiovblk.protocol import Command
-from aiovblk.stream import StreamProtocol
+from aiovblk.protocol import REQUEST, Command
+from aiovblk.stream import PooledBuffer, StreamProtocol
 
 from ...support.scripted_server import Peer, listening, remote_of
 
@@ -44,7 +44,23 @@ async def test_requests_of_one_turn_are_sent_together(watch: Watch) -> None:
         for request in await peer.requests(20):
             peer.succeed(request, b"x")
         await asyncio.gather(*reads)
-        assert [len(each) for each in watch.sent] == [20]
+        assert [len(b"".join(each)) for each in watch.sent] == [20 * REQUEST.size]
+
+
+async def test_requests_of_callers_that_go_on_together_are_sent_together(watch: Watch) -> None:
+    """Their replies arrive together, so their next requests leave in the turn that wakes them."""
+    async with remote_of() as (remote, peer):
+
+        async def read_twice(offset: int) -> None:
+            await remote.read(offset, 1)
+            await remote.read(offset, 1)
+
+        reads = [asyncio.ensure_future(read_twice(n)) for n in range(20)]
+        for _ in range(2):
+            for request in await peer.requests(20):
+                peer.succeed(request, b"x")
+        await asyncio.gather(*reads)
+        assert [len(b"".join(each)) for each in watch.sent] == 2 * [20 * REQUEST.size]
 
 
 async def test_bytes_are_sent_as_they_are_and_other_memory_is_copied(watch: Watch) -> None:
@@ -57,6 +73,33 @@ async def test_bytes_are_sent_as_they_are_and_other_memory_is_copied(watch: Watc
         bodies = [memoryview(each[1]) for each in watch.sent]
         assert bodies == 4 * [data]
         assert [each.obj is data for each in bodies] == [True, True, False, False]
+
+
+async def test_what_was_read_from_a_server_is_sent_to_another_without_a_copy(watch: Watch) -> None:
+    async with (
+        remote_of(size=MIB) as (source, source_peer),
+        remote_of(size=MIB) as (target, target_peer),
+    ):
+        data = os.urandom(MIB)
+        reading = asyncio.ensure_future(source.read(0, MIB))
+        source_peer.succeed(await source_peer.request(), data)
+        view = await reading
+        watch.sent.clear()
+        writing = asyncio.ensure_future(target.write(0, view))
+        request = await target_peer.request()
+        assert target_peer.data[request.cookie] == data
+        target_peer.succeed(request)
+        await writing
+        assert memoryview(watch.sent[0][1]).obj is view.obj
+
+
+async def test_payload_that_a_device_may_change_is_copied(watch: Watch) -> None:
+    async with remote_of(size=MIB) as (remote, peer):
+        received = memoryview(PooledBuffer(4096))
+        writing = asyncio.ensure_future(remote.write(0, received))
+        peer.succeed(await peer.request())
+        await writing
+        assert isinstance(watch.sent[0][1], bytes)
 
 
 async def test_backpressure_write_waits_while_the_server_does_not_read(watch: Watch) -> None:

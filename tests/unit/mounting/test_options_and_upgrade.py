@@ -71,12 +71,12 @@ async def started(ending: Upgrade) -> None:
 
 
 async def test_without_an_identity_there_is_no_successor(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ending, systemd = upgrade(None, ["mount", "memory:1M"])
     await signalled()
     ending.end()
-    assert "there is no --identity" in capsys.readouterr().err
+    assert "there is no --identity" in caplog.text
     assert systemd.sent == ["serving /dev/nbd3"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from aiovblk import BlockDevice, Extent
 from aiovblk.storage import MemoryDevice, copy
-from aiovblk.storage.copying import PIECE
+from aiovblk.storage.copying import PIECE, ZERO_UNIT
 
 MIB = 1 << 20
 
@@ -71,7 +71,20 @@ async def test_zeroes_that_are_read_are_not_written() -> None:
     source.extents = BlockDevice.extents.__get__(source)  # type: ignore[method-assign]  # knows none
     await copy(source, target)
     assert await contents(target) == await contents(source)
-    assert target.writes == [(0, PIECE)]
+    assert target.writes == [(0, ZERO_UNIT)]
+
+
+@pytest.mark.parametrize("last", [ZERO_UNIT, 4096], ids=["whole", "short"])
+async def test_runs_of_data_and_zeroes_that_are_read_are_written_as_such(last: int) -> None:
+    size = PIECE + 4 * ZERO_UNIT + last
+    source, target = Recorded(size), Recorded(size)
+    await filled(source, (ZERO_UNIT + 4096, ZERO_UNIT), (PIECE + 4 * ZERO_UNIT, last))
+    await filled(target, (0, size))
+    source.extents = BlockDevice.extents.__get__(source)  # type: ignore[method-assign]  # knows none
+    await copy(source, target)
+    assert await contents(target) == await contents(source)
+    runs = [(ZERO_UNIT, 2 * ZERO_UNIT), (PIECE + 4 * ZERO_UNIT, last)]
+    assert sorted(target.writes) == runs
 
 
 async def test_old_contents_become_zeroes_and_stay_beyond_the_end() -> None:
