@@ -16,7 +16,7 @@ from .keys import CHUNKS, LEASE, LOG, MANIFEST, MAP, is_key
 from .records import Kind
 from .writer import Writer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aiovblk")
 
 
 async def delete(
