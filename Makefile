@@ -11,7 +11,9 @@
 # make packages  sdist and wheel, and packages for Debian 12 and 13, in dist/
 # make man     manual pages in build/man, from the parser of the command
 # make completion   completions for bash, zsh and fish in build/completion, likewise
-# make lint    ruff and mypy alone
+# make docs    build the site in build/docs/html, with every warning an error
+# make docs-links   ask each address outside that the site links to
+# make lint    ruff, mypy and codespell alone
 # make setup   what make test needs: Debian packages, and an environment for each of its Pythons.
 #              The other targets do their own set-up
 # make clean   remove what the others made in the checkout (kernels and Ceph stay in ~/.cache/aiovblk)
@@ -27,7 +29,7 @@
 PYTHON ?= python3
 export PYTHON PYTHONS KERNELS
 
-.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench man completion packages lint clean
+.PHONY: setup check test test-all test-systemd test-rgw demo demo-s3 demo-record bench man completion packages docs docs-links lint clean
 
 setup:
 	@tools/setup test
@@ -76,6 +78,16 @@ packages:
 man completion:
 	@tools/setup check
 	@PYTHONPATH=tools .venv/bin/python -m commandref $@ build/$@
+
+docs:
+	@tools/setup check
+	@rm -rf build/docs/html
+	@tools/test docs
+	@echo "open build/docs/html/index.html"
+
+docs-links:
+	@tools/setup check
+	@.venv/bin/python -m sphinx -q -b linkcheck docs build/docs/links
 
 lint:
 	@tools/setup check

@@ -53,4 +53,6 @@ async def test_the_block_form_serves_until_it_is_unmounted() -> None:
 
 
 def test_no_block_is_left_out() -> None:
-    assert len(blocks()) == 3  # the last needs no kernel: tests/unit/docs/test_docs.py runs it
+    assert (
+        len(blocks()) == 3
+    )  # the last needs no kernel: tests/unit/docs/test_network_pages.py runs it

@@ -107,7 +107,7 @@ def test_rules_of_the_documentation() -> None:
             name += f":{grp.getgrgid(status.st_gid).gr_name}"
         return name, stat.S_IMODE(status.st_mode)
 
-    text = (ROOT / "docs" / "udev.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "udev.md").read_text()
     rules = re.search(r"```\n(SUBSYSTEM.*?)```", text, re.DOTALL)
     trigger = re.search(r"# (udevadm control.*)\n# (udevadm trigger.*)\n", text)
     assert rules

@@ -82,7 +82,7 @@ def test_stop_while_a_file_system_is_mounted_takes_it_away_after_a_while() -> No
 
 
 def test_mount_unit_that_requires_it_is_unmounted_before() -> None:
-    line = next(line for line in operations().splitlines() if line.startswith(NODE))
+    line = next(line for line in page().splitlines() if line.startswith(NODE))
     configure(FILE)
     start()
     run("mkfs.ext4", "-q", NODE)
@@ -98,8 +98,8 @@ def test_mount_unit_that_requires_it_is_unmounted_before() -> None:
     assert in_image("file") == "not synced"
 
 
-def operations() -> str:
-    return (ROOT / "docs" / "operations.md").read_text()
+def page() -> str:
+    return (ROOT / "docs" / "how-to" / "systemd.md").read_text()
 
 
 def reload(process: int) -> int:

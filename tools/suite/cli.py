@@ -18,7 +18,7 @@ from .steps import Outcome, Output, Step, run_together
 DESCRIPTION = """\
 Run checks and tests: one of three sizes, or a part.
 
-    tools/test check                     make check: ruff, mypy, unit tests on one Python
+    tools/test check                     make check: lint, unit tests on one Python
     tools/test                           make test: what a change must pass to land
     tools/test all                       make test-all: the whole matrix
     tools/test unit tests/unit/test_x.py -k name
@@ -28,7 +28,8 @@ Run checks and tests: one of three sizes, or a part.
 
 EPILOG = """\
 stages:
-    lint     ruff check, ruff format --check, mypy --strict
+    lint     ruff check, ruff format --check, mypy --strict, codespell
+    docs     the site in build/docs/html, built with every warning an error
     unit     tests/unit: no kernel device, no root, no other programs
     tools    tests/tools: tools/vm and tools/test themselves
     interop  tests/interop: other people's NBD programs, and a terminal

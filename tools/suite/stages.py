@@ -62,10 +62,17 @@ class Plan:
 
 
 def lint(plan: Plan) -> Iterator[Batch]:
-    """Check style and types, once: both are told the oldest Python by pyproject.toml."""
-    names = ("ruff check", "ruff format --check", "mypy --strict")
+    """Check style, types and spelling, once: the oldest Python is named in pyproject.toml."""
+    names = ("ruff check", "ruff format --check", "mypy --strict", "codespell_lib")
     command = [environments.interpreter(environments.default()), "-m"]
     yield [Step("lint", name, [*command, *name.split(), *plan.words]) for name in names]
+
+
+def docs(plan: Plan) -> Iterator[Batch]:
+    """Build the site anew: each warning, such as a link that leads nowhere, is an error."""
+    command = [environments.interpreter(environments.default()), "-m", "sphinx"]
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", *plan.words]
+    yield [Step("docs", "site", [*command, *options, "docs", "build/docs/html"])]
 
 
 def unit(plan: Plan) -> Iterator[Batch]:
@@ -233,6 +240,7 @@ Stage = Callable[[Plan], Iterator[Batch]]
 
 STAGES: dict[str, Stage] = {
     "lint": lint,
+    "docs": docs,
     "unit": unit,
     "tools": tools,
     "interop": interop,
@@ -245,6 +253,6 @@ STAGES: dict[str, Stage] = {
 
 SIZES: dict[Scope, Sequence[str]] = {
     "check": ("lint", "unit"),
-    "test": ("lint", "unit", "tools", "interop", "kernel"),
+    "test": ("lint", "docs", "unit", "tools", "interop", "kernel"),
     "all": tuple(STAGES),
 }

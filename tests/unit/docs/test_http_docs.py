@@ -13,14 +13,14 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice
 
+from ...support.pages import blocks
 from ...support.web_server import Web, serving
-from .test_docs import blocks
 
 
 async def test_image_is_mounted_with_a_cache_and_an_overlay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (block,) = blocks("docs/http.md")
+    (block,) = blocks("docs/how-to/web-server-image.md")
     monkeypatch.chdir(tmp_path)
     await FileDevice.create("store", 4 << 20).unmount()
 

@@ -1,4 +1,4 @@
-"""docs/protocol-support.md mentions each name of the specification."""
+"""The page on protocol support mentions each name of the specification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from aiovblk.protocol import Command, CommandFlag, Info, Option, OptionReply, ReplyType
 from aiovblk.protocol import TransmissionFlag as Transmission
 
-TEXT = (Path(__file__).parents[3] / "docs" / "protocol-support.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "reference" / "protocol-support.md").read_text()
 
 
 @pytest.mark.parametrize(
