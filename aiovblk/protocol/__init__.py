@@ -29,8 +29,11 @@ from .replies import (
     parse_error,
     parse_reply_header,
     reply_header_size,
+    structured_read_header,
+    structured_success,
 )
 from .requests import (
+    DIRECT_REQUEST,
     EXTENDED_REQUEST,
     REQUEST,
     REQUEST_MAGIC,
@@ -51,6 +54,7 @@ from .uri import URI
 __all__ = [
     "BASE_ALLOCATION",
     "DEFAULT_PORT",
+    "DIRECT_REQUEST",
     "EXTENDED_REQUEST",
     "MAX_PAYLOAD",
     "MAX_STRING",
@@ -98,4 +102,6 @@ __all__ = [
     "reply_header_size",
     "serialize_request",
     "serialize_simple_reply",
+    "structured_read_header",
+    "structured_success",
 ]

@@ -95,6 +95,18 @@ def structured_reply(request: Request, error: int, content: ReplyContent) -> lis
     return _reply_in_chunks(_structured_header, request, error, content)
 
 
+def structured_read_header(cookie: int, offset: int, length: int) -> bytes:
+    """Serialize what precedes the payload in the structured reply to a successful READ."""
+    return STRUCTURED_DATA.pack(
+        STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA, cookie, OFFSET.size + length, offset
+    )
+
+
+def structured_success(cookie: int) -> bytes:
+    """Serialize the structured reply to a request that succeeded and has no payload."""
+    return STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, _DONE, _NONE, cookie, 0)
+
+
 def extended_reply(request: Request, error: int, content: ReplyContent) -> list[Payload]:
     """Serialize a structured reply with extended headers: the buffers to send."""
     return _reply_in_chunks(_extended_header, request, error, content)

@@ -29,6 +29,10 @@ SIMPLE_REPLY_MAGIC = 0x67446698
 REQUEST = struct.Struct(">IHHQQI")
 """Request header: magic, command flags, type, cookie, offset, length."""
 
+DIRECT_REQUEST = struct.Struct(">IIQQI")
+"""The same header with command flags and type in one field, which is the number of the command if
+there are no flags."""
+
 EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
 """Request header with extended headers: the same fields, with a length of 64 bits."""
 

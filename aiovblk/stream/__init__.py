@@ -3,10 +3,11 @@
 from .buffers import BufferPool
 from .handshake import run_handshake
 from .protocol import StreamProtocol
-from .reader import InPlaceStreamReader
+from .reader import BUFFER_SIZE, InPlaceStreamReader
 from .slices import CHECK_INTERVAL, SLICE, Slice
 
 __all__ = [
+    "BUFFER_SIZE",
     "CHECK_INTERVAL",
     "SLICE",
     "BufferPool",

@@ -35,12 +35,13 @@ class BufferPool:
         fitting = [each for each in (*self._buffers, used) if len(each) == size]
         self._buffers = fitting[-MAX_POOLED_BUFFERS:]
         for at, buffer in enumerate(self._buffers):
-            if not _is_viewed(buffer):
+            if not is_viewed(buffer):
                 return self._buffers.pop(at)
         return bytearray(size)
 
 
-def _is_viewed(buffer: bytearray) -> bool:
+def is_viewed(buffer: bytearray) -> bool:
+    """Return whether there is a memoryview, or another export, of a buffer."""
     try:
         buffer.append(buffer.pop())
     except BufferError:

@@ -91,10 +91,10 @@ os._exit(0)
 """
 
 PLACES = [
-    ("ReplySender._reply", 1),
-    ("ReplySender._reply", 3),
-    ("ReplySender._send", 1),
-    ("ReplySender._send", 2),
+    ("ReplySender.reply", 1),
+    ("ReplySender.reply", 3),
+    ("ReplySender.send", 1),
+    ("ReplySender.send", 2),
     ("Stats.record_replies", 1),
     ("ConcurrencyLimiter.release", 2),
     ("Server.close", 1),

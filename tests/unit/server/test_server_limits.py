@@ -315,7 +315,7 @@ async def test_announced_payload_that_does_not_come_takes_little_memory(path: Pa
         client.writer.write(message + bytes(100))
         [connection] = clients_of(server).connected()
         reader = connection._stream.reader
-        await until(lambda: reader._wanted > MAX_PAYLOAD)
+        await until(lambda: reader.wanted > MAX_PAYLOAD)
         client.writer.write(bytes(100))
         assert len(reader.buffer) <= 2 * BUFFER_SIZE
 
