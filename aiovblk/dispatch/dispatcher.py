@@ -126,6 +126,7 @@ class Dispatcher:
         self._reader = stream.reader
         self._receiver.attach(stream.reader)
         self._sender.attach(stream)
+        self._scheduler.attach()
 
     async def run(self) -> None:
         """Serve until the connection ends.

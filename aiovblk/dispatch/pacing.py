@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 
-from ..stream import CHECK_INTERVAL, SLICE, Slice
+from ..stream import CHECK_INTERVAL, Slice
 from .memory_budget import ConnectionQuota
 
 SMALL = 8192
@@ -35,23 +35,20 @@ class Pacer:
     Attributes:
         credit: what may be served until :meth:`renew` must be called. Whoever serves a request
             takes :data:`SMALL` and the bytes of its payload from it.
+        slice: the time slice; begun by whoever has something to serve.
         paused: whether a slice is used up, and the next one has not begun.
 
     """
 
     def __init__(self, quota: ConnectionQuota | None, on_resumed: Callable[[], None]) -> None:
         self.credit = 0
+        self.slice = Slice()
         self.paused = False
         self._granted = 0  # the credit when it was granted
         self._room = 0  # bytes that were left of the quota then
         self._quota = quota
         self._on_resumed = on_resumed
-        self._slice = Slice()
         self._resumed: asyncio.Future[None] | None = None
-
-    def begin_slice(self, now: int) -> None:
-        """Begin a time slice, at ``now`` nanoseconds of :func:`time.monotonic_ns`."""
-        self._slice.end = now + SLICE
 
     def begin_batch(self) -> None:
         """Grant the first credit for what is served in one go."""
@@ -72,7 +69,7 @@ class Pacer:
             and the next request has to be charged before it may be served.
 
         """
-        if self.paused or self._slice.is_over():
+        if self.paused or self.slice.is_over():
             self._pause()
             return False
         if self._quota is None:
@@ -85,13 +82,9 @@ class Pacer:
         self.credit = self._granted = min(CREDIT, self._room)
         return self.credit > 0
 
-    def grant_one(self) -> None:
-        """Grant the credit for one request that is charged to the quota."""
-        self.credit = self._granted = 1
-
     def is_coming(self) -> bool:
         """Return whether the next slice will come: others have had theirs since the last call."""
-        return self.paused and self._slice.is_coming(self._resume)
+        return self.paused and self.slice.is_coming(self._resume)
 
     async def resumed(self) -> None:
         """Wait for the next slice.  Cancellation: safe."""
@@ -102,11 +95,11 @@ class Pacer:
     def _pause(self) -> None:
         if not self.paused:
             self.paused = True
-            self._slice.enqueue(self._resume)
+            self.slice.enqueue(self._resume)
 
     def _resume(self) -> None:
         self.paused = False
-        self.begin_slice(monotonic_ns())
+        self.slice.begin(monotonic_ns())
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         self._on_resumed()

@@ -139,8 +139,10 @@ class ReplySender:
                     self._sent_cost += self._charged
                     self._charged = 0
                 self.stats.record_batch(reads, writes, now - self.arrival)
-                reads.clear()
-                writes.clear()
+                if reads:
+                    reads.clear()
+                if writes:
+                    writes.clear()
             if self._succeeded or self._failed:
                 self._record_replies(now)
             if self._sent_cost and not self.stream.write_paused:

@@ -18,10 +18,12 @@ import asyncio
 import errno
 import math
 import sys
+from asyncio import Task
 from collections.abc import Callable
 from time import monotonic_ns
 
 from ..protocol import ReplyMode, Request
+from ..stream import SLICE
 from .concurrency import ConcurrencyLimiter
 from .failures import Reporter
 from .handler_call import HandlerAdapter
@@ -95,6 +97,10 @@ class HandlerScheduler:
         self._starting = 0
         self._slow = False
 
+    def attach(self) -> None:
+        """Prepare to serve; the receiver has been attached to its reader."""
+        self._server.attach()
+
     @property
     def oldest_start(self) -> float | None:
         """When (in the loop's time) the longest-running handler began; None if none runs."""
@@ -124,8 +130,8 @@ class HandlerScheduler:
         """
         if since == math.inf:
             self._fail_queue()
-        for task, waiting in list(self._running.tasks.items()):
-            if waiting.start <= since:
+        for task, (start, _) in list(self._running.tasks.items()):
+            if start <= since:
                 self._outcomes.fail(task)
 
     def cancel_all(self) -> None:
@@ -154,12 +160,13 @@ class HandlerScheduler:
 
         """
         now = monotonic_ns()
+        receiver, pacer = self._receiver, self._pacer
         self._sender.arrival = now
         # Uvloop receives again at once when the buffer was filled: that is the same slice.
-        if not self._receiver.reader.filled:
-            self._pacer.begin_slice(now)
+        if not receiver.reader.filled:
+            pacer.slice.end = now + SLICE
         self.start_ready()
-        return self._quota is None or not (self._receiver.memory_needed or self._pacer.paused)
+        return self._quota is None or not (receiver.memory_needed or pacer.paused)
 
     async def may_go_on(self) -> None:
         """Wait for the memory of the next request, or for the next time slice.
@@ -189,26 +196,26 @@ class HandlerScheduler:
     if sys.version_info >= (3, 12):
 
         def _start_tasks(self) -> None:
-            server, pacer = self._server, self._pacer
+            server, pacer, limiter = self._server, self._pacer, self._limiter
             receiver, reader = self._receiver, self._receiver.reader
-            while (
-                not pacer.paused
-                and (
-                    receiver.queue
-                    # Inlined: receiver.has_next().
-                    or (
-                        reader.end - reader.start >= reader.wanted
-                        and reader.consuming
-                        and not receiver.memory_needed
-                    )
+            while not pacer.paused and (
+                receiver.queue
+                # Inlined: receiver.has_next().
+                or (
+                    reader.end - reader.start >= reader.wanted
+                    and reader.consuming
+                    and not receiver.memory_needed
                 )
-                and self._limiter.acquire(self)
             ):
+                # Inlined: limiter.acquire(self).
+                if limiter.running < limiter.limit and not limiter.waiting:
+                    limiter.running += 1
+                elif not limiter.acquire(self):
+                    break
                 context = server.context.copy()
                 try:
-                    # Eager: if no handler has to wait, all are done when this returns, without
-                    # another turn of the loop.
-                    task = asyncio.Task(
+                    # Eager: if no handler has to wait, all are done when this returns.
+                    task = Task(
                         server.serve(context), loop=self._loop, context=context, eager_start=True
                     )
                 except BaseException:  # a handler was interrupted; the others go on
@@ -238,7 +245,7 @@ class HandlerScheduler:
                 task = self._loop.create_task(server.serve(context), context=context)
                 self._loop.call_soon(self._has_begun, task)
 
-        def _has_begun(self, task: asyncio.Task[None]) -> None:
+        def _has_begun(self, task: Task[None]) -> None:
             """Called by the loop right after the first step of a task."""
             self._starting -= 1
             if self._server.leader is not task:  # cancelled before its first step

@@ -38,7 +38,7 @@ from .outcomes import Outcome, OutcomeResolver
 from .pacing import SMALL, Pacer
 from .receiver import RequestReceiver
 from .reply_sender import ReplySender
-from .slow_requests import SlowRequestMonitor
+from .slow_requests import SlowRequestMonitor, as_request
 from .validation import RequestValidator
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
@@ -111,6 +111,21 @@ class RequestServer:
             self._max_read = adapter.max_read
             self._max_write = 0 if validator.read_only else MAX_PAYLOAD
 
+    def attach(self) -> None:
+        """Prepare to serve; the receiver has been attached to its reader."""
+        self._parts = (
+            self._receiver.reader,
+            self._receiver.queue,
+            self._sender,
+            self._sender.buffers,
+            self._pacer,
+            self._limiter,
+            self._read,
+            self._write,
+            self._validator.block_mask,
+            self.context,
+        )
+
     async def serve(self, context: Context) -> None:
         """Serve requests one after another, until a handler has had to wait.
 
@@ -125,10 +140,9 @@ class RequestServer:
         task = asyncio.current_task()
         assert task is not None  # this is one
         self.leader = task
-        receiver, sender, limiter, pacer = self._receiver, self._sender, self._limiter, self._pacer
-        reader, queue, validator = receiver.reader, receiver.queue, self._validator
-        read, write, buffers, unchanged = self._read, self._write, sender.buffers, self.context
-        size, mask, credit, arrival = validator.size, validator.block_mask, pacer.credit, 0
+        # One attribute: this is done for each batch, and for each handler that waits.
+        reader, queue, sender, buffers, pacer, limiter, read, write, mask, unchanged = self._parts
+        size, credit, arrival = self._validator.size, pacer.credit, sender.arrival
         request: Request | None = None
         payload: memoryview | None = None
         content: ReplyContent = b""
@@ -172,7 +186,6 @@ class RequestServer:
                     continue
                 else:
                     break
-            arrival = sender.arrival
             try:
                 if command == _READ:
                     data = await read(offset, length)
@@ -201,7 +214,7 @@ class RequestServer:
                 if command == _READ:
                     buffers.append(data)
                 if self.leader is not task:
-                    self._running.remove(task)
+                    self._running.tasks.pop(task, None)
                     sender.add_waited(command, length, arrival)
                     break
                 if command == _READ:
@@ -229,7 +242,11 @@ class RequestServer:
                 limiter.release()
                 if not limiter.acquire(self._waiter):
                     return
-        limiter.release()
+        # Inlined: limiter.release().
+        if limiter.waiting:
+            limiter.release()
+        else:
+            limiter.running -= 1
 
     async def _reply(
         self,
@@ -249,7 +266,7 @@ class RequestServer:
         if failure is not None:
             outcome = await self._outcomes.resolve(task, request, payload, failure)
         if self.leader is not task:
-            self._running.remove(task)
+            self._running.tasks.pop(task, None)
         if payload is not None:
             release(payload)
         self._sender.reply(request, outcome.error, outcome.content, outcome.reason)
@@ -262,17 +279,17 @@ class RequestServer:
         if not isinstance(current, int):
             self._running.add(task, current)
             return
-        header = bytes(self._receiver.reader.view[current : current + _HEADER])
+        header = self._receiver.reader.buffer[current : current + _HEADER]
         self._running.add(task, header)
         self._sender.stats.in_flight += 1
         if self._quota is not None:
-            self._quota.charge(REQUEST_COST + int.from_bytes(header[-4:]))
+            self._quota.charge(REQUEST_COST + _unpack(header)[-1])
 
     def _request_of(self, task: asyncio.Task[None], position: int, arrival: int) -> Request:
         """Make the request that was served directly, since its handler has raised."""
         waiting = self._running.tasks.get(task)
         if waiting is not None:
-            return waiting.request()
+            return as_request(waiting[1])
         request = parse_request(self._receiver.reader.buffer, position, arrival)
         self._sender.stats.in_flight += 1
         if self._quota is not None:
@@ -295,10 +312,7 @@ class RequestServer:
         # What is in the queue is charged. Otherwise only a small request may be accepted.
         if not receiver.queue:
             receiver.accept()
-        if not receiver.queue:
-            return False
-        pacer.grant_one()
-        return True
+        return bool(receiver.queue)
 
 
 def release(payload: memoryview) -> None:
