@@ -144,6 +144,7 @@ async def _serve(arguments: Namespace, named: dict[str, str], live: asyncio.Futu
                 concurrency=arguments.concurrency,
                 handler_timeout=arguments.handler_timeout,
                 slow_request=arguments.slow_request,
+                busy_poll=arguments.busy_poll,
             )
         )
         stack.enter_context(warning_of_slow_requests(server.events()))

@@ -57,6 +57,7 @@ class Dispatcher:
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
         slow_request: seconds after which a handler that still runs is reported; None for never.
+        busy_poll: microseconds for which the event loop polls after each batch; None for none.
         reporter: logs why requests fail; connections that share its log report each cause once. By
             default this connection has its own.
         on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
@@ -75,6 +76,7 @@ class Dispatcher:
         limiter: ConcurrencyLimiter | None = None,
         handler_timeout: float | None = None,
         slow_request: float | None = None,
+        busy_poll: int | None = None,
         reporter: Reporter | None = None,
         on_event: Callable[[RequestEvent], None] = lambda event: None,
         on_disconnect: Callable[[], None],
@@ -103,6 +105,7 @@ class Dispatcher:
             limiter=limiter or ConcurrencyLimiter(),
             quota=quota,
             slow_request=slow_request,
+            busy_poll=busy_poll,
             on_slow=self._publish_slow_request,
         )
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 
 from ..protocol import ReplyMode, Request
-from ..stream import SLICE
+from ..stream import SLICE, BusyPoll
 from .concurrency import ConcurrencyLimiter
 from .failures import Reporter
 from .handler_call import HandlerAdapter
@@ -53,6 +53,7 @@ class HandlerScheduler:
         limiter: how many handlers may run at once (concurrency).
         quota: what requests that wait are charged to; None for the kernel.
         slow_request: seconds after which a handler that still runs is reported; None for never.
+        busy_poll: microseconds for which the loop is kept awake after each batch; None for none.
         on_slow: called with each such request, and for how many seconds it has run.
 
     """
@@ -69,6 +70,7 @@ class HandlerScheduler:
         limiter: ConcurrencyLimiter,
         quota: ConnectionQuota | None,
         slow_request: float | None,
+        busy_poll: int | None,
         on_slow: Callable[[Request, float], None],
     ) -> None:
         self._receiver = receiver
@@ -91,6 +93,7 @@ class HandlerScheduler:
             mode=mode,
             quota=quota,
         )
+        self._busy_poll = None if busy_poll is None else BusyPoll(busy_poll)
         self._loop = asyncio.get_running_loop()
         # Before Python 3.12: tasks whose first step is still to come, and whether the last task to
         # start had to wait.
@@ -115,8 +118,10 @@ class HandlerScheduler:
         return self._pacer.is_coming()
 
     def stop_monitoring(self) -> None:
-        """Stop reporting slow requests."""
+        """Stop reporting slow requests, and polling."""
         self._running.stop_monitoring()
+        if self._busy_poll is not None:
+            self._busy_poll.stop()
 
     def fail_running(self, since: float = math.inf) -> None:
         """Cancel handlers and fail their requests with EIO; further requests are served.
@@ -166,6 +171,8 @@ class HandlerScheduler:
         if not receiver.reader.filled:
             pacer.slice.end = now + SLICE
         self.start_ready()
+        if self._busy_poll is not None:
+            self._busy_poll.extend(now)
         return self._quota is None or not (receiver.memory_needed or pacer.paused)
 
     async def may_go_on(self) -> None:

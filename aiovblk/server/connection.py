@@ -26,6 +26,7 @@ from ..dispatch import (
     ConnectionQuota,
     Dispatcher,
     FailureLog,
+    HandlerLimits,
     MemoryBudget,
     Reporter,
     Stats,
@@ -56,9 +57,7 @@ class ConnectionSettings:
     require_tls: bool
     handshake_timeout: float
     drain_timeout: float
-    concurrency: int
-    handler_timeout: float | None
-    slow_request: float | None
+    limits: HandlerLimits
     connection_memory: int
     budget: MemoryBudget
     """The memory budget of all connections together."""
@@ -250,9 +249,10 @@ class ServerConnection:
             self.stats,
             negotiated=negotiated,
             quota=quota,
-            limiter=ConcurrencyLimiter(settings.concurrency),
-            handler_timeout=settings.handler_timeout,
-            slow_request=settings.slow_request,
+            limiter=ConcurrencyLimiter(settings.limits.concurrency),
+            handler_timeout=settings.limits.handler_timeout,
+            slow_request=settings.limits.slow_request,
+            busy_poll=settings.limits.busy_poll,
             reporter=Reporter(settings.failures, opened.device, f"export {negotiated.name!r}"),
             on_event=self._publish,
             on_disconnect=self.stop,

@@ -1,6 +1,7 @@
 """A connected stream: in-place (zero-copy) receiving, backpressure, fairness, and the handshake."""
 
 from .buffers import BufferPool
+from .busy_poll import BusyPoll
 from .handshake import run_handshake
 from .protocol import StreamProtocol
 from .reader import BUFFER_SIZE, InPlaceStreamReader
@@ -11,6 +12,7 @@ __all__ = [
     "CHECK_INTERVAL",
     "SLICE",
     "BufferPool",
+    "BusyPoll",
     "InPlaceStreamReader",
     "Slice",
     "StreamProtocol",

@@ -102,7 +102,12 @@ class Mixed(BlockDevice):
         self.started.append(offset)
         await self._behave(offset)
         data = pattern(offset, length)
-        return self._draw.choice([bytes, bytearray, memoryview])(data)
+        kinds: list[Callable[[bytes], bytes | bytearray | memoryview]] = [
+            bytes,
+            bytearray,
+            memoryview,
+        ]
+        return self._draw.choice(kinds)(data)
 
     async def write(self, offset: int, data: memoryview) -> None:
         self.started.append(offset)

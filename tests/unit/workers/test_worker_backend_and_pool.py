@@ -365,9 +365,7 @@ def service(tell: Callable[..., None]) -> ClientService:
         require_tls=False,
         handshake_timeout=10,
         drain_timeout=5,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
+        limits=LIMITS,
         connection_memory=1 << 20,
         memory=1 << 20,
     )
