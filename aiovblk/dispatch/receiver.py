@@ -22,7 +22,7 @@ from ..protocol import (
     parse_extended_request,
     parse_request,
 )
-from ..stream import BUFFER_SIZE, InPlaceStreamReader
+from ..stream import BUFFER_SIZE, ReceiveBuffer
 from .memory_budget import ConnectionQuota, request_cost
 from .reply_sender import ReplySender
 from .validation import RequestValidator
@@ -56,7 +56,7 @@ class RequestReceiver:
 
     """
 
-    reader: InPlaceStreamReader
+    reader: ReceiveBuffer
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RequestReceiver:
         self.memory_needed = 0
         self.partial = 0
 
-    def attach(self, reader: InPlaceStreamReader) -> None:
+    def attach(self, reader: ReceiveBuffer) -> None:
         """Accept what this reader receives."""
         self.reader = reader
         reader.wanted = self.header_size
@@ -102,7 +102,7 @@ class RequestReceiver:
 
         Returns:
             False if none can be accepted: only a part of it has arrived, it has to wait for memory,
-            or it broke the protocol (:meth:`InPlaceStreamReader.consume` raises that).
+            or it broke the protocol (:meth:`ReceiveBuffer.consume` raises that).
 
         """
         reader = self.reader

@@ -8,29 +8,21 @@ from .constants import (
     MAX_STRING,
     Command,
     CommandFlag,
-    Info,
-    Option,
-    OptionReply,
     ReplyMode,
     ReplyType,
     StatusFlag,
     TransmissionFlag,
 )
 from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
+from .handshake_constants import Info, Option, OptionReply
 from .options import ExportInfo, NegotiationResult
-from .replies import (
-    SERIALIZERS,
-    BlockStatus,
-    Payload,
-    ReplyContent,
+from .replies import BlockStatus, Payload, ReplyContent, SparseData
+from .reply_parsing import (
     ReplyHeader,
-    SparseData,
     parse_block_status,
     parse_error,
     parse_reply_header,
     reply_header_size,
-    structured_read_header,
-    structured_success,
 )
 from .requests import (
     DIRECT_REQUEST,
@@ -49,6 +41,7 @@ from .requests import (
     serialize_simple_reply,
 )
 from .server_handshake import ServerHandshake, TLSMode
+from .structured_replies import SERIALIZERS, structured_read_header, structured_success
 from .uri import URI
 
 __all__ = [

@@ -4,7 +4,8 @@ from .buffers import BufferPool
 from .busy_poll import BusyPoll
 from .handshake import run_handshake
 from .protocol import StreamProtocol
-from .reader import BUFFER_SIZE, InPlaceStreamReader
+from .reader import InPlaceStreamReader
+from .receive_buffer import BUFFER_SIZE, ReceiveBuffer
 from .slices import CHECK_INTERVAL, SLICE, Slice
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "BufferPool",
     "BusyPoll",
     "InPlaceStreamReader",
+    "ReceiveBuffer",
     "Slice",
     "StreamProtocol",
     "run_handshake",
