@@ -12,8 +12,8 @@ What holds here:
   128 requests per connection: set->queue_depth in drivers/block/nbd.c). A client without such a
   limit gets backpressure: once it has used up its :class:`ConnectionQuota`, its requests stay in
   the socket.
-* No connection keeps the event loop busy for longer than a time slice: what has arrived is accepted
-  in batches, between which other connections run.
+* No connection keeps the event loop busy for longer than a time slice (:mod:`.pacing`); between two
+  of its slices other connections run.
 * Replies that are ready together are sent together (:mod:`.reply_sender`).
 * DISC does not close the connection: the owner is notified, and closes it when nothing is in
   flight. Until then requests are answered, since the kernel goes on sending some.

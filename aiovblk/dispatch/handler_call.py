@@ -19,7 +19,7 @@ from ..protocol import (
     ReplyMode,
     Request,
 )
-from ..stream.buffers import ReplyCopyBuffer
+from ..stream.reply_copies import ReplyCopyBuffer
 from .failures import HandlerTimeoutError
 from .holes import MIN_HOLE_SIZE, merge_extents, read_around_holes
 

@@ -109,14 +109,7 @@ class ReplySender:
             self._loop.call_soon(self.send)
 
     def add_waited(self, command: int, length: int, arrival: int) -> None:
-        """Count a request that was served directly, and has waited; its reply is queued.
-
-        Args:
-            command: READ or WRITE.
-            length: bytes.
-            arrival: when it was received.
-
-        """
+        """Count a READ or WRITE that was served directly, and has waited; its reply is queued."""
         self._succeeded.append((command, length, arrival))
         if self._quota is not None:
             self._waited_cost += REQUEST_COST + length

@@ -127,15 +127,11 @@ class RequestServer:
         )
 
     async def serve(self, context: Context) -> None:
-        """Serve requests one after another, until a handler has had to wait.
+        """Serve requests one after another in ``context``, until a handler has had to wait.
 
         The caller has acquired the limiter for it; it is released at the end. One function of more
         than 50 lines: for a handler that never waits this loop is the whole request, and each call
         of a helper would cost some percent of it.
-
-        Args:
-            context: the one that this runs in.
-
         """
         task = asyncio.current_task()
         assert task is not None  # this is one

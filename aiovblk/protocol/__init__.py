@@ -13,6 +13,7 @@ from .constants import (
     StatusFlag,
     TransmissionFlag,
 )
+from .extended_requests import EXTENDED_REQUEST, parse_extended_request, serialize_request
 from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
 from .handshake_constants import Info, Option, OptionReply
 from .options import ExportInfo, NegotiationResult
@@ -22,11 +23,11 @@ from .reply_parsing import (
     parse_block_status,
     parse_error,
     parse_reply_header,
+    parse_simple_reply,
     reply_header_size,
 )
 from .requests import (
     DIRECT_REQUEST,
-    EXTENDED_REQUEST,
     REQUEST,
     REQUEST_MAGIC,
     SIMPLE_REPLY,
@@ -34,10 +35,7 @@ from .requests import (
     WIRE_ERRORS,
     Request,
     errno_to_wire,
-    parse_extended_request,
     parse_request,
-    parse_simple_reply,
-    serialize_request,
     serialize_simple_reply,
 )
 from .server_handshake import ServerHandshake, TLSMode

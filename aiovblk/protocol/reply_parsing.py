@@ -128,3 +128,18 @@ def parse_block_status(chunk: int, payload: memoryview) -> BlockStatus:
     if not all(length for length, _ in extents):
         raise ProtocolError("a block status chunk with an empty extent")
     return BlockStatus(context_id, extents)
+
+
+def parse_simple_reply(
+    buffer: bytes | bytearray | memoryview, position: int = 0
+) -> tuple[int, int]:
+    """Parse the simple reply at ``position``: its error value and its cookie.
+
+    Raises:
+        ProtocolError: these bytes are not a simple reply.
+
+    """
+    magic, error, cookie = SIMPLE_REPLY.unpack_from(buffer, position)
+    if magic != SIMPLE_REPLY_MAGIC:
+        raise ProtocolError(f"expected a simple reply, found the magic number {magic:#010x}")
+    return error, cookie

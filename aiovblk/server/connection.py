@@ -34,7 +34,7 @@ from ..dispatch import (
 from ..errors import STOP_EXCEPTIONS, ProtocolError
 from ..events import ClientConnected, EventBroadcaster, RequestEvent
 from ..protocol import ExportInfo, NegotiationResult, ServerHandshake, TLSMode
-from ..stream import run_handshake
+from ..stream import run_handshake, start_tls
 from .client_stream import ServerProtocol
 from .exports import Export, OpenDevice, open_device, open_shared
 from .stalls import IdleTimer, StallMonitor
@@ -194,7 +194,7 @@ class ServerConnection:
 
     async def _start_tls(self) -> None:
         assert self._settings.tls is not None  # or TLS would not have been offered
-        await self._stream.start_tls(self._settings.tls, server_side=True)
+        await start_tls(self._stream, self._settings.tls, server_side=True)
         self._over_tls = True
 
     async def _open_export(self, name: str) -> ExportInfo | None:

@@ -7,6 +7,7 @@ from .protocol import StreamProtocol
 from .reader import InPlaceStreamReader
 from .receive_buffer import BUFFER_SIZE, ReceiveBuffer
 from .slices import CHECK_INTERVAL, SLICE, Slice
+from .tls import start_tls
 
 __all__ = [
     "BUFFER_SIZE",
@@ -19,4 +20,5 @@ __all__ = [
     "Slice",
     "StreamProtocol",
     "run_handshake",
+    "start_tls",
 ]

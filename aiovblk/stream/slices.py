@@ -79,12 +79,7 @@ class Slice:
         self.end = 0
 
     def begin(self, now: int) -> None:
-        """Begin another slice; on the hot path this is inlined.
-
-        Args:
-            now: nanoseconds of :func:`time.monotonic_ns`.
-
-        """
+        """Begin another one, at ``now`` of :func:`time.monotonic_ns`; inlined on the hot path."""
         self.end = now + SLICE
 
     def is_over(self) -> bool:
