@@ -15,6 +15,9 @@ MAX_WORKERS = 1024
 """Most processes, or connections of one device: more than any machine has processors for. Each uses
 descriptors and memory, so that a typing error could exhaust those of the machine."""
 
+MAX_BUSY_POLL = 1_000_000
+"""Microseconds of the longest busy polling: one second. Beyond some hundred it saves no more."""
+
 MAX_BLOCK_SIZE = 64 * 1024
 """Bytes of the largest block that the NBD specification allows ("Block size constraints")."""
 

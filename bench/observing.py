@@ -58,7 +58,12 @@ class Uncounted(Stats):
 
     __slots__ = ()
 
-    def record_replies(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
+    def record_batch(self, reads: list[int], writes: list[int], nanoseconds: int) -> None:
+        """Count nothing: these were never in flight."""
+
+    def record_replies(
+        self, succeeded: list[tuple[int, int, int]], failed: list[Request], now: int
+    ) -> None:
         """Take note that they are in flight no more."""
         self.in_flight -= len(succeeded) + len(failed)
 

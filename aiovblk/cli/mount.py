@@ -200,6 +200,7 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
             concurrency=arguments.concurrency,
             handler_timeout=arguments.handler_timeout,
             slow_request=arguments.slow_request,
+            busy_poll=arguments.busy_poll,
             timeout=arguments.timeout,
             unmount_timeout=arguments.unmount_timeout,
             queue=RequestQueue(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arguments import MAX_BLOCK_SIZE, MAX_WORKERS
+from ..arguments import MAX_BLOCK_SIZE, MAX_BUSY_POLL, MAX_WORKERS
 from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
 from . import values
 from .layers import add_layers, layers_help
@@ -42,6 +42,12 @@ def add_handling(parser: CommandParser) -> None:
         default=DEFAULT_SLOW_REQUEST,
         metavar="SECONDS",
         help="log a handler that runs longer than this on stderr (default %(default)s)",
+    )
+    group.add_argument(
+        "--busy-poll",
+        type=values.count(maximum=MAX_BUSY_POLL),
+        metavar="MICROSECONDS",
+        help="poll for the next request for this long before sleeping; uses up a processor",
     )
     group.add_argument(
         "--workers",

@@ -205,6 +205,7 @@ async def _serve(
                 concurrency=arguments.concurrency,
                 handler_timeout=arguments.handler_timeout,
                 slow_request=arguments.slow_request,
+                busy_poll=arguments.busy_poll,
             )
         )
         server.file = server.file or listening.file

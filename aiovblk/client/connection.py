@@ -29,7 +29,8 @@ from typing import Any
 from ..errors import ProtocolError
 from ..protocol import Command, NegotiationResult, ReplyMode
 from ..protocol.constants import CommandFlag
-from ..protocol.requests import EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC, REQUEST, REQUEST_MAGIC
+from ..protocol.extended_requests import EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC
+from ..protocol.requests import REQUEST, REQUEST_MAGIC
 from ..stream import PooledBuffer, StreamProtocol
 from .receiving import ReplyReceiver
 

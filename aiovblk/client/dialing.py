@@ -10,7 +10,7 @@ import ssl
 
 from .. import tls
 from ..protocol import URI, ClientHandshake, NegotiationResult
-from ..stream import StreamProtocol, run_handshake
+from ..stream import StreamProtocol, run_handshake, start_tls
 from ..text import quote
 from .connection import ClientConnection
 
@@ -104,17 +104,17 @@ async def _negotiate(
 ) -> NegotiationResult:
     in_tls = False
 
-    async def start_tls() -> None:
+    async def begin_tls() -> None:
         nonlocal in_tls
         in_tls = True
         assert context is not None  # TLS is only started where the URI asks for it
         # Of a Unix socket `host` is localhost, which is what its certificate must be for.
         hostname = uri.tls_hostname or uri.host
-        await stream.start_tls(context, server_side=False, hostname=hostname)
+        await start_tls(stream, context, server_side=False, hostname=hostname)
         in_tls = False
 
     try:
-        return await run_handshake(handshake, stream, start_tls=start_tls)
+        return await run_handshake(handshake, stream, start_tls=begin_tls)
     except ssl.SSLError as exc:
         raise _explain(exc, uri) from exc
     except (EOFError, ConnectionError) as exc:

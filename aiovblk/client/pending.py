@@ -29,7 +29,7 @@ from ..protocol import (
     parse_error,
 )
 from ..protocol.constants import CHUNK_ERROR
-from ..protocol.replies import (
+from ..protocol.structured_replies import (
     CONTEXT_ID,
     CONTEXT_ID_AND_COUNT,
     EXTENDED_EXTENT,

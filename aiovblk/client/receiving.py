@@ -28,7 +28,7 @@ from ..protocol import (
     reply_header_size,
 )
 from ..protocol.constants import CHUNK_DONE
-from ..protocol.replies import EXTENDED_REPLY_MAGIC, OFFSET, STRUCTURED_REPLY_MAGIC
+from ..protocol.structured_replies import EXTENDED_REPLY_MAGIC, OFFSET, STRUCTURED_REPLY_MAGIC
 from ..stream import InPlaceStreamReader
 from .pending import MIN_ZERO_COPY, PendingBlockStatus, PendingRead, PendingRequest
 

@@ -1,9 +1,9 @@
 """Serve one connection in transmission phase: receive requests, run handlers, send replies.
 
 Independent of kernel and network: both give it a connected stream socket. The ordinary path of a
-request: ``dispatcher.py`` (receive), ``validation.py``, ``scheduler.py`` (tasks, concurrency
-limiter), ``handler_call.py`` (the handler), ``dispatcher.py`` (reply). ``memory_budget.py`` has the
-memory quotas that put backpressure on network clients.
+request: ``scheduler.py`` (tasks, concurrency limiter), ``serving.py`` (from the receive buffer to
+the reply), ``reply_sender.py``; of an unusual one, or one that has to wait: ``receiver.py`` before.
+``memory_budget.py`` has the memory quotas that put backpressure on network clients.
 """
 
 from ..latency import LatencyHistogram

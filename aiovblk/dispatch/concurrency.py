@@ -25,6 +25,7 @@ class ConcurrencyLimiter:
         limit: how many handlers may run at once.
 
     Attributes:
+        limit: as above.
         running: how many run now.
         waiting: the connections that wait, in order.
 
@@ -32,7 +33,7 @@ class ConcurrencyLimiter:
 
     def __init__(self, limit: int = MAX_CONCURRENCY) -> None:
         self.running = 0
-        self._limit = limit
+        self.limit = limit
         self.waiting: dict[Waiter, None] = {}
         self._notified: Waiter | None = None  # the connection whose turn it is
         self._notifying = False
@@ -45,7 +46,7 @@ class ConcurrencyLimiter:
             waiter's turn.
 
         """
-        if self.running < self._limit and (not self.waiting or waiter is self._notified):
+        if self.running < self.limit and (not self.waiting or waiter is self._notified):
             self._notified = None  # for a second handler it waits like the others
             self.running += 1
             return True
@@ -66,7 +67,7 @@ class ConcurrencyLimiter:
     def _start_next(self) -> None:
         self._notifying = True
         try:
-            while self.waiting and self.running < self._limit:
+            while self.waiting and self.running < self.limit:
                 self._notified = next(iter(self.waiting))
                 del self.waiting[self._notified]
                 self._notified.start_ready()

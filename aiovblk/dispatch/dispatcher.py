@@ -12,8 +12,8 @@ What holds here:
   128 requests per connection: set->queue_depth in drivers/block/nbd.c). A client without such a
   limit gets backpressure: once it has used up its :class:`ConnectionQuota`, its requests stay in
   the socket.
-* No connection keeps the event loop busy for longer than a time slice: what has arrived is accepted
-  in batches, between which other connections run.
+* No connection keeps the event loop busy for longer than a time slice (:mod:`.pacing`); between two
+  of its slices other connections run.
 * Replies that are ready together are sent together (:mod:`.reply_sender`).
 * DISC does not close the connection: the owner is notified, and closes it when nothing is in
   flight. Until then requests are answered, since the kernel goes on sending some.
@@ -27,42 +27,23 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic_ns
 
 from ..device import BlockDevice
 from ..events import RequestEvent, SlowRequest
-from ..protocol import (
-    EXTENDED_REQUEST,
-    REQUEST,
-    Command,
-    NegotiationResult,
-    ReplyMode,
-    Request,
-    parse_extended_request,
-    parse_request,
-)
-from ..stream import CHECK_INTERVAL, SLICE, Slice, StreamProtocol
+from ..protocol import NegotiationResult, Request
+from ..stream import StreamProtocol
 from .concurrency import ConcurrencyLimiter
 from .failures import FailureLog, Reporter
 from .handler_call import HandlerAdapter
-from .memory_budget import ConnectionQuota, request_cost
+from .memory_budget import ConnectionQuota
+from .receiver import RequestReceiver
 from .reply_sender import ReplySender, event_fields
 from .scheduler import HandlerScheduler
 from .stats import Stats
 from .validation import RequestValidator, kernel_negotiation
 
-# Plain ints: an IntEnum's comparison costs as much as the rest of a check.
-_WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
 
-BATCH = 128
-"""Most requests accepted at once: as many as the kernel has in flight on one connection."""
-
-UNRESERVED = 64 * 1024
-"""Bytes up to which a request may be received before memory is reserved for it: they fit into the
-buffer that each connection has."""
-
-
-class Dispatcher(ReplySender):
+class Dispatcher:
     """Serve one device over one connection.
 
     Args:
@@ -76,6 +57,7 @@ class Dispatcher(ReplySender):
         handler_timeout: seconds that one request's handler may take before it is cancelled and the
             request fails with EIO; None for no limit.
         slow_request: seconds after which a handler that still runs is reported; None for never.
+        busy_poll: microseconds for which the event loop polls after each batch; None for none.
         reporter: logs why requests fail; connections that share its log report each cause once. By
             default this connection has its own.
         on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
@@ -94,36 +76,38 @@ class Dispatcher(ReplySender):
         limiter: ConcurrencyLimiter | None = None,
         handler_timeout: float | None = None,
         slow_request: float | None = None,
+        busy_poll: int | None = None,
         reporter: Reporter | None = None,
         on_event: Callable[[RequestEvent], None] = lambda event: None,
         on_disconnect: Callable[[], None],
         on_unfinished: Callable[[], None] = lambda: None,
     ) -> None:
         negotiated = negotiated or kernel_negotiation(device)
-        super().__init__(stats, negotiated.mode, quota, on_event)
-        self._on_disconnect = on_disconnect
-        self._on_unfinished = on_unfinished
-        self._request_cost = 0  # of the next request, if memory must be reserved for it
-        self._batches = 0
-        self._is_unfinished = False
-        self._slice = Slice()
-        self._validator = RequestValidator(device, negotiated)
+        self.stats = stats
+        self._on_event = on_event
         self._own_failure_log: FailureLog | None = None
         if reporter is None:
             self._own_failure_log = FailureLog()
             reporter = Reporter(self._own_failure_log, device)
+        self._reporter = reporter
+        self._validator = RequestValidator(device, negotiated)
+        self._sender = ReplySender(stats, negotiated.mode, quota, on_event)
+        self._receiver = RequestReceiver(
+            self._sender, self._validator, negotiated, quota, on_disconnect, on_unfinished
+        )
         self._scheduler = HandlerScheduler(
-            HandlerAdapter(device, negotiated, handler_timeout).handle,
-            self._reply,
-            reporter,
-            limiter or ConcurrencyLimiter(),
-            self._slice,
+            self._receiver,
+            self._sender,
+            HandlerAdapter(device, negotiated, handler_timeout),
+            self._validator,
+            mode=negotiated.mode,
+            reporter=reporter,
+            limiter=limiter or ConcurrencyLimiter(),
+            quota=quota,
             slow_request=slow_request,
+            busy_poll=busy_poll,
             on_slow=self._publish_slow_request,
         )
-        self._extended = negotiated.mode is ReplyMode.EXTENDED
-        self._parse = parse_extended_request if self._extended else parse_request
-        self._header_size = EXTENDED_REQUEST.size if self._extended else REQUEST.size
 
     async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
         """Attach a connected Unix stream socket; :meth:`run` then serves it.
@@ -136,15 +120,16 @@ class Dispatcher(ReplySender):
         """
         stream = StreamProtocol()
         stream.reader.feed_data(received)
-        await self._loop.create_unix_connection(lambda: stream, sock=sock)
+        await asyncio.get_running_loop().create_unix_connection(lambda: stream, sock=sock)
         self.attach_stream(stream)
 
     def attach_stream(self, stream: StreamProtocol) -> None:
         """Attach a connection at the beginning of its transmission phase."""
         self._stream = stream
         self._reader = stream.reader
-        if self._quota is not None:
-            stream.on_write_resumed = self._refund_sent
+        self._receiver.attach(stream.reader)
+        self._sender.attach(stream)
+        self._scheduler.attach()
 
     async def run(self) -> None:
         """Serve until the connection ends.
@@ -157,43 +142,30 @@ class Dispatcher(ReplySender):
         Cancellation: safe; call it again to continue.
 
         """
-        needed, reader = self._header_size, self._reader
-        while await reader.wait_for(needed):
-            self._send_is_due = True  # this method sends what the batch answers at once
-            try:
-                needed = self._accept_batch()
-            finally:
-                self._send()
-            if self._quota is not None:
-                await self._reserve_for_next(self._quota, needed)
-            if reader.end - reader.start >= needed:  # more than a batch has arrived
-                await self._slice.next()
-
-    async def _reserve_for_next(self, quota: ConnectionQuota, needed: int) -> None:
-        """Wait for the memory of the next request, before the rest of it is received."""
-        self._batches += 1
-        self._is_unfinished = False
-        if self._request_cost:
-            await quota.reserve(self._request_cost)
-        if needed > self._header_size and self._reader.end - self._reader.start < needed:
-            self._is_unfinished = True
-            self._on_unfinished()
+        while await self._reader.consume(self._scheduler.serve_arrived):
+            await self._scheduler.may_go_on()
 
     def unfinished(self) -> tuple[int, int] | None:
         """Return which request is only partly received, as (number, bytes received), or None.
 
         None also while the server, not the client, delays the rest.
         """
-        if not self._is_unfinished:
+        reader, receiver = self._reader, self._receiver
+        if not reader.consuming or reader.wanted == receiver.header_size:
             return None
-        return self._batches, self._reader.end - self._reader.start
+        return receiver.partial, reader.end - reader.start
 
     @property
     def idle_since(self) -> float | None:
         """When (in the loop's time) the last reply was sent; None if a request is in progress."""
         # A received request may wait for memory, or for a time slice.
-        waits = self._reader.end - self._reader.start >= self._header_size
-        return None if self.stats.in_flight or waits else self.last_reply
+        waits = self._reader.end - self._reader.start >= self._receiver.header_size
+        return None if self.stats.in_flight or waits else self._sender.last_reply
+
+    @property
+    def last_reply(self) -> float:
+        """When (in the loop's time) replies were sent last."""
+        return self._sender.last_reply
 
     async def resize(self, size: int) -> None:
         """Set the size of the device in bytes; requests beyond it are refused."""
@@ -206,8 +178,12 @@ class Dispatcher(ReplySender):
         answer them.
         """
         scheduler = self._scheduler
-        is_served = scheduler.any_running() or scheduler.wait_for_slice()
+        is_served = scheduler.any_running() or scheduler.is_coming()
         return 0 if is_served else self.stats.in_flight
+
+    def drained(self) -> asyncio.Future[None]:
+        """Return a future that is done as soon as every received request is answered."""
+        return self._sender.drained()
 
     async def pause(self) -> None:
         """Stop receiving; returns once all accepted requests are answered and sent.
@@ -245,7 +221,7 @@ class Dispatcher(ReplySender):
     def close(self) -> asyncio.Future[Exception | None]:
         """Send queued replies and close the connection; the future is done once it is closed."""
         self._stop_monitoring()
-        self._send()
+        self._sender.send()
         self._stream.transport.close()
         return self._stream.closed
 
@@ -279,53 +255,3 @@ class Dispatcher(ReplySender):
 
     def _publish_slow_request(self, request: Request, seconds: float) -> None:
         self._on_event(SlowRequest(*event_fields(request), seconds))
-
-    def _accept_batch(self) -> int:
-        """Enqueue requests that have arrived whole: at most a batch, and what the quota allows.
-
-        Returns:
-            How many bytes the next request needs to be received.
-
-        """
-        reader, quota, header = self._reader, self._quota, self._header_size
-        time_slice = self._slice
-        parse, error_for, enqueue = self._parse, self._validator.error_for, self._scheduler.enqueue
-        buffer, end, now = memoryview(reader.buffer), reader.end, monotonic_ns()
-        time_slice.end, time_slice.left = now + SLICE, CHECK_INTERVAL
-        available = charged = 0
-        if quota is not None:
-            available, charged = quota.begin_batch()
-        self._request_cost = count = 0
-        try:
-            while end - (start := reader.start) >= header and count < BATCH:
-                request = parse(buffer, start, now)
-                length, payload = header, None
-                if request.type == _WRITE or self._extended:
-                    length += request.payload_length(extended=self._extended)
-                    if end - start < length:
-                        if quota is not None and length > UNRESERVED and (count or not charged):
-                            self._request_cost = max(request_cost(request), length)
-                        return length
-                    if request.type == _WRITE:
-                        payload = buffer[start + header : start + length]
-                if quota is not None:
-                    cost = request_cost(request)
-                    if charged >= available and (charged or not quota.may_charge(cost)):
-                        self._request_cost = max(cost, length)
-                        return length
-                    charged += cost
-                reader.start = start + length
-                if request.type == _DISC:
-                    self._on_disconnect()
-                    return header
-                count += 1
-                if error := error_for(request):
-                    self._reply(request, error)
-                else:
-                    enqueue(request, payload)
-            return header
-        finally:
-            self.stats.in_flight += count
-            if quota is not None:
-                quota.end_batch(charged)
-            self._scheduler.start_ready()

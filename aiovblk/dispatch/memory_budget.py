@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 
 from ..protocol import MAX_PAYLOAD, Command, Request
-from .handler_call import MAX_EXTENTS
+from .holes import MAX_EXTENTS
 
 REQUEST_COST = 4096
 """Estimated bytes of a request, beside its payload."""
@@ -100,7 +100,8 @@ class ConnectionQuota:
         budget = self._budget
         if budget.waiting:  # those connections come first
             return 0
-        return min(self._limit - self._used, budget.limit - budget.used)
+        own, shared = self._limit - self._used, budget.limit - budget.used
+        return own if own < shared else shared
 
     def may_charge(self, count: int) -> bool:
         """Return whether a request of this cost in bytes may be accepted without waiting."""
@@ -143,29 +144,33 @@ class ConnectionQuota:
         else:
             self._budget.waiting[self] = None
 
-    def begin_batch(self) -> tuple[int, int]:
-        """Begin to accept a batch of requests, the first of which may have been reserved.
+    def reserve_now(self, count: int) -> bool:
+        """Charge the next request, of ``count`` bytes, in advance, if it need not wait.
 
         Returns:
-            How many bytes may be charged, and the initial sum: minus what is reserved. The caller
-            adds the cost of each request to the sum, and passes it to :meth:`end_batch`.
+            Whether it is charged; True also if it was before.
 
         """
-        available = self.available()
-        if not self.reserved:
-            return available, 0
-        return max(available, 1 - self.reserved), -self.reserved
+        if not self.reserved and self.may_charge(count):
+            self._reserve(count)
+        return self.reserved > 0
 
-    def end_batch(self, charged: int) -> None:
-        """Charge the requests of a batch, given the sum that :meth:`begin_batch` began."""
+    def charge_next(self, count: int) -> bool:
+        """Charge the next request, which may have been reserved for, if it need not wait.
+
+        Returns:
+            Whether it is charged.
+
+        """
         if self.reserved:
-            if charged == -self.reserved:
-                return  # the reserved request is still to come
-            self.reserved = 0
-        if charged >= 0:
-            self.charge(charged)
-        else:
-            self.refund(-charged)
+            # At least what it costs was reserved.
+            unneeded, self.reserved = self.reserved - count, 0
+            self.refund(unneeded)
+            return True
+        if not self.may_charge(count):
+            return False
+        self.charge(count)
+        return True
 
     def _reserve(self, count: int) -> None:
         self.reserved = count

@@ -18,13 +18,16 @@ from time import monotonic_ns
 from ..events import RequestEvent, RequestFailed
 from ..protocol import SERIALIZERS, Payload, ReplyContent, ReplyMode, Request
 from ..stream import StreamProtocol
-from .memory_budget import ConnectionQuota, request_cost
+from .memory_budget import REQUEST_COST, ConnectionQuota, request_cost
 from .stats import Stats, command_name
 from .validation import REFUSAL_REASONS
 
 
 class ReplySender:
     """The sending half of a :class:`Dispatcher`: serialize, coalesce, send and count replies.
+
+    Requests that succeeded without waiting have no :class:`Request`: the loop that serves them
+    (:mod:`.scheduler`) appends their replies to :attr:`buffers`, and their lengths to a list.
 
     Args:
         stats: the counters of the connection.
@@ -33,9 +36,17 @@ class ReplySender:
         on_event: called with each :class:`RequestFailed`.
 
     Attributes:
+        stream: what the replies are sent on; set before the first one.
+        buffers: replies that are to be sent; always the same list.
+        is_due: whether somebody calls :meth:`send` who has begun to reply.
+        arrival: when requests were received last, in nanoseconds of :func:`time.monotonic_ns`.
+        read_lengths, write_lengths: bytes of those that succeeded without waiting, and whose
+            replies are to be sent; always the same lists.
         last_reply: when (in the loop's time) replies were sent last.
 
     """
+
+    stream: StreamProtocol
 
     def __init__(
         self,
@@ -45,60 +56,112 @@ class ReplySender:
         on_event: Callable[[RequestEvent], None],
     ) -> None:
         self.stats = stats
+        self.buffers: list[Payload] = []
+        self.is_due = False
+        self.arrival = 0
+        self.read_lengths: list[int] = []
+        self.write_lengths: list[int] = []
         self._quota = quota
         self._on_event = on_event
         self._serialize = SERIALIZERS[mode]
         self._loop = asyncio.get_running_loop()
-        self._stream: StreamProtocol
-        self._replies: list[Payload] = []
-        self._succeeded: list[Request] = []
+        self._succeeded: list[tuple[int, int, int]] = []  # command, length, arrival
         self._failed: list[Request] = []
+        self._waited_cost = 0  # bytes that these were charged
+        self._charged = 0  # bytes of replies that are charged although their requests never waited
         self._sent_cost = 0  # bytes of sent requests, to be refunded
-        self._send_is_due = False
         self.last_reply = self._loop.time()
         self._idle_waiters: list[asyncio.Future[None]] = []
+
+    def attach(self, stream: StreamProtocol) -> None:
+        """Send on this connection from now on."""
+        self.stream = stream
+        if self._quota is not None:
+            stream.on_write_resumed = self._refund_sent
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every received request is answered."""
         idle: asyncio.Future[None] = self._loop.create_future()
-        if self.stats.in_flight:
+        if self.stats.in_flight or self.buffers:
             self._idle_waiters.append(idle)
         else:
             idle.set_result(None)
         return idle
 
-    def _reply(
+    def reply(
         self, request: Request, error: int, content: ReplyContent = b"", reason: str = ""
     ) -> None:
-        """Queue the reply to a request; it is sent at the end of the batch, or of the loop turn."""
-        self._replies += self._serialize(request, error, content)
+        """Queue the reply to a request that is counted in :attr:`Stats.in_flight`.
+
+        It is sent at the end of the batch, or of the loop's turn.
+        """
+        self.buffers += self._serialize(request, error, content)
         if error:
             self._failed.append(request)
             reason = reason or REFUSAL_REASONS.get(error, REFUSAL_REASONS[errno.EINVAL])
             self._on_event(RequestFailed(*event_fields(request), error, reason=reason))
         else:
-            self._succeeded.append(request)
-        if not self._send_is_due:
-            self._send_is_due = True
-            self._loop.call_soon(self._send)
-
-    def _send(self) -> None:
-        """Send the queued replies, count them, and wake those who wait for :meth:`drained`."""
-        self._send_is_due = False
-        self.last_reply = self._loop.time()
-        self._stream.send(self._replies)
-        self.stats.record_replies(self._succeeded, self._failed, monotonic_ns())
+            self._succeeded.append((request.type, request.length, request.arrival))
         if self._quota is not None:
-            self._sent_cost += sum(map(request_cost, self._succeeded)) + sum(
-                map(request_cost, self._failed)
-            )
-            if not self._stream.write_paused:
+            self._waited_cost += request_cost(request)
+        if not self.is_due:
+            self.is_due = True
+            self._loop.call_soon(self.send)
+
+    def add_waited(self, command: int, length: int, arrival: int) -> None:
+        """Count a READ or WRITE that was served directly, and has waited; its reply is queued."""
+        self._succeeded.append((command, length, arrival))
+        if self._quota is not None:
+            self._waited_cost += REQUEST_COST + length
+        if not self.is_due:
+            self.is_due = True
+            self._loop.call_soon(self.send)
+
+    def send(self) -> None:
+        """Send the queued replies, count them, and wake those who wait for :meth:`drained`."""
+        self.is_due = False
+        if self.buffers:
+            self.last_reply = self._loop.time()
+            self.stream.send(self.buffers)
+            self.buffers.clear()
+            now = monotonic_ns()
+            reads, writes = self.read_lengths, self.write_lengths
+            if reads or writes:
+                if self._charged or (self._quota is not None and self.stream.write_paused):
+                    self.charge()
+                    self._sent_cost += self._charged
+                    self._charged = 0
+                self.stats.record_batch(reads, writes, now - self.arrival)
+                if reads:
+                    reads.clear()
+                if writes:
+                    writes.clear()
+            if self._succeeded or self._failed:
+                self._record_replies(now)
+            if self._sent_cost and not self.stream.write_paused:
                 self._refund_sent()
-        self._replies, self._succeeded, self._failed = [], [], []
+        else:
+            self.stats.record_in_flight()
         while self._idle_waiters and not self.stats.in_flight:
             idle = self._idle_waiters.pop()
             if not idle.done():  # its waiter may have been cancelled
                 idle.set_result(None)
+
+    def charge(self) -> None:
+        """Charge to the quota what was answered without waiting, and is not sent yet."""
+        assert self._quota is not None  # only called if there is a quota
+        reads, writes = self.read_lengths, self.write_lengths
+        cost = (len(reads) + len(writes)) * REQUEST_COST + sum(reads) + sum(writes)
+        self._quota.charge(cost - self._charged)
+        self._charged = cost
+
+    def _record_replies(self, now: int) -> None:
+        """Count the requests that were in flight, and whose replies were sent."""
+        succeeded, failed = self._succeeded, self._failed
+        self._succeeded, self._failed = [], []
+        self.stats.record_replies(succeeded, failed, now)
+        self._sent_cost += self._waited_cost
+        self._waited_cost = 0
 
     def _refund_sent(self) -> None:
         """Refund the memory of replies that have left, except for one write buffer."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..protocol import Request
+from ..protocol import Request, parse_request
 
 DEFAULT_SLOW_REQUEST = 30.0
 """Default of ``slow_request``: seconds after which a handler that still runs is reported."""
+
+
+def as_request(source: Request | bytearray) -> Request:
+    """Return a request, given itself or its header."""
+    return source if isinstance(source, Request) else parse_request(source)
 
 
 class SlowRequestMonitor:
@@ -19,8 +24,8 @@ class SlowRequestMonitor:
         on_slow: called once for each that runs longer, with its request and its seconds so far.
 
     Attributes:
-        tasks: for each running task, oldest first: when (in the loop's time) it began, and its
-            request. A task removes itself when it ends.
+        tasks: for each running task, oldest first: when (in the loop's time) it began to wait, and
+            its request, or its header. A task removes itself when it ends.
 
     """
 
@@ -28,7 +33,7 @@ class SlowRequestMonitor:
         self._limit = limit
         self._on_slow = on_slow
         self._loop = asyncio.get_running_loop()
-        self.tasks: dict[asyncio.Task[None], tuple[float, Request]] = {}
+        self.tasks: dict[asyncio.Task[None], tuple[float, Request | bytearray]] = {}
         # One timer for all tasks: starting one for each request would cost far more.
         self._timer: asyncio.TimerHandle | None = None
         self._reported_until = 0.0  # tasks that began until then have been reported
@@ -38,9 +43,9 @@ class SlowRequestMonitor:
         """When (in the loop's time) the longest-running task began; None if none runs."""
         return next((start for start, _ in self.tasks.values()), None)
 
-    def add(self, task: asyncio.Task[None], request: Request) -> None:
-        """Track a task that runs the handler of this request."""
-        self.tasks[task] = self._loop.time(), request
+    def add(self, task: asyncio.Task[None], source: Request | bytearray) -> None:
+        """Track a task that runs the handler of this request, or of one with this header."""
+        self.tasks[task] = self._loop.time(), source
         if self._timer is None and self._limit is not None:
             self._timer = self._loop.call_later(self._limit, self._check, self._limit)
 
@@ -53,9 +58,9 @@ class SlowRequestMonitor:
         now = self._loop.time()
         self._timer = None
         unreported = [each for each in self.tasks.values() if each[0] > self._reported_until]
-        for start, request in unreported:
+        for start, source in unreported:
             if start + limit > now:
                 self._timer = self._loop.call_at(start + limit, self._check, limit)
                 break
             self._reported_until = start
-            self._on_slow(request, now - start)
+            self._on_slow(as_request(source), now - start)

@@ -55,30 +55,63 @@ class Stats:
         """All requests that were answered with an error."""
         return sum(self.errors_by_command.values())
 
-    def record_replies(self, succeeded: list[Request], failed: list[Request], now: int) -> None:
-        """Count requests whose replies were sent together.
+    def record_in_flight(self) -> None:
+        """Note how many are in flight now."""
+        if self.in_flight > self.max_in_flight:
+            self.max_in_flight = self.in_flight
+
+    def record_batch(self, reads: list[int], writes: list[int], nanoseconds: int) -> None:
+        """Count requests that succeeded at once, and whose replies were sent together.
+
+        They never were in :attr:`in_flight`.
 
         Args:
-            succeeded: in any order.
+            reads: bytes of each READ.
+            writes: bytes of each WRITE.
+            nanoseconds: the latency of each.
+
+        """
+        in_flight = self.in_flight
+        if reads:
+            count = len(reads)
+            in_flight += count
+            self.reads += count
+            self.bytes_read += sum(reads)
+            self.latency["read"].add(nanoseconds, count)
+        if writes:
+            count = len(writes)
+            in_flight += count
+            self.writes += count
+            self.bytes_written += sum(writes)
+            self.latency["write"].add(nanoseconds, count)
+        if in_flight > self.max_in_flight:
+            self.max_in_flight = in_flight
+
+    def record_replies(
+        self, succeeded: list[tuple[int, int, int]], failed: list[Request], now: int
+    ) -> None:
+        """Count requests that were in flight, and whose replies were sent together.
+
+        Args:
+            succeeded: command, length and arrival of each, in any order.
             failed: requests that were answered with an error.
             now: nanoseconds, of the clock of :attr:`Request.arrival`.
 
         """
-        if self.in_flight > self.max_in_flight:
-            self.max_in_flight = self.in_flight
+        self.record_in_flight()
         self.in_flight -= len(succeeded) + len(failed)
         # Requests that arrived together are often answered together: a run of the same command is
         # counted at once. This is the only pass over the requests that the hot path can afford.
         count = length = command = arrival = 0
-        for request in succeeded:
-            if request.arrival == arrival and request.type == command:
+        for each_command, each_length, each_arrival in succeeded:
+            if each_arrival == arrival and each_command == command:
                 count += 1
-                length += request.length
+                length += each_length
                 continue
             if count:
                 self._add(command, count, length, now - arrival)
-            count, command = 1, request.type
-            arrival, length = request.arrival, request.length
+            count, command = 1, each_command
+            arrival, length = each_arrival, each_length
         if count:
             self._add(command, count, length, now - arrival)
         for request in failed:

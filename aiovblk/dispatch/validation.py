@@ -94,13 +94,15 @@ class RequestValidator:
 
     Attributes:
         size: bytes of the device; updated when it is resized.
+        block_mask: the bits that offset and length must not have.
+        read_only: whether writes are refused.
 
     """
 
     def __init__(self, device: BlockDevice, negotiated: NegotiationResult) -> None:
         self.size = device.size
-        self._block_mask = device.block_size - 1
-        self._read_only = TransmissionFlag.READ_ONLY in negotiated.info.flags
+        self.block_mask = device.block_size - 1
+        self.read_only = TransmissionFlag.READ_ONLY in negotiated.info.flags
         self._allowed = dict(_ALWAYS_ALLOWED)
         if negotiated.mode >= ReplyMode.STRUCTURED:
             self._allowed[_READ] |= _DF
@@ -122,9 +124,9 @@ class RequestValidator:
         if command == _FLUSH:
             # "Both offset and length are reserved, and MUST be set to zero."
             return errno.EINVAL if offset or length else 0
-        if self._read_only and command in _CHANGES:
+        if self.read_only and command in _CHANGES:
             return errno.EPERM
-        if not length or (offset | length) & self._block_mask:
+        if not length or (offset | length) & self.block_mask:
             return errno.EINVAL
         if offset + length > self.size:
             return _BEYOND_END.get(command, errno.EINVAL)

@@ -43,6 +43,7 @@ async def mounted(
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
     slow_request: float | None = DEFAULT_SLOW_REQUEST,
+    busy_poll: int | None = None,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -82,6 +83,9 @@ async def mounted(
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
         slow_request: seconds after which :meth:`Mount.events` reports a handler that still runs;
             None for never.
+        busy_poll: microseconds for which the event loop polls for the next request before it
+            sleeps; None for none. It answers sooner where programs send one request at a time, and
+            keeps a processor busy meanwhile, which should be one to spare.
         timeout: seconds after which the kernel gives up a connection on which a request was not
             answered. With one connection that is the end of the device, so None means never. With
             several, the request is sent again on another one, and None means 120. By netlink the
@@ -134,7 +138,10 @@ async def mounted(
         connections=connections,
         workers=workers,
         limits=HandlerLimits(
-            concurrency=concurrency, handler_timeout=handler_timeout, slow_request=slow_request
+            concurrency=concurrency,
+            handler_timeout=handler_timeout,
+            slow_request=slow_request,
+            busy_poll=busy_poll,
         ),
         timeout=timeout,
         unmount_timeout=unmount_timeout,
@@ -168,6 +175,7 @@ async def mount(
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
     slow_request: float | None = DEFAULT_SLOW_REQUEST,
+    busy_poll: int | None = None,
     timeout: float | None = None,
     unmount_timeout: float = UNMOUNT_TIMEOUT,
     queue: RequestQueue = DEFAULT_QUEUE,
@@ -197,6 +205,7 @@ async def mount(
         concurrency=concurrency,
         handler_timeout=handler_timeout,
         slow_request=slow_request,
+        busy_poll=busy_poll,
         timeout=timeout,
         unmount_timeout=unmount_timeout,
         queue=queue,

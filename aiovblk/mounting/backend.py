@@ -134,6 +134,7 @@ class LocalBackend:
                     limiter=self._limiter,
                     handler_timeout=self._limits.handler_timeout,
                     slow_request=self._limits.slow_request,
+                    busy_poll=self._limits.busy_poll,
                     reporter=self._reporter,
                     on_event=connections.publish,
                     on_disconnect=on_disconnect,

@@ -32,7 +32,10 @@ class KernelConnection(Protocol):
     """One connection and what serves it: a :class:`~aiovblk.dispatch.Dispatcher`, or a worker."""
 
     stats: Stats
-    last_reply: float
+
+    @property
+    def last_reply(self) -> float:
+        """When (in the loop's time) replies were sent last."""
 
     @property
     def oldest_start(self) -> float | None:

@@ -28,7 +28,7 @@ class MountOptions:
     """How a device is to be mounted and served.
 
     Attributes:
-        limits: ``concurrency``, ``handler_timeout`` and ``slow_request``.
+        limits: ``concurrency``, ``handler_timeout``, ``slow_request``, ``busy_poll``.
         handover: ``identity``, ``survive`` and ``replace``.
 
     Raises:

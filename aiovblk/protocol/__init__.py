@@ -8,30 +8,26 @@ from .constants import (
     MAX_STRING,
     Command,
     CommandFlag,
-    Info,
-    Option,
-    OptionReply,
     ReplyMode,
     ReplyType,
     StatusFlag,
     TransmissionFlag,
 )
+from .extended_requests import EXTENDED_REQUEST, parse_extended_request, serialize_request
 from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
+from .handshake_constants import Info, Option, OptionReply
 from .options import ExportInfo, NegotiationResult
-from .replies import (
-    SERIALIZERS,
-    BlockStatus,
-    Payload,
-    ReplyContent,
+from .replies import BlockStatus, Payload, ReplyContent, SparseData
+from .reply_parsing import (
     ReplyHeader,
-    SparseData,
     parse_block_status,
     parse_error,
     parse_reply_header,
+    parse_simple_reply,
     reply_header_size,
 )
 from .requests import (
-    EXTENDED_REQUEST,
+    DIRECT_REQUEST,
     REQUEST,
     REQUEST_MAGIC,
     SIMPLE_REPLY,
@@ -39,18 +35,17 @@ from .requests import (
     WIRE_ERRORS,
     Request,
     errno_to_wire,
-    parse_extended_request,
     parse_request,
-    parse_simple_reply,
-    serialize_request,
     serialize_simple_reply,
 )
 from .server_handshake import ServerHandshake, TLSMode
+from .structured_replies import SERIALIZERS, structured_read_header, structured_success
 from .uri import URI
 
 __all__ = [
     "BASE_ALLOCATION",
     "DEFAULT_PORT",
+    "DIRECT_REQUEST",
     "EXTENDED_REQUEST",
     "MAX_PAYLOAD",
     "MAX_STRING",
@@ -98,4 +93,6 @@ __all__ = [
     "reply_header_size",
     "serialize_request",
     "serialize_simple_reply",
+    "structured_read_header",
+    "structured_success",
 ]

@@ -13,14 +13,11 @@ from .constants import (
     BASE_ALLOCATION,
     MAX_PAYLOAD,
     MAX_STRING,
-    HandshakeFlag,
-    Info,
-    Option,
-    OptionReply,
     ReplyMode,
     TransmissionFlag,
 )
 from .handshake import Handshake, HandshakeSteps, Receive, StartTLS
+from .handshake_constants import HandshakeFlag, Info, Option, OptionReply
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,

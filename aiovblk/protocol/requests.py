@@ -20,17 +20,17 @@ import struct
 from dataclasses import dataclass, field
 
 from ..errors import ProtocolError
-from .constants import MAX_PAYLOAD, Command, CommandFlag, ReplyMode
+from .constants import MAX_PAYLOAD, Command, CommandFlag
 
 REQUEST_MAGIC = 0x25609513
-EXTENDED_REQUEST_MAGIC = 0x21E41C71
 SIMPLE_REPLY_MAGIC = 0x67446698
 
 REQUEST = struct.Struct(">IHHQQI")
 """Request header: magic, command flags, type, cookie, offset, length."""
 
-EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
-"""Request header with extended headers: the same fields, with a length of 64 bits."""
+DIRECT_REQUEST = struct.Struct(">IIQQI")
+"""The same header with command flags and type in one field, which is the number of the command if
+there are no flags."""
 
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """Simple reply header: magic, error, cookie."""
@@ -132,47 +132,6 @@ def parse_request(
     return request
 
 
-def parse_extended_request(
-    buffer: bytes | bytearray | memoryview, position: int = 0, arrival: int = 0
-) -> Request:
-    """Parse the extended request header at ``position``; 32 bytes must be there.
-
-    Raises:
-        ProtocolError: these bytes are not an extended request header.
-
-    """
-    magic, flags, command, cookie, offset, length = EXTENDED_REQUEST.unpack_from(buffer, position)
-    if magic != EXTENDED_REQUEST_MAGIC:
-        raise ProtocolError(f"expected an extended request, found the magic number {magic:#010x}")
-    return Request(flags, command, cookie, offset, length, arrival)
-
-
-def serialize_request(request: Request, mode: ReplyMode = ReplyMode.SIMPLE) -> bytes:
-    """Serialize the header of a request; the payload of a WRITE follows it."""
-    flags, command = request.flags, request.type
-    where = request.cookie, request.offset, request.length
-    if mode < ReplyMode.EXTENDED:
-        return REQUEST.pack(REQUEST_MAGIC, flags, command, *where)
-    if command == _WRITE:
-        flags |= _PAYLOAD_LEN
-    return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, *where)
-
-
 def serialize_simple_reply(error: int, cookie: int) -> bytes:
     """Serialize a simple reply, 16 bytes; the payload of a successful READ follows them."""
     return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
-
-
-def parse_simple_reply(
-    buffer: bytes | bytearray | memoryview, position: int = 0
-) -> tuple[int, int]:
-    """Parse the simple reply at ``position``: its error value and its cookie.
-
-    Raises:
-        ProtocolError: these bytes are not a simple reply.
-
-    """
-    magic, error, cookie = SIMPLE_REPLY.unpack_from(buffer, position)
-    if magic != SIMPLE_REPLY_MAGIC:
-        raise ProtocolError(f"expected a simple reply, found the magic number {magic:#010x}")
-    return error, cookie

@@ -17,7 +17,7 @@ from functools import partial
 
 from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..device import BlockDevice
-from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY
+from ..dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY, HandlerLimits
 from ..errors import Error
 from ..protocol import DEFAULT_PORT
 from .clients import Client, Clients, LocalClients
@@ -74,6 +74,7 @@ async def serve(
     concurrency: int = MAX_CONCURRENCY,
     handler_timeout: float | None = None,
     slow_request: float | None = DEFAULT_SLOW_REQUEST,
+    busy_poll: int | None = None,
     connection_memory: int = MAX_CONNECTION_MEMORY,
     memory: int = MAX_MEMORY,
 ) -> AsyncIterator[Server]:
@@ -112,6 +113,9 @@ async def serve(
         handler_timeout: seconds after which a handler is cancelled and its request fails with EIO.
         slow_request: seconds after which :meth:`Server.events` reports a handler that still runs;
             None for never.
+        busy_poll: microseconds for which the event loop polls for the next request before it
+            sleeps; None for none. It answers sooner where clients send one request at a time, and
+            keeps a processor busy meanwhile, which should be one to spare.
         connection_memory: memory quota of one client, in bytes for its requests in flight; at the
             quota, no more of its requests are read (backpressure).
         memory: memory budget of all clients together, in bytes. Requests beyond it wait until
@@ -133,7 +137,6 @@ async def serve(
         port=port,
         counts={
             "max_connections": max_connections,
-            "concurrency": concurrency,
             "connection_memory": connection_memory,
             "memory": memory,
         },
@@ -141,10 +144,14 @@ async def serve(
             "handshake_timeout": handshake_timeout,
             "idle_timeout": idle_timeout,
             "drain_timeout": drain_timeout,
-            "handler_timeout": handler_timeout,
-            "slow_request": slow_request,
         },
         workers=workers,
+    )
+    limits = HandlerLimits(
+        concurrency=concurrency,
+        handler_timeout=handler_timeout,
+        slow_request=slow_request,
+        busy_poll=busy_poll,
     )
     if unix is not None and not os.fspath(unix):
         raise ValueError("unix is empty: it must be the path of a socket")
@@ -158,9 +165,7 @@ async def serve(
         handshake_timeout=handshake_timeout,
         idle_timeout=idle_timeout,
         drain_timeout=drain_timeout,
-        concurrency=concurrency,
-        handler_timeout=handler_timeout,
-        slow_request=slow_request,
+        limits=limits,
         connection_memory=connection_memory,
         memory=memory // (workers or 1),
     )

@@ -26,6 +26,7 @@ from ..dispatch import (
     ConnectionQuota,
     Dispatcher,
     FailureLog,
+    HandlerLimits,
     MemoryBudget,
     Reporter,
     Stats,
@@ -33,7 +34,7 @@ from ..dispatch import (
 from ..errors import STOP_EXCEPTIONS, ProtocolError
 from ..events import ClientConnected, EventBroadcaster, RequestEvent
 from ..protocol import ExportInfo, NegotiationResult, ServerHandshake, TLSMode
-from ..stream import run_handshake
+from ..stream import run_handshake, start_tls
 from .client_stream import ServerProtocol
 from .exports import Export, OpenDevice, open_device, open_shared
 from .stalls import IdleTimer, StallMonitor
@@ -56,9 +57,7 @@ class ConnectionSettings:
     require_tls: bool
     handshake_timeout: float
     drain_timeout: float
-    concurrency: int
-    handler_timeout: float | None
-    slow_request: float | None
+    limits: HandlerLimits
     connection_memory: int
     budget: MemoryBudget
     """The memory budget of all connections together."""
@@ -195,7 +194,7 @@ class ServerConnection:
 
     async def _start_tls(self) -> None:
         assert self._settings.tls is not None  # or TLS would not have been offered
-        await self._stream.start_tls(self._settings.tls, server_side=True)
+        await start_tls(self._stream, self._settings.tls, server_side=True)
         self._over_tls = True
 
     async def _open_export(self, name: str) -> ExportInfo | None:
@@ -250,9 +249,10 @@ class ServerConnection:
             self.stats,
             negotiated=negotiated,
             quota=quota,
-            limiter=ConcurrencyLimiter(settings.concurrency),
-            handler_timeout=settings.handler_timeout,
-            slow_request=settings.slow_request,
+            limiter=ConcurrencyLimiter(settings.limits.concurrency),
+            handler_timeout=settings.limits.handler_timeout,
+            slow_request=settings.limits.slow_request,
+            busy_poll=settings.limits.busy_poll,
             reporter=Reporter(settings.failures, opened.device, f"export {negotiated.name!r}"),
             on_event=self._publish,
             on_disconnect=self.stop,

@@ -14,8 +14,8 @@ MAX_EXTENTS = 1024
 """Extents that ``extents()`` of a device in this package returns at most; the caller asks again.
 
 It bounds how long one call computes. The dispatcher and the client accept more from a device or a
-server that is not ours: their limits (``dispatch/handler_call.py``, ``protocol/replies.py``) bound
-the memory of one reply instead.
+server that is not ours: their limits (``dispatch/holes.py``, ``protocol/structured_replies.py``)
+bound the memory of one reply instead.
 """
 
 

@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from .. import atfork
-from ..errors import ProtocolError
 from .reader import InPlaceStreamReader
-
-TLS_SHUTDOWN_TIMEOUT = 5.0
-"""Seconds for the peer to confirm the end of TLS (close_notify)."""
 
 JOIN_LIMIT = 16 * 1024
 """Maximum bytes of a payload that is copied behind its header for one ``write``: up to this size, a
@@ -37,6 +32,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         write_paused: whether the transport's write buffer is above its limit, since the peer reads
             more slowly than is sent to it (backpressure).
         queued: bytes that were sent in spite of that; a running total.
+        over_tls: whether TLS protects it; see :func:`.tls.start_tls`.
         on_write_resumed: called when the buffer has drained, or the connection is lost.
 
     """
@@ -49,45 +45,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.write_paused = False
         self.queued = 0
         self.on_write_resumed: Callable[[], None] | None = None
-        self._over_tls = False
-
-    async def start_tls(
-        self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None
-    ) -> None:
-        """Start TLS on this connection; what was written before is sent without it.
-
-        Args:
-            context: the certificates, and how the peer's are verified.
-            server_side: whether this is the server.
-            hostname: the server's name, which its certificate must have.
-
-        Raises:
-            ProtocolError: the peer has sent bytes after agreeing to TLS and before TLS began. A
-                man in the middle could have injected them.
-            OSError: the TLS handshake failed (ssl.SSLError is a subclass), or the connection was
-                closed meanwhile.
-
-        """
-        if self.reader.end != self.reader.start:
-            raise ProtocolError("the peer sent unprotected bytes before TLS began")
-        self._over_tls = True
-        try:
-            transport = await asyncio.get_running_loop().start_tls(
-                self.transport,
-                self,
-                context,
-                server_side=server_side,
-                server_hostname=hostname,
-                ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
-            )
-        except BaseException as exc:
-            # asyncio does not call connection_lost() for a connection on which TLS never began.
-            self.transport.abort()
-            self.connection_lost(exc if isinstance(exc, Exception) else None)
-            raise
-        if transport is None:  # it was closed in the meantime
-            raise ConnectionResetError("the connection was closed during the TLS handshake")
-        self.connection_made(transport)
+        self.over_tls = False
 
     def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send buffers, which must not change any more; no-op once the connection is closed.
@@ -158,7 +116,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Keep the writing side open for replies in flight; TLS cannot be half closed."""
         self.reader.feed_eof()
-        return not self._over_tls
+        return not self.over_tls
 
     def pause_writing(self) -> None:
         """Called by the transport when its write buffer is above the limit: backpressure begins."""

@@ -68,32 +68,22 @@ class Slice:
 
     Attributes:
         end: when it ends, in nanoseconds of :func:`time.monotonic_ns`.
-        left: how many small requests may be served until :meth:`is_over` has to be called; the
-            code that serves them counts it down.
 
     """
 
-    __slots__ = ("_others", "_seen", "end", "left")
+    __slots__ = ("_others", "_seen", "end")
 
     def __init__(self) -> None:
         self._others = _round_robin()
         self._seen: int | None = None
         self.end = 0
-        self.left = 0
 
     def begin(self, now: int) -> None:
-        """Begin another slice; on the hot path this is inlined.
-
-        Args:
-            now: nanoseconds of :func:`time.monotonic_ns`.
-
-        """
+        """Begin another one, at ``now`` of :func:`time.monotonic_ns`; inlined on the hot path."""
         self.end = now + SLICE
-        self.left = CHECK_INTERVAL
 
     def is_over(self) -> bool:
         """Read the clock, and return whether the slice has ended."""
-        self.left = CHECK_INTERVAL
         return monotonic_ns() >= self.end
 
     def enqueue(self, resume: Callable[[], object]) -> None:

@@ -136,6 +136,7 @@ class ConnectionService:
             limiter=ConcurrencyLimiter(self._limits.concurrency),
             handler_timeout=self._limits.handler_timeout,
             slow_request=self._limits.slow_request,
+            busy_poll=self._limits.busy_poll,
             reporter=self._reporter,
             on_event=self._events.put,
             on_disconnect=lambda: self._notify("disconnected"),

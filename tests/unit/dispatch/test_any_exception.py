@@ -11,7 +11,7 @@ import pytest
 
 from aiovblk import BlockDevice
 from aiovblk.dispatch import ConcurrencyLimiter
-from aiovblk.dispatch.scheduler import MAX_RUNS
+from aiovblk.dispatch.outcomes import MAX_RUNS
 from aiovblk.protocol import Command
 
 from ...support.dispatch_client import PuppetDevice, served

@@ -78,7 +78,7 @@ async def test_log_names_the_node_of_a_mount_once_known_without_a_new_cause(
 
     def fail() -> None:
         for dispatcher in dispatchers:
-            dispatcher._scheduler._report(REQUEST, eio())
+            dispatcher._reporter.report(REQUEST, eio())
 
     fail()
     local.set_path("/dev/nbd7")

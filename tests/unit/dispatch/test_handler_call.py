@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.dispatch.handler_call import MAX_EXTENTS, MIN_HOLE_SIZE, HandlerAdapter
+from aiovblk.dispatch.handler_call import HandlerAdapter
+from aiovblk.dispatch.holes import MAX_EXTENTS, MIN_HOLE_SIZE
 from aiovblk.protocol import (
     BlockStatus,
     Command,

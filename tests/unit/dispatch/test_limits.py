@@ -33,6 +33,9 @@ def test_limits_are_immutable_and_reach_worker_processes() -> None:
         ({"handler_timeout": 0}, ValueError, "handler_timeout must be a positive number"),
         ({"handler_timeout": "1"}, TypeError, "handler_timeout must be a number of seconds"),
         ({"slow_request": float("nan")}, ValueError, "slow_request must be a positive number"),
+        ({"busy_poll": 0}, ValueError, "busy_poll must be from 1 to 1000000, not 0"),
+        ({"busy_poll": 10**7}, ValueError, "busy_poll must be from 1 to 1000000, not 10000000"),
+        ({"busy_poll": 0.5}, TypeError, "busy_poll must be a whole number, not 0.5"),
         ({"slow_request": True}, TypeError, "slow_request must be a number of seconds"),
     ],
 )

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
-from aiovblk.dispatch.handler_call import MAX_EXTENTS
+from aiovblk.dispatch.holes import MAX_EXTENTS
 from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice

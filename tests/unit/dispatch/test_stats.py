@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovblk import BlockDevice
-from aiovblk.dispatch import LatencyHistogram, Stats, dispatcher, reply_sender, scheduler
+from aiovblk.dispatch import LatencyHistogram, Stats, pacing, reply_sender, scheduler
 from aiovblk.latency import upper_bound
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
@@ -102,7 +102,7 @@ def test_copy_stays_as_it_is_and_travels() -> None:
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A clock that advances only when the test calls this, by milliseconds."""
     now = [MILLISECOND]
-    for module in (dispatcher, reply_sender, scheduler, slices):
+    for module in (pacing, reply_sender, scheduler, slices):
         monkeypatch.setattr(module, "monotonic_ns", lambda: now[0])
 
     def pass_time(milliseconds: int) -> None:
@@ -147,7 +147,7 @@ async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> Non
 async def test_requests_of_one_batch_are_counted_by_command(
     pass_time: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (dispatcher, slices):
+    for module in (scheduler, slices):
         monkeypatch.setattr(module, "SLICE", 1000 * MILLISECOND)  # all are served in one
 
     class Slow(MemoryDevice):

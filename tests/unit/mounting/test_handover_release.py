@@ -67,8 +67,9 @@ async def test_handover_during_requests_loses_and_repeats_none(
         release, attachment = old.release(tmp_path)
         async with asked(tmp_path / "socket") as (requester, asking):
             task = asyncio.create_task(release.run(requester))
+            while not old.group.paused:  # noqa: ASYNC110 (it is a turn of the loop or two)
+                await asyncio.sleep(0)
             # Whole requests and half of one, which the old server does not take any more.
-            await asyncio.sleep(0)
             written = first.send(WRITE, 512, data=b"x" * 512)
             cookie, message = first.request(WRITE, 1024, data=b"y" * 1024)
             first.writer.write(message[:500])

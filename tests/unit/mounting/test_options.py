@@ -72,7 +72,7 @@ def test_limits_can_be_sent_to_a_worker() -> None:
     assert pickle.loads(pickle.dumps(LIMITS)) == LIMITS
 
 
-@pytest.mark.parametrize("name", ["concurrency", "handler_timeout", "slow_request"])
+@pytest.mark.parametrize("name", ["concurrency", "handler_timeout", "slow_request", "busy_poll"])
 def test_limits_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         dataclasses.replace(LIMITS, **{name: 0})

@@ -22,7 +22,7 @@ from aiovblk.protocol import (
     Request,
     serialize_request,
 )
-from aiovblk.protocol.requests import EXTENDED_REQUEST_MAGIC
+from aiovblk.protocol.extended_requests import EXTENDED_REQUEST_MAGIC
 
 from ...fuzz.seeds import FLAGS, SEEDS
 from ...fuzz.targets import CALLS, CLIENT_SETTINGS, SERVER_SETTINGS, TARGETS

@@ -91,12 +91,12 @@ os._exit(0)
 """
 
 PLACES = [
-    ("ReplySender._reply", 1),
-    ("ReplySender._reply", 3),
-    ("ReplySender._send", 1),
-    ("ReplySender._send", 2),
+    ("ReplySender.add_waited", 1),
+    ("ReplySender.add_waited", 3),
+    ("ReplySender.send", 1),
+    ("ReplySender.send", 2),
     ("Stats.record_replies", 1),
-    ("ConcurrencyLimiter.release", 2),
+    ("RequestServer.serve", 2),
     ("Server.close", 1),
     ("Server.drain_and_close", 1),
     ("GracefulTask.__init__", 1),

@@ -17,7 +17,7 @@ from aiovblk.protocol import MAX_PAYLOAD, Option, OptionReply
 from aiovblk.protocol.options import serialize_info_request, serialize_option
 from aiovblk.server import client_stream, stalls, warning_limiter
 from aiovblk.server.warning_limiter import MAX_LINES, WarningLimiter
-from aiovblk.stream.reader import BUFFER_SIZE
+from aiovblk.stream.receive_buffer import BUFFER_SIZE
 from tests.support.timers import LATER, Timers
 
 from ...support.network_client import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiovblk.stream.buffers import COPY_BUFFER_SIZE, MIN_POOLED_COPY, ReplyCopyBuffer
+from aiovblk.stream.reply_copies import COPY_BUFFER_SIZE, MIN_POOLED_COPY, ReplyCopyBuffer
 
 
 @pytest.mark.parametrize(

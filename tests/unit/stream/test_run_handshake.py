@@ -16,6 +16,7 @@ from aiovblk.protocol import (
     TransmissionFlag,
 )
 from aiovblk.stream import StreamProtocol, run_handshake
+from aiovblk.stream.tls import start_tls
 
 from ...support import wire
 from ...support.simulated_loop import MemoryTransport, StillLoop
@@ -48,7 +49,7 @@ class Peer:
         self.loop.run_due()
 
     async def _start_tls(self) -> None:
-        await self.stream.start_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server_side=True)
+        await start_tls(self.stream, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server_side=True)
 
     async def _open_export(self, name: str) -> ExportInfo:
         return DISK

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from aiovblk import BlockDevice, Extent
-from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats, scheduler
-from aiovblk.dispatch import dispatcher as dispatcher_module
-from aiovblk.dispatch.dispatcher import BATCH
+from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats, pacing, scheduler
 from aiovblk.protocol import (
     Command,
     ExportInfo,
@@ -40,6 +38,9 @@ MS = 1_000_000
 SIZE = 1 << 30
 FLOOD = 400
 
+DEPTH = 128
+"""Requests that the kernel has in flight on one connection."""
+
 # Before Python 3.12 a task begins at the next turn of the loop only.
 TURNS = 3 if sys.version_info >= (3, 12) else 6
 
@@ -54,7 +55,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     clock.now = 10**12
-    for module in (slices, handshake_module, scheduler, dispatcher_module):
+    for module in (slices, handshake_module, pacing, scheduler):
         monkeypatch.setattr(module, "monotonic_ns", lambda: clock.now)
     return clock
 
@@ -188,7 +189,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
         assert clock.now - began <= TURNS * (
             SLICE + slices.CHECK_INTERVAL * (each if cheap else 0) + MS
         )
-        assert sum(each.answered for each in flooding) - before <= TURNS * BATCH * 2
+        assert sum(each.answered for each in flooding) - before <= TURNS * DEPTH * 2
         for connection in (*flooding, victim):
             connection.dispatcher.abort()
         loop.run_due()
@@ -216,12 +217,12 @@ def test_kernel_is_served_in_slices_too_and_all_it_sends_is_received_meanwhile(
 ) -> None:
     with StillLoop() as loop:
         kernel = Connection(loop, Worker(clock, MS), None)
-        for _ in range(BATCH):  # one by one, while those before are served in slices
+        for _ in range(DEPTH):  # one by one, while those before are served in slices
             assert kernel.transport.deliver(KINDS["trim"]) == b""
             turn(loop)
             assert kernel.stream.reader.start == kernel.stream.reader.end
         loop.run_due()
-        assert kernel.answered == BATCH
+        assert kernel.answered == DEPTH
         kernel.transport.lose()
         loop.run_due()
 
@@ -264,14 +265,14 @@ def test_replies_that_are_not_read_take_no_more_than_the_quota_whatever_their_si
 
 def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> None:
     with StillLoop() as loop:
-        flooding = [Connection(loop, Worker(clock, MS), MemoryBudget(1 << 30)) for _ in range(3)]
+        flooding = [Connection(loop, Worker(clock, MS), None) for _ in range(3)]
         for connection in flooding:
             connection.transport.deliver(KINDS["trim"] * 100)
         while flooding[-1].answered < 10:
             turn(loop)
         waiting = flooding[-1].dispatcher
         for _ in range(10):  # as if it were long until its turn comes
-            flooding[0].dispatcher._slice._others._served += 1
+            flooding[0].dispatcher._scheduler._pacer.slice._others._served += 1
             assert waiting.abandoned() == 0
         # Nobody has had a slice any more: what was to call the next one was lost.
         assert waiting.abandoned() == waiting.stats.in_flight > 0

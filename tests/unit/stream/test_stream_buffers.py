@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from aiovblk.stream import InPlaceStreamReader, StreamProtocol
-from aiovblk.stream.reader import BUFFER_SIZE, INITIAL_BUFFER_SIZE, MIN_RECEIVE_ROOM
+from aiovblk.stream.receive_buffer import BUFFER_SIZE, INITIAL_BUFFER_SIZE, MIN_RECEIVE_ROOM
 
 
 class PausableTransport(asyncio.Transport):
