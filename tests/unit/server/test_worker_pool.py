@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.dispatch import Stats
+from aiovblk.dispatch import HandlerLimits, Stats
 from aiovblk.server.connection import make_settings
 from aiovblk.server.exports import exports_of
 from aiovblk.server.workers import pool as serving
@@ -197,9 +197,7 @@ def service(notify: Callable[..., None]) -> ClientService:
         require_tls=False,
         handshake_timeout=10,
         drain_timeout=5,
-        concurrency=1,
-        handler_timeout=None,
-        slow_request=None,
+        limits=HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None),
         connection_memory=1 << 20,
         memory=1 << 20,
     )
