@@ -90,6 +90,7 @@ def _parser() -> ArgumentParser:
         add("gc", help="collect garbage: delete what no disk or snapshot needs")
     )
     object_store.configure_check(add("check", help="verify that a disk is intact"))
+    object_store.configure_convert(add("convert", help="give a disk the present format, in place"))
     return parser
 
 

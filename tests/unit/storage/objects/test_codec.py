@@ -82,12 +82,12 @@ def test_contents_longer_than_they_may_be_are_not_decompressed() -> None:
 
 @pytest.mark.parametrize("chunks", [MAX_CHUNKS, MAX_CHUNKS + 1])
 def test_map_has_at_most_as_many_chunks_as_a_disk(chunks: int) -> None:
-    data = DiskState(1 << 40, array("Q", bytes(8 * chunks))).encode()
+    data = DiskState(1 << 40, array("Q", bytes(8 * chunks))).encode(4096)
     if chunks == MAX_CHUNKS:
-        assert len(read_state(memoryview(data), "map").chunks) == chunks
+        assert len(read_state(memoryview(data), "map", 4096).chunks) == chunks
     else:
         with pytest.raises(StorageError, match="map is damaged"):
-            read_state(memoryview(data), "map")
+            read_state(memoryview(data), "map", 4096)
 
 
 @pytest.mark.parametrize(

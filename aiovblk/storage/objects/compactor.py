@@ -1,0 +1,246 @@
+"""Compaction: put blocks from records into segments, from segments into chunks, in the background.
+
+Three kinds of steps, in this order (docs/object-store-format.md has the figures):
+
+* *Spill*: the data that is in records is stored in segments; then a checkpoint is stored, and the
+  records before it are deleted. So opening the disk stays quick, and memory bounded.
+* *Fold*: a chunk much of which lies in segments is stored anew.
+* *Merge*: what is left in segments that are mostly unused is stored in new ones.
+
+What holds here:
+
+* Objects are stored first, then a record of the writer says so: a step that is interrupted, or
+  whose writer was fenced, leaves garbage only.
+* A block that was written meanwhile keeps its newer place (:meth:`.DiskView.end_fold`,
+  :meth:`.DiskView.move`).
+* The disk's data is the same before and after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Protocol
+
+from ...aio.gather import gather_all, run_bounded
+from .chunk_store import ChunkStore
+from .extents import Placed, Run
+from .journal import FencedError
+from .limits import Limits
+from .manifest import Manifest
+from .segments import SegmentPart, divide
+
+logger = logging.getLogger(__name__)
+
+FOLD_SHARE = 2
+"""A chunk is folded when one in so many of its blocks has a run."""
+UNUSED_SHARE = 3
+"""Segments are merged when they have so many times the blocks that are used, and a reserve."""
+UNUSED_RESERVE = 8
+"""Segments of the full size that may be unused."""
+
+_STEP_CHUNKS = 8  # that are folded between two commits
+_CONCURRENCY = 4  # requests of one step
+_RETRY_PAUSE = 10.0  # seconds after a step that failed
+
+
+class Log(Protocol):
+    """What the compactor needs of the writer."""
+
+    def checkpoint_due(self) -> bool:
+        """Whether there are so many records, or so much data in them, that a spill is due."""
+
+    async def commit_moved(self) -> None:
+        """Add a record of what has changed in the view."""
+
+    async def write_checkpoint(self) -> None:
+        """Store a checkpoint, and delete the records before it."""
+
+
+class Compactor:
+    """Compact one open disk, for its writer.
+
+    Concurrency: :meth:`step` may be called at any time; steps never overlap.
+
+    Args:
+        chunk_store: of the disk.
+        log: of its writer.
+        manifest: of the disk.
+        limits: of the disk.
+        where: the disk's folder, for messages.
+
+    """
+
+    def __init__(
+        self, chunk_store: ChunkStore, log: Log, manifest: Manifest, limits: Limits, where: str
+    ) -> None:
+        self._chunk_store = chunk_store
+        self._view = chunk_store.view
+        self._log = log
+        self._limits = limits
+        self._where = where
+        self._block_size = manifest.block_size
+        self._chunk_size = manifest.chunk_size
+        self._chunk_blocks = manifest.chunk_size // manifest.block_size
+        self._segment_blocks = max(1, limits.segment_size // manifest.block_size)
+        self._lock = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._stored = 0  # bytes, of the present step
+
+    def notify(self) -> None:
+        """Let the compactor look whether there is something to do; called after each record."""
+        if self._log.checkpoint_due() or self._view.extents.count > self._limits.extents:
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Compact whenever there is something to do, at the rate of :attr:`.Limits.compaction`."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                while await self.step():
+                    if self._view.extents.count <= self._limits.extents:
+                        await asyncio.sleep(self._stored / self._limits.compaction)
+            except FencedError:
+                return
+            except OSError as exc:
+                logger.warning(
+                    "%s: compaction failed, tried again in %.0f s: %s",
+                    self._where,
+                    _RETRY_PAUSE,
+                    exc,
+                )
+                await asyncio.sleep(_RETRY_PAUSE)
+                self._wanted.set()
+
+    async def make_room(self) -> None:
+        """Compact until there are at most twice as many extents as there should be.
+
+        Raises:
+            OSError: the store fails.
+
+        """
+        while self._view.extents.count > 2 * self._limits.extents and await self.step():
+            pass
+
+    async def step(self) -> bool:
+        """Do what is most urgent; return whether there was something to do.
+
+        Raises:
+            OSError: the store fails.
+
+        """
+        async with self._lock:
+            self._stored = 0
+            if self._log.checkpoint_due():
+                await self._spill()
+                await self._log.write_checkpoint()
+                return True
+            if folded := self._to_fold():
+                await self._commit_after(partial(self._fold, index) for index in folded)
+                return True
+            if merged := self._to_merge():
+                await self._merge(merged)
+                return True
+            return False
+
+    # Spill
+
+    async def _spill(self) -> None:
+        runs = [
+            (index, run) for index, run in self._view.extents if not isinstance(run.source, int)
+        ]
+        runs.sort(key=lambda each: (each[0], each[1].first))
+        pieces = []
+        for index, run in runs:
+            assert not isinstance(run.source, int)  # by the condition above
+            begin = run.position * self._block_size
+            data = memoryview(run.source)[begin : begin + run.blocks * self._block_size]
+            pieces.append((index, (run.first, run.blocks, data)))
+        parts = divide(pieces, self._segment_blocks)
+        await self._commit_after(partial(self._store_part, part, runs) for part in parts)
+
+    async def _store_part(self, part: SegmentPart, before: list[Placed]) -> None:
+        """Store a segment, and let what is in it be read from there."""
+        data = b"".join(part.pieces)
+        entry = await self._chunk_store.put_segment(data)
+        self._stored += len(data)
+        by_block = {(index, run.first): run for index, run in before}
+        moved = []
+        last: Run | None = None
+        for index, run in part.runs:
+            # A run that was divided between two segments continues the one before.
+            last = by_block.get((index, run.first), last)
+            assert last is not None
+            moved.append((index, last, run._replace(source=entry)))
+        self._view.move(entry, part.blocks, moved)
+
+    async def _commit_after(self, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        """Run jobs that store objects, then commit; after a failure the next record does that."""
+        await run_bounded(iter(jobs), limit=_CONCURRENCY)
+        await self._log.commit_moved()
+
+    # Fold
+
+    def _to_fold(self) -> list[int]:
+        """Return the chunks to be folded next."""
+        covered: list[tuple[int, int]] = []
+        most: list[tuple[int, int]] = []
+        too_many = self._view.extents.count > self._limits.extents
+        for index, runs in self._view.extents.chunks():
+            blocks = sum(run.blocks for run in runs)
+            if blocks * FOLD_SHARE >= self._chunk_blocks:
+                covered.append((blocks, index))
+            elif too_many:
+                most.append((len(runs), index))
+        chosen = covered or most
+        chosen.sort(reverse=True)
+        return [index for _, index in chosen[:_STEP_CHUNKS]]
+
+    async def _fold(self, index: int) -> None:
+        entry, runs = self._view.begin_fold(index)
+        try:
+            contents = await self._chunk_store.contents(index, entry, runs)
+        except FileNotFoundError:
+            return  # it was replaced meanwhile
+        new = await self._chunk_store.put(index, contents)
+        self._stored += self._chunk_size if new else 0
+        if self._view.end_fold(index, new, runs) and new:
+            self._chunk_store.cache(index, new, memoryview(contents).toreadonly())
+
+    # Merge
+
+    def _to_merge(self) -> list[int]:
+        """Return the segments that are to be merged: the least used ones, to fill a new one."""
+        extents = self._view.extents
+        total = sum(extents.sizes.values())
+        live = {entry: extents.live(entry) for entry in extents.sizes}
+        reserve = UNUSED_RESERVE * self._segment_blocks
+        if total <= UNUSED_SHARE * sum(live.values()) + reserve:
+            return []
+        chosen: list[int] = []
+        blocks = 0
+        for entry in sorted(live, key=lambda entry: live[entry] / extents.sizes[entry]):
+            blocks += live[entry]
+            if blocks > self._segment_blocks and len(chosen) > 1:
+                break
+            chosen.append(entry)
+        return chosen
+
+    async def _merge(self, entries: list[int]) -> None:
+        """Copy what lives in some segments into new ones."""
+        chosen = set(entries)
+        runs = [(index, run) for index, run in self._view.extents if run.source in chosen]
+        runs.sort(key=lambda each: (each[0], each[1].first))
+        found = await gather_all(map(self._chunk_store.read_segment, entries))
+        contents = dict(zip(entries, found, strict=True))
+        pieces = []
+        for index, run in runs:
+            assert isinstance(run.source, int)  # an entry
+            begin = run.position * self._block_size
+            end = begin + run.blocks * self._block_size
+            pieces.append((index, (run.first, run.blocks, contents[run.source][begin:end])))
+        parts = divide(pieces, self._segment_blocks)
+        await self._commit_after(partial(self._store_part, part, runs) for part in parts)

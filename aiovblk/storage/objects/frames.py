@@ -1,0 +1,179 @@
+"""Divide chunks and segments into frames of 64 KiB, so that a part of them can be read by itself.
+
+An object with frames is a table and the frames behind it, each sealed by itself (:mod:`.codec`)::
+
+    magic     4   b"avbf"
+    count     4   of frames
+    check     4   CRC-32 of the object's name and the lengths
+    reserved  4   0
+    lengths   4 for each frame: its bytes as it is stored
+
+all numbers little-endian. Every frame has 64 KiB of the contents, but the last may have less. Where
+frames are not compressed, their lengths follow from that of the contents, so that a frame can be
+read without the table.
+
+What holds here: how many bytes the contents have is known before, from the manifest or the disk's
+history, so an object cannot be cut off, or extended, unnoticed.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from array import array
+from dataclasses import dataclass
+
+from .client import Buffer
+from .codec import ObjectCodec, damaged_error, torn_error
+
+FRAME = 64 << 10
+"""Bytes of the contents in each frame but the last."""
+
+_HEAD = struct.Struct("<4sIII")
+_MAGIC = b"avbf"
+
+
+def frame_count(size: int) -> int:
+    """Return the number of frames of ``size`` bytes of contents."""
+    return -(-size // FRAME)
+
+
+def table_size(size: int) -> int:
+    """Return the bytes before the first frame of ``size`` bytes of contents."""
+    return _HEAD.size + 4 * frame_count(size)
+
+
+def seal_frames(codec: ObjectCodec, name: str, contents: Buffer) -> bytes:
+    """Encode an object of that name with these contents."""
+    view = memoryview(contents)
+    frames = [
+        codec.seal(name, view[number * FRAME : (number + 1) * FRAME], part=number)
+        for number in range(frame_count(len(view)))
+    ]
+    lengths = _to_bytes(array("I", map(len, frames)))
+    check = zlib.crc32(lengths, zlib.crc32(name.encode()))
+    return b"".join((_HEAD.pack(_MAGIC, len(frames), check, 0), lengths, *frames))
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTable:
+    """Where the frames of one object are."""
+
+    offsets: array[int]
+    """Of each frame in the object, and the object's bytes."""
+
+    @classmethod
+    def uncompressed(cls, codec: ObjectCodec, size: int) -> FrameTable:
+        """Return the table of an object whose ``size`` bytes of contents are not compressed."""
+        count = frame_count(size)
+        lengths = [codec.overhead + FRAME] * (count - 1)
+        lengths.append(codec.overhead + size - (count - 1) * FRAME)
+        return cls._of(lengths, table_size(size))
+
+    @classmethod
+    def parse(cls, data: Buffer, name: str, shown: str, size: int) -> FrameTable:
+        """Decode the table at the beginning of an object.
+
+        Args:
+            data: the object, or its beginning: at least :func:`table_size` bytes.
+            name: of the object.
+            shown: its name in messages.
+            size: bytes of its contents.
+
+        Raises:
+            TornError: it was never written as a whole.
+            StorageError: it is damaged.
+
+        """
+        if len(data) < _HEAD.size:
+            raise torn_error(shown, "it is too short")
+        magic, count, check, reserved = _HEAD.unpack_from(data)
+        if not any(data[: _HEAD.size]):
+            raise torn_error(shown, "it is all zeroes")
+        if magic != _MAGIC or reserved:
+            raise damaged_error(shown, "it has no table of frames")
+        if count != frame_count(size):
+            raise damaged_error(shown, f"it has {count} frames for {size} bytes")
+        encoded = bytes(data[_HEAD.size : table_size(size)])
+        if len(encoded) < 4 * count:
+            raise torn_error(shown, "its table of frames is cut off")
+        if zlib.crc32(encoded, zlib.crc32(name.encode())) != check:
+            raise damaged_error(shown, "the checksum of its table does not match")
+        return cls._of(_from_bytes(encoded), table_size(size))
+
+    @classmethod
+    def _of(cls, lengths: array[int] | list[int], begin: int) -> FrameTable:
+        offsets = array("Q", [begin])
+        for length in lengths:
+            offsets.append(offsets[-1] + length)
+        return cls(offsets)
+
+    def span(self, frame: int) -> tuple[int, int]:
+        """Return where a frame begins in the object, and its bytes."""
+        return self.offsets[frame], self.offsets[frame + 1] - self.offsets[frame]
+
+
+def open_frame(codec: ObjectCodec, name: str, data: Buffer, frame: int, size: int) -> memoryview:
+    """Decode one frame.
+
+    Args:
+        codec: of the disk.
+        name: of the object.
+        data: the frame, as it is stored.
+        frame: its number.
+        size: bytes of the object's contents.
+
+    Raises:
+        StorageError: it is damaged.
+
+    """
+    expected = min(FRAME, size - frame * FRAME)
+    contents = codec.open(name, data, longest=FRAME, part=frame)
+    if len(contents) != expected:
+        reason = f"frame {frame} has {len(contents)} bytes instead of {expected}"
+        raise damaged_error(codec.display_name(name), reason)
+    return contents
+
+
+def open_frames(codec: ObjectCodec, name: str, data: Buffer, size: int) -> memoryview:
+    """Decode a whole object.
+
+    Args:
+        codec: of the disk.
+        name: of the object.
+        data: the object.
+        size: bytes of its contents.
+
+    Raises:
+        TornError: it was never written as a whole.
+        StorageError: it is damaged.
+
+    """
+    shown = codec.display_name(name)
+    table = FrameTable.parse(data, name, shown, size)
+    if len(data) < table.offsets[-1]:
+        raise torn_error(shown, f"it has {len(data)} bytes instead of {table.offsets[-1]}")
+    if len(data) > table.offsets[-1]:
+        raise damaged_error(shown, f"it has {len(data)} bytes instead of {table.offsets[-1]}")
+    view = memoryview(data)
+    contents = bytearray(size)
+    for frame in range(frame_count(size)):
+        begin, length = table.span(frame)
+        opened = open_frame(codec, name, view[begin : begin + length], frame, size)
+        contents[frame * FRAME : frame * FRAME + len(opened)] = opened
+    return memoryview(contents).toreadonly()
+
+
+def _to_bytes(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _from_bytes(data: bytes) -> array[int]:
+    numbers = array("I")
+    numbers.frombytes(data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
