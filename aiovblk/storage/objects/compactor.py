@@ -26,11 +26,11 @@ from typing import Protocol
 
 from ...aio.gather import gather_all, run_bounded
 from .chunk_store import ChunkStore
-from .extents import Placed, Run
+from .extents import Placed, Runs
 from .journal import FencedError
 from .limits import Limits
 from .manifest import Manifest
-from .segments import SegmentPart, divide
+from .segments import Piece, SegmentPart, divide
 
 logger = logging.getLogger(__name__)
 
@@ -152,30 +152,27 @@ class Compactor:
         runs = [
             (index, run) for index, run in self._view.extents if not isinstance(run.source, int)
         ]
-        runs.sort(key=lambda each: (each[0], each[1].first))
-        pieces = []
-        for index, run in runs:
+        pieces: list[tuple[int, Piece]] = []
+        for index, run in _in_order(runs):
             assert not isinstance(run.source, int)  # by the condition above
             begin = run.position * self._block_size
             data = memoryview(run.source)[begin : begin + run.blocks * self._block_size]
             pieces.append((index, (run.first, run.blocks, data)))
-        parts = divide(pieces, self._segment_blocks)
-        await self._commit_after(partial(self._store_part, part, runs) for part in parts)
+        await self._copy(pieces)
 
-    async def _store_part(self, part: SegmentPart, before: list[Placed]) -> None:
+    async def _copy(self, pieces: list[tuple[int, Piece]]) -> None:
+        """Copy blocks into new segments, and commit that."""
+        then = {index: self._view.extents.runs(index) for index, _ in pieces}
+        parts = divide(pieces, self._segment_blocks)
+        await self._commit_after(partial(self._store_part, part, then) for part in parts)
+
+    async def _store_part(self, part: SegmentPart, then: dict[int, Runs]) -> None:
         """Store a segment, and let what is in it be read from there."""
         data = b"".join(part.pieces)
         entry = await self._chunk_store.put_segment(data)
         self._stored += len(data)
-        by_block = {(index, run.first): run for index, run in before}
-        moved = []
-        last: Run | None = None
-        for index, run in part.runs:
-            # A run that was divided between two segments continues the one before.
-            last = by_block.get((index, run.first), last)
-            assert last is not None
-            moved.append((index, last, run._replace(source=entry)))
-        self._view.move(entry, part.blocks, moved)
+        copied = [(index, run._replace(source=entry)) for index, run in part.runs]
+        self._view.move(entry, part.blocks, copied, then)
 
     async def _commit_after(self, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
         """Run jobs that store objects, then commit; after a failure the next record does that."""
@@ -232,15 +229,18 @@ class Compactor:
     async def _merge(self, entries: list[int]) -> None:
         """Copy what lives in some segments into new ones."""
         chosen = set(entries)
-        runs = [(index, run) for index, run in self._view.extents if run.source in chosen]
-        runs.sort(key=lambda each: (each[0], each[1].first))
         found = await gather_all(map(self._chunk_store.read_segment, entries))
         contents = dict(zip(entries, found, strict=True))
-        pieces = []
-        for index, run in runs:
+        runs = [(index, run) for index, run in self._view.extents if run.source in chosen]
+        pieces: list[tuple[int, Piece]] = []
+        for index, run in _in_order(runs):
             assert isinstance(run.source, int)  # an entry
             begin = run.position * self._block_size
             end = begin + run.blocks * self._block_size
             pieces.append((index, (run.first, run.blocks, contents[run.source][begin:end])))
-        parts = divide(pieces, self._segment_blocks)
-        await self._commit_after(partial(self._store_part, part, runs) for part in parts)
+        await self._copy(pieces)
+
+
+def _in_order(runs: list[Placed]) -> list[Placed]:
+    """Sort runs, so that neighbours lie side by side in a segment, and become one run."""
+    return sorted(runs, key=lambda each: (each[0], each[1].first))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from ..bitset import runs as runs_of
 from .dirty_chunk import block_mask
-from .extents import ZEROES, Placed, Run, Runs, changed_since, clip, gather
+from .extents import ZEROES, Placed, Runs, changed_since, clip, gather
 from .keys import chunk_key, entry_parts, has_frames, segment_key
 from .manifest import Manifest
 from .object_reader import StoredObject
@@ -167,20 +167,24 @@ class DiskView:
         self._folding.discard(index)
         return self._replace(index, entry, changed_since(self.extents.runs(index), then))
 
-    def move(self, entry: int, blocks: int, moved: Iterable[tuple[int, Run, Run]]) -> None:
-        """Make runs point to a segment into which their data was copied, where they are as before.
+    def move(
+        self, entry: int, blocks: int, copied: Iterable[Placed], then: Mapping[int, Runs]
+    ) -> None:
+        """Let blocks be read from a segment into which they were copied, if they are unchanged.
 
         Args:
             entry: of the segment.
             blocks: of the segment.
-            moved: index of the chunk, the run, and the same blocks in the segment.
+            copied: the runs in the segment.
+            then: the runs of their chunks when they were copied.
 
         """
         placed: list[Placed] = []
-        for index, before, after in moved:
-            for now in clip(self.extents.runs(index), before.first, before.end):
-                if now.location(now.first) == before.location(now.first):
-                    placed.append((index, after.part(now.first, now.end)))
+        for index, run in copied:
+            for old in clip(then[index], run.first, run.end):
+                for now in clip(self.extents.runs(index), old.first, old.end):
+                    if now.location(now.first) == old.location(now.first):
+                        placed.append((index, run.part(now.first, now.end)))
         self._lay(placed, {entry: blocks})
 
     # The history
