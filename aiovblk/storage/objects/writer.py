@@ -133,6 +133,16 @@ class Writer:
         if self._fenced:
             raise FencedError(errno.EIO, self._fenced)
 
+    def _check_epoch(self) -> None:
+        """Raise FencedError if another writer's OPEN record is part of the history that is known.
+
+        To be called with the journal's lock, before a record is added: the journal reports that
+        OPEN record only to whoever has found it, and adds all others behind it.
+        """
+        if self._journal.state.epoch != self._epoch and not self._fenced:
+            self._fence(self._journal.fenced_error(self._journal.state.holder).reason)
+        self.check()
+
     async def check_fenced(self) -> None:
         """Read the history on, to find out whether another writer is the reason of a failure.
 
@@ -147,10 +157,7 @@ class Writer:
             try:
                 await self._journal.catch_up()
             finally:  # after a failure, too: the other's OPEN record may have been read
-                if self._journal.state.epoch != self._epoch:
-                    holder = self._journal.state.holder
-                    self._fence(self._journal.fenced_error(holder).reason)
-                self.check()
+                self._check_epoch()
 
     async def _flush(self) -> None:
         self.check()
@@ -161,13 +168,14 @@ class Writer:
             await self.check_fenced()
             raise
         async with self._journal_lock:
+            self._check_epoch()
             self._buffer.commit()
             await self._commit()
 
     async def commit_moved(self) -> None:
         """See :class:`.compactor.Log`."""
         async with self._journal_lock:
-            self.check()
+            self._check_epoch()
             await self._commit()
 
     async def _commit(self) -> None:
@@ -273,6 +281,7 @@ class Writer:
                 await asyncio.gather(*self._deletions, return_exceptions=True)
                 async with self._journal_lock:
                     with suppress(FencedError):  # everything of ours is committed
+                        self._check_epoch()
                         await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
         finally:
