@@ -121,6 +121,7 @@ class ExtentMap:
         for index, run in placed:
             by_chunk.setdefault(index, []).append(run)
         self.sizes.update(sizes)
+        touched = set(sizes)
         for index, new in by_chunk.items():
             new.sort(key=itemgetter(0))
             old = self.runs(index)
@@ -128,44 +129,44 @@ class ExtentMap:
             end = bisect_left(old, new[-1].end, key=itemgetter(0))
             low, high = max(begin - 1, 0), end + 1  # a neighbour may be continued by a new run
             between = (*old[low:begin], *lay_over(old[begin:end], new), *old[end:high])
-            self._replace(index, (*old[:low], *_joined(between), *old[high:]))
-        for source in sizes:
-            self._forget_if_unused(source)
+            touched |= self._replace(index, (*old[:low], *_joined(between), *old[high:]))
+        self._forget_unused(touched)  # not before: one chunk may need what another no longer does
 
     def clear(self, index: int) -> None:
         """Remove all runs of a chunk."""
-        self._replace(index, ())
+        self._forget_unused(self._replace(index, ()))
 
     def keep(self, index: int, runs: Runs) -> None:
         """Remove all runs of a chunk but these, which are parts of them."""
-        self._replace(index, runs)
+        self._forget_unused(self._replace(index, runs))
 
-    def _replace(self, index: int, new: Runs) -> None:
+    def _replace(self, index: int, new: Runs) -> set[int]:
+        """Set the runs of a chunk, and count; return the segments that are concerned."""
         old = self._runs.get(index, ())
         if new:
             self._runs[index] = new
         else:
             self._runs.pop(index, None)
         self.count += len(new) - len(old)
-        # What is added is counted first, so that no segment is unused in between.
         unchanged = set(map(id, old)) & set(map(id, new))
-        touched = [
-            *((run, run.blocks) for run in new if id(run) not in unchanged),
-            *((run, -run.blocks) for run in old if id(run) not in unchanged),
-        ]
-        for run, count in touched:
-            if not isinstance(run.source, int):
-                self.inline += count
-            elif run.source != ZEROES:
-                self._live[run.source] = self._live.get(run.source, 0) + count
-        for run, _ in touched:
-            if isinstance(run.source, int) and run.source != ZEROES:
-                self._forget_if_unused(run.source)
+        touched: set[int] = set()
+        for runs, sign in ((new, 1), (old, -1)):
+            for run in runs:
+                if id(run) in unchanged:
+                    continue
+                if not isinstance(run.source, int):
+                    self.inline += sign * run.blocks
+                elif run.source != ZEROES:
+                    touched.add(run.source)
+                    self._live[run.source] = self._live.get(run.source, 0) + sign * run.blocks
+        return touched
 
-    def _forget_if_unused(self, source: int) -> None:
-        if not self._live.get(source) and source in self.sizes:
-            self._live.pop(source, None)
-            self.unused.append((source, self.sizes.pop(source)))
+    def _forget_unused(self, sources: Iterable[int]) -> None:
+        for source in sources:
+            if not self._live.get(source):
+                self._live.pop(source, None)
+                if source in self.sizes:
+                    self.unused.append((source, self.sizes.pop(source)))
 
 
 def _end_of(run: Run) -> int:
