@@ -5,8 +5,8 @@
 The store is in memory, and each request takes 20 ms of a clock that goes on when everything waits
 for it; what the processor needs is not counted. So the figures are the same on every machine.
 
-* Random 4k writes with a flush each, over 64 MiB (with ``--large`` over 10 GiB too): puts and time
-  of a flush, bytes put before compaction, and with it.
+* Random 4k writes with a flush each, over 64 MiB: puts and time of a flush, bytes put before
+  compaction, and with it. With ``--large`` over 10 GiB too: a tenth of that, and of the extents.
 * Cold random 4k reads: requests and bytes of each.
 * A cold sequential read, of 256k at a time: requests and bytes.
 """
@@ -211,17 +211,19 @@ async def cold_reads(
 
 async def measure(*, large: bool) -> None:
     """Print all."""
-    areas = [(64 * MIB, 20_000)] + ([(10 << 30, 60_000)] if large else [])
-    for area, writes in areas:
-        costs = await flushed_writes(area, writes)
+    areas = [(64 * MIB, 20_000, Limits())]
+    if large:
+        areas.append((1 << 30, 60_000, Limits(extents=Limits().extents // 10)))
+    for area, writes, limits in areas:
+        costs = await flushed_writes(area, writes, limits=limits)
         shares = ", ".join(
-            f"{folder} {size / writes / BLOCK:.2f} ({costs.counts.puts[folder]} puts)"
+            f"{folder} {size / writes / BLOCK:.2f} ({costs.counts.puts[folder]})"
             for folder, size in costs.counts.put_bytes.items()
         )
         print(f"{writes} writes of 4k over {area >> 20} MiB, a flush each:")
         print(f"  a flush: {costs.record_puts:.3f} records, {costs.answers:.2f} answers")
         print(f"  bytes put per byte written: {costs.before_compaction:.2f} before compaction,")
-        print(f"  {costs.with_compaction:.2f} with it: {shares}")
+        print(f"  {costs.with_compaction:.2f} with it: {shares}; gets {costs.counts.gets}")
     for compress in (False, True):
         requests, size = await cold_reads(compress=compress)
         print(f"cold random 4k read, compress={compress}: {requests:.2f} gets, {size:.0f} bytes")

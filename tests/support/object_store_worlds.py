@@ -59,6 +59,18 @@ class WrongError(AssertionError):
     """Something was read that must not be there."""
 
 
+class Bugs(logging.Handler):
+    """Collect what is logged with a traceback: what no failure of the store explains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.found.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+
 class WorldStore:
     """The store: objects, and requests that go wrong."""
 
@@ -540,7 +552,7 @@ def run_world(seed: int) -> None:
         WrongError: data was lost, or something was read that must not be there.
 
     """
-    world = World(seed)
+    world, bugs, log = World(seed), Bugs(), logging.getLogger("aiovblk")
     random = Random(seed)
     with (
         mock.patch("aiovblk.storage.objects.writer._CHECKPOINT_INTERVAL", world.interval),
@@ -553,11 +565,18 @@ def run_world(seed: int) -> None:
         mock.patch("aiovblk.storage.objects.object_reader._FIRST_READ", 3 * BLOCK),
         asyncio.Runner(loop_factory=VirtualTimeLoop) as runner,
     ):
-        runner.run(world.run())
+        log.addHandler(bugs)
+        log.propagate = False
+        try:
+            runner.run(world.run())
+        finally:
+            log.removeHandler(bugs)
+            log.propagate = True
+    if bugs.found:
+        raise WrongError(bugs.found[0])
 
 
 def _try_world(seed: int) -> tuple[int, str]:
-    logging.disable(logging.CRITICAL)
     try:
         run_world(seed)
     except Exception as exc:

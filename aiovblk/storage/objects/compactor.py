@@ -25,6 +25,7 @@ from functools import partial
 from typing import Protocol
 
 from ...aio.gather import gather_all, run_bounded
+from ...errors import STOP_EXCEPTIONS
 from .chunk_store import ChunkStore
 from .extents import Placed, Runs
 from .journal import FencedError
@@ -105,12 +106,15 @@ class Compactor:
                         await asyncio.sleep(self._stored / self._limits.compaction)
             except FencedError:
                 return
-            except OSError as exc:
+            except STOP_EXCEPTIONS:
+                raise
+            except BaseException as exc:  # otherwise compaction would end silently
                 logger.warning(
                     "%s: compaction failed, tried again in %.0f s: %s",
                     self._where,
                     _RETRY_PAUSE,
                     exc,
+                    exc_info=not isinstance(exc, OSError),
                 )
                 await asyncio.sleep(_RETRY_PAUSE)
                 self._wanted.set()

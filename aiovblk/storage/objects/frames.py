@@ -56,20 +56,25 @@ def seal_frames(codec: ObjectCodec, name: str, contents: Buffer) -> bytes:
     return b"".join((_HEAD.pack(_MAGIC, len(frames), check, 0), lengths, *frames))
 
 
+def uncompressed_span(codec: ObjectCodec, size: int, frame: int) -> tuple[int, int]:
+    """Return where a frame begins in an object that is not compressed, and its bytes.
+
+    Args:
+        codec: of the disk.
+        size: bytes of the object's contents.
+        frame: its number.
+
+    """
+    begin = table_size(size) + frame * (codec.overhead + FRAME)
+    return begin, codec.overhead + min(FRAME, size - frame * FRAME)
+
+
 @dataclass(frozen=True, slots=True)
 class FrameTable:
     """Where the frames of one object are."""
 
     offsets: array[int]
     """Of each frame in the object, and the object's bytes."""
-
-    @classmethod
-    def uncompressed(cls, codec: ObjectCodec, size: int) -> FrameTable:
-        """Return the table of an object whose ``size`` bytes of contents are not compressed."""
-        count = frame_count(size)
-        lengths = [codec.overhead + FRAME] * (count - 1)
-        lengths.append(codec.overhead + size - (count - 1) * FRAME)
-        return cls._of(lengths, table_size(size))
 
     @classmethod
     def parse(cls, data: Buffer, name: str, shown: str, size: int) -> FrameTable:
@@ -100,12 +105,8 @@ class FrameTable:
             raise torn_error(shown, "its table of frames is cut off")
         if zlib.crc32(encoded, zlib.crc32(name.encode())) != check:
             raise damaged_error(shown, "the checksum of its table does not match")
-        return cls._of(_from_bytes(encoded), table_size(size))
-
-    @classmethod
-    def _of(cls, lengths: array[int] | list[int], begin: int) -> FrameTable:
-        offsets = array("Q", [begin])
-        for length in lengths:
+        offsets = array("Q", [table_size(size)])
+        for length in _from_bytes(encoded):
             offsets.append(offsets[-1] + length)
         return cls(offsets)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from ...aio.gather import gather_all
 from .client import Buffer, ObjectStore
 from .codec import ObjectCodec, damaged_error, torn_error
-from .frames import FRAME, FrameTable, open_frame, open_frames
+from .frames import FRAME, FrameTable, open_frame, open_frames, uncompressed_span
 
 T = TypeVar("T")
 
@@ -164,22 +164,32 @@ class ObjectReader:
         self, source: ObjectSource, stored: StoredObject, frame: int
     ) -> memoryview:
         shown = source.codec.display_name(stored.key)
-        table = self._tables.get(stored)
-        head = memoryview(b"")
-        if not self._compress:
-            table = FrameTable.uncompressed(source.codec, stored.size)
-        elif table is None:
-            head = await source.objects.get_range(stored.key, 0, _FIRST_READ)
-            table = self._tables[stored] = FrameTable.parse(head, stored.key, shown, stored.size)
-            if len(self._tables) > _MAX_TABLES:
-                self._tables.popitem(last=False)
-        begin, length = table.span(frame)
-        data = head[begin : begin + length]
+        data = memoryview(b"")
+        if self._compress:
+            table, head = await self._table(source, stored)
+            begin, length = table.span(frame)
+            data = head[begin : begin + length]
+        else:
+            begin, length = uncompressed_span(source.codec, stored.size, frame)
         if len(data) < length:
             data = await source.objects.get_range(stored.key, begin, length)
         if len(data) < length:
             raise torn_error(shown, f"frame {frame} is cut off")
         return data
+
+    async def _table(
+        self, source: ObjectSource, stored: StoredObject
+    ) -> tuple[FrameTable, memoryview]:
+        """Return where the frames of an object are, and its beginning, if that was read now."""
+        found = self._tables.get(stored)
+        if found is not None:
+            return found, memoryview(b"")
+        head = await source.objects.get_range(stored.key, 0, _FIRST_READ)
+        shown = source.codec.display_name(stored.key)
+        table = self._tables[stored] = FrameTable.parse(head, stored.key, shown, stored.size)
+        if len(self._tables) > _MAX_TABLES:
+            self._tables.popitem(last=False)
+        return table, head
 
     def remember(self, stored: StoredObject, contents: memoryview, frame: int = _WHOLE) -> None:
         """Keep an object, or a frame of it; evict what was not used for longest."""
