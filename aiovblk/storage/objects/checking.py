@@ -101,7 +101,7 @@ def _check_origins(disk: StoredDisk, needed: Needed, report: CheckReport) -> Non
     """Report objects of ancestors that the manifest lacks; they cannot be looked for."""
     for origin in [each for each in needed if each > len(disk.manifest.origins)]:
         objects = needed.pop(origin)
-        chunks = sum(each.key.startswith(CHUNKS) for each in objects)
+        chunks = sum(not each.is_segment for each in objects)
         found = f"{chunks} chunks"
         if chunks < len(objects):
             found += f" and {len(objects) - chunks} segments"
@@ -133,7 +133,7 @@ def _check_listed(
     missing = {each for each in objects if each.key not in sizes}
     report.problems += [f"{_name(disk, each)} is missing" for each in missing]
     objects -= missing
-    segments = sum(each.key.startswith(SEGMENTS) for each in objects)
+    segments = sum(each.is_segment for each in objects)
     report.segments += segments
     report.chunks += len(objects) - segments
     report.size += sum(sizes[each.key] for each in objects)

@@ -90,27 +90,38 @@ class ChunkStore:
             OSError: the store fails, or an object is damaged.
 
         """
+        view = self.view
+        entry, runs = view.entry(index), view.extents.runs(index)
+        if entry and not runs:
+            cached = self._reader.cached(view.chunk(index, entry))
+            if cached is not None:
+                if start + length == self._chunk_size:
+                    self._note_end((index + 1) * self._chunk_size)
+                return cached[start : start + length]
         whole = self._continues_stream(index * self._chunk_size + start, length)
         while True:
-            entry, runs = self.view.entry(index), self.view.extents.runs(index)
+            entry, runs = view.entry(index), view.extents.runs(index)
             try:
                 contents = await self._assemble(index, entry, runs, start, length, whole=whole)
             except FileNotFoundError as exc:
-                if self.view.entry(index) == entry and self.view.extents.runs(index) is runs:
+                if view.entry(index) == entry and view.extents.runs(index) is runs:
                     raise damaged_error(str(exc.strerror), "it is missing") from None
                 continue
             # What was written before this read began may have been stored while it waited.
-            if self.view.entry(index) == entry and self.view.extents.runs(index) is runs:
+            if view.entry(index) == entry and view.extents.runs(index) is runs:
                 return contents
 
     def _continues_stream(self, offset: int, length: int) -> bool:
         """Whether a read begins where another one has ended."""
         continues = offset in self._streams
         self._streams.pop(offset, None)
-        self._streams[offset + length] = None
+        self._note_end(offset + length)
+        return continues
+
+    def _note_end(self, offset: int) -> None:
+        self._streams[offset] = None
         if len(self._streams) > _STREAMS:
             self._streams.pop(next(iter(self._streams)))
-        return continues
 
     async def contents(self, index: int, entry: int, runs: Runs) -> Buffer:
         """Return a whole chunk as it was with that entry and these runs.
@@ -209,7 +220,7 @@ class ChunkStore:
         """Store a segment; returns its entry, see :meth:`put`."""
         version = self._next_version()
         await self._put(version, segment_key(version), contents)
-        stored = StoredObject(0, segment_key(version), len(contents), framed=True)
+        stored = StoredObject(version, -1, len(contents))
         self._reader.remember(stored, memoryview(contents).toreadonly())
         return version
 

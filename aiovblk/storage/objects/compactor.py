@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -88,7 +89,7 @@ class Compactor:
         self._segment_blocks = max(1, limits.segment_size // manifest.block_size)
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
-        self._stored = 0  # bytes, of the present step
+        self._resume_at = 0.0  # by the loop's clock
 
     def notify(self) -> None:
         """Let the compactor look whether there is something to do; called after each record."""
@@ -97,13 +98,11 @@ class Compactor:
 
     async def run(self) -> None:
         """Compact whenever there is something to do, at the rate of :attr:`.Limits.compaction`."""
+        busy = False
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._wait(busy=busy)
             try:
-                while await self.step():
-                    if self._view.extents.count <= self._limits.extents:
-                        await asyncio.sleep(self._stored / self._limits.compaction)
+                busy = await self.step(paced=True)
             except FencedError:
                 return
             except STOP_EXCEPTIONS:
@@ -117,7 +116,28 @@ class Compactor:
                     exc_info=not isinstance(exc, OSError),
                 )
                 await asyncio.sleep(_RETRY_PAUSE)
-                self._wanted.set()
+                busy = True
+
+    async def _wait(self, *, busy: bool) -> None:
+        """Wait until there is something to do, or until the rate allows what is left to do."""
+        if busy:
+            pause = self._resume_at - asyncio.get_running_loop().time()
+            if pause > 0 and self._is_paced():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), pause)
+        else:
+            await self._wanted.wait()
+        self._wanted.clear()
+
+    def _is_paced(self) -> bool:
+        """Whether folding and merging can wait; spills cannot, since they free memory."""
+        early = asyncio.get_running_loop().time() < self._resume_at
+        return early and self._view.extents.count <= self._limits.extents
+
+    def _count(self, size: int) -> None:
+        """Count bytes that were stored, which postpone what comes next."""
+        now = asyncio.get_running_loop().time()
+        self._resume_at = max(self._resume_at, now) + size / self._limits.compaction
 
     async def make_room(self) -> None:
         """Compact until there are at most twice as many extents as there should be.
@@ -129,18 +149,22 @@ class Compactor:
         while self._view.extents.count > 2 * self._limits.extents and await self.step():
             pass
 
-    async def step(self) -> bool:
-        """Do what is most urgent; return whether there was something to do.
+    async def step(self, *, paced: bool = False) -> bool:
+        """Do what is most urgent; return whether there was something to do, or may be later.
+
+        Args:
+            paced: whether to do nothing but spills before the rate allows it.
 
         Raises:
             OSError: the store fails.
 
         """
         async with self._lock:
-            self._stored = 0
             if self._log.checkpoint_due():
                 await self._spill()
                 await self._log.write_checkpoint()
+                return True
+            if paced and self._is_paced():
                 return True
             if folded := self._to_fold():
                 await self._commit_after(partial(self._fold, index) for index in folded)
@@ -174,7 +198,7 @@ class Compactor:
         """Store a segment, and let what is in it be read from there."""
         data = b"".join(part.pieces)
         entry = await self._chunk_store.put_segment(data)
-        self._stored += len(data)
+        self._count(len(data))
         copied = [(index, run._replace(source=entry)) for index, run in part.runs]
         self._view.move(entry, part.blocks, copied, then)
 
@@ -207,7 +231,7 @@ class Compactor:
         except FileNotFoundError:
             return  # it was replaced meanwhile
         new = await self._chunk_store.put(index, contents)
-        self._stored += self._chunk_size if new else 0
+        self._count(self._chunk_size if new else 0)
         if self._view.end_fold(index, new, runs) and new:
             self._chunk_store.cache(index, new, memoryview(contents).toreadonly())
 

@@ -158,12 +158,12 @@ def open_frames(codec: ObjectCodec, name: str, data: Buffer, size: int) -> memor
     if len(data) > table.offsets[-1]:
         raise damaged_error(shown, f"it has {len(data)} bytes instead of {table.offsets[-1]}")
     view = memoryview(data)
-    contents = bytearray(size)
-    for frame in range(frame_count(size)):
-        begin, length = table.span(frame)
-        opened = open_frame(codec, name, view[begin : begin + length], frame, size)
-        contents[frame * FRAME : frame * FRAME + len(opened)] = opened
-    return memoryview(contents).toreadonly()
+    spans = [table.span(frame) for frame in range(frame_count(size))]
+    frames = (
+        open_frame(codec, name, view[begin : begin + length], frame, size)
+        for frame, (begin, length) in enumerate(spans)
+    )
+    return memoryview(b"".join(frames))
 
 
 def _to_bytes(numbers: array[int]) -> bytes:

@@ -25,7 +25,8 @@ class Limits:
     """Runs of blocks in segments, after which the compactor puts some back into chunks. At twice
     as many flushes wait for it. Each takes about 200 bytes of memory."""
     compaction: int = 32 << 20
-    """Bytes per second that the compactor stores, while there are fewer than ``extents`` runs."""
+    """Bytes per second that the compactor stores, while there are fewer than ``extents`` runs; but
+    data in records is put into segments as fast as it comes."""
 
     def __post_init__(self) -> None:
         """Refuse limits with which a request would never end."""

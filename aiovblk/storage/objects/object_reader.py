@@ -21,6 +21,7 @@ from ...aio.gather import gather_all
 from .client import Buffer, ObjectStore
 from .codec import ObjectCodec, damaged_error, torn_error
 from .frames import FRAME, FrameTable, open_frame, open_frames, uncompressed_span
+from .keys import chunk_key, entry_parts, has_frames, segment_key
 
 T = TypeVar("T")
 
@@ -42,13 +43,33 @@ class ObjectSource:
 class StoredObject(NamedTuple):
     """A chunk or a segment in the store."""
 
-    origin: int
-    """The disk that it belongs to: 0 this one, others its ancestors."""
-    key: str
+    entry: int
+    """Its entry, see :mod:`.keys`; not 0."""
+    chunk: int
+    """The index of the chunk; -1 for a segment."""
     size: int
     """Bytes of its contents."""
-    framed: bool
-    """Whether it consists of frames; objects of earlier formats do not."""
+
+    @property
+    def origin(self) -> int:
+        """The disk that it belongs to: 0 this one, others its ancestors."""
+        return entry_parts(self.entry)[0]
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is a segment."""
+        return self.chunk < 0
+
+    @property
+    def framed(self) -> bool:
+        """Whether it consists of frames; objects of earlier formats do not."""
+        return has_frames(self.entry)
+
+    @property
+    def key(self) -> str:
+        """Its name in the disk's folder."""
+        version = entry_parts(self.entry)[1]
+        return segment_key(version) if self.is_segment else chunk_key(self.chunk, version)
 
 
 class ObjectReader:
@@ -80,6 +101,10 @@ class ObjectReader:
         self._requests = asyncio.Semaphore(requests)
         self._threads = ThreadPoolExecutor(_THREADS, "aiovblk objects")
 
+    def cached(self, stored: StoredObject) -> memoryview | None:
+        """Return an object's contents, if all of them are in memory."""
+        return self._lookup(stored, _WHOLE)
+
     def display_name(self, stored: StoredObject) -> str:
         """Return an object's name with its disk's folder before it, for messages."""
         return self._sources[stored.origin].codec.display_name(stored.key)
@@ -100,10 +125,10 @@ class ObjectReader:
             OSError: the store fails, or the object is damaged.
 
         """
-        frames = range(start // FRAME, -(-(start + length) // FRAME))
         contents = self._lookup(stored, _WHOLE)
         if contents is not None:
             return contents[start : start + length]
+        frames = range(start // FRAME, -(-(start + length) // FRAME))
         if len(frames) > _MAX_FRAMES or self._needs_whole(stored, whole=whole, frames=frames):
             return (await self._fetch(stored, _WHOLE))[start : start + length]
         if len(frames) == 1:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ..bitset import runs as runs_of
 from .dirty_chunk import block_mask
 from .extents import ZEROES, Placed, Runs, changed_since, clip, gather
-from .keys import chunk_key, entry_parts, has_frames, segment_key
+from .keys import entry_parts
 from .manifest import Manifest
 from .object_reader import StoredObject
 from .state import DiskState, resize
@@ -60,7 +60,8 @@ class DiskView:
     """
 
     def __init__(self, manifest: Manifest, state: DiskState) -> None:
-        self._manifest = manifest
+        self._chunk_size = manifest.chunk_size
+        self._block_size = manifest.block_size
         self.entries = state.chunks[:]
         """The current entry of each chunk; see :mod:`.keys`."""
         self.extents = state.extents.copy()
@@ -79,11 +80,11 @@ class DiskView:
 
     def chunk(self, index: int, entry: int) -> StoredObject:
         """Return the object of a chunk."""
-        return chunk_object(self._manifest, index, entry)
+        return StoredObject(entry, index, self._chunk_size)
 
     def segment(self, entry: int) -> StoredObject:
         """Return the object of a segment that has runs."""
-        return segment_object(self._manifest, entry, self.extents.sizes[entry])
+        return StoredObject(entry, -1, self.extents.sizes[entry] * self._block_size)
 
     # Changes
 
@@ -143,7 +144,7 @@ class DiskView:
         for entry, blocks in self.extents.unused:
             origin, version = entry_parts(entry)
             if not origin:
-                stored = segment_object(self._manifest, entry, blocks)
+                stored = StoredObject(entry, -1, blocks * self._block_size)
                 self._changes.superseded.append((version, stored))
         self.extents.unused.clear()
 
@@ -197,7 +198,7 @@ class DiskView:
             for run in self.extents.runs(index):
                 if not isinstance(run.source, int):
                     found += (mask & block_mask(run.first, run.blocks)).bit_count()
-        return found * self._manifest.block_size
+        return found * self._block_size
 
     def take_changes(self) -> tuple[Changes, list[Placed], bytes]:
         """Return what has changed since the last call: for a record that is added right after.
@@ -216,7 +217,7 @@ class DiskView:
                 runs = self.extents.runs(index)
                 for first, end in runs_of(mask):
                     said += ((index, run) for run in clip(runs, first, end))
-        said, data = gather(said, self._manifest.block_size)
+        said, data = gather(said, self._block_size)
         if data:  # the view, the state and the record share it
             self.extents.lay([each for each in said if each[1].source is data], {})
         return changes, said, data
@@ -226,22 +227,10 @@ class DiskView:
         self._changes.add_older(changes)
 
 
-def chunk_object(manifest: Manifest, index: int, entry: int) -> StoredObject:
-    """Return the object of a chunk by its entry, which is not 0."""
-    origin, version = entry_parts(entry)
-    return StoredObject(origin, chunk_key(index, version), manifest.chunk_size, has_frames(entry))
-
-
-def segment_object(manifest: Manifest, entry: int, blocks: int) -> StoredObject:
-    """Return the object of a segment by its entry."""
-    origin, version = entry_parts(entry)
-    return StoredObject(origin, segment_key(version), blocks * manifest.block_size, framed=True)
-
-
 def stored_objects(manifest: Manifest, state: DiskState) -> Iterator[StoredObject]:
     """Yield all chunks and segments that a state needs."""
     for index, entry in enumerate(state.chunks):
         if entry:
-            yield chunk_object(manifest, index, entry)
+            yield StoredObject(entry, index, manifest.chunk_size)
     for entry, blocks in state.extents.sizes.items():
-        yield segment_object(manifest, entry, blocks)
+        yield StoredObject(entry, -1, blocks * manifest.block_size)

@@ -83,18 +83,19 @@ class ChunkBuffer:
             OSError: the chunk cannot be read from the store, or is damaged.
 
         """
+        if self._is_clean(index):
+            below = await self.chunk_store.read(index, start, length)
+            # It may have been written to, and perhaps flushed, while this read waited.
+            return below if self._is_clean(index) else self._lay_over(index, start, below)
         for layer in self._layers(index):
             if layer.covers(start, length):
                 return layer.read(start, length)
             if layer.mask:
                 break
-        else:
-            below = await self.chunk_store.read(index, start, length)
-            if not self._layers(index):
-                return below
-            # It was written to meanwhile, and perhaps flushed, while this read waited.
-            return self._lay_over(index, start, below)
         return await self._assemble(index, start, length)
+
+    def _is_clean(self, index: int) -> bool:
+        return not (index in self._dirty or index in self._frozen or index in self._storing)
 
     def _layers(self, index: int) -> list[DirtyChunk]:
         """Return what is over the stored chunk, uppermost first."""

@@ -10,7 +10,14 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from aiovblk.storage.objects import Limits, ObjectStoreDevice, create
-from bench.object_store import BLOCK, CHUNK, CountingStore, cold_reads, flushed_writes
+from bench.object_store import (
+    BLOCK,
+    CHUNK,
+    CountingStore,
+    Counts,
+    cold_reads,
+    flushed_writes,
+)
 
 from ....support.virtual_time import VirtualTimeLoop
 
@@ -104,6 +111,33 @@ def test_opening_after_a_crash_reads_a_bounded_number_of_objects() -> None:
         return store.counts.gets
 
     assert run(crash()) <= 256 + 20
+
+
+def test_compaction_keeps_to_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate, chunk, puts = 64 << 10, 64 << 10, list[tuple[float, int]]()
+
+    def note(counts: Counts, path: str, size: int) -> None:
+        if "/chunks/" in path:
+            puts.append((asyncio.get_running_loop().time(), size))
+
+    async def compact() -> None:
+        store = CountingStore({})
+        await create(store, "disk", size=4 * MIB, chunk_size=chunk)
+        limits = Limits(compaction=rate, segment_size=chunk)
+        device = await ObjectStoreDevice.open(store, "disk", limits=limits)
+        random = Random(1)
+        for _ in range(2000):
+            await device.write(random.randrange(0, 4 * MIB, BLOCK), memoryview(b"x" * BLOCK))
+            await device.flush()
+        await asyncio.sleep(300)
+        await device.unmount()
+
+    monkeypatch.setattr(Counts, "put", note)
+    run(compact())
+    step = 8 * (chunk + 1000)  # chunks that are folded between two pauses
+    for begin, _ in puts:
+        assert sum(size for at, size in puts if begin <= at < begin + 20) <= 20 * rate + step
+    assert sum(size for _, size in puts) > 20 * rate + 2 * step
 
 
 def test_many_flushes_that_fail_take_no_more_memory_than_the_write_buffer() -> None:
