@@ -139,11 +139,12 @@ async def check(arguments: Namespace) -> None:
         report = await objects.check(url, key=read_key(), contents=contents, advance=advance)
     for problem in report.problems:
         print(escape(problem))
+    checked = f"{report.chunks} chunks"
+    if report.segments:
+        checked += f" and {report.segments} segments"
     if report.problems:
-        raise SpecError(f"{len(report.problems)} problems; {report.chunks} chunks were checked")
-    print(
-        f"{report.chunks} chunks, {format_size(report.size)} stored: all is well", file=sys.stdout
-    )
+        raise SpecError(f"{len(report.problems)} problems; {checked} were checked")
+    print(f"{checked}, {format_size(report.size)} stored: all is well", file=sys.stdout)
 
 
 def configure_convert(parser: ArgumentParser) -> None:
