@@ -259,10 +259,14 @@ class Compactor:
         chosen = set(entries)
         found = await gather_all(map(self._chunk_store.read_segment, entries))
         contents = dict(zip(entries, found, strict=True))
-        runs = [(index, run) for index, run in self._view.extents if run.source in chosen]
+        runs = [
+            (index, run)
+            for index, run in self._view.extents
+            if isinstance(run.source, int) and run.source in chosen
+        ]
         pieces: list[tuple[int, Piece]] = []
         for index, run in _in_order(runs):
-            assert isinstance(run.source, int)  # an entry
+            assert isinstance(run.source, int)  # by the condition above
             begin = run.position * self._block_size
             end = begin + run.blocks * self._block_size
             pieces.append((index, (run.first, run.blocks, contents[run.source][begin:end])))
