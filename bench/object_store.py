@@ -211,7 +211,7 @@ async def cold_reads(
 
 async def measure(*, large: bool) -> None:
     """Print all."""
-    areas = [(64 * MIB, 20_000, Limits())]
+    areas = [(64 * MIB, 60_000, Limits())]
     if large:
         areas.append((1 << 30, 60_000, Limits(extents=Limits().extents // 10)))
     for area, writes, limits in areas:

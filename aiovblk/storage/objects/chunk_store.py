@@ -91,13 +91,11 @@ class ChunkStore:
 
         """
         view = self.view
-        entry, runs = view.entry(index), view.extents.runs(index)
-        if entry and not runs:
-            cached = self._reader.cached(view.chunk(index, entry))
-            if cached is not None:
-                if start + length == self._chunk_size:
-                    self._note_end((index + 1) * self._chunk_size)
-                return cached[start : start + length]
+        cached = self.peek(index)
+        if cached is not None:
+            if start + length == self._chunk_size:
+                self._note_end((index + 1) * self._chunk_size)
+            return cached[start : start + length]
         whole = self._continues_stream(index * self._chunk_size + start, length)
         while True:
             entry, runs = view.entry(index), view.extents.runs(index)
@@ -110,6 +108,13 @@ class ChunkStore:
             # What was written before this read began may have been stored while it waited.
             if view.entry(index) == entry and view.extents.runs(index) is runs:
                 return contents
+
+    def peek(self, index: int) -> memoryview | None:
+        """Return a chunk as it is stored, if all of it is in memory and it has no runs."""
+        entry = self.view.entry(index)
+        if self.view.extents.runs(index):
+            return None
+        return self._reader.cached(self.view.chunk(index, entry)) if entry else self.zeroes
 
     def _continues_stream(self, offset: int, length: int) -> bool:
         """Whether a read begins where another one has ended."""

@@ -30,14 +30,12 @@ from ...errors import STOP_EXCEPTIONS
 from .chunk_store import ChunkStore
 from .extents import Placed, Runs
 from .journal import FencedError
-from .limits import Limits
+from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
 from .segments import Piece, SegmentPart, divide
 
 logger = logging.getLogger(__name__)
 
-FOLD_SHARE = 2
-"""A chunk is folded when one in so many of its blocks has a run."""
 UNUSED_SHARE = 3
 """Segments are merged when they have so many times the blocks that are used, and a reserve."""
 UNUSED_RESERVE = 8

@@ -142,6 +142,13 @@ class DirtyChunk:
             at, length = first * self._block_size, (last - first) * self._block_size
             below[at - start : at - start + length] = self.read(at, length)
 
+    def complete(self, below: Buffer) -> None:
+        """Fill the clean blocks from ``below``, the chunk as it is stored."""
+        view = memoryview(below)
+        for first, last in runs(self._all_blocks & ~self.mask):
+            at, length = first * self._block_size, (last - first) * self._block_size
+            self.write(at, view[at : at + length])
+
     def merge(self, below: DirtyChunk) -> None:
         """Fill the clean blocks from the dirty ones of an older :class:`DirtyChunk`."""
         for first, last in runs(below.mask & ~self.mask):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ...arguments import check_count
 
+FOLD_SHARE = 2
+"""A chunk is stored anew when one in so many of its blocks has been written elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

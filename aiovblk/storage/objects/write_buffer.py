@@ -27,7 +27,7 @@ from .chunk_store import ChunkStore
 from .client import Buffer
 from .dirty_chunk import DirtyChunk
 from .extents import ZEROES, Placed, Run
-from .limits import Limits
+from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
 from .segments import SegmentPart, divide
 
@@ -67,7 +67,7 @@ class ChunkBuffer:
         self._frozen: dict[int, DirtyChunk] = {}
         self._storing: dict[int, DirtyChunk] = {}
         self._store_tasks: dict[int, asyncio.Task[None]] = {}
-        self._complete: deque[int] = deque()  # indices, oldest first
+        self._completed: deque[int] = deque()  # indices, oldest first
         self._held = 0  # bytes of memory of the three
         self._max_held = max(2 * manifest.chunk_size, limits.unstored)
         self._segment_size = max(limits.segment_size, manifest.block_size)
@@ -197,9 +197,9 @@ class ChunkBuffer:
 
     def _store_in_background(self, index: int) -> None:
         """Store the oldest complete chunk once there are some, so that a flush has little to do."""
-        self._complete.append(index)
-        while len(self._complete) > _BACKGROUND_STORE_AT:
-            oldest = self._complete.popleft()
+        self._completed.append(index)
+        while len(self._completed) > _BACKGROUND_STORE_AT:
+            oldest = self._completed.popleft()
             dirty = self._dirty.get(oldest)
             if dirty is not None and dirty.is_complete:
                 self._start_storing(oldest)
@@ -226,16 +226,32 @@ class ChunkBuffer:
             await gather_all(_outcome(task) for task in tasks)
             # Nothing is begun after a failure: while the store is down, each request takes as long
             # as the retry timeout.
-            whole = {index: each for index, each in self._frozen.items() if each.is_complete}
             parts = {index: each for index, each in self._frozen.items() if not each.is_complete}
             if sum(dirty.length for dirty in parts.values()) <= inline:
                 parts = {}
+            for index in [index for index, dirty in parts.items() if self._complete(index, dirty)]:
+                del parts[index]
+            whole = {index: each for index, each in self._frozen.items() if each.is_complete}
             await run_bounded(self._to_store(whole, parts), limit=self._concurrency)
         except BaseException:
             self._thaw()
             raise
         for index, dirty in parts.items():
             self._unfreeze(index, dirty)
+
+    def _complete(self, index: int, dirty: DirtyChunk) -> bool:
+        """Complete a frozen chunk, if it would be folded soon and what is stored is in memory.
+
+        That stays the same until the chunk is stored, since what is frozen is over it.
+        """
+        if dirty.mask.bit_count() * FOLD_SHARE * self._block_size < self._chunk_size:
+            return False
+        below = self.chunk_store.peek(index)
+        if below is not None:
+            before = dirty.memory
+            dirty.complete(below)
+            self._held += dirty.memory - before
+        return below is not None
 
     def _to_store(
         self, whole: dict[int, DirtyChunk], parts: dict[int, DirtyChunk]

@@ -220,7 +220,28 @@ async def test_read_that_is_cancelled_does_not_fail_the_others(bucket: Bucket) -
             await first
 
 
-@pytest.mark.parametrize(("folder", "blocks"), [("chunks", 4), ("segments", 2), ("log", 2)])
+@pytest.mark.parametrize("cached", [True, False])
+async def test_chunk_half_of_which_is_written_is_stored_as_a_chunk_if_the_rest_is_in_memory(
+    bucket: Bucket, cached: bool
+) -> None:
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * CHUNK)
+    async with opened(bucket.client(), limits=Limits(inline_size=0)) as device:
+        if cached:
+            await device.read(0, CHUNK)
+        await write(device, 0, b"b" * 2 * BLOCK)
+        await write(device, CHUNK, b"c" * 2 * BLOCK)  # the rest is zeroes
+        await device.flush()
+        found = [name.partition("-")[0] for name in bucket.names("disk/chunks")]
+        assert found.count("disk/chunks/00000001") == 1
+        assert len(bucket.names("disk/segments")) == (not cached)
+    expected = b"b" * 2 * BLOCK + b"a" * 2 * BLOCK + b"c" * 2 * BLOCK + bytes(2 * BLOCK)
+    async with opened(bucket.client()) as device:
+        assert bytes(await device.read(0, 2 * CHUNK)) == expected
+
+
+@pytest.mark.parametrize(("folder", "blocks"), [("chunks", 4), ("segments", 1), ("log", 2)])
 async def test_write_while_its_chunk_is_stored_is_kept_for_the_next_flush(
     bucket: Bucket, folder: str, blocks: int
 ) -> None:
