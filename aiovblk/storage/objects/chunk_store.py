@@ -90,7 +90,6 @@ class ChunkStore:
             OSError: the store fails, or an object is damaged.
 
         """
-        view = self.view
         cached = self.peek(index)
         if cached is not None:
             if start + length == self._chunk_size:
@@ -98,15 +97,15 @@ class ChunkStore:
             return cached[start : start + length]
         whole = self._continues_stream(index * self._chunk_size + start, length)
         while True:
-            entry, runs = view.entry(index), view.extents.runs(index)
+            entry, runs = self.view.entry(index), self.view.extents.runs(index)
             try:
                 contents = await self._assemble(index, entry, runs, start, length, whole=whole)
             except FileNotFoundError as exc:
-                if view.entry(index) == entry and view.extents.runs(index) is runs:
+                if self._is_current(index, entry, runs):
                     raise damaged_error(str(exc.strerror), "it is missing") from None
                 continue
             # What was written before this read began may have been stored while it waited.
-            if view.entry(index) == entry and view.extents.runs(index) is runs:
+            if self._is_current(index, entry, runs):
                 return contents
 
     def peek(self, index: int) -> memoryview | None:
@@ -133,10 +132,19 @@ class ChunkStore:
 
         Raises:
             FileNotFoundError: an object of it was replaced since, and deleted.
-            OSError: the store fails, or an object is damaged.
+            DamagedError: an object is damaged.
+            OSError: the store fails.
 
         """
-        return await self._assemble(index, entry, runs, 0, self._chunk_size, whole=True)
+        try:
+            return await self._assemble(index, entry, runs, 0, self._chunk_size, whole=True)
+        except FileNotFoundError as exc:
+            if self._is_current(index, entry, runs):
+                raise damaged_error(str(exc.strerror), "it is missing") from None
+            raise
+
+    def _is_current(self, index: int, entry: int, runs: Runs) -> bool:
+        return self.view.entry(index) == entry and self.view.extents.runs(index) is runs
 
     async def _assemble(
         self, index: int, entry: int, runs: Runs, start: int, length: int, *, whole: bool
@@ -191,16 +199,21 @@ class ChunkStore:
             shown = self._reader.display_name(stored)
             raise FileNotFoundError(errno.ENOENT, shown) from None
 
-    async def read_segment(self, entry: int) -> Buffer:
-        """Return all of a segment that has runs.
+    async def read_segment(self, stored: StoredObject) -> Buffer:
+        """Return all of a segment.
 
         Raises:
             FileNotFoundError: it was replaced since, and deleted.
-            OSError: the store fails, or it is damaged.
+            DamagedError: it is damaged.
+            OSError: the store fails.
 
         """
-        stored = self.view.segment(entry)
-        return await self._read(stored, 0, stored.size, whole=True)
+        try:
+            return await self._read(stored, 0, stored.size, whole=True)
+        except FileNotFoundError as exc:
+            if stored.entry in self.view.extents.sizes:
+                raise damaged_error(str(exc.strerror), "it is missing") from None
+            raise
 
     # Storing
 

@@ -72,7 +72,11 @@ _MAX_CONTENTS = 1 << 29  # bytes; a record with all chunks of the largest disk h
 _MAX_LINE = 16 << 20
 
 
-class TornError(StorageError):
+class DamagedError(StorageError):
+    """An object is missing, or is not what was stored."""
+
+
+class TornError(DamagedError):
     """An object is empty, cut off, or all zeroes: what a power failure leaves of a file."""
 
 
@@ -254,9 +258,9 @@ def _parse_header(data: memoryview, shown: str, longest: int) -> tuple[int, int,
     return codec, cipher, length, check
 
 
-def damaged_error(name: str, reason: str) -> StorageError:
+def damaged_error(name: str, reason: str) -> DamagedError:
     """Return an error (EIO) that says which object is damaged, and how."""
-    return StorageError(errno.EIO, f"the object {quote(name)} is damaged: {quote(reason)}")
+    return DamagedError(errno.EIO, f"the object {quote(name)} is damaged: {quote(reason)}")
 
 
 def torn_error(name: str, reason: str) -> TornError:

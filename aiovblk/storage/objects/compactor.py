@@ -25,13 +25,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from ...aio.gather import gather_all, run_bounded
+from ...aio.gather import run_bounded
 from ...errors import STOP_EXCEPTIONS
 from .chunk_store import ChunkStore
+from .client import Buffer
+from .codec import DamagedError
 from .extents import Placed, Runs
 from .journal import FencedError
 from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
+from .object_reader import StoredObject
 from .segments import Piece, SegmentPart, divide
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,8 @@ class Compactor:
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._resume_at = 0.0  # by the loop's clock
+        self._damaged_chunks: set[int] = set()
+        self._damaged_segments: set[int] = set()
 
     def notify(self) -> None:
         """Let the compactor look whether there is something to do; called after each record."""
@@ -213,6 +218,8 @@ class Compactor:
         most: list[tuple[int, int]] = []
         too_many = self._view.extents.count > self._limits.extents
         for index, runs in self._view.extents.chunks():
+            if index in self._damaged_chunks:
+                continue
             blocks = sum(run.blocks for run in runs)
             if blocks * FOLD_SHARE >= self._chunk_blocks:
                 covered.append((blocks, index))
@@ -228,24 +235,33 @@ class Compactor:
             contents = await self._chunk_store.contents(index, entry, runs)
         except FileNotFoundError:
             return  # it was replaced meanwhile
+        except DamagedError as exc:
+            self._leave_out(self._damaged_chunks, index, exc)
+            return
         new = await self._chunk_store.put(index, contents)
         self._count(self._chunk_size if new else 0)
         if self._view.end_fold(index, new, runs) and new:
             self._chunk_store.cache(index, new, memoryview(contents).toreadonly())
 
+    def _leave_out(self, damaged: set[int], which: int, exc: DamagedError) -> None:
+        """Compact the others from now on; reads of what is damaged fail."""
+        damaged.add(which)
+        logger.warning("%s: compaction leaves out what is damaged: %s", self._where, exc)
+
     # Merge
 
     def _to_merge(self) -> list[int]:
         """Return the segments that are to be merged: the least used ones, to fill a new one."""
-        extents = self._view.extents
-        total = sum(extents.sizes.values())
-        live = {entry: extents.live(entry) for entry in extents.sizes}
+        sizes = self._view.extents.sizes
+        entries = sizes.keys() - self._damaged_segments
+        live = {entry: self._view.extents.live(entry) for entry in entries}
+        total = sum(sizes[entry] for entry in entries)
         reserve = UNUSED_RESERVE * self._segment_blocks
         if total <= UNUSED_SHARE * sum(live.values()) + reserve:
             return []
         chosen: list[int] = []
         blocks = 0
-        for entry in sorted(live, key=lambda entry: live[entry] / extents.sizes[entry]):
+        for entry in sorted(entries, key=lambda entry: live[entry] / sizes[entry]):
             blocks += live[entry]
             if blocks > self._segment_blocks and len(chosen) > 1:
                 break
@@ -254,13 +270,22 @@ class Compactor:
 
     async def _merge(self, entries: list[int]) -> None:
         """Copy what lives in some segments into new ones."""
-        chosen = set(entries)
-        found = await gather_all(map(self._chunk_store.read_segment, entries))
-        contents = dict(zip(entries, found, strict=True))
+        stored = [self._view.segment(entry) for entry in entries]
+        contents: dict[int, Buffer] = {}
+
+        async def read(segment: StoredObject) -> None:
+            try:
+                contents[segment.entry] = await self._chunk_store.read_segment(segment)
+            except FileNotFoundError:
+                pass  # nothing needs it any more
+            except DamagedError as exc:
+                self._leave_out(self._damaged_segments, segment.entry, exc)
+
+        await run_bounded((partial(read, each) for each in stored), limit=_CONCURRENCY)
         runs = [
             (index, run)
             for index, run in self._view.extents
-            if isinstance(run.source, int) and run.source in chosen
+            if isinstance(run.source, int) and run.source in contents
         ]
         pieces: list[tuple[int, Piece]] = []
         for index, run in _in_order(runs):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiovblk.errors import StorageBusyError
+from aiovblk.errors import StorageBusyError, StorageError
 from aiovblk.storage.objects import (
     Limits,
     ObjectStoreDevice,
@@ -304,6 +304,47 @@ async def test_segments_that_are_mostly_unused_are_merged(
     await disk.device.unmount()
     assert len(bucket.names("disk/segments")) < 5
     assert (await check(bucket.client(), "disk")).problems == []
+
+
+async def test_damaged_chunk_keeps_others_from_being_compacted_no_more_than_flushes(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = await Disk.open(bucket.client(), Limits(segment_size=4 * BLOCK, memory=0, extents=2))
+    await disk.write(0, b"c", 8)
+    await disk.device.flush()
+    damaged = bucket.names("disk/chunks")[0]
+    bucket.objects[damaged] = bucket.objects[damaged][:-1] + b"x"
+    for block in (0, 1, 4, 5, 9, 13, 17, 21, 25, 29):
+        await disk.flush(block)
+    await disk.compact()
+    assert caplog.text.count(f"compaction leaves out what is damaged: the object {damaged}") == 1
+    assert bytes(await disk.device.read(0, 2 * BLOCK)) == b"a" * 2 * BLOCK
+    with pytest.raises(StorageError, match=f"{damaged} is damaged"):
+        await disk.device.read(0, CHUNK)
+    found = {name.partition("-")[0] for name in bucket.names("disk/chunks")}
+    assert {f"disk/chunks/{index:08x}" for index in (2, 4, 6)} & found
+    await disk.device.unmount()
+    device = await open_disk(bucket.client())
+    assert bytes(await device.read(CHUNK, SIZE - CHUNK)) == disk.expected[CHUNK:]
+    await device.unmount()
+
+
+async def test_damaged_segment_is_not_merged(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aiovblk.storage.objects.compactor.UNUSED_RESERVE", 0)
+    monkeypatch.setattr("aiovblk.storage.objects.compactor.UNUSED_SHARE", 1)
+    disk = await Disk.open(bucket.client(), Limits(segment_size=8 * BLOCK, inline_size=0, memory=0))
+    for letter in (b"a", b"b", b"c"):
+        await disk.write(4 * (letter[0] - 97), letter)
+        await disk.write(21, letter)
+        await disk.device.flush()
+    damaged, *_ = bucket.names("disk/segments")
+    del bucket.objects[damaged]
+    await disk.compact()
+    assert f"compaction leaves out what is damaged: the object {damaged}" in caplog.text
+    assert bytes(await disk.device.read(BLOCK, SIZE - BLOCK)) == disk.expected[BLOCK:]
+    await disk.device.unmount()
 
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
