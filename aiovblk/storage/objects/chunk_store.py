@@ -22,7 +22,7 @@ from ...errors import StorageError
 from .client import Buffer
 from .codec import damaged_error
 from .extents import ZEROES, Run, Runs, clip
-from .frames import seal_frames
+from .frames import Contents, seal_frames
 from .keys import chunk_key, first_framed_version, first_version, segment_key
 from .limits import Limits
 from .manifest import Manifest
@@ -108,7 +108,7 @@ class ChunkStore:
             if self._is_current(index, entry, runs):
                 return contents
 
-    def peek(self, index: int) -> memoryview | None:
+    def peek(self, index: int) -> Contents | None:
         """Return a chunk as it is stored, if all of it is in memory and it has no runs."""
         entry = self.view.entry(index)
         if self.view.extents.runs(index):

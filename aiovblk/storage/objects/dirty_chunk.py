@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..bitset import runs
 from .client import Buffer
+from .frames import Contents
 
 _SPARSE = 4  # a chunk whose dirty blocks are at most this part of it has no buffer of its size
 
@@ -142,12 +143,11 @@ class DirtyChunk:
             at, length = first * self._block_size, (last - first) * self._block_size
             below[at - start : at - start + length] = self.read(at, length)
 
-    def complete(self, below: Buffer) -> None:
+    def complete(self, below: Contents) -> None:
         """Fill the clean blocks from ``below``, the chunk as it is stored."""
-        view = memoryview(below)
         for first, last in runs(self._all_blocks & ~self.mask):
             at, length = first * self._block_size, (last - first) * self._block_size
-            self.write(at, view[at : at + length])
+            self.write(at, below[at : at + length])
 
     def merge(self, below: DirtyChunk) -> None:
         """Fill the clean blocks from the dirty ones of an older :class:`DirtyChunk`."""

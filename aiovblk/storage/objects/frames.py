@@ -115,6 +115,44 @@ class FrameTable:
         return self.offsets[frame], self.offsets[frame + 1] - self.offsets[frame]
 
 
+class FramedContents:
+    """The contents of an object with frames, without a copy; slices are views, or joined frames.
+
+    Args:
+        frames: contents of each.
+        size: bytes of all.
+
+    """
+
+    __slots__ = ("_frames", "_size")
+
+    def __init__(self, frames: list[memoryview], size: int) -> None:
+        self._frames = frames
+        self._size = size
+
+    def __len__(self) -> int:
+        """Return the bytes of all."""
+        return self._size
+
+    def __getitem__(self, part: slice) -> memoryview:
+        """Return consecutive bytes."""
+        start, stop, _ = part.indices(self._size)
+        first, last = start // FRAME, (stop - 1) // FRAME
+        if first >= last:
+            begin = first * FRAME
+            return self._frames[first][start - begin : stop - begin]
+        pieces = [
+            self._frames[first][start - first * FRAME :],
+            *self._frames[first + 1 : last],
+            self._frames[last][: stop - last * FRAME],
+        ]
+        return memoryview(b"".join(pieces))
+
+
+Contents = memoryview | FramedContents
+"""What an object holds; a slice of it is a read-only view."""
+
+
 def open_frame(codec: ObjectCodec, name: str, data: Buffer, frame: int, size: int) -> memoryview:
     """Decode one frame.
 
@@ -137,7 +175,7 @@ def open_frame(codec: ObjectCodec, name: str, data: Buffer, frame: int, size: in
     return contents
 
 
-def open_frames(codec: ObjectCodec, name: str, data: Buffer, size: int) -> memoryview:
+def open_frames(codec: ObjectCodec, name: str, data: Buffer, size: int) -> FramedContents:
     """Decode a whole object.
 
     Args:
@@ -159,11 +197,11 @@ def open_frames(codec: ObjectCodec, name: str, data: Buffer, size: int) -> memor
         raise damaged_error(shown, f"it has {len(data)} bytes instead of {table.offsets[-1]}")
     view = memoryview(data)
     spans = [table.span(frame) for frame in range(frame_count(size))]
-    frames = (
+    frames = [
         open_frame(codec, name, view[begin : begin + length], frame, size)
         for frame, (begin, length) in enumerate(spans)
-    )
-    return memoryview(b"".join(frames))
+    ]
+    return FramedContents(frames, size)
 
 
 def _to_bytes(numbers: array[int]) -> bytes:

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from ...aio.gather import gather_all
 from .client import Buffer, ObjectStore
 from .codec import ObjectCodec, damaged_error, torn_error
-from .frames import FRAME, FrameTable, open_frame, open_frames, uncompressed_span
+from .frames import FRAME, Contents, FrameTable, open_frame, open_frames, uncompressed_span
 from .keys import chunk_key, entry_parts, has_frames, segment_key
 
 T = TypeVar("T")
@@ -94,14 +94,14 @@ class ObjectReader:
         self._sources = sources
         self._compress = compress
         self._memory = memory
-        self._cache: OrderedDict[tuple[StoredObject, int], memoryview] = OrderedDict()
+        self._cache: OrderedDict[tuple[StoredObject, int], Contents] = OrderedDict()
         self._cached = 0
         self._tables: OrderedDict[StoredObject, FrameTable] = OrderedDict()
-        self._fetches: dict[tuple[StoredObject, int], asyncio.Task[memoryview]] = {}
+        self._fetches: dict[tuple[StoredObject, int], asyncio.Task[Contents]] = {}
         self._requests = asyncio.Semaphore(requests)
         self._threads = ThreadPoolExecutor(_THREADS, "aiovblk objects")
 
-    def cached(self, stored: StoredObject) -> memoryview | None:
+    def cached(self, stored: StoredObject) -> Contents | None:
         """Return an object's contents, if all of them are in memory."""
         return self._lookup(stored, _WHOLE)
 
@@ -137,24 +137,24 @@ class ObjectReader:
             return frame[start - begin : start - begin + length]
         parts = await gather_all(self._frame(stored, frame) for frame in frames)
         begin = start - frames[0] * FRAME
-        return memoryview(b"".join(parts))[begin : begin + length]
+        return memoryview(b"".join(part[:] for part in parts))[begin : begin + length]
 
     def _needs_whole(self, stored: StoredObject, *, whole: bool, frames: range) -> bool:
         if not stored.framed or stored.size <= FRAME or (stored, _WHOLE) in self._fetches:
             return True
         return whole and any((stored, frame) not in self._cache for frame in frames)
 
-    def _lookup(self, stored: StoredObject, frame: int) -> memoryview | None:
+    def _lookup(self, stored: StoredObject, frame: int) -> Contents | None:
         found = self._cache.get((stored, frame))
         if found is not None:
             self._cache.move_to_end((stored, frame))
         return found
 
-    async def _frame(self, stored: StoredObject, frame: int) -> memoryview:
+    async def _frame(self, stored: StoredObject, frame: int) -> Contents:
         found = self._lookup(stored, frame)
         return await self._fetch(stored, frame) if found is None else found
 
-    async def _fetch(self, stored: StoredObject, frame: int) -> memoryview:
+    async def _fetch(self, stored: StoredObject, frame: int) -> Contents:
         """Read an object or a frame; coalesced with a read of it that is in flight."""
         wanted = stored, frame
         task = self._fetches.get(wanted)
@@ -163,12 +163,12 @@ class ObjectReader:
             task.add_done_callback(lambda done: self._end_fetch(wanted, done))
         return await asyncio.shield(task)
 
-    def _end_fetch(self, wanted: tuple[StoredObject, int], task: asyncio.Task[memoryview]) -> None:
+    def _end_fetch(self, wanted: tuple[StoredObject, int], task: asyncio.Task[Contents]) -> None:
         del self._fetches[wanted]
         if not task.cancelled():
             task.exception()  # each waiter has it; there may be none left to retrieve it
 
-    async def _get(self, stored: StoredObject, frame: int) -> memoryview:
+    async def _get(self, stored: StoredObject, frame: int) -> Contents:
         if stored.origin >= len(self._sources):
             shown = self._sources[0].codec.display_name(stored.key)
             reason = f"it is of ancestor {stored.origin}, which disk.json does not have"
@@ -178,7 +178,7 @@ class ObjectReader:
             if frame == _WHOLE:
                 data = await source.objects.get(stored.key)
                 decode = partial(open_stored, source.codec, stored, data)
-                contents = await self.run(decode, stored.size)
+                contents: Contents = await self.run(decode, stored.size)
             else:
                 data = await self._get_frame(source, stored, frame)
                 contents = open_frame(source.codec, stored.key, data, frame, stored.size)
@@ -216,7 +216,7 @@ class ObjectReader:
             self._tables.popitem(last=False)
         return table, head
 
-    def remember(self, stored: StoredObject, contents: memoryview, frame: int = _WHOLE) -> None:
+    def remember(self, stored: StoredObject, contents: Contents, frame: int = _WHOLE) -> None:
         """Keep an object, or a frame of it; evict what was not used for longest."""
         before = self._cache.pop((stored, frame), None)
         self._cache[stored, frame] = contents
@@ -247,7 +247,7 @@ class ObjectReader:
         self._threads.shutdown(wait=False)
 
 
-def open_stored(codec: ObjectCodec, stored: StoredObject, data: Buffer) -> memoryview:
+def open_stored(codec: ObjectCodec, stored: StoredObject, data: Buffer) -> Contents:
     """Decode a whole chunk or segment.
 
     Raises:

@@ -34,7 +34,14 @@ def contents() -> bytes:
 @pytest.mark.parametrize("options", OPTIONS)
 def test_contents_are_those_that_were_sealed(options: dict[str, Any], size: int) -> None:
     codec, data = ObjectCodec(DISK, **options), Random(size).randbytes(size)
-    assert open_frames(codec, "name", seal_frames(codec, "name", data), size) == data
+    contents = open_frames(codec, "name", seal_frames(codec, "name", data), size)
+    assert len(contents) == size
+    assert bytes(contents[:]) == data
+    random = Random(1)
+    for _ in range(50):
+        start = random.randrange(size)
+        stop = random.randint(start, size)
+        assert bytes(contents[start:stop]) == data[start:stop]
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -15,7 +15,7 @@ from aiovblk.storage.objects import ObjectStoreDevice, check, collect_garbage, c
 from ....support.killed_writer import BLOCK, BLOCKS, CHUNK, block_of
 from ....support.sizes import by_size
 
-KILLS = by_size(8, 200)
+KILLS, DISKS = 8, by_size(1, 25)
 ROOT = Path(__file__).parents[4]
 
 
@@ -56,14 +56,15 @@ def run_until_killed(*words: object) -> None:
 
 
 @pytest.mark.one_loop
-@pytest.mark.deadline(1800)
-async def test_what_was_flushed_is_there_after_each_kill(tmp_path: Path) -> None:
-    random, notes = Random(1), Notes(tmp_path / "notes")
+@pytest.mark.deadline(900)
+@pytest.mark.parametrize("seed", range(DISKS))
+async def test_what_was_flushed_is_there_after_each_kill(tmp_path: Path, seed: int) -> None:
+    random, notes = Random(seed), Notes(tmp_path / "notes")
     url = f"file://{tmp_path}/store"
     await create(url, "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK)
     for number in range(KILLS):
-        steps = random.choice([random.randint(1, 40), random.randint(1, 600)])
-        run_until_killed(tmp_path / "store", notes.path, number, steps)
+        steps = random.choice([random.randint(1, 40), random.randint(1, 400)])
+        run_until_killed(tmp_path / "store", notes.path, seed * KILLS + number, steps)
         notes.catch_up()
         device = await ObjectStoreDevice.open(url, "disk", read_only=True)
         notes.verify(bytes(await device.read(0, BLOCKS * BLOCK)))
