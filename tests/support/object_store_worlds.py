@@ -17,23 +17,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from random import Random
-from typing import TypeVar
 from unittest import mock
 
 from aiovblk.aio.gather import gather_all
 from aiovblk.storage.objects import (
     Limits,
-    ObjectInfo,
     ObjectStoreDevice,
     check,
     clone,
@@ -42,21 +37,13 @@ from aiovblk.storage.objects import (
     drop_snapshot,
     snapshot,
 )
-from aiovblk.storage.objects.client import Buffer
 
 from .virtual_time import VirtualTimeLoop
+from .world_model import BLOCK, BLOCKS, CHUNK, CHUNKS, Model, WrongError, block_of, stamps_of
+from .world_store import LATE, WorldClient, WorldStore
 
-T = TypeVar("T")
-
-BLOCK, CHUNK, CHUNKS = 512, 4096, 6
-BLOCKS = CHUNKS * CHUNK // BLOCK
 SIZE = CHUNKS * CHUNK
 KEY = bytes(range(32))
-_LATE = 90.0  # seconds until a request is made whose sender has given up
-
-
-class WrongError(AssertionError):
-    """Something was read that must not be there."""
 
 
 class Bugs(logging.Handler):
@@ -69,203 +56,6 @@ class Bugs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
             self.found.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
-
-
-class WorldStore:
-    """The store: objects, and requests that go wrong."""
-
-    def __init__(self, random: Random) -> None:
-        self.random = random
-        self.objects: dict[str, bytes] = {}
-        self.faults = 0.0  # probability of each request
-
-    def client(self) -> WorldClient:
-        return WorldClient(self, "", [])
-
-    def drop_lease(self) -> None:
-        self.objects.pop("disk/lease", None)
-
-
-class WorldClient:
-    """The store, as one process sees it."""
-
-    def __init__(self, store: WorldStore, folder: str, dead: list[bool]) -> None:
-        self.store = store
-        self._folder = folder
-        self._dead = dead  # shared by all clients of the process; empty while it lives
-
-    def subfolder(self, path: str) -> WorldClient:
-        return WorldClient(self.store, self._full(path), self._dead)
-
-    def kill(self) -> None:
-        self._dead.append(True)
-
-    def _full(self, path: str) -> str:
-        return f"{self._folder}/{path}".strip("/")
-
-    async def get(self, path: str) -> memoryview:
-        return await self._request(lambda: self._get(path))
-
-    async def get_range(self, path: str, start: int, length: int) -> memoryview:
-        return await self._request(lambda: self._get(path)[start : start + length])
-
-    async def put(self, path: str, data: Buffer) -> None:
-        full, copied = self._full(path), bytes(data)
-        await self._request(lambda: self.store.objects.update({full: copied}), changes=True)
-
-    async def create(self, path: str, data: Buffer) -> None:
-        full, copied = self._full(path), bytes(data)
-
-        def make() -> None:
-            if full in self.store.objects:
-                raise FileExistsError(errno.EEXIST, path)
-            self.store.objects[full] = copied
-
-        await self._request(make, changes=True)
-
-    async def delete(self, paths: Iterable[str]) -> None:
-        for full in [self._full(path) for path in paths]:
-            await self._request(lambda full=full: self.store.objects.pop(full, None), changes=True)  # type: ignore[misc]  # a default argument
-
-    async def list_objects(self, folder: str, *, after: str = "") -> list[ObjectInfo]:
-        return await self._request(lambda: self._list(folder, after))
-
-    def _get(self, path: str) -> memoryview:
-        try:
-            return memoryview(self.store.objects[self._full(path)])
-        except KeyError:
-            raise FileNotFoundError(errno.ENOENT, path) from None
-
-    def _list(self, folder: str, after: str) -> list[ObjectInfo]:
-        own = len(self._folder) + 1 if self._folder else 0
-        begin = self._full(folder) + "/"
-        return [
-            ObjectInfo(name[own:], len(self.store.objects[name]))
-            for name in sorted(self.store.objects)
-            if name.startswith(begin) and (not after or name > self._full(after))
-        ]
-
-    async def _request(self, make: Callable[[], T], *, changes: bool = False) -> T:
-        random = self.store.random
-        self._check_alive()
-        await asyncio.sleep(random.random())
-        if self._dead:
-            # It was sent before: it is made or not, perhaps long after.
-            if changes and random.random() < 0.7:
-                self._make_late(make)
-            self._check_alive()
-        fault = random.choice(["before", "after", "late"])
-        if random.random() >= self.store.faults:
-            fault = ""
-        if fault == "before":
-            raise OSError(errno.EIO, "the request was not made")
-        if fault == "late" and changes:
-            self._make_late(make)
-            raise OSError(errno.EIO, "no answer, and the request is on its way")
-        result = make()
-        await asyncio.sleep(random.random())
-        self._check_alive()
-        if fault:
-            raise OSError(errno.EIO, "no answer")
-        return result
-
-    def _make_late(self, make: Callable[[], object]) -> None:
-        def try_it() -> None:
-            with suppress(OSError):
-                make()
-
-        delay = self.store.random.choice([0.0, 1.0, 5.0, _LATE]) * self.store.random.random()
-        asyncio.get_running_loop().call_later(delay, try_it)
-
-    def _check_alive(self) -> None:
-        if self._dead:
-            raise OSError(errno.EIO, "the process is dead")
-
-
-def block_of(stamp: int) -> bytes:
-    """Return a block that is full of a stamp; 0 is zeroes."""
-    return stamp.to_bytes(8, "little") * (BLOCK // 8)
-
-
-def stamps_of(data: bytes) -> list[int]:
-    """Return the stamps of some blocks."""
-    found = []
-    for block in range(len(data) // BLOCK):
-        content = data[block * BLOCK : (block + 1) * BLOCK]
-        stamp = int.from_bytes(content[:8], "little")
-        if content != block_of(stamp):
-            raise WrongError(f"block {block} of these is torn")
-        found.append(stamp)
-    return found
-
-
-@dataclass
-class Model:
-    """What each block may hold: what was written to it since the state that is known."""
-
-    written: list[list[int]] = field(default_factory=lambda: [[0] for _ in range(BLOCKS)])
-    returned: list[int] = field(default_factory=lambda: [0] * BLOCKS)
-    """Of each block the place in ``written`` of the last write that has returned."""
-    durable: list[int] = field(default_factory=lambda: [0] * BLOCKS)
-    """Of each block the place in ``written`` of what was flushed last."""
-    generations: list[list[int]] | None = None
-    """All states, in order, if only one of these may be found."""
-    generation: int = 0
-    """The last one that was flushed."""
-
-    def now(self) -> list[int]:
-        return [each[-1] for each in self.written]
-
-    def write(self, block: int, stamp: int) -> None:
-        self.written[block].append(stamp)
-
-    def end_generation(self) -> None:
-        if self.generations is not None:
-            self.generations.append(self.now())
-
-    def flushed(self, places: list[int], generation: int) -> None:
-        self.durable = [max(pair) for pair in zip(self.durable, places, strict=True)]
-        self.generation = max(self.generation, generation)
-
-    def begin(self) -> Window:
-        return Window(self, self.written, list(self.durable), self.generation)
-
-    def restart(self, found: list[int]) -> None:
-        self.written = [[stamp] for stamp in found]
-        self.returned, self.durable = [0] * BLOCKS, [0] * BLOCKS
-        if self.generations is not None:
-            self.generations, self.generation = [found], 0
-
-
-@dataclass
-class Window:
-    """What a state may be that was made between two moments."""
-
-    model: Model
-    written: list[list[int]]
-    durable: list[int]
-    generation: int
-    allowed: list[list[int]] = field(default_factory=list)
-    generations: list[list[int]] | None = None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there was the same writer all the time, which the model has followed."""
-        return self.model.written is self.written
-
-    def end(self) -> Window:
-        pairs = zip(self.written, self.durable, strict=True)
-        self.allowed = [written[first:] for written, first in pairs]
-        if self.model.generations is not None:
-            self.generations = [list(each) for each in self.model.generations[self.generation :]]
-        return self
-
-    def verify(self, found: list[int], what: str) -> None:
-        for block, stamp in enumerate(found):
-            if stamp not in self.allowed[block]:
-                raise WrongError(f"{what}: block {block} is {stamp}, not {self.allowed[block]}")
-        if self.generations is not None and found not in self.generations:
-            raise WrongError(f"{what}: {found} is no generation")
 
 
 class World:
@@ -520,7 +310,7 @@ class World:
     async def verify_end(self) -> None:
         """Let everything arrive, and see that all is there, and that nothing else is."""
         self.store.faults = 0.0
-        await asyncio.sleep(2 * _LATE)
+        await asyncio.sleep(2 * LATE)
         self.store.drop_lease()
         device = await self.open_writer(self.store.client())
         assert device is not None

@@ -1,11 +1,7 @@
 """The write-back buffer of an open disk: dirty blocks, above the disk as it is stored.
 
-Each chunk is seen through up to four layers:
-
-1. dirty: what was written since the last flush began;
-2. frozen: what the flush that runs is about. A write to it begins a new dirty chunk above;
-3. storing: a chunk of which all is dirty, while it is stored. It is frozen likewise;
-4. stored: the disk in the store (:class:`.ChunkStore`).
+Each chunk is seen through up to three layers of what is dirty, frozen or being stored
+(:mod:`.dirty_layers`), over the disk in the store (:class:`.ChunkStore`).
 
 A chunk is stored in the background soon after every block of it is dirty. All other blocks wait for
 a flush, which puts them into its record, or into segments if they are many. When the buffer is
@@ -26,6 +22,7 @@ from ...errors import StorageError
 from .chunk_store import ChunkStore
 from .client import Buffer
 from .dirty_chunk import DirtyChunk
+from .dirty_layers import DirtyLayers
 from .extents import ZEROES, Placed, Run
 from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
@@ -61,14 +58,11 @@ class ChunkBuffer:
         """The layer below."""
         self.flush: Callable[[], Awaitable[None]] = _no_flush
         self._view = chunk_store.view
+        self._layers = DirtyLayers(manifest)
         self._chunk_size = manifest.chunk_size
         self._block_size = manifest.block_size
-        self._dirty: dict[int, DirtyChunk] = {}
-        self._frozen: dict[int, DirtyChunk] = {}
-        self._storing: dict[int, DirtyChunk] = {}
         self._store_tasks: dict[int, asyncio.Task[None]] = {}
         self._completed: deque[int] = deque()  # indices, oldest first
-        self._held = 0  # bytes of memory of the three
         self._max_held = max(2 * manifest.chunk_size, limits.unstored)
         self._segment_size = max(limits.segment_size, manifest.block_size)
         self._concurrency = limits.requests
@@ -83,40 +77,26 @@ class ChunkBuffer:
             OSError: the chunk cannot be read from the store, or is damaged.
 
         """
-        if self._is_clean(index):
+        layers = self._layers
+        if layers.is_clean(index):
             below = await self.chunk_store.read(index, start, length)
             # It may have been written to, and perhaps flushed, while this read waited.
-            return below if self._is_clean(index) else self._lay_over(index, start, below)
-        for layer in self._layers(index):
+            return below if layers.is_clean(index) else layers.lay_over(index, start, below)
+        for layer in layers.over(index):
             if layer.covers(start, length):
                 return layer.read(start, length)
             if layer.mask:
                 break
         return await self._assemble(index, start, length)
 
-    def _is_clean(self, index: int) -> bool:
-        return not (index in self._dirty or index in self._frozen or index in self._storing)
-
-    def _layers(self, index: int) -> list[DirtyChunk]:
-        """Return what is over the stored chunk, uppermost first."""
-        found = (self._dirty.get(index), self._frozen.get(index), self._storing.get(index))
-        return [layer for layer in found if layer is not None]
-
     async def _assemble(self, index: int, start: int, length: int) -> Buffer:
         """Read a range of which some blocks are dirty, from all layers."""
-        layers = self._layers(index)
-        if any(layer.covers(start, length) for layer in layers):
+        if any(layer.covers(start, length) for layer in self._layers.over(index)):
             below: Buffer = bytes(length)  # what is stored is not needed, so it is not read
         else:
             below = await self.chunk_store.read(index, start, length)
-        return self._lay_over(index, start, below)
-
-    def _lay_over(self, index: int, start: int, below: Buffer) -> Buffer:
-        """Return bytes with what is dirty over them; nothing is awaited since they were read."""
-        assembled = bytearray(below)
-        for layer in reversed(self._layers(index)):
-            layer.apply_to(assembled, start)
-        return memoryview(assembled).toreadonly()
+        # Nothing is awaited from here on, so all layers are of the same moment.
+        return self._layers.lay_over(index, start, below)
 
     # Writing
 
@@ -128,11 +108,7 @@ class ChunkBuffer:
 
         """
         await self._wait_for_room()
-        dirty = self._dirty_chunk(index)
-        was_complete, before = dirty.is_complete, dirty.memory
-        dirty.write(start, data)
-        self._held += dirty.memory - before
-        if dirty.is_complete and not was_complete:
+        if self._layers.write(index, start, data):
             self._store_in_background(index)
 
     async def zero(self, index: int, start: int, length: int) -> None:
@@ -141,40 +117,24 @@ class ChunkBuffer:
             self.drop(index)
         elif not self.is_zero(index):
             await self._wait_for_room()
-            self._zero(index, start, length)
-
-    def _zero(self, index: int, start: int, length: int) -> None:
-        dirty = self._dirty_chunk(index)
-        before = dirty.memory
-        dirty.zero(start, length)
-        self._held += dirty.memory - before
+            self._layers.zero(index, start, length)
 
     def drop(self, index: int) -> None:
         """Make a whole chunk zeroes, which takes no memory and stores nothing."""
-        for layer in (self._dirty.pop(index, None), self._frozen.pop(index, None)):
-            if layer is not None:
-                self._held -= layer.memory
-        if index in self._storing:  # that is stored first, and replaced by zeroes then
-            self._zero(index, 0, self._chunk_size)
-        else:
+        self._layers.drop(index)
+        if index not in self._layers.storing:  # otherwise it is replaced by zeroes after that
             self._view.set_entry(index, 0)
 
     def is_zero(self, index: int) -> bool:
         """Whether a chunk is known to be zeroes, without reading it."""
-        for layer in self._layers(index):
+        for layer in self._layers.over(index):
             if layer.mask:
                 return layer.is_complete and layer.is_zero
         return self._view.is_zero(index)
 
-    def _dirty_chunk(self, index: int) -> DirtyChunk:
-        dirty = self._dirty.get(index)
-        if dirty is None:
-            dirty = self._dirty[index] = DirtyChunk(self._chunk_size, self._block_size)
-        return dirty
-
     async def _wait_for_room(self) -> None:
         """Wait while the buffer is full: for a chunk that is being stored, or for a flush."""
-        while self._held >= self._max_held:
+        while self._layers.held >= self._max_held:
             failure: BaseException | None
             if self._store_tasks:
                 # One future for all writes that wait: there may be many store tasks.
@@ -200,7 +160,7 @@ class ChunkBuffer:
         self._completed.append(index)
         while len(self._completed) > _BACKGROUND_STORE_AT:
             oldest = self._completed.popleft()
-            dirty = self._dirty.get(oldest)
+            dirty = self._layers.dirty.get(oldest)
             if dirty is not None and dirty.is_complete:
                 self._start_storing(oldest)
 
@@ -218,26 +178,26 @@ class ChunkBuffer:
             OSError: something could not be stored; it is dirty again.
 
         """
-        self._thaw()  # of a flush that was cancelled
-        self._frozen, self._dirty = self._dirty, {}
+        self._layers.freeze()
+        frozen = self._layers.frozen
         try:
             # What was begun before is older than what is frozen, so it becomes current first.
             tasks = list(self._store_tasks.values())
             await gather_all(_outcome(task) for task in tasks)
             # Nothing is begun after a failure: while the store is down, each request takes as long
             # as the retry timeout.
-            parts = {index: each for index, each in self._frozen.items() if not each.is_complete}
+            parts = {index: each for index, each in frozen.items() if not each.is_complete}
             if sum(dirty.length for dirty in parts.values()) <= inline:
                 parts = {}
             for index in [index for index, dirty in parts.items() if self._complete(index, dirty)]:
                 del parts[index]
-            whole = {index: each for index, each in self._frozen.items() if each.is_complete}
+            whole = {index: each for index, each in frozen.items() if each.is_complete}
             await run_bounded(self._to_store(whole, parts), limit=self._concurrency)
         except BaseException:
-            self._thaw()
+            self._layers.thaw()
             raise
         for index, dirty in parts.items():
-            self._unfreeze(index, dirty)
+            self._layers.unfreeze(index, dirty)
 
     def _complete(self, index: int, dirty: DirtyChunk) -> bool:
         """Complete a frozen chunk, if it would be folded soon and what is stored is in memory.
@@ -248,9 +208,7 @@ class ChunkBuffer:
             return False
         below = self.chunk_store.peek(index)
         if below is not None:
-            before = dirty.memory
-            dirty.complete(below)
-            self._held += dirty.memory - before
+            self._layers.complete(dirty, below)
         return below is not None
 
     def _to_store(
@@ -267,8 +225,8 @@ class ChunkBuffer:
 
     async def _store_frozen(self, index: int, dirty: DirtyChunk) -> None:
         entry = await self.chunk_store.put(index, dirty.contents)
-        self._make_current(index, entry, dirty, is_current=self._frozen.get(index) is dirty)
-        self._unfreeze(index, dirty)
+        self._make_current(index, entry, dirty, is_current=self._layers.frozen.get(index) is dirty)
+        self._layers.unfreeze(index, dirty)
 
     def _make_current(
         self, index: int, entry: int, dirty: DirtyChunk, *, is_current: bool = True
@@ -281,33 +239,10 @@ class ChunkBuffer:
         if entry and contents is not None:
             self.chunk_store.cache(index, entry, memoryview(contents).toreadonly())
 
-    def _unfreeze(self, index: int, dirty: DirtyChunk) -> None:
-        """Remove what is part of the view from what is frozen."""
-        if self._frozen.get(index) is dirty:
-            del self._frozen[index]
-            self._held -= dirty.memory
-
-    def _thaw(self) -> None:
-        """Make dirty again what was frozen; what was written since stays over it."""
-        frozen, self._frozen = self._frozen, {}
-        for index, older in frozen.items():
-            self._merge_below(self._dirty, index, older)
-
-    def _merge_below(self, layer: dict[int, DirtyChunk], index: int, older: DirtyChunk) -> None:
-        newer = layer.get(index)
-        if newer is None:
-            layer[index] = older
-            return
-        before = newer.memory + older.memory
-        newer.merge(older)
-        self._held += newer.memory - before
-
     def commit(self) -> None:
         """Make what is frozen part of the view, as data for the record that is added next."""
-        frozen, self._frozen = self._frozen, {}
         placed: list[Placed] = []
-        for index, dirty in frozen.items():
-            self._held -= dirty.memory
+        for index, dirty in self._layers.take_frozen().items():
             for first, count, data in dirty.pieces():
                 placed.append((index, Run(first, count, ZEROES if data is None else data, 0)))
         if placed:
@@ -324,15 +259,16 @@ class ChunkBuffer:
         placed = [
             (index, run if run.source == ZEROES else run._replace(source=entry))
             for index, run in part.runs
-            if self._frozen.get(index) is frozen[index]
+            if self._layers.frozen.get(index) is frozen[index]
         ]
         self._view.lay(placed, {entry: blocks} if entry else {})
 
     def _start_storing(self, index: int) -> None:
         # What is frozen is older, and would be laid over this chunk if it were stored first.
-        if index in self._store_tasks or index in self._frozen or index not in self._dirty:
+        layers = self._layers
+        if index in self._store_tasks or index in layers.frozen or index not in layers.dirty:
             return
-        self._storing[index] = self._dirty.pop(index)
+        layers.begin_storing(index)
         task = self._store_tasks[index] = asyncio.create_task(self._store_chunk(index))
         task.add_done_callback(self._on_store_end)
 
@@ -344,24 +280,21 @@ class ChunkBuffer:
 
     async def _store_chunk(self, index: int) -> None:
         await asyncio.sleep(0)  # an eager task would run before it is in _store_tasks
-        dirty = self._storing[index]
+        dirty = self._layers.storing[index]
+        stored = False
         try:
             entry = await self.chunk_store.put(index, dirty.contents)
-        except BaseException:
-            # What is frozen was written after it.
-            self._merge_below(self._frozen if index in self._frozen else self._dirty, index, dirty)
-            raise
-        else:
-            self._held -= dirty.memory
+            stored = True
         finally:
-            del self._storing[index], self._store_tasks[index]
+            self._layers.end_storing(index, stored=stored)
+            del self._store_tasks[index]
         self._make_current(index, entry, dirty)
 
     def resize(self, before: int, size: int) -> None:
         """Change the disk's size from ``before`` to ``size`` bytes; bytes added are zeroes."""
         index, start = divmod(min(before, size), self._chunk_size)
         if start and not self.is_zero(index):
-            self._zero(index, start, self._chunk_size - start)
+            self._layers.zero(index, start, self._chunk_size - start)
         count = -(-size // self._chunk_size)
         for index in range(count, len(self._view.entries)):
             # This is recorded in the history: they may be added again before the next flush.
@@ -375,7 +308,7 @@ class ChunkBuffer:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._dirty.clear()
+        self._layers.dirty.clear()
         await self.chunk_store.close()
 
 

@@ -10,8 +10,9 @@ import pytest
 from aiovblk.storage.objects.extents import ExtentMap
 from aiovblk.storage.objects.writer import Writer
 
-from ....support.object_store_worlds import BLOCK, run_world
+from ....support.object_store_worlds import run_world
 from ....support.sizes import by_size
+from ....support.world_model import BLOCK
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(600)]
 
