@@ -151,6 +151,12 @@ class ObjectCodec:
 
     def seal(self, name: str, contents: Buffer, *, part: int | None = None) -> bytes:
         """Encode the object of that name with these contents, or a part of it by its number."""
+        return b"".join(self.seal_pieces(name, contents, part=part))
+
+    def seal_pieces(
+        self, name: str, contents: Buffer, *, part: int | None = None
+    ) -> tuple[Buffer, ...]:
+        """Encode an object, or a part, like :meth:`seal`; what is returned is to be joined."""
         payload: Buffer = contents
         codec = 0
         if self.compress:
@@ -161,14 +167,14 @@ class ObjectCodec:
         if self._gcm is None:
             check = zlib.crc32(payload, zlib.crc32(bound))
             header = _HEADER.pack(_MAGIC, codec, _UNENCRYPTED, 0, len(contents), check)
-            return b"".join((header, payload))
+            return header, payload
         nonce = os.urandom(_NONCE)
         if self._session is None:
             header = _HEADER.pack(_MAGIC, codec, _DISK_KEY, 0, len(contents), 0)
-            return b"".join((header, nonce, self._gcm.encrypt(nonce, payload, header + bound)))
+            return header, nonce, self._gcm.encrypt(nonce, payload, header + bound)
         session = self._current_session()
         header = _HEADER.pack(_MAGIC, codec, _SESSION_KEY, 0, len(contents), 0) + session.salt
-        return b"".join((header, nonce, session.gcm.encrypt(nonce, payload, header + bound)))
+        return header, nonce, session.gcm.encrypt(nonce, payload, header + bound)
 
     def _current_session(self) -> _Session:
         session = self._session

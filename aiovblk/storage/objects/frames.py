@@ -48,12 +48,13 @@ def seal_frames(codec: ObjectCodec, name: str, contents: Buffer) -> bytes:
     """Encode an object of that name with these contents."""
     view = memoryview(contents)
     frames = [
-        codec.seal(name, view[number * FRAME : (number + 1) * FRAME], part=number)
+        codec.seal_pieces(name, view[number * FRAME : (number + 1) * FRAME], part=number)
         for number in range(frame_count(len(view)))
     ]
-    lengths = _to_bytes(array("I", map(len, frames)))
+    lengths = _to_bytes(array("I", (sum(map(len, pieces)) for pieces in frames)))
     check = zlib.crc32(lengths, zlib.crc32(name.encode()))
-    return b"".join((_HEAD.pack(_MAGIC, len(frames), check, 0), lengths, *frames))
+    head = _HEAD.pack(_MAGIC, len(frames), check, 0)
+    return b"".join((head, lengths, *(piece for pieces in frames for piece in pieces)))
 
 
 def uncompressed_span(codec: ObjectCodec, size: int, frame: int) -> tuple[int, int]:
