@@ -53,6 +53,11 @@ class Slow:
         await asyncio.sleep(LATENCY)
         return await self._inner.get(path)
 
+    async def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """Get a part."""
+        await asyncio.sleep(LATENCY)
+        return await self._inner.get_range(path, start, length)
+
     async def put(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Put."""
         await asyncio.sleep(LATENCY)

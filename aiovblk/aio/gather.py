@@ -55,7 +55,7 @@ async def run_bounded(
             raise
 
     first = list(islice(requests, limit))
-    if len(first) == 1:
+    if len(first) == 1 < limit:  # there are no more
         await first[0]()  # needs no task
     else:
         await gather_all(work(request) for request in first)

@@ -57,6 +57,7 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "delete": ("delete a disk in an object store", object_store.configure_delete),
     "gc": ("delete what no disk or snapshot needs", object_store.configure_gc),
     "check": ("verify that a disk is intact", object_store.configure_check),
+    "convert": ("give a disk the present format, in place", object_store.configure_convert),
 }
 """Each command, with what it does, and what describes it to argparse."""
 

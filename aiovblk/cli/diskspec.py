@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 from ..device import BlockDevice
 from ..keyfiles import warn_if_shared
 from ..storage import objects
-from ..storage.objects.client import SCHEMES as REMOTE_SCHEMES
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
+from ..storage.objects.url import SCHEMES as REMOTE_SCHEMES
 from .errors import SpecError, UsageError
 from .sizes import format_size, parse_size
 

@@ -91,6 +91,9 @@ class CrashingStore:
     async def get(self, path: str) -> memoryview:
         return await self.life.run(self._store.get(path))
 
+    async def get_range(self, path: str, start: int, length: int) -> memoryview:
+        return await self.life.run(self._store.get_range(path, start, length))
+
     async def put(self, path: str, data: Buffer) -> None:
         self.life.change()
         await self.life.run(self._store.put(path, bytes(data)))

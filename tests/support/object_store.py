@@ -96,6 +96,9 @@ class Client:
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, path) from None
 
+    async def get_range(self, path: str, start: int, length: int) -> memoryview:
+        return (await self.get(path))[start : start + length]
+
     async def put(self, path: str, data: Buffer) -> None:
         await self._begin("put", path)
         self._change(path, data)

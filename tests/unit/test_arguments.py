@@ -23,8 +23,7 @@ from aiovblk.storage import (
     Retry,
     copy,
 )
-from aiovblk.storage.objects import create
-from aiovblk.storage.objects.chunk_store import Limits
+from aiovblk.storage.objects import Limits, create
 from aiovblk.storage.objects.client import from_url
 from aiovblk.testing import CrashableDisk, check_block_device
 

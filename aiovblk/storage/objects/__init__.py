@@ -1,22 +1,25 @@
 """A disk in an object store (S3, GCS, Azure, Ceph's gateway, a local folder).
 
-From a request to the store: :mod:`.device` splits it into chunks; :mod:`.write_buffer` holds the
-dirty ones; :mod:`.writer` flushes them and keeps the lease; :mod:`.chunk_store` reads and stores
-chunk objects; :mod:`.client` makes the requests, with retries and renewed credentials. What a disk
-consists of: :mod:`.keys`, :mod:`.manifest`, :mod:`.records`, :mod:`.state`, :mod:`.journal`.
-Beside it: :mod:`.snapshots`, :mod:`.garbage` (garbage collection), :mod:`.checking`,
-:mod:`.describing` and :mod:`.deleting`.
+From a request to the store: :mod:`.device` splits it into chunks; :mod:`.write_buffer` holds what
+is dirty; :mod:`.writer` flushes it and keeps the lease; :mod:`.compactor` folds and merges what
+flushes leave; :mod:`.view` knows where each block is; :mod:`.chunk_store` reads and stores chunks
+and segments, :mod:`.object_reader` parts of them; :mod:`.client` makes the requests, with retries
+and renewed credentials. What a disk consists of: :mod:`.keys`, :mod:`.manifest`, :mod:`.records`,
+:mod:`.extents`, :mod:`.state`, :mod:`.journal`, :mod:`.frames`. Beside it: :mod:`.snapshots`,
+:mod:`.garbage` (garbage collection), :mod:`.checking`, :mod:`.convert`, :mod:`.describing`
+and :mod:`.deleting`.
 """
 
 from .checking import CheckReport, check
-from .chunk_store import Limits
 from .client import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
 from .codec import KEY_LENGTH
+from .convert import convert
 from .deleting import delete
 from .describing import DiskDescription, describe
 from .device import ObjectStoreDevice
 from .disk import create, trust_origins
 from .garbage import Garbage, collect_garbage
+from .limits import Limits
 from .snapshots import clone, drop_snapshot, snapshot, snapshots
 from .state import Snapshot
 
@@ -35,6 +38,7 @@ __all__ = [
     "check",
     "clone",
     "collect_garbage",
+    "convert",
     "create",
     "delete",
     "describe",

@@ -1,4 +1,7 @@
-"""Check a disk for damage: missing objects, objects that do not belong to it, wrong checksums."""
+"""Check a disk for damage: missing objects, objects that do not belong to it, wrong checksums.
+
+What records and checkpoints hold, inline data included, is verified when the disk is opened.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,19 @@ from .keys import (
     LOG,
     MANIFEST,
     MAP,
+    SEGMENTS,
     checkpoint_key,
-    chunk_key,
-    chunk_of,
-    entry_parts,
     is_key,
+    version_of,
 )
+from .object_reader import StoredObject, open_stored
 from .state import DiskState
+from .view import stored_objects
 
-_REQUESTS = 16  # chunks that are read at the same time
+_REQUESTS = 16  # objects that are read at the same time
 
-Needed = dict[int, set[tuple[int, int]]]
-"""Index and version of the chunks that states have, by the number of origin."""
+Needed = dict[int, set[StoredObject]]
+"""The chunks and segments that states have, by the number of origin."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,8 @@ class CheckReport:
 
     chunks: int = 0
     """Chunks that exist, and so were checked."""
+    segments: int = 0
+    """Segments, likewise."""
     size: int = 0
     """Bytes of them, as they are stored."""
     problems: list[str] = field(default_factory=list)
@@ -58,8 +64,8 @@ async def check(
         store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
         path: the disk's folder in it.
         key: 32 bytes, if the disk is encrypted.
-        contents: whether to read all chunks, rather than only list them.
-        advance: progress callback, called with the number of chunks read since the last call.
+        contents: whether to read all objects, rather than only list them.
+        advance: progress callback, called with the number of objects read since the last call.
 
     Raises:
         OSError: the store fails, or the disk's history is so damaged that it cannot be opened.
@@ -69,7 +75,7 @@ async def check(
     journal = await disk.journal(writes=False)
     report = CheckReport()
     needed: Needed = {}
-    await asyncio.to_thread(_add, needed, journal.state)
+    await asyncio.to_thread(_add, needed, disk, journal.state)
     for name, snapshot in journal.state.snapshots.items():
         try:
             state = await journal.state_at(snapshot.sequence)
@@ -77,7 +83,7 @@ async def check(
             what = "is missing" if isinstance(exc, FileNotFoundError) else str(exc)
             report.problems.append(f"snapshot {name}: {checkpoint_key(snapshot.sequence)} {what}")
         else:
-            await asyncio.to_thread(_add, needed, state)
+            await asyncio.to_thread(_add, needed, disk, state)
     _check_origins(disk, needed, report)
     await _check_presence(disk, needed, report)
     if contents:
@@ -86,46 +92,51 @@ async def check(
     return report
 
 
-def _add(needed: Needed, state: DiskState) -> None:
-    for index, entry in enumerate(state.chunks):
-        if entry:
-            origin, version = entry_parts(entry)
-            needed.setdefault(origin, set()).add((index, version))
+def _add(needed: Needed, disk: StoredDisk, state: DiskState) -> None:
+    for stored in stored_objects(disk.manifest, state):
+        needed.setdefault(stored.origin, set()).add(stored)
 
 
 def _check_origins(disk: StoredDisk, needed: Needed, report: CheckReport) -> None:
-    """Report chunks of ancestors that the manifest lacks; they cannot be looked for."""
+    """Report objects of ancestors that the manifest lacks; they cannot be looked for."""
     for origin in [each for each in needed if each > len(disk.manifest.origins)]:
-        count = len(needed.pop(origin))
-        report.problems.append(f"{MANIFEST} lacks ancestor {origin}, which has {count} chunks")
+        objects = needed.pop(origin)
+        chunks = sum(not each.is_segment for each in objects)
+        found = f"{chunks} chunks"
+        if chunks < len(objects):
+            found += f" and {len(objects) - chunks} segments"
+        report.problems.append(f"{MANIFEST} lacks ancestor {origin}, which has {found}")
 
 
 async def _check_presence(disk: StoredDisk, needed: Needed, report: CheckReport) -> None:
-    """Report the needed chunks that no list has, and remove them from ``needed``."""
+    """Report the needed objects that no list has, and remove them from ``needed``."""
     for folder in (LOG, MAP):
         _report_foreign(await disk.objects.list_objects(folder), report)
     for origin, source in enumerate(disk.sources):
         if origin in needed or not origin:
             listed = await source.objects.list_objects(CHUNKS)
-            chunks = needed.setdefault(origin, set())
-            await asyncio.to_thread(_check_listed, disk, origin, chunks, listed, report)
+            listed += await source.objects.list_objects(SEGMENTS)
+            objects = needed.setdefault(origin, set())
+            await asyncio.to_thread(_check_listed, disk, origin, objects, listed, report)
 
 
 def _check_listed(
     disk: StoredDisk,
     origin: int,
-    chunks: set[tuple[int, int]],
+    objects: set[StoredObject],
     listed: list[ObjectInfo],
     report: CheckReport,
 ) -> None:
     if not origin:
         _report_foreign(listed, report)
-    sizes = {chunk: each.size for each in listed if (chunk := chunk_of(each.path))}
-    missing = chunks - sizes.keys()
-    report.problems += [f"{_chunk_name(disk, origin, *each)} is missing" for each in missing]
-    chunks -= missing
-    report.chunks += len(chunks)
-    report.size += sum(sizes[each] for each in chunks)
+    sizes = {each.path: each.size for each in listed if version_of(each.path) is not None}
+    missing = {each for each in objects if each.key not in sizes}
+    report.problems += [f"{_name(disk, each)} is missing" for each in missing]
+    objects -= missing
+    segments = sum(each.is_segment for each in objects)
+    report.segments += segments
+    report.chunks += len(objects) - segments
+    report.size += sum(sizes[each.key] for each in objects)
 
 
 def _report_foreign(listed: list[ObjectInfo], report: CheckReport) -> None:
@@ -139,31 +150,25 @@ def _report_foreign(listed: list[ObjectInfo], report: CheckReport) -> None:
 async def _check_contents(
     disk: StoredDisk, needed: Needed, report: CheckReport, advance: Callable[[int], object]
 ) -> None:
-    """Read and decode all chunks, and report those that are damaged."""
+    """Read and decode all objects, and report those that are damaged."""
     sources = disk.sources
-    chunk_size = disk.manifest.chunk_size
 
-    async def check_chunk(origin: int, index: int, version: int) -> None:
-        key, name = chunk_key(index, version), _chunk_name(disk, origin, index, version)
+    async def check_object(stored: StoredObject) -> None:
+        name, source = _name(disk, stored), sources[stored.origin]
         try:
-            data = await sources[origin].objects.get(key)
-            decode = partial(sources[origin].codec.open, longest=chunk_size)
-            contents = await asyncio.to_thread(decode, key, data)
-            if len(contents) != chunk_size:
-                problem = f"{name} has {len(contents)} bytes instead of {chunk_size}"
-                report.problems.append(problem)
+            data = await source.objects.get(stored.key)
+            await asyncio.to_thread(open_stored, source.codec, stored, data)
         except OSError as exc:
             report.problems.append(f"{name}: {exc}")
         advance(1)
 
-    for origin, chunks in needed.items():
-        in_order = await asyncio.to_thread(sorted, chunks)
-        await run_bounded(
-            (partial(check_chunk, origin, *each) for each in in_order), limit=_REQUESTS
-        )
+    for objects in needed.values():
+        in_order = await asyncio.to_thread(sorted, objects)
+        await run_bounded((partial(check_object, each) for each in in_order), limit=_REQUESTS)
 
 
-def _chunk_name(disk: StoredDisk, origin: int, index: int, version: int) -> str:
-    """Return a chunk's key, with the ancestor's folder before it if it is not the disk's own."""
-    key = chunk_key(index, version)
-    return key if not origin else f"{disk.manifest.origins[origin - 1].path}/{key}"
+def _name(disk: StoredDisk, stored: StoredObject) -> str:
+    """Return an object's key, with the ancestor's folder before it if it is not the disk's own."""
+    if not stored.origin:
+        return stored.key
+    return f"{disk.manifest.origins[stored.origin - 1].path}/{stored.key}"

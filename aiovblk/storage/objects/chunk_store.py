@@ -1,10 +1,10 @@
-"""Read and store the chunks of an open disk as objects: cache, shared fetches, concurrency limits.
+"""Read and store the chunks and segments of an open disk as objects, and delete them.
 
 What holds here:
 
-* A chunk object is immutable: a changed chunk is a new object with a higher version.
-* :attr:`ChunkStore.entries` says which version of each chunk is current. An entry that changes is
-  also collected in :attr:`ChunkStore.changes`, for the next record of the disk's history.
+* A chunk object is immutable: a changed chunk is a new object with a higher version. So is a
+  segment.
+* :attr:`ChunkStore.view` says where each block is.
 * An object that was replaced is deleted only when the record that replaces it is durable.
 
 This layer knows neither partial writes nor flushes; see :mod:`.write_buffer` and :mod:`.writer`.
@@ -13,182 +13,216 @@ This layer knows neither partial writes nor flushes; see :mod:`.write_buffer` an
 from __future__ import annotations
 
 import asyncio
-from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+import errno
+from collections.abc import Iterable
+from functools import partial
 
-from ...arguments import check_count
-from .client import ObjectStore
-from .codec import ObjectCodec, damaged_error
-from .keys import chunk_key, entry_parts, first_version
+from ...aio.gather import gather_all
+from ...errors import StorageError
+from .client import Buffer
+from .codec import damaged_error
+from .extents import ZEROES, Run, Runs, clip
+from .frames import Contents, seal_frames
+from .keys import chunk_key, first_framed_version, first_version, segment_key
+from .limits import Limits
 from .manifest import Manifest
-from .state import resize
+from .object_reader import ObjectReader, ObjectSource, StoredObject
+from .state import DiskState
+from .view import DiskView
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_THREADS = 4  # that compress, encrypt and decode objects
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limit the memory and the concurrent requests of one open disk."""
-
-    memory: int = 64 << 20
-    """Read cache: bytes of chunks that are kept after they were read or stored."""
-    unstored: int = 256 << 20
-    """Write buffer: bytes of dirty chunks, after which writes wait until some are stored."""
-    requests: int = 32
-    """Concurrency: chunks that are read, and as many again that are stored, at the same time."""
-
-    def __post_init__(self) -> None:
-        """Refuse limits with which a request would never end."""
-        check_count("memory", self.memory, minimum=0)
-        check_count("unstored", self.unstored, minimum=0)
-        check_count("requests", self.requests)
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkSource:
-    """Say where the chunks of one disk lie, and how they are decoded."""
-
-    objects: ObjectStore
-    codec: ObjectCodec
+_STREAMS = 64  # sequential readers that are recognised
 
 
 class ChunkStore:
-    """Read, cache, store and delete the chunk objects of an open disk.
+    """Read and store the chunks and segments of an open disk.
 
     Concurrency: all methods may be called at the same time, for any chunks; of those that store,
-    one at a time for the same chunk. Concurrent reads of the same chunk share one request.
+    one at a time for the same chunk.
 
-    Cancellation: safe; a fetch goes on, for the next reader of the chunk.
+    Cancellation: safe.
 
     Args:
         sources: the disk's own, and those of its ancestors, by the number of origin.
         manifest: of the disk.
-        entries: of the disk's state; copied.
+        state: of the disk; copied.
         limits: of memory and requests.
 
     """
 
     def __init__(
         self,
-        sources: list[ChunkSource],
+        sources: list[ObjectSource],
         manifest: Manifest,
-        entries: array[int],
+        state: DiskState,
         limits: Limits,
     ) -> None:
-        self._sources = sources
-        self._chunk_size = manifest.chunk_size
-        self.entries = entries[:]
-        """The current entry of each chunk; see :mod:`.keys`."""
-        self.changes: dict[int, int] = {}
-        """The entries that have changed since :meth:`take_changes`."""
+        self.view = DiskView(manifest, state)
+        """Where each block is."""
         self.zeroes = memoryview(bytes(manifest.chunk_size))
         """The contents of a chunk that was never stored."""
-        self._superseded: list[tuple[int, int]] = []
-        self._cache: OrderedDict[int, tuple[int, memoryview]] = OrderedDict()  # least recent first
-        self._max_cached = max(1, limits.memory // manifest.chunk_size)
-        self._fetches: dict[int, asyncio.Task[memoryview]] = {}
-        self._reads = asyncio.Semaphore(limits.requests)
+        self._reader = ObjectReader(
+            sources, compress=manifest.compress, memory=limits.memory, requests=limits.requests
+        )
+        self._own = sources[0]
+        self._chunk_size = manifest.chunk_size
+        self._block_size = manifest.block_size
         self._stores = asyncio.Semaphore(limits.requests)
-        self._version = 0
+        self._version = self._last_version = 0
         self._in_flight: set[int] = set()
-        self._threads = ThreadPoolExecutor(_THREADS, "aiovblk objects")
+        self._streams: dict[int, None] = {}  # where sequential readers go on, oldest first
 
     def start_epoch(self, epoch: int) -> None:
-        """Become the writer of this epoch: chunks that are stored get their versions from it."""
-        self._version = first_version(epoch)
+        """Become the writer of this epoch: objects that are stored get their versions from it."""
+        self._version = first_framed_version(epoch)
+        self._last_version = first_version(epoch + 1) - 1
 
     # Reading
 
-    async def get(self, index: int) -> memoryview:
+    async def read(self, index: int, start: int, length: int) -> Buffer:
         """Return what is stored of a chunk at the moment of the return.
 
+        Args:
+            index: of the chunk.
+            start: bytes from its beginning, a multiple of the block size.
+            length: bytes, likewise.
+
         Raises:
-            OSError: the store fails, or the chunk is damaged.
+            OSError: the store fails, or an object is damaged.
 
         """
+        cached = self.peek(index)
+        if cached is not None:
+            if start + length == self._chunk_size:
+                self._note_end((index + 1) * self._chunk_size)
+            return cached[start : start + length]
+        whole = self._continues_stream(index * self._chunk_size + start, length)
         while True:
-            entry = self.entry(index)
-            if not entry:
-                return self.zeroes
-            cached = self._cache.get(index)
-            if cached is not None and cached[0] == entry:
-                self._cache.move_to_end(index)
-                return cached[1]
+            entry, runs = self.view.entry(index), self.view.extents.runs(index)
             try:
-                contents = await self._fetch(index, entry)
-            except FileNotFoundError:
-                if self.entry(index) == entry:
-                    raise self._missing_error(index, entry) from None
+                contents = await self._assemble(index, entry, runs, start, length, whole=whole)
+            except FileNotFoundError as exc:
+                if self._is_current(index, entry, runs):
+                    raise damaged_error(str(exc.strerror), "it is missing") from None
                 continue
             # What was written before this read began may have been stored while it waited.
-            if self.entry(index) == entry:
+            if self._is_current(index, entry, runs):
                 return contents
 
-    def entry(self, index: int) -> int:
-        """Return the current entry of a chunk (see :mod:`.keys`); 0 if it was cut off."""
-        return self.entries[index] if index < len(self.entries) else 0
+    def peek(self, index: int) -> Contents | None:
+        """Return a chunk as it is stored, if all of it is in memory and it has no runs."""
+        entry = self.view.entry(index)
+        if self.view.extents.runs(index):
+            return None
+        return self._reader.cached(self.view.chunk(index, entry)) if entry else self.zeroes
 
-    def _missing_error(self, index: int, entry: int) -> OSError:
-        origin, version = entry_parts(entry)
-        name = self._sources[origin].codec.display_name(chunk_key(index, version))
-        return damaged_error(name, "it is missing")
+    def _continues_stream(self, offset: int, length: int) -> bool:
+        """Whether a read begins where another one has ended."""
+        continues = offset in self._streams
+        self._streams.pop(offset, None)
+        self._note_end(offset + length)
+        return continues
 
-    async def _fetch(self, index: int, entry: int) -> memoryview:
-        """Read a chunk object; coalesced with a read of it that is in flight."""
-        task = self._fetches.get(entry)
-        if task is None:
-            task = self._fetches[entry] = asyncio.create_task(self._read(index, entry))
-            task.add_done_callback(lambda done: self._end_fetch(entry, done))
-        return await asyncio.shield(task)
+    def _note_end(self, offset: int) -> None:
+        self._streams[offset] = None
+        if len(self._streams) > _STREAMS:
+            self._streams.pop(next(iter(self._streams)))
 
-    def _end_fetch(self, entry: int, task: asyncio.Task[memoryview]) -> None:
-        del self._fetches[entry]
-        if not task.cancelled():
-            task.exception()  # each waiter has it; there may be none left to retrieve it
+    async def contents(self, index: int, entry: int, runs: Runs) -> Buffer:
+        """Return a whole chunk as it was with that entry and these runs.
 
-    async def _read(self, index: int, entry: int) -> memoryview:
-        origin, version = entry_parts(entry)
-        name = chunk_key(index, version)
-        if origin >= len(self._sources):
-            shown = self._sources[0].codec.display_name(name)
-            raise damaged_error(shown, f"it is of ancestor {origin}, which disk.json does not have")
-        source = self._sources[origin]
-        async with self._reads:
-            data = await source.objects.get(name)
-            contents = await self._in_thread(
-                source.codec.open, name, data, longest=self._chunk_size
-            )
-        if len(contents) != self._chunk_size:
-            shown = source.codec.display_name(name)
-            raise damaged_error(
-                shown, f"it has {len(contents)} bytes instead of {self._chunk_size}"
-            )
-        if self.entry(index) == entry:
-            self.cache(index, entry, contents)
-        return contents
+        Raises:
+            FileNotFoundError: an object of it was replaced since, and deleted.
+            DamagedError: an object is damaged.
+            OSError: the store fails.
 
-    def cache(self, index: int, entry: int, contents: memoryview) -> None:
-        """Keep a stored chunk in memory; evict the least recently used one if there is no room."""
-        self._cache[index] = entry, contents
-        self._cache.move_to_end(index)
-        if len(self._cache) > self._max_cached:
-            self._cache.popitem(last=False)
+        """
+        try:
+            return await self._assemble(index, entry, runs, 0, self._chunk_size, whole=True)
+        except FileNotFoundError as exc:
+            if self._is_current(index, entry, runs):
+                raise damaged_error(str(exc.strerror), "it is missing") from None
+            raise
+
+    def _is_current(self, index: int, entry: int, runs: Runs) -> bool:
+        return self.view.entry(index) == entry and self.view.extents.runs(index) is runs
+
+    async def _assemble(
+        self, index: int, entry: int, runs: Runs, start: int, length: int, *, whole: bool
+    ) -> Buffer:
+        """Read a range of a chunk: its runs, and the chunk itself where these do not cover it."""
+        size = self._block_size
+        first = start // size
+        over = clip(runs, first, first + length // size) if runs else []
+        if not over:
+            return await self._read_chunk(index, entry, start, length, whole=whole)
+        covered = sum(run.blocks for run in over) * size == length
+        # The sizes of segments are looked up before anything is awaited: they may be gone after it.
+        segments = [
+            (run, self.view.segment(run.source))
+            for run in over
+            if isinstance(run.source, int) and run.source != ZEROES
+        ]
+        reads = [
+            self._read(stored, run.position * size, run.blocks * size) for run, stored in segments
+        ]
+        if not covered:
+            reads.append(self._read_chunk(index, entry, start, length, whole=whole))
+        found = await gather_all(reads) if len(reads) > 1 else [await each for each in reads]
+        assembled = bytearray(length) if covered else bytearray(found[-1])
+        pieces: list[tuple[Run, Buffer]] = [
+            (run, data) for (run, _), data in zip(segments, found, strict=False)
+        ]
+        for run in over:
+            if run.source == ZEROES:
+                pieces.append((run, bytes(run.blocks * size)))
+            elif not isinstance(run.source, int):
+                begin = run.position * size
+                pieces.append((run, memoryview(run.source)[begin : begin + run.blocks * size]))
+        for run, data in pieces:
+            at = run.first * size - start
+            assembled[at : at + len(data)] = data
+        return memoryview(assembled).toreadonly()
+
+    async def _read_chunk(
+        self, index: int, entry: int, start: int, length: int, *, whole: bool
+    ) -> Buffer:
+        if not entry:
+            return self.zeroes[start : start + length]
+        return await self._read(self.view.chunk(index, entry), start, length, whole=whole)
+
+    async def _read(
+        self, stored: StoredObject, start: int, length: int, *, whole: bool = False
+    ) -> Buffer:
+        try:
+            return await self._reader.read(stored, start, length, whole=whole)
+        except FileNotFoundError:
+            shown = self._reader.display_name(stored)
+            raise FileNotFoundError(errno.ENOENT, shown) from None
+
+    async def read_segment(self, stored: StoredObject) -> Buffer:
+        """Return all of a segment.
+
+        Raises:
+            FileNotFoundError: it was replaced since, and deleted.
+            DamagedError: it is damaged.
+            OSError: the store fails.
+
+        """
+        try:
+            return await self._read(stored, 0, stored.size, whole=True)
+        except FileNotFoundError as exc:
+            if stored.entry in self.view.extents.sizes:
+                raise damaged_error(str(exc.strerror), "it is missing") from None
+            raise
 
     # Storing
 
-    async def put(self, index: int, contents: bytearray | None) -> int:
+    async def put(self, index: int, contents: Buffer | None) -> int:
         """Store a chunk as a new object; None for zeroes, which need no object.
 
         Returns:
-            Its entry. The caller passes it to :meth:`set_entry` before it awaits anything:
-            :attr:`floor` relies on that.
+            Its entry. The caller passes it on before it awaits anything: :attr:`floor` relies on
+            that.
 
         Raises:
             OSError: the store fails.
@@ -196,33 +230,41 @@ class ChunkStore:
         """
         if contents is None or contents == self.zeroes:
             return 0
-        self._version += 1
-        version = self._version
-        self._in_flight.add(version)
-        source, name = self._sources[0], chunk_key(index, version)
-        try:
-            async with self._stores:
-                sealed = await self._in_thread(source.codec.seal, name, contents)
-                await source.objects.put(name, sealed)
-        finally:
-            self._in_flight.discard(version)
+        version = self._next_version()
+        await self._put(version, chunk_key(index, version), contents)
         return version
 
-    def set_entry(self, index: int, entry: int) -> None:
-        """Make this the current entry of a chunk; the previous one is superseded."""
-        before = self.entry(index)
-        if entry == before:
-            return
-        if index >= len(self.entries):  # the chunk was cut off while it was stored
-            self._superseded.append((index, entry))
-        else:
-            self._superseded.append((index, before))
-            self.entries[index] = self.changes[index] = entry
-            self._cache.pop(index, None)
+    async def put_segment(self, contents: Buffer) -> int:
+        """Store a segment; returns its entry, see :meth:`put`."""
+        version = self._next_version()
+        await self._put(version, segment_key(version), contents)
+        stored = StoredObject(version, -1, len(contents))
+        self._reader.remember(stored, memoryview(contents).toreadonly())
+        return version
+
+    def _next_version(self) -> int:
+        if self._version >= self._last_version:
+            reason = "the disk was open for so long that its versions are used up; open it anew"
+            raise StorageError(errno.EOVERFLOW, reason)
+        self._version += 1
+        return self._version
+
+    async def _put(self, version: int, key: str, contents: Buffer) -> None:
+        self._in_flight.add(version)
+        try:
+            async with self._stores:
+                seal = partial(seal_frames, self._own.codec, key, contents)
+                await self._own.objects.put(key, await self._reader.run(seal, len(contents)))
+        finally:
+            self._in_flight.discard(version)
+
+    def cache(self, index: int, entry: int, contents: memoryview) -> None:
+        """Keep a chunk in memory that was just stored."""
+        self._reader.remember(self.view.chunk(index, entry), contents)
 
     @property
     def floor(self) -> int:
-        """The lowest version in flight: lower ones are stored and in the entries, or never will be.
+        """The lowest version in flight: lower ones are stored and in the view, or never will be.
 
         Garbage collection leaves everything from this version on alone.
         """
@@ -233,43 +275,18 @@ class ChunkStore:
         """The next version to be used: every lower one was stored, or begun, before now."""
         return self._version + 1
 
-    def take_changes(self) -> tuple[dict[int, int], list[tuple[int, int]]]:
-        """Return the entries that have changed since the last call, and those they supersede.
-
-        The superseded objects may be deleted as soon as the changes are in the disk's history.
-        """
-        changes, superseded = self.changes, self._superseded
-        self.changes, self._superseded = {}, []
-        return changes, superseded
-
-    def restore_changes(self, changes: dict[int, int], superseded: list[tuple[int, int]]) -> None:
-        """Put back changes that could not be committed to the history; newer ones win."""
-        self.changes = {**changes, **self.changes}
-        self._superseded = superseded + self._superseded
-
-    async def delete(self, superseded: Iterable[tuple[int, int]], from_version: int) -> None:
-        """Delete superseded chunks of this disk, if their version is at least ``from_version``."""
+    async def delete(
+        self, superseded: Iterable[tuple[int, StoredObject]], from_version: int
+    ) -> None:
+        """Delete superseded objects of this disk, if their version is at least ``from_version``."""
         keys = []
-        for index, entry in superseded:
-            origin, version = entry_parts(entry)
-            if entry and not origin and version >= from_version:
-                keys.append(chunk_key(index, version))
+        for version, stored in superseded:
+            self._reader.forget(stored)
+            if version >= from_version:
+                keys.append(stored.key)
         if keys:
-            await self._sources[0].objects.delete(keys)
-
-    def resize(self, count: int) -> None:
-        """Cut chunks off, or add chunks that are zeroes, so that there are ``count``."""
-        resize(self.entries, count)
+            await self._own.objects.delete(keys)
 
     async def close(self) -> None:
-        """Cancel the fetches in flight, drop the cache, and end the threads."""
-        tasks = list(self._fetches.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._cache.clear()
-        self._threads.shutdown(wait=False)
-
-    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        job = self._threads.submit(call, *args, **kwargs)
-        return await asyncio.wrap_future(job)
+        """Cancel the fetches in flight, and free all memory."""
+        await self._reader.close()

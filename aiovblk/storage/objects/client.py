@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ...aio.backoff import RETRY_TIMEOUT, retry
@@ -36,6 +35,7 @@ from .access import Access
 from .aws import options_of_environment
 from .failures import classify
 from .folder import Directories, classify_folder_error, leftovers_in, put_in_folder
+from .url import AWS_SCHEMES, SCHEMES, split_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as ObstoreStore
@@ -64,6 +64,15 @@ class ObjectStore(Protocol):
 
     async def get(self, path: str) -> memoryview:
         """Return the object's contents.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            OSError: the store fails.
+
+        """
+
+    async def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """Return some of the object's bytes; fewer where the object ends before (ranged GET).
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -137,6 +146,10 @@ class ObjectStoreClient:
         """See :class:`ObjectStore`."""
         return await self._retry(path, self._get, may_be_absent=True)
 
+    async def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """See :class:`ObjectStore`."""
+        return await self._retry(path, partial(self._get_range, start, length), may_be_absent=True)
+
     async def put(self, path: str, data: Buffer) -> None:
         """See :class:`ObjectStore`."""
         await self._retry(path, partial(self._put, data, "overwrite"))
@@ -175,6 +188,13 @@ class ObjectStoreClient:
 
         response = await obstore.get_async(store, path)
         return memoryview(await response.bytes_async())
+
+    async def _get_range(
+        self, start: int, length: int, store: ObstoreStore, path: str
+    ) -> memoryview:
+        import obstore
+
+        return memoryview(await obstore.get_range_async(store, path, start=start, length=length))
 
     async def _put(self, data: Buffer, mode: Any, store: ObstoreStore, path: str) -> None:
         if self._root is not None:  # the package makes the name before the data, and syncs neither
@@ -377,15 +397,3 @@ def _make(root: str, retry_timeout: float, options: dict[str, Any]) -> ObstoreSt
         if "Account must be specified" in reason:
             reason += "; set AZURE_STORAGE_ACCOUNT_NAME"
         raise ValueError(f"{root}: {quote(reason)}") from None
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """Return the store and the folder in it; no character of a URL is decoded."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, path = rest.partition("/")
-    return f"{scheme}://{bucket}", str(PurePosixPath("/", path)).strip("/")
-
-
-AWS_SCHEMES = frozenset({"s3", "s3a"})
-SCHEMES = AWS_SCHEMES | {"gs", "az", "abfs", "abfss"}
-"""URL schemes of object stores on the network."""

@@ -12,7 +12,7 @@ from .client import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
 from .disk import StoredDisk, resolve_store
 from .garbage import Garbage, clone_exists, delete_objects
 from .journal import Journal, record
-from .keys import CHUNKS, LEASE, LOG, MANIFEST, MAP, is_key
+from .keys import FOLDERS, LEASE, LOG, MANIFEST, is_key
 from .records import Kind
 from .writer import Writer
 
@@ -98,7 +98,7 @@ async def _delete(objects: ObjectStore, listed: Sequence[ObjectInfo]) -> Garbage
     await delete_objects(objects, listed)
     sizes = [each.size for each in listed]
     if isinstance(objects, ObjectStoreClient):
-        sizes += await objects.leftovers(("", LOG, MAP, CHUNKS), delete=True)
+        sizes += await objects.leftovers(("", *FOLDERS), delete=True)
     return Garbage(len(sizes), sum(sizes))
 
 

@@ -12,9 +12,10 @@ from ...aio.gather import gather_all
 from ...device import BlockDevice, Extent
 from ...errors import StorageError
 from . import lease as leases
-from .chunk_store import ChunkStore, Limits
+from .chunk_store import ChunkStore
 from .client import AnyStore, Buffer
 from .disk import StoredDisk
+from .limits import Limits
 from .state import DiskState
 from .write_buffer import ChunkBuffer
 from .writer import Writer
@@ -28,15 +29,17 @@ class ObjectStoreDevice(BlockDevice):
     """A disk in an object store: S3, GCS, Azure, Ceph's gateway, or a local folder.
 
     It is divided into chunks of a fixed size, each an object; one that does not exist is zeroes.
-    An object is never changed: a chunk that was written to becomes a new object, and a record in
-    the disk's history makes it the valid one. So a disk is always in the state of one of its
-    flushes or later, a snapshot costs one record, and a clone shares all chunks with its snapshot.
+    An object is never changed: what a flush is about is in a record of the disk's history, or in
+    segments, and a compactor puts it into new chunks in the background. So a disk is always in the
+    state of one of its flushes or later, a snapshot costs one record, and a clone shares all
+    objects with its snapshot.
 
     Made by :meth:`open`; see also :func:`create`.
 
     Durability: writes are kept in memory (write-back); :meth:`flush` returns when all of them are
-    in the store, and in the history. Chunks that were written in full are stored before. Flushes
-    that are requested while one runs are combined into one (group commit).
+    in the store, and in the history; a small one is one request. Chunks that were written in full
+    are stored before. Flushes that are requested while one runs are combined into one (group
+    commit).
 
     Backpressure: writes wait while :attr:`.Limits.unstored` bytes are not stored.
 
@@ -47,8 +50,7 @@ class ObjectStoreDevice(BlockDevice):
     Retries: requests to the store that fail for a while are retried with backoff; see
     :mod:`.client`.
 
-    Concurrency: any number of requests. Writes to a part of a chunk are merged with what is stored
-    of it when it is stored.
+    Concurrency: any number of requests.
 
     Trim and write_zeroes delete whole chunks. :meth:`trim` leaves parts of chunks as they are.
     """
@@ -63,7 +65,7 @@ class ObjectStoreDevice(BlockDevice):
         self._disk = disk.manifest.disk
         self._where = disk.where
         self._contents = state.contents
-        chunk_store = ChunkStore(disk.sources, disk.manifest, state.chunks, limits)
+        chunk_store = ChunkStore(disk.sources, disk.manifest, state, limits)
         self._buffer = ChunkBuffer(chunk_store, disk.manifest, limits)
         self._writer: Writer | None = None
 
@@ -120,7 +122,7 @@ class ObjectStoreDevice(BlockDevice):
         await leases.wait_until_free(disk.objects, disk.where)
         await Writer.open(journal)
         device = cls(disk, journal.state, limits)
-        device._writer = Writer(device._buffer, journal, disk.objects, lease)
+        device._writer = Writer(device._buffer, journal, disk, limits, lease)
         try:
             await device._writer.start()
         except BaseException:

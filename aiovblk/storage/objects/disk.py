@@ -12,12 +12,12 @@ from typing import Self
 from ...arguments import check_block_size, check_count
 from ...errors import StorageError
 from ...text import quote
-from .chunk_store import ChunkSource
 from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store, location
 from .codec import ObjectCodec, damaged_error
 from .journal import Journal
-from .keys import CHUNKS, LOG, MANIFEST, MAP, MAX_CHUNKS, is_key
-from .manifest import SEALED_VERSION, Manifest, Origin
+from .keys import FOLDERS, MANIFEST, MAX_CHUNKS, is_key
+from .manifest import PLAIN_VERSION, SEALED_VERSION, Manifest, Origin
+from .object_reader import ObjectSource
 from .state import DiskState, Snapshot
 
 _MIN_CHUNK_SIZE, _MAX_CHUNK_SIZE = 4096, 64 << 20
@@ -77,17 +77,17 @@ class StoredDisk:
         return self.root.subfolder(self.path)
 
     @property
-    def sources(self) -> list[ChunkSource]:
+    def sources(self) -> list[ObjectSource]:
         """Where its chunks lie, by the number of origin."""
-        own = ChunkSource(self.objects, self.codec)
+        own = ObjectSource(self.objects, self.codec)
         return [own, *(self._source(origin) for origin in self.manifest.origins)]
 
-    def _source(self, origin: Origin) -> ChunkSource:
+    def _source(self, origin: Origin) -> ObjectSource:
         # Whether it is compressed is in each object's header; only the key is needed.
         codec = ObjectCodec(
             bytes.fromhex(origin.disk), key=self.key, where=location(self.root, origin.path)
         )
-        return ChunkSource(self.root.subfolder(origin.path), codec)
+        return ObjectSource(self.root.subfolder(origin.path), codec)
 
     async def journal(self, *, writes: bool) -> Journal:
         """Read the disk's history.
@@ -96,11 +96,12 @@ class StoredDisk:
             writes: whether it is to be written as well.
 
         Raises:
-            StorageError: it is damaged; or it is to be written, and the store has no conditional
-                puts.
+            StorageError: it is damaged; or it is to be written, and has an earlier format, or the
+                store has no conditional puts.
 
         """
         if writes:
+            self.manifest.check_writable(self.where)
             await require_conditional_puts(self.objects, self.manifest, self.where)
         journal = Journal(self.objects, self.codec, self.manifest, writes=writes, where=self.where)
         await journal.load()
@@ -241,8 +242,9 @@ async def trust_origins(store: AnyStore, path: str = "", *, key: bytes | None = 
 
     """
     disk = await StoredDisk.find(store, path, key=key)
-    if key is not None and disk.manifest.version != SEALED_VERSION:
-        await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
+    if key is not None and disk.manifest.version == PLAIN_VERSION:
+        sealed = disk.manifest.sealed(key, SEALED_VERSION)
+        await disk.objects.put(MANIFEST, sealed.encode())
 
 
 async def ensure_empty(root: ObjectStore, path: str) -> None:
@@ -257,8 +259,8 @@ async def ensure_empty(root: ObjectStore, path: str) -> None:
     with suppress(FileNotFoundError):
         await objects.get(MANIFEST)
         raise _exists_error(where)
-    # LOG and MAP first: they are short, and most disks that were deleted in part have some of them.
-    for folder in (LOG, MAP, CHUNKS):
+    # Most disks that were deleted in part have some records or checkpoints left.
+    for folder in FOLDERS:
         if any(is_key(found.path) for found in await objects.list_objects(folder)):
             reason = (
                 f"{where}: there are remains of a deleted disk ({folder}/); delete its whole folder"

@@ -1,7 +1,8 @@
 """Garbage collection: delete the objects that neither a disk nor its snapshots need.
 
-A live writer may be storing chunks meanwhile: what it has in flight has versions from the state's
-*floor* on, and is left alone. Its other chunks are in the state.
+A live writer may be storing chunks and segments meanwhile, or compact the disk: what it has in
+flight has versions from the state's *floor* on, and is left alone. Its other objects are in the
+state.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from .client import AnyStore, ObjectInfo, ObjectStore, ObjectStoreClient
 from .disk import StoredDisk
 from .journal import Journal, record
-from .keys import CHUNKS, LOG, MANIFEST, MAP, chunk_of, sequence_of
+from .keys import CHUNKS, FOLDERS, MANIFEST, MAP, SEGMENTS, chunk_of, sequence_of, version_of
 from .manifest import Manifest
 from .records import Kind
 from .state import DiskState
@@ -54,13 +55,13 @@ async def collect_garbage(
     journal = await disk.journal(writes=delete)
     if delete:
         await _release_clones(disk, journal)
-    unused = await _unused_chunks(disk, journal)
+    unused = await _unused_objects(disk, journal)
     unused += await _unused_checkpoints(disk, journal)
     if delete:
         await delete_objects(disk.objects, unused)
     sizes = [each.size for each in unused]
     if isinstance(disk.objects, ObjectStoreClient):
-        sizes += await disk.objects.leftovers(("", LOG, MAP, CHUNKS), delete=delete)
+        sizes += await disk.objects.leftovers(("", *FOLDERS), delete=delete)
     return Garbage(len(sizes), sum(sizes))
 
 
@@ -70,11 +71,12 @@ async def delete_objects(objects: ObjectStore, listed: Sequence[ObjectInfo]) -> 
         await objects.delete([each.path for each in listed[first : first + _BATCH]])
 
 
-async def _unused_chunks(disk: StoredDisk, journal: Journal) -> list[ObjectInfo]:
-    """Return the chunks that neither the present state nor a snapshot's has."""
+async def _unused_objects(disk: StoredDisk, journal: Journal) -> list[ObjectInfo]:
+    """Return the chunks and segments that neither the present state nor a snapshot's has."""
     state = journal.state
-    # The state was read before this list: a chunk that is stored later is above its floor.
+    # The state was read before these lists: what is stored later is above its floor.
     listed = await disk.objects.list_objects(CHUNKS)
+    listed += await disk.objects.list_objects(SEGMENTS)
     unused = await asyncio.to_thread(_not_in, listed, state, state.floor)
     for sequence in _sequences(state):
         try:
@@ -104,16 +106,27 @@ def _sequences(state: DiskState) -> set[int]:
 
 
 def _not_in(listed: list[ObjectInfo], state: DiskState, floor: int) -> list[ObjectInfo]:
-    """Return the chunks that a state lacks, and that no writer is about to add: below the floor."""
+    """Return the objects that a state lacks, and that no writer is about to add: below the floor.
+
+    Args:
+        listed: chunks and segments.
+        state: of the disk, or of a snapshot.
+        floor: of the disk.
+
+    """
     unused = []
     for each in listed:
-        chunk = chunk_of(each.path)
-        if chunk is not None and chunk[1] < floor and not _has(state, *chunk):
+        version = version_of(each.path)
+        if version is not None and version < floor and not _has(state, each.path, version):
             unused.append(each)
     return unused
 
 
-def _has(state: DiskState, index: int, version: int) -> bool:
+def _has(state: DiskState, path: str, version: int) -> bool:
+    chunk = chunk_of(path)
+    if chunk is None:
+        return version in state.extents.sizes
+    index = chunk[0]
     return index < len(state.chunks) and state.chunks[index] == version
 
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("aiovblk")
 
 Check = Callable[[DiskState], object]
 
-_FENCED = frozenset({Kind.COMMIT, Kind.CLOSE})
+_FENCED = frozenset({Kind.COMMIT, Kind.CLOSE, Kind.CONVERT})
 _WRITERS = _FENCED | {Kind.OPEN}
 
 _READS = 32  # concurrent requests for records
@@ -194,7 +194,10 @@ class Journal:
                 raise
             return self._initial_state()
         shown = self._codec.display_name(path)
-        state = await asyncio.to_thread(lambda: read_state(self._codec.open(path, data), shown))
+        block_size = self._manifest.block_size
+        state = await asyncio.to_thread(
+            lambda: read_state(self._codec.open(path, data), shown, block_size)
+        )
         if len(state.chunks) != -(-state.size // self._manifest.chunk_size):
             # chunk_size may not be authenticated, see manifest.py.
             reason = f"it has {len(state.chunks)} chunks for {state.size} bytes"
@@ -298,17 +301,22 @@ class Journal:
             raise StorageBusyError(errno.EAGAIN, reason)
         return False
 
-    async def checkpoint(self) -> None:
+    async def checkpoint(self) -> int:
         """Store the state as a checkpoint; delete the records, and the checkpoint, before it.
+
+        Returns:
+            Bytes of the checkpoint; 0 if there is one of this state already.
 
         Raises:
             OSError: the store fails. Nothing is lost by that.
 
+        Concurrency: a writer's records may be added meanwhile, which follow the checkpoint.
+
         """
         state = self.state.copy()
         if state.sequence == self.checkpointed:
-            return
-        await self._store(state)
+            return 0
+        size = await self._store(state)
         before, self.checkpointed = self.checkpointed, state.sequence
         kept = {each.sequence for each in state.snapshots.values()}
         superseded = {before, *self._torn_checkpoints} - kept - {state.sequence}
@@ -318,15 +326,19 @@ class Journal:
         await self._objects.delete(
             [record_key(each) for each in numbers if is_superseded(each, state)]
         )
+        return size
 
-    async def _store(self, state: DiskState) -> None:
+    async def _store(self, state: DiskState) -> int:
         path = checkpoint_key(state.sequence)
         seal = partial(self._codec.seal, path)
-        await self._objects.put(path, await asyncio.to_thread(lambda: seal(state.encode())))
+        encode = partial(state.encode, self._manifest.block_size)
+        sealed = await asyncio.to_thread(lambda: seal(encode()))
+        await self._objects.put(path, sealed)
+        return len(sealed)
 
     async def _record(self, path: str) -> Record:
         contents = self._codec.open(path, await self._objects.get(path))
-        return read_record(contents, self._codec.display_name(path))
+        return read_record(contents, self._codec.display_name(path), self._manifest.block_size)
 
     async def _apply(self, following: Record) -> None:
         if following.torn != self._torn:

@@ -6,13 +6,16 @@ A disk is a folder of an object store::
     log/<number>                    a record of its history, the journal; from 1 on (records.py)
     map/<number>                    a checkpoint: the state after that record (state.py)
     chunks/<index>-<version>        the bytes of one chunk, written once and never changed
+    segments/<version>              blocks of many chunks, written once and never changed
     lease                           who writes, and until when (lease.py)
 
 All but ``disk.json`` and ``lease`` are encoded by :class:`.ObjectCodec`.
 
 An *entry* says where a chunk's bytes are, in 64 bits: 0 for zeroes; otherwise, from the top, 12
 bits of origin (0 the disk itself, others an ancestor in its manifest), 20 of the writer's epoch, 32
-of a counter within it. Epoch and counter are the *version* in the chunk's key.
+of a counter within it, the first of which says that the object has frames (:mod:`.frames`). Epoch
+and counter are the *version* in the chunk's key. Segments have entries and versions like chunks,
+from the same counter. The format is described in docs/reference/object-store-format.md.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ from .client import ObjectInfo
 
 MANIFEST = "disk.json"
 LEASE = "lease"
-LOG, MAP, CHUNKS = "log", "map", "chunks"
+LOG, MAP, CHUNKS, SEGMENTS = "log", "map", "chunks", "segments"
+FOLDERS = (LOG, MAP, SEGMENTS, CHUNKS)
+"""All folders of a disk; those that are short to list first."""
 
 MAX_CHUNKS = 1 << 24
 """Of one disk; the map has 8 bytes for each in memory, and less where it is stored."""
 
 _VERSION_BITS = 52
 _COUNTER_BITS = 32
+_FRAMED = 1 << (_COUNTER_BITS - 1)
 MAX_EPOCHS = 1 << (_VERSION_BITS - _COUNTER_BITS)
 MAX_ORIGINS = 1 << (64 - _VERSION_BITS)
 ORIGIN_STEP = 1 << _VERSION_BITS
@@ -38,6 +44,7 @@ ORIGIN_STEP = 1 << _VERSION_BITS
 
 _NUMBERED = re.compile(rf"(?:{LOG}|{MAP})/([0-9a-f]{{12}})")
 _CHUNK = re.compile(rf"{CHUNKS}/([0-9a-f]{{8}})-([0-9a-f]{{13}})")
+_SEGMENT = re.compile(rf"{SEGMENTS}/([0-9a-f]{{13}})")
 
 
 def record_key(sequence: int) -> str:
@@ -72,9 +79,23 @@ def chunk_of(path: str) -> tuple[int, int] | None:
     return (int(match[1], 16), int(match[2], 16)) if match else None
 
 
+def segment_key(version: int) -> str:
+    """Return the key of a segment."""
+    return f"{SEGMENTS}/{version:013x}"
+
+
+def version_of(path: str) -> int | None:
+    """Return the version in the key of a chunk or segment; None for any other key."""
+    match = _SEGMENT.fullmatch(path)
+    if match:
+        return int(match[1], 16)
+    chunk = chunk_of(path)
+    return chunk[1] if chunk else None
+
+
 def is_key(path: str) -> bool:
-    """Whether it is the key of a record, a checkpoint or a chunk."""
-    return sequence_of(path) is not None or chunk_of(path) is not None
+    """Whether it is the key of a record, a checkpoint, a chunk or a segment."""
+    return sequence_of(path) is not None or version_of(path) is not None
 
 
 def entry_parts(entry: int) -> tuple[int, int]:
@@ -82,6 +103,16 @@ def entry_parts(entry: int) -> tuple[int, int]:
     return entry >> _VERSION_BITS, entry & ((1 << _VERSION_BITS) - 1)
 
 
+def has_frames(entry: int) -> bool:
+    """Whether the object of an entry consists of frames, so that parts of it can be read."""
+    return bool(entry & _FRAMED)
+
+
 def first_version(epoch: int) -> int:
-    """Return the version before the first one of a writer of this epoch."""
+    """Return the version before all those of a writer of this epoch."""
     return epoch << _COUNTER_BITS
+
+
+def first_framed_version(epoch: int) -> int:
+    """Return the version before the first one that a writer of this epoch gives to an object."""
+    return first_version(epoch) | _FRAMED

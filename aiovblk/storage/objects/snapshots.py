@@ -14,6 +14,7 @@ from ...errors import StorageError
 from .client import AnyStore, location
 from .codec import ObjectCodec
 from .disk import StoredDisk, ensure_empty, get_snapshot, publish
+from .extents import ZEROES, Run
 from .journal import record
 from .keys import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
 from .manifest import VERSION, Manifest, Origin
@@ -125,7 +126,8 @@ async def clone(
     await publish(objects, manifest, location(disk.root, target))
     codec = ObjectCodec(manifest.identity, compress=manifest.compress, key=key)
     first = checkpoint_key(0)
-    sealed = await asyncio.to_thread(lambda: codec.seal(first, _inherit(state).encode()))
+    block_size = manifest.block_size
+    sealed = await asyncio.to_thread(lambda: codec.seal(first, _inherit(state).encode(block_size)))
     await objects.put(first, sealed)
 
 
@@ -147,6 +149,16 @@ def _clone_manifest(disk: StoredDisk) -> Manifest:
 
 
 def _inherit(state: DiskState) -> DiskState:
-    """Return the first state of a clone: every chunk is its ancestor's, one origin further."""
+    """Return the first state of a clone: all objects are its ancestor's, one origin further."""
     chunks = array("Q", (entry and entry + ORIGIN_STEP for entry in state.chunks))
-    return DiskState(state.size, chunks)
+    inherited = DiskState(state.size, chunks)
+    sizes = {entry + ORIGIN_STEP: blocks for entry, blocks in state.extents.sizes.items()}
+    runs = ((index, _inherit_run(run)) for index, run in state.extents)
+    inherited.extents.lay(runs, sizes)
+    return inherited
+
+
+def _inherit_run(run: Run) -> Run:
+    if isinstance(run.source, int) and run.source != ZEROES:
+        return run._replace(source=run.source + ORIGIN_STEP)
+    return run

@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from .codec import damaged_error, from_bytes, split, to_bytes, to_line
+from .extents import ExtentMap, PackedRuns, gather, pack, unpack
 from .keys import MAX_CHUNKS, first_version
 from .records import Kind, Record
+
+_MAX_RUNS_SIZE = 256 << 20  # bytes of all runs of a state, far more than a writer lets there be
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class DiskState:
     floor: int = 0
     """Lower versions that are not in the map will never be in it."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    extents: ExtentMap = field(default_factory=ExtentMap)
+    """The runs over the chunks."""
+    converted: int = 0
+    """The record that has made format 3 of a disk of an earlier one; 0 if there is none."""
     fences: list[tuple[int, int]] = field(default_factory=list)
     """First and last of the records that must be kept, for fencing: a writer that was never closed,
     and may still believe that it is the writer, finds them where it would add its own. The first is
@@ -96,15 +103,24 @@ class DiskState:
                 for snapshot in self.snapshots.values():
                     snapshot.clones.pop(record.disk, None)
 
+            case Kind.CONVERT:
+                self.unclosed = self.converted = self.sequence
+
     def _commit(self, record: Record, chunk_size: int) -> None:
         self.unclosed = self.sequence
-        self.contents = record.nonce
+        if not record.moved:
+            self.contents = record.nonce
         self.floor = record.floor
-        self.size = record.size
+        before, self.size = len(self.chunks), record.size
         resize(self.chunks, -(-record.size // chunk_size))
+        for index in range(len(self.chunks), before):
+            self.extents.clear(index)
         for index, entry in zip(record.indices, record.entries, strict=True):
+            self.extents.clear(index)
             if index < len(self.chunks):  # otherwise it was cut off since
                 self.chunks[index] = entry
+        self.extents.lay(record.runs, dict(record.sources))
+        self.extents.unused.clear()
 
     def reflects(self, record: Record, sequence: int) -> bool:
         """Whether the effect of a record of this number is in the state; not of COMMIT and CLOSE.
@@ -138,10 +154,15 @@ class DiskState:
                 for name, each in self.snapshots.items()
             },
             fences=list(self.fences),
+            extents=self.extents.copy(),
         )
 
-    def encode(self) -> bytes:
+    def encode(self, block_size: int) -> bytes:
         """Encode a checkpoint, to be sealed. It takes milliseconds for each MiB of the map."""
+        runs, data = gather(self.extents, block_size)
+        packed = pack(runs, self.extents.sizes)
+        chunks = zlib.compress(to_bytes(self.chunks), 1)
+        words = zlib.compress(to_bytes(packed.words), 1) if runs else b""
         fields = {
             "size": self.size,
             "sequence": self.sequence,
@@ -152,22 +173,40 @@ class DiskState:
             "floor": self.floor,
             "snapshots": {name: asdict(each) for name, each in self.snapshots.items()},
             "fences": self.fences,
+            "converted": self.converted,
+            # Absent in formats 1 and 2, where the map is all that follows.
+            "map": len(chunks),
+            "runs": len(words),
+            "sources": packed.sources,
         }
-        return to_line(fields) + zlib.compress(to_bytes(self.chunks), 1)
+        return b"".join((to_line(fields), chunks, words, data))
 
     @classmethod
-    def decode(cls, data: memoryview) -> Self:
-        """Decode a checkpoint, as :meth:`encode` has made it."""
+    def decode(cls, data: memoryview, block_size: int) -> Self:
+        """Decode a checkpoint, as :meth:`encode` has made it, or an earlier version."""
         fields, rest = split(data)
         fields["snapshots"] = {
             name: _snapshot(**each) for name, each in fields["snapshots"].items()
         }
         fields["fences"] = [(first, last) for first, last in fields["fences"]]
-        inflating = zlib.decompressobj()
-        chunks = inflating.decompress(rest, 8 * MAX_CHUNKS + 1)
-        if not inflating.eof or len(chunks) > 8 * MAX_CHUNKS:
-            raise ValueError(f"its map is cut off, or has more than {MAX_CHUNKS} chunks")
-        return cls(**fields, chunks=from_bytes(memoryview(chunks)))
+        length, runs = fields.pop("map", len(rest)), fields.pop("runs", 0)
+        sources = [(source, blocks) for source, blocks in fields.pop("sources", ())]
+        chunks = from_bytes(_inflate(rest[:length], 8 * MAX_CHUNKS))
+        extents = ExtentMap()
+        if runs:
+            words = from_bytes(_inflate(rest[length : length + runs], _MAX_RUNS_SIZE))
+            packed = PackedRuns(words, sources)
+            extents.lay(unpack(packed, rest[length + runs :], block_size), dict(sources))
+            extents.unused.clear()
+        return cls(**fields, chunks=chunks, extents=extents)
+
+
+def _inflate(data: memoryview, longest: int) -> memoryview:
+    inflating = zlib.decompressobj()
+    inflated = inflating.decompress(data, longest + 1)
+    if not inflating.eof or len(inflated) > longest:
+        raise ValueError(f"its map is cut off, or has more than {longest // 8} numbers")
+    return memoryview(inflated)
 
 
 def _snapshot(clones: dict[str, Any], **fields: Any) -> Snapshot:
@@ -180,18 +219,19 @@ def resize(chunks: array[int], count: int) -> None:
     chunks.frombytes(bytes(8 * (count - len(chunks))))
 
 
-def read_state(contents: memoryview, path: str) -> DiskState:
+def read_state(contents: memoryview, path: str, block_size: int) -> DiskState:
     """Return the state in the contents of a checkpoint.
 
     Args:
         contents: of the object.
         path: of the object, for messages.
+        block_size: bytes.
 
     Raises:
         StorageError: (EIO) it is no state.
 
     """
     try:
-        return DiskState.decode(contents)
-    except (ValueError, KeyError, TypeError, zlib.error) as exc:
+        return DiskState.decode(contents, block_size)
+    except (ValueError, KeyError, TypeError, IndexError, zlib.error) as exc:
         raise damaged_error(path, str(exc)) from None

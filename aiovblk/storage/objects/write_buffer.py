@@ -1,13 +1,11 @@
-"""The write-back buffer of an open disk: dirty chunks, above the chunks as they are stored.
+"""The write-back buffer of an open disk: dirty blocks, above the disk as it is stored.
 
-Each chunk is seen through up to three layers:
+Each chunk is seen through up to three layers of what is dirty, frozen or being stored
+(:mod:`.dirty_layers`), over the disk in the store (:class:`.ChunkStore`).
 
-1. dirty: what was written since the chunk was last stored;
-2. storing: what is being stored now. It is frozen: a write to it begins a new dirty chunk above;
-3. stored: the chunk in the store (:class:`.ChunkStore`).
-
-A chunk is stored in the background soon after every block of it is dirty; by a flush; or when the
-buffer is full: then writes wait (backpressure).
+A chunk is stored in the background soon after every block of it is dirty. All other blocks wait for
+a flush, which puts them into its record, or into segments if they are many. When the buffer is
+full, writes wait, and a flush is made for them (backpressure).
 """
 
 from __future__ import annotations
@@ -15,25 +13,38 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from itertools import islice
 
-from ...aio.gather import run_bounded
+from ...aio.gather import gather_all, run_bounded
 from ...errors import StorageError
-from .chunk_store import ChunkStore, Limits
+from .chunk_store import ChunkStore
 from .client import Buffer
 from .dirty_chunk import DirtyChunk
+from .dirty_layers import DirtyLayers
+from .extents import ZEROES, Placed, Run
+from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
+from .segments import SegmentPart, divide
 
 _BACKGROUND_STORE_AT = 4  # complete chunks that are kept: sequential writes may come back to them
+
+
+async def _no_flush() -> None:
+    """Stand for the flush of a disk that is not written to."""
 
 
 class ChunkBuffer:
     """Read and write the chunks of an open disk, with write-back caching.
 
-    Concurrency: all methods may be called at the same time, for any chunks.
+    Concurrency: all methods may be called at the same time, for any chunks; :meth:`store` and
+    :meth:`commit` by one flush at a time.
 
     Cancellation: safe; requests to the store go on, and their results are used.
+
+    Attributes:
+        flush: makes room by a flush; set by the writer.
 
     Args:
         chunk_store: the layer below; closed with this.
@@ -45,14 +56,16 @@ class ChunkBuffer:
     def __init__(self, chunk_store: ChunkStore, manifest: Manifest, limits: Limits) -> None:
         self.chunk_store = chunk_store
         """The layer below."""
+        self.flush: Callable[[], Awaitable[None]] = _no_flush
+        self._view = chunk_store.view
+        self._layers = DirtyLayers(manifest)
         self._chunk_size = manifest.chunk_size
         self._block_size = manifest.block_size
-        self._dirty: dict[int, DirtyChunk] = {}
-        self._storing: dict[int, DirtyChunk] = {}
         self._store_tasks: dict[int, asyncio.Task[None]] = {}
-        self._complete: deque[int] = deque()  # indices, oldest first
-        self._max_dirty = max(2, limits.unstored // manifest.chunk_size)
-        self._concurrency = 2 * limits.requests  # stores; some first read the chunk they complete
+        self._completed: deque[int] = deque()  # indices, oldest first
+        self._max_held = max(2 * manifest.chunk_size, limits.unstored)
+        self._segment_size = max(limits.segment_size, manifest.block_size)
+        self._concurrency = limits.requests
         self._next_store_end: asyncio.Future[BaseException | None] | None = None
 
     # Reading
@@ -64,29 +77,26 @@ class ChunkBuffer:
             OSError: the chunk cannot be read from the store, or is damaged.
 
         """
-        for layer in (self._dirty.get(index), self._storing.get(index)):
-            if layer is None:
-                continue
+        layers = self._layers
+        if layers.is_clean(index):
+            below = await self.chunk_store.read(index, start, length)
+            # It may have been written to, and perhaps flushed, while this read waited.
+            return below if layers.is_clean(index) else layers.lay_over(index, start, below)
+        for layer in layers.over(index):
             if layer.covers(start, length):
                 return layer.read(start, length)
             if layer.mask:
                 break
-        else:
-            return (await self.chunk_store.get(index))[start : start + length]
         return await self._assemble(index, start, length)
 
     async def _assemble(self, index: int, start: int, length: int) -> Buffer:
         """Read a range of which some blocks are dirty, from all layers."""
-        storing = self._storing.get(index)
-        if storing is not None and storing.covers(start, length):
-            assembled = bytearray(length)  # the stored chunk is not needed, so it is not read
+        if any(layer.covers(start, length) for layer in self._layers.over(index)):
+            below: Buffer = bytes(length)  # what is stored is not needed, so it is not read
         else:
-            assembled = bytearray((await self.chunk_store.get(index))[start : start + length])
+            below = await self.chunk_store.read(index, start, length)
         # Nothing is awaited from here on, so all layers are of the same moment.
-        for layer in (self._storing.get(index), self._dirty.get(index)):
-            if layer is not None:
-                layer.apply_to(assembled, start)
-        return memoryview(assembled).toreadonly()
+        return self._layers.lay_over(index, start, below)
 
     # Writing
 
@@ -94,13 +104,11 @@ class ChunkBuffer:
         """Write whole blocks to a chunk; wait while the buffer is full (backpressure).
 
         Raises:
-            OSError: the buffer is full, and storing a chunk fails.
+            OSError: the buffer is full, and storing it fails.
 
         """
-        dirty = await self._dirty_chunk(index)
-        was_complete = dirty.is_complete
-        dirty.write(start, data)
-        if dirty.is_complete and not was_complete:
+        await self._wait_for_room()
+        if self._layers.write(index, start, data):
             self._store_in_background(index)
 
     async def zero(self, index: int, start: int, length: int) -> None:
@@ -108,85 +116,159 @@ class ChunkBuffer:
         if length == self._chunk_size:
             self.drop(index)
         elif not self.is_zero(index):
-            (await self._dirty_chunk(index)).zero(start, length)
+            await self._wait_for_room()
+            self._layers.zero(index, start, length)
 
     def drop(self, index: int) -> None:
         """Make a whole chunk zeroes, which takes no memory and stores nothing."""
-        self._dirty.pop(index, None)
-        if index in self._storing:  # that is stored first, and replaced by zeroes then
-            dirty = self._dirty[index] = DirtyChunk(self._chunk_size, self._block_size)
-            dirty.zero(0, self._chunk_size)
-        else:
-            self.chunk_store.set_entry(index, 0)
+        self._layers.drop(index)
+        if index not in self._layers.storing:  # otherwise it is replaced by zeroes after that
+            self._view.set_entry(index, 0)
 
     def is_zero(self, index: int) -> bool:
         """Whether a chunk is known to be zeroes, without reading it."""
-        for layer in (self._dirty.get(index), self._storing.get(index)):
-            if layer is not None and layer.mask:
-                return layer.is_complete and layer.contents is None
-        return not self.chunk_store.entry(index)
-
-    async def _dirty_chunk(self, index: int) -> DirtyChunk:
-        """Return the dirty chunk of that index; make one, once there is room for it."""
-        while (dirty := self._dirty.get(index)) is None:
-            if len(self._dirty) + len(self._storing) < self._max_dirty:
-                dirty = self._dirty[index] = DirtyChunk(self._chunk_size, self._block_size)
-                break
-            await self._wait_for_room()
-        return dirty
+        for layer in self._layers.over(index):
+            if layer.mask:
+                return layer.is_complete and layer.is_zero
+        return self._view.is_zero(index)
 
     async def _wait_for_room(self) -> None:
-        """Store the oldest dirty chunks, and wait until one of all stores ends."""
-        for index in list(islice(self._dirty, self._concurrency)):
-            self._start_storing(index)
-        # One future for all writes that wait: there may be many store tasks.
-        if self._next_store_end is None:
-            self._next_store_end = asyncio.get_running_loop().create_future()
-        failure = await asyncio.shield(self._next_store_end)
-        if failure is not None:
-            number = failure.errno if isinstance(failure, OSError) else None
-            reason = f"the write buffer is full, and its data is not stored yet: {failure}"
-            raise StorageError(number or errno.EIO, reason)
+        """Wait while the buffer is full: for a chunk that is being stored, or for a flush."""
+        while self._layers.held >= self._max_held:
+            failure: BaseException | None
+            if self._store_tasks:
+                # One future for all writes that wait: there may be many store tasks.
+                if self._next_store_end is None:
+                    self._next_store_end = asyncio.get_running_loop().create_future()
+                failure = await asyncio.shield(self._next_store_end)
+            else:
+                failure = await self._make_room()
+            if failure is not None:
+                number = failure.errno if isinstance(failure, OSError) else None
+                reason = f"the write buffer is full, and its data is not stored yet: {failure}"
+                raise StorageError(number or errno.EIO, reason)
+
+    async def _make_room(self) -> OSError | None:
+        try:
+            await self.flush()
+        except OSError as exc:
+            return exc
+        return None
 
     def _store_in_background(self, index: int) -> None:
         """Store the oldest complete chunk once there are some, so that a flush has little to do."""
-        self._complete.append(index)
-        while len(self._complete) > _BACKGROUND_STORE_AT:
-            oldest = self._complete.popleft()
-            dirty = self._dirty.get(oldest)
+        self._completed.append(index)
+        while len(self._completed) > _BACKGROUND_STORE_AT:
+            oldest = self._completed.popleft()
+            dirty = self._layers.dirty.get(oldest)
             if dirty is not None and dirty.is_complete:
                 self._start_storing(oldest)
 
     # Storing
 
-    async def store(self) -> None:
-        """Store everything that was written before the call.
+    async def store(self, inline: int) -> None:
+        """Store everything that was written before the call, but for what a record may hold.
+
+        That stays frozen until :meth:`commit`.
+
+        Args:
+            inline: bytes of blocks that a record may hold.
 
         Raises:
-            OSError: a chunk could not be stored; it stays dirty.
+            OSError: something could not be stored; it is dirty again.
 
         """
-        indices = [*self._storing, *(each for each in self._dirty if each not in self._storing)]
-        # No further one is begun after a failure: while the store is down, each would take as long
-        # as the retry timeout.
-        await run_bounded(
-            (partial(self._store_one, each) for each in indices), limit=self._concurrency
-        )
+        self._layers.freeze()
+        frozen = self._layers.frozen
+        try:
+            # What was begun before is older than what is frozen, so it becomes current first.
+            tasks = list(self._store_tasks.values())
+            await gather_all(_outcome(task) for task in tasks)
+            # Nothing is begun after a failure: while the store is down, each request takes as long
+            # as the retry timeout.
+            parts = {index: each for index, each in frozen.items() if not each.is_complete}
+            if sum(dirty.length for dirty in parts.values()) <= inline:
+                parts = {}
+            for index in [index for index, dirty in parts.items() if self._complete(index, dirty)]:
+                del parts[index]
+            whole = {index: each for index, each in frozen.items() if each.is_complete}
+            await run_bounded(self._to_store(whole, parts), limit=self._concurrency)
+        except BaseException:
+            self._layers.thaw()
+            raise
+        for index, dirty in parts.items():
+            self._layers.unfreeze(index, dirty)
 
-    async def _store_one(self, index: int) -> None:
-        task = self._store_tasks.get(index)
-        if task is not None:
-            await asyncio.wait([task])
-        # If that has failed the chunk is dirty again; what was written since is stored with it.
-        self._start_storing(index)
-        task = self._store_tasks.get(index)
-        if task is not None:
-            await asyncio.shield(task)
+    def _complete(self, index: int, dirty: DirtyChunk) -> bool:
+        """Complete a frozen chunk, if it would be folded soon and what is stored is in memory.
+
+        That stays the same until the chunk is stored, since what is frozen is over it.
+        """
+        if dirty.mask.bit_count() * FOLD_SHARE * self._block_size < self._chunk_size:
+            return False
+        below = self.chunk_store.peek(index)
+        if below is not None:
+            self._layers.complete(dirty, below)
+        return below is not None
+
+    def _to_store(
+        self, whole: dict[int, DirtyChunk], parts: dict[int, DirtyChunk]
+    ) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Yield the jobs that store whole chunks, and segments with parts of others."""
+        for index, dirty in whole.items():
+            yield partial(self._store_frozen, index, dirty)
+        pieces = (
+            (index, piece) for index, dirty in sorted(parts.items()) for piece in dirty.pieces()
+        )
+        for part in divide(pieces, self._segment_size // self._block_size):
+            yield partial(self._store_segment, part, parts)
+
+    async def _store_frozen(self, index: int, dirty: DirtyChunk) -> None:
+        entry = await self.chunk_store.put(index, dirty.contents)
+        self._make_current(index, entry, dirty, is_current=self._layers.frozen.get(index) is dirty)
+        self._layers.unfreeze(index, dirty)
+
+    def _make_current(
+        self, index: int, entry: int, dirty: DirtyChunk, *, is_current: bool = True
+    ) -> None:
+        if not is_current:  # it was dropped meanwhile
+            self._view.discard(index, entry)
+            return
+        self._view.set_entry(index, entry)
+        contents = dirty.contents
+        if entry and contents is not None:
+            self.chunk_store.cache(index, entry, memoryview(contents).toreadonly())
+
+    def commit(self) -> None:
+        """Make what is frozen part of the view, as data for the record that is added next."""
+        placed: list[Placed] = []
+        for index, dirty in self._layers.take_frozen().items():
+            for first, count, data in dirty.pieces():
+                placed.append((index, Run(first, count, ZEROES if data is None else data, 0)))
+        if placed:
+            self._view.lay(placed, {})
+
+    async def _store_segment(self, part: SegmentPart, frozen: dict[int, DirtyChunk]) -> None:
+        blocks = 0
+        entry = ZEROES
+        if part.pieces:
+            data = b"".join(part.pieces)
+            blocks = len(data) // self._block_size
+            entry = await self.chunk_store.put_segment(data)
+        # Chunks that were dropped meanwhile stay so.
+        placed = [
+            (index, run if run.source == ZEROES else run._replace(source=entry))
+            for index, run in part.runs
+            if self._layers.frozen.get(index) is frozen[index]
+        ]
+        self._view.lay(placed, {entry: blocks} if entry else {})
 
     def _start_storing(self, index: int) -> None:
-        if index in self._store_tasks or index not in self._dirty:
+        # What is frozen is older, and would be laid over this chunk if it were stored first.
+        layers = self._layers
+        if index in self._store_tasks or index in layers.frozen or index not in layers.dirty:
             return
-        self._storing[index] = self._dirty.pop(index)
+        layers.begin_storing(index)
         task = self._store_tasks[index] = asyncio.create_task(self._store_chunk(index))
         task.add_done_callback(self._on_store_end)
 
@@ -198,46 +280,38 @@ class ChunkBuffer:
 
     async def _store_chunk(self, index: int) -> None:
         await asyncio.sleep(0)  # an eager task would run before it is in _store_tasks
-        dirty = self._storing[index]
+        dirty = self._layers.storing[index]
+        stored = False
         try:
-            if not dirty.is_complete:
-                below = await self.chunk_store.get(index)
-                dirty.complete(None if below is self.chunk_store.zeroes else below)
             entry = await self.chunk_store.put(index, dirty.contents)
-        except BaseException:
-            self._restore(index, dirty)
-            raise
+            stored = True
         finally:
-            del self._storing[index], self._store_tasks[index]
-        self.chunk_store.set_entry(index, entry)
-        if entry and dirty.contents is not None:
-            self.chunk_store.cache(index, entry, memoryview(dirty.contents).toreadonly())
-
-    def _restore(self, index: int, dirty: DirtyChunk) -> None:
-        """Make a chunk dirty again that could not be stored; what was written since stays."""
-        newer = self._dirty.get(index)
-        if newer is None:
-            self._dirty[index] = dirty
-        else:
-            newer.merge(dirty)
+            self._layers.end_storing(index, stored=stored)
+            del self._store_tasks[index]
+        self._make_current(index, entry, dirty)
 
     def resize(self, before: int, size: int) -> None:
         """Change the disk's size from ``before`` to ``size`` bytes; bytes added are zeroes."""
         index, start = divmod(min(before, size), self._chunk_size)
         if start and not self.is_zero(index):
-            dirty = self._dirty.setdefault(index, DirtyChunk(self._chunk_size, self._block_size))
-            dirty.zero(start, self._chunk_size - start)
+            self._layers.zero(index, start, self._chunk_size - start)
         count = -(-size // self._chunk_size)
-        for index in range(count, len(self.chunk_store.entries)):
+        for index in range(count, len(self._view.entries)):
             # This is recorded in the history: they may be added again before the next flush.
             self.drop(index)
-        self.chunk_store.resize(count)
+        self._view.resize(count)
 
     async def close(self) -> None:
         """Cancel what is being stored, and free all memory. Dirty chunks are lost."""
         tasks = list(self._store_tasks.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._dirty.clear()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._layers.dirty.clear()
         await self.chunk_store.close()
+
+
+async def _outcome(task: asyncio.Task[None]) -> None:
+    """Wait for a task that goes on if this is cancelled."""
+    await asyncio.shield(task)

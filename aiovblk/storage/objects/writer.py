@@ -1,9 +1,10 @@
 """The one writer of a disk: flush (group commit), lease renewal, fencing, checkpoints.
 
-A flush stores all dirty chunks, appends one COMMIT record with their new entries, and only then
-deletes the objects that they supersede. Flushes that are requested while one runs share the next
-(group commit). When another writer's OPEN record is found, this one is *fenced*: all its requests
-fail from then on.
+A flush stores chunks of which all is dirty; the other dirty blocks go into segments if they are
+many, and otherwise into the COMMIT record itself, so that a small flush is one put. Only after the
+record are the objects deleted that nothing needs any more. Flushes that are requested while one
+runs share the next (group commit). When another writer's OPEN record is found, this one is
+*fenced*: all its requests fail from then on.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 from ...aio.coalesce import CoalescedCall
 from ...errors import STOP_EXCEPTIONS, StorageError
-from .client import ObjectStore
+from .compactor import Compactor
+from .disk import StoredDisk
 from .journal import FencedError, Journal, record
 from .keys import MAX_EPOCHS, first_version
 from .lease import Holder, Lease
+from .limits import Limits
 from .records import Kind
 from .write_buffer import ChunkBuffer
 
@@ -29,35 +32,47 @@ logger = logging.getLogger("aiovblk")
 
 _CHECKPOINT_INTERVAL = 256
 """Records after which a checkpoint is written, so that opening the disk stays quick."""
+_MAX_CHECKPOINT_INTERVAL = 1024
+"""The same where checkpoints are large."""
+_CHECKPOINT_BYTES = 1024
+"""Bytes of a checkpoint for each record between two, from which on they are large."""
 
 
 class Writer:
     """Make writes durable, and keep the lease.
 
-    Concurrency: any number of calls. Only one coroutine at a time uses the journal.
+    Concurrency: any number of calls. Only one coroutine at a time adds records to the journal.
 
     Attributes:
-        flush: stores all dirty chunks, and commits them to the disk's history. Calls during a flush
+        flush: stores all that is dirty, and commits it to the disk's history. Calls during a flush
             are coalesced: they share the next one. Raises OSError if something could not be stored;
-            it stays dirty, and the next flush tries again.
+            it is kept, and the next flush tries again.
 
     Args:
-        buffer: the dirty chunks.
+        buffer: what is dirty.
         journal: the disk's history, after :meth:`open`.
-        objects: the disk's folder.
+        disk: the disk.
+        limits: of the disk.
         lease: seconds; see :data:`.lease.DEFAULT_LEASE`.
 
     """
 
     def __init__(
-        self, buffer: ChunkBuffer, journal: Journal, objects: ObjectStore, lease: float
+        self,
+        buffer: ChunkBuffer,
+        journal: Journal,
+        disk: StoredDisk,
+        limits: Limits,
+        lease: float,
     ) -> None:
         epoch = journal.state.epoch
         self._buffer = buffer
         self._chunk_store = buffer.chunk_store
+        self._view = buffer.chunk_store.view
         self._journal = journal
+        self._limits = limits
         self._epoch = epoch
-        self._lease = Lease(objects, epoch, lease)
+        self._lease = Lease(disk.objects, epoch, lease)
         self._renewal_interval = lease / 3
         self.size = journal.state.size
         """Bytes of the disk; a change is committed by the next flush."""
@@ -66,12 +81,18 @@ class Writer:
         self._journal_lock = asyncio.Lock()
         self._fenced = ""  # why, once it is
         self._commit_unknown = False  # whether a record may be there whose response was lost
+        self._block_size = disk.manifest.block_size
+        self._logged = 0  # bytes of data in records since the last checkpoint
+        self._interval = _CHECKPOINT_INTERVAL
         # Older versions may be part of snapshots, if there are any; those are not read to find out.
         self._newest_snapshot = journal.state.newest_snapshot
         self._deletes_from = first_version(epoch) if self._newest_snapshot else 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deletions: set[asyncio.Task[None]] = set()
         self.flush = CoalescedCall(self._flush)
+        self._compactor = Compactor(self._chunk_store, self, disk.manifest, limits, disk.where)
+        self._compaction: asyncio.Task[None] | None = None
+        buffer.flush = self.flush
         self._chunk_store.start_epoch(epoch)
 
     @staticmethod
@@ -102,13 +123,25 @@ class Writer:
         if holder is not None:
             raise self._journal.fenced_error(holder)
         # A crash may have left records that the store itself has in memory only.
-        await self._journal.checkpoint()
+        await self.write_checkpoint()
         self._spawn(self._renew_lease())
+        self._compaction = self._spawn(self._compactor.run())
+        self._compactor.notify()
 
     def check(self) -> None:
         """Raise FencedError if another process is known to have become the writer."""
         if self._fenced:
             raise FencedError(errno.EIO, self._fenced)
+
+    def _check_epoch(self) -> None:
+        """Raise FencedError if another writer's OPEN record is part of the history that is known.
+
+        To be called with the journal's lock, before a record is added: the journal reports that
+        OPEN record only to whoever has found it, and adds all others behind it.
+        """
+        if self._journal.state.epoch != self._epoch and not self._fenced:
+            self._fence(self._journal.fenced_error(self._journal.state.holder).reason)
+        self.check()
 
     async def check_fenced(self) -> None:
         """Read the history on, to find out whether another writer is the reason of a failure.
@@ -124,33 +157,47 @@ class Writer:
             try:
                 await self._journal.catch_up()
             finally:  # after a failure, too: the other's OPEN record may have been read
-                if self._journal.state.epoch != self._epoch:
-                    holder = self._journal.state.holder
-                    self._fence(self._journal.fenced_error(holder).reason)
-                self.check()
+                self._check_epoch()
 
     async def _flush(self) -> None:
         self.check()
         try:
-            await self._buffer.store()
+            await self._compactor.make_room()
+            await self._buffer.store(self._limits.inline_size - self._view.unsaid)
         except OSError:
             await self.check_fenced()
             raise
         async with self._journal_lock:
+            self._check_epoch()
+            self._buffer.commit()
+            await self._commit()
+
+    async def commit_moved(self) -> None:
+        """See :class:`.compactor.Log`."""
+        async with self._journal_lock:
+            self._check_epoch()
             await self._commit()
 
     async def _commit(self) -> None:
-        """Append a COMMIT record for the chunks that were stored since the last one."""
+        """Append a COMMIT record of what has changed in the view since the last one."""
         size, floor = self.size, self._chunk_store.floor
-        changes, superseded = self._chunk_store.take_changes()
-        if not changes and size == self._journal.state.size and not self._commit_unknown:
+        changes, runs, data = self._view.take_changes()
+        resized = size != self._journal.state.size or self._commit_unknown
+        if not changes and not resized:
+            self._view.restore_changes(changes)  # what is superseded waits for the next record
             return
+        sizes = self._view.extents.sizes
+        sources = {run.source for _, run in runs if isinstance(run.source, int) and run.source}
         new = record(
             Kind.COMMIT,
             size=size,
             floor=floor,
-            indices=array("Q", changes),
-            entries=array("Q", changes.values()),
+            moved=not changes.has_data and not resized,
+            indices=array("Q", changes.entries),
+            entries=array("Q", changes.entries.values()),
+            sources=[(source, sizes[source]) for source in sorted(sources)],
+            runs=runs,
+            data=data,
         )
         try:
             await self._journal.add(new)
@@ -159,16 +206,17 @@ class Writer:
             raise
         except BaseException:
             self._commit_unknown = True
-            self._chunk_store.restore_changes(changes, superseded)
+            self._view.restore_changes(changes)
             raise
         self._commit_unknown = False
-        self.contents = new.nonce
+        self._logged += len(data)
+        if not new.moved:
+            self.contents = new.nonce
         self._retain_for_snapshots()
-        deletion = self._spawn(self._chunk_store.delete(superseded, self._deletes_from))
+        deletion = self._spawn(self._chunk_store.delete(changes.superseded, self._deletes_from))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
-        if self._journal.state.sequence - self._journal.checkpointed >= _CHECKPOINT_INTERVAL:
-            await self._checkpoint()
+        self._compactor.notify()
 
     def _retain_for_snapshots(self) -> None:
         """Once a snapshot was taken, delete only chunks that were stored after it."""
@@ -177,15 +225,22 @@ class Writer:
             self._newest_snapshot = newest
             self._deletes_from = self._chunk_store.next_version
 
-    async def _checkpoint(self) -> None:
-        try:
-            await self._journal.checkpoint()
-        except OSError as exc:
-            logger.warning(
-                "%s: writing a checkpoint failed, the next flush tries again: %s",
-                self._journal.where,
-                exc,
-            )
+    def checkpoint_due(self) -> bool:
+        """See :class:`.compactor.Log`."""
+        records = self._journal.state.sequence - self._journal.checkpointed
+        return records >= self._interval or self._logged >= self._limits.segment_size
+
+    async def write_checkpoint(self) -> None:
+        """See :class:`.compactor.Log`.
+
+        Raises:
+            OSError: the store fails. Nothing is lost by that.
+
+        """
+        size = await self._journal.checkpoint()
+        self._logged = self._view.extents.inline * self._block_size
+        large = size // _CHECKPOINT_BYTES
+        self._interval = max(_CHECKPOINT_INTERVAL, min(large, _MAX_CHECKPOINT_INTERVAL))
 
     async def _renew_lease(self) -> None:
         while not self._fenced:
@@ -218,11 +273,15 @@ class Writer:
 
         """
         try:
+            if self._compaction is not None:
+                self._compaction.cancel()
+                await asyncio.wait([self._compaction])
             if not self._fenced:
                 await self.flush()
                 await asyncio.gather(*self._deletions, return_exceptions=True)
                 async with self._journal_lock:
                     with suppress(FencedError):  # everything of ours is committed
+                        self._check_epoch()
                         await self._journal.add(record(Kind.CLOSE))
                 await self._lease.release()
         finally:

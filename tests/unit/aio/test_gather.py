@@ -19,7 +19,8 @@ async def test_results_come_in_order() -> None:
     assert await gather_all([]) == []
 
 
-async def test_limit_of_concurrent_requests_is_kept_and_all_run() -> None:
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_limit_of_concurrent_requests_is_kept_and_all_run(limit: int) -> None:
     running, highest, done = 0, 0, []
 
     async def work(number: int) -> None:
@@ -30,8 +31,8 @@ async def test_limit_of_concurrent_requests_is_kept_and_all_run() -> None:
         running -= 1
         done.append(number)
 
-    await run_bounded((partial(work, number) for number in range(20)), limit=3)
-    assert (highest, sorted(done)) == (3, list(range(20)))
+    await run_bounded((partial(work, number) for number in range(20)), limit=limit)
+    assert (highest, sorted(done)) == (limit, list(range(20)))
     await run_bounded(iter([]))
 
 

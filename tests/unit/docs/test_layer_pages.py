@@ -76,7 +76,7 @@ async def test_layers_of_others_keep_the_contract() -> None:
 async def test_disk_in_a_store_is_made_and_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     @asynccontextmanager
     async def mounted(device: aiovblk.BlockDevice) -> AsyncIterator[None]:
-        await device.write(0, memoryview(b"x" * 4096))
+        await device.write(0, memoryview(b"x" * (1 << 20)))
         yield
         await device.unmount()
 

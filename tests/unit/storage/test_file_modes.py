@@ -15,7 +15,7 @@ from aiovblk.cli.diskspec import KEY_FILE, read_key
 from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.keyfiles import warn_if_shared
 from aiovblk.storage import FileDevice, MemoryDevice, Overlay
-from aiovblk.storage.objects import ObjectStoreDevice, create, snapshot
+from aiovblk.storage.objects import Limits, ObjectStoreDevice, create, snapshot
 from tests.support.certificates import USER, make_certificates, make_keys
 
 KEY = bytes(range(32))
@@ -62,12 +62,15 @@ async def test_files_of_the_command(tmp_path: Path) -> None:
 async def test_objects_of_a_folder(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/disk"
     await create(url, size=1 << 20, key=KEY)
-    device = await ObjectStoreDevice.open(url, key=KEY)
+    device = await ObjectStoreDevice.open(url, key=KEY, limits=Limits(inline_size=0))
+    await device.write(0, memoryview(b"a" * 4096))
+    await device.write(0, memoryview(b"a" * (1 << 20)))
+    await device.flush()
     await device.write(0, memoryview(b"a" * 4096))
     await device.flush()
     await snapshot(url, name="one", key=KEY)
     folders = {path.name for path in (tmp_path / "disk").iterdir()}
-    assert folders == {"disk.json", "log", "map", "chunks", "lease"}
+    assert folders == {"disk.json", "log", "map", "chunks", "segments", "lease"}
     assert modes(tmp_path) == {0o600}
     await device.unmount()
 

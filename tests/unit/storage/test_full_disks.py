@@ -331,7 +331,7 @@ async def test_client_of_a_disk_in_a_full_folder_gets_enospc(
             no_room(patch, errno.ENOSPC)
             with pytest.raises(OSError, match="No space") as caught:
                 for index in range(8):
-                    await remote.write(index * CHUNK, memoryview(b"a" * PAGE))
+                    await remote.write(index * CHUNK, memoryview(b"a" * 2 * PAGE))
             assert caught.value.errno == errno.ENOSPC
             with pytest.raises(OSError, match="No space") as caught:
                 await remote.flush()

@@ -12,7 +12,15 @@ import pytest
 from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE
 from aiovblk.errors import StorageError
-from aiovblk.storage.objects import check, clone, collect_garbage, create, snapshot, trust_origins
+from aiovblk.storage.objects import (
+    check,
+    clone,
+    collect_garbage,
+    convert,
+    create,
+    snapshot,
+    trust_origins,
+)
 from aiovblk.storage.objects.codec import ObjectCodec
 from aiovblk.storage.objects.manifest import Manifest
 
@@ -82,6 +90,8 @@ async def test_clone_cannot_be_made_to_read_another_disk(bucket: Bucket) -> None
         {"chunk_size": 2 * CHUNK},
         {"compress": True},
         {"version": 1},
+        {"version": 2},
+        {"version": 3},
     ],
 )
 async def test_manifest_of_an_encrypted_disk_cannot_be_changed(
@@ -121,7 +131,7 @@ async def test_object_of_one_disk_is_damage_in_another(bucket: Bucket, kind: str
 async def test_chunk_of_one_place_is_damage_in_another(bucket: Bucket) -> None:
     first, second, *_ = bucket.names("payroll/chunks")
     bucket.objects[second] = bucket.objects[first]
-    with pytest.raises(StorageError, match=f"{second[8:]} is damaged: it cannot be decrypted"):
+    with pytest.raises(StorageError, match=f"{second[8:]} is damaged: the checksum of its"):
         await read(bucket, "payroll")
 
 
@@ -145,25 +155,27 @@ def as_format_1(bucket: Bucket, path: str, key: bytes | None) -> None:
     put(bucket, path, fields)
 
 
-async def test_disk_that_is_not_encrypted_has_format_1_as_ever() -> None:
+@pytest.mark.parametrize(("key", "version"), [(None, 3), (KEY, 4)])
+async def test_format_says_whether_a_disk_is_encrypted(key: bytes | None, version: int) -> None:
     bucket = Bucket()
-    await a_disk(bucket, "golden", b"g", key=None)
-    await snapshot(bucket.client(), "golden", name="one")
-    await clone(bucket.client(), "golden", name="one", target="clone")
+    await a_disk(bucket, "golden", b"g", key=key)
+    await snapshot(bucket.client(), "golden", name="one", key=key)
+    await clone(bucket.client(), "golden", name="one", target="clone", key=key)
     for path in ("golden", "clone"):
-        assert read_manifest(bucket, path)["version"] == 1
-        assert read_manifest(bucket, path)["key_check"] is None
-        assert await read(bucket, path, None) == b"g" * SIZE
+        assert read_manifest(bucket, path)["version"] == version
+        assert (read_manifest(bucket, path)["key_check"] is None) == (key is None)
+        assert await read(bucket, path, key) == b"g" * SIZE
 
 
-async def test_encrypted_disk_of_format_1_is_opened_as_ever(bucket: Bucket) -> None:
+async def test_encrypted_disk_of_format_1_is_read_and_converted(bucket: Bucket) -> None:
     as_format_1(bucket, "payroll", KEY)
-    before = bucket.objects["payroll/disk.json"]
+    assert await read(bucket, "payroll") == b"p" * SIZE
+    await convert(bucket.client(), "payroll", key=KEY)
+    assert read_manifest(bucket, "payroll")["version"] == 4
     device = await open_disk(bucket.client(), "payroll", key=KEY)
     await fill(device, 0, b"q")
     await device.unmount()
     assert await read(bucket, "payroll") == b"q" * CHUNK + b"p" * (SIZE - CHUNK)
-    assert bucket.objects["payroll/disk.json"] == before
     with pytest.raises(StorageError, match="this is not the key of the disk"):
         await read(bucket, "payroll", bytes(32))
 
@@ -203,10 +215,11 @@ async def test_clone_of_format_1_that_was_robbed_of_its_origins_is_damaged(bucke
     assert report.problems == ["disk.json lacks ancestor 1, which has 8 chunks"]
 
 
-async def test_clone_of_a_disk_of_format_1_is_sealed(bucket: Bucket) -> None:
+async def test_clone_of_a_disk_that_had_format_1_is_sealed(bucket: Bucket) -> None:
     as_format_1(bucket, "golden", KEY)
+    await convert(bucket.client(), "golden", key=KEY)
     await clone(bucket.client(), "golden", name="one", target="new", key=KEY)
-    assert read_manifest(bucket, "new")["version"] == 2
+    assert read_manifest(bucket, "new")["version"] == 4
     assert await read(bucket, "new") == b"g" * SIZE
 
 
@@ -217,8 +230,8 @@ async def test_manifest_of_too_many_brackets_is_refused_as_no_disk(bucket: Bucke
 
 
 async def test_later_format_is_reported(bucket: Bucket) -> None:
-    put(bucket, "payroll", read_manifest(bucket, "payroll") | {"version": 3})
-    with pytest.raises(StorageError, match="has format 3, this aiovblk knows 1 and 2 only; upgra"):
+    put(bucket, "payroll", read_manifest(bucket, "payroll") | {"version": 5})
+    with pytest.raises(StorageError, match="has format 5, this aiovblk knows 1 to 4 only; upgra"):
         await read(bucket, "payroll")
 
 

@@ -61,6 +61,14 @@ async def test_object_is_put_replaced_and_deleted(client: ObjectStoreClient) -> 
         await client.get("a/b")
 
 
+async def test_part_of_an_object_is_read(client: ObjectStoreClient) -> None:
+    await client.put("a", b"0123456789")
+    assert bytes(await client.get_range("a", 3, 4)) == b"3456"
+    assert bytes(await client.get_range("a", 8, 4)) == b"89"  # fewer where it ends
+    with pytest.raises(FileNotFoundError, match="folder/b"):
+        await client.get_range("b", 0, 4)
+
+
 async def test_missing_object_does_not_keep_others_from_being_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

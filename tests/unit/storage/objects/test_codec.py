@@ -82,12 +82,12 @@ def test_contents_longer_than_they_may_be_are_not_decompressed() -> None:
 
 @pytest.mark.parametrize("chunks", [MAX_CHUNKS, MAX_CHUNKS + 1])
 def test_map_has_at_most_as_many_chunks_as_a_disk(chunks: int) -> None:
-    data = DiskState(1 << 40, array("Q", bytes(8 * chunks))).encode()
+    data = DiskState(1 << 40, array("Q", bytes(8 * chunks))).encode(4096)
     if chunks == MAX_CHUNKS:
-        assert len(read_state(memoryview(data), "map").chunks) == chunks
+        assert len(read_state(memoryview(data), "map", 4096).chunks) == chunks
     else:
         with pytest.raises(StorageError, match="map is damaged"):
-            read_state(memoryview(data), "map")
+            read_state(memoryview(data), "map", 4096)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,46 @@ async def test_manifest_in_which_something_is_missing_is_refused(missing: str) -
     bucket.objects["disk/disk.json"] = json.dumps(fields).encode()
     with pytest.raises(StorageError, match=r"disk\.json is damaged"):
         await ObjectStoreDevice.open(bucket.client(), "disk")
+
+
+# Sessions: keys that are used for a bounded number of objects
+
+
+def salt_of(data: bytes) -> bytes:
+    return data[16:32]
+
+
+def test_each_codec_encrypts_under_a_key_of_its_own() -> None:
+    first, second = ObjectCodec(DISK, key=KEY), ObjectCodec(DISK, key=KEY)
+    sealed_by_first, sealed_by_second = first.seal("name", b"a"), second.seal("name", b"b")
+    assert salt_of(sealed_by_first) != salt_of(sealed_by_second)
+    assert bytes(first.open("name", sealed_by_second)) == b"b"
+    assert bytes(second.open("name", sealed_by_first)) == b"a"
+
+
+def test_key_is_replaced_after_a_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiovblk.storage.objects.codec.SESSION_OBJECTS", 3)
+    codec = ObjectCodec(DISK, key=KEY)
+    objects = [codec.seal("name", bytes([number])) for number in range(10)]
+    salts = [salt_of(each) for each in objects]
+    assert [salts.count(salt) for salt in dict.fromkeys(salts)] == [3, 3, 3, 1]
+    other = ObjectCodec(DISK, key=KEY)
+    assert [bytes(other.open("name", each)) for each in objects] == [bytes([n]) for n in range(10)]
+
+
+def test_keys_of_many_sessions_are_not_all_kept() -> None:
+    codec = ObjectCodec(DISK, key=KEY)
+    objects = [ObjectCodec(DISK, key=KEY).seal("name", bytes([number])) for number in range(100)]
+    for _ in range(2):
+        assert [bytes(codec.open("name", each)) for each in objects] == [
+            bytes([number]) for number in range(100)
+        ]
+    assert len(codec._known) == 64
+
+
+def test_object_of_an_earlier_version_is_under_the_key_of_the_disk() -> None:
+    data = ObjectCodec(DISK, key=KEY, sessions=False).seal("name", b"contents")
+    assert len(data) == 16 + 12 + 8 + 16
+    assert bytes(ObjectCodec(DISK, key=KEY).open("name", data)) == b"contents"
+    with pytest.raises(StorageError, match="cannot be decrypted"):
+        ObjectCodec(DISK, key=bytes(32)).open("name", data)

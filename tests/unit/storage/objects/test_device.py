@@ -19,6 +19,7 @@ from ....support.object_store import (
     make_disk,
     open_disk,
     opened,
+    undisturbed,
     write,
 )
 
@@ -152,7 +153,7 @@ async def test_replaced_chunks_are_deleted(bucket: Bucket) -> None:
             await write(device, 0, bytes([letter]) * CHUNK)
             await device.flush()
         await write(device, CHUNK, b"z" * BLOCK)
-    assert len(bucket.names("disk/chunks")) == 2
+    assert len(bucket.names("disk/chunks")) == 1
 
 
 @pytest.mark.parametrize("command", ["trim", "write_zeroes", "write"])
@@ -219,20 +220,45 @@ async def test_read_that_is_cancelled_does_not_fail_the_others(bucket: Bucket) -
             await first
 
 
-async def test_write_while_its_chunk_is_stored_is_kept_for_the_next_flush(bucket: Bucket) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+async def test_chunk_half_of_which_is_written_is_stored_as_a_chunk_if_the_rest_is_in_memory(
+    bucket: Bucket, cached: bool
+) -> None:
+    await make(bucket)
+    async with opened(bucket.client()) as device:
+        await write(device, 0, b"a" * CHUNK)
+    async with opened(bucket.client(), limits=Limits(inline_size=0)) as device:
+        if cached:
+            await device.read(0, CHUNK)
+        await write(device, 0, b"b" * 2 * BLOCK)
+        await write(device, CHUNK, b"c" * 2 * BLOCK)  # the rest is zeroes
+        await device.flush()
+        found = [name.partition("-")[0] for name in bucket.names("disk/chunks")]
+        assert found.count("disk/chunks/00000001") == 1
+        assert len(bucket.names("disk/segments")) == (not cached)
+    expected = b"b" * 2 * BLOCK + b"a" * 2 * BLOCK + b"c" * 2 * BLOCK + bytes(2 * BLOCK)
+    async with opened(bucket.client()) as device:
+        assert bytes(await device.read(0, 2 * CHUNK)) == expected
+
+
+@pytest.mark.parametrize(("folder", "blocks"), [("chunks", 4), ("segments", 1), ("log", 2)])
+async def test_write_while_its_chunk_is_stored_is_kept_for_the_next_flush(
+    bucket: Bucket, folder: str, blocks: int
+) -> None:
     await make(bucket)
     client = bucket.client()
     goes_on, begun = asyncio.Event(), asyncio.Event()
 
     def before(request: str, path: str) -> Any:
-        if request == "put" and path.startswith("chunks"):
+        if request in ("put", "create") and path.startswith(folder):
             begun.set()
             return goes_on.wait()
         return None
 
-    async with opened(client) as device:
+    limits = Limits(inline_size=0) if folder == "segments" else Limits()
+    async with opened(client, limits=limits) as device:
         client.before = before
-        await write(device, 0, b"a" * 2 * BLOCK)
+        await write(device, 0, b"a" * blocks * BLOCK)
         flush = asyncio.create_task(device.flush())
         await begun.wait()
         await write(device, BLOCK, b"b" * BLOCK)
@@ -245,27 +271,30 @@ async def test_write_while_its_chunk_is_stored_is_kept_for_the_next_flush(bucket
         assert bytes(await device.read(0, 2 * BLOCK)) == both
 
 
-async def test_flush_that_fails_keeps_what_was_written_for_the_next(bucket: Bucket) -> None:
+@pytest.mark.parametrize(("folder", "blocks"), [("chunks", 4), ("segments", 1), ("log", 1)])
+async def test_flush_that_fails_keeps_what_was_written_for_the_next(
+    bucket: Bucket, folder: str, blocks: int
+) -> None:
     await make(bucket)
     client = bucket.client()
 
     def before(request: str, path: str) -> None:
-        if path.startswith(failing):
+        if path.startswith(folder):
             raise OSError(errno.EIO, "the store is away")
 
-    async with opened(client) as device:
+    limits = Limits(inline_size=0) if folder == "segments" else Limits()
+    async with opened(client, limits=limits) as device:
         client.before = before
-        for part in ("chunks", "log"):
-            failing = part
-            await write(device, 0, b"a" * BLOCK)
+        await write(device, 0, b"a" * blocks * BLOCK)
+        for _ in range(2):
             with pytest.raises(OSError, match="away"):
                 await device.flush()
             assert bytes(await device.read(0, BLOCK)) == b"a" * BLOCK
-        failing = "nothing"
+        client.before = undisturbed
         await device.flush()
         client.crash()
         with pytest.raises(OSError, match="crashed"):
-            await write(device, 0, b"b" * BLOCK)
+            await write(device, 0, b"b" * blocks * BLOCK)
             await device.flush()
         client.process.has_crashed = False
     async with opened(bucket.client()) as device:
@@ -288,11 +317,12 @@ async def test_commit_whose_response_was_lost_counts_once(bucket: Bucket) -> Non
 
 async def test_too_much_that_is_unstored_makes_writes_wait_for_the_store(bucket: Bucket) -> None:
     await make(bucket)
-    limits = Limits(memory=CHUNK, unstored=4 * CHUNK)
+    limits = Limits(memory=CHUNK, unstored=4 * BLOCK, inline_size=0)
     async with opened(bucket.client(), limits=limits) as device:
         for index in range(20):
             await write(device, index * CHUNK, bytes([index + 1]) * BLOCK)
-        assert len(bucket.names("disk/chunks")) >= 16
+        stored = sum(len(bucket.objects[name]) for name in bucket.names("disk/segments"))
+        assert stored >= 10 * BLOCK  # there is room for two chunks, however small the limit is
         for index in range(20):
             assert bytes(await device.read(index * CHUNK, BLOCK)) == bytes([index + 1]) * BLOCK
 

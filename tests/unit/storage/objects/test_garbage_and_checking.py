@@ -201,8 +201,8 @@ async def test_check_reports_what_is_missing_once_and_what_is_damaged(bucket: Bu
     report = await check(bucket.client(), "disk", advance=advanced.append)
     assert report.problems == [
         f"{missing[5:]} is missing",
-        f"{damaged[5:]}: the object {damaged} is damaged: it has fewer bytes than the"
-        f" {CHUNK} that it should have",
+        f"{damaged[5:]}: the object {damaged} is damaged: it has"
+        f" {CHUNK + 35} bytes instead of {CHUNK + 36}",
     ]
     assert (report.chunks, sum(advanced)) == (2, 2)
 
@@ -231,13 +231,13 @@ async def test_check_goes_through_all_chunks_of_a_disk_in_other_threads(
     threads: set[threading.Thread] = set()
 
     def noting(call: Any) -> Any:
-        def note(argument: Any) -> Any:
+        def note(*arguments: Any) -> Any:
             threads.add(threading.current_thread())
-            return call(argument)
+            return call(*arguments)
 
         return note
 
-    for name in ("entry_parts", "chunk_of"):
+    for name in ("stored_objects", "version_of"):
         monkeypatch.setattr(checking, name, noting(getattr(checking, name)))
     assert (await check(bucket.client(), "disk")).problems == []
     assert threads

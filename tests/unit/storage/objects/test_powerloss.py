@@ -13,6 +13,7 @@ from obstore.store import LocalStore
 
 from aiovblk.errors import StorageError
 from aiovblk.storage.objects import (
+    Limits,
     ObjectStoreDevice,
     check,
     clone,
@@ -20,7 +21,17 @@ from aiovblk.storage.objects import (
     snapshot,
 )
 
-from ....support.object_store import CHUNK, SIZE, Bucket, contents, fill, make_disk, open_disk
+from ....support.object_store import (
+    BLOCK,
+    CHUNK,
+    SIZE,
+    Bucket,
+    contents,
+    fill,
+    make_disk,
+    open_disk,
+    write,
+)
 
 Names = dict[str, bytes]
 
@@ -88,16 +99,19 @@ class CrashableFolder:
         self.taken.append((image, len(self.acknowledged)))
 
 
-async def work(folder: CrashableFolder) -> None:
+async def work(folder: CrashableFolder, limits: Limits) -> None:
     store = LocalStore(folder.root)
     await create(store, "disk", size=SIZE, chunk_size=CHUNK)
     folder.acknowledged.append(bytes(SIZE))
-    device = await ObjectStoreDevice.open(store, "disk")
+    device = await ObjectStoreDevice.open(store, "disk", limits=limits)
     content = bytearray(SIZE)
     for step in range(1, 3):
         for index in (0, step):
             content[index * CHUNK : (index + 1) * CHUNK] = bytes([64 + step]) * CHUNK
             await fill(device, index, bytes([64 + step]))
+        for offset in (CHUNK, 5 * CHUNK + BLOCK):
+            content[offset : offset + BLOCK] = bytes([96 + step]) * BLOCK
+            await write(device, offset, bytes([96 + step]) * BLOCK)
         await device.flush()
         folder.acknowledged.append(bytes(content))
         if step == 1:
@@ -107,13 +121,14 @@ async def work(folder: CrashableFolder) -> None:
 
 @pytest.mark.deadline(120)
 @pytest.mark.one_loop
+@pytest.mark.parametrize("limits", [Limits(), Limits(inline_size=0)], ids=["records", "segments"])
 async def test_power_failure_at_any_step_leaves_the_last_flush_or_a_later_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits
 ) -> None:
     (tmp_path / "root").mkdir()
     with monkeypatch.context() as patch:
         folder = CrashableFolder(tmp_path / "root", tmp_path / "images", patch)
-        await work(folder)
+        await work(folder, limits)
     assert len(folder.taken) > 40
     for image, acknowledged in folder.taken:
         try:

@@ -92,9 +92,9 @@ async def test_impossible_disk_is_refused(
 
 async def test_format_of_a_later_version_is_refused(bucket: Bucket) -> None:
     await make(bucket)
-    text = bucket.objects["disk/disk.json"].replace(b'"version": 1', b'"version": 3')
+    text = bucket.objects["disk/disk.json"].replace(b'"version": 3', b'"version": 5')
     bucket.objects["disk/disk.json"] = text
-    with pytest.raises(StorageError, match="has format 3, this aiovblk knows 1 and 2 only; upgra"):
+    with pytest.raises(StorageError, match="has format 5, this aiovblk knows 1 to 4 only; upgra"):
         await open_disk(bucket.client())
 
 
