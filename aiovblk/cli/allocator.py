@@ -39,7 +39,8 @@ _libc = libc.Functions(mallopt=["int", "int"])
 def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> None:
     """Raise malloc's thresholds, for this process and those that it starts.
 
-    No-op: the user has set one, in glibc's environment variables; or the C library has none.
+    No-op: the user has set one, in glibc's environment variables; or the C library has none; or
+    this Python has no ctypes, which costs speed and must not cost the command.
     """
     if TRIM_VARIABLE in environ or MMAP_VARIABLE in environ:
         return
@@ -47,7 +48,7 @@ def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     try:
         mallopt = _libc.mallopt
-    except AttributeError:  # as in musl
+    except (AttributeError, ImportError):  # as in musl; a Python without libffi
         return
     for option, variable, value in SETTINGS:
         mallopt(option, value)

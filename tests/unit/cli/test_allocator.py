@@ -11,6 +11,7 @@ import pytest
 
 from aiovblk.cli import allocator
 from aiovblk.cli.allocator import MAX_HEAP_BLOCK, MAX_KEPT, keep_freed_memory
+from aiovblk.libc import Functions
 
 # The pages of so many blocks in flight at once, again and again, as reads of 256 KiB have them.
 COUNT_FAULTS = """
@@ -93,3 +94,11 @@ def test_freed_blocks_are_used_again_without_page_faults() -> None:
     )
     # One batch alone has 4,096 pages.
     assert int(done.stdout) < 2_000
+
+
+def test_python_without_ctypes_serves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)  # so that importing it raises ImportError
+    monkeypatch.setattr(allocator, "_libc", Functions(mallopt=["int", "int"]))
+    environ: dict[str, str] = {}
+    keep_freed_memory(environ)
+    assert environ == {}
