@@ -199,6 +199,10 @@ class HandlerScheduler:
         finally:
             if is_outermost:
                 sender.send()
+        # Also when this is not the consumer's call, whose result would say so: on Python 3.11 a task
+        # accepts requests a turn later.
+        if self._receiver.memory_needed:
+            reader.stop_consuming()
 
     if sys.version_info >= (3, 12):
 

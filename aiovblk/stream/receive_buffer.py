@@ -119,6 +119,11 @@ class ReceiveBuffer:
             # Not raised here: uvloop would close the connection, and not raise a KeyboardInterrupt.
             self._consumed.set_exception(exc)
 
+    def stop_consuming(self) -> None:
+        """Stop the consumer from outside of its call; no-op if :meth:`consume` does not run."""
+        if self.consuming:
+            self._end_consuming(True)
+
     def _end_consuming(self, stopped: bool) -> None:
         self.consuming = False
         if not self._consumed.done():  # it may have been cancelled
