@@ -18,8 +18,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import SupportsIndex, cast
+from collections.abc import Callable
+from typing import cast
 
 from .buffers import BufferPool, is_viewed
 
@@ -104,14 +104,14 @@ class ReceiveBuffer:
             return
         try:
             if self.end - self.start >= self.wanted and not self._consumer():
-                self._end_consuming(True)
+                self.end_consuming(True)
             elif (self._ended or self._error is not None) and self.consuming:
                 if self._error is not None:
                     raise self._error
                 if self.end != self.start:
                     rest = self._take(self.end - self.start)
                     raise asyncio.IncompleteReadError(rest, self.wanted)
-                self._end_consuming(False)
+                self.end_consuming(False)
         except BaseException as exc:
             self.consuming = False
             if self._consumed.done():
@@ -119,12 +119,8 @@ class ReceiveBuffer:
             # Not raised here: uvloop would close the connection, and not raise a KeyboardInterrupt.
             self._consumed.set_exception(exc)
 
-    def stop_consuming(self) -> None:
-        """Stop the consumer from outside of its call; no-op if :meth:`consume` does not run."""
-        if self.consuming:
-            self._end_consuming(True)
-
-    def _end_consuming(self, stopped: bool) -> None:
+    def end_consuming(self, stopped: bool) -> None:
+        """End :meth:`consume` with this result; no-op if it has ended."""
         self.consuming = False
         if not self._consumed.done():  # it may have been cancelled
             self._consumed.set_result(stopped)
@@ -175,16 +171,6 @@ class ReceiveBuffer:
         """As in the base class: the transport to pause and resume."""
         # A stream's transport can read; that of uvloop is no subclass of asyncio.ReadTransport.
         self._transport = cast(asyncio.ReadTransport, transport)
-
-    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        """As in the base class: copy bytes that were received elsewhere."""
-        remaining = memoryview(bytes(data))
-        while remaining:
-            with self.receive_buffer() as room:
-                count = min(len(room), len(remaining))
-                room[:count] = remaining[:count]
-            self.received(count)
-            remaining = remaining[count:]
 
     def feed_eof(self) -> None:
         """As in the base class."""
