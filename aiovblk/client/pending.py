@@ -28,7 +28,7 @@ from ..protocol import (
     parse_block_status,
     parse_error,
 )
-from ..protocol.constants import CHUNK_ERROR
+from ..protocol.reply_constants import CHUNK_ERROR
 from ..protocol.structured_replies import (
     CONTEXT_ID,
     CONTEXT_ID_AND_COUNT,

@@ -27,7 +27,7 @@ from ..protocol import (
     parse_reply_header,
     reply_header_size,
 )
-from ..protocol.constants import CHUNK_DONE
+from ..protocol.reply_constants import CHUNK_DONE
 from ..protocol.structured_replies import EXTENDED_REPLY_MAGIC, OFFSET, STRUCTURED_REPLY_MAGIC
 from ..stream import InPlaceStreamReader
 from .pending import MIN_ZERO_COPY, PendingBlockStatus, PendingRead, PendingRequest

@@ -23,24 +23,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import socket
+import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..device import BlockDevice
 from ..events import RequestEvent, SlowRequest
 from ..protocol import NegotiationResult, Request
 from ..stream import StreamProtocol
+from . import detaching
 from .concurrency import ConcurrencyLimiter
+from .deferred_start import DeferredScheduler
 from .failures import FailureLog, Reporter
 from .handler_call import HandlerAdapter
 from .memory_budget import ConnectionQuota
 from .receiver import RequestReceiver
-from .reply_sender import ReplySender, event_fields
+from .refusals import event_fields
+from .reply_sender import ReplySender
 from .scheduler import HandlerScheduler
 from .stats import Stats
 from .validation import RequestValidator, kernel_negotiation
+
+Scheduler = HandlerScheduler if sys.version_info >= (3, 12) else DeferredScheduler
 
 
 class Dispatcher:
@@ -54,10 +58,7 @@ class Dispatcher:
             socket (backpressure). None for the kernel, which must never be kept waiting.
         limiter: limits how many handlers run at once (concurrency); connections to one device share
             it. By default this connection has its own.
-        handler_timeout: seconds that one request's handler may take before it is cancelled and the
-            request fails with EIO; None for no limit.
-        slow_request: seconds after which a handler that still runs is reported; None for never.
-        busy_poll: microseconds for which the event loop polls after each batch; None for none.
+        handler_timeout, slow_request, busy_poll: as in :class:`HandlerLimits`.
         reporter: logs why requests fail; connections that share its log report each cause once. By
             default this connection has its own.
         on_event: called with each :class:`SlowRequest` and :class:`RequestFailed`.
@@ -95,7 +96,7 @@ class Dispatcher:
         self._receiver = RequestReceiver(
             self._sender, self._validator, negotiated, quota, on_disconnect, on_unfinished
         )
-        self._scheduler = HandlerScheduler(
+        self._scheduler = Scheduler(
             self._receiver,
             self._sender,
             HandlerAdapter(device, negotiated, handler_timeout),
@@ -192,31 +193,20 @@ class Dispatcher:
         """
         self._stream.transport.pause_reading()
         await self.drained()
-        await self._stream.drain()
+        await detaching.drain(self._stream)
 
     def resume(self) -> None:
         """Receive again after :meth:`pause`; call :meth:`run` again."""
         self._stream.transport.resume_reading()
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Detach the socket for a handover, after :meth:`pause`; the client does not notice.
-
-        Returns:
-            The socket, and the bytes of requests that were received and not accepted.
-
-        """
+        """Detach the socket for a handover, after :meth:`pause`; see :func:`detaching.detach`."""
         self._stop_monitoring()
-        descriptor, received = self._stream.detach()
-        return socket.socket(fileno=descriptor), received
+        return detaching.detach(self._stream)
 
     def stop_receiving(self) -> None:
         """Shut down receiving; :meth:`run` accepts what the client has sent, and returns."""
-        transport = self._stream.transport
-        if not transport.is_closing():
-            # On a duplicate: uvloop's own socket cannot be shut down.
-            descriptor = os.dup(transport.get_extra_info("socket").fileno())
-            with socket.socket(fileno=descriptor) as sock, suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
+        detaching.stop_receiving(self._stream)
 
     def close(self) -> asyncio.Future[Exception | None]:
         """Send queued replies and close the connection; the future is done once it is closed."""

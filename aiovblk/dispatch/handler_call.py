@@ -1,11 +1,9 @@
-"""Call the handler of one request, with a timeout, and turn its result into the reply's content."""
+"""Call the handler of one request, and turn its result into the reply's content."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
 from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from ..device import BlockDevice, can, handler_for
 from ..protocol import (
@@ -20,7 +18,7 @@ from ..protocol import (
     Request,
 )
 from ..stream.reply_copies import ReplyCopyBuffer
-from .failures import HandlerTimeoutError
+from .handler_timeout import with_timeout
 from .holes import MIN_HOLE_SIZE, merge_extents, read_around_holes
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
@@ -29,9 +27,6 @@ _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
 _CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
 _DF, _REQ_ONE = int(CommandFlag.DF), int(CommandFlag.REQ_ONE)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -66,32 +61,15 @@ class HandlerAdapter:
         self._write_zeroes = handler_for(device, "write_zeroes")
         self._extents = handler_for(device, "extents")
         self._cache = handler_for(device, "cache")
-        self._timeout = timeout
         self._copy_buffer = ReplyCopyBuffer()
         self._allocation = negotiated.allocation_context_id
         self._sends_holes = negotiated.mode >= ReplyMode.STRUCTURED and can(device, "extents")
         self.max_read = MIN_HOLE_SIZE if self._sends_holes else MAX_PAYLOAD
-        self.handle = self._limit(self._call)
-        self.read: Callable[[int, int], Awaitable[Any]] = self._limit(device.read)
-        self.write: Callable[[int, memoryview], Awaitable[None]] = self._limit(self._write)
-
-    def _limit(self, handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        """Return the handler with ``handler_timeout``, if there is one."""
-        if self._timeout is None:
-            return handler
-
-        async def call_in_time(*args: P.args, **kwargs: P.kwargs) -> T:
-            limit = asyncio.timeout(self._timeout)
-            try:
-                async with limit:
-                    return await handler(*args, **kwargs)
-            except TimeoutError as exc:
-                if not limit.expired():
-                    raise
-                reason = f"not done in {self._timeout} s (handler_timeout)"
-                raise HandlerTimeoutError(errno.ETIMEDOUT, reason) from exc
-
-        return call_in_time
+        self.handle = with_timeout(self._call, timeout)
+        self.read: Callable[[int, int], Awaitable[Any]] = with_timeout(device.read, timeout)
+        self.write: Callable[[int, memoryview], Awaitable[None]] = with_timeout(
+            self._write, timeout
+        )
 
     async def _call(self, request: Request, payload: memoryview | None) -> ReplyContent:
         command, offset, length = request.type, request.offset, request.length

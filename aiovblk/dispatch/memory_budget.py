@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 
 from ..protocol import MAX_PAYLOAD, Command, Request
+from ..stream import BUFFER_SIZE
 from .holes import MAX_EXTENTS
 
 REQUEST_COST = 4096
@@ -32,8 +33,12 @@ MIN_EXTENT = 512
 ALWAYS_ALLOWED = 256 * 1024 + REQUEST_COST
 """Cost in bytes up to which the only request in flight of a connection never has to wait."""
 
+UNRESERVED = 64 * 1024
+"""Bytes up to which a request may always be received before memory is reserved for it: they fit
+into the buffer that each connection has."""
+
 _WITH_PAYLOAD = int(Command.READ), int(Command.WRITE)
-_BLOCK_STATUS = int(Command.BLOCK_STATUS)
+_BLOCK_STATUS, _DISC = int(Command.BLOCK_STATUS), int(Command.DISC)
 
 
 def request_cost(request: Request) -> int:
@@ -171,6 +176,29 @@ class ConnectionQuota:
             return False
         self.charge(count)
         return True
+
+    def admit(self, request: Request, length: int, *, is_whole: bool, buffered: int) -> int:
+        """Charge a request that has begun to arrive, if it need not wait.
+
+        Args:
+            request: its header.
+            length: bytes of header and payload.
+            is_whole: whether all of them have arrived.
+            buffered: bytes of the connection's receive buffer.
+
+        Returns:
+            Bytes of memory that it has to wait for; 0 if it may be received, or accepted.
+
+        """
+        cost = request_cost(request)
+        if is_whole:
+            has_memory = request.type == _DISC or self.charge_next(cost)
+        elif length > max(UNRESERVED, min(buffered, BUFFER_SIZE)):
+            # Reserved before it is received: it does not fit into what the connection has.
+            has_memory = self.reserve_now(max(cost, length))
+        else:
+            has_memory = True
+        return 0 if has_memory else max(cost, length)
 
     def _reserve(self, count: int) -> None:
         self.reserved = count

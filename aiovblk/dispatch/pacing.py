@@ -15,14 +15,14 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 
-from ..stream import CHECK_INTERVAL, Slice
+from ..stream.slices import SLICE, Slice
 from .memory_budget import ConnectionQuota
 
 SMALL = 8192
 """What a request takes of the credit, beside the bytes of its payload."""
 
-CREDIT = CHECK_INTERVAL * SMALL
-"""What may be served between two looks at the clock."""
+CREDIT = 32 * SMALL
+"""What may be served between two looks at the clock: 32 small requests, say."""
 
 
 class Pacer:
@@ -35,13 +35,16 @@ class Pacer:
     Attributes:
         credit: what may be served until :meth:`renew` must be called. Whoever serves a request
             takes :data:`SMALL` and the bytes of its payload from it.
-        slice: the time slice; begun by whoever has something to serve.
+        slice_end: when the time slice ends, in nanoseconds of :func:`time.monotonic_ns`; set when
+            requests arrive.
+        slice: the queue for the next one.
         paused: whether a slice is used up, and the next one has not begun.
 
     """
 
     def __init__(self, quota: ConnectionQuota | None, on_resumed: Callable[[], None]) -> None:
         self.credit = 0
+        self.slice_end = 0
         self.slice = Slice()
         self.paused = False
         self._granted = 0  # the credit when it was granted
@@ -69,7 +72,7 @@ class Pacer:
             and the next request has to be charged before it may be served.
 
         """
-        if self.paused or self.slice.is_over():
+        if self.paused or monotonic_ns() >= self.slice_end:
             self._pause()
             return False
         if self._quota is None:
@@ -99,7 +102,7 @@ class Pacer:
 
     def _resume(self) -> None:
         self.paused = False
-        self.slice.begin(monotonic_ns())
+        self.slice_end = monotonic_ns() + SLICE
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         self._on_resumed()

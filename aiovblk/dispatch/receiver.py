@@ -22,17 +22,13 @@ from ..protocol import (
     parse_extended_request,
     parse_request,
 )
-from ..stream import BUFFER_SIZE, ReceiveBuffer
-from .memory_budget import ConnectionQuota, request_cost
+from ..stream import ReceiveBuffer
+from .memory_budget import ConnectionQuota
 from .reply_sender import ReplySender
 from .validation import RequestValidator
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
 _WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
-
-UNRESERVED = 64 * 1024
-"""Bytes up to which a request may always be received before memory is reserved for it: they fit
-into the buffer that each connection has."""
 
 
 class RequestReceiver:
@@ -135,18 +131,11 @@ class RequestReceiver:
         """Return whether a request of ``length`` bytes has arrived, and charge it if so."""
         reader, quota = self.reader, self._quota
         is_whole = reader.end - reader.start >= length
-        if quota is not None:
-            cost = request_cost(request)
-            if is_whole:
-                has_memory = request.type == _DISC or quota.charge_next(cost)
-            elif length > max(UNRESERVED, min(len(reader.buffer), BUFFER_SIZE)):
-                # Reserved before it is received: it does not fit into what the connection has.
-                has_memory = quota.reserve_now(max(cost, length))
-            else:
-                has_memory = True
-            if not has_memory:
-                self.memory_needed = max(cost, length)
-                return False
+        if quota is not None and (
+            needed := quota.admit(request, length, is_whole=is_whole, buffered=len(reader.buffer))
+        ):
+            self.memory_needed = needed
+            return False
         if not is_whole:
             reader.wanted = length
             self.partial += 1

@@ -4,23 +4,21 @@ What holds here:
 
 * A request counts as in flight until its reply is handed to the socket.
 * Replies of one batch, or of one turn of the event loop, leave in one send.
-* The memory of a request is refunded to the connection's quota when its reply has left, except for
-  one write buffer (backpressure: a client that does not read its replies gets no further memory).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 from time import monotonic_ns
 
-from ..events import RequestEvent, RequestFailed
+from ..events import RequestEvent
 from ..protocol import SERIALIZERS, Payload, ReplyContent, ReplyMode, Request
 from ..stream import StreamProtocol
 from .memory_budget import REQUEST_COST, ConnectionQuota, request_cost
-from .stats import Stats, command_name
-from .validation import REFUSAL_REASONS
+from .refusals import failed_event
+from .reply_charges import ReplyCharges
+from .stats import Stats
 
 
 class ReplySender:
@@ -61,23 +59,20 @@ class ReplySender:
         self.arrival = 0
         self.read_lengths: list[int] = []
         self.write_lengths: list[int] = []
-        self._quota = quota
+        self._charges = None if quota is None else ReplyCharges(quota)
         self._on_event = on_event
         self._serialize = SERIALIZERS[mode]
         self._loop = asyncio.get_running_loop()
         self._succeeded: list[tuple[int, int, int]] = []  # command, length, arrival
         self._failed: list[Request] = []
-        self._waited_cost = 0  # bytes that these were charged
-        self._charged = 0  # bytes of replies that are charged although their requests never waited
-        self._sent_cost = 0  # bytes of sent requests, to be refunded
         self.last_reply = self._loop.time()
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def attach(self, stream: StreamProtocol) -> None:
         """Send on this connection from now on."""
         self.stream = stream
-        if self._quota is not None:
-            stream.on_write_resumed = self._refund_sent
+        if self._charges is not None:
+            stream.on_write_resumed = self._charges.refund_sent
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every received request is answered."""
@@ -98,12 +93,11 @@ class ReplySender:
         self.buffers += self._serialize(request, error, content)
         if error:
             self._failed.append(request)
-            reason = reason or REFUSAL_REASONS.get(error, REFUSAL_REASONS[errno.EINVAL])
-            self._on_event(RequestFailed(*event_fields(request), error, reason=reason))
+            self._on_event(failed_event(request, error, reason))
         else:
             self._succeeded.append((request.type, request.length, request.arrival))
-        if self._quota is not None:
-            self._waited_cost += request_cost(request)
+        if self._charges is not None:
+            self._charges.waited += request_cost(request)
         if not self.is_due:
             self.is_due = True
             self._loop.call_soon(self.send)
@@ -111,8 +105,8 @@ class ReplySender:
     def add_waited(self, command: int, length: int, arrival: int) -> None:
         """Count a READ or WRITE that was served directly, and has waited; its reply is queued."""
         self._succeeded.append((command, length, arrival))
-        if self._quota is not None:
-            self._waited_cost += REQUEST_COST + length
+        if self._charges is not None:
+            self._charges.waited += REQUEST_COST + length
         if not self.is_due:
             self.is_due = True
             self._loop.call_soon(self.send)
@@ -125,12 +119,10 @@ class ReplySender:
             self.stream.send(self.buffers)
             self.buffers.clear()
             now = monotonic_ns()
-            reads, writes = self.read_lengths, self.write_lengths
+            reads, writes, charges = self.read_lengths, self.write_lengths, self._charges
             if reads or writes:
-                if self._charged or (self._quota is not None and self.stream.write_paused):
-                    self.charge()
-                    self._sent_cost += self._charged
-                    self._charged = 0
+                if charges is not None and (charges.charged or self.stream.write_paused):
+                    charges.charge_sent(reads, writes)
                 self.stats.record_batch(reads, writes, now - self.arrival)
                 if reads:
                     reads.clear()
@@ -138,8 +130,8 @@ class ReplySender:
                     writes.clear()
             if self._succeeded or self._failed:
                 self._record_replies(now)
-            if self._sent_cost and not self.stream.write_paused:
-                self._refund_sent()
+            if charges is not None and charges.sent and not self.stream.write_paused:
+                charges.refund_sent()
         else:
             self.stats.record_in_flight()
         while self._idle_waiters and not self.stats.in_flight:
@@ -149,27 +141,13 @@ class ReplySender:
 
     def charge(self) -> None:
         """Charge to the quota what was answered without waiting, and is not sent yet."""
-        assert self._quota is not None  # only called if there is a quota
-        reads, writes = self.read_lengths, self.write_lengths
-        cost = (len(reads) + len(writes)) * REQUEST_COST + sum(reads) + sum(writes)
-        self._quota.charge(cost - self._charged)
-        self._charged = cost
+        assert self._charges is not None  # only called if there is a quota
+        self._charges.charge(self.read_lengths, self.write_lengths)
 
     def _record_replies(self, now: int) -> None:
         """Count the requests that were in flight, and whose replies were sent."""
         succeeded, failed = self._succeeded, self._failed
         self._succeeded, self._failed = [], []
         self.stats.record_replies(succeeded, failed, now)
-        self._sent_cost += self._waited_cost
-        self._waited_cost = 0
-
-    def _refund_sent(self) -> None:
-        """Refund the memory of replies that have left, except for one write buffer."""
-        assert self._quota is not None  # only called if there is a quota
-        self._quota.refund(self._sent_cost)
-        self._sent_cost = 0
-
-
-def event_fields(request: Request) -> tuple[str, int, int]:
-    """Return the first fields of a :class:`RequestEvent`: command, offset, length."""
-    return command_name(request.type), request.offset, request.length
+        if self._charges is not None:
+            self._charges.send_waited()

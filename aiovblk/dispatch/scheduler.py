@@ -3,8 +3,8 @@
 What holds here:
 
 * Handlers start in the order of arrival, as far as the concurrency limiter allows.
-* A task starts eagerly where Python can (3.12): in the callback that has received the requests. No
-  turn of the loop is spent on handlers that do not wait.
+* A task starts eagerly: in the callback that has received the requests. No turn of the loop is
+  spent on handlers that do not wait. (Before Python 3.12: :mod:`.deferred_start`.)
 * Requests are served for at most a time slice; the others then wait for the next slice, while other
   connections run.
 * The kernel is never kept waiting: what cannot be served yet is accepted into the queue. So is what
@@ -17,10 +17,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import sys
-from asyncio import Task
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import Any
 
 from ..protocol import ReplyMode, Request
 from ..stream import SLICE, BusyPoll
@@ -36,6 +35,9 @@ from .serving import RequestServer, release
 from .slow_requests import SlowRequestMonitor
 from .validation import RequestValidator
 
+# As Any: ``eager_start`` is unknown to a type checker that takes the oldest Python.
+start_eagerly: Any = asyncio.Task
+
 
 class HandlerScheduler:
     """Serve the requests of one connection in tasks.
@@ -44,11 +46,7 @@ class HandlerScheduler:
     belongs to that handler until it ends, and another task becomes the leader.
 
     Args:
-        receiver: accepts what is not served directly.
-        sender: sends the replies.
-        adapter: calls the handlers.
-        validator: decides which requests are in order.
-        mode: the form of the replies.
+        receiver, sender, adapter, validator, mode: as those of :class:`RequestServer`.
         reporter: classifies and logs what a handler raises.
         limiter: how many handlers may run at once (concurrency).
         quota: what requests that wait are charged to; None for the kernel.
@@ -95,10 +93,6 @@ class HandlerScheduler:
         )
         self._busy_poll = None if busy_poll is None else BusyPoll(busy_poll)
         self._loop = asyncio.get_running_loop()
-        # Before Python 3.12: tasks whose first step is still to come, and whether the last task to
-        # start had to wait.
-        self._starting = 0
-        self._slow = False
 
     def attach(self) -> None:
         """Prepare to serve; the receiver has been attached to its reader."""
@@ -124,15 +118,7 @@ class HandlerScheduler:
             self._busy_poll.stop()
 
     def fail_running(self, since: float = math.inf) -> None:
-        """Cancel handlers and fail their requests with EIO; further requests are served.
-
-        A handler that ignores its cancellation is still waited for.
-
-        Args:
-            since: cancel only handlers that began until then (in the loop's time); by default all,
-                and queued requests fail as well.
-
-        """
+        """Cancel handlers and fail their requests: see :meth:`.Dispatcher.fail_running`."""
         if since == math.inf:
             self._fail_queue()
         for task, (start, _) in list(self._running.tasks.items()):
@@ -169,7 +155,7 @@ class HandlerScheduler:
         self._sender.arrival = now
         # Uvloop receives again at once when the buffer was filled: that is the same slice.
         if not receiver.reader.filled:
-            pacer.slice.end = now + SLICE
+            pacer.slice_end = now + SLICE
         self.start_ready()
         if self._busy_poll is not None:
             self._busy_poll.extend(now)
@@ -200,68 +186,35 @@ class HandlerScheduler:
             if is_outermost:
                 sender.send()
 
-    if sys.version_info >= (3, 12):
-
-        def _start_tasks(self) -> None:
-            server, pacer, limiter = self._server, self._pacer, self._limiter
-            receiver, reader = self._receiver, self._receiver.reader
-            while not pacer.paused and (
-                receiver.queue
-                # Inlined: receiver.has_next().
-                or (
-                    reader.end - reader.start >= reader.wanted
-                    and reader.consuming
-                    and not receiver.memory_needed
+    def _start_tasks(self) -> None:
+        server, pacer, limiter = self._server, self._pacer, self._limiter
+        receiver, reader = self._receiver, self._receiver.reader
+        while not pacer.paused and (
+            receiver.queue
+            # Inlined: receiver.has_next().
+            or (
+                reader.end - reader.start >= reader.wanted
+                and reader.consuming
+                and not receiver.memory_needed
+            )
+        ):
+            # Inlined: limiter.acquire(self).
+            if limiter.running < limiter.limit and not limiter.waiting:
+                limiter.running += 1
+            elif not limiter.acquire(self):
+                break
+            context = server.context.copy()
+            try:
+                # Eager: if no handler has to wait, all are done when this returns.
+                task = start_eagerly(
+                    server.serve(context), loop=self._loop, context=context, eager_start=True
                 )
-            ):
-                # Inlined: limiter.acquire(self).
-                if limiter.running < limiter.limit and not limiter.waiting:
-                    limiter.running += 1
-                elif not limiter.acquire(self):
-                    break
-                context = server.context.copy()
-                try:
-                    # Eager: if no handler has to wait, all are done when this returns.
-                    task = Task(
-                        server.serve(context), loop=self._loop, context=context, eager_start=True
-                    )
-                except BaseException:  # a handler was interrupted; the others go on
-                    self._accept_all()
-                    self._loop.call_soon(self.start_ready)
-                    raise
-                if not task.done():
-                    server.leave_to_handler(task)
-
-    else:
-
-        def _start_tasks(self) -> None:
-            # A task takes its first step at the next turn of the loop, so it is not known yet
-            # whether it will have to wait. If the last one had to, each request gets a task at
-            # once; otherwise one task serves them all.
-            queue, receiver, server = self._receiver.queue, self._receiver, self._server
-            if self._slow:
-                self._queue_rest()
-            while (
-                not self._pacer.paused
-                and (len(queue) > self._starting or (not self._starting and receiver.has_next()))
-                and (self._slow or not self._starting)
-                and self._limiter.acquire(self)
-            ):
-                self._starting += 1
-                context = server.context.copy()
-                task = self._loop.create_task(server.serve(context), context=context)
-                self._loop.call_soon(self._has_begun, task)
-
-        def _has_begun(self, task: Task[None]) -> None:
-            """Called by the loop right after the first step of a task."""
-            self._starting -= 1
-            if self._server.leader is not task:  # cancelled before its first step
-                self._limiter.release()
-            else:
-                self._slow = not task.done()
-                if self._slow:
-                    self._server.leave_to_handler(task)
-            self.start_ready()
+            except BaseException:  # a handler was interrupted; the others go on
+                self._accept_all()
+                self._loop.call_soon(self.start_ready)
+                raise
+            if not task.done():
+                server.leave_to_handler(task)
 
     def _queue_rest(self) -> None:
         """Accept requests that cannot be served yet."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ..latency import LatencyHistogram
 from ..protocol import Command, Request
+from .stats_sum import add_up
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
@@ -28,7 +29,7 @@ def command_name(number: int) -> str:
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one device, since it is served. Bytes are payload of successful requests."""
+    """Counters of one device, since it is served. Bytes are those of successful requests."""
 
     reads: int = 0
     writes: int = 0
@@ -135,21 +136,9 @@ class Stats:
     def sum(cls, several: Iterable[Stats]) -> Stats:
         """Return the sum of the counters of several connections."""
         total = cls()
-        for stats in several:
-            for name in _SUMS:
-                setattr(total, name, getattr(total, name) + getattr(stats, name))
-            # A copy: metrics exporters call this in other threads.
-            for name, number in stats.errors_by_command.copy().items():
-                total.errors_by_command[name] = total.errors_by_command.get(name, 0) + number
-            for name, latency in stats.latency.items():
-                total.latency[name] += latency
-            total.max_in_flight = max(total.max_in_flight, stats.max_in_flight)
+        add_up(total, several)
         return total
 
     def copy(self) -> Stats:
         """Return a snapshot of the counters."""
         return Stats.sum([self])
-
-
-_NO_SUMS = {"errors_by_command", "max_in_flight", "latency"}
-_SUMS = [each.name for each in fields(Stats) if each.name not in _NO_SUMS]

@@ -14,19 +14,16 @@ from ..protocol import (
     CommandFlag,
     ExportInfo,
     NegotiationResult,
-    ReplyMode,
     Request,
     TransmissionFlag,
 )
+from .negotiated_commands import allow_negotiated
 
 # Plain ints: comparing members of an IntEnum costs as much as the rest of a check. And the
 # complement of an IntFlag lacks the bits that have no name: those would never be refused.
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
-_CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
 _FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
-_DF, _PAYLOAD_LEN = int(CommandFlag.DF), int(CommandFlag.PAYLOAD_LEN)
-_REQ_ONE, _FAST_ZERO = int(CommandFlag.REQ_ONE), int(CommandFlag.FAST_ZERO)
 
 # Commands that are accepted whether advertised or not, with their allowed command flags. Optional
 # ones have a default in BlockDevice; Linux 6.12 sends WRITE_ZEROES without the transmission flag.
@@ -40,13 +37,6 @@ _ALWAYS_ALLOWED = {
 }
 
 _CHANGES = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
-
-REFUSAL_REASONS = {
-    errno.EPERM: "refused: the device is read-only",
-    errno.ENOSPC: "refused: beyond the end of the device",
-    errno.EINVAL: "refused: not aligned, beyond the end, or not negotiated",
-}
-"""Why a request was refused, by the error that :meth:`RequestValidator.error_for` returned."""
 
 # Errors for a range beyond the end: the specification has ENOSPC where data would be stored.
 _BEYOND_END = {_WRITE: errno.ENOSPC, _WRITE_ZEROES: errno.ENOSPC}
@@ -85,8 +75,8 @@ def kernel_negotiation(device: BlockDevice) -> NegotiationResult:
 class RequestValidator:
     """Decide which requests may reach the handlers of a device on one connection.
 
-    READ, WRITE, FLUSH, TRIM and WRITE_ZEROES are always accepted. CACHE, BLOCK_STATUS and the
-    command flags DF, PAYLOAD_LEN and FAST_ZERO only if they were advertised or negotiated.
+    READ, WRITE, FLUSH, TRIM and WRITE_ZEROES are accepted whether advertised or not, what
+    :mod:`.negotiated_commands` has only if it was advertised or negotiated.
 
     Args:
         device: the device that is served.
@@ -104,16 +94,7 @@ class RequestValidator:
         self.block_mask = device.block_size - 1
         self.read_only = TransmissionFlag.READ_ONLY in negotiated.info.flags
         self._allowed = dict(_ALWAYS_ALLOWED)
-        if negotiated.mode >= ReplyMode.STRUCTURED:
-            self._allowed[_READ] |= _DF
-        if negotiated.mode >= ReplyMode.EXTENDED:
-            self._allowed[_WRITE] |= _PAYLOAD_LEN
-        if TransmissionFlag.SEND_FAST_ZERO in negotiated.info.flags:
-            self._allowed[_WRITE_ZEROES] |= _FAST_ZERO
-        if TransmissionFlag.SEND_CACHE in negotiated.info.flags:
-            self._allowed[_CACHE] = _FUA
-        if negotiated.allocation_context_id is not None:
-            self._allowed[_BLOCK_STATUS] = _FUA | _REQ_ONE
+        allow_negotiated(self._allowed, negotiated)
 
     def error_for(self, request: Request) -> int:
         """Return the error for a request that must not reach a handler; 0 if it may."""

@@ -2,22 +2,26 @@
 
 from .client_handshake import ClientHandshake
 from .constants import (
-    BASE_ALLOCATION,
-    DEFAULT_PORT,
     MAX_PAYLOAD,
-    MAX_STRING,
     Command,
     CommandFlag,
     ReplyMode,
-    ReplyType,
-    StatusFlag,
     TransmissionFlag,
 )
 from .extended_requests import EXTENDED_REQUEST, parse_extended_request, serialize_request
 from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
-from .handshake_constants import Info, Option, OptionReply
+from .handshake_constants import (
+    BASE_ALLOCATION,
+    DEFAULT_PORT,
+    MAX_STRING,
+    Info,
+    Option,
+    OptionReply,
+)
 from .options import ExportInfo, NegotiationResult
-from .replies import BlockStatus, Payload, ReplyContent, SparseData
+from .replies import ReplyContent
+from .reply_constants import ReplyType, StatusFlag
+from .reply_content import BlockStatus, Payload, SparseData
 from .reply_parsing import (
     ReplyHeader,
     parse_block_status,
@@ -32,15 +36,13 @@ from .requests import (
     REQUEST_MAGIC,
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
-    WIRE_ERRORS,
     Request,
-    errno_to_wire,
     parse_request,
-    serialize_simple_reply,
 )
 from .server_handshake import ServerHandshake, TLSMode
 from .structured_replies import SERIALIZERS, structured_read_header, structured_success
 from .uri import URI
+from .wire_errors import WIRE_ERRORS, errno_to_wire
 
 __all__ = [
     "BASE_ALLOCATION",
@@ -92,7 +94,6 @@ __all__ = [
     "parse_simple_reply",
     "reply_header_size",
     "serialize_request",
-    "serialize_simple_reply",
     "structured_read_header",
     "structured_success",
 ]

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 
 from ..errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
 from ..text import quote
-from .constants import (
-    BASE_ALLOCATION,
-    MAX_PAYLOAD,
-    MAX_STRING,
-    ReplyMode,
-    TransmissionFlag,
-)
+from .constants import MAX_PAYLOAD, ReplyMode, TransmissionFlag
 from .handshake import Handshake, HandshakeSteps, Receive, StartTLS
-from .handshake_constants import HandshakeFlag, Info, Option, OptionReply
+from .handshake_constants import (
+    BASE_ALLOCATION,
+    MAX_STRING,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+)
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,

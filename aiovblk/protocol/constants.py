@@ -1,24 +1,16 @@
-"""Constants of the NBD specification (doc/proto.md, "Values"), under the names that it uses."""
+"""Constants of the NBD specification (doc/proto.md, "Values"), under the names that it uses.
+
+Those that only a network connection has are in :mod:`.handshake_constants` and
+:mod:`.reply_constants`.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-DEFAULT_PORT = 10809
-"""The TCP port that IANA has assigned to NBD."""
-
 MAX_PAYLOAD = 32 * 1024 * 1024
 """Maximum bytes of one READ or WRITE: the limit that the specification's "Block sizes" lets every
 client rely on, and the most that the kernel sends (max_hw_sectors_kb of nbd.c)."""
-
-MAX_STRING = 4096
-"""Maximum bytes of a name, description, query or message ("Values")."""
-
-BASE_ALLOCATION = "base:allocation"
-"""The metadata context that reports holes and zeroes."""
-
-
-# Transmission phase
 
 
 class Command(IntEnum):
@@ -70,29 +62,3 @@ class ReplyMode(IntEnum):
     SIMPLE = 0
     STRUCTURED = 1
     EXTENDED = 2
-
-
-class ReplyType(IntEnum):
-    """Reply types of structured replies; bit 15 marks an error."""
-
-    NONE = 0
-    OFFSET_DATA = 1
-    OFFSET_HOLE = 2
-    BLOCK_STATUS = 5
-    BLOCK_STATUS_EXT = 6
-    ERROR = (1 << 15) + 1
-    ERROR_OFFSET = (1 << 15) + 2
-
-
-CHUNK_DONE = 1 << 0
-"""NBD_REPLY_FLAG_DONE: marks the last chunk of a reply."""
-
-CHUNK_ERROR = 1 << 15
-"""The bit that marks error chunks in a chunk's type, whether the type is known or not."""
-
-
-class StatusFlag(IntFlag):
-    """Status flags of ``base:allocation``."""
-
-    HOLE = 1 << 0
-    ZERO = 1 << 1

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
+DEFAULT_PORT = 10809
+"""The TCP port that IANA has assigned to NBD."""
+
+MAX_STRING = 4096
+"""Maximum bytes of a name, description, query or message ("Values")."""
+
+BASE_ALLOCATION = "base:allocation"
+"""The metadata context that reports holes and zeroes."""
+
 
 class HandshakeFlag(IntFlag):
     """Handshake flags; the client flags have the same values."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ProtocolError
-from .constants import MAX_PAYLOAD, MAX_STRING, ReplyMode, TransmissionFlag
-from .handshake_constants import Info
+from .constants import MAX_PAYLOAD, ReplyMode, TransmissionFlag
+from .handshake_constants import MAX_STRING, Info
 
 NBD_MAGIC = 0x4E42444D41474943
 IHAVEOPT = 0x49484156454F5054

@@ -7,28 +7,8 @@ nothing does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
+from .reply_content import BlockStatus, Payload, SparseData
 from .requests import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
-
-Payload = bytes | memoryview
-
-
-class SparseData(NamedTuple):
-    """The data of a READ with holes, in pieces that cover its range in order."""
-
-    pieces: Sequence[Payload | int]
-    """Each piece is bytes, or the length of a hole in bytes."""
-
-
-class BlockStatus(NamedTuple):
-    """The extents that BLOCK_STATUS returns."""
-
-    context_id: int
-    extents: Sequence[tuple[int, int]]
-    """Length in bytes and :class:`StatusFlag` of each, in order from the request's offset on."""
-
 
 ReplyContent = Payload | SparseData | BlockStatus
 """What a successful reply carries; ``b""`` for nothing."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..errors import ProtocolError
-from .constants import CHUNK_DONE, CHUNK_ERROR, MAX_PAYLOAD, MAX_STRING, ReplyMode, ReplyType
-from .replies import BlockStatus
+from .constants import MAX_PAYLOAD, ReplyMode
+from .handshake_constants import MAX_STRING
+from .reply_constants import CHUNK_DONE, CHUNK_ERROR, ReplyType
+from .reply_content import BlockStatus
 from .requests import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC
 from .structured_replies import (
     CONTEXT_ID,

@@ -1,4 +1,4 @@
-"""Requests and simple replies of the transmission phase, bytes to values and back.
+"""Requests of the transmission phase: bytes become values. The layout of simple replies.
 
 Rules from the NBD specification (doc/proto.md, "Transmission phase"):
 
@@ -8,14 +8,11 @@ Rules from the NBD specification (doc/proto.md, "Transmission phase"):
 * ``length`` counts payload bytes for READ and WRITE only. The length of TRIM, WRITE_ZEROES and
   the like may cover a whole device, whose data never crosses the wire, so nothing may be allocated
   by it.
-* A simple reply is a header of 16 bytes. Exactly ``length`` bytes of payload follow it if it
-  answers a READ that succeeded; otherwise nothing does.
 * The cookie is opaque, and the reply repeats it.
 """
 
 from __future__ import annotations
 
-import errno
 import struct
 from dataclasses import dataclass, field
 
@@ -35,39 +32,8 @@ there are no flags."""
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """Simple reply header: magic, error, cookie."""
 
-WIRE_ERRORS = frozenset(
-    {
-        errno.EPERM,
-        errno.EIO,
-        errno.ENOMEM,
-        errno.EINVAL,
-        errno.ENOSPC,
-        errno.EOVERFLOW,
-        errno.ENOTSUP,
-        errno.ESHUTDOWN,
-    }
-)
-"""The values of the specification's "Error values"; Linux uses the same numbers."""
-
 # Plain ints: comparing an IntEnum costs as much as the rest of a check.
 _WRITE, _PAYLOAD_LEN = int(Command.WRITE), int(CommandFlag.PAYLOAD_LEN)
-
-_ERRNO_TO_WIRE = {
-    errno.EACCES: errno.EPERM,
-    errno.EROFS: errno.EPERM,
-    errno.EDQUOT: errno.ENOSPC,
-    errno.EFBIG: errno.ENOSPC,
-}
-
-
-def errno_to_wire(number: int | None) -> int:
-    """Return the error value on the wire for a system's errno.
-
-    An errno that the specification has no value for becomes EIO, as it asks for.
-    """
-    if number in WIRE_ERRORS:
-        return int(number or 0)  # int(): a handler may raise OSError with a float
-    return _ERRNO_TO_WIRE.get(number or 0, errno.EIO)
 
 
 @dataclass(slots=True)
@@ -130,8 +96,3 @@ def parse_request(
     if magic != REQUEST_MAGIC:
         raise ProtocolError(f"expected a request, found the magic number {magic:#010x}")
     return request
-
-
-def serialize_simple_reply(error: int, cookie: int) -> bytes:
-    """Serialize a simple reply, 16 bytes; the payload of a successful READ follows them."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)

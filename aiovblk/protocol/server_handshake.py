@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from ..errors import ProtocolError
-from .constants import BASE_ALLOCATION, ReplyMode, TransmissionFlag
+from .constants import ReplyMode, TransmissionFlag
 from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS
-from .handshake_constants import HandshakeFlag, Info, Option, OptionReply
+from .handshake_constants import BASE_ALLOCATION, HandshakeFlag, Info, Option, OptionReply
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,

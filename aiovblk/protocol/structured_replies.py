@@ -18,8 +18,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from .constants import CHUNK_DONE, ReplyMode, ReplyType
-from .replies import BlockStatus, Payload, ReplyContent, SparseData, simple_reply
+from .constants import ReplyMode
+from .replies import ReplyContent, simple_reply
+from .reply_constants import CHUNK_DONE, ReplyType
+from .reply_content import BlockStatus, Payload, SparseData
 from .requests import Request
 
 STRUCTURED_REPLY_MAGIC = 0x668E33EF

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from .constants import DEFAULT_PORT, MAX_STRING
+from .handshake_constants import DEFAULT_PORT, MAX_STRING
 
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 

@@ -6,12 +6,11 @@ from .handshake import run_handshake
 from .protocol import StreamProtocol
 from .reader import InPlaceStreamReader
 from .receive_buffer import BUFFER_SIZE, ReceiveBuffer
-from .slices import CHECK_INTERVAL, SLICE, Slice
+from .slices import SLICE, Slice
 from .tls import start_tls
 
 __all__ = [
     "BUFFER_SIZE",
-    "CHECK_INTERVAL",
     "SLICE",
     "BufferPool",
     "BusyPoll",

@@ -10,7 +10,6 @@ blocks: the code that produces replies or requests (dispatcher, handshake, clien
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -66,30 +65,6 @@ class StreamProtocol(asyncio.BufferedProtocol):
             # writelines of asyncio in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses
             # (CVE-2024-12254). Setting the limits makes the transport check them again.
             transport.set_write_buffer_limits(high, low)
-
-    async def drain(self) -> None:
-        """Wait until the write buffer is empty, or the connection is lost."""
-        self.transport.set_write_buffer_limits(0)  # so that a single byte pauses writing
-        resumed = asyncio.Event()
-        self.on_write_resumed = resumed.set
-        if self.write_paused:
-            await resumed.wait()
-        self.on_write_resumed = None
-        self.transport.set_write_buffer_limits()
-
-    def detach(self) -> tuple[int, bytes]:
-        """Release the socket without shutting the connection down, for a handover.
-
-        Reading must be paused, and all be written.
-
-        Returns:
-            A duplicate descriptor of the socket, and the bytes that were received and not consumed.
-
-        """
-        duplicate = os.dup(self.transport.get_extra_info("socket").fileno())
-        self.transport.abort()
-        reader = self.reader
-        return duplicate, bytes(memoryview(reader.buffer)[reader.start : reader.end])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the transport when the connection is established, and when TLS is."""

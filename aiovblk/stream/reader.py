@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
 from .receive_buffer import BUFFER_SIZE, ReceiveBuffer
 
@@ -52,6 +53,16 @@ class InPlaceStreamReader(ReceiveBuffer, asyncio.StreamReader):
             finally:
                 self._arrival = None
         return True
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """As in the base class: copy bytes that were received elsewhere."""
+        remaining = memoryview(bytes(data))
+        while remaining:
+            with self.receive_buffer() as room:
+                count = min(len(room), len(remaining))
+                room[:count] = remaining[:count]
+            self.received(count)
+            remaining = remaining[count:]
 
     async def readexactly(self, n: int) -> bytes:
         """As in the base class."""

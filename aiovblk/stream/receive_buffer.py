@@ -18,8 +18,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import SupportsIndex, cast
+from collections.abc import Callable
+from typing import cast
 
 from .buffers import BufferPool, is_viewed
 
@@ -170,16 +170,6 @@ class ReceiveBuffer:
         """As in the base class: the transport to pause and resume."""
         # A stream's transport can read; that of uvloop is no subclass of asyncio.ReadTransport.
         self._transport = cast(asyncio.ReadTransport, transport)
-
-    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        """As in the base class: copy bytes that were received elsewhere."""
-        remaining = memoryview(bytes(data))
-        while remaining:
-            with self.receive_buffer() as room:
-                count = min(len(room), len(remaining))
-                room[:count] = remaining[:count]
-            self.received(count)
-            remaining = remaining[count:]
 
     def feed_eof(self) -> None:
         """As in the base class."""

@@ -7,8 +7,6 @@ Invariants:
   have had another one. One of them resumes in each turn of the event loop.
 * A connection with little to do never waits for that: its requests are served as they arrive, in
   the same turn of the loop. Many flooding connections delay it no more than one does.
-* The clock is not read for each request. Reading it takes 50 ns where the kernel's vDSO provides
-  the time, and more than a microsecond where it does not (virtual machines).
 """
 
 from __future__ import annotations
@@ -22,9 +20,6 @@ from weakref import WeakKeyDictionary
 
 SLICE = 2_000_000
 """Nanoseconds of one slice. Another turn of the event loop costs up to a hundredth of that."""
-
-CHECK_INTERVAL = 32
-"""Number of small requests between two readings of the clock."""
 
 
 class RoundRobin:

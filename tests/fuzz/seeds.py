@@ -8,6 +8,8 @@ from functools import partial
 from aiovblk.protocol import (
     BASE_ALLOCATION,
     SERIALIZERS,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
     BlockStatus,
     ClientHandshake,
     Command,
@@ -22,7 +24,6 @@ from aiovblk.protocol import (
     SparseData,
     TLSMode,
     serialize_request,
-    serialize_simple_reply,
 )
 from aiovblk.protocol.options import (
     serialize_context_request,
@@ -134,7 +135,7 @@ def replies() -> Iterator[bytes]:
             yield bytes([mode, size]) + errors
         yield from (bytes([mode, 0]) + answer for answer in answers)
     for cookie in range(1, 9):
-        yield bytes([ReplyMode.STRUCTURED, 0]) + serialize_simple_reply(28, cookie)
+        yield bytes([ReplyMode.STRUCTURED, 0]) + SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 28, cookie)
 
 
 def _reply(mode: ReplyMode, cookie: int, command: Command, offset: int, length: int) -> bytes:

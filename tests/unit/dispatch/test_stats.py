@@ -147,7 +147,7 @@ async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> Non
 async def test_requests_of_one_batch_are_counted_by_command(
     pass_time: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (scheduler, slices):
+    for module in (scheduler, pacing):
         monkeypatch.setattr(module, "SLICE", 1000 * MILLISECOND)  # all are served in one
 
     class Slow(MemoryDevice):

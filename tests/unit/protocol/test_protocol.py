@@ -8,6 +8,8 @@ import pytest
 from aiovblk import ProtocolError
 from aiovblk.protocol import (
     MAX_PAYLOAD,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
     Command,
     CommandFlag,
     ReplyMode,
@@ -18,7 +20,6 @@ from aiovblk.protocol import (
     parse_request,
     parse_simple_reply,
     serialize_request,
-    serialize_simple_reply,
 )
 
 REQUEST_BYTES = bytes.fromhex(
@@ -116,7 +117,7 @@ def test_simple_reply_parses_from_literal_bytes() -> None:
 
 
 def test_simple_reply_serializes_to_literal_bytes() -> None:
-    assert serialize_simple_reply(errno.ENOSPC, 0xFEDCBA9876543210) == REPLY_BYTES
+    assert SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, errno.ENOSPC, 0xFEDCBA9876543210) == REPLY_BYTES
 
 
 @pytest.mark.parametrize("place", range(4))

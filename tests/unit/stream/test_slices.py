@@ -187,7 +187,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
         began, before = clock.now, sum(each.answered for each in flooding)
         assert until_answered(loop, victim) <= TURNS
         assert clock.now - began <= TURNS * (
-            SLICE + slices.CHECK_INTERVAL * (each if cheap else 0) + MS
+            SLICE + pacing.CREDIT // pacing.SMALL * (each if cheap else 0) + MS
         )
         assert sum(each.answered for each in flooding) - before <= TURNS * DEPTH * 2
         for connection in (*flooding, victim):
