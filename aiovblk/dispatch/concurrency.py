@@ -1,4 +1,4 @@
-"""The concurrency limiter of a device: a FIFO semaphore that its connections share."""
+"""The concurrency limiter: a FIFO semaphore, which connections to one device may share."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class ReplySender:
     Attributes:
         stream: what the replies are sent on; set before the first one.
         buffers: replies that are to be sent; always the same list.
-        is_due: whether somebody calls :meth:`send` who has begun to reply.
+        is_due: whether a call of :meth:`send` is to come.
         arrival: when requests were received last, in nanoseconds of :func:`time.monotonic_ns`.
         read_lengths, write_lengths: bytes of those that succeeded without waiting, and whose
             replies are to be sent; always the same lists.

@@ -29,7 +29,7 @@ def command_name(number: int) -> str:
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one device, since it is served. Bytes are those of successful requests."""
+    """Counters of one connection, or a sum of several. Bytes are those of successful requests."""
 
     reads: int = 0
     writes: int = 0

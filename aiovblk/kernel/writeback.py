@@ -1,4 +1,4 @@
-"""Write back what the kernel has cached for a device: its page cache, and file systems on it."""
+"""Write-back of what the kernel has cached for a device: page cache, file systems on it."""
 
 from __future__ import annotations
 

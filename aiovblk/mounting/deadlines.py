@@ -1,4 +1,4 @@
-"""Waiting for threads, the kernel and tasks, each time with a deadline.
+"""Timeouts of blocking calls: waiting for threads, the kernel and tasks, with a deadline.
 
 Every call that may hang gets a timeout here, and what has not ended by then is left to itself: a
 thread in a system call cannot be cancelled. While a mount is still being attached, the waits also

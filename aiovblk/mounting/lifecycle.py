@@ -221,7 +221,7 @@ class MountLifecycle:
         return await unmounting.run()
 
     async def ensure_unused(self) -> None:
-        """Claim the device for an unmount: nothing uses it, and nothing can begin to after that.
+        """Claim the device for an unmount if possible; refuse if something is known to use it.
 
         Raises:
             DeviceBusyError: something uses it.

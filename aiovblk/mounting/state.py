@@ -12,8 +12,8 @@ A mount is in one :class:`Phase` at a time; :data:`TRANSITIONS` holds every way 
 
 The task that runs the mount (``lifecycle.py``) enters the phases; nothing else does. What happens
 meanwhile, in callbacks and other tasks, is recorded as conditions: futures of :class:`MountState`
-that are done once the condition holds. Each stays so, with one exception: ``handover_requested`` is
-replaced when a handover was refused.
+that are done once the condition holds. Each stays so, except ``handover_requested`` and
+``handover_refused``: both are replaced when a handover was refused.
 
     condition            set when                                   what it leads to
     live                 the device is live, or attaching failed    ``mounted()`` is entered
@@ -27,7 +27,7 @@ replaced when a handover was refused.
     stream_ended         every connection has ended                 a stop is requested
     attachment_ended     the kernel has let go of the sockets       a stop is requested
 
-Where a stop and a handover are both requested, the stop wins. (``disconnected`` without
+Where a stop is requested before a handover begins, the stop wins. (``disconnected`` without
 ``stream_ended`` tells an orderly disconnect from a lost connection.)
 """
 

@@ -103,7 +103,7 @@ async def warn_of_users(attachment: kernel.Attachment) -> None:
     logger.warning(
         "%s is unmounted, but cannot be mounted again while it is in use: %s",
         attachment.path,
-        ", ".join(holders) or "by a process that cannot be seen",
+        ", ".join(holders) or "a process that cannot be seen",
     )
 
 

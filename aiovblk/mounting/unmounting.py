@@ -13,9 +13,9 @@ An unmount that loses nothing, each step while everything that later steps need 
 
 A disconnect by another program (``nbd-client -d``, an ioctl) enters at step 2, a lost connection at
 step 4. Each wait ends when the kernel has been without an answer for too long, or when it is
-forced; then the socket is closed first, since that is what frees everything that hangs. No step is
-ever skipped but those that the one before made pointless. ``unmount_failures.py`` has what follows
-when a step fails.
+forced; then the socket is closed first, since that is what frees everything that hangs. A step is
+skipped only if an earlier one made it pointless, or the unmount is forced. ``unmount_failures.py``
+has what follows when a step fails.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class UnmountSequence:
             await _release_by(attachment, attachment.disconnect_kernel)
             or await force_release(attachment, _release_by)
         ):
-            self._failures.append("the kernel does not let go of it; see its log")
+            self._failures.append("the kernel does not release the device; see its log (dmesg)")
             return
         with suppress(TimeoutError):
             if not await run_in_thread(KERNEL_TIMEOUT, attachment.wait_until_free, RELEASE_TIMEOUT):

@@ -57,7 +57,7 @@ class TransmissionFlag(IntFlag):
 
 
 class ReplyMode(IntEnum):
-    """The negotiated form of requests and replies; each mode includes the ones before it."""
+    """The negotiated form of requests and replies; see :mod:`.structured_replies`."""
 
     SIMPLE = 0
     STRUCTURED = 1

@@ -164,7 +164,7 @@ async def test_kernel_that_does_not_let_go_is_urged_by_ever_stronger_means(
 @pytest.mark.usefixtures("impatient")
 async def test_kernel_that_never_lets_go_raises(kernel: FakeKernel, disk: Disk) -> None:
     kernel.stuck = {"the end of NBD_DO_IT", "NBD_CLEAR_SOCK", "netlink"}
-    with pytest.raises(Error, match="the kernel does not let go of it; see its log"):
+    with pytest.raises(Error, match="the kernel does not release the device; see its log"):
         async with aiovblk.mounted(disk, attach="ioctl"):
             pass
     assert not kernel.is_free
