@@ -16,7 +16,7 @@ from ....support.world_model import BLOCK
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(600)]
 
-WORLDS, GROUPS = by_size(1000, 5000), 20
+WORLDS, GROUPS = by_size(100, 5000), 20
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
