@@ -37,7 +37,7 @@ from .manifest import Manifest
 from .object_reader import StoredObject
 from .segments import Piece, SegmentPart, divide
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aiovblk")
 
 UNUSED_SHARE = 3
 """Segments are merged when they have so many times the blocks that are used, and a reserve."""
@@ -126,8 +126,10 @@ class Compactor:
         if busy:
             pause = self._resume_at - asyncio.get_running_loop().time()
             if pause > 0 and self._is_paced():
+                # Not wait_for(), which on Python 3.11 loses a cancellation in the turn of an event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wanted.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self._wanted.wait()
         else:
             await self._wanted.wait()
         self._wanted.clear()
