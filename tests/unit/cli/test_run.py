@@ -11,6 +11,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -257,18 +259,23 @@ class Disk(aiovblk.BlockDevice):
 """
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may look into; every pytest that starts closes tmp_path to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @as_root
-async def test_disk_is_opened_and_served_as_that_user(tmp_path: Path) -> None:
+async def test_disk_is_opened_and_served_as_that_user(open_folder: Path) -> None:
     """The sockets and the file with the process id are root's to make."""
-    closed = tmp_path / "closed"
+    closed = open_folder / "closed"
     closed.mkdir(mode=0o755)
-    (tmp_path / "disk.py").write_text(IDENTITY)
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    (open_folder / "disk.py").write_text(IDENTITY)
     arguments = ("--socket", closed / "s", "--pidfile", closed / "pid")
     async with running(
-        *("serve", f"{tmp_path}/disk.py:Disk", *arguments),
+        *("serve", f"{open_folder}/disk.py:Disk", *arguments),
         *("--user", f"{NOBODY}", "--group", f"{NOBODY}"),
     ) as process:
         assert (await line(process.stdout)).split() == [f"{NOBODY}"] * 7
