@@ -142,7 +142,7 @@ def _in_kernel(parsed: Namespace) -> KernelRun | None:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """How `make bench` is told the same."""
+    """Return the `make bench` that does the same."""
     return f"make bench BENCH={shlex.quote(shlex.join(arguments))}" if arguments else "make bench"
 
 

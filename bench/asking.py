@@ -103,10 +103,10 @@ def parse(output: str, case: Case, server_seconds: float = 0.0) -> Figures:
 
     """
     try:
-        told = {**json.loads(output), "server_cpu": server_seconds, "p50": 0.0, "p99": 0.0}
+        figures = {**json.loads(output), "server_cpu": server_seconds, "p50": 0.0, "p99": 0.0}
     except (ValueError, TypeError) as exc:
         raise LoadError(f"not what a client usually says: {exc!r}") from exc
-    return loadgen.parse(json.dumps(told), case)
+    return loadgen.parse(json.dumps(figures), case)
 
 
 def _copies() -> list[tuple[str, tuple[str, ...]]]:

@@ -86,7 +86,7 @@ def read_first_block(device: str) -> None:
 
 
 def _free() -> str:
-    # The file pid is there while somebody serves the device.
+    # The file pid is there while the device is served.
     names = sorted(SYS_BLOCK.glob("nbd*"), key=lambda path: int(re.sub(r"\D", "", path.name)))
     for path in names:
         if not (path / "pid").exists() and not _attached(path.name):
@@ -95,7 +95,7 @@ def _free() -> str:
 
 
 def _attached(name: str) -> bool:
-    # Not by opening it: a device that somebody has open cannot be attached by netlink.
+    # Not by opening it: a device that is open cannot be attached by netlink.
     return (SYS_BLOCK / name / "size").read_text() != "0\n"
 
 

@@ -54,7 +54,7 @@ def client(sock: socket.socket, count: int, depth: int, length: int, command: Co
 
 
 def plain(device: BlockDevice) -> Dispatcher:
-    """A dispatcher to which nobody listens."""
+    """A dispatcher whose events have no listener."""
     return Dispatcher(device, Stats(), on_disconnect=lambda: None)
 
 

@@ -56,14 +56,14 @@ def parse(output: str, server_seconds: float) -> Figures:
         server_seconds: CPU time of the server meanwhile.
 
     Raises:
-        LoadError: it is not there, or tells of an error.
+        LoadError: it is not there, or reports an error.
 
     """
     try:
         report, _ = json.JSONDecoder().raw_decode(output[output.index("{\n") :])
         job = report["jobs"][0]
         if job["error"]:
-            raise LoadError(f"fio tells of error {job['error']}")
+            raise LoadError(f"fio reports error {job['error']}")
         return _of_group(job["mixed"], server_seconds, _cpu_seconds(job))
     except (ValueError, KeyError, IndexError) as exc:
         raise LoadError(f"not what fio usually says: {exc!r}") from exc
@@ -85,5 +85,5 @@ def _of_group(mixed: Mapping[str, Any], server_seconds: float, client_seconds: f
 
 
 def _cpu_seconds(job: Mapping[str, Any]) -> float:
-    """What fio's jobs took, without what it takes to start; they are told as parts of run time."""
+    """What fio's jobs took, without what it takes to start; in parts of the run time."""
     return float(job["usr_cpu"] + job["sys_cpu"]) / 100 * float(job["job_runtime"]) / 1000

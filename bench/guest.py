@@ -1,8 +1,8 @@
 """What runs inside a test kernel: ``python -m bench.guest``, started by kernel.py.
 
 All peers are attached at once, each to a device of its own, and have their turns as on sockets.
-What was measured is told at once, each figure on a line of its own: whatever happens to the machine
-later, it is not lost.
+What was measured is printed at once, each figure on a line of its own: whatever happens to the
+machine later, it is not lost.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .summary import Key, Samples
 PATIENCE = 120.0  # seconds for all mounts of an interpreter
 
 
-class Told(Samples):
-    """Samples that are told as they come."""
+class PrintedSamples(Samples):
+    """Samples that are printed as they come."""
 
     def add(self, key: Key, figures: Figures) -> None:
-        """Tell one run."""
+        """Print one run."""
         tell(case=key.case, peer=key.peer, figures=asdict(figures))
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     cases = [case for case in KERNEL_CASES if case.name in parsed.cases]
     if SUBJECT in parsed.peers:
         _tell_of_mounts(SUBJECT)
-    Rounds(Told(), peers, cases, _start, fill=KERNEL_FILL).run(parsed.rounds)
+    Rounds(PrintedSamples(), peers, cases, _start, fill=KERNEL_FILL).run(parsed.rounds)
 
 
 def tell(**fields: object) -> None:

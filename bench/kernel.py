@@ -31,7 +31,7 @@ PROCESSORS = 2
 MEMORY = 3072  # MiB: of each peer's disk the part that is used, and the programs
 BOOT = 120  # seconds, with the download of a kernel
 LONGEST_ROUND = 400  # seconds until the machine counts as hung
-MARK = "bench-told: "  # begins the lines that are not for people
+MARK = "bench-data: "  # begins the lines that are not for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class KernelRun:
 
 @dataclass
 class Collected:
-    """What a guest has told so far."""
+    """What a guest has printed so far."""
 
     machine: dict[str, str] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
@@ -74,14 +74,14 @@ class Collected:
 
     def take(self, text: str) -> None:
         """Take in one line, without its mark."""
-        told = json.loads(text)
-        if "machine" in told:
-            self.machine = told["machine"]
-        elif "mount" in told:
-            self.mounts.setdefault(told["peer"], []).append(told["mount"])
+        data = json.loads(text)
+        if "machine" in data:
+            self.machine = data["machine"]
+        elif "mount" in data:
+            self.mounts.setdefault(data["peer"], []).append(data["mount"])
         else:
-            key = Key(told["case"], Placement.KERNEL, told["peer"])
-            self.samples.add(key, Figures(**told["figures"]))
+            key = Key(data["case"], Placement.KERNEL, data["peer"])
+            self.samples.add(key, Figures(**data["figures"]))
 
     def run(self, rounds: int, others: float) -> KernelRun | None:
         """Put it together; None if nothing was measured."""
@@ -161,7 +161,7 @@ def guest_command(
 
 
 def _read(process: subprocess.Popen[str], collected: Collected) -> str | None:
-    """Read what is told, and pass on the rest; returns what tools/vm itself said last."""
+    """Read the guest's figures, and pass on the rest; returns what tools/vm itself said last."""
     reason = None
     for line in _lines(process):
         if line.startswith(MARK):

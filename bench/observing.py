@@ -110,5 +110,5 @@ def _run(name: str, *, is_on: bool) -> float:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         used = runner.run(microseconds(count // PAIRS, depth, length, command, make=make))
-    assert not listener.drain()  # a request that failed would have been told
+    assert not listener.drain()  # a request that failed would have been published
     return used

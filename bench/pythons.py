@@ -2,7 +2,7 @@
 
 How fast a Python is depends on its build as much as on its version: one that was optimized by a
 profile of its use (PGO) needs a tenth less time. Distributions build theirs so, and so do Docker's
-official images; pyenv does only when it is told to.
+official images; pyenv does only on request.
 
 Run as a program by an interpreter, it says with its exit status whether that one was; so it
 imports nothing that is not everywhere.

@@ -40,7 +40,7 @@ figures do not.
 
 Where server and client run decides more than the code of either. On **one core** what the server
 does is all that counts. With **a core each** waking the other one adds tens of microseconds to each
-request at depth 1, whoever serves. A machine that is left alone does either, by chance.
+request at depth 1, whatever serves. A machine that is left alone does either, by chance.
 
 `aiovblk` is a `MemoryDevice` on Python {reference} with uvloop. `bytes(view)` and `bytearray slice`
 are devices as a user writes them, whose reads are copies. `bare C loop` is one thread that does
@@ -117,7 +117,7 @@ server, or an interpreter and its imports, takes to start."""
 OBSERVING = """\
 Counters, latencies and events are always on; what they cost is measured on the dispatcher alone,
 over a socket pair, with a `MemoryDevice`, uvloop and Python {python}. `on` is as it always is, and
-somebody listens to its events; `off` has counters that count nothing, which only the benchmark has.
+its events have a listener; `off` has counters that count nothing, which only the benchmark has.
 Medians of {pairs} pairs, of which each is measured at once, the one or the other first; the ratio
 is the median of theirs."""
 

@@ -44,7 +44,7 @@ Start = Callable[[P, Backend], AbstractContextManager[Server]]
 
 
 def say(text: str) -> None:
-    """Tell whoever waits what is being done."""
+    """Report on stderr what is being done."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
@@ -137,7 +137,7 @@ class Rounds(Generic[P]):
         for name, idle in self._idle.items():
             server = servers.get((name, Backend.MEMORY))
             if server is not None:
-                with suppress(OSError):  # one that ended has been told of
+                with suppress(OSError):  # one that ended has been reported
                     peak = memory_kib(server.pid, "VmHWM")
                     self.samples.add_memory(name, Memory(idle, peak))
 
@@ -152,7 +152,7 @@ def on_socket(peer: Peer, backend: Backend) -> AbstractContextManager[Server]:
 
 
 def rotated(peers: Sequence[T], number: int) -> list[T]:
-    """The same peers, another one first each time: nobody always has the same neighbour's heat."""
+    """The same peers, another one first each time: none always has the same neighbour's heat."""
     # By the golden section, which has no divisor in common with any number of peers.
     start = int(number * len(peers) * 0.382) % max(len(peers), 1)
     return [*peers[start:], *peers[:start]]

@@ -1,7 +1,7 @@
 """The demo's transcript, each step of it checked; started by tools/demo, as root.
 
 Whatever ends it, no process and nothing mounted stays behind: file systems are mounted in a
-namespace of its own, and the servers are told when this process dies.
+namespace of its own, and the servers get a signal when this process dies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def free_node() -> str:
-    """Find a device that nobody uses, nbd0 where possible."""
+    """Find an unused device, nbd0 where possible."""
     if not Path("/sys/block/nbd0").exists():
         run("modprobe nbd")
     for device in sorted(Path("/sys/block").glob("nbd*"), key=lambda path: int(path.name[3:])):
@@ -174,7 +174,7 @@ def served(command: str, node: str, *, goodbye: str = "", killed: bool = False) 
     """
     print(f"# {command} &", flush=True)
     server = subprocess.Popen(
-        # Not in our group: Ctrl-C in the terminal is for us. Should we die, it is told.
+        # Not in our group: Ctrl-C in the terminal is for us. Should we die, it gets a signal.
         ["setpriv", "--pdeathsig", "INT", *command.split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

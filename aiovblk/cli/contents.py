@@ -73,7 +73,7 @@ def contents_of(device: BlockDevice, spec: str) -> Callable[[], str]:
     if isinstance(device, HTTPDevice):
         return lambda: f"{device.identity} {_query_of(spec)}"
     if isinstance(getattr(device, "identity", None), str):
-        return lambda: str(device.identity)  # type: ignore[attr-defined]
+        return lambda: str(device.identity)  # type: ignore[attr-defined]  # looked for above
     location = find_scheme(spec).location(spec)
     return lambda: location
 

@@ -52,7 +52,7 @@ class Listening:
         """Take the sockets that were passed, or what the options say.
 
         With ``--run`` and no option it is a Unix socket in a directory of its own, which ``stack``
-        removes: the command is told where it is, and no port can be taken.
+        removes: the command finds its address in $uri, and no port can be taken.
 
         Raises:
             UsageError: the options exclude each other.

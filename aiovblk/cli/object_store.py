@@ -164,7 +164,7 @@ def configure_delete(parser: CommandParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="even if a process writes to it, which is not told before its next flush, if at all",
+        help="even if a process writes to it, which notices at its next flush, if at all",
     )
     add_loop(parser)
     parser.show_examples(("delete a disk", "aiovblk delete s3://bucket/disk"))

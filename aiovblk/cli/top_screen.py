@@ -41,7 +41,7 @@ def screen(
     """Show devices on the terminal's alternate screen until the end of the block.
 
     Args:
-        interval: seconds between two samples, to be told.
+        interval: seconds between two samples, which the screen shows.
         console: where to draw; by default standard output.
 
     Yields:

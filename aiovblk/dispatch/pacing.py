@@ -33,8 +33,8 @@ class Pacer:
         on_resumed: called when the next slice has begun.
 
     Attributes:
-        credit: what may be served until :meth:`renew` must be called. Whoever serves a request
-            takes :data:`SMALL` and the bytes of its payload from it.
+        credit: what may be served until :meth:`renew` must be called. Serving a request takes
+            :data:`SMALL` and the bytes of its payload from it.
         slice_end: when the time slice ends, in nanoseconds of :func:`time.monotonic_ns`; set when
             requests arrive.
         slice: the queue for the next one.

@@ -38,7 +38,7 @@ def build(program: Path) -> Path:
     if program.exists() and program.stat().st_mtime >= newest:
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
-    new = program.with_suffix(f".{os.getpid()}")  # somebody else may be compiling it too
+    new = program.with_suffix(f".{os.getpid()}")  # another process may be compiling it too
     command = ["cc", "-O2", "-Wall", "-pthread", "-o", str(new), *map(str, sources)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

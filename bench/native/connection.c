@@ -273,7 +273,7 @@ static size_t take_chunk(struct connection *c, const char *data, size_t have, do
     } else if (type == CHUNK_OFFSET_HOLE && length == sizeof body && !options.verify) {
         slot->received += be32toh(body.length);
     } else if (type != CHUNK_NONE) {
-        uint32_t error; /* or a type that nobody asked for */
+        uint32_t error; /* or a type that was not asked for */
         memcpy(&error, &body, sizeof error);
         fail(slot, error);
     }

@@ -28,7 +28,7 @@ class Plain(aiovblk.BlockDevice):
 
 
 class Copying(Plain):
-    """Reads are copies, as of somebody who does not know that a view will do."""
+    """Reads are copies, as of an author who does not know that a view will do."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Copy out of memory."""

@@ -5,7 +5,7 @@ Napoleon takes what stands before a colon in the first line of a property or att
 writes are refused". Types stand in annotations here, so such a docstring is shown as it is.
 
 Some classes are public and made by functions alone, such as ``mounted``. How their constructors
-are called is nobody else's business, so it is not shown.
+are called concerns only the package, so it is not shown.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ Build and check the packages: make packages makes the environment that this need
     tools/packages python           sdist and wheel, checked as PyPI checks them
     tools/packages deb              packages for Debian 12 and 13, from that wheel
     tools/packages deb trixie       for one of them
-    tools/packages tag v1.2.3       whether this checkout is that version, with its changes told;
-                                    prints these
+    tools/packages tag v1.2.3       whether this checkout and the changelog are of that version;
+                                    prints its changes
 """
 
 EPILOG = """\

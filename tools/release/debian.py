@@ -157,7 +157,7 @@ def install(python: Sequence[str], wheel: Path, brought: Sequence[Need], into: P
     for record in into.glob("*.dist-info/direct_url.json"):
         record.unlink()  # says where our wheel lay
     # Compiled here and not when it is installed: the package is for one Python alone. Unchecked, as
-    # nobody changes the modules of a package; so their times do not matter, which dpkg sets.
+    # the modules of a package do not change; so their times do not matter, which dpkg sets.
     run(
         [
             *(*python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
@@ -172,7 +172,7 @@ class Archive:
     def __init__(self, suite: str, state: Path) -> None:
         sources = list(apt.sources_for(suite))
         if not sources:
-            raise PackagingError("the versions of Debian's packages can be told on Debian only")
+            raise PackagingError("the versions of Debian's packages are known on Debian only")
         suffix, text = sources[0]
         home = state / suite
         for directory in ("lists", "archives"):

@@ -80,7 +80,7 @@ def resolve(python: Sequence[str], wheel: Path, version: str) -> list[Need]:
 
 
 def needs(metadata: Iterable[Mapping[str, object]], version: str) -> list[Need]:
-    """Return what pip's report tells of each package but our own, by name."""
+    """Return what pip's report has on each package but our own, by name."""
     askers: dict[str, list[tuple[str, Requirement]]] = {}
     versions: dict[str, str] = {}
     for each in metadata:

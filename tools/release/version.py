@@ -10,7 +10,7 @@ HEADING = re.compile(r"^## \[(?P<version>\d[^\]]*)\] - (?P<date>\d{4}-\d{2}-\d{2
 
 
 def check_tag(root: Path, tag: str) -> str:
-    """Check that a tag is that of the version in the checkout, and that its changes are told.
+    """Check that a tag is that of the version in the checkout, and in the changelog.
 
     Args:
         root: the checkout.
@@ -49,9 +49,11 @@ def notes(root: Path, version: str) -> str:
     text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     for found in HEADING.finditer(text):
         if found["version"] == version:
-            told = re.split(r"^## ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0].strip()
-            if told:
-                return told
+            changes = re.split(r"^## ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[
+                0
+            ].strip()
+            if changes:
+                return changes
     raise PackagingError(
         f"CHANGELOG.md tells nothing of {version}: it needs `## [{version}] - YYYY-MM-DD`, with"
         " what was below [Unreleased]"

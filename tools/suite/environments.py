@@ -94,7 +94,7 @@ def pytest(
     strict = [*(["-X", "dev"] if debug else []), "-W", "error"]
     command = [*python(version), *strict, "-m", "pytest", f"--junitxml={junit(step)}", *words]
     if parallel:
-        # xdist starts its workers without these options, unless it is told the whole command.
+        # xdist starts its workers without these options, unless it gets the whole command.
         worker = " ".join([f"{ROOT / interpreter(version)}", *strict])
         command += ["--dist=worksteal", f"--tx={parallel}*popen//python={worker}"]
     return command

@@ -206,7 +206,7 @@ def rgw(plan: Plan) -> Iterator[Batch]:
 
 
 def release(plan: Plan) -> Iterator[Batch]:
-    """Test sdist and wheel as somebody installs them, and the dashboard with a real Prometheus."""
+    """Test sdist and wheel as users install them, and the dashboard with a real Prometheus."""
     version = environments.default()
     words = plan.paths("tests/release")
     yield [Step("release", "release", pytest(version, "release", words))]

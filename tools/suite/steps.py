@@ -43,7 +43,7 @@ class Output:
     """What the user sees: all lines as they come.
 
     A pytest's closing line is held back until another line follows, so that the last one can be
-    printed after the report: whoever reads only the last line learns how the run went.
+    printed after the report: a reader of the last line alone learns how the run went.
     """
 
     def __init__(self) -> None:

@@ -103,7 +103,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def build(kernel: Kernel, cache: Path) -> None:
     """Fetch and unpack `kernel`.  The caller holds the lock."""
-    for left_over in cache.glob("new-*"):  # of a run that was killed: nobody else has the lock
+    for left_over in cache.glob("new-*"):  # of a run that was killed: no other process has the lock
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as directory:
         debs, home = Path(directory, "debs"), Path(directory, "kernel")
@@ -140,7 +140,7 @@ def unpack(package: Path, home: Path) -> None:
 
 
 def save(file: IO[bytes], path: Path) -> None:
-    """Write `file` to `path`, without the compression that the end of the name tells of."""
+    """Write `file` to `path`, without the compression that the end of the name stands for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".xz", ".zst"):
         path.with_suffix("").write_bytes(decompress(file.read()))

@@ -32,7 +32,7 @@ KERNEL_PARAMETERS = (
     "quiet loglevel=6",  # notices and worse: the emulated console is slow, each byte a trap
     "printk.devkmsg=on",  # what goes to /dev/kmsg is never dropped for its rate
     "panic=-1",  # with -no-reboot, a panic ends QEMU at once
-    "mitigations=off apparmor=0 audit=0 cryptomgr.notests",  # time that protects nobody here
+    "mitigations=off apparmor=0 audit=0 cryptomgr.notests",  # time that protects nothing here
     "random.trust_cpu=on",
     # What is mapped at the same address in each process is translated once: five times as fast
     # for QEMU's emulation to start an interpreter as where addresses are random.
@@ -177,7 +177,7 @@ def start(job: Job, home: Path) -> subprocess.Popen[bytes]:
 def die_with(parent: int) -> None:
     """Between fork and exec: have the kernel kill this process when `parent` dies."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # it died before the kernel knew
         os._exit(1)
 
 

@@ -26,7 +26,7 @@ PACKAGES = ["systemd", "systemd-sysv", "udev", "python3", "e2fsprogs", "fdisk", 
 PYTHON_SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky"}
 PYTHON_PACKAGES = ["python3", "python3-venv", "git", "procps", "mount"]
 
-# Nobody reads in there: half the size, and half the time.
+# It is not read: half the size, and half the time.
 WITHOUT = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
 
 

@@ -3,7 +3,7 @@
 What holds here:
 
 * The runs of one chunk are sorted and do not overlap. A run that is laid over others cuts them.
-* The tuple of a chunk's runs is replaced and never changed, so whoever has it has a state of one
+* The tuple of a chunk's runs is replaced and never changed, so a reference to it is a state of one
   moment, and can tell by ``is`` whether there is a newer one.
 * A segment is *unused* as soon as no run has a block of it.
 """

@@ -137,7 +137,7 @@ class Writer:
         """Raise FencedError if another writer's OPEN record is part of the history that is known.
 
         To be called with the journal's lock, before a record is added: the journal reports that
-        OPEN record only to whoever has found it, and adds all others behind it.
+        OPEN record only to a reader that has found it, and adds all others behind it.
         """
         if self._journal.state.epoch != self._epoch and not self._fenced:
             self._fence(self._journal.fenced_error(self._journal.state.holder).reason)
