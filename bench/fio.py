@@ -85,5 +85,5 @@ def _of_group(mixed: Mapping[str, Any], server_seconds: float, client_seconds: f
 
 
 def _cpu_seconds(job: Mapping[str, Any]) -> float:
-    """What fio's jobs took, without what it takes to start; in parts of the run time."""
+    """Return the CPU seconds of fio's jobs, which it prints in percent of the run time."""
     return float(job["usr_cpu"] + job["sys_cpu"]) / 100 * float(job["job_runtime"]) / 1000
