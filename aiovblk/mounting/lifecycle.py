@@ -173,19 +173,19 @@ class MountLifecycle:
             await steps.run(ensure_receiving(attachment, self.connections))
             wait = partial(attachment.wait_until_live, ATTACH_TIMEOUT)
             await steps.call(ATTACH_TIMEOUT, wait, timeout_after_stop=0)
-        except StoppedError:
-            # In order all the same: another program may have written to it already.
+        except Exception as exc:  # a bug, too, must not leave the device attached
+            # After a stop in order all the same: another program may have written to it already.
+            if not isinstance(exc, StoppedError):
+                self.state.request_force()
             await self._abort_attach()
-            raise
-        except OSError as exc:
-            self.state.request_force()
-            await self._abort_attach()
+            if isinstance(exc, StoppedError) or not isinstance(exc, OSError):
+                raise
             reason = f"the device was attached, but did not come alive: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, self.path) from exc
         if self.options.partitions:
             try:
                 await wait_for_partitions(steps, attachment)
-            except AttachError:
+            except Exception:
                 await self._abort_attach()
                 raise
 

@@ -118,6 +118,21 @@ async def test_device_that_does_not_come_alive_is_unmounted(
     check_given_up(kernel)
 
 
+@ways_to_attach
+@pytest.mark.parametrize("step", ["ensure_receiving", "wait_for_partitions"])
+async def test_bug_before_the_device_is_live_leaves_it_unattached(
+    kernel: FakeKernel, disk: Disk, how: How, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(lifecycle, step, fail)
+    with pytest.raises(LookupError, match="a bug"):
+        async with aiovblk.mounted(disk, attach=how, partitions=True):
+            pass
+    check_given_up(kernel)
+
+
 @pytest.mark.parametrize("step", ["fsync", "NBD_DISCONNECT"])
 async def test_force_ends_a_step_that_hangs(kernel: FakeKernel, disk: Disk, step: str) -> None:
     kernel.stuck = {step}
