@@ -96,7 +96,8 @@ def _add_process(parser: CommandParser) -> None:
         "--pidfile",
         type=values.text,
         metavar="PATH",
-        help="write the number of this process to this file while clients can connect",
+        help="write the number of this process to this file while clients can connect; an older "
+        "regular file is replaced. With --user or --group it is written before SPEC is opened",
     )
     group.add_argument(
         "--user",

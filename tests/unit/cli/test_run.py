@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pwd
 import shutil
@@ -12,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,68 @@ def test_pidfile_does_not_write_through_a_link(tmp_path: Path) -> None:
     with pidfiles.pidfile(str(tmp_path / "pid")):
         assert not (tmp_path / "pid").is_symlink()
     assert (tmp_path / "target").read_text() == "keep"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pidfile_replaces_nothing_but_a_file(
+    make: Callable[[Path], None], linked: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+    make(path)
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to("pid")
+    before = sorted(tmp_path.iterdir())
+    with (
+        pytest.raises(SpecError, match="which is no regular file: name another"),
+        pidfiles.pidfile(str(path)),
+    ):
+        pass
+    assert sorted(tmp_path.iterdir()) == before
+    assert path.is_symlink() == linked
+
+
+def test_pidfile_that_cannot_be_completed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fchmod", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        pidfiles.pidfile(str(tmp_path / "pid")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mode_of_a_pidfile_is_not_set_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "chmod")
+    with pidfiles.pidfile(str(tmp_path / "pid")):
+        assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, lambda path: path.write_bytes(b"\xff\xfe")])
+def test_whatever_has_replaced_a_pidfile_stays(
+    replace: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+    with pidfiles.pidfile(str(path)):
+        path.unlink()
+        replace(path)
+    assert path.exists()
+
+
+def test_pidfile_that_another_process_has_replaced_by_the_same_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with pidfiles.pidfile(str(path)):
+        (tmp_path / "other").write_text(path.read_text())
+        (tmp_path / "other").replace(path)
+    assert path.exists()
 
 
 # --user, --group
