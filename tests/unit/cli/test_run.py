@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pty
 import pwd
 import shutil
 import signal
@@ -19,8 +20,8 @@ from pathlib import Path
 import pytest
 
 import aiovblk
+from aiovblk.cli import allocator, privileges
 from aiovblk.cli import pidfile as pidfiles
-from aiovblk.cli import privileges
 from aiovblk.cli.child import variables_of
 from aiovblk.cli.errors import SpecError, UsageError
 from aiovblk.cli.privileges import Identity
@@ -94,6 +95,100 @@ async def test_signal_ends_server_and_command(loop: str) -> None:
         assert (await end(process))[0] == 128 + signal.SIGTERM
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_signal_ends_what_the_shell_has_started(loop: str) -> None:
+    """A shell that runs several commands waits for each in a process of its own."""
+    nested = "sh -c 'echo $$; exec sleep 100'; echo survived"
+    arguments = ("serve", "memory:1M", "--run", nested, "--loop", loop)
+    async with running(*arguments, start_new_session=True) as process:
+        child = int(await line(process.stdout))
+        process.send_signal(signal.SIGTERM)
+        assert await end(process) == (128 + signal.SIGTERM, "", "")  # the end of the output, too
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+async def test_processes_that_outlive_the_shell_are_killed() -> None:
+    script = (
+        "import aiovblk.cli.child as child, sys; child.TERMINATE_TIMEOUT = 0.05;"
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    stubborn = """sh -c 'trap "" TERM; echo ready; exec sleep 100'; true"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", stubborn),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 128 + signal.SIGTERM
+    await process.communicate()  # which waits for the end of all that may write
+
+
+async def test_processes_that_the_server_inherits_are_reaped() -> None:
+    """As process 1 of a container it would wait for those that nobody has reaped."""
+    script = (
+        "import aiovblk.cli.child as child, sys, ctypes; child.TERMINATE_TIMEOUT = 3600.0;"
+        "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0);"  # PR_SET_CHILD_SUBREAPER
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    nested = "sh -c 'echo ready; exec sleep 100'; true"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", nested),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process))[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_command_has_the_environment_and_signals_of_the_caller(loop: str) -> None:
+    """Not the settings of malloc that are ours; SIGHUP stays ignored, as nohup has it."""
+    show = "env | grep ^MALLOC_; kill -HUP $$; ls /proc/$$/fd | tr '\\n' ' '"
+    environ = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    command = f"trap '' HUP; exec {sys.executable} -m aiovblk serve memory:1M --loop {loop}"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f'{command} --run "$1"', "sh", show),
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writing],
+    )
+    os.close(reading)
+    os.close(writing)
+    status, output, errors = await end(process)
+    assert (status, errors) == (0, "")
+    assert set(output.split()) <= {"0", "1", "2", "3"}  # 3: of the shell, for a pipe
+
+
+def test_settings_of_malloc_that_the_user_has_made_are_handed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allocator, "_added", {"MALLOC_TRIM_THRESHOLD_"})
+    environ = {"MALLOC_TRIM_THRESHOLD_": "1", "MALLOC_MMAP_THRESHOLD_": "2"}
+    assert allocator.environment_for_others(environ) == {"MALLOC_MMAP_THRESHOLD_": "2"}
+
+
+def test_command_stays_in_the_foreground_of_a_terminal() -> None:
+    """There it may read from the terminal, and Ctrl-C reaches it."""
+    ours, theirs = pty.openpty()
+    script = "import os, sys; os.login_tty(0); from aiovblk.cli import main; sys.exit(main())"
+    show = 'read answer; echo "got $answer"; test $(ps -o pgid= $$) = $PPID'
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "serve", "memory:1M", "--run", show],
+        stdin=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.write(ours, b"it\n")
+    assert process.wait(60) == 0
+    os.close(ours)
 
 
 async def test_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
