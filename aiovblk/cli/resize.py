@@ -100,12 +100,10 @@ async def resize(arguments: Namespace) -> None:
             "only disks in object stores and mounted devices are resized; for a file, use"
             " `truncate -s SIZE FILE`"
         )
-    await _resize_disk(DiskSpec.parse(target), arguments.size, shrink=shrink)
+    await _resize_disk(DiskSpec.parse_alone(target), arguments.size, shrink=shrink)
 
 
 async def _resize_disk(spec: DiskSpec, text: str, *, shrink: bool) -> None:
-    if spec.snapshot is not None or spec.size is not None:
-        raise UsageError(f"write the disk alone, without ?size= or ?snapshot=: {spec.text}")
     try:
         device = await ObjectStoreDevice.open(spec.url, key=read_key())
     except StorageBusyError as exc:

@@ -72,7 +72,7 @@ def test_disk_grows_and_shrinks(capsys: pytest.CaptureFixture[str]) -> None:
         (["folder:disk", "8E"], 2, "'8E' is no size"),
         (["folder:disk", "8P"], 1, "choose a larger chunk_size"),
         (["folder:disk?size=2M", "2M"], 2, "write the disk alone, without ?size="),
-        (["folder:disk?snapshot=x", "2M"], 2, "write the disk alone, without ?size="),
+        (["folder:disk?snapshot=x", "2M"], 2, "write the disk alone, without ?snapshot="),
         (["folder:other", "2M"], 1, "there is no disk in"),
         (["memory:1M", "2M"], 2, "only disks in object stores and mounted devices are resized"),
         (["file:disk.img", "2M"], 2, "for a file, use `truncate -s SIZE FILE`"),
