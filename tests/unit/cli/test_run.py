@@ -379,13 +379,15 @@ def test_number_without_a_name_needs_a_group() -> None:
         Identity.find("4000000", None)
 
 
-@pytest.mark.parametrize("user", ["no-such-user", f"{2**32 - 1}", "9" * 30, "-1"])
+@pytest.mark.parametrize(
+    "user", ["no-such-user", f"{2**32 - 1}", "9" * 30, "9" * 5000, "-1", "\u0663"]
+)
 def test_user_that_there_is_not_is_refused(user: str) -> None:
     with pytest.raises(UsageError, match="there is no user"):
         Identity.find(user, "0")
 
 
-@pytest.mark.parametrize("group", ["no-such-group", f"{2**32 - 1}", "9" * 30])
+@pytest.mark.parametrize("group", ["no-such-group", f"{2**32 - 1}", "9" * 30, "9" * 5000, "\u0663"])
 def test_group_that_there_is_not_is_refused(group: str) -> None:
     with pytest.raises(UsageError, match="there is no group"):
         Identity.find("0", group)
