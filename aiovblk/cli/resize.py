@@ -75,7 +75,7 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "--shrink",
         action="store_true",
-        help="permit a smaller size: what is beyond it is lost",
+        help="permit a smaller size: what is beyond it is lost, but a file keeps its length",
     )
     add_loop(parser)
     parser.show_examples(

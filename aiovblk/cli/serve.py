@@ -104,7 +104,7 @@ def _add_process(parser: CommandParser) -> None:
         type=values.text,
         metavar="USER",
         help="go on as this user, in all their groups, once the sockets are bound and the keys for "
-        "TLS are read; SPEC is opened as this user",
+        "TLS are read; SPEC is opened as this user. The environment stays as it is, HOME too",
     )
     group.add_argument(
         "--group",
