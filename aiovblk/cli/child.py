@@ -52,7 +52,7 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
         Its exit status; 128 and the number of the signal if one has ended it, as shells have it.
 
     Raises:
-        OSError: the shell cannot be started.
+        OSError: the shell cannot be started, or what it runs may not be signalled.
 
     Cancellation: the command gets SIGTERM, and is waited for.
 
@@ -64,8 +64,10 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     finally:
         closed.cancel()
-        if await wait_uncancelled(asyncio.create_task(child.terminate())):
+        ending = asyncio.create_task(child.terminate())
+        if await wait_uncancelled(ending):
             raise asyncio.CancelledError
+    ending.result()
     server.close()
     status = child.ended.result()
     return 128 - status if status < 0 else status
@@ -114,7 +116,9 @@ class _Child:
         with suppress(ChildProcessError):
             # As process 1 of a container this one inherits them, and has to reap them.
             os.waitpid(-self._process.pid, os.WNOHANG)
-        return self._signal(0)
+        with suppress(PermissionError):  # all that are left belong to another user, as by sudo
+            return self._signal(0)
+        return False
 
     def _signal(self, number: int) -> bool:
         """Send a signal; return whether there was a process to get it."""
@@ -124,8 +128,6 @@ class _Child:
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
-            return False
-        except PermissionError:  # all that are left belong to another user, as by sudo
             return False
         return True
 

@@ -127,6 +127,30 @@ async def test_processes_that_outlive_the_shell_are_killed() -> None:
     await process.communicate()  # which waits for the end of all that may write
 
 
+async def test_command_that_may_not_be_signalled_is_an_error() -> None:
+    """As ``exec sudo ...``, which belongs to root."""
+    script = (
+        "import os, signal, sys\n"
+        "killpg = os.killpg\n"
+        "def refuse(group, number):\n"
+        "    killpg(group, signal.SIGKILL)\n"
+        "    raise PermissionError(1, 'Operation not permitted')\n"
+        "os.killpg = refuse\n"
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", "echo ready; cat"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    status, _, errors = await end(process)
+    assert (status, errors) == (1, "aiovblk: Operation not permitted\n")
+
+
 async def test_processes_that_the_server_inherits_are_reaped() -> None:
     """As process 1 of a container it would wait for those that nobody has reaped."""
     script = (
