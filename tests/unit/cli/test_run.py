@@ -240,7 +240,7 @@ async def test_second_signal_does_not_wait_for_a_handler(tmp_path: Path) -> None
     async with running("serve", "disk.py:Disk", "--run", COPY, cwd=tmp_path) as process:
         assert await line(process.stdout) == "reading"
         process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # two of one kind may be delivered as one
         assert (await end(process))[0] != 0
 
 
