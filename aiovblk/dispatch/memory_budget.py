@@ -129,9 +129,7 @@ class ConnectionQuota:
             await self._granted
         except asyncio.CancelledError:
             self._budget.waiting.pop(self, None)
-            if self.reserved:
-                self.refund(self.reserved)
-                self.reserved = 0
+            self._cancel_reservation()
             raise
         finally:
             self._granted = None
@@ -156,12 +154,16 @@ class ConnectionQuota:
             Whether it is charged; True also if it was before.
 
         """
-        if not self.reserved and self.may_charge(count):
-            self._reserve(count)
+        if self.reserved < count:
+            self._cancel_reservation()  # it was for a smaller one
+            if self.may_charge(count):
+                self._reserve(count)
         return self.reserved > 0
 
     def charge_next(self, count: int) -> bool:
-        """Charge the next request, which may have been reserved for, if it need not wait.
+        """Charge the next request: out of the reservation, if there is one for it.
+
+        Without one it is charged only if it need not wait.
 
         Returns:
             Whether it is charged.
@@ -203,6 +205,11 @@ class ConnectionQuota:
     def _reserve(self, count: int) -> None:
         self.reserved = count
         self.charge(count)
+
+    def _cancel_reservation(self) -> None:
+        if self.reserved:
+            unused, self.reserved = self.reserved, 0
+            self.refund(unused)
 
     def charge(self, count: int) -> None:
         """Count bytes that are in flight from now on."""

@@ -179,6 +179,8 @@ class HandlerScheduler:
         is_outermost, sender.is_due = not sender.is_due, True
         self._pacer.begin_batch()
         try:
+            if self._quota is not None and self._quota.reserved and self._receiver.has_next():
+                self._receiver.accept()  # its reservation is for it alone
             self._start_tasks()
             if reader.end - reader.start >= reader.wanted:
                 self._queue_rest()

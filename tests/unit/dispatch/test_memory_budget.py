@@ -160,6 +160,18 @@ async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
     assert budget.used == 149
 
 
+def test_reservation_of_a_smaller_request_does_not_do_for_a_larger_one() -> None:
+    budget = MemoryBudget(1000)
+    quota, other = ConnectionQuota(budget, 500), ConnectionQuota(budget, 1000)
+    assert quota.reserve_now(100)
+    assert quota.reserve_now(300)
+    assert budget.used == 300
+    other.charge(1000)
+    assert not quota.reserve_now(ALWAYS_ALLOWED + 1)
+    assert budget.used == 1000
+    assert quota.reserved == 0
+
+
 async def test_quota_closed_while_it_waits_blocks_no_other() -> None:
     budget = MemoryBudget(100)
     greedy, leaving, other = (ConnectionQuota(budget, 1000) for _ in range(3))
@@ -254,3 +266,45 @@ async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() 
         await server.client.reply()
         (await device.calls.get()).succeed()
         await server.client.reply()
+
+
+async def test_write_that_arrives_in_parts_is_charged_once() -> None:
+    device, budget = PuppetDevice(), MemoryBudget(1 << 30)
+    quota = ConnectionQuota(budget, 1 << 30)
+    length = 2 << 20
+    async with served(device, quota=quota) as server:
+        _, message = server.client.request(Command.WRITE, 0, data=bytes(length))
+        await server.arrive(message[:100])
+        assert length <= budget.used <= length + REQUEST_COST
+        server.client.writer.write(message[100:])
+        call = await device.calls.get()
+        await asyncio.sleep(0)  # the task waits now
+        assert (budget.used, quota.reserved) == (REQUEST_COST + length, 0)
+        call.succeed()
+        await server.client.reply()
+        assert budget.used == 0
+
+
+async def test_write_that_arrived_in_parts_leaves_nothing_reserved_for_the_next_one() -> None:
+    budget = MemoryBudget(1 << 30)
+    quota = ConnectionQuota(budget, 1 << 30)
+    async with served(MemoryDevice(32 << 20), quota=quota) as server:
+        for length in (2 << 20, 20 << 20, 3 << 20):
+            _, message = server.client.request(Command.WRITE, 0, data=bytes(length))
+            await server.arrive(message[:-1])
+            assert length <= budget.used <= length + REQUEST_COST
+            server.client.writer.write(message[-1:])
+            await server.client.reply()
+            assert (budget.used, quota.reserved) == (0, 0)
+
+
+async def test_memory_that_a_read_has_waited_for_is_charged_once() -> None:
+    device, budget = PuppetDevice(), MemoryBudget(1 << 30)
+    quota, length = ConnectionQuota(budget, 1 << 20), 512 * 1024
+    async with served(device, quota=quota) as server:
+        for _ in range(4):
+            server.client.send(Command.READ, 0, length)
+        for _ in range(4):
+            (await device.calls.get()).succeed()
+            await server.client.reply()
+        assert (budget.used, quota.reserved) == (0, 0)
