@@ -103,13 +103,9 @@ class HandlerScheduler:
         """When (in the loop's time) the longest-running handler began; None if none runs."""
         return self._running.oldest_start
 
-    def any_running(self) -> bool:
-        """Return whether a handler runs that has had to wait."""
-        return any(not task.done() for task in self._running.tasks)
-
-    def is_coming(self) -> bool:
-        """Return whether serving is paused, and resumes with its next time slice."""
-        return self._pacer.is_coming()
+    def is_serving(self) -> bool:
+        """Return whether a handler runs that has had to wait, or the next time slice will come."""
+        return any(not task.done() for task in self._running.tasks) or self._pacer.is_coming()
 
     def stop_monitoring(self) -> None:
         """Stop reporting slow requests, and polling."""
@@ -225,8 +221,11 @@ class HandlerScheduler:
         if self._quota is None:
             self._accept_all()
             return
-        server, pacer = self._server, self._pacer
-        while not pacer.paused and (pacer.credit > 0 or server.renew_credit()):
+        server, pacer, receiver = self._server, self._pacer, self._receiver
+        # Without credit, too: it may be one that needs no memory, or has to ask for it.
+        while not pacer.paused and (
+            pacer.credit > 0 or server.renew_credit() or receiver.has_next()
+        ):
             if not server.accept_next():
                 break
 

@@ -119,6 +119,10 @@ class MemoryTransport(asyncio.Transport):
         if self._stream.write_paused:
             self._stream.resume_writing()
 
+    def end(self) -> None:
+        """Send no more, and go on reading."""
+        self._stream.eof_received()
+
     def lose(self) -> None:
         """Break the connection."""
         if not self._closing:

@@ -6,7 +6,13 @@ import asyncio
 
 import pytest
 
-from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
+from aiovblk.dispatch import (
+    ConcurrencyLimiter,
+    ConnectionQuota,
+    Dispatcher,
+    MemoryBudget,
+    Stats,
+)
 from aiovblk.dispatch.holes import MAX_EXTENTS
 from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
@@ -308,3 +314,41 @@ async def test_memory_that_a_read_has_waited_for_is_charged_once() -> None:
             (await device.calls.get()).succeed()
             await server.client.reply()
         assert (budget.used, quota.reserved) == (0, 0)
+
+
+class Busy:
+    """Holds a limiter."""
+
+    def start_ready(self) -> None:
+        raise AssertionError("it does not wait")
+
+
+def test_client_that_ends_while_memory_is_short_is_answered_all_it_has_sent() -> None:
+    budget, limiter = MemoryBudget(1000), ConcurrencyLimiter(1)
+    ConnectionQuota(budget, 1000).charge(1000)
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream)
+        stats = Stats()
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20),
+            stats,
+            quota=ConnectionQuota(budget, 1000),
+            limiter=limiter,
+            on_disconnect=lambda: None,
+        )
+        dispatcher.attach_stream(stream)
+        serving = loop.start(dispatcher.run())
+        refused = serialize_request(Request(0, Command.READ, 1, 0, 0))
+        disconnect = serialize_request(Request(0, Command.DISC, 2, 0, 0))
+        read = serialize_request(Request(0, Command.READ, 3, 0, 4096))
+        assert limiter.acquire(Busy())
+        transport.deliver((refused + disconnect) * 4 + read)
+        transport.end()
+        loop.run_due()
+        limiter.release()
+        loop.run_due()
+        assert (stats.errors, stats.reads) == (4, 1)
+        assert serving.done()
+        assert serving.exception() is None
+        transport.lose()
