@@ -276,7 +276,7 @@ class RequestServer:
             self._running.add(task, current)
             return
         header = self._receiver.reader.buffer[current : current + _HEADER]
-        self._running.add(task, header)
+        self._running.add(task, (header, self._sender.arrival))
         self._sender.stats.in_flight += 1
         if self._quota is not None:
             self._quota.charge(REQUEST_COST + _unpack(header)[-1])
