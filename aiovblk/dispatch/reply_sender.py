@@ -128,8 +128,12 @@ class ReplySender:
                     reads.clear()
                 if writes:
                     writes.clear()
-            if self._succeeded or self._failed:
-                self._record_replies(now)
+            succeeded, failed = self._succeeded, self._failed
+            if succeeded or failed:  # they were in flight
+                self._succeeded, self._failed = [], []
+                self.stats.record_replies(succeeded, failed, now)
+                if charges is not None:
+                    charges.send_waited()
             if charges is not None and charges.sent and not self.stream.write_paused:
                 charges.refund_sent()
         else:
@@ -143,11 +147,3 @@ class ReplySender:
         """Charge to the quota what was answered without waiting, and is not sent yet."""
         assert self._charges is not None  # only called if there is a quota
         self._charges.charge(self.read_lengths, self.write_lengths)
-
-    def _record_replies(self, now: int) -> None:
-        """Count the requests that were in flight, and whose replies were sent."""
-        succeeded, failed = self._succeeded, self._failed
-        self._succeeded, self._failed = [], []
-        self.stats.record_replies(succeeded, failed, now)
-        if self._charges is not None:
-            self._charges.send_waited()

@@ -272,7 +272,7 @@ def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> N
             turn(loop)
         waiting = flooding[-1].dispatcher
         for _ in range(10):  # as if it were long until its turn comes
-            flooding[0].dispatcher._scheduler._pacer.slice._others._served += 1
+            flooding[0].dispatcher._scheduler._pacer._slice._others._served += 1
             assert waiting.abandoned() == 0
         # Nobody has had a slice any more: what was to call the next one was lost.
         assert waiting.abandoned() == waiting.stats.in_flight > 0
