@@ -14,7 +14,7 @@ from time import monotonic_ns
 
 from ..events import RequestEvent
 from ..protocol import SERIALIZERS, Payload, ReplyContent, ReplyMode, Request
-from ..stream import StreamProtocol
+from ..stream import BusyPoll, StreamProtocol
 from .memory_budget import REQUEST_COST, ConnectionQuota, request_cost
 from .refusals import failed_event
 from .reply_charges import ReplyCharges
@@ -40,6 +40,7 @@ class ReplySender:
         arrival: when requests were received last, in nanoseconds of :func:`time.monotonic_ns`.
         read_lengths, write_lengths: bytes of those that succeeded without waiting, and whose
             replies are to be sent; always the same lists.
+        polling: what is extended whenever replies may have been sent; None for no busy polling.
         last_reply: when (in the loop's time) replies were sent last.
 
     """
@@ -56,6 +57,7 @@ class ReplySender:
         self.stats = stats
         self.buffers: list[Payload] = []
         self.is_due = False
+        self.polling: BusyPoll | None = None
         self.arrival = 0
         self.read_lengths: list[int] = []
         self.write_lengths: list[int] = []
@@ -138,6 +140,8 @@ class ReplySender:
                 charges.refund_sent()
         else:
             self.stats.record_in_flight()
+        if self.polling is not None:
+            self.polling.extend()
         while self._idle_waiters and not self.stats.in_flight:
             idle = self._idle_waiters.pop()
             if not idle.done():  # its waiter may have been cancelled
