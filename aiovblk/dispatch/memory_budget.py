@@ -18,7 +18,7 @@ import asyncio
 
 from ..protocol import MAX_PAYLOAD, Command, Request
 from ..stream import BUFFER_SIZE
-from .holes import MAX_EXTENTS
+from .holes import MAX_SENT_EXTENTS
 
 REQUEST_COST = 4096
 """Estimated bytes of a request, beside its payload."""
@@ -46,7 +46,7 @@ def request_cost(request: Request) -> int:
     if request.type in _WITH_PAYLOAD:
         return REQUEST_COST + min(request.length, MAX_PAYLOAD)
     if request.type == _BLOCK_STATUS:
-        extents = min(request.length // MIN_EXTENT + 1, MAX_EXTENTS)
+        extents = min(request.length // MIN_EXTENT + 1, MAX_SENT_EXTENTS)
         return REQUEST_COST + extents * EXTENT_COST
     return REQUEST_COST
 

@@ -25,7 +25,7 @@ class ReplySender:
     """The sending half of a :class:`Dispatcher`: serialize, coalesce, send and count replies.
 
     Requests that succeeded without waiting have no :class:`Request`: the loop that serves them
-    (:mod:`.scheduler`) appends their replies to :attr:`buffers`, and their lengths to a list.
+    (:mod:`.serving`) appends their replies to :attr:`buffers`, and their lengths to a list.
 
     Args:
         stats: the counters of the connection.

@@ -13,7 +13,7 @@ from aiovblk.dispatch import (
     MemoryBudget,
     Stats,
 )
-from aiovblk.dispatch.holes import MAX_EXTENTS
+from aiovblk.dispatch.holes import MAX_SENT_EXTENTS
 from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
@@ -46,7 +46,7 @@ def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() 
         return request_cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
 
     assert status(512) == REQUEST_COST + 2 * EXTENT_COST
-    assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
+    assert status(2**64 - 1) == REQUEST_COST + MAX_SENT_EXTENTS * EXTENT_COST
 
 
 def test_quota_has_nothing_left_at_its_own_limit() -> None:
