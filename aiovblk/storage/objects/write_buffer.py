@@ -296,9 +296,7 @@ class ChunkBuffer:
         if start and not self.is_zero(index):
             self._layers.zero(index, start, self._chunk_size - start)
         count = -(-size // self._chunk_size)
-        for index in range(count, len(self._view.entries)):
-            # This is recorded in the history: they may be added again before the next flush.
-            self.drop(index)
+        self._layers.cut_off(count)
         self._view.resize(count)
 
     async def close(self) -> None:
