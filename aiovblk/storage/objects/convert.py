@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from . import lease as leases
 from .client import AnyStore
-from .disk import StoredDisk, require_conditional_puts
-from .journal import Journal, record
+from .disk import StoredDisk
+from .journal import record
 from .keys import MANIFEST
 from .records import Kind
 from .writer import Writer
@@ -46,9 +46,7 @@ async def convert(store: AnyStore, path: str = "", *, key: bytes | None = None) 
     disk = await StoredDisk.open(store, path, key=key)
     if disk.manifest.is_writable:
         return False
-    await require_conditional_puts(disk.objects, disk.manifest, disk.where)
-    journal = Journal(disk.objects, disk.codec, disk.manifest, writes=True, where=disk.where)
-    await journal.load()
+    journal = await disk.journal(writes=True, any_format=True)
     await leases.wait_until_free(disk.objects, disk.where)
     await Writer.open(journal)
     if not journal.state.converted:

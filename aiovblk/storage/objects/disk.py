@@ -89,11 +89,13 @@ class StoredDisk:
         )
         return ObjectSource(self.root.subfolder(origin.path), codec)
 
-    async def journal(self, *, writes: bool) -> Journal:
+    async def journal(self, *, writes: bool, any_format: bool = False) -> Journal:
         """Read the disk's history.
 
         Args:
             writes: whether it is to be written as well.
+            any_format: whether to write even to that of a disk of an earlier format: to convert or
+                delete it.
 
         Raises:
             StorageError: it is damaged; or it is to be written, and has an earlier format, or the
@@ -101,7 +103,8 @@ class StoredDisk:
 
         """
         if writes:
-            self.manifest.check_writable(self.where)
+            if not any_format:
+                self.manifest.check_writable(self.where)
             await require_conditional_puts(self.objects, self.manifest, self.where)
         journal = Journal(self.objects, self.codec, self.manifest, writes=writes, where=self.where)
         await journal.load()
