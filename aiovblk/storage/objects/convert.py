@@ -13,10 +13,12 @@ If it is interrupted it is run again. Until the manifest is replaced the disk is
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from . import lease as leases
 from .client import AnyStore
 from .disk import StoredDisk
-from .journal import record
+from .journal import FencedError, record
 from .keys import MANIFEST
 from .records import Kind
 from .writer import Writer
@@ -52,5 +54,6 @@ async def convert(store: AnyStore, path: str = "", *, key: bytes | None = None) 
     if not journal.state.converted:
         await journal.add(record(Kind.CONVERT))
     await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
-    await journal.add(record(Kind.CLOSE))
+    with suppress(FencedError):  # all is done, and another process writes to it already
+        await journal.add(record(Kind.CLOSE))
     return True

@@ -14,6 +14,7 @@ import pytest
 from aiovblk.cli import main
 from aiovblk.errors import StorageBusyError, StorageError
 from aiovblk.storage.objects import (
+    ObjectStoreDevice,
     check,
     clone,
     collect_garbage,
@@ -33,6 +34,7 @@ from ....support.object_store import (
     Bucket,
     failing,
     fill,
+    once,
     open_disk,
     write,
 )
@@ -194,6 +196,22 @@ async def test_conversion_without_its_last_step_is_read_and_finished(
     assert {str(kind) for kind in Kind} - earlier == {"convert"}
     assert await read(bucket, key) == EXPECTED
     await convert(bucket.client(), "disk", key=key)
+    await assert_unchanged(bucket, key)
+
+
+async def test_conversion_succeeds_although_another_process_writes_before_its_last_record(
+    bucket: Bucket, key: bytes | None
+) -> None:
+    client = bucket.client()
+    others: list[ObjectStoreDevice] = []
+
+    async def take_over() -> None:
+        others.append(await open_disk(bucket.client(), key=key))
+
+    once(client, "create log", take_over, after="put disk.json")
+    assert await convert(client, "disk", key=key)
+    [other] = others
+    await other.unmount()
     await assert_unchanged(bucket, key)
 
 
