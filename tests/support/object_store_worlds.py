@@ -299,6 +299,7 @@ def run_world(seed: int) -> None:
         ),
         mock.patch("aiovblk.storage.objects.write_buffer._BACKGROUND_STORE_AT", world.background),
         mock.patch("aiovblk.storage.objects.compactor.UNUSED_RESERVE", 1),
+        mock.patch("aiovblk.storage.objects.compactor._SLICE", 1),
         mock.patch("aiovblk.storage.objects.frames.FRAME", 2 * BLOCK),
         mock.patch("aiovblk.storage.objects.object_reader.FRAME", 2 * BLOCK),
         mock.patch("aiovblk.storage.objects.object_reader._FIRST_READ", 3 * BLOCK),
