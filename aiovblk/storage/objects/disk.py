@@ -182,9 +182,9 @@ async def create(
         path: the disk's folder in it.
         size: bytes, a multiple of ``block_size``.
         block_size: bytes, a power of two from 512.
-        chunk_size: bytes, a power of two from 4 KiB to 64 MiB. A whole chunk is read, and stored
-            after a write of one block. Smaller ones make small random requests cheaper, larger ones
-            make fewer objects.
+        chunk_size: bytes, a power of two from 4 KiB to 64 MiB. A chunk is stored anew as a whole
+            when about half of its blocks were written; until then these lie in records and
+            segments. Smaller ones make that cheaper, larger ones make fewer objects.
         compress: whether to compress chunks (zstd).
         key: 32 bytes to encrypt with (AES-256-GCM). Nothing can be read without it. It does not
             hide which chunks are written and when, and how large they are.

@@ -32,7 +32,7 @@ class Changes:
     entries: dict[int, int] = field(default_factory=dict)
     """Chunks that have a new entry, and of which all runs have to be said."""
     blocks: dict[int, int] = field(default_factory=dict)
-    """Blocks of other chunks, as a bit mask for each, whose runs have to be said."""
+    """Blocks as a bit mask for each chunk, whose runs have to be said where not all have to be."""
     superseded: list[tuple[int, StoredObject]] = field(default_factory=list)
     """Versions and objects that nothing needs, once all this is durable."""
     has_data: bool = False
