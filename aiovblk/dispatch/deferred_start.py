@@ -54,4 +54,5 @@ class DeferredScheduler(HandlerScheduler):
             self._slow = not task.done()
             if self._slow:
                 self._server.leave_to_handler(task)
-        self.start_ready()
+        if not self._starting:  # otherwise the last of them does
+            self.start_ready()
