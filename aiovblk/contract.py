@@ -35,6 +35,12 @@ _CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
     "unmount": ((), {}, "(self)"),
 }
 
+# The same for dirty bitmaps, which are those of :class:`.SupportsDirtyBitmaps`.
+_BITMAP_CALLS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
+    "dirty_bitmaps": ((), {}, "(self)"),
+    "dirty_extents": (("", 0, 0), {}, "(self, name, offset, length)"),
+}
+
 _NOT_AWAITABLE = {"None", "bytes", "bytearray", "memoryview"}
 """Return annotations of handlers. On a plain ``def`` they mean that its result is not awaitable."""
 
@@ -152,9 +158,11 @@ def check_handlers(device: BlockDevice | type[BlockDevice]) -> None:
         TypeError: for the first such handler; the message has class, method and remedy.
 
     """
-    for name, (args, options, form) in _CALLS.items():
+    has_bitmaps = all(hasattr(device, name) for name in _BITMAP_CALLS)
+    calls = _CALLS | _BITMAP_CALLS if has_bitmaps else _CALLS
+    for name, (args, options, form) in calls.items():
         handler = getattr(device, name)
-        if getattr(handler, "__func__", handler) is getattr(BlockDevice, name):
+        if getattr(handler, "__func__", handler) is getattr(BlockDevice, name, None):
             continue
         if isinstance(device, BlockDevice) and name in OPERATIONS and not can(device, name):
             continue  # never called

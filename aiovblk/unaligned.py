@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
+from .bitmaps import DirtyExtent, cut_extents, find_dirty, list_bitmaps
 from .device import BlockDevice, Extent, missing_operations
 
 
@@ -93,6 +94,18 @@ class UnalignedAdapter(BlockDevice):
         """As in the base class."""
         first = self._down(offset)
         await self._inner.cache(first, self._up(offset + length) - first)
+
+    async def dirty_bitmaps(self) -> Sequence[str]:
+        """Return the names of the dirty bitmaps of ``inner``."""
+        return await list_bitmaps(self._inner)
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return what is dirty, from what ``inner`` says of whole blocks."""
+        first = self._down(offset)
+        found = await find_dirty(self._inner, name, first, self._up(offset + length) - first)
+        cut = cut_extents(found, offset - first, length)
+        # Less than a block is known: then all of it may be dirty.
+        return cut or [DirtyExtent(min(length, first + self._block - offset), True)]
 
     async def _read_parts(self, offset: int, length: int) -> bytes:
         pieces: list[memoryview] = []

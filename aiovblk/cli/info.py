@@ -79,7 +79,7 @@ async def describe(spec: str) -> Facts:
         if disk.snapshot is None:
             return _stored_facts(await objects.describe(disk.url, key=read_key()))
     try:
-        async with open_spec(spec, read_only=True) as device:
+        async with open_spec(spec, read_only=True, list_contexts=True) as device:
             try:
                 source = source_of(device)
                 return {"spec": redact(spec), **_device_facts(device), **_facts_of(source)}
@@ -113,6 +113,7 @@ def _facts_of(device: BlockDevice) -> Facts:
             "minimum_block": info.minimum_block,
             "preferred_block": info.preferred_block,
             "maximum_payload": info.maximum_payload,
+            "contexts": list(device.offered_contexts or ()),
         }
     if isinstance(device, FileDevice):
         return {"kind": "file", **_file_facts(device.path), "writer": None}

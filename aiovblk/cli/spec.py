@@ -13,20 +13,20 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..arguments import check_block_size
-from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES as NBD_SCHEMES
-from ..protocol.uri import URI, without_password
-from ..storage import BlockSize, FileDevice, HTTPDevice, Layer, MemoryDevice
+from ..protocol.uri import without_password
+from ..storage import BlockSize, FileDevice, HTTPDevice, MemoryDevice
 from ..storage.http import SCHEMES as HTTP_SCHEMES
 from ..storage.http import redact_url
 from .attribute import load_attribute
 from .diskspec import SCHEMES as DISK_SCHEMES
 from .diskspec import DiskSpec
 from .errors import UsageError
+from .exportspec import ConnectedDevice, ExportSpec
 from .sizes import parse_size
 
 
@@ -45,6 +45,8 @@ class OpenOptions:
     """Whether several processes open the same SPEC and write to it."""
     any_part: bool = False
     """Whether a shared file gets blocks of one byte where no block size is given."""
+    list_contexts: bool = False
+    """Whether a server is asked which metadata contexts its export has."""
 
 
 Opener = Callable[[str, OpenOptions], Awaitable[BlockDevice]]
@@ -109,32 +111,15 @@ async def _open_http(spec: str, options: OpenOptions) -> BlockDevice:
 
 async def _open_nbd(spec: str, options: OpenOptions) -> BlockDevice:
     uri, block_size = split_block_size(spec, options.block_size)
-    try:
-        URI.parse(uri)
-    except ValueError as exc:
-        raise UsageError(str(exc)) from None
+    export = ExportSpec.parse(uri)
     async with AsyncExitStack() as connection:
-        remote = await connection.enter_async_context(connect(uri))
+        connected = export.connected(list_contexts=options.list_contexts)
+        remote = await connection.enter_async_context(connected)
         device = await _in_blocks(_read_only(remote) if options.read_only else remote, block_size)
         if options.resources is None:
-            return _Connected(device, connection.pop_all())
+            return ConnectedDevice(device, connection.pop_all())
         await options.resources.enter_async_context(connection.pop_all())
         return device
-
-
-class _Connected(Layer):
-    """A device whose ``unmount()`` also closes the connection that it needs."""
-
-    def __init__(self, inner: BlockDevice, connection: AsyncExitStack) -> None:
-        super().__init__(inner)
-        self._connection = connection
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
-
-    async def unmount(self) -> None:
-        async with self._connection:
-            await super().unmount()
 
 
 async def _open_attribute(spec: str, options: OpenOptions) -> BlockDevice:
@@ -175,11 +160,7 @@ def _memory_location(spec: str) -> str:
 
 
 def _nbd_location(spec: str) -> str:
-    uri = URI.parse(split_block_size(spec)[0])
-    socket = uri.socket
-    if socket is not None and not socket.startswith("\0"):
-        socket = os.path.realpath(socket)
-    return str(replace(uri, socket=socket, tls_certificates=None, tls_psk_file=None))
+    return ExportSpec.parse(split_block_size(spec)[0]).location()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +208,11 @@ def find_scheme(spec: str) -> Scheme:
 
 @asynccontextmanager
 async def open_spec(
-    spec: str, *, read_only: bool = False, block_size: int | None = None
+    spec: str,
+    *,
+    read_only: bool = False,
+    block_size: int | None = None,
+    list_contexts: bool = False,
 ) -> AsyncIterator[BlockDevice]:
     """Open the device that a SPEC names; the caller unmounts it before the block is left.
 
@@ -239,6 +224,7 @@ async def open_spec(
             ``?block_size=BYTES`` may follow.
         read_only: whether the device must not be changed.
         block_size: bytes of a block, if the SPEC does not say it.
+        list_contexts: whether to ask the server of an export for its metadata contexts.
 
     Raises:
         SpecError: there is no such device. What the user's own code raises comes out as it is.
@@ -247,7 +233,8 @@ async def open_spec(
 
     """
     async with AsyncExitStack() as resources:
-        yield await _open(spec, OpenOptions(resources, read_only, block_size))
+        options = OpenOptions(resources, read_only, block_size, list_contexts=list_contexts)
+        yield await _open(spec, options)
 
 
 async def load_device(

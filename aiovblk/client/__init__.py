@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..protocol import URI
 from .connection import ClientConnection
+from .contexts import check_contexts
 from .dialing import dial, load_context
 from .remote import RemoteDevice
 from .session import Session
@@ -33,6 +34,8 @@ def connect(
     request_timeout: float | None = None,
     reconnect: float | None = None,
     replay_writes: bool = False,
+    contexts: Sequence[str] = (),
+    list_contexts: bool = False,
 ) -> AbstractAsyncContextManager[RemoteDevice]:
     """Connect to an export of an NBD server.
 
@@ -62,9 +65,15 @@ def connect(
         replay_writes: replay those as well. That is right only where no other request writes to
             the same place before the first write has returned, and the server drops the requests
             of a broken connection.
+        contexts: names of at most 64 metadata contexts to select beside ``base:allocation``, such
+            as ``qemu:dirty-bitmap:NAME``. One that ends with a colon selects all that the server
+            lists for it: ``qemu:dirty-bitmap:`` is every dirty bitmap. Those that the server does
+            not have are left out: :attr:`RemoteDevice.contexts` has what was selected. A reconnect
+            fails permanently where one of these is missing then.
+        list_contexts: ask which contexts there are: :attr:`RemoteDevice.offered_contexts`.
 
     Raises:
-        ValueError: the URI or a number is invalid.
+        ValueError: the URI, a context or a number is invalid.
         OSError: on entering: the server cannot be reached, or not within ``timeout``
             (TimeoutError), or TLS failed (ssl.SSLError).
         ProtocolError: on entering: the server does not speak NBD. RefusedError: it refuses the
@@ -82,12 +91,21 @@ def connect(
     if reconnect != math.inf:  # forever
         check_seconds("reconnect", reconnect)
 
+    contexts = check_contexts(contexts)
+
     async def dial_within(limit: float | None) -> ClientConnection:
         nonlocal tls
         if parsed.tls and tls is None:
             tls = await load_context(parsed)
         within = timeout if limit is None else min(timeout, limit)
-        return await dial(parsed, tls, within, request_timeout)
+        return await dial(
+            parsed,
+            tls,
+            within,
+            request_timeout,
+            contexts=contexts,
+            list_contexts=list_contexts,
+        )
 
     make_session = partial(
         Session,

@@ -22,12 +22,18 @@ import asyncio
 import errno
 import math
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
 from ..errors import ProtocolError
-from ..protocol import Command, NegotiationResult, ReplyMode
+from ..protocol import (
+    Command,
+    NegotiationResult,
+    ReplyMode,
+    TransmissionFlag,
+    serialize_context_selection,
+)
 from ..protocol.constants import CommandFlag
 from ..protocol.extended_requests import EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC
 from ..protocol.requests import REQUEST, REQUEST_MAGIC
@@ -117,12 +123,14 @@ class ClientConnection:
             offset: bytes.
             length: bytes, one at least where the command has a range.
             flags: command flags.
-            data: of a WRITE; its content may change once the call has ended, but the caller must
-                not release this view.
-            into: a zeroed buffer that a READ puts its data into.
+            data: of a WRITE, or the selection of a BLOCK_STATUS; its content may change once the
+                call has ended, but the caller must not release this view.
+            into: a zeroed buffer that a READ puts its data into; a BLOCK_STATUS with a selection
+                has that here as well.
 
         Returns:
-            A view for READ, a :class:`BlockStatus` for BLOCK_STATUS, else None.
+            A view for READ; for BLOCK_STATUS the extents of each metadata context, by its name;
+            else None.
 
         Raises:
             OSError: the server answered with an error.
@@ -156,6 +164,29 @@ class ClientConnection:
             self._queue_data(data)
         self._send_soon()
         return result
+
+    def block_status(
+        self, offset: int, length: int, contexts: Sequence[str]
+    ) -> Awaitable[dict[str, Sequence[tuple[int, int]]]]:
+        """Send a BLOCK_STATUS about some metadata contexts, where the server can select them.
+
+        Args:
+            offset: bytes.
+            length: bytes.
+            contexts: those that are needed; all of them were negotiated.
+
+        Returns:
+            The extents of these contexts, by name, and perhaps of further ones. Exceptions: as
+            :meth:`call`.
+
+        """
+        ids, flags = self.negotiated.contexts, self.negotiated.info.flags
+        can_select = self._payload_flag and flags & TransmissionFlag.BLOCK_STAT_PAYLOAD
+        if len(contexts) == len(ids) or not can_select:
+            return self.call(Command.BLOCK_STATUS, offset, length)
+        selection = serialize_context_selection(length, [ids[name] for name in contexts])
+        into = memoryview(selection)
+        return self.call(Command.BLOCK_STATUS, offset, len(selection), 0, selection, into)
 
     async def run(self) -> Exception:
         """Receive until the connection ends; then fail the requests that were not answered.

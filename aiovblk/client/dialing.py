@@ -7,6 +7,7 @@ import errno
 import getpass
 import socket
 import ssl
+from collections.abc import Sequence
 
 from .. import tls
 from ..protocol import URI, ClientHandshake, NegotiationResult
@@ -20,6 +21,9 @@ async def dial(
     context: ssl.SSLContext | None,
     timeout: float,
     request_timeout: float | None = None,
+    *,
+    contexts: Sequence[str] = (),
+    list_contexts: bool = False,
 ) -> ClientConnection:
     """Connect to a server, and run the handshake.
 
@@ -28,6 +32,8 @@ async def dial(
         context: for TLS; required where the URI asks for TLS.
         timeout: seconds for all of it.
         request_timeout: seconds in which each request must be answered; None for no limit.
+        contexts: metadata contexts to select; as in :class:`ClientHandshake`.
+        list_contexts: whether to ask which ones there are.
 
     Raises:
         OSError: the server cannot be reached, does not answer in time (TimeoutError), ends the
@@ -37,7 +43,9 @@ async def dial(
     Cancellation: the connection is closed.
 
     """
-    handshake = ClientHandshake(uri.export, tls=uri.tls)
+    handshake = ClientHandshake(
+        uri.export, tls=uri.tls, contexts=contexts, list_contexts=list_contexts
+    )
     try:
         async with asyncio.timeout(timeout):
             stream = await _open(uri)

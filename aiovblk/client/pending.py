@@ -14,18 +14,19 @@ import asyncio
 import errno
 import os
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ProtocolError
 from ..protocol import (
     WIRE_ERRORS,
-    BlockStatus,
     Command,
     ReplyHeader,
     ReplyMode,
     ReplyType,
     Request,
     parse_block_status,
+    parse_context_selection,
     parse_error,
 )
 from ..protocol.reply_constants import CHUNK_ERROR
@@ -208,10 +209,11 @@ class PendingRead(PendingRequest):
 
 
 class PendingBlockStatus(PendingRequest):
-    """Assemble the reply to a BLOCK_STATUS; its result is a :class:`BlockStatus`.
+    """Assemble the reply to a BLOCK_STATUS; its result is the extents of each metadata context.
 
     Args:
-        context_id: of the only metadata context that was negotiated.
+        contexts: the names of the negotiated ones, by their ids.
+        selection: the payload of the request, if it is about some of them only.
 
     """
 
@@ -220,11 +222,15 @@ class PendingBlockStatus(PendingRequest):
         request: Request,
         mode: ReplyMode,
         result: asyncio.Future[Any],
-        context_id: int,
+        contexts: Mapping[int, str],
+        selection: memoryview | None = None,
     ) -> None:
         super().__init__(request, mode, result)
-        self._context_id = context_id
-        self._status: BlockStatus | None = None
+        self._length, ids = request.length, tuple(contexts)
+        if selection is not None:
+            self._length, ids = parse_context_selection(selection, len(ids))
+        self._missing = {number: contexts[number] for number in ids}
+        self._found: dict[str, Sequence[tuple[int, int]]] = {}
 
     def _simple_payload_size(self) -> int:
         raise self._mismatch("a simple reply without extents")
@@ -235,20 +241,21 @@ class PendingBlockStatus(PendingRequest):
             expected, head = ReplyType.BLOCK_STATUS_EXT, CONTEXT_ID_AND_COUNT.size
             entry = EXTENDED_EXTENT.size
         # At most one extent for each byte.
-        if chunk != expected or length > head + entry * self.request.length:
+        if chunk != expected or length > head + entry * self._length:
             raise self._mismatch(f"a chunk of type {chunk} and {length} bytes")
         return length
 
     def _feed_content(self, chunk: int, payload: memoryview) -> None:
         status = parse_block_status(chunk, payload)
-        if status.context_id != self._context_id or self._status is not None:
+        name = self._missing.pop(status.context_id, None)
+        if name is None:
             raise self._mismatch("a metadata context that was not negotiated, or one twice")
-        self._status = status
+        self._found[name] = status.extents
 
-    def _value(self) -> BlockStatus:
-        if self._status is None:
-            raise self._mismatch("no extents")
-        return self._status
+    def _value(self) -> dict[str, Sequence[tuple[int, int]]]:
+        if self._missing:
+            raise self._mismatch(f"no extents for {quote(next(iter(self._missing.values())))}")
+        return self._found
 
 
 class Coverage:

@@ -34,8 +34,8 @@ from .pending import MIN_ZERO_COPY, PendingBlockStatus, PendingRead, PendingRequ
 
 Call = tuple[asyncio.Future[Any], int, int, int, memoryview | None, float]
 """A request that waits for its reply: result, command, offset, length, the buffer of a READ that
-brings one, and the deadline in the loop's time. A plain tuple, since it is made for each request:
-an object with attributes takes eight times as long."""
+brings one or the selection of a BLOCK_STATUS, and the deadline in the loop's time. A plain tuple,
+since it is made for each request: an object with attributes takes eight times as long."""
 
 _HEAD = struct.Struct(">IIQ")
 """What replies of all forms begin with: magic; the error of a simple reply, or flags and type of a
@@ -90,7 +90,7 @@ class ReplyReceiver:
         self.calls: dict[int, Call] = {}
         self._reader = reader
         self._mode = negotiated.mode
-        self._context_id = negotiated.allocation_context_id
+        self._contexts = {number: name for name, number in negotiated.contexts.items()}
         self._partial: dict[int, PendingRequest] = {}
         self._layout = _LAYOUTS[negotiated.mode]
         reader.wanted = _HEAD.size
@@ -191,8 +191,7 @@ class ReplyReceiver:
         if command == _READ:
             pending = PendingRead(request, self._mode, result, into)
         elif command == _BLOCK_STATUS:
-            assert self._context_id is not None  # else `extents` is not supported
-            pending = PendingBlockStatus(request, self._mode, result, self._context_id)
+            pending = PendingBlockStatus(request, self._mode, result, self._contexts, into)
         else:
             pending = PendingRequest(request, self._mode, result)
         self._partial[cookie] = pending

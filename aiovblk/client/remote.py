@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
+from ..bitmaps import DirtyExtent, cut_extents
 from ..device import BlockDevice, Extent, Operation
 from ..protocol import (
-    BlockStatus,
+    BASE_ALLOCATION,
+    DIRTY_BITMAP,
+    STATUS_DIRTY,
     Command,
     CommandFlag,
     ExportInfo,
@@ -16,6 +20,7 @@ from ..protocol import (
     StatusFlag,
     TransmissionFlag,
 )
+from .contexts import dirty_bitmaps_among
 from .session import Session
 
 SECTOR = 512
@@ -51,6 +56,9 @@ class RemoteDevice(BlockDevice):
     is lost permanently, or closed; EIO where a connection broke and it is not known what the server
     has stored.
 
+    **Dirty bitmaps**: those of the server whose contexts were selected, as
+    :class:`aiovblk.bitmaps.SupportsDirtyBitmaps` has it; any other context by :meth:`block_status`.
+
     **A size that is no multiple of the server's minimum block size.** What follows the last whole
     block can neither be read nor written, since the server refuses smaller requests. The device
     ends before it, so that it can be mounted and served, with :attr:`left_out` bytes less than the
@@ -60,6 +68,8 @@ class RemoteDevice(BlockDevice):
         uri: of the export, as given to :func:`connect`.
         info: the export's size, flags and block sizes, as negotiated.
         left_out: bytes at the end of the export that no request can reach.
+        contexts: the names of the metadata contexts that were selected, sorted.
+        offered_contexts: those that the server listed, if :func:`connect` was to ask; else None.
 
     """
 
@@ -71,6 +81,8 @@ class RemoteDevice(BlockDevice):
         self.left_out = self.info.size - self.size
         self.rotational = bool(self.info.flags & TransmissionFlag.ROTATIONAL)
         self.multi_conn = bool(self.info.flags & TransmissionFlag.CAN_MULTI_CONN)
+        self.contexts = tuple(sorted(session.negotiated.contexts))
+        self.offered_contexts = session.negotiated.offered_contexts
         self._session = session
         self._max_payload = _max_payload(self.info, self.block_size)
         is_extended = session.negotiated.mode is ReplyMode.EXTENDED
@@ -146,12 +158,61 @@ class RemoteDevice(BlockDevice):
         """Query extents; of at most 4 GiB at once unless the server has extended headers."""
         if "extents" in self._unsupported:
             return await super().extents(offset, length)
-        span = min(length, self._max_range)
-        status: BlockStatus = await self._session.request(Command.BLOCK_STATUS, offset, span)
         return [
             Extent(size, bool(state & StatusFlag.HOLE), bool(state & StatusFlag.ZERO))
-            for size, state in status.extents
+            for size, state in await self._status(BASE_ALLOCATION, offset, length)
         ]
+
+    async def block_status(
+        self, context: str, offset: int, length: int
+    ) -> Sequence[tuple[int, int]]:
+        """Query a metadata context: what it says of a range, by BLOCK_STATUS.
+
+        Args:
+            context: one of :attr:`contexts`.
+            offset: bytes, a multiple of the block size.
+            length: bytes; more than 4 GiB count as 4 GiB unless the server has extended headers.
+
+        Returns:
+            Length in bytes and status flags of each extent, in order from ``offset`` on, as the
+            server sent them: at least one, and perhaps of less than the range, or more.
+
+        Raises:
+            KeyError: it was not selected.
+            OSError: the server answered with an error; or see the class.
+
+        """
+        if context not in self.contexts:
+            raise KeyError(context)
+        return await self._status(context, offset, length)
+
+    async def _status(self, context: str, offset: int, length: int) -> Sequence[tuple[int, int]]:
+        span = min(length, self._max_range)
+        found: dict[str, Sequence[tuple[int, int]]] = await self._session.request(
+            Command.BLOCK_STATUS, offset, span, contexts=(context,)
+        )
+        return found[context]
+
+    async def dirty_bitmaps(self) -> Sequence[str]:
+        """Return the names of the dirty bitmaps among :attr:`contexts`, sorted."""
+        return dirty_bitmaps_among(self.contexts)
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Query a dirty bitmap; see :meth:`aiovblk.bitmaps.SupportsDirtyBitmaps.dirty_extents`.
+
+        Raises:
+            KeyError: its context was not selected, or the server has dropped the bitmap (ENOTSUP).
+            OSError: the server answered with another error; or see the class.
+
+        """
+        try:
+            found = await self.block_status(DIRTY_BITMAP + name, offset, length)
+        except OSError as exc:
+            if exc.errno == errno.ENOTSUP:
+                raise KeyError(name) from exc
+            raise
+        extents = [DirtyExtent(size, bool(flags & STATUS_DIRTY)) for size, flags in found]
+        return cut_extents(extents, 0, length)
 
     async def cache(self, offset: int, length: int) -> None:
         """Ask the server to cache a range, by several requests where it is long."""

@@ -19,13 +19,14 @@ import asyncio
 import errno
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
 
 from ..errors import Error, ProtocolError
-from ..protocol import Command, NegotiationResult, TransmissionFlag
+from ..protocol import BASE_ALLOCATION, Command, NegotiationResult, TransmissionFlag
+from ..text import quote
 from .connection import ClientConnection, ConnectionLostError
 
 logger = logging.getLogger("aiovblk")
@@ -136,10 +137,12 @@ class Session:
         flags: int = 0,
         data: bytes | memoryview | None = None,
         into: memoryview | None = None,
+        contexts: Sequence[str] | None = None,
     ) -> Any:
         """Send a request over the least busy connection; retry it if that connection is lost.
 
-        The arguments are those of :meth:`ClientConnection.call`.
+        The arguments are those of :meth:`ClientConnection.call`; with ``contexts`` it is a
+        BLOCK_STATUS, by :meth:`ClientConnection.block_status`.
 
         Raises:
             OSError: the server answered with an error; EIO: the connection was lost, and a replay
@@ -152,7 +155,10 @@ class Session:
         for _ in range(MAX_ATTEMPTS):
             connection = self._least_busy() or await self._next_connection()
             try:
-                result = await connection.call(command, offset, length, flags, data, into)
+                if contexts is None:
+                    result = await connection.call(command, offset, length, flags, data, into)
+                else:
+                    result = await connection.block_status(offset, length, contexts)
             except ConnectionLostError as exc:
                 lost = exc
                 if lost.sent:
@@ -372,8 +378,9 @@ def _difference(first: NegotiationResult, other: NegotiationResult) -> str | Non
         return "is read-only"
     if now.minimum_block > info.minimum_block or now.maximum_payload < info.maximum_payload:
         return "has other block sizes"
-    if other.mode < first.mode or (
-        first.allocation_context_id is not None and other.allocation_context_id is None
-    ):
+    gone = [name for name in first.contexts if name not in other.contexts]
+    if other.mode < first.mode or BASE_ALLOCATION in gone:
         return "supports less of the protocol"
+    if gone:
+        return f"lacks the metadata context {', '.join(map(quote, gone))}"
     return None

@@ -243,9 +243,16 @@ class FailureLog:
         except Exception:  # of a logging handler, say
             logger.debug("a failure could not be logged", exc_info=True)
 
-    def report_bug(self, name: str, what: str, exc: BaseException) -> None:
-        """Log with a traceback, or count, a failure that is not of a request."""
-        self.report(name, what, HandlerFailure(errno.EIO, format_exception(exc), True), exc)
+    def report_bug(
+        self, name: str, what: str, exc: BaseException, *, device: BlockDevice | None = None
+    ) -> None:
+        """Log with a traceback, or count, a failure that is not of a request.
+
+        Without a traceback if it is an outage of ``device``.
+        """
+        with_traceback = device is None or is_bug(exc, device)
+        failure = HandlerFailure(errno.EIO, format_exception(exc), with_traceback)
+        self.report(name, what, failure, exc)
 
     def close(self) -> None:
         """Log all pending repeat counts now; after that nothing is logged later by a timer."""

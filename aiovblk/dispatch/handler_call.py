@@ -8,7 +8,6 @@ from typing import Any
 from ..device import BlockDevice, can, handler_for
 from ..protocol import (
     MAX_PAYLOAD,
-    BlockStatus,
     Command,
     CommandFlag,
     NegotiationResult,
@@ -18,6 +17,7 @@ from ..protocol import (
     Request,
 )
 from ..stream.reply_copies import ReplyCopyBuffer
+from .block_status import BlockStatusAdapter
 from .handler_timeout import with_timeout
 from .holes import MIN_HOLE_SIZE, merge_extents, read_around_holes
 
@@ -25,8 +25,7 @@ from .holes import MIN_HOLE_SIZE, merge_extents, read_around_holes
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _TRIM, _WRITE_ZEROES = int(Command.TRIM), int(Command.WRITE_ZEROES)
 _CACHE, _BLOCK_STATUS = int(Command.CACHE), int(Command.BLOCK_STATUS)
-_FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
-_DF, _REQ_ONE = int(CommandFlag.DF), int(CommandFlag.REQ_ONE)
+_FUA, _NO_HOLE, _DF = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE), int(CommandFlag.DF)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -62,7 +61,7 @@ class HandlerAdapter:
         self._extents = handler_for(device, "extents")
         self._cache = handler_for(device, "cache")
         self._copy_buffer = ReplyCopyBuffer()
-        self._allocation = negotiated.allocation_context_id
+        self._block_status = BlockStatusAdapter(device, negotiated, self._extents).handle
         self._sends_holes = negotiated.mode >= ReplyMode.STRUCTURED and can(device, "extents")
         self.max_read = MIN_HOLE_SIZE if self._sends_holes else MAX_PAYLOAD
         self.handle = with_timeout(self._call, timeout)
@@ -98,13 +97,6 @@ class HandlerAdapter:
             # "FUA: the server MUST NOT send a reply until the data has reached stable storage."
             await self._flush()
         return b""
-
-    async def _block_status(self, request: Request) -> BlockStatus:
-        found = await self._extents(request.offset, request.length)
-        extents = merge_extents(found, request.length)
-        assert self._allocation is not None  # or the request would have been refused
-        # "REQ_ONE: the server MUST return exactly one extent per metadata context."
-        return BlockStatus(self._allocation, extents[: 1 if request.flags & _REQ_ONE else None])
 
     async def _read(self, offset: int, length: int) -> Payload:
         return self.checked(await self._device.read(offset, length), length)

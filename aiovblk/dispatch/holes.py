@@ -5,28 +5,36 @@ Only clients that have negotiated structured replies get here; the kernel has no
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from operator import index
 
-from ..device import Extent
 from ..protocol import Payload, ReplyContent, SparseData, StatusFlag
 
 MIN_HOLE_SIZE = 32 * 1024
 """Bytes of the smallest hole in the reply to a READ; shorter runs of zeroes are sent as data."""
 
 MAX_SENT_EXTENTS = 1 << 16
-"""Most extents in one BLOCK_STATUS reply; a client requests the rest with another command."""
+"""Most extents in one BLOCK_STATUS reply, of all contexts together; a client requests the
+rest with another command."""
 
 # Plain ints: an IntFlag's operations cost much more.
 _HOLE, _ZERO = int(StatusFlag.HOLE), int(StatusFlag.ZERO)
 
 
-def merge_extents(found: Sequence[Extent], length: int) -> list[tuple[int, int]]:
+def merge_extents(
+    found: Iterable[tuple[int, bool, bool]],
+    length: int,
+    limit: int = MAX_SENT_EXTENTS,
+    *,
+    handler: str = "extents",
+) -> list[tuple[int, int]]:
     """Return (length, status flags) of each extent: equal neighbours merged, cut at the end.
 
     Args:
         found: what a device's ``extents`` returned.
         length: bytes that it was asked for.
+        limit: most extents to return.
+        handler: the name of what returned ``found``, for messages.
 
     Raises:
         ValueError: there are none, or one is empty.
@@ -37,20 +45,20 @@ def merge_extents(found: Sequence[Extent], length: int) -> list[tuple[int, int]]
     for size, hole, zero in found:
         size = index(size)  # a float could not be packed, and no reply would be sent
         if size < 1:
-            raise ValueError(f"extents returned one of {size} bytes")
+            raise ValueError(f"{handler} returned one of {size} bytes")
         state = (_HOLE if hole else 0) | (_ZERO if zero else 0)
         size = min(size, left)
         left -= size
         if extents and extents[-1][1] == state:
             extents[-1] = extents[-1][0] + size, state
-        elif len(extents) == MAX_SENT_EXTENTS:
+        elif len(extents) == limit:
             break
         else:
             extents.append((size, state))
         if not left:
             break
     if not extents:
-        raise ValueError("extents returned none")
+        raise ValueError(f"{handler} returned none")
     return extents
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..protocol import MAX_PAYLOAD, Command, Request
+from ..protocol import MAX_PAYLOAD, Command, CommandFlag, Request
 from ..stream import BUFFER_SIZE
 from .holes import MAX_SENT_EXTENTS
 
@@ -39,6 +39,7 @@ into the buffer that each connection has."""
 
 _WITH_PAYLOAD = int(Command.READ), int(Command.WRITE)
 _BLOCK_STATUS, _DISC = int(Command.BLOCK_STATUS), int(Command.DISC)
+_PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 
 
 def request_cost(request: Request) -> int:
@@ -47,6 +48,8 @@ def request_cost(request: Request) -> int:
         return REQUEST_COST + min(request.length, MAX_PAYLOAD)
     if request.type == _BLOCK_STATUS:
         extents = min(request.length // MIN_EXTENT + 1, MAX_SENT_EXTENTS)
+        if request.flags & _PAYLOAD_LEN:  # the length of the range is in its payload
+            extents = MAX_SENT_EXTENTS
         return REQUEST_COST + extents * EXTENT_COST
     return REQUEST_COST
 

@@ -23,5 +23,7 @@ def allow_negotiated(allowed: dict[int, int], negotiated: NegotiationResult) -> 
         allowed[int(Command.WRITE_ZEROES)] |= int(CommandFlag.FAST_ZERO)
     if TransmissionFlag.SEND_CACHE in flags:
         allowed[int(Command.CACHE)] = int(CommandFlag.FUA)
-    if negotiated.allocation_context_id is not None:
+    if negotiated.contexts:
         allowed[int(Command.BLOCK_STATUS)] = int(CommandFlag.FUA) | int(CommandFlag.REQ_ONE)
+        if negotiated.mode >= ReplyMode.EXTENDED:
+            allowed[int(Command.BLOCK_STATUS)] |= int(CommandFlag.PAYLOAD_LEN)

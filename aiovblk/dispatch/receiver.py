@@ -23,12 +23,13 @@ from ..protocol import (
     parse_request,
 )
 from ..stream import ReceiveBuffer
+from .block_status import select_contexts
 from .memory_budget import ConnectionQuota
 from .reply_sender import ReplySender
 from .validation import RequestValidator
 
 # Plain ints: an IntEnum's comparison costs as much as the rest of a check.
-_WRITE, _DISC = int(Command.WRITE), int(Command.DISC)
+_WRITE, _DISC, _BLOCK_STATUS = int(Command.WRITE), int(Command.DISC), int(Command.BLOCK_STATUS)
 
 
 class RequestReceiver:
@@ -66,6 +67,7 @@ class RequestReceiver:
         self._sender = sender
         self._validator = validator
         self._quota = quota
+        self._negotiated = negotiated
         self._on_disconnect = on_disconnect
         self._on_unfinished = on_unfinished
         self._extended = negotiated.mode is ReplyMode.EXTENDED
@@ -118,6 +120,8 @@ class RequestReceiver:
         if request.type == _DISC:
             self._on_disconnect()
             return True
+        if request.type == _BLOCK_STATUS and length > self.header_size:
+            request = select_contexts(request, reader.view[begin : reader.start], self._negotiated)
         self._sender.stats.in_flight += 1
         if error := self._validator.error_for(request):
             self._sender.reply(request, error)

@@ -8,11 +8,28 @@ from .constants import (
     ReplyMode,
     TransmissionFlag,
 )
-from .extended_requests import EXTENDED_REQUEST, parse_extended_request, serialize_request
-from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS, Step
+from .extended_requests import (
+    EXTENDED_REQUEST,
+    parse_context_selection,
+    parse_extended_request,
+    serialize_context_selection,
+    serialize_request,
+)
+from .handshake import (
+    Handshake,
+    HandshakeSteps,
+    ListBitmaps,
+    OpenExport,
+    Pause,
+    Receive,
+    StartTLS,
+    Step,
+)
 from .handshake_constants import (
     BASE_ALLOCATION,
     DEFAULT_PORT,
+    DIRTY_BITMAP,
+    MAX_CONTEXTS,
     MAX_STRING,
     Info,
     Option,
@@ -20,8 +37,8 @@ from .handshake_constants import (
 )
 from .options import ExportInfo, NegotiationResult
 from .replies import ReplyContent
-from .reply_constants import ReplyType, StatusFlag
-from .reply_content import BlockStatus, Payload, SparseData
+from .reply_constants import STATUS_DIRTY, ReplyType, StatusFlag
+from .reply_content import BlockStatus, BlockStatuses, Payload, SparseData
 from .reply_parsing import (
     ReplyHeader,
     parse_block_status,
@@ -47,7 +64,9 @@ __all__ = [
     "BASE_ALLOCATION",
     "DEFAULT_PORT",
     "DIRECT_REQUEST",
+    "DIRTY_BITMAP",
     "EXTENDED_REQUEST",
+    "MAX_CONTEXTS",
     "MAX_PAYLOAD",
     "MAX_STRING",
     "REQUEST",
@@ -55,9 +74,11 @@ __all__ = [
     "SERIALIZERS",
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",
+    "STATUS_DIRTY",
     "URI",
     "WIRE_ERRORS",
     "BlockStatus",
+    "BlockStatuses",
     "ClientHandshake",
     "Command",
     "CommandFlag",
@@ -65,6 +86,7 @@ __all__ = [
     "Handshake",
     "HandshakeSteps",
     "Info",
+    "ListBitmaps",
     "NegotiationResult",
     "OpenExport",
     "Option",
@@ -86,11 +108,13 @@ __all__ = [
     "TransmissionFlag",
     "errno_to_wire",
     "parse_block_status",
+    "parse_context_selection",
     "parse_error",
     "parse_extended_request",
     "parse_reply_header",
     "parse_request",
     "reply_header_size",
+    "serialize_context_selection",
     "serialize_request",
     "structured_read_header",
     "structured_success",

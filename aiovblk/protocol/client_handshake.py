@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..errors import OptionRefusedError, ProtocolError, TLSRequiredError, TLSUnavailableError
 from ..text import quote
@@ -73,13 +73,16 @@ def _refused(option: Option, reply: int, payload: bytes) -> OptionRefusedError:
 
 
 class ClientHandshake(Handshake[NegotiationResult]):
-    """Negotiate with one server: TLS, reply mode, ``base:allocation``, and an export.
+    """Negotiate with one server: TLS, reply mode, metadata contexts, and an export.
 
     Args:
         name: of the export; empty for the server's default export.
         tls: whether to start TLS before anything else.
         mode: the highest reply mode to ask for; the highest that the server accepts is used.
         allocation: whether to ask for ``base:allocation``.
+        contexts: names of further metadata contexts; one that ends with a colon is a query, for all
+            that the server lists for it.
+        list_contexts: whether to ask which contexts there are.
 
     Attributes:
         expected_reply: what the server is to send next, for error messages: ``greeting``, or
@@ -94,12 +97,17 @@ class ClientHandshake(Handshake[NegotiationResult]):
         tls: bool = False,
         mode: ReplyMode = ReplyMode.EXTENDED,
         allocation: bool = True,
+        contexts: Sequence[str] = (),
+        list_contexts: bool = False,
     ) -> None:
         super().__init__()
         self._name = name
         self._tls = tls
         self._max_mode = mode
         self._allocation = allocation
+        self._wanted_contexts = contexts
+        self._list_contexts = list_contexts
+        self._offered_contexts: tuple[str, ...] | None = None
         self._mode = ReplyMode.SIMPLE
         self.expected_reply = ""
 
@@ -108,7 +116,7 @@ class ClientHandshake(Handshake[NegotiationResult]):
 
         Raises:
             ProtocolError: the server does not speak fixed newstyle NBD, or breaks the protocol.
-            OptionRefusedError: it refuses the export.
+            OptionRefusedError: it refuses the export, or the contexts.
             TLSRequiredError: it requires TLS, and ``tls`` is off.
             TLSUnavailableError: it refuses TLS, and ``tls`` is on.
 
@@ -119,7 +127,7 @@ class ClientHandshake(Handshake[NegotiationResult]):
             yield StartTLS()
             self.expected_reply = "tls"
         yield from self._negotiate_mode()
-        allocation = yield from self._negotiate_allocation()
+        contexts = yield from self._negotiate_contexts()
         try:
             info = yield from self._go()
         except OptionRefusedError as exc:
@@ -127,7 +135,7 @@ class ClientHandshake(Handshake[NegotiationResult]):
             if exc.reply != OptionReply.ERR_UNSUP or self._mode is ReplyMode.EXTENDED:
                 raise
             info = yield from self._export_name(no_zeroes)
-        return NegotiationResult(self._name, info, self._mode, allocation)
+        return NegotiationResult(self._name, info, self._mode, contexts, self._offered_contexts)
 
     def _exchange_greetings(self) -> HandshakeSteps[bool]:
         """Receive the greeting and send the client flags; returns whether padding is omitted."""
@@ -165,23 +173,58 @@ class ClientHandshake(Handshake[NegotiationResult]):
             self._mode = mode
             return
 
-    def _negotiate_allocation(self) -> HandshakeSteps[int | None]:
-        if self._mode is ReplyMode.SIMPLE or not self._allocation:
-            return None
-        data = serialize_context_request(self._name, [BASE_ALLOCATION])
+    def _negotiate_contexts(self) -> HandshakeSteps[dict[str, int]]:
+        """Select metadata contexts; returns the ids of those that the server has."""
+        if self._mode is ReplyMode.SIMPLE:
+            return {}
+        names = [BASE_ALLOCATION] if self._allocation else []
+        names += yield from self._find_contexts()
+        if not names:
+            return {}
+        replies = yield from self._ask_contexts(Option.SET_META_CONTEXT, dict.fromkeys(names))
+        contexts: dict[str, int] = {}
+        for name, number in replies:
+            if name in names:
+                contexts.setdefault(name, number)
+        if len(set(contexts.values())) < len(contexts):
+            raise ProtocolError("the server gave the same id to several metadata contexts")
+        return contexts
+
+    def _find_contexts(self) -> HandshakeSteps[list[str]]:
+        """Return the names that were asked for, with those that the server lists for queries."""
+        queries = tuple(each for each in self._wanted_contexts if each.endswith(":"))
+        listed: list[str] = []
+        if queries or self._list_contexts:
+            asked = () if self._list_contexts else queries
+            replies = yield from self._ask_contexts(Option.LIST_META_CONTEXT, asked)
+            listed = [name for name, _ in replies]
+        if self._list_contexts:
+            self._offered_contexts = tuple(listed)
+        names = [each for each in self._wanted_contexts if each not in queries]
+        return names + [name for name in listed if name.startswith(queries)]
+
+    def _ask_contexts(
+        self, option: Option, queries: Iterable[str]
+    ) -> HandshakeSteps[list[tuple[str, int]]]:
+        """Send LIST or SET_META_CONTEXT; returns name and id of each context in its replies.
+
+        Refused: none, unless contexts were asked for, and the server has the option.
+        """
+        data = serialize_context_request(self._name, list(queries))
         try:
-            replies = yield from self._send_option(Option.SET_META_CONTEXT, data)
-        except TLSRequiredError:
-            raise
-        except OptionRefusedError:
-            return None
+            replies = yield from self._send_option(option, data)
+        except OptionRefusedError as exc:
+            is_wanted = self._wanted_contexts and exc.reply != OptionReply.ERR_UNSUP
+            if is_wanted or isinstance(exc, TLSRequiredError):
+                raise
+            return []
+        found = []
         for reply, context in replies:
-            fields = OptionReader(context)
             if reply == OptionReply.META_CONTEXT:
+                fields = OptionReader(context)
                 (number,) = fields.unpack(U32)
-                if fields.rest() == BASE_ALLOCATION.encode():
-                    return number
-        return None
+                found.append((decode(fields.rest()), number))
+        return found
 
     def _go(self) -> HandshakeSteps[ExportInfo]:
         data = serialize_info_request(self._name, [Info.BLOCK_SIZE, Info.DESCRIPTION])

@@ -6,6 +6,7 @@ needs next, and receives the answer by ``send``:
 ========================= ==========================================================================
 :class:`Receive`          the bytes: exactly as many as it asks for
 :class:`OpenExport`       the :class:`.ExportInfo`, or None if the export cannot be opened (servers)
+:class:`ListBitmaps`      the names of its dirty bitmaps, or None if they cannot be listed (servers)
 :class:`Pause`            None, once what :meth:`Handshake.data_to_send` returns has been sent
 :class:`StartTLS`         None, once TLS has begun
 ========================= ==========================================================================
@@ -38,6 +39,12 @@ class OpenExport(NamedTuple):
     name: str
 
 
+class ListBitmaps(NamedTuple):
+    """Ask for the names of the dirty bitmaps of an export; None if they cannot be listed."""
+
+    name: str
+
+
 class StartTLS(NamedTuple):
     """Ask to start TLS, once the data to send has been sent."""
 
@@ -46,7 +53,7 @@ class Pause(NamedTuple):
     """Ask only that the data to send be sent, before more of it is made (backpressure)."""
 
 
-Step = Receive | OpenExport | Pause | StartTLS
+Step = Receive | OpenExport | ListBitmaps | Pause | StartTLS
 """What a handshake needs next."""
 
 HandshakeSteps = Generator[Step, Any, T]

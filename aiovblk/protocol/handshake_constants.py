@@ -13,6 +13,15 @@ MAX_STRING = 4096
 BASE_ALLOCATION = "base:allocation"
 """The metadata context that reports holes and zeroes."""
 
+QEMU = "qemu:"
+"""The namespace of metadata contexts that qemu has defined (its docs/interop/nbd.txt)."""
+
+DIRTY_BITMAP = "qemu:dirty-bitmap:"
+"""What precedes the name of a dirty bitmap in the name of its metadata context."""
+
+MAX_CONTEXTS = 64
+"""Most metadata contexts that one client may select: each costs a call for each BLOCK_STATUS."""
+
 
 class HandshakeFlag(IntFlag):
     """Handshake flags; the client flags have the same values."""

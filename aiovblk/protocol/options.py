@@ -10,12 +10,12 @@ Rules from the specification's "Fixed newstyle negotiation":
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..errors import ProtocolError
 from .constants import MAX_PAYLOAD, ReplyMode, TransmissionFlag
-from .handshake_constants import MAX_STRING, Info
+from .handshake_constants import BASE_ALLOCATION, MAX_STRING, Info
 
 NBD_MAGIC = 0x4E42444D41474943
 IHAVEOPT = 0x49484156454F5054
@@ -67,8 +67,15 @@ class NegotiationResult:
     """Name of the export."""
     info: ExportInfo
     mode: ReplyMode = ReplyMode.SIMPLE
-    allocation_context_id: int | None = None
-    """The context id of ``base:allocation`` in block status replies; None: not negotiated."""
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    """The metadata contexts that were selected: the id of each in block status replies."""
+    offered_contexts: tuple[str, ...] | None = None
+    """All that the server has listed, if the client has asked for that; None: it has not."""
+
+    @property
+    def allocation_context_id(self) -> int | None:
+        """The context id of ``base:allocation``; None if it was not negotiated."""
+        return self.contexts.get(BASE_ALLOCATION)
 
 
 class OptionReader:

@@ -7,10 +7,10 @@ nothing does.
 
 from __future__ import annotations
 
-from .reply_content import BlockStatus, Payload, SparseData
+from .reply_content import BlockStatuses, Payload, SparseData
 from .requests import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Request
 
-ReplyContent = Payload | SparseData | BlockStatus
+ReplyContent = Payload | SparseData | BlockStatuses
 """What a successful reply carries; ``b""`` for nothing."""
 
 

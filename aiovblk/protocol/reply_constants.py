@@ -29,3 +29,7 @@ class StatusFlag(IntFlag):
 
     HOLE = 1 << 0
     ZERO = 1 << 1
+
+
+STATUS_DIRTY = 1 << 0
+"""Status flag of ``qemu:dirty-bitmap:NAME``: the range is dirty (NBD_STATE_DIRTY in qemu)."""

@@ -16,8 +16,15 @@ class SparseData(NamedTuple):
 
 
 class BlockStatus(NamedTuple):
-    """The extents that BLOCK_STATUS returns."""
+    """The extents that BLOCK_STATUS returns for one metadata context."""
 
     context_id: int
     extents: Sequence[tuple[int, int]]
-    """Length in bytes and :class:`StatusFlag` of each, in order from the request's offset on."""
+    """Length in bytes and status flags of each, in order from the request's offset on."""
+
+
+class BlockStatuses(NamedTuple):
+    """What BLOCK_STATUS returns: the extents of each metadata context that was asked for."""
+
+    contexts: Sequence[BlockStatus]
+    """At least one; each context once."""

@@ -25,7 +25,7 @@ from .structured_replies import (
 )
 
 MAX_RECEIVED_EXTENTS = 1 << 20
-"""Most extents that a server may send in one BLOCK_STATUS reply: what bounds its memory."""
+"""Most extents that a server may send in one BLOCK_STATUS chunk: what bounds its memory."""
 
 
 class ReplyHeader(NamedTuple):

@@ -12,13 +12,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from ..errors import ProtocolError
 from .constants import ReplyMode, TransmissionFlag
-from .handshake import Handshake, HandshakeSteps, OpenExport, Pause, Receive, StartTLS
-from .handshake_constants import BASE_ALLOCATION, HandshakeFlag, Info, Option, OptionReply
+from .contexts import concern_bitmaps, match_any, offered_contexts
+from .handshake import Handshake, HandshakeSteps, ListBitmaps, OpenExport, Pause, Receive, StartTLS
+from .handshake_constants import (
+    BASE_ALLOCATION,
+    MAX_CONTEXTS,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+)
 from .options import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
@@ -44,10 +52,11 @@ MAX_OPTION = 64 * 1024
 """Maximum bytes of an option's data; a longer option is skipped and answered by ERR_TOO_BIG."""
 
 MAX_UNSENT_REPLIES = 64 * 1024
-"""Bytes of unsent replies to LIST after which they are sent before more are made."""
+"""Bytes of unsent replies to LIST (or LIST_META_CONTEXT) after which they are sent before more are
+made."""
 
 ALLOCATION_ID = 1
-"""The context id of ``base:allocation`` in block status replies."""
+"""The context id of ``base:allocation`` in block status replies; those of others follow it."""
 
 _NegotiationSteps = HandshakeSteps[NegotiationResult | None]
 
@@ -80,18 +89,19 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
         self._secure = False
         self._no_zeroes = False
         self._mode = ReplyMode.SIMPLE
-        self._allocation_of: str | None = None
+        self._contexts: dict[str, int] = {}
+        self._contexts_of: str | None = None
         self._stepwise_options: dict[int, Callable[[bytes], _NegotiationSteps]] = {
             Option.LIST: self._list,
             Option.STARTTLS: self._start_tls,
             Option.INFO: self._info,
             Option.GO: self._go,
+            Option.LIST_META_CONTEXT: self._list_meta_context,
+            Option.SET_META_CONTEXT: self._set_meta_context,
         }
         self._immediate_options: dict[int, Callable[[bytes], None]] = {
             Option.STRUCTURED_REPLY: self._structured_reply,
             Option.EXTENDED_HEADERS: self._extended_headers,
-            Option.LIST_META_CONTEXT: self._list_meta_context,
-            Option.SET_META_CONTEXT: self._set_meta_context,
         }
 
     def run(self) -> _NegotiationSteps:
@@ -142,7 +152,7 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
             return None
         if option == Option.SET_META_CONTEXT:
             # It "replaces all previously-set metadata contexts (including when this command fails)"
-            self._allocation_of = None
+            self._contexts_of = None
         if data is None:
             self._reply(option, OptionReply.ERR_TOO_BIG, b"the option is too long")
             return None
@@ -169,7 +179,7 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
         info = None if name is None else (yield OpenExport(name))
         if name is None or info is None:
             raise ProtocolError("the client asked for an export that is not there")
-        self._data_to_send += EXPORT_NAME_REPLY.pack(info.size, self._flags(info))
+        self._data_to_send += EXPORT_NAME_REPLY.pack(info.size, self._flags(name, info))
         if not self._no_zeroes:
             self._data_to_send += bytes(PADDING)
         return self._result(name, info)
@@ -194,7 +204,7 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
         self._reply(Option.STARTTLS, OptionReply.ACK)
         yield StartTLS()
         self._secure, self.refusal = True, None
-        self._mode, self._allocation_of = ReplyMode.SIMPLE, None
+        self._mode, self._contexts_of = ReplyMode.SIMPLE, None
         return None
 
     def _info(self, data: bytes) -> _NegotiationSteps:
@@ -213,7 +223,7 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
             self.refusal = f"the client asked for an export that {why}"
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
             return None
-        infos = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(info))]
+        infos = [INFO_EXPORT.pack(Info.EXPORT, info.size, self._flags(name, info))]
         if Info.BLOCK_SIZE in wanted:
             sizes = info.minimum_block, info.preferred_block, info.maximum_payload
             infos.append(INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
@@ -244,34 +254,62 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
         self._mode = ReplyMode.EXTENDED
         self._reply(Option.EXTENDED_HEADERS, OptionReply.ACK)
 
-    def _list_meta_context(self, data: bytes) -> None:
+    def _list_meta_context(self, data: bytes) -> _NegotiationSteps:
         asked, queries = parse_context_request(data)
-        if self._contexts_exist(Option.LIST_META_CONTEXT, asked):
-            if not queries or {"base:", BASE_ALLOCATION} & set(queries):
-                self._reply_context(Option.LIST_META_CONTEXT, 0)
-            self._reply(Option.LIST_META_CONTEXT, OptionReply.ACK)
+        needs_bitmaps = not queries or concern_bitmaps(queries)
+        offered = yield from self._offered(Option.LIST_META_CONTEXT, asked, needs_bitmaps)
+        if offered is None:
+            return None
+        for name in match_any(offered, queries):
+            self._reply_context(Option.LIST_META_CONTEXT, 0, name)
+            if len(self._data_to_send) >= MAX_UNSENT_REPLIES:
+                yield Pause()
+        self._reply(Option.LIST_META_CONTEXT, OptionReply.ACK)
+        return None
 
-    def _set_meta_context(self, data: bytes) -> None:
+    def _set_meta_context(self, data: bytes) -> _NegotiationSteps:
         asked, queries = parse_context_request(data)
-        if self._contexts_exist(Option.SET_META_CONTEXT, asked):
-            if BASE_ALLOCATION in queries:
-                self._allocation_of = self._resolve(asked)
-                self._reply_context(Option.SET_META_CONTEXT, ALLOCATION_ID)
-            self._reply(Option.SET_META_CONTEXT, OptionReply.ACK)
+        option = Option.SET_META_CONTEXT
+        offered = yield from self._offered(option, asked, concern_bitmaps(queries))
+        if offered is None:
+            return None
+        names = frozenset(queries)
+        selected = [name for name in offered if name in names]
+        if len(selected) > MAX_CONTEXTS:
+            text = f"{len(selected)} metadata contexts; at most {MAX_CONTEXTS} are allowed"
+            self._reply(option, OptionReply.ERR_TOO_BIG, text.encode())
+            return None
+        # `base:allocation` is the first on offer, and has its id whether it was selected or not.
+        first = ALLOCATION_ID if BASE_ALLOCATION in names else ALLOCATION_ID + 1
+        self._contexts = {name: number for number, name in enumerate(selected, first)}
+        self._contexts_of = self._resolve(asked)
+        for name, number in self._contexts.items():
+            self._reply_context(option, number, name)
+        self._reply(option, OptionReply.ACK)
+        return None
 
     # Parts of replies
 
-    def _contexts_exist(self, option: Option, asked: str) -> bool:
+    def _offered(
+        self, option: Option, asked: str, needs_bitmaps: bool
+    ) -> HandshakeSteps[Sequence[str] | None]:
+        """Return the contexts of an export; None if they cannot be told, which is replied."""
         if self._mode is ReplyMode.SIMPLE:
             raise ProtocolError("metadata contexts need structured replies: negotiate them first")
-        if self._resolve(asked) is None:
+        name = self._resolve(asked)
+        if name is None:
             self._reply(option, OptionReply.ERR_UNKNOWN, b"there is no such export")
-            return False
-        return True
+            return None
+        # Only then: a device may have to be opened for it.
+        bitmaps = (yield ListBitmaps(name)) if needs_bitmaps else ()
+        if bitmaps is None:
+            text = b"the dirty bitmaps of this export cannot be listed"
+            self._reply(option, OptionReply.ERR_UNKNOWN, text)
+            return None
+        return offered_contexts(bitmaps)
 
-    def _reply_context(self, option: Option, number: int) -> None:
-        data = U32.pack(number) + BASE_ALLOCATION.encode()
-        self._reply(option, OptionReply.META_CONTEXT, data)
+    def _reply_context(self, option: Option, number: int, name: str) -> None:
+        self._reply(option, OptionReply.META_CONTEXT, U32.pack(number) + name.encode())
 
     def _resolve(self, asked: str) -> str | None:
         """Return the export of this name; an empty name means the only export, if there is one."""
@@ -279,16 +317,22 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
             return asked
         return next(iter(self._exports)) if not asked and len(self._exports) == 1 else None
 
-    def _flags(self, info: ExportInfo) -> TransmissionFlag:
-        """Return the transmission flags of an export in the negotiated reply mode."""
+    def _flags(self, name: str, info: ExportInfo) -> TransmissionFlag:
+        """Return the transmission flags of an export, as they are after what was negotiated."""
         if self._mode is ReplyMode.SIMPLE:
             return info.flags & ~TransmissionFlag.SEND_DF
-        return info.flags | TransmissionFlag.SEND_DF
+        flags = info.flags | TransmissionFlag.SEND_DF
+        if self._mode is ReplyMode.EXTENDED and self._selected(name):
+            flags |= TransmissionFlag.BLOCK_STAT_PAYLOAD
+        return flags
+
+    def _selected(self, name: str) -> Mapping[str, int]:
+        """Return the contexts that were selected for an export."""
+        return self._contexts if self._contexts_of == name else {}
 
     def _result(self, name: str, info: ExportInfo) -> NegotiationResult:
         self.refusal = None
-        allocation = ALLOCATION_ID if self._allocation_of == name else None
-        return NegotiationResult(name, info, self._mode, allocation)
+        return NegotiationResult(name, info, self._mode, self._selected(name))
 
     def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
         self._data_to_send += serialize_option_reply(option, reply, data)

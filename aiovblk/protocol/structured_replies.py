@@ -5,6 +5,7 @@ Rules from the specification's "Structured replies":
 * A reply is one or more chunks; only the last one is marked DONE.
 * The chunks of a READ that succeeded cover its range, each byte once; OFFSET_HOLE stands for
   zeroes.
+* A BLOCK_STATUS that succeeded has one chunk for each metadata context.
 * An error chunk means that the whole request has failed, wherever the chunk comes.
 * A chunk has a header of 20 bytes, 32 with extended headers, and a payload of the length in the
   header. A client rejects a length that its request does not explain.
@@ -16,12 +17,12 @@ still allowed for commands that return no data; using both forms would gain noth
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .constants import ReplyMode
 from .replies import ReplyContent, simple_reply
 from .reply_constants import CHUNK_DONE, ReplyType
-from .reply_content import BlockStatus, Payload, SparseData
+from .reply_content import BlockStatus, BlockStatuses, Payload, SparseData
 from .requests import Request
 
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
@@ -112,9 +113,8 @@ def _reply_in_chunks(
         return [header(request, _DONE, _NONE, 0)]
     if isinstance(content, SparseData):
         return _sparse_chunks(header, request, content)
-    if isinstance(content, BlockStatus):
-        chunk, payload = _status_payload(content, extended=header is _extended_header)
-        return [header(request, _DONE, chunk, len(payload)) + payload]
+    if isinstance(content, BlockStatuses):
+        return _status_chunks(header, request, content.contexts)
     head = header(request, _DONE, _OFFSET_DATA, OFFSET.size + len(content))
     return [head + OFFSET.pack(request.offset), content]
 
@@ -134,6 +134,19 @@ def _sparse_chunks(
             head = header(request, flags, _OFFSET_DATA, OFFSET.size + length)
             buffers += [head + OFFSET.pack(offset), piece]
         offset += length
+    return buffers
+
+
+def _status_chunks(
+    header: Callable[[Request, int, int, int], bytes],
+    request: Request,
+    contexts: Sequence[BlockStatus],
+) -> list[Payload]:
+    buffers: list[Payload] = []
+    for content in contexts:
+        chunk, payload = _status_payload(content, extended=header is _extended_header)
+        flags = _DONE if content is contexts[-1] else 0
+        buffers.append(header(request, flags, chunk, len(payload)) + payload)
     return buffers
 
 

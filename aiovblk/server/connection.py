@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ..aio.tasks import RECHECK_INTERVAL, set_once
+from ..bitmaps import list_bitmaps
 from ..dispatch import (
     ConcurrencyLimiter,
     ConnectionQuota,
@@ -153,7 +154,11 @@ class ServerConnection:
         handshake = ServerHandshake(listed, tls=tls if settings.tls is not None else TLSMode.OFF)
         negotiating = asyncio.create_task(
             run_handshake(
-                handshake, self._stream, start_tls=self._start_tls, open_export=self._open_export
+                handshake,
+                self._stream,
+                start_tls=self._start_tls,
+                open_export=self._open_export,
+                list_bitmaps=self._list_bitmaps,
             )
         )
         steps: list[asyncio.Future[Any]] = [negotiating, self._stopping]
@@ -198,6 +203,24 @@ class ServerConnection:
         self._over_tls = True
 
     async def _open_export(self, name: str) -> ExportInfo | None:
+        opened = await self._open(name)
+        return None if opened is None else opened.info
+
+    async def _list_bitmaps(self, name: str) -> Sequence[str] | None:
+        opened = await self._open(name)
+        if opened is None:
+            return None
+        try:
+            return await list_bitmaps(opened.device)
+        except STOP_EXCEPTIONS:
+            raise
+        except BaseException as exc:  # a device may raise anything
+            what, device = "listing its dirty bitmaps", opened.device
+            self._settings.failures.report_bug(f"export {name!r}", what, exc, device=device)
+            return None
+
+    async def _open(self, name: str) -> OpenDevice | None:
+        """Return the device of an export; None if it cannot be opened, which is logged."""
         opened = self._settings.shared.get(name) or self._opened.get(name)
         if opened is None:
             try:
@@ -209,7 +232,7 @@ class ServerConnection:
                 self._settings.failures.report_bug(f"export {name!r}", "opening it", exc)
                 return None
             self._opened[name] = opened
-        return opened.info
+        return opened
 
     # Transmission phase
 

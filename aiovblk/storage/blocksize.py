@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arguments import check_block_size
+from ..bitmaps import DirtyExtent, find_dirty
 from ..device import BlockDevice, Extent
 from ..unaligned import UnalignedAdapter
 from .extents import in_whole_blocks
@@ -32,6 +33,8 @@ class BlockSize(Layer):
         TypeError, ValueError: ``block_size`` is no such number.
 
     """
+
+    passes_bitmaps = True
 
     def __init__(self, inner: BlockDevice, block_size: int) -> None:
         check_block_size(block_size)
@@ -82,6 +85,16 @@ class BlockSize(Layer):
         found = await self._parts.extents(offset, length)
         is_larger = self.block_size > self.inner.block_size
         return in_whole_blocks(found, offset, self.block_size) if is_larger else found
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return what is dirty in ``inner``; a block that is dirty only in part is dirty."""
+        found = await find_dirty(self._parts, name, offset, length)
+        if self.block_size <= self.inner.block_size:
+            return found
+        clean = in_whole_blocks(
+            [Extent(length, zero=not dirty) for length, dirty in found], offset, self.block_size
+        )
+        return [DirtyExtent(extent.length, not extent.zero) for extent in clean]
 
     async def cache(self, offset: int, length: int) -> None:
         """Forward the hint to ``inner``."""

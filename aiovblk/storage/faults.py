@@ -110,6 +110,8 @@ class Faults(Intercept):
 
     """
 
+    passes_bitmaps = True
+
     def __init__(self, inner: BlockDevice, *faults: Fault, seed: int = 0) -> None:
         super().__init__(inner)
         self.injected = 0

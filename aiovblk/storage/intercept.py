@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
+from ..bitmaps import DirtyExtent
 from ..device import Extent, Operation
 from .layer import Layer
 
@@ -72,6 +74,11 @@ class Intercept(Layer):
     async def cache(self, offset: int, length: int) -> None:
         """Pass the hint on, by way of :meth:`intercept`."""
         await self._make("cache", offset, length, lambda: self.inner.cache(offset, length))
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return what is dirty in ``inner``, by way of :meth:`intercept`, as ``extents``."""
+        call = partial(super().dirty_extents, name, offset, length)
+        return await self.intercept("extents", offset, length, call)
 
     def _make(
         self, command: Operation, offset: int, length: int, call: Callable[[], Awaitable[T]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from ..bitmaps import DirtyExtent, find_dirty, list_bitmaps
 from ..contract import check_inner
 from ..device import BlockDevice, Extent, missing_operations
 
@@ -21,6 +22,9 @@ class Layer(BlockDevice):
     :attr:`provides` names. An operation that ``inner`` lacks is lacking here as well, even if the
     subclass overrides it: nothing is promised to the kernel that ends in an error.
 
+    **Dirty bitmaps** of ``inner`` are passed on only if :attr:`passes_bitmaps` says so. Otherwise
+    the layer has none, unless it overrides :meth:`dirty_bitmaps` and :meth:`dirty_extents`.
+
     Durability: that of ``inner``. Concurrency: that of ``inner``.
 
     Args:
@@ -34,6 +38,11 @@ class Layer(BlockDevice):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     """Operations (names of handlers) that this layer supports even if ``inner`` does not."""
+
+    passes_bitmaps: bool = False
+    """Whether what the dirty bitmaps of ``inner`` say is true of this layer as well: each of its
+    bytes is the byte of ``inner`` at the same offset, and a write has reached ``inner`` when it
+    returns. A layer that shifts offsets overrides :meth:`dirty_extents` too."""
 
     def __init__(self, inner: BlockDevice) -> None:
         self.inner = check_inner(inner)
@@ -93,6 +102,16 @@ class Layer(BlockDevice):
     async def cache(self, offset: int, length: int) -> None:
         """Pass the hint on to ``inner``."""
         await self.inner.cache(offset, length)
+
+    async def dirty_bitmaps(self) -> Sequence[str]:
+        """Return the names of the dirty bitmaps of ``inner``, if they are passed on."""
+        return await list_bitmaps(self.inner) if self.passes_bitmaps else ()
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return what is dirty in ``inner``, if its bitmaps are passed on; KeyError if not."""
+        if not self.passes_bitmaps:
+            raise KeyError(name)
+        return await find_dirty(self.inner, name, offset, length)
 
     async def unmount(self) -> None:
         """Unmount ``inner``."""

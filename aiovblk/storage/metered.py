@@ -48,6 +48,8 @@ class Metered(Intercept):
 
     """
 
+    passes_bitmaps = True
+
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner)
         self.counts = {command: CommandStats() for command in COMMANDS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arguments import check_count
+from ..bitmaps import DirtyExtent
 from ..device import BlockDevice, Extent
 from .layer import Layer
 
@@ -23,6 +24,8 @@ class Partition(Layer):
         TypeError, ValueError: the range is not made of whole blocks inside of ``inner``.
 
     """
+
+    passes_bitmaps = True
 
     def __init__(self, inner: BlockDevice, offset: int, size: int) -> None:
         super().__init__(inner)
@@ -68,6 +71,10 @@ class Partition(Layer):
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Return the extents of the range; the last may reach beyond its end."""
         return await self.inner.extents(self.offset + offset, length)
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return what is dirty in the range."""
+        return await super().dirty_extents(name, self.offset + offset, length)
 
     async def cache(self, offset: int, length: int) -> None:
         """Forward the hint to ``inner``."""

@@ -107,6 +107,8 @@ class RateLimited(Intercept):
 
     """
 
+    passes_bitmaps = True
+
     def __init__(
         self,
         inner: BlockDevice,

@@ -18,6 +18,8 @@ class ReadOnly(Layer):
 
     """
 
+    passes_bitmaps = True
+
     write = BlockDevice.write
     trim = BlockDevice.trim
     write_zeroes = BlockDevice.write_zeroes

@@ -77,6 +77,8 @@ class Retry(Intercept):
 
     """
 
+    passes_bitmaps = True
+
     def __init__(
         self,
         inner: BlockDevice,

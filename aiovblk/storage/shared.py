@@ -46,6 +46,8 @@ class Shared:
 
 
 class _Handle(Layer):
+    passes_bitmaps = True
+
     def __init__(self, device: BlockDevice, shared: Shared) -> None:
         super().__init__(device)
         self._shared: Shared | None = shared

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic_ns
 from typing import Any, TypeVar, cast
 
-from ..protocol import ExportInfo, Handshake, OpenExport, Receive, StartTLS, Step
+from ..protocol import ExportInfo, Handshake, ListBitmaps, OpenExport, Receive, StartTLS, Step
 from .protocol import StreamProtocol
 from .slices import Slice
 
 T = TypeVar("T")
 
 OpenExportFunction = Callable[[str], Awaitable[ExportInfo | None]]
+ListBitmapsFunction = Callable[[str], Awaitable[Sequence[str] | None]]
 
 
 async def run_handshake(
@@ -22,6 +23,7 @@ async def run_handshake(
     *,
     start_tls: Callable[[], Awaitable[None]],
     open_export: OpenExportFunction | None = None,
+    list_bitmaps: ListBitmapsFunction | None = None,
 ) -> T:
     """Run ``handshake`` over ``stream`` until it ends, and return its result.
 
@@ -34,6 +36,7 @@ async def run_handshake(
         stream: the connection to the other side.
         start_tls: starts TLS on the stream.
         open_export: opens an export, for the server's side; see :class:`OpenExport`.
+        list_bitmaps: lists an export's dirty bitmaps, for the server's side.
 
     Raises:
         ProtocolError: the peer broke the protocol.
@@ -61,7 +64,7 @@ async def run_handshake(
             while stream.write_paused:
                 write_resumed.clear()
                 await write_resumed.wait()
-            answer = await _answer(step, stream, open_export)
+            answer = await _answer(step, stream, open_export, list_bitmaps)
     except StopIteration as end:
         return cast(T, end.value)
     finally:
@@ -69,13 +72,19 @@ async def run_handshake(
 
 
 async def _answer(
-    step: Step, stream: StreamProtocol, open_export: OpenExportFunction | None
-) -> bytes | ExportInfo | None:
+    step: Step,
+    stream: StreamProtocol,
+    open_export: OpenExportFunction | None,
+    list_bitmaps: ListBitmapsFunction | None,
+) -> bytes | ExportInfo | Sequence[str] | None:
     if isinstance(step, Receive):
         return await stream.reader.readexactly(step.length)
     if isinstance(step, OpenExport):
         assert open_export is not None  # only a server's handshake asks for it
         return await open_export(step.name)
+    if isinstance(step, ListBitmaps):
+        assert list_bitmaps is not None  # as above
+        return await list_bitmaps(step.name)
     return None
 
 

@@ -11,6 +11,7 @@ from aiovblk.protocol import (
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
     BlockStatus,
+    BlockStatuses,
     ClientHandshake,
     Command,
     CommandFlag,
@@ -23,6 +24,7 @@ from aiovblk.protocol import (
     ServerHandshake,
     SparseData,
     TLSMode,
+    serialize_context_selection,
     serialize_request,
 )
 from aiovblk.protocol.options import (
@@ -34,7 +36,7 @@ from aiovblk.protocol.options import (
 )
 
 from ..support.handshake_transcript import transcribe_both
-from .targets import CALLS, CLIENT_SETTINGS, EXPORTS, SERVER_SETTINGS
+from .targets import BITMAPS, CALLS, CLIENT_SETTINGS, CONTEXTS, EXPORTS, SERVER_SETTINGS
 
 FLAGS = bytes([0, 0, 0, 3])
 """Client flags: fixed newstyle, no zeroes."""
@@ -49,6 +51,8 @@ OPTIONS = [
     serialize_option(Option.LIST_META_CONTEXT, serialize_context_request("disk", ["base:", "x:"])),
     serialize_option(Option.SET_META_CONTEXT, serialize_context_request("disk", [BASE_ALLOCATION])),
     serialize_option(Option.SET_META_CONTEXT, serialize_context_request("", ["x:y"])),
+    serialize_option(Option.LIST_META_CONTEXT, serialize_context_request("disk", ["qemu:"])),
+    serialize_option(Option.SET_META_CONTEXT, serialize_context_request("disk", list(CONTEXTS))),
     serialize_option(Option.INFO, serialize_info_request("disk", list(Info))),
     serialize_option(Option.INFO, serialize_info_request("gone", [])),
     serialize_option(Option.INFO, serialize_string("disk") + bytes(2 + 70_000)),
@@ -75,12 +79,19 @@ def server_handshake() -> Iterator[bytes]:
 
 def client_handshake() -> Iterator[bytes]:
     """What servers say to each kind of client; and replies that real servers do not give."""
-    for setting, (tls, mode, allocation) in enumerate(CLIENT_SETTINGS):
-        client = partial(ClientHandshake, "disk", tls=tls, mode=mode, allocation=allocation)
+    for setting, (tls, mode, allocation, contexts) in enumerate(CLIENT_SETTINGS):
+        client = partial(
+            ClientHandshake,
+            "disk",
+            tls=tls,
+            mode=mode,
+            allocation=allocation,
+            contexts=contexts,
+        )
         server = partial(
             ServerHandshake, {"disk": "a disk"}, tls=TLSMode.REQUIRED if tls else TLSMode.OFF
         )
-        yield bytes([setting]) + transcribe_both(client, server, EXPORTS).from_server
+        yield bytes([setting]) + transcribe_both(client, server, EXPORTS, BITMAPS).from_server
     greeting = b"NBDMAGICIHAVEOPT\0\1"
     go = Option.GO
     yield b"\0" + greeting + serialize_option_reply(go, OptionReply.ERR_UNSUP) + bytes(8 + 2 + 124)
@@ -104,6 +115,16 @@ def requests() -> Iterator[bytes]:
                 yield bytes([setting + mode, size]) + b"".join(some[::7])
         yield from (bytes([0x60 + mode, 0]) + each for each in some[::5])
         yield bytes([mode, 0]) + _request(mode, Command.FLUSH, 0, 0) * 8
+    for ids in ([2], [1, 2], [2, 2], [3], []):
+        selection = serialize_context_selection(8192, ids)
+        request = Request(
+            CommandFlag.PAYLOAD_LEN, Command.BLOCK_STATUS, 0xC0FFEE, 512, len(selection)
+        )
+        yield (
+            bytes([0x60 + ReplyMode.EXTENDED, 0])
+            + serialize_request(request, ReplyMode.EXTENDED)
+            + selection
+        )
 
 
 def _request(
@@ -146,7 +167,8 @@ def _reply(mode: ReplyMode, cookie: int, command: Command, offset: int, length: 
         if mode and length > 64:
             content = SparseData([b"\x5a" * 32, length - 64, b"\x5a" * 32])
     elif command is Command.BLOCK_STATUS:
-        content = BlockStatus(1, [(4096, 3), (length - 4096, 0)])
+        extents = [(4096, 3), (length - 4096, 0)]
+        content = BlockStatuses([BlockStatus(number, extents) for number in CONTEXTS.values()])
     return b"".join(SERIALIZERS[mode](request, 0, content))
 
 

@@ -21,7 +21,6 @@ from aiovblk.dispatch import (
 )
 from aiovblk.protocol import (
     MAX_PAYLOAD,
-    BlockStatus,
     ClientHandshake,
     Command,
     ExportInfo,
@@ -33,9 +32,9 @@ from aiovblk.protocol import (
     parse_reply_header,
     reply_header_size,
 )
-from aiovblk.storage import MemoryDevice
 from aiovblk.stream import StreamProtocol
 
+from ..support.bitmap_disk import BitmapDisk
 from ..support.handshake_transcript import transcribe
 from ..support.simulated_loop import MemoryTransport, StillLoop, converse_in_memory
 
@@ -51,11 +50,17 @@ EXPORTS = {
     "gone": None,
 }
 
+BITMAPS = {"disk": ["new", "old", "x" * 5000, "\ud800"]}
+
+CONTEXTS = {"base:allocation": 1, "qemu:dirty-bitmap:old": 2}
+"""What was negotiated before the transmission phase, with ids."""
+
 SERVER_SETTINGS = [
     (tls, names) for tls in TLSMode for names in (["", "disk", "gone"], ["disk"], ["gone"])
 ]
 CLIENT_SETTINGS = [
-    (tls, mode, allocation)
+    (tls, mode, allocation, contexts)
+    for contexts in ((), ("qemu:dirty-bitmap:", "x:y"))
     for mode in ReplyMode
     for tls in (False, True)
     for allocation in (False, True)
@@ -68,34 +73,39 @@ def server_handshake(data: bytes) -> None:
         return
     tls, names = SERVER_SETTINGS[data[0] % len(SERVER_SETTINGS)]
     handshake = ServerHandshake({name: f"this is {name}" for name in names}, tls=tls)
-    transcript = transcribe(handshake, data[1:], EXPORTS)
+    transcript = transcribe(handshake, data[1:], EXPORTS, BITMAPS)
     # Nothing is amplified but by LIST, which is bounded by what it lists.
     assert len(transcript.sent) <= 18 + 64 * len(names) * (len(data) + 64)
     agreement = transcript.result
     if agreement is not None:
         assert agreement.name in names
         assert EXPORTS[agreement.name] is agreement.info
-        assert agreement.allocation_context_id is None or agreement.mode is not ReplyMode.SIMPLE
+        assert not agreement.contexts or agreement.mode is not ReplyMode.SIMPLE
+        assert len(set(agreement.contexts.values())) == len(agreement.contexts)
         assert tls is not TLSMode.REQUIRED or transcript.secured_after
     if tls is TLSMode.REQUIRED and not transcript.secured_after:
-        assert not transcript.opened  # "a client learns nothing but that"
+        assert not transcript.opened + transcript.listed  # "a client learns nothing but that"
 
 
 def client_handshake(data: bytes) -> None:
     """A server, whatever it is, in the handshake: ``setting bytes``."""
     if not data:
         return
-    tls, mode, allocation = CLIENT_SETTINGS[data[0] % len(CLIENT_SETTINGS)]
-    handshake = ClientHandshake("disk", tls=tls, mode=mode, allocation=allocation)
+    tls, mode, allocation, contexts = CLIENT_SETTINGS[data[0] % len(CLIENT_SETTINGS)]
+    handshake = ClientHandshake(
+        "disk", tls=tls, mode=mode, allocation=allocation, contexts=contexts
+    )
     transcript = transcribe(handshake, data[1:])
-    assert len(transcript.sent) <= 1024
+    # It selects what the server has listed.
+    assert len(transcript.sent) <= 1024 + (len(data) if contexts else 0)
     agreement = transcript.result
     if agreement is not None:
         assert agreement.mode <= mode
         assert bool(transcript.secured_after) is tls
         assert 0 <= agreement.info.size < 1 << 63
         assert 0 < agreement.info.minimum_block <= agreement.info.maximum_payload <= MAX_PAYLOAD
-        assert agreement.allocation_context_id is None or (allocation and agreement.mode)
+        assert agreement.mode or not agreement.contexts
+        assert agreement.allocation_context_id is None or allocation or contexts
 
 
 def requests(data: bytes) -> None:
@@ -103,14 +113,14 @@ def requests(data: bytes) -> None:
     if len(data) < 2:
         return
     mode = ReplyMode(data[0] % 3)
-    device = MemoryDevice(SIZE, block_size=512)
+    device = BitmapDisk(SIZE, "old")
     flags = transmission_flags(device)
     if data[0] & 0x40:
         flags |= TransmissionFlag.SEND_CACHE | TransmissionFlag.SEND_FAST_ZERO
     if data[0] & 0x80:
         flags |= TransmissionFlag.READ_ONLY
-    allocation = 1 if mode and data[0] & 0x20 else None
-    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, allocation)
+    contexts = CONTEXTS if mode and data[0] & 0x20 else {}
+    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, contexts)
     stats = Stats()
     budget = MemoryBudget(256 * 1024)
     with StillLoop() as loop:
@@ -183,10 +193,8 @@ def replies(data: bytes) -> None:
     if len(data) < 2:
         return
     mode = ReplyMode(data[0] % 3)
-    allocation = 1 if mode else None
-    agreement = NegotiationResult(
-        "", ExportInfo(1 << 62, TransmissionFlag(0xFFF)), mode, allocation
-    )
+    info = ExportInfo(1 << 62, TransmissionFlag(0xFFF))
+    agreement = NegotiationResult("", info, mode, CONTEXTS if mode else {})
     asked = CALLS if mode else CALLS[:6]
     with StillLoop() as loop:
         stream = StreamProtocol()
@@ -232,8 +240,9 @@ def check_outcome(command: Command, length: int, call: asyncio.Task[object]) -> 
         assert isinstance(result, memoryview)
         assert len(result) == length
     elif command is Command.BLOCK_STATUS:
-        assert isinstance(result, BlockStatus)
-        assert result.extents
+        assert isinstance(result, dict)
+        assert result.keys() == CONTEXTS.keys()
+        assert all(result.values())
     else:
         assert result is None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from aiovblk import ProtocolError
 from aiovblk.protocol import (
     ClientHandshake,
     ExportInfo,
+    ListBitmaps,
     NegotiationResult,
     OpenExport,
     Pause,
@@ -36,6 +37,8 @@ class Transcript:
     error: ProtocolError | None = None
     opened: list[str] = field(default_factory=list)
     """The exports that it asked for."""
+    listed: list[str] = field(default_factory=list)
+    """The exports whose dirty bitmaps it asked for."""
     secured_after: list[int] = field(default_factory=list)
     """How many bytes it had sent each time TLS began."""
     received: list[int] = field(default_factory=list)
@@ -46,6 +49,7 @@ def transcribe(
     handshake: ServerHandshake | ClientHandshake,
     incoming: bytes,
     exports: Mapping[str, ExportInfo | None] | None = None,
+    bitmaps: Mapping[str, Sequence[str]] | None = None,
 ) -> Transcript:
     """Run ``handshake`` against a peer that sends ``incoming``, whatever it receives.
 
@@ -53,6 +57,7 @@ def transcribe(
         handshake: either side.
         incoming: all that the peer sends.
         exports: what there is to open, for the server's side.
+        bitmaps: the dirty bitmaps of exports that have some; by default none.
 
     """
     transcript = Transcript(left=incoming)
@@ -74,6 +79,10 @@ def transcribe(
             elif isinstance(step, OpenExport):
                 transcript.opened.append(step.name)
                 answer = (exports or {}).get(step.name)
+            elif isinstance(step, ListBitmaps):
+                transcript.listed.append(step.name)
+                is_there = (exports or {}).get(step.name) is not None
+                answer = (bitmaps or {}).get(step.name, ()) if is_there else None
             elif isinstance(step, Pause):
                 answer = None
             else:
@@ -106,12 +115,13 @@ def transcribe_both(
     make_client: Callable[[], ClientHandshake],
     make_server: Callable[[], ServerHandshake],
     exports: Mapping[str, ExportInfo | None],
+    bitmaps: Mapping[str, Sequence[str]] | None = None,
 ) -> BothTranscripts:
     """Run both sides against each other until both have ended."""
     # Handshakes are short: it is simplest to start again with all that the other side has sent.
     from_client = from_server = b""
     while True:
-        listening = transcribe(make_server(), from_client, exports)
+        listening = transcribe(make_server(), from_client, exports, bitmaps)
         speaking = transcribe(make_client(), listening.sent)
         if (speaking.sent, listening.sent) == (from_client, from_server):
             break

@@ -129,6 +129,8 @@ class Cache(Layer):
             store, size, read_ahead = None, 2 * max(dirty_limit, line_size), 0
         super().__init__(inner)
         self.multi_conn = inner.multi_conn and inner.read_only and store is None
+        # What waits to be written back is not in the bitmaps of ``inner`` yet.
+        self.passes_bitmaps = policy != "write-back"
         self.stats = CacheStats()
         self._policy = policy
         self._identity = identity

@@ -288,11 +288,11 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
 
     async def dial(
-        uri: URI, context: ssl.SSLContext | None, timeout: float, *options: Any
+        uri: URI, context: ssl.SSLContext | None, timeout: float, *more: Any, **options: Any
     ) -> ClientConnection:
         found.append(timeout)
         await asyncio.sleep(TAKES if len(found) == 1 else 0)
-        return await dialing.dial(uri, context, timeout, *options)
+        return await dialing.dial(uri, context, timeout, *more, **options)
 
     monkeypatch.setattr(client, "dial", dial)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,8 @@ async def exercise(remote: BlockDevice) -> None:
 async def test_all_forms_of_replies(
     mode: ReplyMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def handshake(name: str, *, tls: bool) -> ClientHandshake:
-        return ClientHandshake(name, tls=tls, mode=mode)
+    def handshake(name: str, **options: Any) -> ClientHandshake:
+        return ClientHandshake(name, mode=mode, **options)
 
     monkeypatch.setattr(dialing, "ClientHandshake", handshake)
     path = tmp_path / "s"

@@ -12,6 +12,7 @@ from aiovblk.dispatch.handler_call import HandlerAdapter
 from aiovblk.dispatch.holes import MAX_SENT_EXTENTS, MIN_HOLE_SIZE
 from aiovblk.protocol import (
     BlockStatus,
+    BlockStatuses,
     Command,
     CommandFlag,
     ExportInfo,
@@ -77,7 +78,8 @@ async def call(
     mode: ReplyMode = ReplyMode.STRUCTURED,
     payload: bytes | None = None,
 ) -> ReplyContent:
-    agreement = NegotiationResult("", ExportInfo(SIZE, TransmissionFlag.HAS_FLAGS), mode, 7)
+    info = ExportInfo(SIZE, TransmissionFlag.HAS_FLAGS)
+    agreement = NegotiationResult("", info, mode, {"base:allocation": 7})
     view = None if payload is None else memoryview(payload)
     handle = HandlerAdapter(device, agreement, None).handle
     return await handle(Request(flags, command, 1, offset, length), view)
@@ -116,6 +118,10 @@ async def test_command_with_its_flags_is_these_calls(
 # BLOCK_STATUS
 
 
+def statuses(extents: list[tuple[int, int]]) -> BlockStatuses:
+    return BlockStatuses([BlockStatus(7, extents)])
+
+
 @pytest.mark.parametrize(
     ("returned", "length", "extents"),
     [
@@ -133,9 +139,9 @@ async def test_block_status_merges_equal_neighbours_and_ends_with_the_range(
     returned: list[Extent], length: int, extents: list[tuple[int, int]]
 ) -> None:
     device = PatchworkDevice(returned)
-    assert await call(device, BLOCK_STATUS, 0, length) == BlockStatus(7, extents)
+    assert await call(device, BLOCK_STATUS, 0, length) == statuses(extents)
     status = await call(device, BLOCK_STATUS, 0, length, flags=REQ_ONE)
-    assert status == BlockStatus(7, extents[:1])
+    assert status == statuses(extents[:1])
 
 
 @pytest.mark.one_loop
@@ -143,15 +149,15 @@ async def test_block_status_without_extents_of_its_own_is_all_data() -> None:
     class Plain(BlockDevice):
         blocks = 256
 
-    assert await call(Plain(), BLOCK_STATUS, 4096, 8192) == BlockStatus(7, [(8192, 0)])
+    assert await call(Plain(), BLOCK_STATUS, 4096, 8192) == statuses([(8192, 0)])
 
 
 @pytest.mark.one_loop
 async def test_block_status_of_too_many_extents_has_the_first_of_them() -> None:
     device = PatchworkDevice([Extent(1, zero=bool(at % 2)) for at in range(MAX_SENT_EXTENTS + 1)])
     status = await call(device, BLOCK_STATUS, 0, SIZE)
-    assert isinstance(status, BlockStatus)
-    assert len(status.extents) == MAX_SENT_EXTENTS
+    assert isinstance(status, BlockStatuses)
+    assert len(status.contexts[0].extents) == MAX_SENT_EXTENTS
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def rules(
     flags: TransmissionFlag = TransmissionFlag.HAS_FLAGS,
     allocation: int | None = None,
 ) -> RequestValidator:
-    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, allocation)
+    contexts = {} if allocation is None else {"base:allocation": allocation}
+    agreement = NegotiationResult("", ExportInfo(SIZE, flags), mode, contexts)
     return RequestValidator(MemoryDevice(SIZE, block_size=512), agreement)
 
 

@@ -15,7 +15,7 @@ EXECUTED = {
     "README.md": 3,  # two of them in tests/kernel/test_readme.py
     "docs/how-to/cache.md": 5,
     "docs/how-to/choose.md": 1,
-    "docs/how-to/connect.md": 1,
+    "docs/how-to/connect.md": 2,
     "docs/how-to/dashboard.md": 1,
     "docs/how-to/debug-a-hang.md": 1,
     "docs/how-to/embed.md": 1,

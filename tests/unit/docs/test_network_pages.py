@@ -15,6 +15,7 @@ import aiovblk
 from aiovblk import tls
 from aiovblk.storage import MemoryDevice
 
+from ...support.bitmap_disk import BitmapDisk
 from ...support.pages import blocks, run
 
 
@@ -61,6 +62,19 @@ async def test_remote_export_is_written_and_mounted(monkeypatch: pytest.MonkeyPa
         await run(blocks("docs/how-to/connect.md")[0], aiovblk=aiovblk)
     assert isinstance(mounts[0], aiovblk.RemoteDevice)
     assert await device.read(0, 4096) == b"x" * 4096
+
+
+async def test_dirty_bitmaps_of_a_server_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, printed = BitmapDisk(1 << 20, "monday", "tuesday"), list[Any]()
+    disk.mark("monday", 4096, 512)
+    connect = aiovblk.connect
+    async with aiovblk.serve(disk, port=0) as server:
+        monkeypatch.setattr(
+            aiovblk, "connect", lambda uri, **options: connect(server.uris[0], **options)
+        )
+        block = blocks("docs/how-to/connect.md")[1]
+        await run(block, aiovblk=aiovblk, print=lambda *args: printed.append(args))
+    assert printed == [(["monday", "tuesday"],), (4096, 512)]
 
 
 @pytest.mark.deadline(120)

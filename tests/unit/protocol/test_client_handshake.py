@@ -82,7 +82,7 @@ def test_client_answers_with_flags_that_it_knows(offered: int, answered: int) ->
 def test_client_waits_for_each_byte_of_a_handshake() -> None:
     whole = GREETING + WHOLE
     complete = negotiate(WHOLE)
-    assert complete.result == NegotiationResult("disk", INFO, EXTENDED, 7)
+    assert complete.result == NegotiationResult("disk", INFO, EXTENDED, {"base:allocation": 7})
     for cut in range(len(whole)):
         transcript = transcribe(ClientHandshake("disk"), whole[:cut])
         assert not transcript.ended
@@ -179,7 +179,8 @@ def test_allocation_has_the_number_that_the_server_gives_it(
 ) -> None:
     transcript = negotiate(TAKE_EXTENDED, *answers, EXPORT, DONE)
     assert transcript.sent == FLAGS + option(wire.EXTENDED_HEADERS) + ASK_CONTEXT + ASK_GO
-    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, number)
+    contexts = {} if number is None else {"base:allocation": number}
+    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, contexts)
 
 
 def test_context_without_a_number_is_a_protocol_error() -> None:
@@ -202,7 +203,7 @@ def test_tls_begins_before_anything_else_is_asked_for() -> None:
     before = FLAGS + option(wire.STARTTLS)
     assert transcript.sent.startswith(before)
     assert transcript.secured_after == [len(before)]
-    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, 7)
+    assert transcript.result == NegotiationResult("disk", INFO, EXTENDED, {"base:allocation": 7})
 
 
 @pytest.mark.parametrize("error", [wire.UNSUP, wire.POLICY, wire.INVALID])

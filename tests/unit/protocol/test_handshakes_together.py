@@ -22,6 +22,7 @@ from aiovblk.protocol import (
 from ...support.handshake_transcript import BothTranscripts, transcribe_both
 
 DF = TransmissionFlag.SEND_DF
+PAYLOAD = TransmissionFlag.BLOCK_STAT_PAYLOAD
 DISK = ExportInfo(1 << 40, TransmissionFlag(0x16D), 512, 4096, 1 << 20, "a disk")
 PLAIN = ExportInfo(4096, TransmissionFlag(0x01))
 EXPORTS = {"": PLAIN, "disk": DISK, "d" * 4096: DISK, "gone": None}
@@ -59,12 +60,15 @@ def test_both_sides_agree(
     name: str, mode: ReplyMode, allocation: bool, tls: tuple[bool, TLSMode]
 ) -> None:
     both = negotiate(name, mode=mode, allocation=allocation, client_tls=tls[0], server_tls=tls[1])
-    number = 1 if allocation and mode else None
+    contexts = {"base:allocation": 1} if allocation and mode else {}
     info = EXPORTS[name]
     assert info is not None
-    assert both.server == NegotiationResult(name, info, mode, number)
-    told = replace(info, flags=info.flags | DF if mode else info.flags)
-    assert both.client == NegotiationResult(name, told, mode, number)
+    assert both.server == NegotiationResult(name, info, mode, contexts)
+    flags = info.flags | DF if mode else info.flags
+    if contexts and mode is ReplyMode.EXTENDED:
+        flags |= PAYLOAD
+    told = replace(info, flags=flags)
+    assert both.client == NegotiationResult(name, told, mode, contexts)
     assert both.secured is tls[0]
 
 

@@ -11,6 +11,7 @@ from aiovblk.protocol import (
     MAX_PAYLOAD,
     SERIALIZERS,
     BlockStatus,
+    BlockStatuses,
     ReplyContent,
     ReplyHeader,
     ReplyMode,
@@ -114,14 +115,14 @@ def test_sparse_data_is_a_chunk_for_each_piece_and_only_the_last_is_done(
 
 
 def test_block_status_has_extents_of_32_bits() -> None:
-    status = BlockStatus(7, [(4096, 3), (512, 0)])
+    status = BlockStatuses([BlockStatus(7, [(4096, 3), (512, 0)])])
     assert serialize(STRUCTURED, 0, status) == chunk(
         STRUCTURED, "0001", "0005", "00000007 00001000 00000003 00000200 00000000"
     )
 
 
 def test_extended_block_status_has_a_count_and_extents_of_64_bits() -> None:
-    status = BlockStatus(7, [(1 << 40, 3), (512, 0)])
+    status = BlockStatuses([BlockStatus(7, [(1 << 40, 3), (512, 0)])])
     assert serialize(EXTENDED, 0, status) == chunk(
         EXTENDED,
         "0001",
@@ -142,16 +143,23 @@ def test_extended_block_status_has_a_count_and_extents_of_64_bits() -> None:
 def test_extent_that_32_bits_do_not_hold_is_cut_and_is_the_last(
     extents: list[tuple[int, int]], told: str
 ) -> None:
-    assert serialize(STRUCTURED, 0, BlockStatus(1, extents)) == chunk(
+    assert serialize(STRUCTURED, 0, BlockStatuses([BlockStatus(1, extents)])) == chunk(
         STRUCTURED, "0001", "0005", "00000001" + told
     )
 
 
 def test_largest_extent_that_32_bits_hold_is_not_the_last() -> None:
-    status = BlockStatus(1, [(2**32 - 4096, 1), (4096, 0)])
+    status = BlockStatuses([BlockStatus(1, [(2**32 - 4096, 1), (4096, 0)])])
     assert serialize(STRUCTURED, 0, status) == chunk(
         STRUCTURED, "0001", "0005", "00000001 fffff000 00000001 00001000 00000000"
     )
+
+
+def test_block_status_has_a_chunk_for_each_context_and_only_the_last_is_done() -> None:
+    several = BlockStatuses([BlockStatus(1, [(4096, 3)]), BlockStatus(9, [(512, 1)])])
+    assert serialize(STRUCTURED, 0, several) == chunk(
+        STRUCTURED, "0000", "0005", "00000001 00001000 00000003"
+    ) + chunk(STRUCTURED, "0001", "0005", "00000009 00000200 00000001")
 
 
 # What a client makes of it

@@ -293,4 +293,6 @@ def test_contexts_of_one_export_do_not_count_for_another() -> None:
 @pytest.mark.parametrize("names", [("", "disk"), ("disk", ""), ("", ""), ("disk", "disk")])
 def test_contexts_of_the_default_export_are_those_of_its_name(names: tuple[str, str]) -> None:
     transcript = negotiate(STRUCTURED, set_context(names[0]), go(names[1]), names=FIRST_ONLY)
-    assert transcript.result == NegotiationResult("disk", DISK, ReplyMode.STRUCTURED, 1)
+    assert transcript.result == NegotiationResult(
+        "disk", DISK, ReplyMode.STRUCTURED, {"base:allocation": 1}
+    )

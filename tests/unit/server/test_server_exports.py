@@ -102,8 +102,8 @@ async def test_parts_of_a_block_are_safe_by_whatever_name(path: Path) -> None:
 async def test_client_gets_all_replies_in_each_mode(
     path: Path, mode: ReplyMode, allocation: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def modest(name: str, *, tls: bool) -> ClientHandshake:
-        return ClientHandshake(name, tls=tls, mode=mode, allocation=allocation)
+    def modest(name: str, **options: Any) -> ClientHandshake:
+        return ClientHandshake(name, mode=mode, allocation=allocation, **options)
 
     monkeypatch.setattr("aiovblk.client.dialing.ClientHandshake", modest)
     async with serve(MemoryDevice(4 * MIB), unix=path), connect(uri(path)) as remote:

@@ -118,7 +118,9 @@ class Connection:
         self.dispatcher = Dispatcher(
             UnalignedAdapter(device),
             self.stats,
-            negotiated=NegotiationResult("", ExportInfo(SIZE, flags), ReplyMode.STRUCTURED, 1),
+            negotiated=NegotiationResult(
+                "", ExportInfo(SIZE, flags), ReplyMode.STRUCTURED, {"base:allocation": 1}
+            ),
             quota=None if budget is None else ConnectionQuota(budget, 64 << 20),
             on_disconnect=lambda: None,
         )
