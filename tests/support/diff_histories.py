@@ -42,6 +42,7 @@ class State:
     snapshot: str | None
     data: bytes
     stamps: list[int]
+    """Of all blocks of the chunks; those behind the end of the disk become zeroes by a resize."""
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Disk:
     path: str
     device: ObjectStoreDevice
     stamps: list[int]
+    """See :class:`State`."""
     names: list[str] = field(default_factory=list)
 
 
@@ -108,7 +110,7 @@ class History:
             self.bucket.client(), "disk", size=size, block_size=BLOCK, chunk_size=CHUNK,
             compress=self.random.random() < 0.3, key=self.key,
         )  # fmt: skip
-        await self._open("disk", [0] * (size // BLOCK))
+        await self._open("disk", [0] * CHUNKS * PER_CHUNK)
 
     async def _open(self, path: str, stamps: list[int]) -> Disk:
         self.opening = stamps
@@ -143,8 +145,8 @@ class History:
     # What happens
 
     def _some(self, disk: Disk) -> tuple[int, int]:
-        first = self.random.randrange(len(disk.stamps))
-        longest = len(disk.stamps) - first
+        first = self.random.randrange(disk.device.blocks)
+        longest = disk.device.blocks - first
         return first, self.random.randint(1, min(longest, self.random.choice([1, 3, 20])))
 
     async def write(self, disk: Disk) -> None:
@@ -168,11 +170,12 @@ class History:
         await disk.device.flush()
 
     async def resize(self, disk: Disk) -> None:
-        before = len(disk.stamps)
+        before = disk.device.blocks
         size = max(1, before + self.random.randint(-2 * PER_CHUNK, 2 * PER_CHUNK))
         disk.device.blocks = size
-        stamp = self.stamp()
-        disk.stamps[size:] = [stamp] * (size - before)
+        chunks = -(-size // PER_CHUNK)
+        kept = disk.stamps[: min(before, size)]
+        disk.stamps[:] = kept + [self.stamp()] * (chunks * PER_CHUNK - len(kept))
 
     async def compact(self, disk: Disk) -> None:
         writer = disk.device._writer
