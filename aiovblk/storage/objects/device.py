@@ -255,6 +255,8 @@ class ObjectStoreDevice(BlockDevice):
         """
         if self._writer is not None:
             self._writer.check()
+            if name not in self._writer.snapshots:
+                await self._writer.check_fenced()  # which finds those of other processes
         return await self._bitmaps.extents(
             self._known_snapshots, name, lambda: self._buffer.places(self.blocks), offset, length
         )
