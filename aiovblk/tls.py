@@ -20,12 +20,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .keyfiles import warn_if_shared
+from .keyfiles import read_key_file, warn_if_shared
 
 StrPath = str | os.PathLike[str]
 
 _PSK_CIPHERS = "kECDHEPSK:kDHEPSK"
 """Key exchanges with a pre-shared key and forward secrecy."""
+
+MAX_PSK_FILE = 16 << 20
+"""Bytes of a file of pre-shared keys: some 100,000 of them."""
 
 _KEY_LINE = re.compile("(.+):((?:[0-9A-Fa-f]{2})+)")
 
@@ -136,16 +139,15 @@ def _psk_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
 
 def _load_keys(file: StrPath) -> dict[str, bytes]:
     keys: dict[str, bytes] = {}
-    with open(file, encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(map(str.strip, lines), 1):
-            if not line or line.startswith("#"):
-                continue
-            match = _KEY_LINE.fullmatch(line)
-            if match is None:
-                reason = f"line {number} is not USER:HEXADECIMAL KEY"
-                raise OSError(errno.EINVAL, reason, os.fspath(file))
-            keys[match[1]] = bytes.fromhex(match[2])
-    warn_if_shared(file)
+    text = read_key_file(file, MAX_PSK_FILE).decode("utf-8", "surrogateescape")
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = _KEY_LINE.fullmatch(line)
+        if match is None:
+            reason = f"line {number} is not USER:HEXADECIMAL KEY"
+            raise OSError(errno.EINVAL, reason, os.fspath(file))
+        keys[match[1]] = bytes.fromhex(match[2])
     return keys
 
 

@@ -11,7 +11,7 @@ For commands only: in an application that is the application's choice.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from .. import libc
 
@@ -35,9 +35,12 @@ SETTINGS = (
 
 _libc = libc.Functions(mallopt=["int", "int"])
 
+_added: set[str] = set()
+"""The variables that this process has added to its environment."""
+
 
 def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Raise malloc's thresholds, for this process and those that it starts.
+    """Raise malloc's thresholds, for this process and the workers that it starts.
 
     No-op: the user has set one, in glibc's environment variables; or the C library has none; or
     this Python has no ctypes, which costs speed and must not cost the command.
@@ -53,3 +56,9 @@ def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> None:
     for option, variable, value in SETTINGS:
         mallopt(option, value)
         environ[variable] = str(value)
+        _added.add(variable)
+
+
+def environment_for_others(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a program of the user: without these settings of ours."""
+    return {name: value for name, value in environ.items() if name not in _added}

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from asyncio.subprocess import Process
+import signal
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from ..aio.tasks import wait_uncancelled
 from ..protocol import URI
 from ..server import Server
+from ..threads import run_in_daemon_thread
+from .allocator import environment_for_others
 
 SHELL = "/bin/sh"
 
 TERMINATE_TIMEOUT = 10.0
 """Seconds for the command to end after SIGTERM."""
+
+_POLL = 0.02
+"""Seconds between two looks at whether all processes of the command have ended."""
 
 
 def variables_of(uri: str) -> dict[str, str]:
@@ -44,32 +52,90 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
         Its exit status; 128 and the number of the signal if one has ended it, as shells have it.
 
     Raises:
-        OSError: the shell cannot be started.
+        OSError: the shell cannot be started, or what it runs may not be signalled.
 
     Cancellation: the command gets SIGTERM, and is waited for.
 
     """
-    child = await asyncio.create_subprocess_exec(
-        SHELL, "-c", command, env=os.environ | dict(variables)
-    )
-    running = asyncio.create_task(child.wait())
+    child = _Child(command, environment_for_others() | dict(variables))
     closed = asyncio.create_task(server.wait())
+    first: list[asyncio.Future[Any]] = [child.ended, closed]
     try:
-        await asyncio.wait([running, closed], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     finally:
         closed.cancel()
-        if await wait_uncancelled(asyncio.create_task(_terminate(child, running))):
+        ending = asyncio.create_task(child.terminate())
+        if await wait_uncancelled(ending):
             raise asyncio.CancelledError
+    ending.result()
     server.close()
-    status = running.result()
+    status = child.ended.result()
     return 128 - status if status < 0 else status
 
 
-async def _terminate(child: Process, running: asyncio.Task[int]) -> None:
-    if running.done():
-        return
-    child.terminate()
-    await asyncio.wait([running], timeout=TERMINATE_TIMEOUT)
-    if not running.done():
-        child.kill()
-        await asyncio.wait([running])
+class _Child:
+    """A running shell, in a process group with the commands that it runs.
+
+    As timeout(1) does it: in the foreground of a terminal it stays in the group of this process, so
+    that it may read from the terminal, whose keys send their signals to all of the group.
+
+    Not by the event loop: uvloop sets all signals to their default in a child, SIGHUP too that
+    nohup ignores, and closes no descriptors.
+
+    Attributes:
+        ended: done once the shell has ended, with its status.
+
+    """
+
+    def __init__(self, command: str, environment: Mapping[str, str]) -> None:
+        group = None if _is_in_foreground() else 0
+        self._process = subprocess.Popen(
+            [SHELL, "-c", command], env=environment, process_group=group
+        )
+        self._has_group = group is not None
+        self.ended = asyncio.wrap_future(run_in_daemon_thread(self._process.wait))
+
+    async def terminate(self) -> None:
+        """End it, and all of its group, by SIGTERM, then by force; no-op if the shell has ended."""
+        if self.ended.done():
+            return
+        self._signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TERMINATE_TIMEOUT):
+                await asyncio.wait([self.ended])
+                while self._has_others():  # noqa: ASYNC110 (they are not our children)
+                    await asyncio.sleep(_POLL)
+                return
+        self._signal(signal.SIGKILL)
+        await asyncio.wait([self.ended])
+
+    def _has_others(self) -> bool:
+        """Whether the group has processes that have outlived the shell."""
+        if not self._has_group:
+            return False
+        with suppress(ChildProcessError):
+            # As process 1 of a container this one inherits them, and has to reap them.
+            os.waitpid(-self._process.pid, os.WNOHANG)
+        with suppress(PermissionError):  # all that are left belong to another user, as by sudo
+            return self._signal(0)
+        return False
+
+    def _signal(self, number: int) -> bool:
+        """Send a signal; return whether there was a process to get it."""
+        if not self._has_group:
+            self._process.send_signal(number)
+            return True
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _is_in_foreground() -> bool:
+    """Whether this process is in the foreground of a terminal."""
+    try:
+        with open(os.ctermid(), "rb", buffering=0) as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False  # it has none

@@ -26,6 +26,12 @@ logger = logging.getLogger("aiovblk")
 MAX_LINE = 4096
 """Bytes of a request or a reply."""
 
+REQUEST_TIMEOUT = 10.0
+"""Seconds for a client to send its request, and to take the reply."""
+
+REPLY_TIMEOUT = 30.0
+"""Seconds for a server to answer. A command that takes longer has a time limit of its own."""
+
 Commands = Mapping[str, Callable[..., Awaitable[object]]]
 """What runs each command, by its name; what it returns can be written as JSON."""
 
@@ -55,62 +61,106 @@ async def taking_commands(index: int, commands: Commands) -> AsyncIterator[None]
 
 
 async def _listen(path: Path, commands: Commands, stack: AsyncExitStack) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            reply = await _reply(await reader.readline(), commands)
-            writer.write(json.dumps(reply).encode() + b"\n")
-            await writer.drain()
-        except (OSError, ValueError) as exc:  # it has not waited, or its line is too long
-            logger.info("a command was not answered: %s", exc)
-        finally:
-            writer.close()
+    clients: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = asyncio.create_task(_serve(reader, writer, commands))
+        clients.add(client)
+        client.add_done_callback(clients.discard)
 
     # Bound under another name: the predecessor in an upgrade may still listen at this one.
     name = f"{path}.{os.getpid()}"
-    sock = listen_unix(name)
+    sock = listen_unix(name, mode=0o600)
     stack.callback(sock.close)
-    os.chmod(name, 0o600)
     os.replace(name, path)
     stack.callback(SocketFile(str(path)).remove)
-    server = await asyncio.start_unix_server(serve, sock=sock, limit=MAX_LINE)
+    stack.push_async_callback(_cancel, clients)
+    server = await asyncio.start_unix_server(accept, sock=sock, limit=MAX_LINE)
     stack.callback(server.close)
+
+
+async def _cancel(clients: set[asyncio.Task[None]]) -> None:
+    """End the commands that are in progress: the device that they are for is gone."""
+    ending = list(clients)
+    for client in ending:
+        client.cancel()
+    if ending:
+        await asyncio.wait(ending)
+
+
+async def _serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, commands: Commands
+) -> None:
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            line = await reader.readline()
+        reply = await _reply(line, commands)
+        writer.write(json.dumps(reply).encode() + b"\n")
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            await writer.drain()
+    except TimeoutError:
+        logger.info("a command was not answered: its client sent or took nothing in time")
+    except (OSError, ValueError) as exc:  # it has not waited, or its line is too long
+        logger.info("a command was not answered: %s", exc)
+    finally:
+        writer.close()
 
 
 async def _reply(line: bytes, commands: Commands) -> dict[str, object]:
     try:
         request = json.loads(line)
         running = commands[request["command"]](**request["arguments"])
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return {"error": "its server does not know this command: it may be of another version"}
     try:
         return {"result": await running}
     except (Error, OSError, ValueError) as exc:
         return {"error": str(exc)}
+    except Exception as exc:  # a fault of the command or of the device, which the client is told
+        logger.warning("command %s failed: %r", request["command"], exc)
+        return {"error": repr(exc)}
 
 
-async def request_command(index: int, command: str, **arguments: object) -> Any:
+async def request_command(
+    index: int, command: str, *, timeout: float | None = None, **arguments: object
+) -> Any:
     """Have the process that serves /dev/nbdN run a command; return its result.
 
+    Args:
+        index: N of /dev/nbdN.
+        command: its name.
+        timeout: seconds for the answer; None for :data:`REPLY_TIMEOUT`.
+        arguments: of the command.
+
     Raises:
-        SpecError: it fails, and says why; or no server takes commands there.
+        SpecError: it fails, and says why; or no server takes commands there, or it has not answered
+            in time.
 
     """
     path = control_path(index)
     try:
-        reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE)
+        async with asyncio.timeout(REPLY_TIMEOUT if timeout is None else timeout):
+            reply = await _ask(path, {"command": command, "arguments": arguments})
+    except TimeoutError:
+        raise SpecError(
+            f"/dev/nbd{index}: its server does not answer; it may be stopped, or still be at it"
+        ) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise SpecError(
             f"/dev/nbd{index} is not served by `aiovblk mount`: only that takes commands; for"
             " another program's device, do it there (mount.resize(), say)"
         ) from None
-    try:
-        request = {"command": command, "arguments": arguments}
-        writer.write(json.dumps(request).encode() + b"\n")
-        reply: dict[str, Any] = json.loads(
-            await reader.readline() or b'{"error": "its server ended"}'
-        )
-    finally:
-        writer.close()
     if "error" in reply:
         raise SpecError(f"/dev/nbd{index}: {reply['error']}")
     return reply["result"]
+
+
+async def _ask(path: Path, request: Mapping[str, object]) -> dict[str, Any]:
+    reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE)
+    try:
+        writer.write(json.dumps(request).encode() + b"\n")
+        line = await reader.readline()
+    finally:
+        writer.close()
+    reply: dict[str, Any] = json.loads(line or b'{"error": "its server ended"}')
+    return reply

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Self
 from urllib.parse import parse_qsl
 
 from ..device import BlockDevice
-from ..keyfiles import warn_if_shared
+from ..keyfiles import read_key_file
 from ..storage import objects
 from ..storage.objects.disk import BLOCK_SIZE, check_block_sizes, check_geometry
 from ..storage.objects.url import SCHEMES as REMOTE_SCHEMES
@@ -39,7 +39,7 @@ class DiskSpec:
     """The snapshot to read instead of the present state."""
 
     @classmethod
-    def parse(cls, spec: str) -> DiskSpec:
+    def parse(cls, spec: str) -> Self:
         """Parse ``s3://BUCKET/FOLDER?size=10G&compress=yes``, ``folder:PATH?...`` and the like.
 
         Raises:
@@ -70,6 +70,25 @@ class DiskSpec:
             snapshot=options.get("snapshot"),
         )
         parsed._check()
+        return parsed
+
+    @classmethod
+    def parse_alone(cls, spec: str, *options: str) -> Self:
+        """Parse the SPEC of a command that is about the whole disk, whose options say nothing.
+
+        Args:
+            spec: ``s3://BUCKET/FOLDER``, ``folder:PATH`` and the like.
+            *options: that it may have nevertheless.
+
+        Raises:
+            UsageError: it has others, or they are impossible.
+
+        """
+        parsed = cls.parse(spec)
+        given = parse_qsl(spec.partition("?")[2], keep_blank_values=True)
+        if others := sorted({name for name, _ in given} - {*options}):
+            wrong = " or ".join(f"?{name}=" for name in others)
+            raise UsageError(f"write the disk alone, without {wrong}: {parsed.text}")
         return parsed
 
     def _check(self) -> None:
@@ -149,6 +168,10 @@ _YES = frozenset({"yes", "true", "1", "", "zstd"})
 _NO = frozenset({"no", "false", "0"})
 
 
+_MAX_KEY_FILE = 4096
+"""Bytes: far more than a key, and the spaces or line breaks around it."""
+
+
 def read_key() -> bytes | None:
     """Read the key from the file that AIOVBLK_KEY_FILE names; None if it names none.
 
@@ -160,8 +183,7 @@ def read_key() -> bytes | None:
     path = os.environ.get(KEY_FILE)
     if not path:
         return None
-    data = Path(path).read_bytes()
-    warn_if_shared(path)
+    data = read_key_file(path, _MAX_KEY_FILE)
     if len(data) != objects.KEY_LENGTH:
         try:
             data = bytes.fromhex(data.decode("ascii").strip())

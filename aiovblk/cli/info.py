@@ -14,11 +14,12 @@ from ..client import RemoteDevice
 from ..device import OPERATIONS, BlockDevice, can
 from ..kernel import sysfs
 from ..kernel.driver import resolve
-from ..storage import BlockSize, FileDevice, objects
+from ..storage import FileDevice, objects
 from ..text import escape
 from . import values
 from .diskspec import DiskSpec, read_key
 from .errors import SpecError
+from .layers import source_of
 from .list_devices import inspect_device
 from .object_store import describe_snapshots, snapshots_table
 from .options import SPEC_HELP, add_json, add_loop
@@ -80,7 +81,7 @@ async def describe(spec: str) -> Facts:
     try:
         async with open_spec(spec, read_only=True) as device:
             try:
-                source = _source_of(device)
+                source = source_of(device)
                 return {"spec": redact(spec), **_device_facts(device), **_facts_of(source)}
             finally:
                 await device.unmount()
@@ -90,13 +91,9 @@ async def describe(spec: str) -> Facts:
         return {"spec": spec, **_locked_file_facts(parse_path(split_block_size(spec)[0][5:]))}
 
 
-def _source_of(device: BlockDevice) -> BlockDevice:
-    return device.inner if isinstance(device, BlockSize) else device
-
-
 def _device_facts(device: BlockDevice) -> Facts:
     return {
-        "kind": type(_source_of(device)).__name__,
+        "kind": type(source_of(device)).__name__,
         "size": device.size,
         "block_size": device.block_size,
         "rotational": device.rotational,

@@ -228,7 +228,7 @@ KINDS: dict[str, Kind] = {
     "partition": Kind(
         _partition,
         "be a part of it",
-        {"offset": values.size, "size": values.size},
+        {"offset": values.offset, "size": values.size},
         required=("offset", "size"),
         changes_contents=True,
     ),
@@ -247,7 +247,7 @@ KINDS: dict[str, Kind] = {
             "error": _error_number,
             "delay": values.pause,
             "rate": _probability,
-            "begin": values.size,
+            "begin": values.offset,
             "end": values.size,
             "skip": values.count(minimum=0),
             "times": values.count(),

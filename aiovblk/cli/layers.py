@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 from ..device import BlockDevice
-from ..storage import BlockSize
+from ..storage import BlockSize, Layer
 from ..storage.cache import Policy
 from . import values
 from .contents import Contents
@@ -144,7 +144,7 @@ class Layers:
         """Put the layers on a device; unmount all of it if that fails."""
         stack = device
         try:
-            contents = Contents.of(_source_of(device), spec) if self.layers else None
+            contents = Contents.of(source_of(device), spec) if self.layers else None
             for layer in self.layers:
                 assert contents is not None  # there is a layer
                 stack = await layer.kind.apply(stack, layer.settings, contents)
@@ -172,9 +172,17 @@ def _cache_options(arguments: Namespace) -> Iterable[LayerSpec]:
     yield LayerSpec("cache", {name: value for name, (_, value) in chosen.items()}, shown)
 
 
-def _source_of(device: BlockDevice) -> BlockDevice:
+def source_of(device: BlockDevice) -> BlockDevice:
     """Return the device that the SPEC names, below a layer for the block size."""
     return device.inner if isinstance(device, BlockSize) else device
+
+
+def stack_of(device: BlockDevice) -> Iterator[BlockDevice]:
+    """Yield the layers from the top, then the device below all of them."""
+    while isinstance(device, Layer):
+        yield device
+        device = device.inner
+    yield device
 
 
 @asynccontextmanager

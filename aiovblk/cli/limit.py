@@ -9,12 +9,12 @@ from dataclasses import asdict
 
 from ..kernel.driver import resolve
 from ..mounting import Mount
-from ..storage import Layer, Rate, RateLimited
+from ..storage import Rate, RateLimited
 from . import values
 from .control import request_command
 from .errors import UsageError
 from .layerkinds import set_limits
-from .layers import LayerSpec
+from .layers import LayerSpec, stack_of
 from .options import add_json, add_loop
 from .parser import CommandParser
 from .runner import async_command
@@ -111,11 +111,9 @@ async def limit_mounted(mount: Mount, text: str | None) -> Limits:
 
 def _find_limit(mount: Mount) -> RateLimited:
     """Return the limit that is next to the kernel."""
-    device = mount.device
-    while isinstance(device, Layer):
-        if isinstance(device, RateLimited):
-            return device
-        device = device.inner
+    for each in stack_of(mount.device):
+        if isinstance(each, RateLimited):
+            return each
     raise ValueError("it has no limit to change: mount it with --layer limit:rate=...")
 
 

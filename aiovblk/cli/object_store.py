@@ -81,7 +81,7 @@ def configure_snapshot(parser: CommandParser) -> None:
 
 async def snapshot(arguments: Namespace) -> None:
     """``aiovblk snapshot``: take a snapshot, drop one, or list them."""
-    url, key = DiskSpec.parse(arguments.spec).url, read_key()
+    url, key = DiskSpec.parse_alone(arguments.spec).url, read_key()
     if arguments.name is None:
         if arguments.drop:
             raise UsageError("snapshot name missing: add NAME, the snapshot to drop")
@@ -143,8 +143,8 @@ def configure_clone(parser: CommandParser) -> None:
 
 async def clone(arguments: Namespace) -> None:
     """``aiovblk clone``: make a disk from a snapshot."""
-    source = DiskSpec.parse(arguments.spec)
-    root, folder = split_url(DiskSpec.parse(arguments.target).url)
+    source = DiskSpec.parse_alone(arguments.spec, "snapshot")
+    root, folder = split_url(DiskSpec.parse_alone(arguments.target).url)
     if source.snapshot is None:
         raise UsageError(f"snapshot missing: write {source.text}?snapshot=NAME")
     if root != split_url(source.url)[0]:
@@ -173,7 +173,7 @@ def configure_delete(parser: CommandParser) -> None:
 
 async def delete(arguments: Namespace) -> None:
     """``aiovblk delete``: delete a disk."""
-    disk = DiskSpec.parse(arguments.spec)
+    disk = DiskSpec.parse_alone(arguments.spec, "snapshot")
     if disk.snapshot is not None:
         reason = f"`aiovblk snapshot {disk.text} {disk.snapshot} --drop` drops a snapshot"
         raise UsageError(f"{reason}; write the disk without ?snapshot= to delete all of it")
@@ -197,7 +197,7 @@ def configure_gc(parser: CommandParser) -> None:
 
 async def collect_garbage(arguments: Namespace) -> None:
     """``aiovblk gc``: collect garbage, delete the objects that nothing refers to."""
-    url = DiskSpec.parse(arguments.spec).url
+    url = DiskSpec.parse_alone(arguments.spec).url
     found = await objects.collect_garbage(url, key=read_key(), delete=not arguments.dry_run)
     done = "would delete" if arguments.dry_run else "deleted"
     print(f"{done} {found.objects} objects, {format_size(found.size)}")
@@ -226,7 +226,7 @@ def configure_check(parser: CommandParser) -> None:
 
 async def check(arguments: Namespace) -> None:
     """``aiovblk check``: verify that a disk is intact."""
-    url = DiskSpec.parse(arguments.spec).url
+    url = DiskSpec.parse_alone(arguments.spec).url
     contents = not arguments.quick
     if arguments.trust_origins:
         await objects.trust_origins(url, key=read_key())
@@ -260,5 +260,6 @@ def configure_convert(parser: CommandParser) -> None:
 
 async def convert(arguments: Namespace) -> None:
     """``aiovblk convert``: make a disk of an earlier format one of the present format."""
-    done = await objects.convert(DiskSpec.parse(arguments.spec).url, key=read_key())
+    url = DiskSpec.parse_alone(arguments.spec).url
+    done = await objects.convert(url, key=read_key())
     print("converted" if done else "nothing to do: the disk has the present format")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -48,11 +49,11 @@ class Identity:
             number = _group_number(group)
             return cls(None, number, (number,))
         account = _account(user)
-        if account is None:
+        if isinstance(account, int):
             if group is None:
                 raise UsageError(f"user {user} has no group, as it has no name: add --group GROUP")
             number = _group_number(group)
-            return cls(int(user), number, (number,))
+            return cls(account, number, (number,))
         own = account.pw_gid if group is None else _group_number(group)
         return cls(account.pw_uid, own, tuple(os.getgrouplist(account.pw_name, own)))
 
@@ -93,23 +94,30 @@ class Identity:
             raise SpecError(f"--user, --group: cannot change to them: {exc.strerror}") from exc
 
 
-def _account(user: str) -> pwd.struct_passwd | None:
-    """Return a user's account by name or number; None for a number that no account has."""
+def _account(user: str) -> pwd.struct_passwd | int:
+    """Return a user's account by name or number; the number itself if no account has it."""
+    number = _number(user)
     try:
-        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except (KeyError, OverflowError):
-        if user.isdecimal() and int(user) <= _MAX_ID:
-            return None
-        raise UsageError(f"there is no user {user!r}") from None
+        return pwd.getpwnam(user) if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError):  # ValueError: a null character
+        if number is None:
+            raise UsageError(f"there is no user {user!r}") from None
+        return number
 
 
 def _group_number(group: str) -> int:
-    if group.isdecimal() and int(group) <= _MAX_ID:
-        return int(group)
+    number = _number(group)
     try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
+        return grp.getgrnam(group).gr_gid if number is None else number
+    except (KeyError, ValueError):
         raise UsageError(f"there is no group {group!r}") from None
+
+
+def _number(text: str) -> int | None:
+    """Return the number of a user or a group; None for what can only be a name."""
+    # int() alone would accept digits of other scripts, and refuse thousands of digits.
+    number = int(text) if re.fullmatch("[0-9]{1,10}", text) else _MAX_ID + 1
+    return number if number <= _MAX_ID else None
 
 
 _MAX_ID = 2**32 - 2  # -1 means "unchanged" to the system calls

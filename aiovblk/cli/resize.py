@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
-from collections.abc import Iterator
 
+from ..arguments import check_count
 from ..client import RemoteDevice
-from ..device import BlockDevice
+from ..contract import MAX_SIZE
 from ..errors import StorageBusyError
 from ..kernel import sysfs
 from ..kernel.driver import resolve
@@ -17,7 +17,6 @@ from ..mounting.workers.backend import WorkersDevice
 from ..storage import (
     FileDevice,
     HTTPDevice,
-    Layer,
     MemoryDevice,
     Mirror,
     ObjectStoreDevice,
@@ -29,6 +28,7 @@ from . import values
 from .control import request_command
 from .diskspec import DiskSpec, read_key
 from .errors import SpecError, UsageError
+from .layers import stack_of
 from .options import add_loop
 from .parser import CommandParser
 from .runner import async_command
@@ -46,6 +46,10 @@ _FIXED = {
 }
 """Devices and layers that do not grow here, in words: they have their size once and for all, or
 consist of more than one disk or file, or are not ours."""
+
+RESIZE_TIMEOUT = 300.0
+"""Seconds for a server to resize its device, which waits for requests in flight, and for an object
+store."""
 
 
 def configure(parser: CommandParser) -> None:
@@ -71,7 +75,7 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "--shrink",
         action="store_true",
-        help="permit a smaller size: what is beyond it is lost",
+        help="permit a smaller size: what is beyond it is lost, but a file keeps its length",
     )
     add_loop(parser)
     parser.show_examples(
@@ -89,19 +93,17 @@ async def resize(arguments: Namespace) -> None:
         if sysfs.is_free(index):
             raise SpecError(f"{target} is not mounted")
         size = _wanted(arguments.size, sysfs.size(index), shrink=shrink)
-        await request_command(index, "resize", size=size, shrink=shrink)
+        await request_command(index, "resize", timeout=RESIZE_TIMEOUT, size=size, shrink=shrink)
         return
     if not find_scheme(target).is_stored:
         raise UsageError(
             "only disks in object stores and mounted devices are resized; for a file, use"
             " `truncate -s SIZE FILE`"
         )
-    await _resize_disk(DiskSpec.parse(target), arguments.size, shrink=shrink)
+    await _resize_disk(DiskSpec.parse_alone(target), arguments.size, shrink=shrink)
 
 
 async def _resize_disk(spec: DiskSpec, text: str, *, shrink: bool) -> None:
-    if spec.snapshot is not None or spec.size is not None:
-        raise UsageError(f"write the disk alone, without ?size= or ?snapshot=: {spec.text}")
     try:
         device = await ObjectStoreDevice.open(spec.url, key=read_key())
     except StorageBusyError as exc:
@@ -140,12 +142,13 @@ async def resize_mounted(mount: Mount, size: int, shrink: bool) -> None:
         shrink: whether it may become smaller. What is in use is never cut.
 
     Raises:
-        ValueError: the size is impossible for this device.
+        TypeError, ValueError: the size is impossible for this device.
         Error, OSError: see :meth:`.Mount.resize`.
 
     """
     device = mount.device
-    *_, bottom = stack = list(_stack_of(device))
+    *_, bottom = stack = list(stack_of(device))
+    check_count("the size", size, maximum=MAX_SIZE)
     if size % device.block_size:
         raise ValueError(f"the size must be a multiple of {device.block_size} bytes, not {size}")
     if size < device.size and not shrink:
@@ -155,22 +158,24 @@ async def resize_mounted(mount: Mount, size: int, shrink: bool) -> None:
             raise ValueError(f"{_FIXED[type(each)]} cannot grow")
     if isinstance(bottom, ObjectStoreDevice):
         check_geometry(size, bottom.block_size, bottom.chunk_size)
-    if isinstance(bottom, FileDevice) and not bottom.read_only:
-        await asyncio.to_thread(_extend, bottom.path, size)
+    if isinstance(bottom, FileDevice) and size > device.size:
+        await asyncio.to_thread(_extend, bottom.path, size, read_only=bottom.read_only)
     await mount.resize(size // device.block_size)
     if isinstance(bottom, ObjectStoreDevice):
         await bottom.flush()  # which stores the new size
 
 
-def _stack_of(device: BlockDevice) -> Iterator[BlockDevice]:
-    """Yield the layers from the top, then the device below all of them."""
-    while isinstance(device, Layer):
-        yield device
-        device = device.inner
-    yield device
+def _extend(path: str, size: int, *, read_only: bool) -> None:
+    """Extend a regular file that is smaller.
 
+    Raises:
+        ValueError: it is a block device, or may not be written to, and is smaller.
 
-def _extend(path: str, size: int) -> None:
-    """Extend a regular file. One that is to be smaller stays as it is, and so does its contents."""
-    if os.path.isfile(path) and os.path.getsize(path) < size:
+    """
+    if not read_only and os.path.isfile(path) and os.path.getsize(path) < size:
         os.truncate(path, size)
+        return
+    with open(path, "rb", buffering=0) as file:
+        present = file.seek(0, os.SEEK_END)  # stat() has 0 for a block device
+    if present < size:
+        raise ValueError(f"{path} has only {present} bytes: make it larger first")

@@ -96,14 +96,15 @@ def _add_process(parser: CommandParser) -> None:
         "--pidfile",
         type=values.text,
         metavar="PATH",
-        help="write the number of this process to this file while clients can connect",
+        help="write the number of this process to this file while clients can connect; an older "
+        "regular file is replaced. With --user or --group it is written before SPEC is opened",
     )
     group.add_argument(
         "--user",
         type=values.text,
         metavar="USER",
         help="go on as this user, in all their groups, once the sockets are bound and the keys for "
-        "TLS are read; SPEC is opened as this user",
+        "TLS are read; SPEC is opened as this user. The environment stays as it is, HOME too",
     )
     group.add_argument(
         "--group",

@@ -65,12 +65,17 @@ def flag(text: str) -> bool:
     return choice("yes", "no")(text) == "yes"
 
 
-def size(text: str) -> int:
-    """Parse a positive number of bytes, such as ``64M``."""
+def offset(text: str) -> int:
+    """Parse a number of bytes, such as ``64M``, which may be 0."""
     try:
-        number = parse_size(text)
+        return parse_size(text)
     except SpecError as exc:
         raise ArgumentTypeError(str(exc)) from None
+
+
+def size(text: str) -> int:
+    """Parse a positive number of bytes, such as ``64M``."""
+    number = offset(text)
     if not number:
         raise ArgumentTypeError("must be more than 0 bytes")
     return number

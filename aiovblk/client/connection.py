@@ -64,6 +64,7 @@ class ClientConnection:
     Attributes:
         negotiated: the result of the handshake.
         calls: the requests that are not answered yet.
+        refusal: why it takes no further requests; None while it does.
 
     """
 
@@ -94,7 +95,7 @@ class ClientConnection:
         self._send_is_due = False
         self._write_resumed = asyncio.Event()
         self._idle = asyncio.Event()
-        self._refusal: Exception | None = None
+        self.refusal: Exception | None = None
         stream.on_write_resumed = self._write_resumed.set
         stream.transport.set_write_buffer_limits(SEND_BUFFER)
 
@@ -131,8 +132,8 @@ class ClientConnection:
         Cancellation: the request is not withdrawn; its reply is received and dropped.
 
         """
-        if self._refusal is not None:
-            raise ConnectionLostError(self._refusal, sent=False)
+        if self.refusal is not None:
+            raise ConnectionLostError(self.refusal, sent=False)
         if self._stream.write_paused:
             return self._call_later(command, offset, length, flags, data, into)
         cookie = self._cookie = self._cookie + 1
@@ -194,13 +195,13 @@ class ClientConnection:
 
     async def _call_later(self, *args: Any) -> Any:
         """Do :meth:`call` once the server reads again, or fail it if the connection ends."""
-        while self._stream.write_paused and self._refusal is None:
+        while self._stream.write_paused and self.refusal is None:
             self._write_resumed.clear()
             await self._write_resumed.wait()
         return await self.call(*args)
 
     def _refuse_calls(self) -> None:
-        self._refusal = self._refusal or ConnectionError("it is closed")
+        self.refusal = self.refusal or ConnectionError("it is closed")
 
     def _queue_data(self, data: bytes | memoryview) -> None:
         self._send_queue.append(data if _is_constant(data) else bytes(data))
@@ -238,12 +239,12 @@ class ClientConnection:
         self._replies.take()
         # Behind the callers that go on now, so that what they request next is sent in their turn.
         self._send_soon()
-        if self._refusal is not None and not self.calls:
+        if self.refusal is not None and not self.calls:
             self._idle.set()
         return True
 
     def _fail_calls(self, cause: Exception) -> None:
-        self._refusal = cause
+        self.refusal = cause
         if self._timer is not None:
             self._timer.cancel()
         self._stream.transport.abort()
@@ -276,7 +277,8 @@ class ClientConnection:
             f"the server did not answer a {Command(command).name} within"
             f" {self._request_timeout:g} s",
         )
-        self._stream.transport.abort()  # so that `run` ends
+        self.refusal = self.refusal or self._overdue  # also until `run` has ended
+        self._stream.transport.abort()  # so that it does
 
 
 def _is_constant(data: bytes | memoryview) -> bool:

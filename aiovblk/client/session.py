@@ -207,7 +207,7 @@ class Session:
             raise OSError(errno.ENOTCONN, self._end_reason)
         least, chosen = math.inf, None
         for each in self._live:
-            if (in_flight := len(each.calls)) < least:
+            if (in_flight := len(each.calls)) < least and each.refusal is None:
                 least, chosen = in_flight, each
         return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 MAX_CONCURRENCY = 128
@@ -71,5 +72,8 @@ class ConcurrencyLimiter:
                 self._notified = next(iter(self.waiting))
                 del self.waiting[self._notified]
                 self._notified.start_ready()
+        except BaseException:  # a handler was interrupted; the other connections go on
+            asyncio.get_running_loop().call_soon(self._start_next)
+            raise
         finally:
             self._notifying, self._notified = False, None

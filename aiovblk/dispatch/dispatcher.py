@@ -178,9 +178,7 @@ class Dispatcher:
         If that stays above 0, an interrupt (KeyboardInterrupt) has stopped the code that was to
         answer them.
         """
-        scheduler = self._scheduler
-        is_served = scheduler.any_running() or scheduler.is_coming()
-        return 0 if is_served else self.stats.in_flight
+        return 0 if self._scheduler.is_serving() else self.stats.in_flight
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every received request is answered."""

@@ -14,7 +14,7 @@ from ..protocol import Payload, ReplyContent, SparseData, StatusFlag
 MIN_HOLE_SIZE = 32 * 1024
 """Bytes of the smallest hole in the reply to a READ; shorter runs of zeroes are sent as data."""
 
-MAX_EXTENTS = 1 << 16
+MAX_SENT_EXTENTS = 1 << 16
 """Most extents in one BLOCK_STATUS reply; a client requests the rest with another command."""
 
 # Plain ints: an IntFlag's operations cost much more.
@@ -43,7 +43,7 @@ def merge_extents(found: Sequence[Extent], length: int) -> list[tuple[int, int]]
         left -= size
         if extents and extents[-1][1] == state:
             extents[-1] = extents[-1][0] + size, state
-        elif len(extents) == MAX_EXTENTS:
+        elif len(extents) == MAX_SENT_EXTENTS:
             break
         else:
             extents.append((size, state))

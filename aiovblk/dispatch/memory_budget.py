@@ -18,7 +18,7 @@ import asyncio
 
 from ..protocol import MAX_PAYLOAD, Command, Request
 from ..stream import BUFFER_SIZE
-from .holes import MAX_EXTENTS
+from .holes import MAX_SENT_EXTENTS
 
 REQUEST_COST = 4096
 """Estimated bytes of a request, beside its payload."""
@@ -46,7 +46,7 @@ def request_cost(request: Request) -> int:
     if request.type in _WITH_PAYLOAD:
         return REQUEST_COST + min(request.length, MAX_PAYLOAD)
     if request.type == _BLOCK_STATUS:
-        extents = min(request.length // MIN_EXTENT + 1, MAX_EXTENTS)
+        extents = min(request.length // MIN_EXTENT + 1, MAX_SENT_EXTENTS)
         return REQUEST_COST + extents * EXTENT_COST
     return REQUEST_COST
 
@@ -129,9 +129,7 @@ class ConnectionQuota:
             await self._granted
         except asyncio.CancelledError:
             self._budget.waiting.pop(self, None)
-            if self.reserved:
-                self.refund(self.reserved)
-                self.reserved = 0
+            self._cancel_reservation()
             raise
         finally:
             self._granted = None
@@ -156,12 +154,16 @@ class ConnectionQuota:
             Whether it is charged; True also if it was before.
 
         """
-        if not self.reserved and self.may_charge(count):
-            self._reserve(count)
+        if self.reserved < count:
+            self._cancel_reservation()  # it was for a smaller one
+            if self.may_charge(count):
+                self._reserve(count)
         return self.reserved > 0
 
     def charge_next(self, count: int) -> bool:
-        """Charge the next request, which may have been reserved for, if it need not wait.
+        """Charge the next request: out of the reservation, if there is one for it.
+
+        Without one it is charged only if it need not wait.
 
         Returns:
             Whether it is charged.
@@ -203,6 +205,11 @@ class ConnectionQuota:
     def _reserve(self, count: int) -> None:
         self.reserved = count
         self.charge(count)
+
+    def _cancel_reservation(self) -> None:
+        if self.reserved:
+            unused, self.reserved = self.reserved, 0
+            self.refund(unused)
 
     def charge(self, count: int) -> None:
         """Count bytes that are in flight from now on."""

@@ -37,7 +37,6 @@ class Pacer:
             :data:`SMALL` and the bytes of its payload from it.
         slice_end: when the time slice ends, in nanoseconds of :func:`time.monotonic_ns`; set when
             requests arrive.
-        slice: the queue for the next one.
         paused: whether a slice is used up, and the next one has not begun.
 
     """
@@ -45,7 +44,7 @@ class Pacer:
     def __init__(self, quota: ConnectionQuota | None, on_resumed: Callable[[], None]) -> None:
         self.credit = 0
         self.slice_end = 0
-        self.slice = Slice()
+        self._slice = Slice()
         self.paused = False
         self._granted = 0  # the credit when it was granted
         self._room = 0  # bytes that were left of the quota then
@@ -87,7 +86,7 @@ class Pacer:
 
     def is_coming(self) -> bool:
         """Return whether the next slice will come: others have had theirs since the last call."""
-        return self.paused and self.slice.is_coming(self._resume)
+        return self.paused and self._slice.is_coming(self._resume)
 
     async def resumed(self) -> None:
         """Wait for the next slice.  Cancellation: safe."""
@@ -98,7 +97,7 @@ class Pacer:
     def _pause(self) -> None:
         if not self.paused:
             self.paused = True
-            self.slice.enqueue(self._resume)
+            self._slice.enqueue(self._resume)
 
     def _resume(self) -> None:
         self.paused = False

@@ -1,9 +1,9 @@
 """Accept received requests one by one: parse, check, charge, and queue or refuse them.
 
 Most requests never come here: a READ or WRITE that is in order is taken from the receive buffer by
-the loop that serves it (:mod:`.scheduler`). What comes here is everything else, and all requests
-while they have to wait: for the concurrency limiter, for a time slice, or, before Python 3.12, for
-a task.
+the loop that serves it (:mod:`.serving`). What comes here is everything else, and all requests
+while they have to wait: for the concurrency limiter, for a time slice, for memory, or, before
+Python 3.12, for a task.
 """
 
 from __future__ import annotations

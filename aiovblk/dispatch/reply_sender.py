@@ -14,7 +14,7 @@ from time import monotonic_ns
 
 from ..events import RequestEvent
 from ..protocol import SERIALIZERS, Payload, ReplyContent, ReplyMode, Request
-from ..stream import StreamProtocol
+from ..stream import BusyPoll, StreamProtocol
 from .memory_budget import REQUEST_COST, ConnectionQuota, request_cost
 from .refusals import failed_event
 from .reply_charges import ReplyCharges
@@ -25,7 +25,7 @@ class ReplySender:
     """The sending half of a :class:`Dispatcher`: serialize, coalesce, send and count replies.
 
     Requests that succeeded without waiting have no :class:`Request`: the loop that serves them
-    (:mod:`.scheduler`) appends their replies to :attr:`buffers`, and their lengths to a list.
+    (:mod:`.serving`) appends their replies to :attr:`buffers`, and their lengths to a list.
 
     Args:
         stats: the counters of the connection.
@@ -40,6 +40,7 @@ class ReplySender:
         arrival: when requests were received last, in nanoseconds of :func:`time.monotonic_ns`.
         read_lengths, write_lengths: bytes of those that succeeded without waiting, and whose
             replies are to be sent; always the same lists.
+        polling: what is extended whenever replies may have been sent; None for no busy polling.
         last_reply: when (in the loop's time) replies were sent last.
 
     """
@@ -56,6 +57,7 @@ class ReplySender:
         self.stats = stats
         self.buffers: list[Payload] = []
         self.is_due = False
+        self.polling: BusyPoll | None = None
         self.arrival = 0
         self.read_lengths: list[int] = []
         self.write_lengths: list[int] = []
@@ -128,12 +130,18 @@ class ReplySender:
                     reads.clear()
                 if writes:
                     writes.clear()
-            if self._succeeded or self._failed:
-                self._record_replies(now)
+            succeeded, failed = self._succeeded, self._failed
+            if succeeded or failed:  # they were in flight
+                self._succeeded, self._failed = [], []
+                self.stats.record_replies(succeeded, failed, now)
+                if charges is not None:
+                    charges.send_waited()
             if charges is not None and charges.sent and not self.stream.write_paused:
                 charges.refund_sent()
         else:
             self.stats.record_in_flight()
+        if self.polling is not None:
+            self.polling.extend()
         while self._idle_waiters and not self.stats.in_flight:
             idle = self._idle_waiters.pop()
             if not idle.done():  # its waiter may have been cancelled
@@ -143,11 +151,3 @@ class ReplySender:
         """Charge to the quota what was answered without waiting, and is not sent yet."""
         assert self._charges is not None  # only called if there is a quota
         self._charges.charge(self.read_lengths, self.write_lengths)
-
-    def _record_replies(self, now: int) -> None:
-        """Count the requests that were in flight, and whose replies were sent."""
-        succeeded, failed = self._succeeded, self._failed
-        self._succeeded, self._failed = [], []
-        self.stats.record_replies(succeeded, failed, now)
-        if self._charges is not None:
-            self._charges.send_waited()

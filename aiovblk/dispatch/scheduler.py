@@ -51,7 +51,8 @@ class HandlerScheduler:
         limiter: how many handlers may run at once (concurrency).
         quota: what requests that wait are charged to; None for the kernel.
         slow_request: seconds after which a handler that still runs is reported; None for never.
-        busy_poll: microseconds for which the loop is kept awake after each batch; None for none.
+        busy_poll: microseconds for which the loop is kept awake after each batch, and after each
+            reply; None for none.
         on_slow: called with each such request, and for how many seconds it has run.
 
     """
@@ -91,7 +92,7 @@ class HandlerScheduler:
             mode=mode,
             quota=quota,
         )
-        self._busy_poll = None if busy_poll is None else BusyPoll(busy_poll)
+        sender.polling = None if busy_poll is None else BusyPoll(busy_poll)
         self._loop = asyncio.get_running_loop()
 
     def attach(self) -> None:
@@ -103,19 +104,15 @@ class HandlerScheduler:
         """When (in the loop's time) the longest-running handler began; None if none runs."""
         return self._running.oldest_start
 
-    def any_running(self) -> bool:
-        """Return whether a handler runs that has had to wait."""
-        return any(not task.done() for task in self._running.tasks)
-
-    def is_coming(self) -> bool:
-        """Return whether serving is paused, and resumes with its next time slice."""
-        return self._pacer.is_coming()
+    def is_serving(self) -> bool:
+        """Return whether a handler runs that has had to wait, or the next time slice will come."""
+        return any(not task.done() for task in self._running.tasks) or self._pacer.is_coming()
 
     def stop_monitoring(self) -> None:
         """Stop reporting slow requests, and polling."""
         self._running.stop_monitoring()
-        if self._busy_poll is not None:
-            self._busy_poll.stop()
+        if self._sender.polling is not None:
+            self._sender.polling.stop()
 
     def fail_running(self, since: float = math.inf) -> None:
         """Cancel handlers and fail their requests: see :meth:`.Dispatcher.fail_running`."""
@@ -150,15 +147,12 @@ class HandlerScheduler:
             False to stop until :meth:`may_go_on` returns.
 
         """
-        now = monotonic_ns()
         receiver, pacer = self._receiver, self._pacer
-        self._sender.arrival = now
+        self._sender.arrival = now = monotonic_ns()
         # Uvloop receives again at once when the buffer was filled: that is the same slice.
         if not receiver.reader.filled:
             pacer.slice_end = now + SLICE
         self.start_ready()
-        if self._busy_poll is not None:
-            self._busy_poll.extend(now)
         return self._quota is None or not (receiver.memory_needed or pacer.paused)
 
     async def may_go_on(self) -> None:
@@ -179,6 +173,8 @@ class HandlerScheduler:
         is_outermost, sender.is_due = not sender.is_due, True
         self._pacer.begin_batch()
         try:
+            if self._quota is not None and self._quota.reserved and self._receiver.has_next():
+                self._receiver.accept()  # its reservation is for it alone
             self._start_tasks()
             if reader.end - reader.start >= reader.wanted:
                 self._queue_rest()
@@ -223,8 +219,11 @@ class HandlerScheduler:
         if self._quota is None:
             self._accept_all()
             return
-        server, pacer = self._server, self._pacer
-        while not pacer.paused and (pacer.credit > 0 or server.renew_credit()):
+        server, pacer, receiver = self._server, self._pacer, self._receiver
+        # Without credit, too: it may be one that needs no memory, or has to ask for it.
+        while not pacer.paused and (
+            pacer.credit > 0 or server.renew_credit() or receiver.has_next()
+        ):
             if not server.accept_next():
                 break
 

@@ -103,8 +103,8 @@ class RequestServer:
         self._running = running
         self._quota = quota
         self._structured = mode is ReplyMode.STRUCTURED
+        self._adapter = adapter
         self._handle, self._checked = adapter.handle, adapter.checked
-        self._read, self._write = adapter.read, adapter.write
         # Bytes of the largest READ and WRITE that is served directly.
         self._max_read = self._max_write = 0
         if mode is not ReplyMode.EXTENDED:
@@ -120,8 +120,8 @@ class RequestServer:
             self._sender.buffers,
             self._pacer,
             self._limiter,
-            self._read,
-            self._write,
+            self._adapter.read,
+            self._adapter.write,
             self._validator.block_mask,
             self.context,
         )
@@ -195,6 +195,7 @@ class RequestServer:
                         payload.release()
                     except BufferError:
                         pass
+                    payload = None
                 else:
                     assert request is not None  # it comes from the queue
                     content = await self._handle(request, payload)
@@ -209,6 +210,7 @@ class RequestServer:
                     buffers.append(structured_success(cookie))
                 if command == _READ:
                     buffers.append(data)
+                    data = b""  # it is not kept while another handler waits
                 if self.leader is not task:
                     self._running.tasks.pop(task, None)
                     sender.add_waited(command, length, arrival)
@@ -220,10 +222,9 @@ class RequestServer:
             else:
                 if command != _QUEUED:
                     request = self._request_of(task, at, arrival)
-                    payload = payload if command == _WRITE else None
                 assert request is not None
                 interrupt = await self._reply(task, request, payload, content, failure)
-                failure = None
+                data, payload, content, failure = b"", None, b"", None
                 if interrupt is not None:
                     limiter.release()
                     raise interrupt
@@ -276,15 +277,14 @@ class RequestServer:
             self._running.add(task, current)
             return
         header = self._receiver.reader.buffer[current : current + _HEADER]
-        self._running.add(task, header)
+        self._running.add(task, (header, self._sender.arrival))
         self._sender.stats.in_flight += 1
         if self._quota is not None:
             self._quota.charge(REQUEST_COST + _unpack(header)[-1])
 
     def _request_of(self, task: asyncio.Task[None], position: int, arrival: int) -> Request:
         """Make the request that was served directly, since its handler has raised."""
-        waiting = self._running.tasks.get(task)
-        if waiting is not None:
+        if (waiting := self._running.tasks.get(task)) is not None:
             return as_request(waiting[1])
         request = parse_request(self._receiver.reader.buffer, position, arrival)
         self._sender.stats.in_flight += 1

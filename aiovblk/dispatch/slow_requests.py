@@ -11,9 +11,16 @@ DEFAULT_SLOW_REQUEST = 30.0
 """Default of ``slow_request``: seconds after which a handler that still runs is reported."""
 
 
-def as_request(source: Request | bytearray) -> Request:
-    """Return a request, given itself or its header."""
-    return source if isinstance(source, Request) else parse_request(source)
+Source = Request | tuple[bytearray, int]
+"""What a request is made of: itself, or its header and when it arrived."""
+
+
+def as_request(source: Source) -> Request:
+    """Return the request that is made of this."""
+    if isinstance(source, Request):
+        return source
+    header, arrival = source
+    return parse_request(header, 0, arrival)
 
 
 class SlowRequestMonitor:
@@ -25,7 +32,7 @@ class SlowRequestMonitor:
 
     Attributes:
         tasks: for each running task, oldest first: when (in the loop's time) it began to wait, and
-            its request, or its header. A task removes itself when it ends.
+            what its request is made of. A task removes itself when it ends.
 
     """
 
@@ -33,7 +40,7 @@ class SlowRequestMonitor:
         self._limit = limit
         self._on_slow = on_slow
         self._loop = asyncio.get_running_loop()
-        self.tasks: dict[asyncio.Task[None], tuple[float, Request | bytearray]] = {}
+        self.tasks: dict[asyncio.Task[None], tuple[float, Source]] = {}
         # One timer for all tasks: starting one for each request would cost far more.
         self._timer: asyncio.TimerHandle | None = None
         self._reported_until = 0.0  # tasks that began until then have been reported
@@ -43,8 +50,8 @@ class SlowRequestMonitor:
         """When (in the loop's time) the longest-running task began; None if none runs."""
         return next((start for start, _ in self.tasks.values()), None)
 
-    def add(self, task: asyncio.Task[None], source: Request | bytearray) -> None:
-        """Track a task that runs the handler of this request, or of one with this header."""
+    def add(self, task: asyncio.Task[None], source: Source) -> None:
+        """Track a task that runs the handler of this request."""
         self.tasks[task] = self._loop.time(), source
         if self._timer is None and self._limit is not None:
             self._timer = self._loop.call_later(self._limit, self._check, self._limit)

@@ -27,7 +27,6 @@ from .reply_parsing import (
     parse_block_status,
     parse_error,
     parse_reply_header,
-    parse_simple_reply,
     reply_header_size,
 )
 from .requests import (
@@ -91,7 +90,6 @@ __all__ = [
     "parse_extended_request",
     "parse_reply_header",
     "parse_request",
-    "parse_simple_reply",
     "reply_header_size",
     "serialize_request",
     "structured_read_header",

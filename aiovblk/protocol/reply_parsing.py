@@ -19,11 +19,13 @@ from .structured_replies import (
     EXTENDED_REPLY_MAGIC,
     EXTENT,
     HOLE,
-    MAX_EXTENTS,
     OFFSET,
     STRUCTURED_REPLY,
     STRUCTURED_REPLY_MAGIC,
 )
+
+MAX_RECEIVED_EXTENTS = 1 << 20
+"""Most extents that a server may send in one BLOCK_STATUS reply: what bounds its memory."""
 
 
 class ReplyHeader(NamedTuple):
@@ -87,9 +89,9 @@ def _max_payload(chunk: int) -> int:
     if chunk == ReplyType.OFFSET_HOLE:
         return HOLE.size
     if chunk == ReplyType.BLOCK_STATUS:
-        return CONTEXT_ID.size + MAX_EXTENTS * EXTENT.size
+        return CONTEXT_ID.size + MAX_RECEIVED_EXTENTS * EXTENT.size
     if chunk == ReplyType.BLOCK_STATUS_EXT:
-        return CONTEXT_ID_AND_COUNT.size + MAX_EXTENTS * EXTENDED_EXTENT.size
+        return CONTEXT_ID_AND_COUNT.size + MAX_RECEIVED_EXTENTS * EXTENDED_EXTENT.size
     if chunk & CHUNK_ERROR:
         return ERROR.size + MAX_STRING + OFFSET.size
     return 0
@@ -130,18 +132,3 @@ def parse_block_status(chunk: int, payload: memoryview) -> BlockStatus:
     if not all(length for length, _ in extents):
         raise ProtocolError("a block status chunk with an empty extent")
     return BlockStatus(context_id, extents)
-
-
-def parse_simple_reply(
-    buffer: bytes | bytearray | memoryview, position: int = 0
-) -> tuple[int, int]:
-    """Parse the simple reply at ``position``: its error value and its cookie.
-
-    Raises:
-        ProtocolError: these bytes are not a simple reply.
-
-    """
-    magic, error, cookie = SIMPLE_REPLY.unpack_from(buffer, position)
-    if magic != SIMPLE_REPLY_MAGIC:
-        raise ProtocolError(f"expected a simple reply, found the magic number {magic:#010x}")
-    return error, cookie

@@ -44,9 +44,6 @@ EXTENT = struct.Struct(">II")
 CONTEXT_ID_AND_COUNT = struct.Struct(">II")
 EXTENDED_EXTENT = struct.Struct(">QQ")
 
-MAX_EXTENTS = 1 << 20
-"""Maximum number of extents in one BLOCK_STATUS reply."""
-
 MAX_EXTENT = (1 << 32) - 4096
 """Maximum bytes of an extent with a length of 32 bits; a multiple of all usual block sizes."""
 

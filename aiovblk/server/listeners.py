@@ -118,12 +118,16 @@ def tune(client: socket.socket) -> None:
         client.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def listen_unix(name: str) -> socket.socket:
-    """Listen on a Unix socket; the umask decides its file's mode.
+def listen_unix(name: str, *, mode: int | None = None) -> socket.socket:
+    """Listen on a Unix socket.
 
     The caller removes the file (:class:`SocketFile`). A stale file, of a server that has ended, is
     replaced: under a lock, so that of several servers that start at once one replaces it and the
     others fail, since that one listens.
+
+    Args:
+        name: its path.
+        mode: of its file, from which the umask takes; None for all that the umask leaves.
 
     Raises:
         OSError: the path is another file, a server listens there, or the socket cannot be made.
@@ -131,6 +135,10 @@ def listen_unix(name: str) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if mode is not None:
+            # Linux gives the file the mode of the socket (unix_bind() in net/unix/af_unix.c), so
+            # that nobody else can connect before a chmod().
+            os.fchmod(sock.fileno(), mode)
         with nullcontext() if name.startswith("\0") else socketfile.locked(name):
             _bind(sock, name)
             sock.listen(BACKLOG)

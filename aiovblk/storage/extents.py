@@ -14,7 +14,7 @@ MAX_EXTENTS = 1024
 """Extents that ``extents()`` of a device in this package returns at most; the caller asks again.
 
 It bounds how long one call computes. The dispatcher and the client accept more from a device or a
-server that is not ours: their limits (``dispatch/holes.py``, ``protocol/structured_replies.py``)
+server that is not ours: their limits (``dispatch/holes.py``, ``protocol/reply_parsing.py``)
 bound the memory of one reply instead.
 """
 

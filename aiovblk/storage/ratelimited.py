@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 _READS = frozenset({"read", "cache"})
 _WRITES = frozenset({"write", "write_zeroes", "trim"})
+_LARGEST = sys.float_info.max
+"""Beyond it a whole number cannot be reckoned with, and another one is infinite."""
+
 _WITH_DATA = frozenset({"read", "write"})
 
 
@@ -40,8 +43,13 @@ class Rate:
         """Validate the arguments."""
         _check_rate("bytes", self.bytes)
         _check_rate("requests", self.requests)
-        if not _is_number(self.burst) or not 0 <= self.burst < math.inf:
+        if not _is_number(self.burst) or not 0 <= self.burst <= _LARGEST:
             raise ValueError(f"burst must be 0 or a number of seconds, not {self.burst!r}")
+        for name, bucket in zip(("bytes", "requests"), self.limits(), strict=True):
+            if bucket is not None and not bucket[1] <= _LARGEST:
+                raise ValueError(
+                    f"{name} per second, for {self.burst!r} seconds of burst, are too many"
+                )
 
     def limits(self) -> list[tuple[float, float] | None]:
         """Return the rate and the capacity of the buckets for bytes and for requests."""
@@ -52,7 +60,7 @@ class Rate:
 
 
 def _check_rate(name: str, rate: float | None) -> None:
-    if rate is not None and (not _is_number(rate) or not 0 < rate < math.inf):
+    if rate is not None and (not _is_number(rate) or not 0 < rate <= _LARGEST):
         raise ValueError(f"{name} must be a positive number per second, not {rate!r}")
 
 

@@ -23,20 +23,21 @@ class BusyPoll:
         self._duration = microseconds * 1000
         self._loop = asyncio.get_running_loop()
         self._end = 0
-        self._active = False
+        self._next: asyncio.Handle | None = None
 
-    def extend(self, now: int) -> None:
-        """Poll until the duration has passed from ``now``, of :func:`time.monotonic_ns`."""
-        self._end = now + self._duration
-        if not self._active:
-            self._active = True
-            self._loop.call_soon(self._turn)
+    def extend(self) -> None:
+        """Poll until the duration has passed from now."""
+        self._end = monotonic_ns() + self._duration
+        # Always anew: an interrupt (KeyboardInterrupt) may have been raised in the last turn, and
+        # nothing would tell that no other was to follow.
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self._loop.call_soon(self._turn)
 
     def stop(self) -> None:
-        """Let the loop sleep again."""
-        self._end = 0
+        """Let the loop sleep again, for good."""
+        self._end = self._duration = 0
 
     def _turn(self) -> None:
-        self._active = monotonic_ns() < self._end
-        if self._active:
-            self._loop.call_soon(self._turn)
+        if monotonic_ns() < self._end:
+            self._next = self._loop.call_soon(self._turn)

@@ -61,6 +61,8 @@ def _round_robin() -> RoundRobin:
 class Slice:
     """The time slice of one connection.
 
+    In transmission phase :class:`.Pacer` keeps the end itself, and only waits by this.
+
     Attributes:
         end: when it ends, in nanoseconds of :func:`time.monotonic_ns`.
 
@@ -74,7 +76,7 @@ class Slice:
         self.end = 0
 
     def begin(self, now: int) -> None:
-        """Begin another one, at ``now`` of :func:`time.monotonic_ns`; inlined on the hot path."""
+        """Begin another one, at ``now`` of :func:`time.monotonic_ns`."""
         self.end = now + SLICE
 
     def is_over(self) -> bool:

@@ -15,11 +15,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from commandref.commands import Page, groups, help_of, pages, value_of  # of tools/
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from aiovblk import cli
+from aiovblk.cli import COMMANDS
+from aiovblk.cli.parser import EnvironmentParser
 
 WIDTH = 88  # columns of the usage line
 
@@ -36,99 +38,58 @@ class CommandReference(SphinxDirective):
 
 def command_pages() -> Iterator[str]:
     """Yield the lines of a section for each command, in the order of ``aiovblk --help``."""
-    parser = cli.make_parser()
-    yield from describe(parser, "aiovblk", level=2)
-    commands = subcommands(parser)
-    summaries = {action.dest: action.help or "" for action in commands._choices_actions}
-    for name, command in commands.choices.items():
-        yield from describe(command, f"aiovblk {name}", level=2, summary=summaries.get(name, ""))
+    for page in pages():
+        yield from describe(page)
 
 
-def subcommands(parser: argparse.ArgumentParser) -> Any:
-    """Return the action of argparse that has the subcommands of a parser."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return action
-    raise ValueError(f"{parser.prog} has no subcommands")
-
-
-def describe(
-    parser: argparse.ArgumentParser, name: str, *, level: int, summary: str = ""
-) -> Iterator[str]:
-    """Yield the Markdown of one parser.
-
-    Args:
-        parser: of the command, or of the whole command line.
-        name: its heading.
-        level: of the heading, 1 for the title of a page.
-        summary: one line, for a parser that has no description.
-
-    """
-    yield f"\n{'#' * level} {name}\n"
-    yield f"{markdown(parser.description or summary)}\n"
+def describe(page: Page) -> Iterator[str]:
+    """Yield the Markdown of the section of a command, or of the command line as a whole."""
+    parser = page.parser
+    yield f"\n## {page.name}\n"
+    yield f"{markdown(parser.description or page.purpose)}\n"
     yield f"```text\n{usage(parser)}\n```\n"
-    for group in parser._action_groups:
-        actions = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
-        if not actions and not group.description:
-            continue
-        title = group.title or "options"
+    for title, description, actions in groups(parser):
         yield f"**{title[:1].upper()}{title[1:]}**\n"
-        if group.description:
-            yield from prose(group.description, parser)
+        if description:
+            yield from prose(description, parser)
         yield from describe_arguments(parser, actions)
     if parser.epilog:
         yield from prose(parser.epilog, parser)
 
 
-def describe_arguments(
-    parser: argparse.ArgumentParser, actions: list[argparse.Action]
-) -> Iterator[str]:
+def describe_arguments(parser: EnvironmentParser, actions: list[argparse.Action]) -> Iterator[str]:
     """Yield a definition list: each argument, and what it means."""
     for action in actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from list_commands(action)
+            yield from list_commands()
         else:
-            yield f"{invocation(action)}\n: {markdown(expanded(parser, action))}\n"
+            yield f"{invocation(action)}\n: {markdown(help_of(parser, action))}\n"
 
 
-def list_commands(action: Any) -> Iterator[str]:
+def list_commands() -> Iterator[str]:
     """Yield a table of the commands, with links to their sections."""
     yield "| command | |\n|---|---|"
-    for choice in action._choices_actions:
-        yield f"| [`{choice.dest}`](#aiovblk-{choice.dest}) | {markdown(choice.help or '')} |"
+    for name, (purpose, _) in COMMANDS.items():
+        yield f"| [`{name}`](#aiovblk-{name}) | {markdown(purpose)} |"
     yield ""
 
 
 def invocation(action: argparse.Action) -> str:
     """Return how an argument is written: ``--cache SIZE``."""
-    value = argparse.HelpFormatter("")._format_args(action, metavar_of(action))
+    value = argparse.HelpFormatter("")._format_args(action, value_of(action))
     if not action.option_strings:
         return f"`{value}`"
     return ", ".join(f"`{f'{option} {value}'.strip()}`" for option in action.option_strings)
 
 
-def metavar_of(action: argparse.Action) -> str:
-    """Return what stands for the value of an argument."""
-    if isinstance(action.metavar, str):
-        return action.metavar
-    if action.choices is not None:
-        return "{" + ",".join(map(str, action.choices)) + "}"
-    return action.dest.upper() if action.option_strings else action.dest
-
-
-def expanded(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """Return the help of an argument with its default filled in."""
-    return parser._get_formatter()._expand_help(action) if action.help else ""
-
-
-def usage(parser: argparse.ArgumentParser) -> str:
+def usage(parser: EnvironmentParser) -> str:
     """Return the usage, as wide as the page and without the colours of Python 3.14."""
     formatter = argparse.HelpFormatter(parser.prog, width=WIDTH)
     formatter.add_usage(None, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return formatter.format_help().strip()
 
 
-def prose(text: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+def prose(text: str, parser: EnvironmentParser) -> Iterator[str]:
     """Yield a description as a paragraph; one that is laid out in lines, as it is."""
     text = text.replace("%(prog)s", parser.prog).strip()
     yield f"```text\n{text}\n```\n" if "\n" in text else f"{markdown(text)}\n"

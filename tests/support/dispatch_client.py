@@ -15,8 +15,9 @@ from aiovblk.dispatch import MAX_CONCURRENCY, ConcurrencyLimiter, Dispatcher, St
 from aiovblk.protocol import (
     SIMPLE_REPLY,
     Command,
+    ReplyMode,
     Request,
-    parse_simple_reply,
+    parse_reply_header,
     serialize_request,
 )
 
@@ -55,7 +56,8 @@ class Client:
         return cookie
 
     async def reply(self) -> Reply:
-        error, cookie = parse_simple_reply(await self.reader.readexactly(SIMPLE_REPLY.size))
+        head = await self.reader.readexactly(SIMPLE_REPLY.size)
+        cookie, *_, error = parse_reply_header(ReplyMode.SIMPLE, head)
         request = self._in_flight.pop(cookie)  # KeyError: a reply without a request
         if error or request.type != Command.READ:
             return Reply(cookie, error, b"")

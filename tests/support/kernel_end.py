@@ -12,8 +12,9 @@ from contextlib import suppress
 from aiovblk.protocol import (
     SIMPLE_REPLY,
     Command,
+    ReplyMode,
     Request,
-    parse_simple_reply,
+    parse_reply_header,
     serialize_request,
 )
 from aiovblk.threads import run_in_daemon_thread
@@ -54,7 +55,7 @@ class KernelEnd:
     def _receive(self) -> None:
         with suppress(OSError):
             while head := self._exactly(SIMPLE_REPLY.size):
-                error, cookie = parse_simple_reply(head)
+                cookie, *_, error = parse_reply_header(ReplyMode.SIMPLE, head)
                 found = self.in_flight.pop(cookie, None)
                 if found is None and self.has_failed_all:
                     return  # it came too late

@@ -31,18 +31,15 @@ from aiovblk.storage.objects import (
     Limits,
     ObjectStoreDevice,
     check,
-    clone,
     collect_garbage,
     create,
-    drop_snapshot,
-    snapshot,
 )
 
 from .virtual_time import VirtualTimeLoop
-from .world_model import BLOCK, BLOCKS, CHUNK, CHUNKS, Model, WrongError, block_of, stamps_of
+from .world_model import BLOCK, BLOCKS, CHUNK, EMPTY, SIZE, Model, WrongError, block_of, stamps_of
+from .world_others import Others, refuse_damage, state_of
 from .world_store import LATE, WorldClient, WorldStore
 
-SIZE = CHUNKS * CHUNK
 KEY = bytes(range(32))
 
 
@@ -66,7 +63,7 @@ class World:
         self.store = WorldStore(self.random)
         self.key = self.random.choice([None, None, KEY])
         self.atomic = self.random.random() < 0.4
-        self.model = Model(generations=[[0] * BLOCKS] if self.atomic else None)
+        self.model = Model(generations=[list(EMPTY)] if self.atomic else None)
         self.faults = self.random.choice([0.0, 0.02, 0.1, 0.25])
         blocks = self.random.choice([1, 2, 8])
         self.limits = Limits(
@@ -79,30 +76,29 @@ class World:
             compaction=self.random.choice([1, 100]) * CHUNK,
         )
         self.interval = self.random.choice([2, 5, 20])
+        self.background = 4 if self.atomic else self.random.choice([0, 4])
         self.stamp = 0
         self.owner: object = None
-        self.kept: dict[str, list[int]] = {}
-        self.clones: dict[str, list[int]] = {}
-        self.done = False
+        self.others = Others(self)
 
     # Writers
 
     async def write_some(self, device: ObjectStoreDevice, owner: object) -> None:
         """Write, zero or trim; never two requests for one chunk at a time."""
-        count = self.random.randint(1, 4)
-        chunks = self.random.sample(range(CHUNKS), count)
+        existing = range(-(-device.size // CHUNK))
+        chunks = self.random.sample(existing, min(self.random.randint(1, 4), len(existing)))
         await gather_all(self.request(device, chunk, owner) for chunk in chunks)
         if self.owner is owner:
             self.model.end_generation()
 
     async def request(self, device: ObjectStoreDevice, chunk: int, owner: object) -> None:
-        per_chunk = CHUNK // BLOCK
+        per_chunk = min(CHUNK, device.size - chunk * CHUNK) // BLOCK
         first = self.random.randrange(per_chunk)
         count = self.random.randint(1, per_chunk - first)
         kind = self.random.random()
         if kind < 0.15 and not self.atomic:
             first, count = 0, per_chunk
-        begin = chunk * per_chunk + first
+        begin = chunk * CHUNK // BLOCK + first
         zero = self.random.random() < 0.2 and not self.atomic
         stamps = [0] * count if zero else [self.next_stamp() for _ in range(count)]
         if self.atomic and count == per_chunk:
@@ -129,6 +125,8 @@ class World:
             await asyncio.sleep(self.random.choice([0, 0, 1, 20]) * self.random.random())
             try:
                 await self.write_some(device, owner)
+                if self.random.random() < 0.3:
+                    self.resize(device, owner)
                 if self.random.random() < 0.6:
                     await self.flush(device, owner)
                 if self.random.random() < 0.3:
@@ -137,13 +135,27 @@ class World:
                 if "taken over" in str(exc) or "dead" in str(exc):
                     return
 
+    def resize(self, device: ObjectStoreDevice, owner: object) -> None:
+        """Shrink or grow the disk; not where states are generations: it may be durable early."""
+        if self.atomic:
+            return
+        device.blocks = self.random.choice([BLOCKS, self.random.randint(1, BLOCKS)])
+        if self.owner is owner:
+            self.model.resize(device.blocks)
+
+    async def resize_soon(self, device: ObjectStoreDevice, owner: object) -> None:
+        await asyncio.sleep(2 * self.random.random())
+        self.resize(device, owner)
+
     async def flush(self, device: ObjectStoreDevice, owner: object) -> None:
         is_owner, places = self.owner is owner, list(self.model.returned)
         generation = len(self.model.generations or [0]) - 1
         before = self.model.written
-        if self.random.random() < 0.2 and not self.atomic:  # others at the same time
-            more = self.write_some(device, owner)
-            await gather_all([device.flush(), more])
+        meanwhile = self.random.random() if not self.atomic else 1.0
+        if meanwhile < 0.2:
+            await gather_all([device.flush(), self.write_some(device, owner)])
+        elif meanwhile < 0.4:
+            await gather_all([device.flush(), self.resize_soon(device, owner)])
         else:
             await device.flush()
         if is_owner and self.model.written is before:  # not taken over meanwhile
@@ -151,7 +163,9 @@ class World:
 
     async def read_own(self, device: ObjectStoreDevice, owner: object) -> None:
         written, returned = self.model.written, list(self.model.returned)
-        first, count = self.random.choice([(0, BLOCKS), (self.random.randrange(BLOCKS - 1), 2)])
+        blocks = device.blocks
+        first = self.random.randrange(blocks)
+        first, count = self.random.choice([(0, blocks), (first, min(2, blocks - first))])
         found = stamps_of(bytes(await device.read(first * BLOCK, count * BLOCK)))
         if self.owner is not owner or self.model.written is not written:
             return
@@ -168,85 +182,19 @@ class World:
                 client, "disk", key=self.key, limits=self.limits, lease=30
             )
         except OSError as exc:
-            self.refuse_damage(exc)
+            refuse_damage(exc)
             return None
         window.end()
         self.owner = device  # what others write from now on must not be found
         while True:
             try:
-                found = stamps_of(bytes(await device.read(0, SIZE)))
+                found = await state_of(device)
                 break
             except OSError as exc:
-                self.refuse_damage(exc)
+                refuse_damage(exc)
         window.verify(found, "after opening")
         self.model.restart(found)
         return device
-
-    @staticmethod
-    def refuse_damage(exc: OSError) -> None:
-        if "damaged" in str(exc):
-            raise WrongError(str(exc)) from exc
-
-    # Others at the same time
-
-    async def take_snapshots(self) -> None:
-        number = 0
-        while not self.done:
-            await asyncio.sleep(30 * self.random.random())
-            number += 1
-            name, client = f"s{number}", self.store.client()
-            action = self.random.random()
-            with suppress(OSError):
-                if action < 0.5:
-                    await self.take_snapshot(client, name)
-                elif action < 0.6 and self.kept:
-                    name = self.random.choice(list(self.kept))
-                    stamps = self.kept.pop(name)
-                    try:
-                        await drop_snapshot(client, "disk", name=name, key=self.key)
-                    except OSError as exc:
-                        if "needed by clones" in str(exc):
-                            self.kept[name] = stamps
-                        raise
-                elif action < 0.75 and self.kept:
-                    name = self.random.choice(list(self.kept))
-                    stamps, target = self.kept[name], f"clone{number}"
-                    await clone(client, "disk", name=name, target=target, key=self.key)
-                    self.clones[target] = stamps
-                elif self.kept:
-                    name = self.random.choice(list(self.kept))
-                    stamps = self.kept[name]
-                    if await self.read(name) != stamps and self.kept.get(name) is stamps:
-                        raise WrongError(f"the snapshot {name} has changed")
-
-    async def take_snapshot(self, client: WorldClient, name: str) -> None:
-        window, owner = self.model.begin(), self.owner
-        await snapshot(client, "disk", name=name, key=self.key)
-        is_known = window.is_known and self.owner is owner
-        window.end()
-        found = await self.read(name)
-        if is_known:
-            window.verify(found, f"snapshot {name}")
-        self.kept[name] = found
-
-    async def read(self, name: str | None = None, path: str = "disk") -> list[int]:
-        device = await ObjectStoreDevice.open(
-            self.store.client(), path, key=self.key, snapshot=name, read_only=True
-        )
-        try:
-            return stamps_of(bytes(await device.read(0, SIZE)))
-        except OSError as exc:
-            if name is not None and name in self.kept:
-                self.refuse_damage(exc)
-            raise
-        finally:
-            await device.unmount()
-
-    async def collect(self) -> None:
-        while not self.done:
-            await asyncio.sleep(40 * self.random.random())
-            with suppress(OSError):
-                await collect_garbage(self.store.client(), "disk", key=self.key)
 
     # All of it
 
@@ -257,7 +205,7 @@ class World:
             compress=compress, key=self.key,
         )  # fmt: skip
         self.store.faults = self.faults
-        others = [asyncio.create_task(self.take_snapshots()), asyncio.create_task(self.collect())]
+        others = self.others.start()
         zombies: list[asyncio.Task[None]] = []
         for _ in range(self.random.randint(2, 5)):
             client = self.store.client()
@@ -270,7 +218,7 @@ class World:
             steps = self.random.randint(1, 15)
             life = asyncio.create_task(self.live(device, client, steps, zombies))
             await life
-        self.done = True
+        self.others.done = True
         for task in [*others, *zombies]:
             await task
         await self.verify_end()
@@ -315,21 +263,21 @@ class World:
         device = await self.open_writer(self.store.client())
         assert device is not None
         now = self.model.now()
-        for name, stamps in self.kept.items():
-            if await self.read(name) != stamps:
+        for name, stamps in self.others.kept.items():
+            if await self.others.read(name) != stamps:
                 raise WrongError(f"the snapshot {name} has changed")
         await device.unmount()
         await self.verify_intact()
         await collect_garbage(self.store.client(), "disk", key=self.key)
         await self.verify_intact()
-        if await self.read() != now:
+        if await self.others.read() != now:
             raise WrongError("the disk has changed by garbage collection")
-        for path, stamps in self.clones.items():
-            if await self.read(path=path) != stamps:
+        for path, stamps in self.others.clones.items():
+            if await self.others.read(path=path) != stamps:
                 raise WrongError(f"{path} has changed")
 
     async def verify_intact(self) -> None:
-        for path in ("disk", *self.clones):
+        for path in ("disk", *self.others.clones):
             problems = (await check(self.store.client(), path, key=self.key)).problems
             if problems:
                 raise WrongError(f"{path}: {problems}")
@@ -349,7 +297,9 @@ def run_world(seed: int) -> None:
         mock.patch(
             "aiovblk.storage.objects.lease.secrets.token_hex", lambda n: random.randbytes(n).hex()
         ),
+        mock.patch("aiovblk.storage.objects.write_buffer._BACKGROUND_STORE_AT", world.background),
         mock.patch("aiovblk.storage.objects.compactor.UNUSED_RESERVE", 1),
+        mock.patch("aiovblk.storage.objects.compactor._SLICE", 1),
         mock.patch("aiovblk.storage.objects.frames.FRAME", 2 * BLOCK),
         mock.patch("aiovblk.storage.objects.object_reader.FRAME", 2 * BLOCK),
         mock.patch("aiovblk.storage.objects.object_reader._FIRST_READ", 3 * BLOCK),

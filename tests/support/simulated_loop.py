@@ -44,10 +44,17 @@ class StillLoop(asyncio.BaseEventLoop):
         if exc is None:
             assert not self.errors
 
+    def turn(self) -> None:
+        """Go on by one turn: run what is due now, and not what that makes due."""
+        for _ in range(len(self._due)):
+            handle = self._due.popleft()
+            if not handle.cancelled():
+                handle._run()
+
     def run_due(self) -> None:
         """Go on until everything waits."""
         while self._due:
-            self._due.popleft()._run()
+            self.turn()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine until it waits, or has ended."""
@@ -118,6 +125,10 @@ class MemoryTransport(asyncio.Transport):
         self._unread = 0
         if self._stream.write_paused:
             self._stream.resume_writing()
+
+    def end(self) -> None:
+        """Send no more, and go on reading."""
+        self._stream.eof_received()
 
     def lose(self) -> None:
         """Break the connection."""

@@ -1,11 +1,18 @@
-"""What may be read in a world: of each block what was flushed last, or was written later."""
+"""What may be read in a world: of each block what was flushed last, or was written later.
+
+The size of the disk is one place more behind the blocks. Blocks beyond it are zeroes: a shrink
+writes zeroes to what it cuts off.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 BLOCK, CHUNK, CHUNKS = 512, 4096, 6
-BLOCKS = CHUNKS * CHUNK // BLOCK
+SIZE = CHUNKS * CHUNK
+BLOCKS = SIZE // BLOCK
+EMPTY = [*[0] * BLOCKS, SIZE]
+"""The state of a new disk: the stamp of each block, zeroes beyond its end, and its size."""
 
 
 class WrongError(AssertionError):
@@ -33,10 +40,10 @@ def stamps_of(data: bytes) -> list[int]:
 class Model:
     """What each block may hold: what was written to it since the state that is known."""
 
-    written: list[list[int]] = field(default_factory=lambda: [[0] for _ in range(BLOCKS)])
-    returned: list[int] = field(default_factory=lambda: [0] * BLOCKS)
+    written: list[list[int]] = field(default_factory=lambda: [[stamp] for stamp in EMPTY])
+    returned: list[int] = field(default_factory=lambda: [0] * len(EMPTY))
     """Of each block the place in ``written`` of the last write that has returned."""
-    durable: list[int] = field(default_factory=lambda: [0] * BLOCKS)
+    durable: list[int] = field(default_factory=lambda: [0] * len(EMPTY))
     """Of each block the place in ``written`` of what was flushed last."""
     generations: list[list[int]] | None = None
     """All states, in order, if only one of these may be found."""
@@ -48,6 +55,14 @@ class Model:
 
     def write(self, block: int, stamp: int) -> None:
         self.written[block].append(stamp)
+
+    def resize(self, blocks: int) -> None:
+        """Change the size, which takes effect at once."""
+        self.write(BLOCKS, blocks * BLOCK)
+        for block in range(blocks, BLOCKS):
+            self.write(block, 0)
+        for place in range(blocks, len(EMPTY)):
+            self.returned[place] = len(self.written[place]) - 1
 
     def end_generation(self) -> None:
         if self.generations is not None:
@@ -62,7 +77,7 @@ class Model:
 
     def restart(self, found: list[int]) -> None:
         self.written = [[stamp] for stamp in found]
-        self.returned, self.durable = [0] * BLOCKS, [0] * BLOCKS
+        self.returned, self.durable = [0] * len(EMPTY), [0] * len(EMPTY)
         if self.generations is not None:
             self.generations, self.generation = [found], 0
 

@@ -64,6 +64,14 @@ def test_page_of_the_whole_lists_commands_and_variables(pages: dict[str, str]) -
         assert variable in text
 
 
+def test_page_of_serve_has_the_exit_status_of_its_command(pages: dict[str, str]) -> None:
+    def statuses(page: str) -> str:
+        return pages[page].partition('"EXIT STATUS"')[2].partition(".SH")[0]
+
+    assert "128 and the number of the signal" in statuses("aiovblk-serve.1")
+    assert "128" not in statuses("aiovblk-mount.1")
+
+
 def test_characters_of_roff_are_escaped() -> None:
     assert manual.escape(r".a-b\c") == r"\&.a\-b\ec"
     assert manual.escape("'quoted'") == r"\&'quoted'"

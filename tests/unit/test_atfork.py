@@ -145,10 +145,14 @@ async def main(path, workers):
             assert ours.keys() & listening()
             await one.read(0, 512)  # the parent goes on
             await two.read(0, 512)
-            child = os.fork()
-            if child == 0:
+            forked, has_forked = os.pipe()
+            if os.fork() == 0:
+                os.write(has_forked, b".")  # what it must not have is closed by now
                 os.read(0, 1)
                 os._exit(0)
+            os.read(forked, 1)
+            os.close(forked)
+            os.close(has_forked)
     assert not os.path.exists(path)
     # Though the child lives. (Its port may be another's by now, so it is not tried to have it.)
     assert not ours.keys() & listening()

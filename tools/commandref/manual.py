@@ -20,6 +20,17 @@ EXIT_STATUS = (
     ("130", "Ctrl-C has ended it before it was done."),
 )
 
+EXIT_STATUS_OF = {
+    "aiovblk serve": (
+        (
+            "that of the command",
+            "With --run: what its command ends with; 128 and the number of the signal if one has "
+            "ended it, such as 143 for SIGTERM, which it gets when the server is signalled.",
+        ),
+    ),
+}
+"""Beside these, by the name of the page."""
+
 VARIABLES = (
     ("AIOVBLK_KEY_FILE", "The file with the key of an encrypted disk in an object store."),
     ("NOTIFY_SOCKET", "Set by systemd for a unit of Type=notify: `aiovblk mount` reports there."),
@@ -55,7 +66,8 @@ def roff(page: Page) -> Iterator[str]:
             shown = "ARGUMENTS" if heading == "positional arguments" else heading.upper()
             yield from section(shown, [*paragraphs(text), *items])
     yield from section("ENVIRONMENT", _environment(page))
-    yield from section("EXIT STATUS", (line for each in EXIT_STATUS for line in item(*each)))
+    statuses = (*EXIT_STATUS, *EXIT_STATUS_OF.get(page.name, ()))
+    yield from section("EXIT STATUS", (line for each in statuses for line in item(*each)))
     yield from section("EXAMPLES", _examples(page))
     yield from section("SEE ALSO", [_see_also(page)])
 

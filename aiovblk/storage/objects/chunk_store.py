@@ -264,7 +264,7 @@ class ChunkStore:
 
     @property
     def floor(self) -> int:
-        """The lowest version in flight: lower ones are stored and in the view, or never will be.
+        """The lowest version in flight: what is lower and not in the view now never will be.
 
         Garbage collection leaves everything from this version on alone.
         """

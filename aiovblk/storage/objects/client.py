@@ -33,7 +33,7 @@ from ...text import quote
 from ..http.url import redact_url
 from .access import Access
 from .aws import options_of_environment
-from .failures import classify
+from .failures import classify, is_beyond_end
 from .folder import Directories, classify_folder_error, leftovers_in, put_in_folder
 from .url import AWS_SCHEMES, SCHEMES, split_url
 
@@ -72,7 +72,10 @@ class ObjectStore(Protocol):
         """
 
     async def get_range(self, path: str, start: int, length: int) -> memoryview:
-        """Return some of the object's bytes; fewer where the object ends before (ranged GET).
+        """Return some of the object's bytes (ranged GET).
+
+        Fewer where the object ends before the range does, and none where it ends before the range
+        begins: an object may be damaged, so that is no error of the request.
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -194,7 +197,13 @@ class ObjectStoreClient:
     ) -> memoryview:
         import obstore
 
-        return memoryview(await obstore.get_range_async(store, path, start=start, length=length))
+        try:
+            found = await obstore.get_range_async(store, path, start=start, length=length)
+        except Exception as exc:  # obstore has one class for this and for a server that is down
+            if not is_beyond_end(exc):
+                raise
+            return memoryview(b"")
+        return memoryview(found)
 
     async def _put(self, data: Buffer, mode: Any, store: ObstoreStore, path: str) -> None:
         if self._root is not None:  # the package makes the name before the data, and syncs neither

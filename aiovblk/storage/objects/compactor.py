@@ -20,21 +20,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from heapq import heappush, heappushpop
 from typing import Protocol
 
 from ...aio.gather import run_bounded
 from ...errors import STOP_EXCEPTIONS
 from .chunk_store import ChunkStore
-from .client import Buffer
 from .codec import DamagedError
 from .extents import Placed, Runs
 from .journal import FencedError
 from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
-from .object_reader import StoredObject
 from .segments import Piece, SegmentPart, divide
 
 logger = logging.getLogger("aiovblk")
@@ -45,6 +44,9 @@ UNUSED_RESERVE = 8
 """Segments of the full size that may be unused."""
 
 _STEP_CHUNKS = 8  # that are folded between two commits
+_STEP_SEGMENTS = 32  # that are merged between two commits, at most
+_RANKED = 256  # chunks that are ranked at once: all are looked at for it
+_SLICE = 2048  # chunks that are looked at before other tasks run
 _CONCURRENCY = 4  # requests of one step
 _RETRY_PAUSE = 10.0  # seconds after a step that failed
 
@@ -60,6 +62,9 @@ class Log(Protocol):
 
     async def write_checkpoint(self) -> None:
         """Store a checkpoint, and delete the records before it."""
+
+    async def check_fenced(self) -> None:
+        """Raise FencedError if another writer is the reason of a failure."""
 
 
 class Compactor:
@@ -91,7 +96,9 @@ class Compactor:
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._resume_at = 0.0  # by the loop's clock
-        self._damaged_chunks: set[int] = set()
+        self._ranked: list[int] = []  # chunks that are to be folded, best first
+        # With what they consist of: entry, and segments.
+        self._damaged_chunks: dict[int, tuple[int, frozenset[int]]] = {}
         self._damaged_segments: set[int] = set()
 
     def notify(self) -> None:
@@ -171,7 +178,7 @@ class Compactor:
                 return True
             if paced and self._is_paced():
                 return True
-            if folded := self._to_fold():
+            if folded := await self._to_fold():
                 await self._commit_after(partial(self._fold, index) for index in folded)
                 return True
             if merged := self._to_merge():
@@ -182,20 +189,36 @@ class Compactor:
     # Spill
 
     async def _spill(self) -> None:
-        runs = [
-            (index, run) for index, run in self._view.extents if not isinstance(run.source, int)
-        ]
+        then: dict[int, Runs] = {}
         pieces: list[tuple[int, Piece]] = []
-        for index, run in _in_order(runs):
-            assert not isinstance(run.source, int)  # by the condition above
-            begin = run.position * self._block_size
-            data = memoryview(run.source)[begin : begin + run.blocks * self._block_size]
-            pieces.append((index, (run.first, run.blocks, data)))
-        await self._copy(pieces)
+        async for index, runs in self._scan():
+            for run in runs:
+                if not isinstance(run.source, int):
+                    begin = run.position * self._block_size
+                    data = memoryview(run.source)[begin : begin + run.blocks * self._block_size]
+                    pieces.append((index, (run.first, run.blocks, data)))
+                    then[index] = runs
+        await self._copy(pieces, then)
 
-    async def _copy(self, pieces: list[tuple[int, Piece]]) -> None:
-        """Copy blocks into new segments, and commit that."""
-        then = {index: self._view.extents.runs(index) for index, _ in pieces}
+    async def _scan(self) -> AsyncIterator[tuple[int, Runs]]:
+        """Yield the chunks that have runs, and these; let other tasks run from time to time."""
+        extents = self._view.extents
+        for number, (index, _) in enumerate(list(extents.chunks()), 1):
+            if runs := extents.runs(index):
+                yield index, runs
+            if not number % _SLICE:
+                await asyncio.sleep(0)
+
+    async def _copy(self, pieces: list[tuple[int, Piece]], then: dict[int, Runs]) -> None:
+        """Copy blocks into new segments, and commit that.
+
+        Args:
+            pieces: the blocks.
+            then: the runs of their chunks at the moment of which the blocks are.
+
+        """
+        # So neighbours lie side by side in a segment, and become one run.
+        pieces.sort(key=lambda each: (each[0], each[1][0]))
         parts = divide(pieces, self._segment_blocks)
         await self._commit_after(partial(self._store_part, part, then) for part in parts)
 
@@ -214,22 +237,49 @@ class Compactor:
 
     # Fold
 
-    def _to_fold(self) -> list[int]:
+    async def _to_fold(self) -> list[int]:
         """Return the chunks to be folded next."""
-        covered: list[tuple[int, int]] = []
-        most: list[tuple[int, int]] = []
-        too_many = self._view.extents.count > self._limits.extents
-        for index, runs in self._view.extents.chunks():
-            if index in self._damaged_chunks:
-                continue
-            blocks = sum(run.blocks for run in runs)
-            if blocks * FOLD_SHARE >= self._chunk_blocks:
-                covered.append((blocks, index))
-            elif too_many:
-                most.append((len(runs), index))
-        chosen = covered or most
-        chosen.sort(reverse=True)
-        return [index for _, index in chosen[:_STEP_CHUNKS]]
+        while True:
+            self._ranked = self._ranked or await self._rank()
+            if not self._ranked:
+                return []
+            taken, self._ranked = self._ranked[:_STEP_CHUNKS], self._ranked[_STEP_CHUNKS:]
+            # Much may have changed since.
+            chosen = [each for each in taken if self._rank_of(each, self._view.extents.runs(each))]
+            if chosen:
+                return chosen
+
+    async def _rank(self) -> list[int]:
+        """Return the chunks that are most worth to be folded, for many steps."""
+        best: list[tuple[tuple[bool, int], int]] = []
+        async for index, runs in self._scan():
+            if rank := self._rank_of(index, runs):
+                if len(best) < _RANKED:
+                    heappush(best, (rank, index))
+                else:
+                    heappushpop(best, (rank, index))
+        best.sort(reverse=True)
+        covered = [index for (is_covered, _), index in best if is_covered]
+        return covered or [index for _, index in best]
+
+    def _rank_of(self, index: int, runs: Runs) -> tuple[bool, int] | None:
+        """Return how much a chunk is worth to be folded; None if it is not."""
+        if index in self._damaged_chunks and self._is_damaged(index, runs):
+            return None
+        blocks = sum(run.blocks for run in runs)
+        if blocks * FOLD_SHARE >= self._chunk_blocks:
+            return True, blocks
+        if runs and self._view.extents.count > self._limits.extents:
+            return False, len(runs)
+        return None
+
+    def _is_damaged(self, index: int, runs: Runs) -> bool:
+        """Whether a chunk that was damaged still consists of all that it did then."""
+        entry, sources = self._damaged_chunks[index]
+        if self._view.entry(index) == entry and sources <= _segments_of(runs):
+            return True
+        del self._damaged_chunks[index]
+        return False
 
     async def _fold(self, index: int) -> None:
         entry, runs = self._view.begin_fold(index)
@@ -238,16 +288,23 @@ class Compactor:
         except FileNotFoundError:
             return  # it was replaced meanwhile
         except DamagedError as exc:
-            self._leave_out(self._damaged_chunks, index, exc)
+            await self._warn(exc)
+            self._damaged_chunks[index] = entry, _segments_of(runs)
             return
         new = await self._chunk_store.put(index, contents)
         self._count(self._chunk_size if new else 0)
         if self._view.end_fold(index, new, runs) and new:
             self._chunk_store.cache(index, new, memoryview(contents).toreadonly())
 
-    def _leave_out(self, damaged: set[int], which: int, exc: DamagedError) -> None:
-        """Compact the others from now on; reads of what is damaged fail."""
-        damaged.add(which)
+    async def _warn(self, exc: DamagedError) -> None:
+        """Warn that what is damaged is left out from now on; reads of it fail.
+
+        Raises:
+            FencedError: it is missing because another writer has replaced it.
+            OSError: the store fails.
+
+        """
+        await self._log.check_fenced()
         logger.warning("%s: compaction leaves out what is damaged: %s", self._where, exc)
 
     # Merge
@@ -255,6 +312,7 @@ class Compactor:
     def _to_merge(self) -> list[int]:
         """Return the segments that are to be merged: the least used ones, to fill a new one."""
         sizes = self._view.extents.sizes
+        self._damaged_segments &= sizes.keys()
         entries = sizes.keys() - self._damaged_segments
         live = {entry: self._view.extents.live(entry) for entry in entries}
         total = sum(sizes[entry] for entry in entries)
@@ -265,39 +323,42 @@ class Compactor:
         blocks = 0
         for entry in sorted(entries, key=lambda entry: live[entry] / sizes[entry]):
             blocks += live[entry]
-            if blocks > self._segment_blocks and len(chosen) > 1:
+            is_full = blocks > self._segment_blocks and len(chosen) > 1
+            if is_full or len(chosen) == _STEP_SEGMENTS:
                 break
             chosen.append(entry)
         return chosen
 
     async def _merge(self, entries: list[int]) -> None:
         """Copy what lives in some segments into new ones."""
-        stored = [self._view.segment(entry) for entry in entries]
-        contents: dict[int, Buffer] = {}
-
-        async def read(segment: StoredObject) -> None:
-            try:
-                contents[segment.entry] = await self._chunk_store.read_segment(segment)
-            except FileNotFoundError:
-                pass  # nothing needs it any more
-            except DamagedError as exc:
-                self._leave_out(self._damaged_segments, segment.entry, exc)
-
-        await run_bounded((partial(read, each) for each in stored), limit=_CONCURRENCY)
-        runs = [
-            (index, run)
-            for index, run in self._view.extents
-            if isinstance(run.source, int) and run.source in contents
-        ]
+        segments = {entry: self._view.segment(entry) for entry in entries}
+        live: dict[int, list[Placed]] = {entry: [] for entry in entries}
+        then: dict[int, Runs] = {}
+        async for index, runs in self._scan():
+            for run in runs:
+                if isinstance(run.source, int) and run.source in live:
+                    live[run.source].append((index, run))
+                    then[index] = runs
         pieces: list[tuple[int, Piece]] = []
-        for index, run in _in_order(runs):
-            assert isinstance(run.source, int)  # by the condition above
-            begin = run.position * self._block_size
-            end = begin + run.blocks * self._block_size
-            pieces.append((index, (run.first, run.blocks, contents[run.source][begin:end])))
-        await self._copy(pieces)
+
+        async def read(entry: int) -> None:
+            try:
+                contents = await self._chunk_store.read_segment(segments[entry])
+            except FileNotFoundError:
+                return  # nothing needs it any more
+            except DamagedError as exc:
+                await self._warn(exc)
+                self._damaged_segments.add(entry)
+                return
+            for index, run in live[entry]:
+                begin = run.position * self._block_size
+                end = begin + run.blocks * self._block_size
+                # A copy, which does not keep the whole segment in memory.
+                pieces.append((index, (run.first, run.blocks, bytes(contents[begin:end]))))
+
+        await run_bounded((partial(read, each) for each in entries), limit=_CONCURRENCY)
+        await self._copy(pieces, then)
 
 
-def _in_order(runs: list[Placed]) -> list[Placed]:
-    """Sort runs, so that neighbours lie side by side in a segment, and become one run."""
-    return sorted(runs, key=lambda each: (each[0], each[1].first))
+def _segments_of(runs: Runs) -> frozenset[int]:
+    return frozenset(run.source for run in runs if isinstance(run.source, int))

@@ -13,10 +13,12 @@ If it is interrupted it is run again. Until the manifest is replaced the disk is
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from . import lease as leases
 from .client import AnyStore
-from .disk import StoredDisk, require_conditional_puts
-from .journal import Journal, record
+from .disk import StoredDisk
+from .journal import FencedError, record
 from .keys import MANIFEST
 from .records import Kind
 from .writer import Writer
@@ -46,13 +48,12 @@ async def convert(store: AnyStore, path: str = "", *, key: bytes | None = None) 
     disk = await StoredDisk.open(store, path, key=key)
     if disk.manifest.is_writable:
         return False
-    await require_conditional_puts(disk.objects, disk.manifest, disk.where)
-    journal = Journal(disk.objects, disk.codec, disk.manifest, writes=True, where=disk.where)
-    await journal.load()
+    journal = await disk.journal(writes=True, any_format=True)
     await leases.wait_until_free(disk.objects, disk.where)
     await Writer.open(journal)
     if not journal.state.converted:
         await journal.add(record(Kind.CONVERT))
     await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
-    await journal.add(record(Kind.CLOSE))
+    with suppress(FencedError):  # all is done, and another process writes to it already
+        await journal.add(record(Kind.CLOSE))
     return True

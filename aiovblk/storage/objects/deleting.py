@@ -26,7 +26,8 @@ async def delete(
 
     A deletion that was interrupted is completed by the next one, which needs no key. Objects in the
     folder that are not a disk's stay. A clone of the disk must not be made meanwhile. If it is a
-    clone itself, the snapshot that it was made from may be dropped from then on.
+    clone itself, the snapshot that it was made from may be dropped from then on. It may have any
+    format that can be read.
 
     Args:
         store: the store, or a URL, as for :meth:`.ObjectStoreDevice.open`.
@@ -54,7 +55,7 @@ async def delete(
         if not remains:
             raise
         return await _delete(objects, remains)
-    journal = await disk.journal(writes=True)
+    journal = await disk.journal(writes=True, any_format=True)
     await _ensure_no_clones(disk, journal)
     if not force:
         await _ensure_not_written(disk)

@@ -77,6 +77,12 @@ class DirtyLayers:
         if index in self.storing:
             self.zero(index, 0, self._chunk_size)
 
+    def cut_off(self, count: int) -> None:
+        """Forget all chunks but the first ``count``, as :meth:`drop` does."""
+        for index in {*self.dirty, *self.frozen, *self.storing}:
+            if index >= count:
+                self.drop(index)
+
     # Flushes
 
     def freeze(self) -> None:

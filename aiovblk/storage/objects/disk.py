@@ -89,11 +89,13 @@ class StoredDisk:
         )
         return ObjectSource(self.root.subfolder(origin.path), codec)
 
-    async def journal(self, *, writes: bool) -> Journal:
+    async def journal(self, *, writes: bool, any_format: bool = False) -> Journal:
         """Read the disk's history.
 
         Args:
             writes: whether it is to be written as well.
+            any_format: whether to write even to that of a disk of an earlier format: to convert or
+                delete it.
 
         Raises:
             StorageError: it is damaged; or it is to be written, and has an earlier format, or the
@@ -101,7 +103,8 @@ class StoredDisk:
 
         """
         if writes:
-            self.manifest.check_writable(self.where)
+            if not any_format:
+                self.manifest.check_writable(self.where)
             await require_conditional_puts(self.objects, self.manifest, self.where)
         journal = self._journal(writes=writes)
         await journal.load()
@@ -207,9 +210,9 @@ async def create(
         path: the disk's folder in it.
         size: bytes, a multiple of ``block_size``.
         block_size: bytes, a power of two from 512.
-        chunk_size: bytes, a power of two from 4 KiB to 64 MiB. A whole chunk is read, and stored
-            after a write of one block. Smaller ones make small random requests cheaper, larger ones
-            make fewer objects.
+        chunk_size: bytes, a power of two from 4 KiB to 64 MiB. A chunk is stored anew as a whole
+            when about half of its blocks were written; until then these lie in records and
+            segments. Smaller ones make that cheaper, larger ones make fewer objects.
         compress: whether to compress chunks (zstd).
         key: 32 bytes to encrypt with (AES-256-GCM). Nothing can be read without it. It does not
             hide which chunks are written and when, and how large they are.

@@ -153,6 +153,20 @@ def classify(
     )
 
 
+# What obstore says of a ranged GET in memory, and in a local folder; other stores respond with 416.
+_OUT_OF_RANGE = re.compile(
+    "Generic (?:InMemory|LocalFileSystem) error: (?:Invalid range|Requested range was invalid)"
+)
+
+
+def is_beyond_end(failure: Exception) -> bool:
+    """Whether a ranged GET has failed because the object ends before the range begins."""
+    response = ErrorResponse.find(str(failure))
+    if response is None:
+        return _OUT_OF_RANGE.match(str(failure)) is not None
+    return response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+
+
 def _of_credentials(text: str, where: str, known: bool) -> StoreFailure | None:
     """Judge a lack of credentials; the exception is about another server than the store."""
     for part, cloud in _METADATA.items():

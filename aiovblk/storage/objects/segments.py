@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
 from .client import Buffer
@@ -25,7 +25,7 @@ class SegmentPart:
     """The runs, whose position is that in the segment; zeroes are in none."""
 
 
-def divide(pieces: Iterable[tuple[int, Piece]], longest: int) -> Iterator[SegmentPart]:
+def divide(pieces: Iterable[tuple[int, Piece]], longest: int) -> Generator[SegmentPart, None, None]:
     """Divide blocks into segments.
 
     Args:

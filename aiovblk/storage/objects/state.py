@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from .codec import damaged_error, from_bytes, split, to_bytes, to_line
-from .extents import ExtentMap, PackedRuns, gather, pack, unpack
+from .extents import ExtentMap, PackedRuns, Placed, gather, pack, unpack
 from .keys import MAX_CHUNKS, first_version
 from .records import Kind, Record
 
@@ -119,7 +120,12 @@ class DiskState:
             self.extents.clear(index)
             if index < len(self.chunks):  # otherwise it was cut off since
                 self.chunks[index] = entry
-        self.extents.lay(record.runs, dict(record.sources))
+        self._lay(record.runs, record.sources)
+
+    def _lay(self, placed: Iterable[Placed], sources: Iterable[tuple[int, int]]) -> None:
+        """Lay runs over the chunks, but for those of chunks that were cut off since."""
+        inside = [each for each in placed if each[0] < len(self.chunks)]
+        self.extents.lay(inside, dict(sources))
         self.extents.unused.clear()
 
     def reflects(self, record: Record, sequence: int) -> bool:
@@ -192,13 +198,12 @@ class DiskState:
         length, runs = fields.pop("map", len(rest)), fields.pop("runs", 0)
         sources = [(source, blocks) for source, blocks in fields.pop("sources", ())]
         chunks = from_bytes(_inflate(rest[:length], 8 * MAX_CHUNKS))
-        extents = ExtentMap()
+        state = cls(**fields, chunks=chunks)
         if runs:
             words = from_bytes(_inflate(rest[length : length + runs], _MAX_RUNS_SIZE))
             packed = PackedRuns(words, sources)
-            extents.lay(unpack(packed, rest[length + runs :], block_size), dict(sources))
-            extents.unused.clear()
-        return cls(**fields, chunks=chunks, extents=extents)
+            state._lay(unpack(packed, rest[length + runs :], block_size), sources)
+        return state
 
 
 def _inflate(data: memoryview, longest: int) -> memoryview:

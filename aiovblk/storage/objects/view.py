@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 
 from ..bitset import runs as runs_of
 from .dirty_chunk import block_mask
@@ -31,7 +32,7 @@ class Changes:
     entries: dict[int, int] = field(default_factory=dict)
     """Chunks that have a new entry, and of which all runs have to be said."""
     blocks: dict[int, int] = field(default_factory=dict)
-    """Blocks of other chunks, as a bit mask for each, whose runs have to be said."""
+    """Blocks as a bit mask for each chunk, whose runs have to be said where not all have to be."""
     superseded: list[tuple[int, StoredObject]] = field(default_factory=list)
     """Versions and objects that nothing needs, once all this is durable."""
     has_data: bool = False
@@ -110,7 +111,15 @@ class DiskView:
         self._changes.has_data = True
 
     def resize(self, count: int) -> None:
-        """Cut chunks off, or add chunks that are zeroes, so that there are ``count``."""
+        """Cut chunks off, or add chunks that are zeroes, so that there are ``count``.
+
+        What is cut off is superseded, with its runs, and becomes zeroes in the next record: it may
+        be added again before that.
+        """
+        cut_off = {index for index, _ in self.extents.chunks() if index >= count}
+        cut_off.update(compress(range(count, len(self.entries)), self.entries[count:]))
+        for index in cut_off:
+            self.set_entry(index, 0)
         resize(self.entries, count)
 
     def _lay(self, placed: Iterable[Placed], sizes: Mapping[int, int]) -> None:

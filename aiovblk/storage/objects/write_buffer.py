@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -225,8 +225,11 @@ class ChunkBuffer:
         pieces = (
             (index, piece) for index, dirty in sorted(parts.items()) for piece in dirty.pieces()
         )
-        for part in divide(pieces, self._segment_size // self._block_size):
-            yield partial(self._store_segment, part, parts)
+        size = self._segment_size // self._block_size
+        blocks = sum(dirty.mask.bit_count() for dirty in parts.values())
+        segments, taking = divide(pieces, size), asyncio.Lock()
+        for _ in range(min(self._concurrency, -(-blocks // size))):
+            yield partial(self._store_segments, segments, parts, taking)
 
     async def _store_frozen(self, index: int, dirty: DirtyChunk) -> None:
         entry = await self.chunk_store.put(index, dirty.contents)
@@ -252,6 +255,25 @@ class ChunkBuffer:
                 placed.append((index, Run(first, count, ZEROES if data is None else data, 0)))
         if placed:
             self._view.lay(placed, {})
+
+    async def _store_segments(
+        self,
+        segments: Generator[SegmentPart, None, None],
+        frozen: dict[int, DirtyChunk],
+        taking: asyncio.Lock,
+    ) -> None:
+        """Store segments, of which one is made at a time, and others run in between."""
+        while True:
+            async with taking:
+                part = next(segments, None)
+                await asyncio.sleep(0)
+            if part is None:
+                return
+            try:
+                await self._store_segment(part, frozen)
+            except BaseException:
+                segments.close()
+                raise
 
     async def _store_segment(self, part: SegmentPart, frozen: dict[int, DirtyChunk]) -> None:
         blocks = 0
@@ -301,9 +323,7 @@ class ChunkBuffer:
         if start and not self.is_zero(index):
             self._layers.zero(index, start, self._chunk_size - start)
         count = -(-size // self._chunk_size)
-        for index in range(count, len(self._view.entries)):
-            # This is recorded in the history: they may be added again before the next flush.
-            self.drop(index)
+        self._layers.cut_off(count)
         self._view.resize(count)
 
     async def close(self) -> None:

@@ -152,7 +152,7 @@ class Writer:
     async def check_fenced(self) -> None:
         """Read the history on, to find out whether another writer is the reason of a failure.
 
-        It deletes the chunks that it replaces, so reads of this one fail.
+        Another writer deletes the objects that it replaces, so this one finds them missing.
 
         Raises:
             FencedError: there is another writer.

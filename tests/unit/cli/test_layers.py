@@ -59,6 +59,8 @@ def kinds(device: BlockDevice) -> list[type[BlockDevice]]:
         ("limit:write-requests=5,burst=0", {"write-requests": 5, "burst": 0.0}),
         ("cache:size=1M,path=a,,b", {"size": MIB, "path": "a,b"}),
         ("cache:size=1M,path=a=b", {"size": MIB, "path": "a=b"}),
+        ("partition:offset=0,size=1M", {"offset": 0, "size": MIB}),
+        ("faults:delay=1,begin=0,end=4K", {"delay": 1.0, "begin": 0, "end": 4096}),
         ("mirror:with=file:x?a=1,in-sync=yes", {"with": "file:x?a=1", "in-sync": True}),
         ("faults:error=eio,rate=0.5,late=no", {"error": errno.EIO, "rate": 0.5, "late": False}),
     ],

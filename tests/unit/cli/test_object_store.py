@@ -95,6 +95,34 @@ def test_flag_is_yes_or_no(text: str) -> None:
     assert DiskSpec.parse(f"folder:disk?compress={text}").compress == expected
 
 
+@pytest.mark.parametrize("option", ["snapshot=x", "size=1M", "compress=yes", "block_size=512"])
+@pytest.mark.parametrize("command", ["check", "snapshot", "convert", "gc", "delete", "resize"])
+def test_option_that_a_command_would_ignore_is_refused(run: Run, command: str, option: str) -> None:
+    run("create", "folder:disk?size=1M")
+    more = ["2M"] if command == "resize" else []
+    output = run(command, f"folder:disk?{option}", *more, fails=True)
+    name = option.partition("=")[0]
+    if (command, name) == ("delete", "snapshot"):
+        assert "write the disk without ?snapshot= to delete all of it" in output
+    else:
+        assert f"write the disk alone, without ?{name}=: folder:disk" in output
+    assert "all is well" in run("check", "folder:disk")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["folder:disk?snapshot=x&size=1M", "folder:copy"], "without ?size=: folder:disk"),
+        (["folder:disk?snapshot=x", "folder:copy?size=1M"], "without ?size=: folder:copy"),
+        (["folder:disk?snapshot=x", "folder:copy?snapshot=x"], "without ?snapshot=: folder:copy"),
+    ],
+)
+def test_clone_has_no_other_options(run: Run, words: list[str], reason: str) -> None:
+    run("create", "folder:disk?size=1M")
+    assert f"write the disk alone, {reason}" in run("clone", *words, fails=True)
+    assert not Path("copy").exists()
+
+
 def test_error_names_the_disk_as_the_user_did(run: Run) -> None:
     for words in (["check"], ["gc"], ["snapshot"]):
         error = run(*words, "folder:disk", fails=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -71,7 +72,7 @@ def test_disk_grows_and_shrinks(capsys: pytest.CaptureFixture[str]) -> None:
         (["folder:disk", "8E"], 2, "'8E' is no size"),
         (["folder:disk", "8P"], 1, "choose a larger chunk_size"),
         (["folder:disk?size=2M", "2M"], 2, "write the disk alone, without ?size="),
-        (["folder:disk?snapshot=x", "2M"], 2, "write the disk alone, without ?size="),
+        (["folder:disk?snapshot=x", "2M"], 2, "write the disk alone, without ?snapshot="),
         (["folder:other", "2M"], 1, "there is no disk in"),
         (["memory:1M", "2M"], 2, "only disks in object stores and mounted devices are resized"),
         (["file:disk.img", "2M"], 2, "for a file, use `truncate -s SIZE FILE`"),
@@ -136,6 +137,33 @@ async def test_size_that_the_device_cannot_have_is_refused(
         with pytest.raises(SpecError, match=f"/dev/nbd0: {reason}"):
             await request_command(0, "resize", size=size, shrink=False)
     assert Path("disk").stat().st_size == MIB
+
+
+@pytest.mark.parametrize("size", ["x", None, True, 1.5, -512, 0, 2**63, 10**30])
+async def test_size_that_is_none_changes_nothing(size: object, kernel: FakeKernel) -> None:
+    Path("disk").write_bytes(bytes(MIB))
+    async with mounted(FileDevice("disk")):
+        with pytest.raises(SpecError, match="/dev/nbd0: "):
+            await request_command(0, "resize", size=size, shrink=True)
+        assert sysfs.size(0) == MIB
+    assert Path("disk").stat().st_size == MIB
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_file_that_cannot_be_extended_is_compared(
+    read_only: bool, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block device has its size from elsewhere, and a file that is only read, too."""
+    Path("disk").write_bytes(bytes(MIB))
+    if not read_only:
+        monkeypatch.setattr("os.path.isfile", lambda path: False)  # as for a block device
+    async with mounted(FileDevice("disk", read_only=read_only)) as mount:
+        with pytest.raises(SpecError, match="disk has only 1048576 bytes: make it larger first"):
+            await request_command(0, "resize", size=2 * MIB, shrink=False)
+        assert (mount.device.size, sysfs.size(0)) == (MIB, MIB)
+        os.truncate("disk", 2 * MIB)
+        await request_command(0, "resize", size=2 * MIB, shrink=False)
+        assert (mount.device.size, sysfs.size(0)) == (2 * MIB, 2 * MIB)
 
 
 async def test_memory_does_not_grow(kernel: FakeKernel) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import pty
 import pwd
 import shutil
 import signal
@@ -12,14 +14,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import aiovblk
+from aiovblk.cli import allocator, privileges
 from aiovblk.cli import pidfile as pidfiles
-from aiovblk.cli import privileges
 from aiovblk.cli.child import variables_of
 from aiovblk.cli.errors import SpecError, UsageError
 from aiovblk.cli.privileges import Identity
@@ -95,6 +97,124 @@ async def test_signal_ends_server_and_command(loop: str) -> None:
             os.kill(child, 0)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_signal_ends_what_the_shell_has_started(loop: str) -> None:
+    """A shell that runs several commands waits for each in a process of its own."""
+    nested = "sh -c 'echo $$; exec sleep 100'; echo survived"
+    arguments = ("serve", "memory:1M", "--run", nested, "--loop", loop)
+    async with running(*arguments, start_new_session=True) as process:
+        child = int(await line(process.stdout))
+        process.send_signal(signal.SIGTERM)
+        assert await end(process) == (128 + signal.SIGTERM, "", "")  # the end of the output, too
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+async def test_processes_that_outlive_the_shell_are_killed() -> None:
+    script = (
+        "import aiovblk.cli.child as child, sys; child.TERMINATE_TIMEOUT = 0.05;"
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    stubborn = """sh -c 'trap "" TERM; echo ready; exec sleep 100'; true"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", stubborn),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 128 + signal.SIGTERM
+    await process.communicate()  # which waits for the end of all that may write
+
+
+async def test_command_that_may_not_be_signalled_is_an_error() -> None:
+    """As ``exec sudo ...``, which belongs to root."""
+    script = (
+        "import os, signal, sys\n"
+        "killpg = os.killpg\n"
+        "def refuse(group, number):\n"
+        "    killpg(group, signal.SIGKILL)\n"
+        "    raise PermissionError(1, 'Operation not permitted')\n"
+        "os.killpg = refuse\n"
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", "echo ready; cat"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    status, _, errors = await end(process)
+    assert (status, errors) == (1, "aiovblk: Operation not permitted\n")
+
+
+async def test_processes_that_the_server_inherits_are_reaped() -> None:
+    """As process 1 of a container it would wait for those that nobody has reaped."""
+    script = (
+        "import aiovblk.cli.child as child, sys, ctypes; child.TERMINATE_TIMEOUT = 3600.0;"
+        "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0);"  # PR_SET_CHILD_SUBREAPER
+        "from aiovblk.cli import main; sys.exit(main())"
+    )
+    nested = "sh -c 'echo ready; exec sleep 100'; true"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "serve", "memory:1M", "--run", nested),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert await line(process.stdout) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process))[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_command_has_the_environment_and_signals_of_the_caller(loop: str) -> None:
+    """Not the settings of malloc that are ours; SIGHUP stays ignored, as nohup has it."""
+    show = "env | grep ^MALLOC_; kill -HUP $$; ls /proc/$$/fd | tr '\\n' ' '"
+    environ = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    command = f"trap '' HUP; exec {sys.executable} -m aiovblk serve memory:1M --loop {loop}"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f'{command} --run "$1"', "sh", show),
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writing],
+    )
+    os.close(reading)
+    os.close(writing)
+    status, output, errors = await end(process)
+    assert (status, errors) == (0, "")
+    assert set(output.split()) <= {"0", "1", "2", "3"}  # 3: of the shell, for a pipe
+
+
+def test_settings_of_malloc_that_the_user_has_made_are_handed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allocator, "_added", {"MALLOC_TRIM_THRESHOLD_"})
+    environ = {"MALLOC_TRIM_THRESHOLD_": "1", "MALLOC_MMAP_THRESHOLD_": "2"}
+    assert allocator.environment_for_others(environ) == {"MALLOC_MMAP_THRESHOLD_": "2"}
+
+
+def test_command_stays_in_the_foreground_of_a_terminal() -> None:
+    """There it may read from the terminal, and Ctrl-C reaches it."""
+    ours, theirs = pty.openpty()
+    script = "import os, sys; os.login_tty(0); from aiovblk.cli import main; sys.exit(main())"
+    show = 'read answer; echo "got $answer"; test $(ps -o pgid= $$) = $PPID'
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "serve", "memory:1M", "--run", show],
+        stdin=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.write(ours, b"it\n")
+    assert process.wait(60) == 0
+    os.close(ours)
+
+
 async def test_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = (
         "import aiovblk.cli.child as child, sys; child.TERMINATE_TIMEOUT = 0.05;"
@@ -120,7 +240,7 @@ async def test_second_signal_does_not_wait_for_a_handler(tmp_path: Path) -> None
     async with running("serve", "disk.py:Disk", "--run", COPY, cwd=tmp_path) as process:
         assert await line(process.stdout) == "reading"
         process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # two of one kind may be delivered as one
         assert (await end(process))[0] != 0
 
 
@@ -191,6 +311,68 @@ def test_pidfile_does_not_write_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_text() == "keep"
 
 
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pidfile_replaces_nothing_but_a_file(
+    make: Callable[[Path], None], linked: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+    make(path)
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to("pid")
+    before = sorted(tmp_path.iterdir())
+    with (
+        pytest.raises(SpecError, match="which is no regular file: name another"),
+        pidfiles.pidfile(str(path)),
+    ):
+        pass
+    assert sorted(tmp_path.iterdir()) == before
+    assert path.is_symlink() == linked
+
+
+def test_pidfile_that_cannot_be_completed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fchmod", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        pidfiles.pidfile(str(tmp_path / "pid")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mode_of_a_pidfile_is_not_set_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "chmod")
+    with pidfiles.pidfile(str(tmp_path / "pid")):
+        assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, lambda path: path.write_bytes(b"\xff\xfe")])
+def test_whatever_has_replaced_a_pidfile_stays(
+    replace: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+    with pidfiles.pidfile(str(path)):
+        path.unlink()
+        replace(path)
+    assert path.exists()
+
+
+def test_pidfile_that_another_process_has_replaced_by_the_same_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with pidfiles.pidfile(str(path)):
+        (tmp_path / "other").write_text(path.read_text())
+        (tmp_path / "other").replace(path)
+    assert path.exists()
+
+
 # --user, --group
 
 
@@ -221,13 +403,15 @@ def test_number_without_a_name_needs_a_group() -> None:
         Identity.find("4000000", None)
 
 
-@pytest.mark.parametrize("user", ["no-such-user", f"{2**32 - 1}", "9" * 30, "-1"])
+@pytest.mark.parametrize(
+    "user", ["no-such-user", f"{2**32 - 1}", "9" * 30, "9" * 5000, "-1", "\u0663"]
+)
 def test_user_that_there_is_not_is_refused(user: str) -> None:
     with pytest.raises(UsageError, match="there is no user"):
         Identity.find(user, "0")
 
 
-@pytest.mark.parametrize("group", ["no-such-group", f"{2**32 - 1}", "9" * 30])
+@pytest.mark.parametrize("group", ["no-such-group", f"{2**32 - 1}", "9" * 30, "9" * 5000, "\u0663"])
 def test_group_that_there_is_not_is_refused(group: str) -> None:
     with pytest.raises(UsageError, match="there is no group"):
         Identity.find("0", group)

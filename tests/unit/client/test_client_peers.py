@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiovblk import ProtocolError, TLSRequiredError, TLSUnavailableError, connect, serve, tls
+from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
 from tests.support.certificates import make_certificates
 from tests.support.timers import LATER, Timers
@@ -222,6 +223,22 @@ async def test_write_fails_once_its_connection_was_aborted() -> None:
         writing = asyncio.ensure_future(remote.write(0, b"x" * 512))
         await peer.request()
         await fails(writing, errno.EIO, "not known whether this WRITE was stored")
+
+
+async def test_write_that_comes_while_the_connection_is_given_up_is_sent_on_the_next(
+    timers: Timers,
+) -> None:
+    options = {"request_timeout": LATER, "connections": 1}
+    async with connected(Export(), **options) as (server, remote, peer):
+        reading = asyncio.ensure_future(remote.read(0, 512))
+        await peer.request()
+        writing = asyncio.ensure_future(remote.write(512, b"y" * 512))
+        timers.go_off()  # the write is made before the connection's end is seen
+        second = await server.peer()
+        for request in await second.requests(2):
+            second.succeed(request, b"x" * 512 if request.type == Command.READ else b"")
+        assert await reading == b"x" * 512
+        await writing
 
 
 async def test_answers_in_time_leave_the_connection_alone(timers: Timers) -> None:

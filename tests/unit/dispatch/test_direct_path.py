@@ -128,6 +128,8 @@ class Case:
     mode: ReplyMode = ReplyMode.SIMPLE
     quota: int | None = None
     concurrency: int = 128
+    blocks: tuple[int, ...] = (1, 1, 1, 8, 16)
+    """How many one request may be for."""
     clock: list[int] = field(default_factory=lambda: [10**12])
 
     def __post_init__(self) -> None:
@@ -163,7 +165,7 @@ class Case:
         sent = b""
         for cookie in range(count):
             kind = self.draw.choice(["read"] * 5 + ["write"] * 5 + ["flush", "beyond", "odd"])
-            offset, length = cookie * 16 * BLOCK, BLOCK * self.draw.choice([1, 1, 1, 8, 16])
+            offset, length = cookie * 16 * BLOCK, BLOCK * self.draw.choice(self.blocks)
             flags = self.draw.choice([0, 0, 0, CommandFlag.FUA])
             self.device.plans[offset] = self.draw.choice(BEHAVIOURS)
             command, payload = Command.READ, b""
@@ -235,6 +237,8 @@ class Case:
         )
         assert stats.errors == len(self.requests) - len(asked)
         assert sum(each.count for each in stats.latency.values()) == len(self.requests)
+        elapsed = self.clock[0] - 10**12
+        assert all(each.total <= each.count * elapsed for each in stats.latency.values())
         assert self.limiter.running == 0
         assert self.device.most_running <= self.concurrency
         assert self.budget.used == 0
@@ -278,6 +282,7 @@ CASES: list[dict[str, Any]] = [
     {"quota": 1 << 30, "mode": ReplyMode.STRUCTURED},
     {"concurrency": 1},
     {"concurrency": 3, "quota": 1 << 16},
+    {"quota": 1 << 18, "blocks": (1, 8, 16, 300)},
 ]
 
 
@@ -311,6 +316,28 @@ def test_requests_may_arrive_byte_by_byte(clock: list[int], options: dict[str, A
         case.check_end()
         case.transport.lose()
         loop.run_due()
+
+
+@pytest.mark.parametrize("options", CASES)
+@pytest.mark.parametrize("seed", range(by_size(4, 60)))
+def test_what_was_sent_before_the_end_of_the_stream_is_answered(
+    clock: list[int], seed: int, options: dict[str, Any]
+) -> None:
+    case = Case(seed, clock=clock, **options)
+    with StillLoop() as loop:
+        case.open(loop)
+        left = case.messages(40)
+        while left := case.transport.deliver(left):
+            finish_some(case, loop)
+        case.transport.end()
+        loop.run_due()
+        while case.device.waiting or case.stats.in_flight:
+            finish_some(case, loop)
+        case.check_replies()
+        case.check_end()
+        assert case.serving.done()
+        assert case.serving.exception() is None
+        case.transport.lose()
 
 
 def test_handlers_start_in_the_order_of_arrival(clock: list[int]) -> None:

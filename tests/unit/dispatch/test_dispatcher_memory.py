@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import tracemalloc
+import weakref
 from typing import Any
 
 import pytest
 
 from aiovblk import BlockDevice
-from aiovblk.protocol import Command
+from aiovblk.dispatch import Dispatcher, Stats
+from aiovblk.protocol import Command, CommandFlag, Request, serialize_request
 from aiovblk.storage import MemoryDevice
+from aiovblk.stream import StreamProtocol
 
 from ...support.dispatch_client import PuppetDevice, Served, served
+from ...support.simulated_loop import MemoryTransport, StillLoop
 from ...support.sizes import by_size
 
 READ, WRITE = Command.READ, Command.WRITE
@@ -72,6 +77,67 @@ async def test_payload_that_is_exported_on_is_left_to_its_user() -> None:
         await server.client.write(0, b"\x12" * 512)
         await server.client.write(0, bytes(512))
     assert device.kept[1][0] == 0x12121212
+
+
+class Buffer(bytearray):
+    """Memory that shows whether it is still in use."""
+
+
+class FirstIsWatched(BlockDevice):
+    """A device whose first request is answered at once; the next one waits for ever.
+
+    Attributes:
+        content: of the first one: what a READ returned, or the payload of a WRITE.
+
+    """
+
+    block_size, blocks = 512, 8192
+
+    def __init__(self) -> None:
+        self.content: weakref.ref[Buffer | memoryview] | None = None
+        self.exported: memoryview | None = None
+        self.next = asyncio.Event()
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        if self.content is not None:
+            await self.next.wait()
+        content = Buffer(length * 2 if offset else length)
+        self.content = weakref.ref(content)
+        return memoryview(content).toreadonly()
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        if self.content is not None:
+            await self.next.wait()
+        self.content, self.exported = weakref.ref(data), memoryview(data)
+
+
+@pytest.mark.parametrize("flags", [0, CommandFlag.FUA], ids=["direct", "queued"])
+@pytest.mark.parametrize(
+    ("command", "offset"), [(READ, 0), (READ, 512), (WRITE, 0)], ids=["read", "too long", "write"]
+)
+def test_content_is_not_kept_while_a_later_handler_waits(
+    command: Command, offset: int, flags: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pytest would keep the record, and with it the frames of what was raised.
+    monkeypatch.setattr("aiovblk.dispatch.failures.logger.error", lambda *_, **__: None)
+    device = FirstIsWatched()
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream)
+        dispatcher = Dispatcher(device, Stats(), on_disconnect=lambda: None)
+        dispatcher.attach_stream(stream)
+        loop.start(dispatcher.run())
+        payload = bytes(512) if command == WRITE else b""
+        first = serialize_request(Request(flags, command, 1, offset, 512)) + payload
+        transport.deliver(first + serialize_request(Request(0, READ, 2, 0, 512)))
+        loop.run_due()
+        assert len(transport.sent) >= 16
+        assert dispatcher.stats.in_flight == 1
+        assert device.content is not None
+        device.exported = None
+        assert device.content() is None
+        dispatcher.abort()
+        loop.run_due()
 
 
 async def test_payloads_stay_as_they_are_while_their_handlers_wait() -> None:

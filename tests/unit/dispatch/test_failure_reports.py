@@ -180,10 +180,11 @@ async def test_command_shows_the_reason_by_default(tmp_path: Path) -> None:
     assert server.stdout is not None
     uri = (await server.stdout.readline()).decode().split()[1]
     async with aiovblk.connect(uri) as remote:
-        with pytest.raises(OSError, match=r"."):
+        with pytest.raises(OSError, match=r".") as failure:
             await remote.read(0, 4096)
     server.terminate()
     _, shown = await server.communicate()
+    assert (failure.value.errno, server.returncode) == (errno.EIO, 0)
     assert (
         "aiovblk: export '' (Disk): READ at 0, 4096 bytes, failed: OSError: [Errno 5] backend says"
         " no"

@@ -9,7 +9,7 @@ import pytest
 
 from aiovblk import BlockDevice, Extent
 from aiovblk.dispatch.handler_call import HandlerAdapter
-from aiovblk.dispatch.holes import MAX_EXTENTS, MIN_HOLE_SIZE
+from aiovblk.dispatch.holes import MAX_SENT_EXTENTS, MIN_HOLE_SIZE
 from aiovblk.protocol import (
     BlockStatus,
     Command,
@@ -148,10 +148,10 @@ async def test_block_status_without_extents_of_its_own_is_all_data() -> None:
 
 @pytest.mark.one_loop
 async def test_block_status_of_too_many_extents_has_the_first_of_them() -> None:
-    device = PatchworkDevice([Extent(1, zero=bool(at % 2)) for at in range(MAX_EXTENTS + 1)])
+    device = PatchworkDevice([Extent(1, zero=bool(at % 2)) for at in range(MAX_SENT_EXTENTS + 1)])
     status = await call(device, BLOCK_STATUS, 0, SIZE)
     assert isinstance(status, BlockStatus)
-    assert len(status.extents) == MAX_EXTENTS
+    assert len(status.extents) == MAX_SENT_EXTENTS
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,14 @@ import asyncio
 
 import pytest
 
-from aiovblk.dispatch import ConnectionQuota, Dispatcher, MemoryBudget, Stats
-from aiovblk.dispatch.holes import MAX_EXTENTS
+from aiovblk.dispatch import (
+    ConcurrencyLimiter,
+    ConnectionQuota,
+    Dispatcher,
+    MemoryBudget,
+    Stats,
+)
+from aiovblk.dispatch.holes import MAX_SENT_EXTENTS
 from aiovblk.dispatch.memory_budget import ALWAYS_ALLOWED, EXTENT_COST, REQUEST_COST, request_cost
 from aiovblk.protocol import MAX_PAYLOAD, Command, Request, serialize_request
 from aiovblk.storage import MemoryDevice
@@ -40,7 +46,7 @@ def test_block_status_costs_what_its_extents_may_take_while_the_reply_is_made() 
         return request_cost(Request(0, Command.BLOCK_STATUS, 1, 0, length))
 
     assert status(512) == REQUEST_COST + 2 * EXTENT_COST
-    assert status(2**64 - 1) == REQUEST_COST + MAX_EXTENTS * EXTENT_COST
+    assert status(2**64 - 1) == REQUEST_COST + MAX_SENT_EXTENTS * EXTENT_COST
 
 
 def test_quota_has_nothing_left_at_its_own_limit() -> None:
@@ -160,6 +166,18 @@ async def test_reserving_that_is_cancelled_reserves_nothing_and_can_be_repeated(
     assert budget.used == 149
 
 
+def test_reservation_of_a_smaller_request_does_not_do_for_a_larger_one() -> None:
+    budget = MemoryBudget(1000)
+    quota, other = ConnectionQuota(budget, 500), ConnectionQuota(budget, 1000)
+    assert quota.reserve_now(100)
+    assert quota.reserve_now(300)
+    assert budget.used == 300
+    other.charge(1000)
+    assert not quota.reserve_now(ALWAYS_ALLOWED + 1)
+    assert budget.used == 1000
+    assert quota.reserved == 0
+
+
 async def test_quota_closed_while_it_waits_blocks_no_other() -> None:
     budget = MemoryBudget(100)
     greedy, leaving, other = (ConnectionQuota(budget, 1000) for _ in range(3))
@@ -254,3 +272,83 @@ async def test_one_request_is_in_flight_although_it_is_larger_than_the_budget() 
         await server.client.reply()
         (await device.calls.get()).succeed()
         await server.client.reply()
+
+
+async def test_write_that_arrives_in_parts_is_charged_once() -> None:
+    device, budget = PuppetDevice(), MemoryBudget(1 << 30)
+    quota = ConnectionQuota(budget, 1 << 30)
+    length = 2 << 20
+    async with served(device, quota=quota) as server:
+        _, message = server.client.request(Command.WRITE, 0, data=bytes(length))
+        await server.arrive(message[:100])
+        assert length <= budget.used <= length + REQUEST_COST
+        server.client.writer.write(message[100:])
+        call = await device.calls.get()
+        await asyncio.sleep(0)  # the task waits now
+        assert (budget.used, quota.reserved) == (REQUEST_COST + length, 0)
+        call.succeed()
+        await server.client.reply()
+        assert budget.used == 0
+
+
+async def test_write_that_arrived_in_parts_leaves_nothing_reserved_for_the_next_one() -> None:
+    budget = MemoryBudget(1 << 30)
+    quota = ConnectionQuota(budget, 1 << 30)
+    async with served(MemoryDevice(32 << 20), quota=quota) as server:
+        for length in (2 << 20, 20 << 20, 3 << 20):
+            _, message = server.client.request(Command.WRITE, 0, data=bytes(length))
+            await server.arrive(message[:-1])
+            assert length <= budget.used <= length + REQUEST_COST
+            server.client.writer.write(message[-1:])
+            await server.client.reply()
+            assert (budget.used, quota.reserved) == (0, 0)
+
+
+async def test_memory_that_a_read_has_waited_for_is_charged_once() -> None:
+    device, budget = PuppetDevice(), MemoryBudget(1 << 30)
+    quota, length = ConnectionQuota(budget, 1 << 20), 512 * 1024
+    async with served(device, quota=quota) as server:
+        for _ in range(4):
+            server.client.send(Command.READ, 0, length)
+        for _ in range(4):
+            (await device.calls.get()).succeed()
+            await server.client.reply()
+        assert (budget.used, quota.reserved) == (0, 0)
+
+
+class Busy:
+    """Holds a limiter."""
+
+    def start_ready(self) -> None:
+        raise AssertionError("it does not wait")
+
+
+def test_client_that_ends_while_memory_is_short_is_answered_all_it_has_sent() -> None:
+    budget, limiter = MemoryBudget(1000), ConcurrencyLimiter(1)
+    ConnectionQuota(budget, 1000).charge(1000)
+    with StillLoop() as loop:
+        stream = StreamProtocol()
+        transport = MemoryTransport(stream)
+        stats = Stats()
+        dispatcher = Dispatcher(
+            MemoryDevice(1 << 20),
+            stats,
+            quota=ConnectionQuota(budget, 1000),
+            limiter=limiter,
+            on_disconnect=lambda: None,
+        )
+        dispatcher.attach_stream(stream)
+        serving = loop.start(dispatcher.run())
+        refused = serialize_request(Request(0, Command.READ, 1, 0, 0))
+        disconnect = serialize_request(Request(0, Command.DISC, 2, 0, 0))
+        read = serialize_request(Request(0, Command.READ, 3, 0, 4096))
+        assert limiter.acquire(Busy())
+        transport.deliver((refused + disconnect) * 4 + read)
+        transport.end()
+        loop.run_due()
+        limiter.release()
+        loop.run_due()
+        assert (stats.errors, stats.reads) == (4, 1)
+        assert serving.done()
+        assert serving.exception() is None
+        transport.lose()

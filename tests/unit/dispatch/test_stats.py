@@ -130,6 +130,28 @@ async def test_latency_is_from_arrival_to_reply(pass_time: Callable[[int], None]
         assert server.stats.max_in_flight == 2
 
 
+@pytest.mark.parametrize("command", [Command.READ, Command.FLUSH])
+async def test_latency_of_a_failure_or_another_run_is_from_arrival_too(
+    pass_time: Callable[[int], None], command: Command
+) -> None:
+    device, length = PuppetDevice(), 512 if command == Command.READ else 0
+    async with served(device) as server:
+        pass_time(1000)
+        for failure in OSError("no"), None:
+            server.client.send(command, 0, length)
+            call = await device.calls.get()
+            pass_time(10)
+            if failure is None:
+                call.cancel()
+                call = await device.calls.get()
+                call.succeed()
+            else:
+                call.fail(failure)
+            await server.client.reply()
+        latency = server.stats.latency[command.name.lower()]
+        assert latency == of(*[10 * MILLISECOND] * 2)
+
+
 async def test_time_in_the_queue_counts(pass_time: Callable[[int], None]) -> None:
     device = PuppetDevice()
     async with served(device, concurrency=1) as server:

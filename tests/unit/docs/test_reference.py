@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 import aiovblk
 from aiovblk.cli import make_parser
+from aiovblk.cli.parser import EnvironmentParser
 
 from ...support.pages import DOCS, ROOT
 
-sys.path.append(str(DOCS / "_ext"))
+sys.path += [str(DOCS / "_ext"), str(ROOT / "tools")]
 
 import command_reference  # found by the path above
 import repository_links
+from commandref.commands import Page, subparsers
 
 REFERENCE = {path.stem: path.read_text() for path in (DOCS / "reference" / "python").glob("*.md")}
 MODULES = ("aiovblk", "aiovblk.storage", "aiovblk.storage.objects", "aiovblk.metrics")
@@ -39,22 +40,23 @@ def test_modules_without_a_list_of_names_are_documented_whole() -> None:
 
 def test_every_command_and_option_is_documented() -> None:
     page = "\n".join(command_reference.command_pages())
-    commands: dict[str, ArgumentParser] = command_reference.subcommands(make_parser()).choices
-    for name, command in commands.items():
+    for name, command in subparsers(make_parser()).items():
         section = page.partition(f"\n## aiovblk {name}\n")[2].partition("\n## ")[0]
         for action in command._actions:
             assert all(f"`{option}" in section for option in action.option_strings), name
 
 
 def test_defaults_are_filled_in_and_markup_is_escaped() -> None:
-    parser = ArgumentParser("aiovblk paint", description="Paint <it> with `--colour NAME`.")
+    description = "Paint <it> with `--colour NAME`."
+    parser = EnvironmentParser(prog="aiovblk paint", description=description)
     parser.add_argument("--colour", default="red", help="the *first* colour (default %(default)s)")
-    parser.add_argument_group("more", "Colours:\n  red  <like> fire\n")
+    more = parser.add_argument_group("more", "Colours:\n  red  <like> fire\n")
+    more.add_argument("--thick", action="store_true")
     parser.epilog = "%(prog)s --colour green"
-    text = "\n".join(command_reference.describe(parser, "aiovblk paint", level=2))
+    text = "\n".join(command_reference.describe(Page("aiovblk paint", "", parser)))
     assert r"Paint \<it\> with `--colour NAME`." in text
     assert "`--colour COLOUR`\n: the \\*first\\* colour (default red)" in text
-    assert "aiovblk paint [-h] [--colour COLOUR]" in text
+    assert "aiovblk paint [-h] [--colour COLOUR] [--thick]" in text
     assert "```text\nColours:\n  red  <like> fire\n```" in text
     assert "\naiovblk paint `--colour` green\n" in text
 

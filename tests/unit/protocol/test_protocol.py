@@ -12,13 +12,14 @@ from aiovblk.protocol import (
     SIMPLE_REPLY_MAGIC,
     Command,
     CommandFlag,
+    ReplyHeader,
     ReplyMode,
     Request,
     TransmissionFlag,
     errno_to_wire,
     parse_extended_request,
+    parse_reply_header,
     parse_request,
-    parse_simple_reply,
     serialize_request,
 )
 
@@ -112,8 +113,9 @@ def test_request_of_the_other_size_is_refused() -> None:
 
 
 def test_simple_reply_parses_from_literal_bytes() -> None:
-    assert parse_simple_reply(REPLY_BYTES) == (errno.ENOSPC, 0xFEDCBA9876543210)
-    assert parse_simple_reply(b"\0" + REPLY_BYTES, 1) == (errno.ENOSPC, 0xFEDCBA9876543210)
+    header = ReplyHeader(0xFEDCBA9876543210, None, True, 0, errno.ENOSPC)
+    assert parse_reply_header(ReplyMode.SIMPLE, REPLY_BYTES) == header
+    assert parse_reply_header(ReplyMode.SIMPLE, b"\0" + REPLY_BYTES, 1) == header
 
 
 def test_simple_reply_serializes_to_literal_bytes() -> None:
@@ -124,13 +126,13 @@ def test_simple_reply_serializes_to_literal_bytes() -> None:
 def test_simple_reply_with_one_wrong_magic_byte_is_refused(place: int) -> None:
     message = bytearray(REPLY_BYTES)
     message[place] ^= 0xFF
-    with pytest.raises(ProtocolError, match="expected a simple reply"):
-        parse_simple_reply(message)
+    with pytest.raises(ProtocolError, match="expected a reply"):
+        parse_reply_header(ReplyMode.SIMPLE, message)
 
 
 def test_structured_reply_is_no_simple_reply() -> None:
     with pytest.raises(ProtocolError, match="0x668e33ef"):
-        parse_simple_reply(bytes.fromhex("668e33ef") + bytes(12))
+        parse_reply_header(ReplyMode.SIMPLE, bytes.fromhex("668e33ef") + bytes(12))
 
 
 @pytest.mark.parametrize("command", Command)

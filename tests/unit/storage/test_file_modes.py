@@ -6,12 +6,14 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from aiovblk import tls
 from aiovblk.cli.diskspec import KEY_FILE, read_key
+from aiovblk.cli.errors import SpecError
 from aiovblk.cli.layers import Layers, open_stack
 from aiovblk.keyfiles import warn_if_shared
 from aiovblk.storage import FileDevice, MemoryDevice, Overlay
@@ -98,6 +100,42 @@ def test_key_that_only_its_owner_can_read_is_not_logged(
     monkeypatch.setenv(KEY_FILE, str(path))
     assert read_key() == KEY
     assert caplog.records == []
+
+
+def test_key_may_come_by_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ``AIOVBLK_KEY_FILE=<(gpg -d key.gpg)`` in a shell."""
+    reading, writing = os.pipe()
+    monkeypatch.setenv(KEY_FILE, f"/dev/fd/{reading}")
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(read_key)
+        os.write(writing, KEY.hex().encode())
+        os.close(writing)
+        assert found.result() == KEY
+    os.close(reading)
+
+
+def test_pipe_that_nobody_writes_to_is_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv(KEY_FILE, str(tmp_path / "pipe"))
+    with pytest.raises(SpecError, match="pipe contains no key"):
+        read_key()
+
+
+def test_device_without_an_end_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_FILE, "/dev/zero")
+    with pytest.raises(OSError, match="too large for a key file, more than 4096 bytes: '/dev/zero"):
+        read_key()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="pre-shared keys came with Python 3.13")
+def test_pre_shared_keys_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="there is no key"):
+        tls.psk_server_context(tmp_path / "pipe")
+    with pytest.raises(OSError, match="too large for a key file"):
+        tls.psk_server_context("/dev/zero")
 
 
 @pytest.mark.parametrize("name", ["server-key.pem", "client-key.pem"])

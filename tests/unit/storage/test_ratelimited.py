@@ -176,14 +176,21 @@ def test_limit_may_be_set_where_no_loop_runs() -> None:
     device.limit = Rate(requests=1)
 
 
-@pytest.mark.parametrize("number", [0, -1, math.nan, math.inf, True, "1"])
+@pytest.mark.parametrize("number", [0, -1, math.nan, math.inf, True, "1", 10**400])
 @pytest.mark.parametrize("name", ["bytes", "requests"])
 def test_rate_that_is_no_positive_number_is_refused(name: str, number: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive number per second"):
         Rate(**{name: number})
 
 
-@pytest.mark.parametrize("burst", [-1, math.nan, math.inf, "1", None])
+@pytest.mark.parametrize("huge", [10**300, 1e300])
+@pytest.mark.parametrize("name", ["bytes", "requests"])
+def test_burst_of_more_than_a_number_can_be_is_refused(name: str, huge: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} per second, for .* seconds of burst, are too"):
+        Rate(**{name: huge}, burst=huge)
+
+
+@pytest.mark.parametrize("burst", [-1, math.nan, math.inf, "1", None, 10**400])
 def test_burst_that_is_no_number_of_seconds_is_refused(burst: Any) -> None:
     with pytest.raises(ValueError, match="burst must be 0 or a number of seconds"):
         Rate(bytes=1, burst=burst)

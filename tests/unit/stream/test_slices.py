@@ -132,12 +132,6 @@ class Connection:
         return sum(counted) + stats.caches + stats.block_statuses + stats.errors
 
 
-def turn(loop: StillLoop) -> None:
-    """Go on by one turn of the loop."""
-    for _ in range(len(loop._due)):
-        loop._due.popleft()._run()
-
-
 def request(command: int, offset: int = 0, length: int = 0, payload: bytes = b"") -> bytes:
     return serialize_request(Request(0, command, 7, offset, length)) + payload
 
@@ -162,7 +156,7 @@ def until_answered(loop: StillLoop, victim: Connection) -> int:
     victim.transport.deliver(request(Command.READ, 0, 512))
     turns = 0
     while not victim.answered:
-        turn(loop)
+        loop.turn()
         turns += 1
     return turns
 
@@ -183,7 +177,7 @@ def test_client_that_floods_keeps_another_waiting_for_a_slice_or_two(
         for connection in flooding:
             connection.transport.deliver(KINDS[kind] * FLOOD)
             for _ in range(TURNS):
-                turn(loop)
+                loop.turn()
         began, before = clock.now, sum(each.answered for each in flooding)
         assert until_answered(loop, victim) <= TURNS
         assert clock.now - began <= TURNS * (
@@ -202,7 +196,7 @@ def test_flooding_connections_are_served_round_robin(clock: Clock) -> None:
         for connection in flooding:
             connection.transport.deliver(KINDS["trim"] * 100)
         while min(device.calls for device in devices) < 50:
-            turn(loop)
+            loop.turn()
             counts = [device.calls for device in devices]
             assert max(counts) - min(counts) <= 2 * SLICE // MS + 2
         loop.run_due()
@@ -219,7 +213,7 @@ def test_kernel_is_served_in_slices_too_and_all_it_sends_is_received_meanwhile(
         kernel = Connection(loop, Worker(clock, MS), None)
         for _ in range(DEPTH):  # one by one, while those before are served in slices
             assert kernel.transport.deliver(KINDS["trim"]) == b""
-            turn(loop)
+            loop.turn()
             assert kernel.stream.reader.start == kernel.stream.reader.end
         loop.run_due()
         assert kernel.answered == DEPTH
@@ -232,7 +226,7 @@ def test_requests_of_one_batch_are_answered_in_one_turn_if_they_are_quick(clock:
         connection = Connection(loop, Worker(clock, 1000), None)
         connection.transport.deliver(KINDS["read of a block"] * 64)
         for _ in range(TURNS):
-            turn(loop)
+            loop.turn()
         assert connection.answered == 64
         connection.transport.lose()
         loop.run_due()
@@ -269,10 +263,10 @@ def test_requests_that_wait_for_their_slice_are_not_forgotten(clock: Clock) -> N
         for connection in flooding:
             connection.transport.deliver(KINDS["trim"] * 100)
         while flooding[-1].answered < 10:
-            turn(loop)
+            loop.turn()
         waiting = flooding[-1].dispatcher
         for _ in range(10):  # as if it were long until its turn comes
-            flooding[0].dispatcher._scheduler._pacer.slice._others._served += 1
+            flooding[0].dispatcher._scheduler._pacer._slice._others._served += 1
             assert waiting.abandoned() == 0
         # Nobody has had a slice any more: what was to call the next one was lost.
         assert waiting.abandoned() == waiting.stats.in_flight > 0
@@ -310,7 +304,7 @@ def test_flood_of_options_leaves_others_their_time(
         transport.deliver((3).to_bytes(4) + serialize_option(Option.LIST) * 200)
         for _ in range(20):
             before = clock.now
-            turn(loop)
+            loop.turn()
             assert clock.now - before <= SLICE + MS
         assert not talking.done()
         assert loop._due
@@ -366,7 +360,7 @@ def test_one_connection_is_resumed_in_each_turn_in_their_order() -> None:
         others.enqueue(note("second"))
         some.enqueue(note("third"))
         for count in range(1, 4):
-            turn(loop)
+            loop.turn()
             assert len(order) == count
         assert order == ["first", "second", "third"]
 
@@ -391,7 +385,7 @@ def test_waiting_for_the_next_slice_can_be_cancelled() -> None:
     with StillLoop() as loop:
         waiting = Slice()
         task = loop.create_task(waiting.next())
-        turn(loop)
+        loop.turn()
         task.cancel()
         loop.run_due()
         assert task.cancelled()

@@ -65,8 +65,42 @@ async def test_part_of_an_object_is_read(client: ObjectStoreClient) -> None:
     await client.put("a", b"0123456789")
     assert bytes(await client.get_range("a", 3, 4)) == b"3456"
     assert bytes(await client.get_range("a", 8, 4)) == b"89"  # fewer where it ends
+    for start in (10, 11, 50):  # none where it ends before that
+        assert bytes(await client.get_range("a", start, 4)) == b""
+    await client.put("empty", b"")
+    assert bytes(await client.get_range("empty", 0, 4)) == b""
     with pytest.raises(FileNotFoundError, match="folder/b"):
         await client.get_range("b", 0, 4)
+
+
+async def test_segment_that_is_cut_off_fails_what_is_in_it_and_no_flush(
+    client: ObjectStoreClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(client, "disk", size=8 * MIB)
+    limits = Limits(inline_size=0, extents=4, memory=0)
+    first = await ObjectStoreDevice.open(client, "disk", limits=limits)
+    for offset in range(0, MIB, 16384):
+        await first.write(offset, memoryview(os.urandom(4096)))
+    expected = os.urandom(4096)
+    await first.write(2 * MIB, memoryview(expected))
+    writer: Any = first._writer
+    writer._compaction.cancel()
+    writer._compactor.make_room = lambda: asyncio.sleep(0)
+    await first.unmount()
+    [segment] = await client.list_objects("disk/segments")
+    data = await client.get(segment.path)
+    await client.put(segment.path, data[: len(data) // 2])
+    device = await ObjectStoreDevice.open(client, "disk", limits=limits)
+    for offset in (0, 3 * MIB):
+        await device.write(offset, memoryview(expected))
+        await device.flush()
+        assert bytes(await device.read(offset, 4096)) == expected
+    for offset in (MIB - 16384, 2 * MIB):
+        with pytest.raises(OSError, match=f"{segment.path} is damaged") as caught:
+            await device.read(offset, 4096)
+        assert caught.value.errno == errno.EIO
+    await device.unmount()
+    assert "compaction leaves out what is damaged" in caplog.text
 
 
 async def test_missing_object_does_not_keep_others_from_being_deleted(

@@ -14,10 +14,12 @@ import pytest
 from aiovblk.cli import main
 from aiovblk.errors import StorageBusyError, StorageError
 from aiovblk.storage.objects import (
+    ObjectStoreDevice,
     check,
     clone,
     collect_garbage,
     convert,
+    delete,
     drop_snapshot,
     snapshot,
     snapshots,
@@ -32,6 +34,7 @@ from ....support.object_store import (
     Bucket,
     failing,
     fill,
+    once,
     open_disk,
     write,
 )
@@ -194,6 +197,45 @@ async def test_conversion_without_its_last_step_is_read_and_finished(
     assert await read(bucket, key) == EXPECTED
     await convert(bucket.client(), "disk", key=key)
     await assert_unchanged(bucket, key)
+
+
+async def test_conversion_succeeds_although_another_process_writes_before_its_last_record(
+    bucket: Bucket, key: bytes | None
+) -> None:
+    client = bucket.client()
+    others: list[ObjectStoreDevice] = []
+
+    async def take_over() -> None:
+        others.append(await open_disk(bucket.client(), key=key))
+
+    once(client, "create log", take_over, after="put disk.json")
+    assert await convert(client, "disk", key=key)
+    [other] = others
+    await other.unmount()
+    await assert_unchanged(bucket, key)
+
+
+async def test_disk_of_an_earlier_format_is_deleted(bucket: Bucket, key: bytes | None) -> None:
+    with pytest.raises(StorageError, match="clone, needs the snapshot 'one'"):
+        await delete(bucket.client(), "disk", key=key)
+    await assert_unchanged(bucket, key)
+    for path in ("clone", "disk"):
+        await delete(bucket.client(), path, key=key)
+        assert bucket.names(path) == []
+    assert not bucket.objects
+
+
+async def test_disk_of_an_earlier_format_that_is_in_use_is_not_deleted(
+    bucket: Bucket, key: bytes | None
+) -> None:
+    before = dict(bucket.objects)
+    lease = Lease(bucket.client().subfolder("clone"), 99, seconds=0.01)
+    client = bucket.client()
+    client.before = lambda request, path: lease.renew() if path == "lease" else None
+    with pytest.raises(StorageBusyError, match="is in use: "):
+        await delete(client, "clone", key=key)
+    bucket.objects.pop("clone/lease")
+    assert bucket.objects == before
 
 
 def test_command_converts(

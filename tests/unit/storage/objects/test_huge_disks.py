@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
 from aiovblk.storage.objects import Limits, create
+from aiovblk.storage.objects.segments import SegmentPart, divide
 
 from ....support.object_store import (
     BLOCK,
     CHUNK,
     Bucket,
+    make_disk,
+    open_disk,
     opened,
     undisturbed,
     write,
@@ -64,6 +69,34 @@ async def test_write_that_waits_for_room_does_not_start_to_store_all(bucket: Buc
             await asyncio.sleep(0)
             most = max(most, len(asyncio.all_tasks()) - tasks)
         assert most < 10
+
+
+async def test_flush_makes_one_segment_at_a_time_and_lets_others_run(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, made = 0, []
+
+    def noting(*arguments: Any) -> Generator[SegmentPart, None, None]:
+        for part in divide(*arguments):
+            made.append(turn)
+            yield part
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("aiovblk.storage.objects.write_buffer.divide", noting)
+    await make_disk(bucket)
+    device = await open_disk(bucket.client(), limits=Limits(segment_size=BLOCK, inline_size=0))
+    for index in range(8):
+        await write(device, index * CHUNK, b"a" * BLOCK)
+    counting = asyncio.ensure_future(count())
+    await device.flush()
+    counting.cancel()
+    assert len(made) == len(set(made)) == 8
+    await device.unmount()
 
 
 async def test_flush_of_much_fails_as_soon_as_one_request_does(bucket: Bucket) -> None:

@@ -94,9 +94,18 @@ async def test_writer_notices_when_it_renews_the_lease_that_the_disk_is_lost(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make(bucket)
-    old = await open_disk(bucket.client(), lease=0.03)
+    client = bucket.client()
+    old = await open_disk(client, lease=0.03)
+    is_taken_over = asyncio.Event()
+
+    async def renew_later(request: str, path: str) -> None:
+        if path == "lease":
+            await is_taken_over.wait()
+
+    client.before = renew_later
     bucket.forget_lease()
     async with opened(bucket.client(), lease=3600):
+        is_taken_over.set()
         with pytest.raises(StorageBusyError, match="taken over"):
             while True:
                 await old.read(0, BLOCK)

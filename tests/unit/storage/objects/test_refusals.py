@@ -169,3 +169,11 @@ async def test_lease_that_would_not_be_honoured_is_refused(bucket: Bucket, lease
 def test_limits_with_which_nothing_would_end_are_refused() -> None:
     with pytest.raises(ValueError, match="requests must be at least 1, not 0"):
         Limits(requests=0)
+
+
+@pytest.mark.parametrize("name", ["inline_size", "segment_size", "extents"])
+def test_limits_with_which_a_disk_could_not_be_opened_again_are_refused(name: str) -> None:
+    longest = {"extents": 1 << 22}.get(name, 64 << 20)
+    Limits(**{name: longest})
+    with pytest.raises(ValueError, match=f"{name} must be from . to {longest}, not {longest + 1}"):
+        Limits(**{name: longest + 1})

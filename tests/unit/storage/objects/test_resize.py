@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from aiovblk.storage.objects import ObjectStoreDevice, check
+from aiovblk.storage.objects import Limits, ObjectStoreDevice, check
 
 from ....support.object_store import (
     BLOCK,
     CHUNK,
     SIZE,
     Bucket,
+    Client,
     bucket_with_disk,
     contents,
     failing,
+    fill,
     open_disk,
     undisturbed,
     write,
@@ -97,6 +99,78 @@ async def test_what_is_cut_off_while_it_is_stored_does_not_come_back(
     assert bytes(await device.read(0, SIZE)) == bytes(SIZE)
     await device.unmount()
     assert await reopened(bucket) == bytes(SIZE)
+
+
+class Held:
+    """Requests that are held back until they are let go."""
+
+    def __init__(self, client: Client, word: str) -> None:
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+        self._word = word
+        client.before = self._before
+
+    async def _wait(self) -> None:
+        self.begun.set()
+        await self.let_go.wait()
+
+    def _before(self, request: str, path: str) -> Any:
+        return self._wait() if self._word in f"{request} {path}" else None
+
+
+async def store_in_background(device: ObjectStoreDevice, index: int, held: Held) -> None:
+    """Fill a chunk, and wait until it is being stored."""
+    for each in (index, 0, 1, 2, 3, 4):
+        await fill(device, each, b"n")
+    await held.begun.wait()
+
+
+LAST = SIZE // CHUNK - 1
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_blocks_under_a_chunk_that_is_cut_off_while_it_is_stored_do_not_come_back(
+    bucket: Bucket, said: bool
+) -> None:
+    client = bucket.client()
+    device = await open_disk(client)
+    await write(device, LAST * CHUNK, b"o" * BLOCK)
+    if said:
+        await device.flush()
+    else:  # the next record says it again
+        client.before = failing("create log")
+        with pytest.raises(OSError, match="away"):
+            await device.flush()
+    held = Held(client, f"put chunks/{LAST:08x}")
+    await store_in_background(device, LAST, held)
+    resize(device, LAST * CHUNK)
+    held.let_go.set()
+    await device.flush()
+    resize(device, SIZE)
+    assert bytes(await device.read(LAST * CHUNK, CHUNK)) == bytes(CHUNK)
+    await device.unmount()
+    assert (await reopened(bucket))[LAST * CHUNK :] == bytes(CHUNK)
+
+
+async def test_flush_does_not_wait_for_extents_that_were_cut_off(bucket: Bucket) -> None:
+    client = bucket.client()
+    limits = Limits(extents=1, inline_size=0, segment_size=BLOCK)
+    device = await open_disk(client, limits=limits)
+    assert device._writer is not None
+    assert device._writer._compaction is not None
+    device._writer._compaction.cancel()
+    for block in (0, 1, 3):
+        await write(device, LAST * CHUNK + block * BLOCK, b"o" * BLOCK)
+        await device.flush()
+    extents = device._buffer.chunk_store.view.extents
+    assert extents.count > 2 * limits.extents
+    held = Held(client, f"put chunks/{LAST:08x}")
+    await store_in_background(device, LAST, held)
+    resize(device, LAST * CHUNK)
+    held.let_go.set()
+    assert not extents.count
+    await device.flush()
+    await device.unmount()
+    assert len(await reopened(bucket)) == LAST * CHUNK
 
 
 async def test_what_is_cut_off_while_a_record_fails_does_not_come_back(bucket: Bucket) -> None:
