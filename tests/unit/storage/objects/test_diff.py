@@ -267,9 +267,10 @@ async def test_caller_has_to_say_since_what(bucket: Bucket) -> None:
 
 
 async def test_snapshot_that_does_not_exist_is_named(bucket: Bucket) -> None:
-    for names in ({"since": "one"}, {"since_path": "disk", "snapshot": "one"}):
+    options: list[dict[str, Any]] = [{"since": "one"}, {"since_path": "disk", "snapshot": "one"}]
+    for each in options:
         with pytest.raises(FileNotFoundError, match="there is no snapshot 'one'; there are: none"):
-            await diff(bucket.client(), "disk", **names)
+            await diff(bucket.client(), "disk", **each)
 
 
 async def test_snapshot_that_is_dropped_meanwhile_is_named(bucket: Bucket) -> None:
@@ -336,15 +337,9 @@ async def test_disk_of_an_earlier_format_is_compared_by_chunks(
     if is_converted:
         bucket.forget_lease()
         await convert(bucket.client(), "disk", key=key)
-    (name,) = json.loads(json.dumps(list(await names(bucket, key))))
+    async with opened(bucket.client(), read_only=True, key=key) as device:
+        (name,) = await device.dirty_bitmaps()
     assert await extents(bucket, since=name, key=key) == [whole(0), whole(2, 3)]
-
-
-async def names(bucket: Bucket, key: bytes | None) -> list[str]:
-    device = await open_disk(bucket.client(), read_only=True, key=key)
-    found = list(await device.dirty_bitmaps())
-    await device.unmount()
-    return found
 
 
 # What it costs
