@@ -42,7 +42,7 @@ class InPlaceStreamReader(ReceiveBuffer, asyncio.StreamReader):
         while self.end - self.start < nbytes:
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self.ended:
                 if self.end == self.start:
                     return False
                 raise asyncio.IncompleteReadError(self._take(self.end - self.start), nbytes)
@@ -107,7 +107,7 @@ class InPlaceStreamReader(ReceiveBuffer, asyncio.StreamReader):
 
     def at_eof(self) -> bool:
         """As in the base class."""
-        return self._ended and self.start == self.end
+        return self.ended and self.start == self.end
 
     def exception(self) -> Exception | None:
         """As in the base class."""

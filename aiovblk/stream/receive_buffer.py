@@ -50,6 +50,7 @@ class ReceiveBuffer:
         wanted: how many bytes the consumer needs to go on.
         filled: whether the last bytes received filled the buffer: there may be more at once.
         consuming: whether :meth:`consume` runs.
+        ended: whether no more bytes will arrive.
 
     """
 
@@ -67,7 +68,7 @@ class ReceiveBuffer:
         self._pool = BufferPool()
         self._paused = False
         self._transport: asyncio.ReadTransport | None = None
-        self._ended = False
+        self.ended = False
         self._error: Exception | None = None
         self._arrival: asyncio.Future[None] | None = None
 
@@ -105,7 +106,7 @@ class ReceiveBuffer:
         try:
             if self.end - self.start >= self.wanted and not self._consumer():
                 self.end_consuming(True)
-            elif (self._ended or self._error is not None) and self.consuming:
+            elif (self.ended or self._error is not None) and self.consuming:
                 if self._error is not None:
                     raise self._error
                 if self.end != self.start:
@@ -174,7 +175,7 @@ class ReceiveBuffer:
 
     def feed_eof(self) -> None:
         """As in the base class."""
-        self._ended = True
+        self.ended = True
         self._wake()
 
     def set_exception(self, exc: Exception) -> None:
@@ -197,7 +198,7 @@ class ReceiveBuffer:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0
         self._pool = BufferPool()
-        self._ended = True
+        self.ended = True
 
     def _rewind(self) -> bool:
         """Start at the buffer's beginning, which is in the processor's cache; False if in use."""
@@ -234,7 +235,7 @@ class ReceiveBuffer:
 
     def _wake(self) -> bool:
         # A parser that waits for a whole payload is not woken for each part of it.
-        enough = self.end - self.start >= self.wanted or self._ended or self._error is not None
+        enough = self.end - self.start >= self.wanted or self.ended or self._error is not None
         if self.consuming:
             self._consume()
         elif enough and self._arrival is not None and not self._arrival.done():

@@ -113,12 +113,14 @@ class Served:
         self._disconnects.put_nowait(None)
 
     async def arrive(self, data: bytes) -> None:
-        """Send these bytes, and wait until the dispatcher has received them."""
+        """Send these bytes, and wait until the dispatcher has received and looked at them."""
         wanted = self._received + len(data)
         self.client.writer.write(data)
         while self._received < wanted:
             self._arrivals.clear()
             await self._arrivals.wait()
+        for _ in range(2):  # before Python 3.12 a task looks at them, in the loop's next turn
+            await asyncio.sleep(0)
 
     def watch_arrivals(self) -> None:
         reader = self.dispatcher._reader

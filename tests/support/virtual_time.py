@@ -29,6 +29,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
+        # In its debug mode (``-X dev``) a loop takes seven times as long, to report slow callbacks.
+        self.set_debug(False)
 
     def time(self) -> float:
         return self._virtual.now
