@@ -22,6 +22,7 @@ from ..errors import Error
 from ..text import escape
 from . import (
     copy,
+    diff,
     doctor,
     info,
     limit,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "create": ("make a disk in an object store", object_store.configure_create),
     "snapshot": ("take, list or drop snapshots of a disk", object_store.configure_snapshot),
     "clone": ("make a disk from a snapshot, without copying", object_store.configure_clone),
+    "diff": ("show what differs between two snapshots of a disk", diff.configure),
     "info": ("show what a disk, an export or a device is", info.configure),
     "resize": ("resize a disk in an object store, or a mounted device", resize.configure),
     "limit": ("change the rate limits of a mounted device, or show them", limit.configure),

@@ -36,6 +36,7 @@ from aiovblk.storage.objects import (
 )
 
 from .virtual_time import VirtualTimeLoop
+from .world_diffs import States, verify_diffs
 from .world_model import BLOCK, BLOCKS, CHUNK, EMPTY, SIZE, Model, WrongError, block_of, stamps_of
 from .world_others import Others, refuse_damage, state_of
 from .world_store import LATE, WorldClient, WorldStore
@@ -275,6 +276,10 @@ class World:
         for path, stamps in self.others.clones.items():
             if await self.others.read(path=path) != stamps:
                 raise WrongError(f"{path} has changed")
+        states: States = {("disk", None): now}
+        states |= {("disk", name): self.others.kept[name] for name in list(self.others.kept)[-3:]}
+        states |= {(path, None): self.others.clones[path] for path in list(self.others.clones)[-1:]}
+        await verify_diffs(self.store.client(), self.key, states)
 
     async def verify_intact(self) -> None:
         for path in ("disk", *self.others.clones):

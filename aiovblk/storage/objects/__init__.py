@@ -5,7 +5,8 @@ is dirty; :mod:`.writer` flushes it and keeps the lease; :mod:`.compactor` folds
 flushes leave; :mod:`.view` knows where each block is; :mod:`.chunk_store` reads and stores chunks
 and segments, :mod:`.object_reader` parts of them; :mod:`.client` makes the requests, with retries
 and renewed credentials. What a disk consists of: :mod:`.keys`, :mod:`.manifest`, :mod:`.records`,
-:mod:`.extents`, :mod:`.state`, :mod:`.journal`, :mod:`.frames`. Beside it: :mod:`.snapshots`,
+:mod:`.extents`, :mod:`.state`, :mod:`.journal`, :mod:`.frames`. What has changed since a snapshot:
+:mod:`.comparing`, :mod:`.diffing`, :mod:`.snapshot_bitmaps`. Beside it: :mod:`.snapshots`,
 :mod:`.garbage` (garbage collection), :mod:`.checking`, :mod:`.convert`, :mod:`.describing`
 and :mod:`.deleting`.
 """
@@ -17,6 +18,7 @@ from .convert import convert
 from .deleting import delete
 from .describing import DiskDescription, describe
 from .device import ObjectStoreDevice
+from .diffing import ChangedExtent, Difference, DiffTotals, diff
 from .disk import create, trust_origins
 from .garbage import Garbage, collect_garbage
 from .limits import Limits
@@ -26,7 +28,10 @@ from .state import Snapshot
 __all__ = [
     "KEY_LENGTH",
     "AnyStore",
+    "ChangedExtent",
     "CheckReport",
+    "DiffTotals",
+    "Difference",
     "DiskDescription",
     "Garbage",
     "Limits",
@@ -42,6 +47,7 @@ __all__ = [
     "create",
     "delete",
     "describe",
+    "diff",
     "drop_snapshot",
     "snapshot",
     "snapshots",

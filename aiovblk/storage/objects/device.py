@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Self
 
 from ...aio.gather import gather_all
+from ...bitmaps import DirtyExtent
 from ...device import BlockDevice, Extent
 from ...errors import StorageError
 from . import lease as leases
@@ -16,7 +17,8 @@ from .chunk_store import ChunkStore
 from .client import AnyStore, Buffer
 from .disk import StoredDisk
 from .limits import Limits
-from .state import DiskState
+from .snapshot_bitmaps import SnapshotBitmaps
+from .state import DiskState, Snapshot
 from .write_buffer import ChunkBuffer
 from .writer import Writer
 
@@ -68,6 +70,8 @@ class ObjectStoreDevice(BlockDevice):
         chunk_store = ChunkStore(disk.sources, disk.manifest, state, limits)
         self._buffer = ChunkBuffer(chunk_store, disk.manifest, limits)
         self._writer: Writer | None = None
+        self._snapshots: Mapping[str, Snapshot] = {}  # of a disk that is only read
+        self._bitmaps = SnapshotBitmaps(disk)
 
     @classmethod
     async def open(
@@ -108,7 +112,9 @@ class ObjectStoreDevice(BlockDevice):
             raise ValueError(f"a lease has at most {leases.MAX_LEASE:.0f} seconds, not {lease}")
         disk = await StoredDisk.open(store, path, key=key)
         if snapshot is not None or read_only:
-            device = cls(disk, await disk.state(snapshot), limits)
+            journal = await disk.journal(writes=False)
+            device = cls(disk, await disk.state_in(journal, snapshot), limits)
+            device._snapshots = journal.state.snapshots
             device.read_only = True
             return device
         return await cls._open_for_writing(disk, limits, lease)
@@ -220,6 +226,44 @@ class ObjectStoreDevice(BlockDevice):
             else:
                 extents.append(Extent(part, hole=zero, zero=zero))
         return extents
+
+    async def dirty_bitmaps(self) -> Sequence[str]:
+        """Return the names of the disk's snapshots.
+
+        Of a disk that is only read, of those at the moment when it was opened. For its writer it is
+        a request, since other processes take snapshots.
+
+        Raises:
+            OSError: the store fails.
+
+        """
+        if self._writer is not None:
+            await self._writer.check_fenced()
+        return sorted(self._known_snapshots)
+
+    async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
+        """Return which parts differ from a snapshot, which may be later than this state.
+
+        See :class:`~aiovblk.bitmaps.SupportsDirtyBitmaps`. What was written is dirty before it is
+        flushed; so is what the compactor has moved since. The first call about a snapshot
+        reads its map; those of the last eight are kept in memory, 8 bytes for each chunk.
+
+        Raises:
+            KeyError: there is no such snapshot, or it was dropped meanwhile.
+            OSError: the store fails.
+
+        """
+        if self._writer is not None:
+            self._writer.check()
+            if name not in self._writer.snapshots:
+                await self._writer.check_fenced()  # which finds those of other processes
+        return await self._bitmaps.extents(
+            self._known_snapshots, name, lambda: self._buffer.places(self.blocks), offset, length
+        )
+
+    @property
+    def _known_snapshots(self) -> Mapping[str, Snapshot]:
+        return self._snapshots if self._writer is None else self._writer.snapshots
 
     async def unmount(self) -> None:
         """Flush, release the lease, and free all memory."""

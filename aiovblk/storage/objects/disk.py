@@ -15,7 +15,7 @@ from ...text import quote
 from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store, location
 from .codec import ObjectCodec, damaged_error
 from .journal import Journal
-from .keys import FOLDERS, MANIFEST, MAX_CHUNKS, is_key
+from .keys import FOLDERS, MANIFEST, MAX_CHUNKS, checkpoint_key, is_key
 from .manifest import PLAIN_VERSION, SEALED_VERSION, Manifest, Origin
 from .object_reader import ObjectSource
 from .state import DiskState, Snapshot
@@ -106,9 +106,22 @@ class StoredDisk:
             if not any_format:
                 self.manifest.check_writable(self.where)
             await require_conditional_puts(self.objects, self.manifest, self.where)
-        journal = Journal(self.objects, self.codec, self.manifest, writes=writes, where=self.where)
+        journal = self._journal(writes=writes)
         await journal.load()
         return journal
+
+    def _journal(self, *, writes: bool) -> Journal:
+        return Journal(self.objects, self.codec, self.manifest, writes=writes, where=self.where)
+
+    async def checkpoint(self, sequence: int) -> DiskState:
+        """Read a checkpoint, such as a snapshot's, without the history; see :class:`.Journal`.
+
+        Raises:
+            FileNotFoundError: there is none of that number.
+            StorageError: it is damaged.
+
+        """
+        return await self._journal(writes=False).state_at(sequence)
 
     async def state(self, snapshot: str | None = None) -> DiskState:
         """Read the present state, or that of a snapshot.
@@ -117,11 +130,26 @@ class StoredDisk:
             FileNotFoundError: there is no such snapshot.
 
         """
-        journal = await self.journal(writes=False)
+        return await self.state_in(await self.journal(writes=False), snapshot)
+
+    async def state_in(self, journal: Journal, snapshot: str | None) -> DiskState:
+        """Return the last state of a history that was read, or a snapshot's in it.
+
+        Raises:
+            FileNotFoundError: there is no such snapshot, or its state is gone.
+
+        """
         if snapshot is None:
             return journal.state
-        found = get_snapshot(journal.state, snapshot, self.where)
-        return await journal.state_at(found.sequence)
+        sequence = get_snapshot(journal.state, snapshot, self.where).sequence
+        try:
+            return await journal.state_at(sequence)
+        except FileNotFoundError:
+            reason = (
+                f"{self.where}: {checkpoint_key(sequence)} of the snapshot {snapshot!r} is missing;"
+                " it was dropped meanwhile, or the disk is damaged (`aiovblk check`)"
+            )
+            raise FileNotFoundError(errno.ENOENT, reason) from None
 
 
 def get_snapshot(state: DiskState, snapshot: str, where: str) -> Snapshot:

@@ -101,6 +101,10 @@ class ExtentMap:
         """Return the chunks that have runs, and these."""
         return self._runs.items()
 
+    def chunks_among(self, indices: Iterable[int]) -> Iterator[int]:
+        """Return those of some chunks that have runs."""
+        return filter(self._runs.__contains__, indices)
+
     def runs(self, index: int) -> Runs:
         """Return the runs of a chunk."""
         return self._runs.get(index, ())

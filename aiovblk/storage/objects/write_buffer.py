@@ -27,6 +27,7 @@ from .extents import ZEROES, Placed, Run
 from .limits import FOLD_SHARE, Limits
 from .manifest import Manifest
 from .segments import SegmentPart, divide
+from .snapshot_bitmaps import LivePlaces
 
 _BACKGROUND_STORE_AT = 4  # complete chunks that are kept: sequential writes may come back to them
 
@@ -131,6 +132,10 @@ class ChunkBuffer:
             if layer.mask:
                 return layer.is_complete and layer.is_zero
         return self._view.is_zero(index)
+
+    def places(self, blocks: int) -> LivePlaces:
+        """Return where the blocks of the disk, so many, are now: in memory or in the store."""
+        return LivePlaces(self._view, self._layers, blocks)
 
     async def _wait_for_room(self) -> None:
         """Wait while the buffer is full: for a chunk that is being stored, or for a flush."""

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 from array import array
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,7 @@ from .keys import MAX_EPOCHS, first_version
 from .lease import Holder, Lease
 from .limits import Limits
 from .records import Kind
+from .state import Snapshot
 from .write_buffer import ChunkBuffer
 
 logger = logging.getLogger("aiovblk")
@@ -142,6 +143,11 @@ class Writer:
         if self._journal.state.epoch != self._epoch and not self._fenced:
             self._fence(self._journal.fenced_error(self._journal.state.holder).reason)
         self.check()
+
+    @property
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """The disk's snapshots, as far as the history is known."""
+        return self._journal.state.snapshots
 
     async def check_fenced(self) -> None:
         """Read the history on, to find out whether another writer is the reason of a failure.

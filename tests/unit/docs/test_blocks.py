@@ -22,7 +22,7 @@ EXECUTED = {
     "docs/how-to/events.md": 2,
     "docs/how-to/layers.md": 3,
     "docs/how-to/metrics.md": 3,
-    "docs/how-to/object-stores.md": 1,
+    "docs/how-to/object-stores.md": 2,
     "docs/how-to/overlays.md": 5,
     "docs/how-to/resize.md": 1,
     "docs/how-to/serve.md": 1,

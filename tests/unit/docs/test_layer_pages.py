@@ -89,6 +89,21 @@ async def test_disk_in_a_store_is_made_and_mounted(monkeypatch: pytest.MonkeyPat
     assert (report.chunks, report.problems) == (1, [])
 
 
+async def test_what_has_changed_in_a_disk_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    store = MemoryStore()
+    await objects.create(store, "disk", size=1 << 30)
+    device = await objects.ObjectStoreDevice.open(store, "disk")
+    await objects.snapshot(store, "disk", name="monday")
+    await device.write(8192, memoryview(b"x" * 4096))
+    await device.flush()
+    await objects.snapshot(store, "disk", name="tuesday")
+    await device.unmount()
+    names: dict[str, Any] = {}
+    exec(blocks("docs/how-to/object-stores.md")[1], names)
+    await names["show"](store)
+    assert capsys.readouterr().out == "8192 4096 False 4096\n4096\n"
+
+
 def test_limits_are_changed() -> None:
     names: dict[str, Any] = {}
     exec(blocks("docs/how-to/layers.md")[2], names)
