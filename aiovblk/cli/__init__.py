@@ -21,6 +21,7 @@ from .. import __version__
 from ..errors import Error
 from ..text import escape
 from . import (
+    backup,
     copy,
     diff,
     doctor,
@@ -49,6 +50,9 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "top": ("show throughput and latency of the devices, live", top.configure),
     "doctor": ("diagnose problems and suggest fixes", doctor.configure),
     "copy": ("copy one device to another", copy.configure),
+    "backup": ("back up a device: what has changed since the last time", backup.configure_backup),
+    "restore": ("restore a backup into a device", backup.configure_restore),
+    "backups": ("list backups, or verify them", backup.configure_backups),
     "create": ("make a disk in an object store", object_store.configure_create),
     "snapshot": ("take, list or drop snapshots of a disk", object_store.configure_snapshot),
     "clone": ("make a disk from a snapshot, without copying", object_store.configure_clone),

@@ -50,10 +50,10 @@ async def copy_device(arguments: Namespace) -> None:
     target_layers = Layers(tuple(arguments.target_layer or ()))
     async with (
         open_stack(arguments.source, source_layers, read_only=True) as source,
-        _unmounted(source),
+        unmounted(source),
         _checked(source),
-        _target(arguments.target, source, target_layers) as target,
-        _unmounted(target),
+        open_target(arguments.target, source, target_layers) as target,
+        unmounted(target),
     ):
         with progress(source.size, "B", shown=arguments.progress) as advance:
             await copy(source, target, requests=arguments.requests, advance=advance)
@@ -67,8 +67,15 @@ async def _checked(source: BlockDevice) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _target(spec: str, source: BlockDevice, layers: Layers) -> AsyncIterator[BlockDevice]:
-    """Make the target if that can be done and it does not exist; else open it."""
+async def open_target(spec: str, source: BlockDevice, layers: Layers) -> AsyncIterator[BlockDevice]:
+    """Make the target if that can be done and it does not exist; else open it.
+
+    Args:
+        spec: of the target.
+        source: has the size and the block size of one that is made.
+        layers: on the target.
+
+    """
     created = await _create(spec, source)
     if created is not None:
         yield await layers.apply(created, spec)
@@ -88,7 +95,7 @@ async def _create(spec: str, source: BlockDevice) -> BlockDevice | None:
 
 
 @asynccontextmanager
-async def _unmounted(device: BlockDevice) -> AsyncIterator[None]:
+async def unmounted(device: BlockDevice) -> AsyncIterator[None]:
     """Unmount the device when the block is left."""
     try:
         yield

@@ -172,15 +172,15 @@ _MAX_KEY_FILE = 4096
 """Bytes: far more than a key, and the spaces or line breaks around it."""
 
 
-def read_key() -> bytes | None:
-    """Read the key from the file that AIOVBLK_KEY_FILE names; None if it names none.
+def read_key(path: str | None = None) -> bytes | None:
+    """Read the key from a file, by default the one that AIOVBLK_KEY_FILE names, if it names one.
 
     Raises:
         SpecError: the file holds no key: 32 bytes, or 64 hexadecimal digits.
         OSError: the file cannot be read.
 
     """
-    path = os.environ.get(KEY_FILE)
+    path = path or os.environ.get(KEY_FILE)
     if not path:
         return None
     data = read_key_file(path, _MAX_KEY_FILE)

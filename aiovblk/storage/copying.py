@@ -64,7 +64,7 @@ async def copy(
         async with asyncio.TaskGroup() as group, aclosing(_runs(source, target)) as runs:
             async for offset, length, zero in runs:
                 await slots.acquire()
-                part = _zero if zero else partial(_copy_piece, source)
+                part = _zero if zero else partial(copy_piece, source)
                 task = group.create_task(part(target, offset, length))
                 task.add_done_callback(partial(_done, slots, advance, length))
     except* Exception as failures:
@@ -144,7 +144,8 @@ async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run,
             position = end
 
 
-async def _copy_piece(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
+async def copy_piece(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
+    """Copy a range of at most a few MiB; zeroes in it are not copied, see :func:`copy`."""
     data = memoryview(await source.read(offset, length)).cast("B")
     units = range(0, length, ZERO_UNIT)
     for zero, run in groupby(units, lambda at: _is_zero(data[at : at + ZERO_UNIT])):

@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from random import Random
 from typing import Any
@@ -45,8 +45,8 @@ async def write_until_killed(folder: str, notes: int, random: Random) -> None:
         os.write(notes, b"f\n")
 
 
-def kill_at(steps: int) -> None:
-    """Let this process be killed before a system call that changes a folder."""
+def kill_at(steps: int, names: Iterable[str] = ("fsync", "link", "replace", "unlink")) -> None:
+    """Let this process be killed before a system call, by default one that changes a folder."""
     numbers = count(1)
 
     def killing(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def kill_at(steps: int) -> None:
 
         return step
 
-    for name in ("fsync", "link", "replace", "unlink"):
+    for name in names:
         setattr(os, name, killing(getattr(os, name)))
 
 

@@ -8,6 +8,7 @@ A disk is a folder of an object store::
     chunks/<index>-<version>        the bytes of one chunk, written once and never changed
     segments/<version>              blocks of many chunks, written once and never changed
     lease                           who writes, and until when (lease.py)
+    backups/<name>                  only of a disk that holds backups (storage/backup/)
 
 All but ``disk.json`` and ``lease`` are encoded by :class:`.ObjectCodec`.
 
@@ -31,6 +32,9 @@ LOG, MAP, CHUNKS, SEGMENTS = "log", "map", "chunks", "segments"
 FOLDERS = (LOG, MAP, SEGMENTS, CHUNKS)
 """All folders of a disk; those that are short to list first."""
 
+BACKUPS = "backups"
+"""The folder that a disk has beside these if it holds backups (:mod:`aiovblk.storage.backup`)."""
+
 MAX_CHUNKS = 1 << 24
 """Of one disk; the map has 8 bytes for each in memory, and less where it is stored."""
 
@@ -45,6 +49,7 @@ ORIGIN_STEP = 1 << _VERSION_BITS
 _NUMBERED = re.compile(rf"(?:{LOG}|{MAP})/([0-9a-f]{{12}})")
 _CHUNK = re.compile(rf"{CHUNKS}/([0-9a-f]{{8}})-([0-9a-f]{{13}})")
 _SEGMENT = re.compile(rf"{SEGMENTS}/([0-9a-f]{{13}})")
+_BACKUP = re.compile(rf"{BACKUPS}/(?:[0-9]{{8}}T[0-9]{{6}}Z(?:-[0-9]+)?|unfinished)")
 
 
 def record_key(sequence: int) -> str:
@@ -93,9 +98,15 @@ def version_of(path: str) -> int | None:
     return chunk[1] if chunk else None
 
 
+def backup_key(name: str) -> str:
+    """Return the key of what a backup says of itself; see :mod:`aiovblk.storage.backup`."""
+    return f"{BACKUPS}/{name}"
+
+
 def is_key(path: str) -> bool:
-    """Whether it is the key of a record, a checkpoint, a chunk or a segment."""
-    return sequence_of(path) is not None or version_of(path) is not None
+    """Whether it is the key of a record, a checkpoint, a chunk, a segment or a backup."""
+    is_numbered = sequence_of(path) is not None or version_of(path) is not None
+    return is_numbered or _BACKUP.fullmatch(path) is not None
 
 
 def entry_parts(entry: int) -> tuple[int, int]:

@@ -100,14 +100,14 @@ async def _preserve(
     before, after = await gather_all(
         [_read(old, diff.header.base_size, offset, length), _read(new, base_size, offset, length)]
     )
-    for begin, end, is_zero in _differences(before, after, diff.header.block_size):
+    for begin, end, is_zero in differences(before, after, diff.header.block_size):
         if is_zero:
             await diff.zero(offset + begin, end - begin)
         else:
             await diff.write(offset + begin, memoryview(before)[begin:end])
 
 
-def _differences(before: bytes, after: bytes, block_size: int) -> Iterator[tuple[int, int, bool]]:
+def differences(before: bytes, after: bytes, block_size: int) -> Iterator[tuple[int, int, bool]]:
     """Yield runs of blocks that differ: begin, end, and whether they are zeroes in ``before``."""
 
     def kind(at: int) -> tuple[bool, bool]:

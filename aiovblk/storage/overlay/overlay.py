@@ -244,6 +244,11 @@ class Overlay(Layer):
         """Return the extents of the base where it shows through, and of the diff elsewhere."""
         return await _extents(self.inner, self._diff, offset, offset + length)
 
+    def changed(self) -> list[tuple[int, int]]:
+        """Return the ranges that the diff hides of the base: begin and end in bytes, ascending."""
+        runs = self._diff.runs(0, min(self._diff.header.size, self._diff.header.base_size))
+        return [(begin, end) for state, begin, end in runs if state != BASE]
+
     async def cache(self, offset: int, length: int) -> None:
         """Forward the hint to the base, where it shows through."""
         runs = list(self._diff.runs(offset, offset + length))

@@ -13,6 +13,7 @@ from ...support.pages import ROOT, all_blocks, blocks, pages
 
 EXECUTED = {
     "README.md": 3,  # two of them in tests/kernel/test_readme.py
+    "docs/how-to/back-up-changed-blocks.md": 2,
     "docs/how-to/cache.md": 5,
     "docs/how-to/choose.md": 1,
     "docs/how-to/connect.md": 2,
@@ -36,8 +37,13 @@ EXECUTED = {
 }
 """How many Python blocks of each page a test executes."""
 
-PLAYED = {"docs/start/first-disk.md", "docs/start/bucket.md", "docs/start/fastapi.md"}
-"""Pages whose files and commands are played: test_tutorials.py here, and in tests/kernel."""
+PLAYED = {
+    "docs/how-to/back-up-changed-blocks.md",
+    "docs/start/bucket.md",
+    "docs/start/fastapi.md",
+    "docs/start/first-disk.md",
+}
+"""Pages whose files and commands are played: tests of their own here, and in tests/kernel."""
 
 
 def test_no_block_is_left_out() -> None:

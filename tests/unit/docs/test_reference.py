@@ -22,7 +22,13 @@ import repository_links
 from commandref.commands import Page, subparsers
 
 REFERENCE = {path.stem: path.read_text() for path in (DOCS / "reference" / "python").glob("*.md")}
-MODULES = ("aiovblk", "aiovblk.storage", "aiovblk.storage.objects", "aiovblk.metrics")
+MODULES = (
+    "aiovblk",
+    "aiovblk.storage",
+    "aiovblk.storage.objects",
+    "aiovblk.storage.backup",
+    "aiovblk.metrics",
+)
 
 
 @pytest.mark.parametrize("module", [*MODULES, "aiovblk.testing"])

@@ -200,6 +200,16 @@ async def test_number_of_extents_is_limited() -> None:
     ]
 
 
+async def test_what_differs_from_the_base_is_known() -> None:
+    overlay, _ = await make_overlay()
+    assert overlay.changed() == []
+    await write(overlay, 2, 4)
+    await overlay.trim(4 * BLOCK, BLOCK)
+    await overlay.write_zeroes(7 * BLOCK, BLOCK, may_trim=True)
+    ranges = [(begin // BLOCK, end // BLOCK) for begin, end in overlay.changed()]
+    assert ranges == [(2, 4), (4, 5), (7, 8)]
+
+
 async def test_hint_to_cache_goes_to_the_base_where_it_shows() -> None:
     hints = []
 
