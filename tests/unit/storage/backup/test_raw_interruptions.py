@@ -178,11 +178,11 @@ class SourceAwayError(OSError):
 class Giving(Intercept):
     """A source that fails for good after so many reads."""
 
+    passes_bitmaps = True
+
     def __init__(self, inner: BitmapDevice, reads: int) -> None:
         super().__init__(inner)
         self.left = reads
-        self.dirty_bitmaps = inner.dirty_bitmaps
-        self.dirty_extents = inner.dirty_extents
 
     async def intercept(self, command, offset, length, call):  # type: ignore[no-untyped-def]
         if command == "read":
