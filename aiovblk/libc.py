@@ -14,15 +14,16 @@ from typing import Any
 class Functions:
     """Functions that set errno, as attributes.
 
-    They are called without the interpreter's lock.
-
     Args:
+        holding_lock: whether the interpreter's lock is held meanwhile, for those that return at
+            once: another thread would take it, and the caller wait longer than the call takes.
         arguments: by the function's name, the types of its arguments as ctypes calls them, without
             the ``c_``.
 
     """
 
-    def __init__(self, **arguments: list[str]) -> None:
+    def __init__(self, *, holding_lock: bool = False, **arguments: list[str]) -> None:
+        self._holding_lock = holding_lock
         self._arguments = arguments
 
     def __getattr__(self, name: str) -> Any:
@@ -31,7 +32,8 @@ class Functions:
             raise AttributeError(f"{name} is not declared")
         import ctypes
 
-        library = ctypes.CDLL(None, use_errno=True)
+        load = ctypes.PyDLL if self._holding_lock else ctypes.CDLL
+        library = load(None, use_errno=True)
         # Off_t of 64 bits has functions of its own in glibc on machines of 32; others have one.
         function = getattr(library, f"{name}64", None) or getattr(library, name)
         function.argtypes = [getattr(ctypes, f"c_{type_}") for type_ in self._arguments[name]]

@@ -22,6 +22,7 @@ from ..errors import Error
 from ..text import escape
 from . import (
     backup,
+    bitmap,
     copy,
     diff,
     doctor,
@@ -60,6 +61,10 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "info": ("show what a disk, an export or a device is", info.configure),
     "resize": ("resize a disk in an object store, or a mounted device", resize.configure),
     "limit": ("change the rate limits of a mounted device, or show them", limit.configure),
+    "bitmap": (
+        "add, drop, merge or list points since which changes are recorded",
+        bitmap.configure,
+    ),
     "delete": ("delete a disk in an object store", object_store.configure_delete),
     "gc": ("delete what no disk or snapshot needs", object_store.configure_gc),
     "check": ("verify that a disk is intact", object_store.configure_check),

@@ -1,6 +1,7 @@
-"""Commands to a running ``aiovblk mount``, by a Unix socket: to resize its device, to limit it.
+"""Commands to a running ``aiovblk mount`` or ``serve``, by a Unix socket: resize, limit, bitmap.
 
-The socket is in the directory of the locks, which only root can write to. A request is a line of
+The socket of a mounted device is in the directory of the locks, which only root can write to; that
+of a served one is beside the file of its bitmaps. A request is a line of
 JSON, ``{"command": NAME, "arguments": {...}}``, and so is its reply, ``{"result": ...}`` or
 ``{"error": TEXT}``.
 """
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .errors import SpecError
 
 logger = logging.getLogger("aiovblk")
 
-MAX_LINE = 4096
+MAX_LINE = 64 * 1024
 """Bytes of a request or a reply."""
 
 REQUEST_TIMEOUT = 10.0
@@ -41,22 +42,34 @@ def control_path(index: int) -> Path:
     return locks.LOCKS / f"nbd{index}.control"
 
 
-@asynccontextmanager
-async def taking_commands(index: int, commands: Commands) -> AsyncIterator[None]:
+def taking_commands(index: int, commands: Commands) -> AbstractAsyncContextManager[None]:
     """Take commands for the device of this process while the block runs.
-
-    That there can be no socket (no /run in a minimal container) is logged, and no error.
 
     Args:
         index: N of /dev/nbdN.
         commands: that it takes.
 
     """
+    return taking_commands_at(control_path(index), f"/dev/nbd{index}", commands)
+
+
+@asynccontextmanager
+async def taking_commands_at(path: Path, shown: str, commands: Commands) -> AsyncIterator[None]:
+    """Take commands at a socket while the block runs.
+
+    That there can be no socket (no /run in a minimal container) is logged, and no error.
+
+    Args:
+        path: of the socket.
+        shown: what takes them, for the log.
+        commands: that it takes.
+
+    """
     async with AsyncExitStack() as stack:
         try:
-            await _listen(control_path(index), commands, stack)
+            await _listen(path, commands, stack)
         except OSError as exc:
-            logger.info("/dev/nbd%d takes no commands: %s", index, exc.strerror or exc)
+            logger.info("%s takes no commands: %s", shown, exc.strerror or exc)
         yield
 
 
@@ -137,21 +150,51 @@ async def request_command(
             in time.
 
     """
-    path = control_path(index)
+    return await request_command_at(
+        control_path(index),
+        f"/dev/nbd{index}",
+        f"/dev/nbd{index} is not served by `aiovblk mount`: only that takes commands; for"
+        " another program's device, do it there (mount.resize(), say)",
+        command,
+        timeout=timeout,
+        **arguments,
+    )
+
+
+async def request_command_at(
+    path: Path,
+    shown: str,
+    refused: str,
+    command: str,
+    *,
+    timeout: float | None = None,
+    **arguments: object,
+) -> Any:
+    """Have the process that listens at a socket run a command; return its result.
+
+    Args:
+        path: of the socket.
+        shown: what takes commands there, for an error.
+        refused: the error if nothing does.
+        command: its name.
+        timeout: seconds for the answer; None for :data:`REPLY_TIMEOUT`.
+        arguments: of the command.
+
+    Raises:
+        SpecError: as for :func:`request_command`.
+
+    """
     try:
         async with asyncio.timeout(REPLY_TIMEOUT if timeout is None else timeout):
             reply = await _ask(path, {"command": command, "arguments": arguments})
     except TimeoutError:
         raise SpecError(
-            f"/dev/nbd{index}: its server does not answer; it may be stopped, or still be at it"
+            f"{shown}: its server does not answer; it may be stopped, or still be at it"
         ) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise SpecError(
-            f"/dev/nbd{index} is not served by `aiovblk mount`: only that takes commands; for"
-            " another program's device, do it there (mount.resize(), say)"
-        ) from None
+        raise SpecError(refused) from None
     if "error" in reply:
-        raise SpecError(f"/dev/nbd{index}: {reply['error']}")
+        raise SpecError(f"{shown}: {reply['error']}")
     return reply["result"]
 
 

@@ -28,9 +28,11 @@ from ..storage import (
     RateLimited,
     ReadOnly,
     Retry,
+    Tracked,
 )
 from ..storage.cache import Policy
 from ..storage.metered import COMMANDS
+from ..storage.tracked import MAX_GRANULARITY
 from . import values
 from .contents import Contents
 from .errors import SpecError
@@ -86,6 +88,10 @@ async def _cache(device: BlockDevice, settings: Settings, contents: Contents) ->
 
 async def _overlay(device: BlockDevice, settings: Settings, contents: Contents) -> BlockDevice:
     return await Overlay.file(device, settings["path"], identity=contents.base)
+
+
+async def _tracked(device: BlockDevice, settings: Settings, contents: Contents) -> BlockDevice:
+    return Tracked(device, settings["path"], granularity=settings.get("granularity"))
 
 
 async def _read_only(device: BlockDevice, settings: Settings, contents: Contents) -> BlockDevice:
@@ -217,6 +223,13 @@ KINDS: dict[str, Kind] = {
         for_workers=False,
         reads_only=True,
         changes_contents=True,
+    ),
+    "tracked": Kind(
+        _tracked,
+        "record in a file which blocks are written; see `aiovblk bitmap`",
+        {"path": values.text, "granularity": values.block_size(maximum=MAX_GRANULARITY)},
+        required=("path",),
+        for_workers=False,
     ),
     "read-only": Kind(_read_only, "refuse all writes", reads_only=True),
     "block-size": Kind(

@@ -20,6 +20,7 @@ from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..storage.http import redact_url
 from . import values
+from .bitmap import bitmap_mounted
 from .control import Commands, taking_commands
 from .errors import UsageError
 from .layers import Layers, open_stack, stack_for_worker
@@ -225,7 +226,11 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
 
 
 def _commands(mount: Mount) -> Commands:
-    return {"resize": partial(resize_mounted, mount), "limit": partial(limit_mounted, mount)}
+    return {
+        "resize": partial(resize_mounted, mount),
+        "limit": partial(limit_mounted, mount),
+        "bitmap": partial(bitmap_mounted, mount),
+    }
 
 
 @asynccontextmanager

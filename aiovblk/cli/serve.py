@@ -15,6 +15,7 @@ from ..server import DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, Export, 
 from ..storage.http import redact_url
 from ..tls import psk_server_context, server_context
 from . import values
+from .bitmap import taking_bitmap_commands
 from .child import run_beside, variables_of
 from .errors import SpecError, UsageError
 from .layers import Layers, open_stack, stack_for_worker
@@ -211,6 +212,8 @@ async def _serve(
         )
         server.file = server.file or listening.file
         stack.enter_context(warning_of_slow_requests(server.events()))
+        devices = [each.device for each in exports.values()]
+        await stack.enter_async_context(taking_bitmap_commands(devices))
         if identity is None:
             _write_pidfile(arguments, stack)
         live.set_result(server)

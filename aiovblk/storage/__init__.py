@@ -18,6 +18,7 @@ from .ratelimited import Rate, RateLimited
 from .readonly import ReadOnly
 from .retry import Retry
 from .shared import Shared
+from .tracked import Tracked
 
 __all__ = [
     "BlockSize",
@@ -39,5 +40,6 @@ __all__ = [
     "ReadOnly",
     "Retry",
     "Shared",
+    "Tracked",
     "copy",
 ]

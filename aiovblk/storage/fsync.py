@@ -103,3 +103,22 @@ def create_file(path: str | os.PathLike[str], size: int) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def create_if_missing(path: str | os.PathLike[str], size: int) -> bool:
+    """Create the file, or give an empty one its size; make its name durable.
+
+    Returns:
+        Whether the file was missing or empty.
+
+    """
+    if os.path.exists(path) and os.path.getsize(path):
+        return False
+    try:
+        create_file(path, size)
+    except FileExistsError:  # an empty file, created for this purpose
+        with open(path, "ab") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+        sync_directory_of(path)
+    return True

@@ -7,7 +7,7 @@ import os
 import anyio
 
 from ..file import FileDevice
-from ..fsync import create_file, sync_directory_of
+from ..fsync import create_if_missing
 
 
 async def open_file(
@@ -24,7 +24,7 @@ async def open_file(
         The device, and whether it is new: nothing was ever written to it.
 
     """
-    is_new = await anyio.to_thread.run_sync(_create_if_missing, path, size)
+    is_new = await anyio.to_thread.run_sync(create_if_missing, path, size)
     device = FileDevice(path, block_size=block_size)
     try:
         # A file that a crash has left without a header, all of it a hole, counts as new.
@@ -32,25 +32,6 @@ async def open_file(
     except BaseException:
         await device.unmount()
         raise
-
-
-def _create_if_missing(path: str | os.PathLike[str], size: int) -> bool:
-    """Create the file, or give an empty one its size; make its name durable.
-
-    Returns:
-        Whether the file was missing or empty.
-
-    """
-    if os.path.exists(path) and os.path.getsize(path):
-        return False
-    try:
-        create_file(path, size)
-    except FileExistsError:  # an empty file, created for this purpose
-        with open(path, "ab") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())
-        sync_directory_of(path)
-    return True
 
 
 async def _is_hole(device: FileDevice) -> bool:

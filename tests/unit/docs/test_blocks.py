@@ -30,6 +30,7 @@ EXECUTED = {
     "docs/how-to/survive-a-crash.md": 1,
     "docs/how-to/test-a-device.md": 2,
     "docs/how-to/tls.md": 1,
+    "docs/how-to/track-changes.md": 1,
     "docs/how-to/upgrade.md": 1,
     "docs/how-to/web-server-image.md": 1,
     "docs/how-to/workers.md": 4,
