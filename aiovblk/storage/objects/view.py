@@ -6,19 +6,23 @@ What holds here:
   after it is this view at the moment when the changes were taken.
 * The view is never put back. If a record fails, which may have been added all the same, what it
   said becomes part of the next one; so both histories end in the same state.
+* The size changes together with the blocks: a record that says a new size also says that what lies
+  between the end and the end of its chunk is zeroes, at a shrink as at a grow. So a crash between
+  any two records brings nothing back that was cut off. What is stored later from before a shrink
+  is cut off likewise.
 * An object is superseded when nothing in the view needs it. It may be deleted only when a record is
   durable that was made after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 
 from ..bitset import runs as runs_of
 from .dirty_chunk import block_mask
-from .extents import ZEROES, Placed, Runs, changed_since, clip, gather
+from .extents import ZEROES, Placed, Run, Runs, changed_since, clip, gather
 from .keys import entry_parts
 from .manifest import Manifest
 from .object_reader import StoredObject
@@ -63,6 +67,8 @@ class DiskView:
     def __init__(self, manifest: Manifest, state: DiskState) -> None:
         self._chunk_size = manifest.chunk_size
         self._block_size = manifest.block_size
+        self._chunk_blocks = manifest.chunk_size // manifest.block_size
+        self._blocks = state.size // manifest.block_size
         self.entries = state.chunks[:]
         """The current entry of each chunk; see :mod:`.keys`."""
         self.extents = state.extents.copy()
@@ -73,6 +79,10 @@ class DiskView:
     def entry(self, index: int) -> int:
         """Return the current entry of a chunk (see :mod:`.keys`); 0 if it was cut off."""
         return self.entries[index] if index < len(self.entries) else 0
+
+    def blocks_of(self, index: int) -> int:
+        """Return how many blocks of a chunk are within the disk; 0 if it was cut off."""
+        return max(0, min(self._chunk_blocks, self._blocks - index * self._chunk_blocks))
 
     def is_zero(self, index: int) -> bool:
         """Whether a chunk is known to be zeroes, without reading it."""
@@ -100,33 +110,55 @@ class DiskView:
         self._supersede(index, entry)
 
     def lay(self, placed: Iterable[Placed], sizes: Mapping[int, int]) -> None:
-        """Lay runs with new data over the chunks.
+        """Lay runs with new data over the chunks, but for what was cut off since.
 
         Args:
             placed: the runs.
             sizes: blocks of the segments that they are in.
 
         """
-        self._lay(placed, sizes)
+        inside: list[Placed] = []
+        for index, run in placed:
+            end = min(run.end, self.blocks_of(index))
+            if run.first < end:
+                inside.append((index, run.part(run.first, end)))
+        self._lay(inside, sizes)
         self._changes.has_data = True
 
-    def resize(self, count: int) -> None:
-        """Cut chunks off, or add chunks that are zeroes, so that there are ``count``.
+    def clear_from(self, index: int, first: int) -> None:
+        """Make the last blocks of a chunk zeroes, from ``first`` on, unless they are known to be.
+
+        They may lie beyond the end of the disk.
+        """
+        runs = clip(self.extents.runs(index), first, self._chunk_blocks)
+        blocks = self._chunk_blocks - first
+        covered = not self.entry(index) or sum(run.blocks for run in runs) == blocks
+        if not (covered and all(run.source == ZEROES for run in runs)):
+            self._lay([(index, Run(first, blocks, ZEROES, 0))], {})
+            self._changes.has_data = True
+
+    def resize(self, blocks: int) -> None:
+        """Cut blocks off, or add blocks that are zeroes, so that there are ``blocks``.
 
         What is cut off is superseded, with its runs, and becomes zeroes in the next record: it may
-        be added again before that.
+        be added again before that. What is added becomes zeroes likewise: it may have been cut off
+        by a writer that left data beyond the end.
         """
+        index, first = divmod(min(self._blocks, blocks), self._chunk_blocks)
+        if first:
+            self.clear_from(index, first)
+        self._blocks = blocks
+        count = -(-blocks // self._chunk_blocks)
         cut_off = {index for index, _ in self.extents.chunks() if index >= count}
         cut_off.update(compress(range(count, len(self.entries)), self.entries[count:]))
         for index in cut_off:
             self.set_entry(index, 0)
         resize(self.entries, count)
 
-    def _lay(self, placed: Iterable[Placed], sizes: Mapping[int, int]) -> None:
-        inside = [(index, run) for index, run in placed if index < len(self.entries)]
-        self.extents.lay(inside, sizes)
+    def _lay(self, placed: Sequence[Placed], sizes: Mapping[int, int]) -> None:
+        self.extents.lay(placed, sizes)
         blocks = self._changes.blocks
-        for index, run in inside:
+        for index, run in placed:
             blocks[index] = blocks.get(index, 0) | block_mask(run.first, run.blocks)
         self._collect_unused()
 

@@ -104,12 +104,15 @@ class ChunkBuffer:
     async def write(self, index: int, start: int, data: Buffer) -> None:
         """Write whole blocks to a chunk; wait while the buffer is full (backpressure).
 
+        What is cut off while the write waits is not written.
+
         Raises:
             OSError: the buffer is full, and storing it fails.
 
         """
         await self._wait_for_room()
-        if self._layers.write(index, start, data):
+        inside = self._end_of(index) - start
+        if inside > 0 and self._layers.write(index, start, data[:inside]):
             self._store_in_background(index)
 
     async def zero(self, index: int, start: int, length: int) -> None:
@@ -118,7 +121,7 @@ class ChunkBuffer:
             self.drop(index)
         elif not self.is_zero(index):
             await self._wait_for_room()
-            self._layers.zero(index, start, length)
+            self._layers.zero(index, start, length)  # which changes nothing of what was cut off
 
     def drop(self, index: int) -> None:
         """Make a whole chunk zeroes, which takes no memory and stores nothing."""
@@ -136,6 +139,10 @@ class ChunkBuffer:
     def places(self, blocks: int) -> LivePlaces:
         """Return where the blocks of the disk, so many, are now: in memory or in the store."""
         return LivePlaces(self._view, self._layers, blocks)
+
+    def _end_of(self, index: int) -> int:
+        """Return how many bytes of a chunk are within the disk."""
+        return self._view.blocks_of(index) * self._block_size
 
     async def _wait_for_room(self) -> None:
         """Wait while the buffer is full: for a chunk that is being stored, or for a flush."""
@@ -207,8 +214,11 @@ class ChunkBuffer:
     def _complete(self, index: int, dirty: DirtyChunk) -> bool:
         """Complete a frozen chunk, if it would be folded soon and what is stored is in memory.
 
-        That stays the same until the chunk is stored, since what is frozen is over it.
+        That stays the same until the chunk is stored, since what is frozen is over it. Not so of a
+        chunk that ends beyond the disk: a grow makes zeroes of what is stored there.
         """
+        if self._end_of(index) < self._chunk_size:
+            return False
         if dirty.mask.bit_count() * FOLD_SHARE * self._block_size < self._chunk_size:
             return False
         below = self.chunk_store.peek(index)
@@ -229,7 +239,7 @@ class ChunkBuffer:
         blocks = sum(dirty.mask.bit_count() for dirty in parts.values())
         segments, taking = divide(pieces, size), asyncio.Lock()
         for _ in range(min(self._concurrency, -(-blocks // size))):
-            yield partial(self._store_segments, segments, parts, taking)
+            yield partial(_store_each, segments, taking, partial(self._store_segment, parts))
 
     async def _store_frozen(self, index: int, dirty: DirtyChunk) -> None:
         entry = await self.chunk_store.put(index, dirty.contents)
@@ -243,6 +253,8 @@ class ChunkBuffer:
             self._view.discard(index, entry)
             return
         self._view.set_entry(index, entry)
+        if self._end_of(index) < self._chunk_size:  # part of it was cut off while it was stored
+            self._view.clear_from(index, self._view.blocks_of(index))
         contents = dirty.contents
         if entry and contents is not None:
             self.chunk_store.cache(index, entry, memoryview(contents).toreadonly())
@@ -256,26 +268,7 @@ class ChunkBuffer:
         if placed:
             self._view.lay(placed, {})
 
-    async def _store_segments(
-        self,
-        segments: Generator[SegmentPart, None, None],
-        frozen: dict[int, DirtyChunk],
-        taking: asyncio.Lock,
-    ) -> None:
-        """Store segments, of which one is made at a time, and others run in between."""
-        while True:
-            async with taking:
-                part = next(segments, None)
-                await asyncio.sleep(0)
-            if part is None:
-                return
-            try:
-                await self._store_segment(part, frozen)
-            except BaseException:
-                segments.close()
-                raise
-
-    async def _store_segment(self, part: SegmentPart, frozen: dict[int, DirtyChunk]) -> None:
+    async def _store_segment(self, frozen: dict[int, DirtyChunk], part: SegmentPart) -> None:
         blocks = 0
         entry = ZEROES
         if part.pieces:
@@ -318,13 +311,16 @@ class ChunkBuffer:
         self._make_current(index, entry, dirty)
 
     def resize(self, before: int, size: int) -> None:
-        """Change the disk's size from ``before`` to ``size`` bytes; bytes added are zeroes."""
+        """Change the disk's size from ``before`` to ``size`` bytes; bytes added are zeroes.
+
+        A record with the new size may be made at once, without what is dirty. So it is the view
+        that gets zeroes; they are dirty too where a layer would be laid over these.
+        """
         index, start = divmod(min(before, size), self._chunk_size)
-        if start and not self.is_zero(index):
+        if start and not self._layers.is_clean(index):
             self._layers.zero(index, start, self._chunk_size - start)
-        count = -(-size // self._chunk_size)
-        self._layers.cut_off(count)
-        self._view.resize(count)
+        self._layers.cut_off(-(-size // self._chunk_size))
+        self._view.resize(size // self._block_size)
 
     async def close(self) -> None:
         """Cancel what is being stored, and free all memory. Dirty chunks are lost."""
@@ -335,6 +331,25 @@ class ChunkBuffer:
             await asyncio.gather(*tasks, return_exceptions=True)
         self._layers.dirty.clear()
         await self.chunk_store.close()
+
+
+async def _store_each(
+    segments: Generator[SegmentPart, None, None],
+    taking: asyncio.Lock,
+    store: Callable[[SegmentPart], Awaitable[None]],
+) -> None:
+    """Store segments, of which one is made at a time, and others run in between."""
+    while True:
+        async with taking:
+            part = next(segments, None)
+            await asyncio.sleep(0)
+        if part is None:
+            return
+        try:
+            await store(part)
+        except BaseException:
+            segments.close()
+            raise
 
 
 async def _outcome(task: asyncio.Task[None]) -> None:

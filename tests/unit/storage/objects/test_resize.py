@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from aiovblk.storage.objects import Limits, ObjectStoreDevice, check
+from aiovblk.storage.objects.view import DiskView
 
 from ....support.object_store import (
     BLOCK,
@@ -207,3 +210,184 @@ async def test_handlers_of_what_is_cut_off_meanwhile_come_to_an_end(bucket: Buck
         await device.extents(offset, BLOCK)
         assert bytes(await device.read(offset, BLOCK)) == bytes(BLOCK)
     await device.unmount()
+
+
+# A crash after a record that has the new size, and not what was dirty then
+
+END = LAST * CHUNK + 2 * BLOCK
+
+
+async def crash_after_a_record(device: ObjectStoreDevice, client: Client) -> None:
+    """Add a record as the compactor does, without a flush, and crash."""
+    assert device._writer is not None
+    await device._writer.commit_moved()
+    client.crash()
+    with suppress(OSError):
+        await device.unmount()
+
+
+async def stored_beyond_the_end(bucket: Bucket) -> bytes:
+    """Return what is stored between the end and the end of its chunk."""
+    device = await open_disk(bucket.client(), read_only=True)
+    assert device.size == END
+    found = bytes(await device.read(END, LAST * CHUNK + CHUNK - END))
+    await device.unmount()
+    return found
+
+
+async def _whole(device: ObjectStoreDevice) -> Coroutine[Any, Any, None]:
+    await fill(device, LAST, b"o")
+    return device.flush()
+
+
+async def _completed(device: ObjectStoreDevice) -> Coroutine[Any, Any, None]:
+    await write(device, END - BLOCK, b"o" * 2 * BLOCK)
+    return device.flush()
+
+
+async def _part(device: ObjectStoreDevice) -> Coroutine[Any, Any, None]:
+    await write(device, END, b"o" * BLOCK)
+    await fill(device, 0, b"o")
+    return device.flush()
+
+
+async def _background(device: ObjectStoreDevice) -> Coroutine[Any, Any, None]:
+    for index in (LAST, 0, 1, 2, 3, 4):
+        await fill(device, index, b"o")
+
+    async def end() -> None:
+        await asyncio.gather(*device._buffer._store_tasks.values())
+
+    return end()
+
+
+async def _fold(device: ObjectStoreDevice) -> Coroutine[Any, Any, None]:
+    for offset in (END, END - BLOCK):
+        await write(device, offset, b"o" * BLOCK)
+        await device.flush()
+
+    async def fold() -> None:
+        assert device._writer is not None
+        assert await device._writer._compactor.step()
+
+    return fold()
+
+
+@pytest.mark.parametrize(
+    ("begin", "inline", "request_"),
+    [
+        (_whole, 0, f"put chunks/{LAST:08x}"),
+        (_completed, 0, f"put chunks/{LAST:08x}"),
+        (_part, 0, "put segments"),
+        (_part, CHUNK, "put chunks/00000000"),
+        (_background, 0, f"put chunks/{LAST:08x}"),
+        (_fold, CHUNK, f"put chunks/{LAST:08x}"),
+    ],
+)
+async def test_a_record_of_a_smaller_size_has_nothing_of_what_is_cut_off_while_it_is_stored(
+    bucket: Bucket, begin: Any, inline: int, request_: str
+) -> None:
+    client = bucket.client()
+    device = await open_disk(client, limits=Limits(inline_size=inline))
+    held = Held(client, request_)
+    storing = asyncio.create_task(await begin(device))
+    await held.begun.wait()
+    resize(device, END)
+    held.let_go.set()
+    await storing
+    await crash_after_a_record(device, client)
+    assert await stored_beyond_the_end(bucket) == bytes(2 * BLOCK)
+
+
+@pytest.mark.parametrize("reads_before", [True, False])
+@pytest.mark.parametrize("flushes", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+async def test_a_record_of_a_larger_size_has_nothing_of_what_was_cut_off(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, left: bool, flushes: bool, reads_before: bool
+) -> None:
+    """Whether or not the writer before has left data beyond the end, as an earlier version did."""
+    client = bucket.client()
+    device = await open_disk(client)
+    await write(device, 0, b"o" * SIZE)
+    await device.flush()
+    with monkeypatch.context() as patch:
+        if left:
+            patch.setattr(DiskView, "clear_from", lambda *_: None)
+        resize(device, END)
+        await crash_after_a_record(device, client)
+    assert await stored_beyond_the_end(bucket) == (b"o" if left else b"\0") * 2 * BLOCK
+
+    bucket.forget_lease()
+    client = bucket.client()
+    device = await open_disk(client, limits=Limits(inline_size=0))
+    if reads_before:
+        await device.read(LAST * CHUNK, CHUNK)
+    if flushes:
+        held = Held(client, "put ")
+        await write(device, END - 2 * BLOCK, b"n" * 2 * BLOCK)
+        flush = asyncio.create_task(device.flush())
+        await held.begun.wait()
+        resize(device, SIZE)
+        held.let_go.set()
+        await flush
+    else:
+        resize(device, SIZE)
+    await crash_after_a_record(device, client)
+    found = await contents(bucket)
+    assert found[END - 2 * BLOCK :] == (b"n" if flushes else b"o") * 2 * BLOCK + bytes(2 * BLOCK)
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+async def test_what_is_cut_off_while_a_write_waits_for_room_is_not_written(
+    bucket: Bucket, crashes: bool
+) -> None:
+    client = bucket.client()
+    device = await open_disk(client, limits=Limits(unstored=0, inline_size=0))
+    held = Held(client, "put chunks")
+    for index in (0, 1):
+        await fill(device, index, b"o")
+    end = 2 * CHUNK + BLOCK
+    beyond = b"n" * (CHUNK - BLOCK)
+    writing = asyncio.gather(
+        write(device, 2 * CHUNK, b"n" * 2 * CHUNK), write(device, 5 * CHUNK + BLOCK, beyond)
+    )
+    await held.begun.wait()
+    assert not writing.done()
+    resize(device, end)
+    held.let_go.set()
+    await writing
+    held = Held(client, "put ")
+    flush = asyncio.create_task(device.flush())
+    await held.begun.wait()
+    resize(device, SIZE)
+    expected = b"o" * 2 * CHUNK + b"n" * BLOCK + bytes(SIZE - end)
+    assert bytes(await device.read(0, SIZE)) == expected
+    held.let_go.set()
+    await flush
+    if crashes:
+        await crash_after_a_record(device, client)
+    else:
+        await device.unmount()
+    assert await reopened(bucket) == expected
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+async def test_what_is_cut_off_before_it_is_stored_does_not_come_back(
+    bucket: Bucket, is_frozen: bool
+) -> None:
+    client = bucket.client()
+    device = await open_disk(client)
+    held = Held(client, "put chunks")
+    await write(device, 0, b"o" * SIZE)
+    if is_frozen:
+        flush = asyncio.create_task(device.flush())
+        await held.begun.wait()
+    resize(device, END)
+    resize(device, SIZE)
+    held.let_go.set()
+    if is_frozen:
+        await flush
+    expected = b"o" * END + bytes(SIZE - END)
+    assert bytes(await device.read(0, SIZE)) == expected
+    await device.unmount()
+    assert await reopened(bucket) == expected

@@ -29,6 +29,12 @@ def test_no_world_goes_wrong(group: int) -> None:
             raise
 
 
+# A flush under way said the size of a shrink, and later of a grow, without the zeroes beyond it.
+@pytest.mark.parametrize("seed", [861])
+def test_worlds_that_went_wrong_do_not_again(seed: int) -> None:
+    run_world(seed)
+
+
 def places_of(extents: ExtentMap) -> dict[tuple[int, int], object]:
     found: dict[tuple[int, int], object] = {}
     for index, run in extents:
