@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
-from .. import interpreter
+from .. import atfork, interpreter
 from ..errors import AttachError, DeviceBusyError
 from ..threads import run_in_daemon_thread
-from . import netlink, procfs, status, sysfs, users
+from . import netlink, status, sysfs, users
 from .driver import resolve
 from .ioctl import Ioctl, ioctl
 from .status import DeviceState
@@ -162,22 +162,19 @@ def disconnect_gracefully(path: str) -> None:
 
     """
     index = resolve(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+    fd = atfork.open_protected(path, os.O_EXCL)
     try:
         refuse_if_unclaimed_users(index, path)
         sync(index, fd)
-        if _has_server_thread(index):
+        if status.server(index) is not None:
+            # It unmounts in order, also if it has taken over what a thread attached that is gone.
+            # Netlink would cut it off.
             ioctl(fd, Ioctl.NBD_DISCONNECT)
         else:
-            # Attached by netlink: no thread waits in NBD_DO_IT, so none would clean up.
+            # Attached by netlink, by a process that has ended (nbd-client): nobody would clean up.
             netlink.disconnect(index, timeout=NETLINK_TIMEOUT)
     finally:
-        os.close(fd)
-
-
-def _has_server_thread(index: int) -> bool:
-    thread = sysfs.server_thread(index)
-    return thread is not None and procfs.process_of(thread) is not None
+        atfork.close_protected(fd)
 
 
 # By force

@@ -65,7 +65,10 @@ async def explain_lost_data(
         await asyncio.wait([state.stream_ended], timeout=RELEASE_TIMEOUT)
     if not state.stream_ended.done():
         return f"the kernel could not write back all data ({error})"
-    logger.warning("%s was cut off from outside; what the kernel cached is lost", attachment.path)
+    # That program may have written it back before, as `aiovblk unmount` does.
+    logger.warning(
+        "%s was cut off from outside; what the kernel had not written back is lost", attachment.path
+    )
     return ""
 
 

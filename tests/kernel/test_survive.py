@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk import AttachError, DeviceBusyError, Error, Mount
+from aiovblk import AttachError, DeviceBusyError, Error, Mount, kernel
 from aiovblk.device import DeviceFactory
 from aiovblk.dispatch import Dispatcher
 from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
@@ -30,6 +30,7 @@ from .support import (
     becomes_true,
     file_system,
     fio,
+    leave_dirty_pages,
     pread,
     program,
     pwrite,
@@ -167,6 +168,28 @@ async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> N
     assert "NBD_DISCONNECT" in log  # at the end
     assert "reconnected" not in log
     assert "Receive control failed" not in log.partition("NBD_DISCONNECT")[0]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("live", [False, True])  # taken over from a dead server, or a live one
+async def test_what_was_taken_over_is_unmounted_from_outside_in_order(
+    live: bool, image: Path
+) -> None:
+    async with AsyncExitStack() as ends:
+        first = await ends.enter_async_context(program("-m", "aiovblk", *MOUNT, IMAGE=str(image)))
+        path = (await first.line()).removeprefix("mounted ")
+        if not live:
+            await first.end(signal.SIGKILL)
+        words = [*MOUNT, "--replace"] if live else MOUNT
+        second = await ends.enter_async_context(program("-m", "aiovblk", *words, IMAGE=str(image)))
+        assert await second.line() == f"mounted {path}"
+        await first.end()
+        await leave_dirty_pages(path)
+        await asyncio.to_thread(kernel.unmount, path)
+        assert await second.rest() == ""  # nothing is lost, nor said to be
+        assert await second.end() == 0
+    assert await becomes_free(path)
+    assert image.read_bytes()[: len(DATA)] == DATA
 
 
 @pytest.mark.core
