@@ -76,7 +76,7 @@ def configure_backup(parser: CommandParser) -> None:
             "aiovblk backup s3://bucket/disk s3://backups/disk --keep daily=7,weekly=4",
         ),
         (
-            "a file, encrypted, at 20 MB/s at most",
+            "a file, encrypted, at 20 MiB/s at most",
             "aiovblk backup file:disk.raw s3://backups/disk --backup-key FILE --rate 20M",
         ),
     )
@@ -158,7 +158,10 @@ def _add_identity(parser: CommandParser, what: str) -> None:
 
 def _add_common(parser: CommandParser) -> None:
     parser.add_argument(
-        "--rate", type=values.size, metavar="SIZE", help="bytes to read per second at most"
+        "--rate",
+        type=values.size,
+        metavar="SIZE",
+        help="bytes to read per second at most; 20M is 20 MiB",
     )
     add_number(parser, "--requests", REQUESTS, "requests in flight")
     add_json(parser)

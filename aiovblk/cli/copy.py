@@ -37,7 +37,7 @@ def configure(parser: CommandParser) -> None:
     parser.show_examples(
         ("import an image into a bucket", "aiovblk copy file:disk.raw s3://bucket/disk"),
         (
-            "export a snapshot of it, at 20 MB/s at most",
+            "export a snapshot of it, at 20 MiB/s at most",
             "aiovblk copy 's3://bucket/disk?snapshot=monday' file:disk.raw --layer limit:rate=20M",
         ),
     )

@@ -32,7 +32,8 @@ def configure(parser: CommandParser) -> None:
     parser.description = (
         "Change the rate limits of a device that `aiovblk mount` serves with --layer limit:LIMIT, "
         "while it is in use; requests that wait are subject to the new ones at once. All limits "
-        "are replaced. Without LIMIT, show them."
+        "are replaced. Without LIMIT, show them. Limits of `aiovblk serve` and of `aiovblk copy` "
+        "cannot be changed so. rate=50M is 50 MiB/s, and rate=100000000 is 100 MB/s."
     )
     parser.add_argument("path", type=values.text, metavar="/dev/nbdN", help="the device")
     parser.add_argument(
@@ -45,7 +46,7 @@ def configure(parser: CommandParser) -> None:
     add_json(parser)
     add_loop(parser)
     parser.show_examples(
-        ("20 MB/s for writes, nothing else", "aiovblk limit /dev/nbd0 write-rate=20M"),
+        ("20 MiB/s for writes, nothing else", "aiovblk limit /dev/nbd0 write-rate=20M"),
         ("lift all limits", "aiovblk limit /dev/nbd0 none"),
     )
     parser.set_defaults(command=async_command(limit))

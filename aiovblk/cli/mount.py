@@ -18,6 +18,7 @@ from ..kernel import RequestQueue
 from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
 from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
+from ..mounting.attaching import REQUEST_TIMEOUT, SURVIVING_REQUEST_TIMEOUT
 from ..storage.http import redact_url
 from . import values
 from .bitmap import bitmap_mounted
@@ -64,7 +65,7 @@ def configure(parser: CommandParser) -> None:
             "aiovblk mount 's3://bucket/disk?size=100G' /dev/nbd0 --cache 2G --cache-path cache",
         ),
         (
-            "an image that stays unchanged, at 50 MB/s at most",
+            "an image that stays unchanged, at 50 MiB/s at most",
             "aiovblk mount file:disk.img --layer limit:rate=50M --overlay changes",
         ),
     )
@@ -86,8 +87,13 @@ def _add_kernel(parser: CommandParser) -> None:
         "connections between the kernel and the device; the kernel uses one per processor",
         maximum=MAX_WORKERS,
     )
-    add_seconds(
-        group, "--timeout", None, "for answering a request; then the kernel closes its connection"
+    group.add_argument(
+        "--timeout",
+        type=values.seconds,
+        metavar="SECONDS",
+        help="time limit for answering a request; then the kernel closes its connection (default: "
+        f"no limit with one connection, {REQUEST_TIMEOUT:g} with several, "
+        f"{SURVIVING_REQUEST_TIMEOUT:g} with several and --survive)",
     )
     _add_queue(group)
     group.add_argument(

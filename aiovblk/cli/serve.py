@@ -68,7 +68,7 @@ def configure(parser: CommandParser) -> None:
 def _add_listening(parser: CommandParser) -> None:
     group = parser.add_argument_group("listening")
     group.add_argument("--socket", type=values.text, metavar="PATH", help="listen on a Unix socket")
-    group.add_argument("--host", metavar="H", help="listen on this address; '' for all")
+    group.add_argument("--host", metavar="H", help="listen on this address; `''` for all")
     group.add_argument(
         "--port",
         type=values.count(minimum=0, maximum=65535),
@@ -89,9 +89,9 @@ def _add_process(parser: CommandParser) -> None:
         "--run",
         type=values.text,
         metavar="COMMAND",
-        help="run a shell command with $uri, $unixsocket, $port and $exportname (of the first "
-        "SPEC) in its environment, and end with it, with its exit status; listens on a private "
-        "Unix socket by default",
+        help="run a shell command with $uri (also as $nbd), $unixsocket or $port, $exportname and, "
+        "where TLS is required, $tls (of the first SPEC) in its environment, and end with it, with "
+        "its exit status; listens on a private Unix socket by default",
     )
     group.add_argument(
         "--pidfile",

@@ -88,8 +88,9 @@ async def mounted(
             keeps a processor busy meanwhile, which should be one to spare.
         timeout: seconds after which the kernel gives up a connection on which a request was not
             answered. With one connection that is the end of the device, so None means never. With
-            several, the request is sent again on another one, and None means 120. By netlink the
-            connection is reconnected, once in a row, and the request sent again on that.
+            several, the request is sent again on another one, and None means 120, or 15 with
+            ``survive``. By netlink the connection is reconnected, once in a row, and the request
+            sent again on that.
         unmount_timeout: seconds that one request may remain unanswered during the unmount before
             its handler is cancelled.
         queue: limits and scheduler of the kernel's request queue; the previous settings are

@@ -55,7 +55,8 @@ def _missing_driver(release: str) -> Finding:
         return fail("driver", "not loaded", "sudo modprobe nbd")
     if not directory.is_dir():
         reason = f"not loaded, and {directory} does not exist: in a container load it on the host;"
-        return fail("driver", f"{reason} after a kernel upgrade reboot first", "modprobe nbd")
+        reason += " after a kernel upgrade reboot first; a kernel without modules may have no NBD, "
+        return fail("driver", f"{reason}where only `aiovblk serve` works", "modprobe nbd")
     reason = f"this kernel ({release}) does not have it; some distributions package it separately"
     return fail("driver", reason, f"apt install linux-modules-extra-{release}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from aiovblk import tls
 from aiovblk.storage import MemoryDevice
 
 from ...support.bitmap_disk import BitmapDisk
-from ...support.pages import blocks, run
+from ...support.pages import all_blocks, blocks, run
 
 
 async def test_device_of_the_readme_is_served_and_read(tmp_path: Path) -> None:
@@ -109,6 +111,30 @@ async def test_a_remote_export_leaves_its_server_when_it_is_unmounted() -> None:
         await run(block, aiovblk=here, read=lambda: made[0].read(0, 4096))
         with pytest.raises(OSError, match="closed"):
             await made[0].read(0, 4096)
+
+
+def make_certificates(folder: Path) -> None:
+    """Make certificates in a folder as the page on TLS does."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    version = subprocess.run([openssl, "version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.split()[1].split(".")[0]) < 3:
+        pytest.skip("openssl 3 is not installed")
+    (steps,) = [each.text for each in all_blocks("docs/how-to/tls.md") if each.language == "sh"]
+    subprocess.run(["sh", "-e", "-c", steps], cwd=folder, capture_output=True, check=True)
+
+
+@pytest.mark.deadline(120)
+async def test_certificates_are_made_and_used(tmp_path: Path) -> None:
+    await asyncio.to_thread(make_certificates, tmp_path)
+    context = tls.server_context(tmp_path / "disks", verify_peer=True)
+    async with aiovblk.serve(MemoryDevice(1 << 20), port=0, tls=context) as server:
+        port = server.uris[0].rpartition(":")[2].strip("/")
+        for host in "localhost", "127.0.0.1":
+            uri = f"nbds://{host}:{port}/?tls-certificates={tmp_path}/me"
+            async with aiovblk.connect(uri) as remote:
+                assert remote.size == 1 << 20
 
 
 def test_certificates_are_taken_from_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
