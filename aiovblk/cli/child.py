@@ -65,9 +65,10 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
     finally:
         closed.cancel()
         ending = asyncio.create_task(child.terminate())
-        if await wait_uncancelled(ending):
+        is_cancelled = await wait_uncancelled(ending)
+        ending.result()  # if it could not be ended, that is said, cancelled or not
+        if is_cancelled:
             raise asyncio.CancelledError
-    ending.result()
     server.close()
     status = child.ended.result()
     return 128 - status if status < 0 else status
