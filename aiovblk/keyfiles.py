@@ -14,7 +14,7 @@ logger = logging.getLogger("aiovblk")
 def read_key_file(path: str | os.PathLike[str], maximum: int) -> bytes:
     """Read a key file, which may be a pipe; warn as :func:`warn_if_shared` does.
 
-    A pipe that a process has open for writing is read to its end; one that nobody writes to is
+    A pipe that a process has open for writing is read to its end; one without a writer is
     empty, and is not waited for.
 
     Args:

@@ -129,7 +129,7 @@ async def _reply(line: bytes, commands: Commands) -> dict[str, object]:
         return {"result": await running}
     except (Error, OSError, ValueError) as exc:
         return {"error": str(exc)}
-    except Exception as exc:  # a fault of the command or of the device, which the client is told
+    except Exception as exc:  # a bug in the command or the device: the client gets it too
         logger.warning("command %s failed: %r", request["command"], exc)
         return {"error": repr(exc)}
 

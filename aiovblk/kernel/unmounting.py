@@ -171,7 +171,7 @@ def disconnect_gracefully(path: str) -> None:
             # Netlink would cut it off.
             ioctl(fd, Ioctl.NBD_DISCONNECT)
         else:
-            # Attached by netlink, by a process that has ended (nbd-client): nobody would clean up.
+            # Attached by netlink, by a process that has ended (nbd-client) and cannot clean up.
             netlink.disconnect(index, timeout=NETLINK_TIMEOUT)
     finally:
         atfork.close_protected(fd)

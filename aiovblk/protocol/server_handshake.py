@@ -293,7 +293,7 @@ class ServerHandshake(Handshake[NegotiationResult | None]):
     def _offered(
         self, option: Option, asked: str, needs_bitmaps: bool
     ) -> HandshakeSteps[Sequence[str] | None]:
-        """Return the contexts of an export; None if they cannot be told, which is replied."""
+        """Return the contexts of an export; None if they are unknown, which is replied."""
         if self._mode is ReplyMode.SIMPLE:
             raise ProtocolError("metadata contexts need structured replies: negotiate them first")
         name = self._resolve(asked)

@@ -137,7 +137,7 @@ def listen_unix(name: str, *, mode: int | None = None) -> socket.socket:
     try:
         if mode is not None:
             # Linux gives the file the mode of the socket (unix_bind() in net/unix/af_unix.c), so
-            # that nobody else can connect before a chmod().
+            # that no other user can connect before a chmod().
             os.fchmod(sock.fileno(), mode)
         with nullcontext() if name.startswith("\0") else socketfile.locked(name):
             _bind(sock, name)

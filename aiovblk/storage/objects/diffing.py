@@ -31,9 +31,9 @@ class ChangedExtent(NamedTuple):
     zero: bool
     """Whether the later state is known to read as zeroes there, a trimmed chunk for instance."""
     granularity: int
-    """Bytes of what is told apart. The block size: each block of it was written, or moved by the
-    compactor. The chunk size: its chunks were stored anew as a whole, and not all of their blocks
-    need to have changed."""
+    """Bytes of the smallest unit that is compared. The block size: each block of it was written, or
+    moved by the compactor. The chunk size: its chunks were stored anew as a whole, and not all of
+    their blocks need to have changed."""
 
 
 @dataclass(frozen=True, slots=True)

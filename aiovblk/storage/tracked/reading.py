@@ -16,7 +16,7 @@ _WINDOW = 1 << 20  # bytes of a bitmap that are looked at for one answer
 
 
 class BitmapReader:
-    """Reads the bitmaps of a recorder; nobody may change its intervals meanwhile."""
+    """Reads the bitmaps of a recorder; its intervals must not change meanwhile."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

@@ -45,9 +45,9 @@ class Tracked(Layer):
 
     It has dirty bitmaps (:class:`aiovblk.bitmaps.SupportsDirtyBitmaps`), one for each point. A
     block is dirty since a point if a write, a trim or zeroes for it have begun since, or were in
-    flight when the point was added; also if they have failed. Which blocks are dirty is never told
-    with fewer than have changed: not after ``kill -9`` and not after a power failure. After the
-    latter it may be more, see the table in the documentation.
+    flight when the point was added; also if they have failed. No changed block is
+    ever missing: not after ``kill -9`` and not after a power failure. After the latter more may be
+    dirty than has changed, see the table in the documentation.
 
     The device must not be written without the layer, and the file not be restored from a copy.
 
