@@ -59,8 +59,11 @@ class OpenRegions:
             self._calm = 0
 
     def want(self, first: int, last: int) -> None:
-        """Ask for regions to be open in the next :meth:`plan`."""
-        self._wanted.update(range(first, last + 1))
+        """Ask for regions to be open in the next :meth:`plan`; none beyond the end of the device.
+
+        It may have shrunk since the request was made that needs them.
+        """
+        self._wanted.update(range(first, min(last + 1, len(self.flags))))
 
     def plan(self) -> bytearray:
         """Return the flags that the next header should have."""

@@ -312,11 +312,11 @@ async def test_attempt_to_reconnect_has_some_seconds_only(limits: list[float]) -
 async def test_attempt_to_reconnect_has_more_time_where_connecting_takes_long(
     limits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "MAX_ATTEMPT_TIMEOUT", TAKES)
+    monkeypatch.setattr(session, "MAX_ATTEMPT_TIMEOUT", TAKES / 2)
     async with connected(reconnect=math.inf) as (server, remote, peer):
         peer.close()
         await flushed(remote, await server.peer())
-        assert limits[1] >= 2 * TAKES
+        assert limits[1] > TAKES  # twice that, but timers may fire a millisecond early
 
 
 async def test_attempt_to_reconnect_that_hangs_is_followed_by_another(

@@ -84,3 +84,11 @@ def test_bits_that_are_set_while_regions_are_closed_keep_theirs_open() -> None:
     program.write(9)
     program.regions.finish_closing()
     assert program.open == [(5, 6), (9, 10)]
+
+
+def test_regions_beyond_the_end_are_not_opened() -> None:
+    """A request that was made before the device shrank asks for them."""
+    regions = OpenRegions(4)
+    regions.want(2, 9)
+    regions.opened(regions.plan())
+    assert list(runs_of(regions.flags)) == [(0, 4)]
