@@ -76,21 +76,26 @@ def docs(plan: Plan) -> Iterator[Batch]:
 
 
 def unit(plan: Plan) -> Iterator[Batch]:
-    """Run the tests that need no kernel, on all processors, one Python after the other."""
-    options, kind, variables = [], "", {}
+    """Run the tests that need no kernel, on all processors, one Python after the other.
+
+    Their long form depends little on the version: in the whole matrix the oldest and the newest run
+    it, those between what is run every day.
+    """
     versions = unit_pythons(plan)
-    if plan.scope == "all":
-        options, kind = ["--long"], "long "
-    elif plan.scope == "check" or (plan.scope == "test" and len(versions) > 1):
-        # Over the two Pythons of `test`, each test runs on both loops.
-        options = ["--loops", "either"]
-    if plan.scope in ("check", "test"):
-        # The checks of the debug mode for each block of memory cost a fifth of the time.
-        variables = {"PYTHONMALLOC": "pymalloc"}
+    long = [versions[0], versions[-1]] if plan.scope == "all" else []
     # The words may name a single test, which starts sooner without helpers. Tests wait, too: for
     # threads and processes that they start; more of them at a time than there are processors.
     processes = 0 if plan.words else 2 * (os.cpu_count() or 1)
     for version in versions:
+        options, kind, variables = [], "", {}
+        if version in long:
+            options, kind = ["--long"], "long "
+        else:
+            # The checks of the debug mode for each block of memory cost a fifth of the time.
+            variables = {"PYTHONMALLOC": "pymalloc"}
+        if plan.scope == "check" or (plan.scope == "test" and len(versions) > 1):
+            # Over the two Pythons of `test`, each test runs on both loops.
+            options = ["--loops", "either"]
         name = f"{kind}unit tests, Python {version}"
         command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
         yield [Step("unit", name, command, variables=variables)]

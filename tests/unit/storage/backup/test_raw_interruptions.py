@@ -193,7 +193,7 @@ class Giving(Intercept):
 
 
 @pytest.mark.parametrize("make", [_object_target, _file_target, _device_target])
-@pytest.mark.parametrize("seed", range(by_size(8, 300)))
+@pytest.mark.parametrize("seed", range(by_size(8, 100)))
 async def test_runs_that_fail_at_random_and_a_source_that_forgets(
     tmp_path: Path, make: Callable[[Path], Callable[[], Target]], seed: int
 ) -> None:
