@@ -1,4 +1,4 @@
-"""A file system on a disk in S3, whose server is killed at random."""
+"""Disks in object stores in the hands of a kernel: PUTs for an fsync; servers that are killed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from random import Random
 
 import pytest
 
-from .support import Program, becomes_free, command, program, sh
+import aiovblk
+from aiovblk.storage.objects import ObjectStoreDevice, create
+
+from ..support.object_store import Bucket
+from .support import MIB, Program, becomes_free, command, fio, program, sh
 
 pytestmark = [pytest.mark.deadline(1500), pytest.mark.one_loop, pytest.mark.newest_python]
 
-SPEC = "s3://bucket/disk?size=128M&chunk_size=256K&compress=yes"
+DISK = "s3://bucket/disk"
+SPEC = f"{DISK}?size=128M&chunk_size=256K&compress=yes"
 KILLS = 3
 
 # Commits transactions and files until it cannot; says what is safe after each, elsewhere.
@@ -81,6 +86,48 @@ async def in_use(running: Program, point: Path) -> AsyncIterator[None]:
         await sh(f"umount {point} || umount -l {point}")
 
 
+@asynccontextmanager
+async def counted() -> AsyncIterator[tuple[aiovblk.Mount, list[str]]]:
+    """A mounted disk, and a list of the objects that are put from then on, but the lease."""
+    bucket = Bucket()
+    client = bucket.client()
+    await create(client, "disk", size=64 * MIB)
+    puts: list[str] = []
+
+    def note(request: str, path: str) -> None:
+        if request in ("put", "create") and path != "lease":
+            puts.append(path)
+
+    client.before = note
+    device = await ObjectStoreDevice.open(client, "disk")
+    async with aiovblk.mounted(device) as mount:
+        puts.clear()
+        yield mount, puts
+
+
+async def test_fsync_of_a_small_write_is_one_put() -> None:
+    async with counted() as (mount, puts):
+        await fio(mount.path, "--rw=randwrite --bs=4k --fsync=1 --number_ios=100 --size=16M")
+        assert mount.stats.writes == 100
+        assert mount.stats.flushes >= 99  # fio makes none after the last write
+        assert len(puts) <= mount.stats.flushes
+
+
+async def test_fsync_in_ext4_is_a_put_for_each_flush_of_its_journal(tmp_path: Path) -> None:
+    count = 20
+    async with counted() as (mount, puts):
+        await sh(f"mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 {mount.path}")
+        await sh(f"mount {mount.path} {tmp_path}")
+        try:
+            puts.clear()
+            writes = f"dd if=/dev/zero of={tmp_path}/file bs=4k count={count} oflag=sync"
+            await sh(writes)
+            # The data and the journal's blocks, then the commit block by FUA.
+            assert len(puts) <= 2 * count + 4
+        finally:
+            await sh(f"umount {tmp_path}")
+
+
 async def test_what_was_synced_survives_servers_that_are_killed(
     bucket: None, tmp_path: Path
 ) -> None:
@@ -113,6 +160,6 @@ async def test_what_was_synced_survives_servers_that_are_killed(
                     assert (await verify.rest(), await verify.end()) == ("", 0)
                 await sh(f"git -C {point}/repository fsck --strict")
             assert await running.end(signal.SIGTERM) == 0
-    async with program("-m", "aiovblk", "check", "--no-progress", SPEC) as check:
+    async with program("-m", "aiovblk", "check", "--no-progress", DISK) as check:
         assert (await check.rest()).endswith("all is well\n")
         assert await check.end() == 0
