@@ -40,7 +40,9 @@ async def open_source(arguments: Namespace) -> AsyncGenerator[Source, None]:
             _check_disk_options(arguments)
             yield DiskSource(disk.url, key=read_key())
             return
-        arguments.point = arguments.point or disk.snapshot
+        if not layers.layers:
+            # A layer passes a snapshot on by its name, which another one may have had before.
+            arguments.point = arguments.point or disk.snapshot
     identity = arguments.identity or await identify(spec)
     async with open_stack(spec, layers, read_only=True) as device, unmounted(device):
         yield DeviceSource(device, identity=identity, point=arguments.point)

@@ -153,10 +153,27 @@ def test_snapshot_is_its_own_point(run: Run, raw: Path) -> None:
         facts = json.loads(
             run("backup", f"folder:disk?snapshot={name}", "folder:backups", "--json")
         )
-        assert facts["point"] == name
+        assert re.fullmatch(rf"{name}@\d+", facts["point"])
     assert facts["compared"] == facts["read"] == 0
     names = re.findall("^[a-z]+", run("snapshot", "folder:disk"), re.MULTILINE)
     assert names == ["monday", "tuesday"]  # none was taken
+
+
+@pytest.mark.parametrize("layers", [(), ("--layer", "read-only")])
+def test_snapshot_that_was_taken_again_is_another_state(
+    run: Run, raw: Path, layers: tuple[str, ...]
+) -> None:
+    run("copy", "file:raw", "folder:disk")
+    run("snapshot", "folder:disk", "nightly")
+    run("backup", "folder:disk?snapshot=nightly", "folder:backups", *layers)
+    change(raw, MIB // 2)
+    run("copy", "file:raw", "folder:disk")
+    run("snapshot", "folder:disk", "nightly", "--drop")
+    run("snapshot", "folder:disk", "nightly")
+    printed = run("backup", "folder:disk?snapshot=nightly", "folder:backups", *layers)
+    assert ": by comparing; 1M read, 4K written\n" in printed
+    run("restore", "folder:backups", "file:new")
+    assert Path("new").read_bytes() == raw.read_bytes()
 
 
 def test_each_side_has_a_key_of_its_own(
