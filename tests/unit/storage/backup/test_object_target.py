@@ -241,6 +241,19 @@ async def test_source_is_resized_between_backups(sizes: tuple[int, ...]) -> None
     assert [*(await states_of(target)).values()] == expected
 
 
+@pytest.mark.parametrize("sizes", [(4, 8, 4), (8, 4, 8)])
+async def test_source_is_resized_and_not_written(sizes: tuple[int, ...]) -> None:
+    bucket = Bucket()
+    await make_disk(bucket, size=sizes[0] * CHUNK)
+    target = ObjectTarget(Bucket().client(), "disk", chunk_size=CHUNK)
+    for size in sizes:
+        device = await open_disk(bucket.client())
+        device.blocks = size * CHUNK // BLOCK
+        await device.unmount()
+        await backup(DiskSource(bucket.client(), "disk"), target)
+    assert [*(await states_of(target)).values()] == [bytes(size * CHUNK) for size in sizes]
+
+
 async def test_damaged_backup_is_found() -> None:
     disk = Disk()
     await disk.source.fill(0, b"a", BLOCKS)
