@@ -104,13 +104,23 @@ class RawTarget(ABC):
         """Open what a run writes to: the redo log over the target, or a first image."""
         if state is None:
             return await asyncio.to_thread(self.new_image, geometry)
-        image = await asyncio.to_thread(lambda: self.image(read_only=False))
+        size = state.backup.size
+        image = await self._open_image(size, read_only=False)
         try:
-            size = state.backup.size
             return await Overlay.file(image, self._folder.redo, size=size, identity=state.identity)
         except BaseException:
             await image.unmount()
             raise
+
+    async def _open_image(self, size: int, *, read_only: bool) -> BlockDevice:
+        """Open the target itself; EIO if it has become smaller than its backup, ``size`` bytes."""
+        image = await asyncio.to_thread(lambda: self.image(read_only=read_only))
+        found = image.size
+        if found < size:
+            await image.unmount()
+            reason = f"the target has {found} bytes, fewer than the {size} of its backup, which is"
+            raise OSError(errno.EIO, f"{reason} damaged: begin a new one elsewhere")
+        return image
 
     async def _recover(self) -> RawState | None:
         """Apply a backup that counts already, and return what the target holds then."""
@@ -124,7 +134,7 @@ class RawTarget(ABC):
 
     async def _apply(self, size: int) -> None:
         """Write the redo log into the target."""
-        image = await asyncio.to_thread(lambda: self.image(read_only=False))
+        image = await self._open_image(size, read_only=False)
         try:
             overlay = await Overlay.file(image, self._folder.redo, size=size)
         except BaseException:
@@ -159,7 +169,7 @@ class RawTarget(ABC):
             if name != state.backup.name:
                 reason = f"{self._folder.path}: there is no backup {name!r}; there is only"
                 raise FileNotFoundError(errno.ENOENT, f"{reason} {state.backup.name}")
-            image = await asyncio.to_thread(lambda: self.image(read_only=True))
+            image = await self._open_image(state.backup.size, read_only=True)
             try:
                 yield VerifiedImage(image, state.digests)
             finally:
@@ -169,7 +179,7 @@ class RawTarget(ABC):
         """See :class:`.Target`."""
         async with self._existing() as state:
             digests = state.digests
-            image = await asyncio.to_thread(lambda: self.image(read_only=True))
+            image = await self._open_image(digests.size, read_only=True)
             try:
                 # What is a hole in the image, and has a digest, is damage, and the other way round.
                 there = set(pieces_of(await data_in(image, digests.size)))

@@ -198,6 +198,37 @@ async def test_hole_in_place_of_data_is_found(source: BitmapDevice, image: Path)
         await restore(FileTarget(image), MemoryDevice(SIZE))
 
 
+@pytest.mark.parametrize("blocks", [1, 63])
+async def test_image_that_has_become_shorter_is_an_error(
+    source: BitmapDevice, image: Path, blocks: int
+) -> None:
+    await source.fill(0, b"a", 64)
+    first = await back_up(source, FileTarget(image), "one")
+    os.truncate(image, blocks * BLOCK)
+    target = FileTarget(image)
+    expected = f"has {blocks * BLOCK} bytes, fewer than the {SIZE} of its backup"
+    with pytest.raises(OSError, match=expected):
+        await target.verify(lambda count: None)
+    with pytest.raises(OSError, match=expected):
+        await restore(target, MemoryDevice(SIZE))
+    with pytest.raises(OSError, match=expected):
+        await back_up(source, target, "two")
+    assert await target.backups() == [first.backup]  # no other one counts
+
+
+async def test_damaged_progress_is_an_error(source: BitmapDevice, image: Path) -> None:
+    await back_up(source, FileTarget(image), "one")
+    progress = Path(f"{image}.backup/progress")
+    for data in (b"", b"{}", b'{"marks": [], "points": 1}'):
+        progress.write_bytes(data)
+        with pytest.raises(OSError, match=r"progress is damaged .*: delete it"):
+            await back_up(source, FileTarget(image))
+    progress.unlink()
+    await source.fill(9, b"b")
+    await back_up(source, FileTarget(image))
+    assert image.read_bytes() == await source.contents()
+
+
 async def test_damaged_state_is_an_error(source: BitmapDevice, image: Path) -> None:
     await back_up(source, FileTarget(image), "one")
     state = Path(f"{image}.backup/state")
