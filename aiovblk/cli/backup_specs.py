@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES as NBD_SCHEMES
 from ..storage import objects
-from ..storage.backup import DeviceSource, DeviceTarget, DiskSource, FileTarget, ObjectTarget
+from ..storage.backup import (
+    BackupError,
+    DeviceSource,
+    DeviceTarget,
+    DiskSource,
+    FileTarget,
+    ObjectTarget,
+)
 from ..storage.backup.sources import Source, identity_of_disk
 from ..storage.backup.targets import Target
 from ..storage.fsync import sync_directory_of
@@ -148,10 +155,27 @@ async def open_restored(spec: str, target: Target, name: str) -> AsyncGenerator[
             yield device
         return
     unfinished = path.with_name(f"{path.name}.restoring")
+    _check_unfinished(unfinished, reader.size)
     async with open_target(f"file:{unfinished}", shape, Layers()) as device, unmounted(device):
         yield device
     unfinished.rename(path)
     sync_directory_of(path)
+
+
+def _check_unfinished(path: Path, size: int) -> None:
+    """Refuse what an interrupted restore has left if a backup of another size is restored now.
+
+    Raises:
+        BackupError: it has another size.
+
+    """
+    with suppress(FileNotFoundError):
+        found = path.stat().st_size
+        if found != size:
+            raise BackupError(
+                f"{path} has {found} bytes, and the backup {size}: it was left by a restore of"
+                " another backup that was interrupted; delete it, and try again"
+            )
 
 
 def _path_of(spec: str) -> Path:

@@ -242,6 +242,18 @@ def test_backup_that_is_not_there_is_said(run: Run, raw: Path) -> None:
     assert re.fullmatch(r"aiovblk: there is no backup 'monday'; there are: 2\w+Z\n", error)
 
 
+def test_restore_of_another_size_that_was_interrupted_is_not_continued(run: Run, raw: Path) -> None:
+    run("backup", "file:raw", "folder:b")
+    unfinished = Path("new.restoring")
+    unfinished.write_bytes(b"x" * 8 * MIB)
+    error = run("restore", "folder:b", "file:new", fails=1)
+    assert f"new.restoring has {8 * MIB} bytes, and the backup {4 * MIB}: " in error
+    assert not Path("new").exists()
+    os.truncate(unfinished, 4 * MIB)
+    run("restore", "folder:b", "file:new")
+    assert Path("new").read_bytes() == raw.read_bytes()
+
+
 def test_rules_are_parsed() -> None:
     assert parse_keep("daily=7,weekly=4") == Keep(daily=7, weekly=4)
     assert parse_keep("last=1,hourly=2,monthly=3,yearly=4") == Keep(
