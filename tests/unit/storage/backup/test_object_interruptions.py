@@ -15,7 +15,7 @@ from aiovblk.storage.backup.numbered import snapshot_of
 from aiovblk.storage.objects import snapshots
 
 from ....support.backups import Buckets, in_small_pieces
-from ....support.object_store import Client, contents, make_disk
+from ....support.object_store import Client, contents, make_disk, open_disk
 from ....support.sizes import by_size
 
 STEP = by_size(3, 1)
@@ -113,6 +113,21 @@ async def test_runs_are_interrupted_again_and_again() -> None:
             await buckets.backup(clients)
         buckets.forget_lease()
         await buckets.verify(present)
+    await verify_next(buckets)
+
+
+@pytest.mark.parametrize("backups", [0, 1])
+async def test_disk_that_something_else_has_written_to_after_an_interruption(backups: int) -> None:
+    buckets = await buckets_with(backups)
+    present = await buckets.write()
+    clients = buckets.clients(crash_after=11)
+    with pytest.raises(OSError, match="crashed"):
+        await buckets.backup(clients)
+    buckets.forget_lease()
+    assert not await buckets.verify(present)
+    device = await open_disk(buckets.target.client())
+    await device.write(0, memoryview(bytes(range(256)) * (device.size // 256)))
+    await device.unmount()
     await verify_next(buckets)
 
 
