@@ -23,7 +23,7 @@ from ..objects import AnyStore, Limits, ObjectStoreDevice, check, collect_garbag
 from ..objects.codec import damaged_error
 from ..objects.disk import StoredDisk
 from ..objects.keys import BACKUPS, backup_key
-from ..objects.snapshots import drop_snapshot, snapshot
+from ..objects.snapshots import drop_snapshot, take_snapshot
 from ..objects.state import DiskState
 from .errors import BackupError
 from .moving import Advance
@@ -200,7 +200,8 @@ class OpenObjectTarget:
         state = await self._disk.state()
         backup = replace(backup, name=free_name(backup.time, state.snapshots))
         await self._put(backup_key(backup.name), backup.encode())
-        await snapshot(self._disk.root, self._disk.path, name=backup.name, key=self._disk.key)
+        # Not of what another writer has made of it, if this process was away for a while.
+        await take_snapshot(self._disk, backup.name, epoch=self._epoch)
         await self._disk.objects.delete([_UNFINISHED])
         return backup
 

@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 
+from aiovblk.errors import StorageBusyError
 from aiovblk.storage.backup import ObjectTarget
 from aiovblk.storage.backup.numbered import snapshot_of
 from aiovblk.storage.objects import snapshots
@@ -128,6 +129,29 @@ async def test_disk_that_something_else_has_written_to_after_an_interruption(bac
     device = await open_disk(buckets.target.client())
     await device.write(0, memoryview(bytes(range(256)) * (device.size // 256)))
     await device.unmount()
+    await verify_next(buckets)
+
+
+async def test_disk_that_another_writer_takes_over_becomes_no_backup() -> None:
+    buckets = await buckets_with(1)
+    present = await buckets.write()
+    clients = buckets.clients()
+
+    async def take_over() -> None:
+        clients[1].before = lambda request, path: None
+        buckets.forget_lease()
+        device = await open_disk(buckets.target.client())
+        await device.write(0, memoryview(bytes(range(256)) * (device.size // 256)))
+        await device.unmount()
+
+    def before(request: str, path: str) -> object:
+        is_committing = request == "put" and path.startswith("backups/2")
+        return take_over() if is_committing else None
+
+    clients[1].before = before
+    with pytest.raises(StorageBusyError, match="another process has become"):
+        await buckets.backup(clients)
+    assert not await buckets.verify(present)
     await verify_next(buckets)
 
 
