@@ -138,25 +138,28 @@ def _backup_key(path: str | None) -> bytes | None:
 
 
 @asynccontextmanager
-async def open_restored(spec: str, target: Target, name: str) -> AsyncGenerator[BlockDevice, None]:
+async def open_restored(
+    spec: str, target: Target, name: str, layers: Layers
+) -> AsyncGenerator[BlockDevice, None]:
     """Open what is restored into; a new file gets its name when it is whole.
 
     Args:
         spec: names it.
         target: has the backup.
         name: of the backup, as large as which a new file or disk is made.
+        layers: on what is restored into.
 
     """
     async with target.read(name) as reader:
         shape = _Shape(reader.size, reader.block_size)
     path = _path_of(spec) if spec.startswith("file:") else None
     if path is None or path.exists():
-        async with open_target(spec, shape, Layers()) as device, unmounted(device):
+        async with open_target(spec, shape, layers) as device, unmounted(device):
             yield device
         return
     unfinished = path.with_name(f"{path.name}.restoring")
     _check_unfinished(unfinished, reader.size)
-    async with open_target(f"file:{unfinished}", shape, Layers()) as device, unmounted(device):
+    async with open_target(f"file:{unfinished}", shape, layers) as device, unmounted(device):
         yield device
     unfinished.rename(path)
     sync_directory_of(path)
