@@ -245,6 +245,7 @@ async def _backups(disk: StoredDisk, state: DiskState) -> list[Backup]:
     """Return the snapshots that are backups, oldest first."""
     listed = {each.path for each in await disk.objects.list_objects(BACKUPS)}
     snapshots = sorted(state.snapshots.items(), key=lambda each: each[1].sequence)
+    listed.discard(_UNFINISHED)  # which a snapshot that is no backup may be called, too
     keys = [key for name, _ in snapshots if (key := backup_key(name)) in listed]
     return await gather_all(_read(disk, key) for key in keys)
 

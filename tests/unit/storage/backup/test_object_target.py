@@ -17,6 +17,7 @@ from aiovblk.storage.backup import (
     backup,
 )
 from aiovblk.storage.backup.running import BackupReport
+from aiovblk.storage.backup.sources import Geometry
 
 from ....support.backups import Buckets, states_of
 from ....support.bitmap_device import BitmapDevice
@@ -164,6 +165,18 @@ async def test_own_snapshots_of_the_target_are_no_backups_and_are_kept() -> None
     await disk.backup("two", keep=Keep(last=1))
     assert len(await disk.target().backups()) == 1
     assert "mine" in await objects.snapshots(disk.bucket.client(), "disk")
+
+
+async def test_own_snapshot_may_have_the_name_of_the_note_of_a_run() -> None:
+    disk = Disk()
+    await disk.source.fill(0, b"a")
+    first = await disk.backup("one")
+    await objects.snapshot(disk.bucket.client(), "disk", name="unfinished")
+    async with disk.target().open(Geometry(SIZE, BLOCK)) as opened:
+        await opened.note(opened.progress.begin("disk", "two"))
+    assert await disk.target().backups() == [first.backup]
+    second = await disk.backup("two")
+    assert await disk.target().backups() == [first.backup, second.backup]
 
 
 @pytest.mark.parametrize("encrypts", ["source", "target", "both"])
