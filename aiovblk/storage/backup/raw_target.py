@@ -21,7 +21,14 @@ from ..file import FileDevice
 from ..fsync import sync_directory_of
 from ..layer import Layer
 from ..overlay import Overlay
-from .digests import Digests, VerifiedImage, data_in, pieces_of, verify_pieces
+from .digests import (
+    Digests,
+    VerifiedImage,
+    check_pieces,
+    data_in,
+    pieces_of,
+    verify_pieces,
+)
 from .errors import BackupError
 from .moving import Advance
 from .sources import Geometry
@@ -107,6 +114,8 @@ class RawTarget(ABC):
         size = state.backup.size
         image = await self._open_image(size, read_only=False)
         try:
+            # Whether it is that target at all: another device would get the changes only.
+            await check_pieces(VerifiedImage(image, state.digests), state.digests.sample())
             return await Overlay.file(image, self._folder.redo, size=size, identity=state.identity)
         except BaseException:
             await image.unmount()
@@ -364,12 +373,7 @@ class OpenRawTarget:
             await digests.take(self.device, iter(pieces_of(await data_in(self.device, size))))
             return digests
         changed = pieces_of(self.device.changed())
-        before = VerifiedImage(self.device.inner, self._state.digests)
-        problems = await verify_pieces(before, iter(changed), lambda count: None)
-        if problems:
-            raise OSError(
-                errno.EIO, f"the earlier backup: {problems[0]}; begin a new one elsewhere"
-            )
+        await check_pieces(VerifiedImage(self.device.inner, self._state.digests), changed)
         digests = self._state.digests.copy()
         await digests.take(self.device, iter(changed))
         return digests

@@ -216,6 +216,19 @@ async def test_image_that_has_become_shorter_is_an_error(
     assert await target.backups() == [first.backup]  # no other one counts
 
 
+@pytest.mark.parametrize("block", [0, 5, 63])
+async def test_another_device_is_not_taken_for_the_target(
+    source: BitmapDevice, tmp_path: Path, block: int
+) -> None:
+    await source.fill(block, b"a")
+    await back_up(source, DeviceTarget(MemoryDevice(SIZE), folder=tmp_path / "state"), "one")
+    another = MemoryDevice(SIZE)
+    target = DeviceTarget(another, folder=tmp_path / "state")
+    with pytest.raises(OSError, match="the target is not, or no longer, the backup"):
+        await back_up(source, target, "two")
+    assert not any(await another.read(0, SIZE))
+
+
 async def test_damaged_progress_is_an_error(source: BitmapDevice, image: Path) -> None:
     await back_up(source, FileTarget(image), "one")
     progress = Path(f"{image}.backup/progress")
