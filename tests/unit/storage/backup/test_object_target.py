@@ -232,10 +232,11 @@ async def test_target_that_is_in_use_is_refused() -> None:
 
 async def test_source_is_not_its_own_target() -> None:
     disk = Disk()
-    await disk.backup("one")
+    report = await disk.backup("one")
     client = disk.bucket.client()
     with pytest.raises(BackupError, match="same disk"):
         await backup(DiskSource(client, "disk"), ObjectTarget(client, "disk"))
+    assert [*await objects.snapshots(client, "disk")] == [report.backup.name]  # none was left
 
 
 @pytest.mark.parametrize("sizes", [(4, 8, 6), (8, 4, 8)])
