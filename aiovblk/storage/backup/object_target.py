@@ -23,7 +23,7 @@ from ..objects import AnyStore, Limits, ObjectStoreDevice, check, collect_garbag
 from ..objects.codec import damaged_error
 from ..objects.disk import StoredDisk
 from ..objects.keys import BACKUPS, backup_key
-from ..objects.snapshots import drop_snapshot, take_snapshot
+from ..objects.snapshots import drop_unless_cloned, take_snapshot
 from ..objects.state import DiskState
 from .errors import BackupError
 from .moving import Advance
@@ -212,16 +212,20 @@ class OpenObjectTarget:
         """See :class:`.OpenTarget`."""
         return await _backups(self._disk, await self._disk.state())
 
-    async def drop(self, names: Collection[str]) -> None:
+    async def drop(self, names: Collection[str]) -> Sequence[str]:
         """See :class:`.OpenTarget`."""
         disk = self._disk
-        for name in names:
-            await drop_snapshot(disk.root, disk.path, name=name, key=disk.key)
+        dropped = [
+            name
+            for name in names
+            if await drop_unless_cloned(disk.root, disk.path, name=name, key=disk.key)
+        ]
         # Also those that an interrupted run has left.
         there = {each.name for each in await self.backups()}
         listed = await disk.objects.list_objects(BACKUPS)
         kept = {_UNFINISHED, *map(backup_key, there)}
         await disk.objects.delete([each.path for each in listed if each.path not in kept])
+        return dropped
 
 
 async def _ensure_backups(disk: StoredDisk) -> None:

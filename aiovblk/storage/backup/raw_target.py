@@ -124,11 +124,10 @@ class RawTarget(ABC):
     async def _open_image(self, size: int, *, read_only: bool) -> BlockDevice:
         """Open the target itself; EIO if it has become smaller than its backup, ``size`` bytes."""
         image = await asyncio.to_thread(lambda: self.image(read_only=read_only))
-        found = image.size
-        if found < size:
+        if image.size < size:
             await image.unmount()
-            reason = f"the target has {found} bytes, fewer than the {size} of its backup, which is"
-            raise OSError(errno.EIO, f"{reason} damaged: begin a new one elsewhere")
+            found = f"the target has {image.size} bytes, fewer than the {size} of its backup"
+            raise OSError(errno.EIO, f"{found}: begin a new one elsewhere")
         return image
 
     async def _recover(self) -> RawState | None:
@@ -382,8 +381,9 @@ class OpenRawTarget:
         """See :class:`.OpenTarget`."""
         return [] if self._state is None else [self._state.backup]
 
-    async def drop(self, names: Collection[str]) -> None:
+    async def drop(self, names: Collection[str]) -> Sequence[str]:
         """No-op: there is only the newest backup."""
+        return ()
 
 
 def _current(progress: Progress | None, state: RawState | None) -> Progress | None:

@@ -78,7 +78,7 @@ async def backup(
     check_count("requests", requests)
     _check_keep(keep, target)
     geometry = await source.geometry()
-    dropped: list[str] = []
+    dropped: Sequence[str] = ()
     async with target.open(geometry) as opened:
         label = opened.identity[:8]
         async with source.open(label) as state:
@@ -92,8 +92,7 @@ async def backup(
         if keep is not None:
             there = await opened.backups()
             kept = keep.select(there)
-            dropped = [each.name for each in there if each.name not in kept]
-            await opened.drop(dropped)
+            dropped = await opened.drop([each.name for each in there if each.name not in kept])
     freed = await target.collect_garbage() if dropped else 0
     return BackupReport(done, run.base, run.compared, run.read, run.written, tuple(dropped), freed)
 

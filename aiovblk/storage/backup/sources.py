@@ -20,10 +20,10 @@ from ..objects import (
     ObjectStoreDevice,
     collect_garbage,
     describe,
-    drop_snapshot,
     snapshot,
     snapshots,
 )
+from ..objects.snapshots import drop_unless_cloned
 from .numbered import NumberedSnapshots, bitmaps_of, snapshot_of
 from .states import Point, name_of
 
@@ -122,10 +122,8 @@ class DiskSource:
         store, path, key = self._store, self._path, self._key
         names = await snapshots(store, path, key=key)
         kept = snapshot_of(point or "")
-        dropped = [each for each in names if each.startswith(f"{PREFIX}{label}-") and each != kept]
-        for name in dropped:
-            await drop_snapshot(store, path, name=name, key=key)
-        if dropped:
+        others = [each for each in names if each.startswith(f"{PREFIX}{label}-") and each != kept]
+        if [each for each in others if await drop_unless_cloned(store, path, name=each, key=key)]:
             await collect_garbage(store, path, key=key)
 
 

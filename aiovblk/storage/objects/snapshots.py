@@ -107,6 +107,19 @@ async def drop_snapshot(
     await journal.add(record(Kind.DROP, name=name), check)
 
 
+async def drop_unless_cloned(
+    store: AnyStore, path: str = "", *, name: str, key: bytes | None = None
+) -> bool:
+    """Drop a snapshot as :func:`drop_snapshot` does, unless a clone needs it; return whether."""
+    try:
+        await drop_snapshot(store, path, name=name, key=key)
+    except StorageError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 async def clone(
     store: AnyStore, path: str = "", *, name: str, target: str, key: bytes | None = None
 ) -> None:

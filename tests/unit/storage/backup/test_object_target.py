@@ -156,6 +156,37 @@ async def test_retention_drops_backups_and_what_they_needed() -> None:
     assert len(disk.bucket.names("disk/backups")) == 2
 
 
+async def test_backup_that_has_a_clone_is_kept_until_that_is_deleted() -> None:
+    disk = Disk()
+    first = await disk.backup("one")
+    client = disk.bucket.client()
+    await objects.clone(client, "disk", name=first.backup.name, target="clone")
+    second = await disk.backup("two", keep=Keep(last=1))
+    assert second.dropped == ()
+    third = await disk.backup("three", keep=Keep(last=1))
+    assert third.dropped == (second.backup.name,)
+    assert await disk.target().backups() == [first.backup, third.backup]
+    await objects.delete(client, "clone")
+    assert (await disk.backup("four", keep=Keep(last=1))).dropped == (
+        first.backup.name,
+        third.backup.name,
+    )
+
+
+async def test_state_of_the_source_that_has_a_clone_stays() -> None:
+    buckets = Buckets()
+    await make_disk(buckets.source)
+    await buckets.backup()
+    client = buckets.source.client()
+    (first,) = await objects.snapshots(client, "disk")
+    await objects.clone(client, "disk", name=first, target="clone")
+    await buckets.backup()
+    names = [*await objects.snapshots(client, "disk")]
+    assert (len(names), names[0]) == (2, first)
+    await buckets.backup(keep=Keep(last=1))
+    assert len(await ObjectTarget(buckets.target.client(), "disk").backups()) == 1
+
+
 async def test_own_snapshots_of_the_target_are_no_backups_and_are_kept() -> None:
     disk = Disk()
     await disk.source.fill(0, b"a")
