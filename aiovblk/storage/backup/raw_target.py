@@ -21,6 +21,7 @@ from ..file import FileDevice
 from ..fsync import sync_directory_of
 from ..layer import Layer
 from ..overlay import Overlay
+from .applying import apply_redo, commit
 from .digests import (
     Digests,
     VerifiedImage,
@@ -135,23 +136,12 @@ class RawTarget(ABC):
         following = await asyncio.to_thread(self._folder.next)
         if following is not None:
             if await asyncio.to_thread(self._folder.redo.exists):
-                await self._apply(following.backup.size)
+                size = following.backup.size
+                image = await self._open_image(size, read_only=False)
+                await apply_redo(image, self._folder.redo, size)
             await asyncio.to_thread(self.publish)
             await asyncio.to_thread(self._folder.finish)
         return await asyncio.to_thread(self._folder.state)
-
-    async def _apply(self, size: int) -> None:
-        """Write the redo log into the target."""
-        image = await self._open_image(size, read_only=False)
-        try:
-            overlay = await Overlay.file(image, self._folder.redo, size=size)
-        except BaseException:
-            await image.unmount()
-            raise
-        try:
-            await overlay.commit()
-        finally:
-            await overlay.unmount()
 
     @asynccontextmanager
     async def _existing(self) -> AsyncIterator[RawState]:
@@ -354,7 +344,7 @@ class OpenRawTarget:
         digests = await self._digests(backup.size)
         await asyncio.to_thread(self._folder.put_next, RawState(backup, digests))
         if isinstance(self.device, Overlay):
-            await self.device.commit()
+            await commit(self.device, self._folder.redo)
         await asyncio.to_thread(self._target.publish)
         await asyncio.to_thread(self._folder.finish)
         self._state = RawState(backup, digests)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from aiovblk.storage import MemoryDevice, ReadOnly
+from aiovblk.storage import Layer, MemoryDevice, ReadOnly
 from aiovblk.storage.backup import (
     BackupError,
     DeviceSource,
@@ -227,6 +228,37 @@ async def test_another_device_is_not_taken_for_the_target(
     with pytest.raises(OSError, match="the target is not, or no longer, the backup"):
         await back_up(source, target, "two")
     assert not any(await another.read(0, SIZE))
+
+
+class Full(Layer):
+    """A device that has no space while ``is_full``."""
+
+    is_full = False
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "no space")
+        await super().write(offset, data)
+
+
+async def test_backup_that_could_not_be_applied_is_applied_later(
+    source: BitmapDevice, tmp_path: Path
+) -> None:
+    export = Full(MemoryDevice(SIZE))
+    target = DeviceTarget(export, folder=tmp_path / "state")
+    await source.fill(0, b"a", 8)
+    first = await back_up(source, target, "one")
+    await source.fill(3, b"b")
+    export.is_full = True
+    expected = rf"is whole in {tmp_path / 'state'}, but could not be written .*\(no space\)"
+    with pytest.raises(OSError, match=expected):
+        await back_up(source, target, "two")
+    with pytest.raises(OSError, match=expected):
+        await target.backups()
+    export.is_full = False
+    (second,) = await target.backups()
+    assert second != first.backup
+    assert bytes(await export.read(0, SIZE)) == await source.contents()
 
 
 async def test_damaged_progress_is_an_error(source: BitmapDevice, image: Path) -> None:
