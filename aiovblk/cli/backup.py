@@ -26,7 +26,7 @@ from .backup_specs import (
 )
 from .diskspec import KEY_FILE
 from .errors import SpecError
-from .layers import LAYER_HELP, add_layer, layers_help
+from .layers import LAYER_HELP, Layers, add_layer, layers_help
 from .options import SPEC_HELP, add_json, add_loop, add_number, add_progress
 from .parser import CommandParser
 from .progress import progress
@@ -68,8 +68,7 @@ def configure_backup(parser: CommandParser) -> None:
     )
     _add_identity(parser, "SPEC")
     _add_common(parser)
-    group = parser.add_argument_group("layers", layers_help())
-    add_layer(group, "--layer", f"of SPEC: {LAYER_HELP}")
+    _add_layers(parser)
     parser.show_examples(
         (
             "every night, from cron",
@@ -98,11 +97,16 @@ def configure_restore(parser: CommandParser) -> None:
     )
     _add_identity(parser, "SPEC")
     _add_common(parser)
+    _add_layers(parser)
     parser.show_examples(
         ("the newest, into a new file", "aiovblk restore s3://backups/disk file:disk.raw"),
         (
             "an earlier one, into the disk that it is of",
             "aiovblk restore s3://backups/disk s3://bucket/disk --name 20260901T030000Z",
+        ),
+        (
+            "into a disk whose changes are recorded",
+            "aiovblk restore s3://backups/disk file:disk.raw --layer tracked:path=disk.bitmaps",
         ),
     )
     parser.set_defaults(command=async_command(run_restore))
@@ -169,6 +173,11 @@ def _add_common(parser: CommandParser) -> None:
     add_loop(parser)
 
 
+def _add_layers(parser: CommandParser) -> None:
+    group = parser.add_argument_group("layers", layers_help())
+    add_layer(group, "--layer", f"of SPEC: {LAYER_HELP}")
+
+
 def parse_keep(text: str) -> Keep:
     """Parse ``daily=7,weekly=4``, for argparse."""
     known = [each.name for each in fields(Keep)]
@@ -207,7 +216,8 @@ async def run_restore(arguments: Namespace) -> None:
     identity = arguments.identity or await identify(arguments.spec)
     async with open_backups(arguments) as target:
         chosen = choose(await target.backups(), arguments.name)
-        async with open_restored(arguments.spec, target, chosen.name) as device:
+        layers = Layers(tuple(arguments.layer or ()))
+        async with open_restored(arguments.spec, target, chosen.name, layers) as device:
             with _bar(arguments) as advance:
                 report = await restore(
                     target,

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from ..client import connect
 from ..device import BlockDevice
 from ..protocol.uri import SCHEMES as NBD_SCHEMES
 from ..storage import objects
-from ..storage.backup import DeviceSource, DeviceTarget, DiskSource, FileTarget, ObjectTarget
+from ..storage.backup import (
+    BackupError,
+    DeviceSource,
+    DeviceTarget,
+    DiskSource,
+    FileTarget,
+    ObjectTarget,
+)
 from ..storage.backup.sources import Source, identity_of_disk
 from ..storage.backup.targets import Target
 from ..storage.fsync import sync_directory_of
@@ -40,7 +47,9 @@ async def open_source(arguments: Namespace) -> AsyncGenerator[Source, None]:
             _check_disk_options(arguments)
             yield DiskSource(disk.url, key=read_key())
             return
-        arguments.point = arguments.point or disk.snapshot
+        if not layers.layers:
+            # A layer passes a snapshot on by its name, which another one may have had before.
+            arguments.point = arguments.point or disk.snapshot
     identity = arguments.identity or await identify(spec)
     async with open_stack(spec, layers, read_only=True) as device, unmounted(device):
         yield DeviceSource(device, identity=identity, point=arguments.point)
@@ -129,27 +138,47 @@ def _backup_key(path: str | None) -> bytes | None:
 
 
 @asynccontextmanager
-async def open_restored(spec: str, target: Target, name: str) -> AsyncGenerator[BlockDevice, None]:
+async def open_restored(
+    spec: str, target: Target, name: str, layers: Layers
+) -> AsyncGenerator[BlockDevice, None]:
     """Open what is restored into; a new file gets its name when it is whole.
 
     Args:
         spec: names it.
         target: has the backup.
         name: of the backup, as large as which a new file or disk is made.
+        layers: on what is restored into.
 
     """
     async with target.read(name) as reader:
         shape = _Shape(reader.size, reader.block_size)
     path = _path_of(spec) if spec.startswith("file:") else None
     if path is None or path.exists():
-        async with open_target(spec, shape, Layers()) as device, unmounted(device):
+        async with open_target(spec, shape, layers) as device, unmounted(device):
             yield device
         return
     unfinished = path.with_name(f"{path.name}.restoring")
-    async with open_target(f"file:{unfinished}", shape, Layers()) as device, unmounted(device):
+    _check_unfinished(unfinished, reader.size)
+    async with open_target(f"file:{unfinished}", shape, layers) as device, unmounted(device):
         yield device
     unfinished.rename(path)
     sync_directory_of(path)
+
+
+def _check_unfinished(path: Path, size: int) -> None:
+    """Refuse what an interrupted restore has left if a backup of another size is restored now.
+
+    Raises:
+        BackupError: it has another size.
+
+    """
+    with suppress(FileNotFoundError):
+        found = path.stat().st_size
+        if found != size:
+            raise BackupError(
+                f"{path} has {found} bytes, and the backup {size}: it was left by a restore of"
+                " another backup that was interrupted; delete it, and try again"
+            )
 
 
 def _path_of(spec: str) -> Path:

@@ -12,7 +12,8 @@ From a source to a target: :mod:`.sources` opens a state of the source; :mod:`.s
 states a target holds, and may hold after an unfinished run; :mod:`.spans` plans what has to be
 copied, :mod:`.moving` copies it; :mod:`.running` is all of it, and :mod:`.restoring` the way back.
 Targets: :mod:`.object_target` (a disk in an object store, with a snapshot for each backup),
-:mod:`.raw_target` (a file or a device, with :mod:`.state_folder` and :mod:`.digests` beside it).
+:mod:`.raw_target` (a file or a device, with :mod:`.state_folder`, :mod:`.digests` and
+:mod:`.applying` beside it).
 :mod:`.retention` says which backups are kept.
 """
 

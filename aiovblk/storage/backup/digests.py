@@ -7,6 +7,7 @@ import errno
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 
 from ...aio.gather import run_bounded
 from ...contract import check_extents
@@ -21,6 +22,7 @@ PIECE = 1 << 20
 _LENGTH = hashlib.sha256().digest_size
 _ZEROES = bytes(_LENGTH)
 _REQUESTS = 8  # pieces that are read at the same time
+_SAMPLES = 8  # pieces that tell an image from another one
 
 
 class Digests:
@@ -62,6 +64,13 @@ class Digests:
     def is_zero(self, number: int) -> bool:
         """Whether a piece is zeroes."""
         return self._of(number) == _ZEROES
+
+    def sample(self) -> list[int]:
+        """Return the numbers of a few pieces that are not zeroes, from all over the image."""
+        bounds = [self.count * part // _SAMPLES for part in range(_SAMPLES + 1)]
+        parts = (range(*each) for each in pairwise(bounds))
+        firsts = (next((each for each in part if not self.is_zero(each)), None) for part in parts)
+        return [each for each in firsts if each is not None]
 
     def matches(self, number: int, data: bytes) -> bool:
         """Whether a piece is what it was."""
@@ -187,3 +196,19 @@ async def verify_pieces(
 
     await run_bounded((partial(piece, each) for each in numbers), limit=_REQUESTS)
     return [problem for _, problem in sorted(problems)]
+
+
+async def check_pieces(image: VerifiedImage, numbers: Iterable[int]) -> None:
+    """Read pieces of the newest backup.
+
+    Raises:
+        OSError: (EIO) one cannot be read, or is not what it was.
+
+    """
+    problems = await verify_pieces(image, numbers, lambda count: None)
+    if problems:
+        raise OSError(
+            errno.EIO,
+            f"the target is not, or no longer, the backup that was made: {problems[0]};"
+            " begin a new one elsewhere",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from ...aio.gather import gather_all, run_bounded
@@ -26,7 +26,7 @@ Note = Callable[[int], Awaitable[object]]
 async def move(
     source: BlockDevice,
     target: BlockDevice,
-    spans: Iterable[Span],
+    spans: Sequence[Span],
     *,
     block: int,
     requests: int,
@@ -64,6 +64,8 @@ async def move(
         if note is not None:
             last = batch[-1]
             await note(last[0] + last[1])
+    if not spans:  # a new size, too, is durable only once it is flushed
+        await target.flush()
 
 
 Piece = tuple[int, int, How]

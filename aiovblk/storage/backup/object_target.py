@@ -5,10 +5,11 @@ backup. Before that the earlier backups are what they were, since nothing that a
 ever changed. Beside the disk's own objects there are, sealed like them::
 
     backups/<name>          what the snapshot of that name is a backup of (:class:`.Backup`)
-    backups/unfinished      how far the run has come that is under way (:class:`.Progress`)
+    backups/unfinished      the writer's epoch, as a line of its own, and how far the run has come
+                            that is under way (:class:`.Progress`)
 
 The first is put before the snapshot is taken, and counts only together with it. The second counts
-only if its base is the newest backup.
+only if its base is the newest backup, and if no other writer has opened the disk since.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..objects import AnyStore, Limits, ObjectStoreDevice, check, collect_garbag
 from ..objects.codec import damaged_error
 from ..objects.disk import StoredDisk
 from ..objects.keys import BACKUPS, backup_key
-from ..objects.snapshots import drop_snapshot, snapshot
+from ..objects.snapshots import drop_unless_cloned, take_snapshot
 from ..objects.state import DiskState
 from .errors import BackupError
 from .moving import Advance
@@ -146,6 +147,7 @@ class OpenObjectTarget:
         self.device = device
         self.identity = disk.manifest.disk
         self.progress = Progress.after(None)
+        self._epoch = 0
 
     async def load(self) -> None:
         """Find out what the disk's present state is.
@@ -157,12 +159,15 @@ class OpenObjectTarget:
         state = await self._disk.state()
         found = await _backups(self._disk, state)
         latest = found[-1] if found else None
-        unfinished = await self._unfinished()
-        if unfinished is not None and unfinished.base == (latest and latest.name):
-            self.progress = unfinished
-        else:
+        self._epoch = state.epoch
+        epoch, unfinished = await self._unfinished()
+        if unfinished is None or unfinished.base != (latest and latest.name):
             is_current = latest is not None and await self._is_at(latest, state)
             self.progress = Progress.after(latest, is_current=is_current)
+        elif epoch == self._epoch - 1:
+            self.progress = unfinished
+        else:  # the writer in between may have written anything
+            self.progress = Progress.after(latest, is_current=False)
 
     def resize(self, size: int) -> None:
         """Give the disk another size; what is new reads as zeroes."""
@@ -173,20 +178,21 @@ class OpenObjectTarget:
         """Whether nothing was written since the newest backup."""
         return (await self._disk.state(latest.name)).contents == state.contents
 
-    async def _unfinished(self) -> Progress | None:
+    async def _unfinished(self) -> tuple[int, Progress | None]:
+        """Return the epoch of the writer of the last unfinished run, and how far that has come."""
         try:
             data = await self._disk.objects.get(_UNFINISHED)
         except FileNotFoundError:
-            return None
-        contents = bytes(self._disk.codec.open(_UNFINISHED, data))
+            return 0, None
+        epoch, _, progress = bytes(self._disk.codec.open(_UNFINISHED, data)).partition(b"\n")
         try:
-            return Progress.decode(contents)
+            return int(epoch), Progress.decode(progress)
         except (ValueError, KeyError, TypeError) as exc:
             raise damaged_error(f"{self._disk.where}/{_UNFINISHED}", str(exc)) from None
 
     async def note(self, progress: Progress) -> None:
         """See :class:`.OpenTarget`."""
-        await self._put(_UNFINISHED, progress.encode())
+        await self._put(_UNFINISHED, b"%d\n" % self._epoch + progress.encode())
         self.progress = progress
 
     async def commit(self, backup: Backup) -> Backup:
@@ -194,7 +200,8 @@ class OpenObjectTarget:
         state = await self._disk.state()
         backup = replace(backup, name=free_name(backup.time, state.snapshots))
         await self._put(backup_key(backup.name), backup.encode())
-        await snapshot(self._disk.root, self._disk.path, name=backup.name, key=self._disk.key)
+        # Not of what another writer has made of it, if this process was away for a while.
+        await take_snapshot(self._disk, backup.name, epoch=self._epoch)
         await self._disk.objects.delete([_UNFINISHED])
         return backup
 
@@ -205,16 +212,20 @@ class OpenObjectTarget:
         """See :class:`.OpenTarget`."""
         return await _backups(self._disk, await self._disk.state())
 
-    async def drop(self, names: Collection[str]) -> None:
+    async def drop(self, names: Collection[str]) -> Sequence[str]:
         """See :class:`.OpenTarget`."""
         disk = self._disk
-        for name in names:
-            await drop_snapshot(disk.root, disk.path, name=name, key=disk.key)
+        dropped = [
+            name
+            for name in names
+            if await drop_unless_cloned(disk.root, disk.path, name=name, key=disk.key)
+        ]
         # Also those that an interrupted run has left.
         there = {each.name for each in await self.backups()}
         listed = await disk.objects.list_objects(BACKUPS)
         kept = {_UNFINISHED, *map(backup_key, there)}
         await disk.objects.delete([each.path for each in listed if each.path not in kept])
+        return dropped
 
 
 async def _ensure_backups(disk: StoredDisk) -> None:
@@ -238,6 +249,7 @@ async def _backups(disk: StoredDisk, state: DiskState) -> list[Backup]:
     """Return the snapshots that are backups, oldest first."""
     listed = {each.path for each in await disk.objects.list_objects(BACKUPS)}
     snapshots = sorted(state.snapshots.items(), key=lambda each: each[1].sequence)
+    listed.discard(_UNFINISHED)  # which a snapshot that is no backup may be called, too
     keys = [key for name, _ in snapshots if (key := backup_key(name)) in listed]
     return await gather_all(_read(disk, key) for key in keys)
 

@@ -21,7 +21,15 @@ from ..file import FileDevice
 from ..fsync import sync_directory_of
 from ..layer import Layer
 from ..overlay import Overlay
-from .digests import Digests, VerifiedImage, data_in, pieces_of, verify_pieces
+from .applying import apply_redo, commit
+from .digests import (
+    Digests,
+    VerifiedImage,
+    check_pieces,
+    data_in,
+    pieces_of,
+    verify_pieces,
+)
 from .errors import BackupError
 from .moving import Advance
 from .sources import Geometry
@@ -104,36 +112,36 @@ class RawTarget(ABC):
         """Open what a run writes to: the redo log over the target, or a first image."""
         if state is None:
             return await asyncio.to_thread(self.new_image, geometry)
-        image = await asyncio.to_thread(lambda: self.image(read_only=False))
+        size = state.backup.size
+        image = await self._open_image(size, read_only=False)
         try:
-            size = state.backup.size
+            # Whether it is that target at all: another device would get the changes only.
+            await check_pieces(VerifiedImage(image, state.digests), state.digests.sample())
             return await Overlay.file(image, self._folder.redo, size=size, identity=state.identity)
         except BaseException:
             await image.unmount()
             raise
+
+    async def _open_image(self, size: int, *, read_only: bool) -> BlockDevice:
+        """Open the target itself; EIO if it has become smaller than its backup, ``size`` bytes."""
+        image = await asyncio.to_thread(lambda: self.image(read_only=read_only))
+        if image.size < size:
+            await image.unmount()
+            found = f"the target has {image.size} bytes, fewer than the {size} of its backup"
+            raise OSError(errno.EIO, f"{found}: begin a new one elsewhere")
+        return image
 
     async def _recover(self) -> RawState | None:
         """Apply a backup that counts already, and return what the target holds then."""
         following = await asyncio.to_thread(self._folder.next)
         if following is not None:
             if await asyncio.to_thread(self._folder.redo.exists):
-                await self._apply(following.backup.size)
+                size = following.backup.size
+                image = await self._open_image(size, read_only=False)
+                await apply_redo(image, self._folder.redo, size)
             await asyncio.to_thread(self.publish)
             await asyncio.to_thread(self._folder.finish)
         return await asyncio.to_thread(self._folder.state)
-
-    async def _apply(self, size: int) -> None:
-        """Write the redo log into the target."""
-        image = await asyncio.to_thread(lambda: self.image(read_only=False))
-        try:
-            overlay = await Overlay.file(image, self._folder.redo, size=size)
-        except BaseException:
-            await image.unmount()
-            raise
-        try:
-            await overlay.commit()
-        finally:
-            await overlay.unmount()
 
     @asynccontextmanager
     async def _existing(self) -> AsyncIterator[RawState]:
@@ -159,7 +167,7 @@ class RawTarget(ABC):
             if name != state.backup.name:
                 reason = f"{self._folder.path}: there is no backup {name!r}; there is only"
                 raise FileNotFoundError(errno.ENOENT, f"{reason} {state.backup.name}")
-            image = await asyncio.to_thread(lambda: self.image(read_only=True))
+            image = await self._open_image(state.backup.size, read_only=True)
             try:
                 yield VerifiedImage(image, state.digests)
             finally:
@@ -169,7 +177,7 @@ class RawTarget(ABC):
         """See :class:`.Target`."""
         async with self._existing() as state:
             digests = state.digests
-            image = await asyncio.to_thread(lambda: self.image(read_only=True))
+            image = await self._open_image(digests.size, read_only=True)
             try:
                 # What is a hole in the image, and has a digest, is damage, and the other way round.
                 there = set(pieces_of(await data_in(image, digests.size)))
@@ -336,7 +344,7 @@ class OpenRawTarget:
         digests = await self._digests(backup.size)
         await asyncio.to_thread(self._folder.put_next, RawState(backup, digests))
         if isinstance(self.device, Overlay):
-            await self.device.commit()
+            await commit(self.device, self._folder.redo)
         await asyncio.to_thread(self._target.publish)
         await asyncio.to_thread(self._folder.finish)
         self._state = RawState(backup, digests)
@@ -354,12 +362,7 @@ class OpenRawTarget:
             await digests.take(self.device, iter(pieces_of(await data_in(self.device, size))))
             return digests
         changed = pieces_of(self.device.changed())
-        before = VerifiedImage(self.device.inner, self._state.digests)
-        problems = await verify_pieces(before, iter(changed), lambda count: None)
-        if problems:
-            raise OSError(
-                errno.EIO, f"the earlier backup: {problems[0]}; begin a new one elsewhere"
-            )
+        await check_pieces(VerifiedImage(self.device.inner, self._state.digests), changed)
         digests = self._state.digests.copy()
         await digests.take(self.device, iter(changed))
         return digests
@@ -368,8 +371,9 @@ class OpenRawTarget:
         """See :class:`.OpenTarget`."""
         return [] if self._state is None else [self._state.backup]
 
-    async def drop(self, names: Collection[str]) -> None:
+    async def drop(self, names: Collection[str]) -> Sequence[str]:
         """No-op: there is only the newest backup."""
+        return ()
 
 
 def _current(progress: Progress | None, state: RawState | None) -> Progress | None:

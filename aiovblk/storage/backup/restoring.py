@@ -17,6 +17,7 @@ from ..objects import ObjectStoreDevice
 from ..ratelimited import Rate, RateLimited
 from .errors import BackupError
 from .moving import Progressed, common_block, counting, move, unseen
+from .numbered import bitmaps_of
 from .sources import identity_of
 from .spans import Differences, How, Planner, merge, total_of
 from .states import Backup
@@ -143,9 +144,10 @@ async def _base(
     device: BlockDevice,
 ) -> Backup | None:
     """Return a backup from whose state both sides can tell the differences; None without one."""
-    if not isinstance(device, SupportsDirtyBitmaps) or device.size != chosen.size:
+    bitmaps = bitmaps_of(device)
+    if bitmaps is None or device.size != chosen.size:
         return None
-    points = set(await device.dirty_bitmaps())
+    points = set(await bitmaps.dirty_bitmaps())
     names = {chosen.name}
     if isinstance(reader, SupportsDirtyBitmaps):
         names.update(await reader.dirty_bitmaps())
@@ -161,8 +163,9 @@ async def _ranges(
     planner: Planner, base: Backup, chosen: Backup, reader: BlockDevice, device: BlockDevice
 ) -> list[tuple[int, int]]:
     """Return where the device may differ from the chosen backup: either differs from the base."""
-    assert isinstance(device, SupportsDirtyBitmaps)  # by the choice of the base
-    ranges = await planner.dirty(Differences(device, (base.point,)), 0, chosen.size)
+    bitmaps = bitmaps_of(device)
+    assert bitmaps is not None  # by the choice of the base
+    ranges = await planner.dirty(Differences(bitmaps, (base.point,)), 0, chosen.size)
     if base != chosen:
         assert isinstance(reader, SupportsDirtyBitmaps)  # likewise
         ranges += await planner.dirty(Differences(reader, (base.name,)), 0, chosen.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
@@ -24,7 +24,8 @@ class Keep:
 
     Only periods that have a backup count, so that a machine that was off for a month loses none.
     Periods are those of UTC, and weeks begin on Monday (ISO 8601). A backup that one rule keeps is
-    kept. The newest is always kept: the next one is made by what differs from it.
+    kept. The newest is always kept: the next one is made by what differs from it. Newest means made
+    last, whatever the clock said: it may have been set back since an earlier one was made.
 
     Raises:
         TypeError, ValueError: a number is out of range, or all are 0.
@@ -46,9 +47,14 @@ class Keep:
         if not any(getattr(self, each.name) for each in fields(self)):
             raise ValueError("say how many backups are to be kept: daily=7, for example")
 
-    def select(self, backups: Iterable[Backup]) -> set[str]:
-        """Return the names of those that are kept."""
-        newest_first = sorted(backups, key=lambda each: (each.time, each.name), reverse=True)
+    def select(self, backups: Sequence[Backup]) -> set[str]:
+        """Return the names of those that are kept.
+
+        Args:
+            backups: in the order in which they were made.
+
+        """
+        newest_first = backups[::-1]
         kept = {each.name for each in newest_first[: max(self.last, 1)]}
         for rule, period_of in _PERIODS.items():
             newest: dict[object, str] = {}

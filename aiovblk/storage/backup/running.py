@@ -78,19 +78,21 @@ async def backup(
     check_count("requests", requests)
     _check_keep(keep, target)
     geometry = await source.geometry()
-    dropped: list[str] = []
+    dropped: Sequence[str] = ()
     async with target.open(geometry) as opened:
         label = opened.identity[:8]
         async with source.open(label) as state:
-            _check_state(state, opened, geometry.size)
+            if state.identity == identity_of_disk(opened.identity):
+                await source.release(label, None)  # the snapshot that was just taken
+                raise BackupError("source and target are the same disk")
+            _check_state(state, geometry.size)
             run = _Run(state, opened, rate, requests, advance)
             done = await run.copy()
             await source.release(label, state.point)
         if keep is not None:
             there = await opened.backups()
             kept = keep.select(there)
-            dropped = [each.name for each in there if each.name not in kept]
-            await opened.drop(dropped)
+            dropped = await opened.drop([each.name for each in there if each.name not in kept])
     freed = await target.collect_garbage() if dropped else 0
     return BackupReport(done, run.base, run.compared, run.read, run.written, tuple(dropped), freed)
 
@@ -103,10 +105,8 @@ def _check_keep(keep: Keep | None, target: Target) -> None:
         )
 
 
-def _check_state(state: OpenSource, target: OpenTarget, size: int) -> None:
+def _check_state(state: OpenSource, size: int) -> None:
     check_source(state.device)
-    if state.identity == identity_of_disk(target.identity):
-        raise BackupError("source and target are the same disk")
     if state.device.size != size:
         raise BackupError("the source was resized meanwhile; try again")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from ...bitmaps import SupportsDirtyBitmaps
+from ...bitmaps import SupportsDirtyBitmaps, list_bitmaps
 from ...contract import check_inner
 from ...device import BlockDevice
 from ..objects import (
@@ -20,10 +20,11 @@ from ..objects import (
     ObjectStoreDevice,
     collect_garbage,
     describe,
-    drop_snapshot,
     snapshot,
     snapshots,
 )
+from ..objects.snapshots import drop_unless_cloned
+from .numbered import NumberedSnapshots, bitmaps_of, snapshot_of
 from .states import Point, name_of
 
 PREFIX = "backup-"
@@ -53,7 +54,7 @@ class OpenSource:
     @property
     def bitmaps(self) -> SupportsDirtyBitmaps | None:
         """What tells the differences between this state and others; None if nothing does."""
-        return self.device if isinstance(self.device, SupportsDirtyBitmaps) else None
+        return bitmaps_of(self.device)
 
 
 class Source(Protocol):
@@ -111,7 +112,8 @@ class DiskSource:
         await snapshot(store, path, name=name, key=key)
         device = await ObjectStoreDevice.open(store, path, snapshot=name, key=key)
         try:
-            yield OpenSource(device, identity_of(device), name)
+            point = await NumberedSnapshots(device).number(name)
+            yield OpenSource(device, identity_of(device), point)
         finally:
             await device.unmount()
 
@@ -119,10 +121,9 @@ class DiskSource:
         """Drop the other snapshots that were taken for this target, and what only they needed."""
         store, path, key = self._store, self._path, self._key
         names = await snapshots(store, path, key=key)
-        dropped = [each for each in names if each.startswith(f"{PREFIX}{label}-") and each != point]
-        for name in dropped:
-            await drop_snapshot(store, path, name=name, key=key)
-        if dropped:
+        kept = snapshot_of(point or "")
+        others = [each for each in names if each.startswith(f"{PREFIX}{label}-") and each != kept]
+        if [each for each in others if await drop_unless_cloned(store, path, name=each, key=key)]:
             await collect_garbage(store, path, key=key)
 
 
@@ -163,10 +164,12 @@ class DeviceSource:
         """
         opened = self._opened
         if opened.point is not None:
-            known = [] if opened.bitmaps is None else await opened.bitmaps.dirty_bitmaps()
+            known = await list_bitmaps(opened.device)
             if opened.point not in known:
                 names = ", ".join(known) or "none"
                 raise ValueError(f"the source has no bitmap {opened.point!r}; there are: {names}")
+            if isinstance(opened.bitmaps, NumberedSnapshots):
+                opened = replace(opened, point=await opened.bitmaps.number(opened.point))
         yield opened
 
     async def release(self, label: str, point: Point) -> None:

@@ -137,11 +137,19 @@ class StateFolder:
         return RawState.decode(data, str(path))
 
     def progress(self) -> Progress | None:
-        """Read how far an unfinished run has come; None if there is none."""
+        """Read how far an unfinished run has come; None if there is none.
+
+        Raises:
+            OSError: (EIO) it is damaged.
+
+        """
         try:
             return Progress.decode(self._progress.read_bytes())
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError) as exc:
+            reason = f"{self._progress} is damaged ({exc}): delete it, and the next backup is"
+            raise OSError(errno.EIO, f"{reason} made anew, from the one that there is") from None
 
     def put_progress(self, progress: Progress) -> None:
         """Make durable how far a run has come."""

@@ -41,7 +41,8 @@ class Backup:
     source: str
     """Identifies the source."""
     point: Point
-    """The name under which the source can tell what differs from it; None if it has none."""
+    """The name under which the source can tell what differs from it; None if it has none. Of a
+    snapshot of a disk in an object store ``NAME@SEQUENCE``, see :mod:`.numbered`."""
 
     def encode(self) -> bytes:
         """Encode it as JSON."""

@@ -49,8 +49,8 @@ class OpenTarget(Protocol):
         """Return the backups, oldest first."""
         ...
 
-    async def drop(self, names: Collection[str]) -> None:
-        """Drop backups."""
+    async def drop(self, names: Collection[str]) -> Sequence[str]:
+        """Drop backups; return those that were: one that has clones stays."""
         ...
 
 

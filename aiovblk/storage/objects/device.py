@@ -237,9 +237,17 @@ class ObjectStoreDevice(BlockDevice):
             OSError: the store fails.
 
         """
+        return sorted(await self.snapshot_numbers())
+
+    async def snapshot_numbers(self) -> Mapping[str, int]:
+        """Return the disk's snapshots, and for each the number of the record that took it.
+
+        That number tells apart two snapshots of which the second was given the name of the first
+        after that was dropped. See :meth:`dirty_bitmaps`, also for what is raised.
+        """
         if self._writer is not None:
             await self._writer.check_fenced()
-        return sorted(self._known_snapshots)
+        return {name: each.sequence for name, each in self._known_snapshots.items()}
 
     async def dirty_extents(self, name: str, offset: int, length: int) -> Sequence[DirtyExtent]:
         """Return which parts differ from a snapshot, which may be later than this state.

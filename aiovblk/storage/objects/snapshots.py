@@ -15,7 +15,7 @@ from .client import AnyStore, location
 from .codec import ObjectCodec
 from .disk import StoredDisk, ensure_empty, get_snapshot, publish
 from .extents import ZEROES, Run
-from .journal import record
+from .journal import FencedError, record
 from .keys import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
 from .manifest import VERSION, Manifest, Origin
 from .records import Kind
@@ -54,9 +54,28 @@ async def snapshot(store: AnyStore, path: str = "", *, name: str, key: bytes | N
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is no name for a snapshot; use letters, digits and .:+-_")
-    disk = await StoredDisk.open(store, path, key=key)
+    await take_snapshot(await StoredDisk.open(store, path, key=key), name)
+
+
+async def take_snapshot(disk: StoredDisk, name: str, *, epoch: int | None = None) -> None:
+    """Take a snapshot of a disk; see :func:`snapshot`.
+
+    Args:
+        disk: the disk.
+        name: a valid one.
+        epoch: of the writer whose state is meant; None for the present one's, whoever that is.
+
+    Raises:
+        FileExistsError: there is a snapshot of that name.
+        FencedError: another writer has opened the disk since.
+
+    """
 
     def check(state: DiskState) -> None:
+        if epoch is not None and state.epoch != epoch:
+            raise FencedError(
+                errno.EIO, f"{disk.where}: another process has become the disk's writer meanwhile"
+            )
         if name in state.snapshots:
             reason = f"{disk.where}: there is a snapshot {name!r} already"
             raise FileExistsError(errno.EEXIST, reason)
@@ -86,6 +105,19 @@ async def drop_snapshot(
 
     journal = await disk.journal(writes=True)
     await journal.add(record(Kind.DROP, name=name), check)
+
+
+async def drop_unless_cloned(
+    store: AnyStore, path: str = "", *, name: str, key: bytes | None = None
+) -> bool:
+    """Drop a snapshot as :func:`drop_snapshot` does, unless a clone needs it; return whether."""
+    try:
+        await drop_snapshot(store, path, name=name, key=key)
+    except StorageError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 async def clone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from aiovblk.cli import main, make_parser
 from aiovblk.cli.backup import BACKUP_KEY, parse_keep, run_backup, run_backups, run_restore
 from aiovblk.cli.diskspec import KEY_FILE
 from aiovblk.server import Export
-from aiovblk.storage import MemoryDevice
+from aiovblk.storage import FileDevice, MemoryDevice, Tracked
 from aiovblk.storage.backup import Keep, ObjectTarget
 
 from ...support.network_client import serve
@@ -153,10 +154,27 @@ def test_snapshot_is_its_own_point(run: Run, raw: Path) -> None:
         facts = json.loads(
             run("backup", f"folder:disk?snapshot={name}", "folder:backups", "--json")
         )
-        assert facts["point"] == name
+        assert re.fullmatch(rf"{name}@\d+", facts["point"])
     assert facts["compared"] == facts["read"] == 0
     names = re.findall("^[a-z]+", run("snapshot", "folder:disk"), re.MULTILINE)
     assert names == ["monday", "tuesday"]  # none was taken
+
+
+@pytest.mark.parametrize("layers", [(), ("--layer", "read-only")])
+def test_snapshot_that_was_taken_again_is_another_state(
+    run: Run, raw: Path, layers: tuple[str, ...]
+) -> None:
+    run("copy", "file:raw", "folder:disk")
+    run("snapshot", "folder:disk", "nightly")
+    run("backup", "folder:disk?snapshot=nightly", "folder:backups", *layers)
+    change(raw, MIB // 2)
+    run("copy", "file:raw", "folder:disk")
+    run("snapshot", "folder:disk", "nightly", "--drop")
+    run("snapshot", "folder:disk", "nightly")
+    printed = run("backup", "folder:disk?snapshot=nightly", "folder:backups", *layers)
+    assert ": by comparing; 1M read, 4K written\n" in printed
+    run("restore", "folder:backups", "file:new")
+    assert Path("new").read_bytes() == raw.read_bytes()
 
 
 def test_each_side_has_a_key_of_its_own(
@@ -223,6 +241,52 @@ def test_backup_that_is_not_there_is_said(run: Run, raw: Path) -> None:
     run("backup", "file:raw", "folder:b")
     error = run("restore", "folder:b", "file:new", "--name", "monday", fails=1)
     assert re.fullmatch(r"aiovblk: there is no backup 'monday'; there are: 2\w+Z\n", error)
+
+
+def test_restore_into_a_disk_whose_changes_are_recorded(run: Run, raw: Path) -> None:
+    layer = ("--layer", "tracked:path=bitmaps")
+
+    def add_point(name: str) -> None:
+        async def add() -> None:
+            tracked = Tracked(FileDevice(raw), "bitmaps")
+            await tracked.add(name)
+            await tracked.unmount()
+
+        asyncio.run(add())
+
+    def back_up(point: str) -> str:
+        add_point(point)
+        printed = run("backup", "file:raw", "folder:b", "--point", point, "--json", *layer)
+        return str(json.loads(printed)["name"])
+
+    first = back_up("one")
+    before = raw.read_bytes()
+
+    async def write() -> None:
+        tracked = Tracked(FileDevice(raw), "bitmaps")
+        await tracked.write(MIB, memoryview(bytes([7]) * 4096))
+        await tracked.unmount()
+
+    asyncio.run(write())
+    back_up("two")
+    facts = json.loads(run("restore", "folder:b", "file:raw", "--name", first, "--json", *layer))
+    assert facts["compared"] == 0
+    assert raw.read_bytes() == before
+    back_up("three")
+    run("restore", "folder:b", "file:new")
+    assert Path("new").read_bytes() == before
+
+
+def test_restore_of_another_size_that_was_interrupted_is_not_continued(run: Run, raw: Path) -> None:
+    run("backup", "file:raw", "folder:b")
+    unfinished = Path("new.restoring")
+    unfinished.write_bytes(b"x" * 8 * MIB)
+    error = run("restore", "folder:b", "file:new", fails=1)
+    assert f"new.restoring has {8 * MIB} bytes, and the backup {4 * MIB}: " in error
+    assert not Path("new").exists()
+    os.truncate(unfinished, 4 * MIB)
+    run("restore", "folder:b", "file:new")
+    assert Path("new").read_bytes() == raw.read_bytes()
 
 
 def test_rules_are_parsed() -> None:

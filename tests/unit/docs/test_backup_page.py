@@ -52,4 +52,4 @@ async def test_point_is_added_before_the_backup(tmp_path: Path) -> None:
     }
     await run(blocks(PAGE)[1], **names)
     (found,) = await target.backups()
-    assert (found.source, found.point) == ("disk 7", "tuesday")
+    assert (found.source, found.point) == ("disk 7", "2026-12-01")

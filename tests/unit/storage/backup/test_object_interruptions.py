@@ -10,11 +10,13 @@ from itertools import count
 
 import pytest
 
+from aiovblk.errors import StorageBusyError
 from aiovblk.storage.backup import ObjectTarget
+from aiovblk.storage.backup.numbered import snapshot_of
 from aiovblk.storage.objects import snapshots
 
 from ....support.backups import Buckets, in_small_pieces
-from ....support.object_store import Client, contents, make_disk
+from ....support.object_store import Client, contents, make_disk, open_disk
 from ....support.sizes import by_size
 
 STEP = by_size(3, 1)
@@ -46,7 +48,9 @@ async def verify_next(buckets: Buckets) -> None:
     await buckets.backup()
     assert await buckets.verify(present)
     newest = (await ObjectTarget(buckets.target.client(), "disk").backups())[-1]
-    assert [*await snapshots(buckets.source.client(), "disk")] == [newest.point]
+    assert newest.point is not None
+    kept = [snapshot_of(newest.point)]
+    assert [*await snapshots(buckets.source.client(), "disk")] == kept
     problems = await ObjectTarget(buckets.target.client(), "disk").verify(lambda count: None)
     assert problems == []
 
@@ -110,6 +114,44 @@ async def test_runs_are_interrupted_again_and_again() -> None:
             await buckets.backup(clients)
         buckets.forget_lease()
         await buckets.verify(present)
+    await verify_next(buckets)
+
+
+@pytest.mark.parametrize("backups", [0, 1])
+async def test_disk_that_something_else_has_written_to_after_an_interruption(backups: int) -> None:
+    buckets = await buckets_with(backups)
+    present = await buckets.write()
+    clients = buckets.clients(crash_after=11)
+    with pytest.raises(OSError, match="crashed"):
+        await buckets.backup(clients)
+    buckets.forget_lease()
+    assert not await buckets.verify(present)
+    device = await open_disk(buckets.target.client())
+    await device.write(0, memoryview(bytes(range(256)) * (device.size // 256)))
+    await device.unmount()
+    await verify_next(buckets)
+
+
+async def test_disk_that_another_writer_takes_over_becomes_no_backup() -> None:
+    buckets = await buckets_with(1)
+    present = await buckets.write()
+    clients = buckets.clients()
+
+    async def take_over() -> None:
+        clients[1].before = lambda request, path: None
+        buckets.forget_lease()
+        device = await open_disk(buckets.target.client())
+        await device.write(0, memoryview(bytes(range(256)) * (device.size // 256)))
+        await device.unmount()
+
+    def before(request: str, path: str) -> object:
+        is_committing = request == "put" and path.startswith("backups/2")
+        return take_over() if is_committing else None
+
+    clients[1].before = before
+    with pytest.raises(StorageBusyError, match="another process has become"):
+        await buckets.backup(clients)
+    assert not await buckets.verify(present)
     await verify_next(buckets)
 
 

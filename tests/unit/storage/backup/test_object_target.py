@@ -17,6 +17,7 @@ from aiovblk.storage.backup import (
     backup,
 )
 from aiovblk.storage.backup.running import BackupReport
+from aiovblk.storage.backup.sources import Geometry
 
 from ....support.backups import Buckets, states_of
 from ....support.bitmap_device import BitmapDevice
@@ -155,6 +156,37 @@ async def test_retention_drops_backups_and_what_they_needed() -> None:
     assert len(disk.bucket.names("disk/backups")) == 2
 
 
+async def test_backup_that_has_a_clone_is_kept_until_that_is_deleted() -> None:
+    disk = Disk()
+    first = await disk.backup("one")
+    client = disk.bucket.client()
+    await objects.clone(client, "disk", name=first.backup.name, target="clone")
+    second = await disk.backup("two", keep=Keep(last=1))
+    assert second.dropped == ()
+    third = await disk.backup("three", keep=Keep(last=1))
+    assert third.dropped == (second.backup.name,)
+    assert await disk.target().backups() == [first.backup, third.backup]
+    await objects.delete(client, "clone")
+    assert (await disk.backup("four", keep=Keep(last=1))).dropped == (
+        first.backup.name,
+        third.backup.name,
+    )
+
+
+async def test_state_of_the_source_that_has_a_clone_stays() -> None:
+    buckets = Buckets()
+    await make_disk(buckets.source)
+    await buckets.backup()
+    client = buckets.source.client()
+    (first,) = await objects.snapshots(client, "disk")
+    await objects.clone(client, "disk", name=first, target="clone")
+    await buckets.backup()
+    names = [*await objects.snapshots(client, "disk")]
+    assert (len(names), names[0]) == (2, first)
+    await buckets.backup(keep=Keep(last=1))
+    assert len(await ObjectTarget(buckets.target.client(), "disk").backups()) == 1
+
+
 async def test_own_snapshots_of_the_target_are_no_backups_and_are_kept() -> None:
     disk = Disk()
     await disk.source.fill(0, b"a")
@@ -164,6 +196,18 @@ async def test_own_snapshots_of_the_target_are_no_backups_and_are_kept() -> None
     await disk.backup("two", keep=Keep(last=1))
     assert len(await disk.target().backups()) == 1
     assert "mine" in await objects.snapshots(disk.bucket.client(), "disk")
+
+
+async def test_own_snapshot_may_have_the_name_of_the_note_of_a_run() -> None:
+    disk = Disk()
+    await disk.source.fill(0, b"a")
+    first = await disk.backup("one")
+    await objects.snapshot(disk.bucket.client(), "disk", name="unfinished")
+    async with disk.target().open(Geometry(SIZE, BLOCK)) as opened:
+        await opened.note(opened.progress.begin("disk", "two"))
+    assert await disk.target().backups() == [first.backup]
+    second = await disk.backup("two")
+    assert await disk.target().backups() == [first.backup, second.backup]
 
 
 @pytest.mark.parametrize("encrypts", ["source", "target", "both"])
@@ -219,10 +263,11 @@ async def test_target_that_is_in_use_is_refused() -> None:
 
 async def test_source_is_not_its_own_target() -> None:
     disk = Disk()
-    await disk.backup("one")
+    report = await disk.backup("one")
     client = disk.bucket.client()
     with pytest.raises(BackupError, match="same disk"):
         await backup(DiskSource(client, "disk"), ObjectTarget(client, "disk"))
+    assert [*await objects.snapshots(client, "disk")] == [report.backup.name]  # none was left
 
 
 @pytest.mark.parametrize("sizes", [(4, 8, 6), (8, 4, 8)])
@@ -239,6 +284,19 @@ async def test_source_is_resized_between_backups(sizes: tuple[int, ...]) -> None
         await backup(DiskSource(bucket.client(), "disk"), target)
         expected.append(await contents(bucket))
     assert [*(await states_of(target)).values()] == expected
+
+
+@pytest.mark.parametrize("sizes", [(4, 8, 4), (8, 4, 8)])
+async def test_source_is_resized_and_not_written(sizes: tuple[int, ...]) -> None:
+    bucket = Bucket()
+    await make_disk(bucket, size=sizes[0] * CHUNK)
+    target = ObjectTarget(Bucket().client(), "disk", chunk_size=CHUNK)
+    for size in sizes:
+        device = await open_disk(bucket.client())
+        device.blocks = size * CHUNK // BLOCK
+        await device.unmount()
+        await backup(DiskSource(bucket.client(), "disk"), target)
+    assert [*(await states_of(target)).values()] == [bytes(size * CHUNK) for size in sizes]
 
 
 async def test_damaged_backup_is_found() -> None:

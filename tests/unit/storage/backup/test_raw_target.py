@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from aiovblk.storage import MemoryDevice, ReadOnly
+from aiovblk.storage import Layer, MemoryDevice, ReadOnly
 from aiovblk.storage.backup import (
     BackupError,
     DeviceSource,
@@ -196,6 +197,81 @@ async def test_hole_in_place_of_data_is_found(source: BitmapDevice, image: Path)
     assert len(await FileTarget(image).verify(lambda count: None)) == 16
     with pytest.raises(OSError, match="damaged"):
         await restore(FileTarget(image), MemoryDevice(SIZE))
+
+
+@pytest.mark.parametrize("blocks", [1, 63])
+async def test_image_that_has_become_shorter_is_an_error(
+    source: BitmapDevice, image: Path, blocks: int
+) -> None:
+    await source.fill(0, b"a", 64)
+    first = await back_up(source, FileTarget(image), "one")
+    os.truncate(image, blocks * BLOCK)
+    target = FileTarget(image)
+    expected = f"has {blocks * BLOCK} bytes, fewer than the {SIZE} of its backup"
+    with pytest.raises(OSError, match=expected):
+        await target.verify(lambda count: None)
+    with pytest.raises(OSError, match=expected):
+        await restore(target, MemoryDevice(SIZE))
+    with pytest.raises(OSError, match=expected):
+        await back_up(source, target, "two")
+    assert await target.backups() == [first.backup]  # no other one counts
+
+
+@pytest.mark.parametrize("block", [0, 5, 63])
+async def test_another_device_is_not_taken_for_the_target(
+    source: BitmapDevice, tmp_path: Path, block: int
+) -> None:
+    await source.fill(block, b"a")
+    await back_up(source, DeviceTarget(MemoryDevice(SIZE), folder=tmp_path / "state"), "one")
+    another = MemoryDevice(SIZE)
+    target = DeviceTarget(another, folder=tmp_path / "state")
+    with pytest.raises(OSError, match="the target is not, or no longer, the backup"):
+        await back_up(source, target, "two")
+    assert not any(await another.read(0, SIZE))
+
+
+class Full(Layer):
+    """A device that has no space while ``is_full``."""
+
+    is_full = False
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "no space")
+        await super().write(offset, data)
+
+
+async def test_backup_that_could_not_be_applied_is_applied_later(
+    source: BitmapDevice, tmp_path: Path
+) -> None:
+    export = Full(MemoryDevice(SIZE))
+    target = DeviceTarget(export, folder=tmp_path / "state")
+    await source.fill(0, b"a", 8)
+    first = await back_up(source, target, "one")
+    await source.fill(3, b"b")
+    export.is_full = True
+    expected = rf"is whole in {tmp_path / 'state'}, but could not be written .*\(no space\)"
+    with pytest.raises(OSError, match=expected):
+        await back_up(source, target, "two")
+    with pytest.raises(OSError, match=expected):
+        await target.backups()
+    export.is_full = False
+    (second,) = await target.backups()
+    assert second != first.backup
+    assert bytes(await export.read(0, SIZE)) == await source.contents()
+
+
+async def test_damaged_progress_is_an_error(source: BitmapDevice, image: Path) -> None:
+    await back_up(source, FileTarget(image), "one")
+    progress = Path(f"{image}.backup/progress")
+    for data in (b"", b"{}", b'{"marks": [], "points": 1}'):
+        progress.write_bytes(data)
+        with pytest.raises(OSError, match=r"progress is damaged .*: delete it"):
+            await back_up(source, FileTarget(image))
+    progress.unlink()
+    await source.fill(9, b"b")
+    await back_up(source, FileTarget(image))
+    assert image.read_bytes() == await source.contents()
 
 
 async def test_damaged_state_is_an_error(source: BitmapDevice, image: Path) -> None:

@@ -18,7 +18,9 @@ from aiovblk.storage.backup import (
     backup,
     restore,
 )
+from aiovblk.storage.backup.sources import identity_of
 from aiovblk.storage.backup.targets import Target
+from aiovblk.storage.objects import drop_snapshot, snapshot
 
 from ....support.backups import Buckets, in_small_pieces, read_all, states_of
 from ....support.bitmap_device import BLOCK, BitmapDevice
@@ -151,6 +153,26 @@ async def test_earlier_backup_by_the_snapshots_of_both_sides() -> None:
     assert await contents(buckets.source) == states[0]
     await buckets.backup()
     assert [*(await states_of(target)).values()] == [*states, states[0]]
+
+
+async def test_snapshot_of_the_device_that_was_taken_again_is_not_relied_on() -> None:
+    buckets = Buckets()
+    await make_disk(buckets.source)
+    target = ObjectTarget(buckets.target.client(), "disk")
+    state = await buckets.write()
+    await snapshot(buckets.source.client(), "disk", name="nightly")
+    source = await open_disk(buckets.source.client(), snapshot="nightly")
+    identity = identity_of(source)
+    await backup(DeviceSource(source, identity=identity, point="nightly"), target)
+    await source.unmount()
+    await buckets.write()
+    await drop_snapshot(buckets.source.client(), "disk", name="nightly")
+    await snapshot(buckets.source.client(), "disk", name="nightly")
+    device = await open_disk(buckets.source.client())
+    report = await restore(target, device)
+    await device.unmount()
+    assert (report.base, report.compared > 0) == (None, True)
+    assert await contents(buckets.source) == state
 
 
 async def test_restore_that_was_interrupted_is_run_again(

@@ -19,7 +19,7 @@ def backup(time: datetime) -> Backup:
 
 def days_kept(keep: Keep, times: list[datetime]) -> list[str]:
     """Return the times that are kept, as month and day and hour."""
-    kept = keep.select(map(backup, times))
+    kept = keep.select([backup(time) for time in times])
     return [f"{time:%m-%d %H}" for time in times if name_of(time.timestamp()) in kept]
 
 
@@ -46,7 +46,14 @@ NIGHTS = [MONDAY + timedelta(days=number) for number in range(40)]  # up to Frid
 )
 def test_nightly_backups(keep: Keep, expected: list[str]) -> None:
     assert days_kept(keep, NIGHTS) == expected
-    assert days_kept(keep, NIGHTS[::-1]) == expected[::-1]
+
+
+@pytest.mark.parametrize("keep", [Keep(last=2), Keep(daily=2), Keep(yearly=2)])
+def test_backup_after_the_clock_was_set_back_is_the_newest(keep: Keep) -> None:
+    wrong = MONDAY + timedelta(days=3000)
+    times = [MONDAY, wrong, MONDAY + timedelta(days=1)]
+    assert days_kept(keep, times) == [f"{wrong:%m-%d %H}", "09-01 03"]
+    assert days_kept(Keep(last=1), times) == ["09-01 03"]
 
 
 def test_newest_of_a_period_is_kept() -> None:

@@ -12,17 +12,32 @@ import pytest
 
 from aiovblk.storage import FileDevice, Tracked
 
-from ....support.killed_tracker import BLOCK, BLOCKS
+from ....support.killed_tracker import BLOCK, BLOCKS, LIVE
 from ....support.sizes import by_size
 from .test_tracked import dirty
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(900)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(1800)]
 
 
-async def test_what_was_written_before_a_kill_is_dirty(tmp_path: Path) -> None:
+async def dirty_blocks(tracked: Tracked, name: str) -> set[int]:
+    runs = await dirty(tracked, name, tracked.size)
+    return {block for first, behind in runs for block in range(first, behind)}
+
+
+def read_notes(path: Path) -> tuple[set[int], set[int]]:
+    """Return the blocks that were noted, and those of them after the point only; delete it."""
+    lines = path.read_text().split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    at = lines.index(LIVE) if LIVE in lines else len(lines)
+    before, after = set(map(int, lines[:at])), set(map(int, lines[at + 1 :]))
+    return before | after, after - before
+
+
+async def test_what_was_changed_before_a_kill_is_dirty(tmp_path: Path) -> None:
     random, size = Random(1), BLOCKS * BLOCK
     await FileDevice.create(tmp_path / "disk", size).unmount()
     written: set[int] = set()
+    points = 0
     for number in range(by_size(5, 100)):
         tracked = Tracked(FileDevice(tmp_path / "disk"), tmp_path / "bitmaps", granularity=BLOCK)
         if number % 3 == 0:
@@ -36,22 +51,23 @@ async def test_what_was_written_before_a_kill_is_dirty(tmp_path: Path) -> None:
             sys.executable, "-m", "tests.support.killed_tracker", *words
         )
         assert await process.wait() == -signal.SIGKILL
-        notes = tmp_path / "notes"
-        written |= set(map(int, notes.read_text().split())) if notes.exists() else set()
-        notes.unlink(missing_ok=True)
+        noted, only_later = read_notes(tmp_path / "notes")
+        written |= noted
         tracked = Tracked(FileDevice(tmp_path / "disk"), tmp_path / "bitmaps")
-        found = {
-            block
-            for first, behind in await dirty(tracked, name, size)
-            for block in range(first, behind)
-        }
         after = await tracked.read(0, size)
         changed = {
             at // BLOCK
             for at in range(0, size, BLOCK)
             if before[at : at + BLOCK] != after[at : at + BLOCK]
         }
-        assert changed <= found <= written
+        assert changed <= await dirty_blocks(tracked, name) <= written
+        if LIVE in await tracked.dirty_bitmaps():
+            points += 1
+            assert changed & only_later <= await dirty_blocks(tracked, LIVE) <= noted
+            await tracked.drop(LIVE)
+        else:
+            assert not only_later
         if number % 3 == 2:
             await tracked.drop(name)
         await tracked.unmount()
+    assert points
