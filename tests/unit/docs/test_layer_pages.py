@@ -22,6 +22,7 @@ from ...support.pages import blocks, run
 
 
 @pytest.mark.one_loop
+@pytest.mark.deadline(300)
 @pytest.mark.parametrize("number", range(2))
 async def test_devices_of_others_are_checked(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
