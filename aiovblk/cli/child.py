@@ -57,7 +57,7 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
     Cancellation: the command gets SIGTERM, and is waited for.
 
     """
-    child = _Child(command, environment_for_others() | dict(variables))
+    child = _Shell(command, environment_for_others() | dict(variables))
     closed = asyncio.create_task(server.wait())
     first: list[asyncio.Future[Any]] = [child.ended, closed]
     try:
@@ -74,7 +74,7 @@ async def run_beside(server: Server, command: str, variables: Mapping[str, str])
     return 128 - status if status < 0 else status
 
 
-class _Child:
+class _Shell:
     """A running shell, in a process group with the commands that it runs.
 
     As timeout(1) does it: in the foreground of a terminal it stays in the group of this process, so

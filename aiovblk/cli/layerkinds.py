@@ -46,7 +46,7 @@ CACHE_POLICY: Policy = "write-through"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerKind:
     """A kind of layer: what its options are, and what it may be combined with."""
 
     apply: Callable[[BlockDevice, Settings, Contents], Awaitable[BlockDevice]]
@@ -183,8 +183,8 @@ def _block_bytes(text: str) -> int:
 _RATES = ("rate", "read-rate", "write-rate")
 _REQUESTS = ("requests", "read-requests", "write-requests")
 
-KINDS: dict[str, Kind] = {
-    "retry": Kind(
+KINDS: dict[str, LayerKind] = {
+    "retry": LayerKind(
         _retry,
         "repeat requests that failed for a while",
         {
@@ -193,7 +193,7 @@ KINDS: dict[str, Kind] = {
             "longest-delay": values.pause,
         },
     ),
-    "limit": Kind(
+    "limit": LayerKind(
         _limit,
         "limit bytes and requests per second, with a burst of so many seconds",
         {
@@ -204,7 +204,7 @@ KINDS: dict[str, Kind] = {
         required=(*_RATES, *_REQUESTS),
         for_workers=False,
     ),
-    "cache": Kind(
+    "cache": LayerKind(
         _cache,
         "cache it in memory, or in a file",
         {
@@ -215,7 +215,7 @@ KINDS: dict[str, Kind] = {
         required=("size",),
         for_workers=False,
     ),
-    "overlay": Kind(
+    "overlay": LayerKind(
         _overlay,
         "write to a file, and leave what is below unchanged (copy-on-write)",
         {"path": values.text},
@@ -224,35 +224,35 @@ KINDS: dict[str, Kind] = {
         reads_only=True,
         changes_contents=True,
     ),
-    "tracked": Kind(
+    "tracked": LayerKind(
         _tracked,
         "record in a file which blocks are written; see `aiovblk bitmap`",
         {"path": values.text, "granularity": values.block_size(maximum=MAX_GRANULARITY)},
         required=("path",),
         for_workers=False,
     ),
-    "read-only": Kind(_read_only, "refuse all writes", reads_only=True),
-    "block-size": Kind(
+    "read-only": LayerKind(_read_only, "refuse all writes", reads_only=True),
+    "block-size": LayerKind(
         _block_size,
         "have blocks of another size",
         {"size": _block_bytes},
         required=("size",),
     ),
-    "partition": Kind(
+    "partition": LayerKind(
         _partition,
         "be a part of it",
         {"offset": values.offset, "size": values.size},
         required=("offset", "size"),
         changes_contents=True,
     ),
-    "mirror": Kind(
+    "mirror": LayerKind(
         _mirror,
         "write to another SPEC as well, which is made equal first; in-sync=yes if it is",
         {"with": values.text, "in-sync": values.flag},
         required=("with",),
         for_workers=False,
     ),
-    "faults": Kind(
+    "faults": LayerKind(
         _faults,
         "fail or delay requests on purpose, for tests",
         {

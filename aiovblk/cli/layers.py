@@ -16,7 +16,7 @@ from ..storage.cache import Policy
 from . import values
 from .contents import Contents
 from .errors import UsageError
-from .layerkinds import CACHE_POLICY, KINDS, Kind, Settings
+from .layerkinds import CACHE_POLICY, KINDS, LayerKind, Settings
 from .parser import Options
 from .spec import device_for_worker, open_spec
 
@@ -71,7 +71,7 @@ class LayerSpec:
         return cls(name, settings, f"--layer {name}")
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> LayerKind:
         """Its kind."""
         return KINDS[self.name]
 

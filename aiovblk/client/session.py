@@ -99,9 +99,7 @@ class Session:
         self._attempt_timeout = MAX_ATTEMPT_TIMEOUT
         # How many writes were acknowledged, how many of those a flush has made durable, and how
         # many may be lost, since their connection was lost before a flush.
-        self._acknowledged = 0
-        self._durable = 0
-        self._maybe_lost = 0
+        self._acknowledged = self._durable = self._maybe_lost = 0
 
     @property
     def connections(self) -> int:

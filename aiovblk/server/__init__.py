@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -181,6 +181,25 @@ async def serve(
         max_connections=max_connections,
         drain_timeout=drain_timeout,
     )
+    async with _listening(server, unix, host, port, sockets):
+        yield server
+
+
+@asynccontextmanager
+async def _listening(
+    server: Server,
+    unix: str | os.PathLike[str] | None,
+    host: str | None,
+    port: int | None,
+    sockets: Iterable[socket.socket] | None,
+) -> AsyncIterator[None]:
+    """Listen for the length of the block; then drain, and close all sockets. See :func:`serve`.
+
+    Raises:
+        OSError: listening failed.
+        Error: at the end: a device could not store its data.
+
+    """
     if unix is None and host is None and port is None and sockets is None:
         host = "localhost"
     given, opened = list(sockets or ()), list[socket.socket]()
@@ -188,7 +207,7 @@ async def serve(
         await _listen(server, opened, unix, host, port)
         try:
             await server.start([*opened, *given])
-            yield server
+            yield
         finally:
             failures = await server.drain_and_close()
     finally:

@@ -11,7 +11,7 @@ import pytest
 from obstore.store import S3Store
 
 from aiovblk.storage.objects import ObjectStoreClient
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 from ..support import s3_server
 from .ceph import Gateway

@@ -20,7 +20,7 @@ from aiovblk.storage.objects import (
     create,
     snapshot,
 )
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 from .conftest import administration
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from aiovblk.storage.objects import ObjectStoreClient
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 BUCKET = "bucket"
 

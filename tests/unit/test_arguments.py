@@ -24,7 +24,7 @@ from aiovblk.storage import (
     copy,
 )
 from aiovblk.storage.objects import Limits, create
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 from aiovblk.testing import CrashableDisk, check_block_device
 
 NAN, INF = float("nan"), float("inf")

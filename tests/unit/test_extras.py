@@ -16,8 +16,8 @@ from aiovblk import metrics
 from aiovblk.cli import main
 from aiovblk.errors import Error, MissingExtraError
 from aiovblk.storage import HTTPDevice, ObjectStoreDevice
-from aiovblk.storage.objects.client import from_url
 from aiovblk.storage.objects.codec import ObjectCodec
+from aiovblk.storage.objects.opening import from_url
 
 PACKAGE = Path(aiovblk.__file__).parent
 PROJECT = PACKAGE.parent / "pyproject.toml"

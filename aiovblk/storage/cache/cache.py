@@ -79,11 +79,9 @@ class Cache(Layer):
         inner: the slow device.
         store: the device to keep the cached lines on; None for memory. The cache owns it from now
             on. A new store is all zeroes; one that holds something other than a cache is refused.
-        size: bytes that the cache may take; by default all of ``store``. Each line takes about 300
-            bytes of memory besides.
+        size: bytes that the cache may take, and 300 for each line besides; None: all of ``store``.
         policy: see above.
-        line_size: bytes that are fetched and evicted as one, a multiple of ``inner``'s
-            ``block_size``.
+        line_size: bytes that are fetched and evicted as one, a multiple of the block size.
         read_ahead: bytes that are read ahead at most for one sequential reader; 0 for no
             read-ahead. At most an eighth of the cache is used for it.
         dirty_limit: bytes that may be dirty.

@@ -20,7 +20,7 @@ from .client import AnyStore
 from .disk import StoredDisk
 from .journal import FencedError, record
 from .keys import MANIFEST
-from .records import Kind
+from .records import RecordKind
 from .writer import Writer
 
 
@@ -52,8 +52,8 @@ async def convert(store: AnyStore, path: str = "", *, key: bytes | None = None) 
     await leases.wait_until_free(disk.objects, disk.where)
     await Writer.open(journal)
     if not journal.state.converted:
-        await journal.add(record(Kind.CONVERT))
+        await journal.add(record(RecordKind.CONVERT))
     await disk.objects.put(MANIFEST, disk.manifest.sealed(key).encode())
     with suppress(FencedError):  # all is done, and another process writes to it already
-        await journal.add(record(Kind.CLOSE))
+        await journal.add(record(RecordKind.CLOSE))
     return True

@@ -13,7 +13,7 @@ from .disk import StoredDisk, resolve_store
 from .garbage import Garbage, clone_exists, delete_objects
 from .journal import Journal, record
 from .keys import FOLDERS, LEASE, LOG, MANIFEST, is_key
-from .records import Kind
+from .records import RecordKind
 from .writer import Writer
 
 logger = logging.getLogger("aiovblk")
@@ -109,6 +109,6 @@ async def _release_origin(disk: StoredDisk) -> None:
         try:
             parent = await StoredDisk.open(disk.root, origin.path, key=disk.key)
             journal = await parent.journal(writes=True)
-            await journal.add(record(Kind.RELEASE, disk=disk.manifest.disk))
+            await journal.add(record(RecordKind.RELEASE, disk=disk.manifest.disk))
         except (OSError, ValueError) as exc:
             logger.info("%s still counts %s as a clone: %s", origin.path, disk.where, exc)

@@ -89,7 +89,7 @@ class ObjectStoreDevice(BlockDevice):
 
         Args:
             store: the store, one of the package ``obstore`` or anything with the methods of
-                :class:`.ObjectStore`; or a URL, see :func:`.client.from_url`.
+                :class:`.ObjectStore`; or a URL, see :func:`.opening.from_url`.
             path: the disk's folder in it.
             snapshot: the state to read, instead of the disk's present one; read-only.
             read_only: whether to write nothing. The state is that of this moment, and the writer,

@@ -12,12 +12,13 @@ from typing import Self
 from ...arguments import check_block_size, check_count
 from ...errors import StorageError
 from ...text import quote
-from .client import AnyStore, ObjectStore, ObjectStoreClient, from_url, is_store, location
+from .client import AnyStore, ObjectStore, ObjectStoreClient, is_store, location
 from .codec import ObjectCodec, damaged_error
 from .journal import Journal
 from .keys import FOLDERS, MANIFEST, MAX_CHUNKS, checkpoint_key, is_key
 from .manifest import PLAIN_VERSION, SEALED_VERSION, Manifest, Origin
 from .object_reader import ObjectSource
+from .opening import from_url
 from .state import DiskState, Snapshot
 
 _MIN_CHUNK_SIZE, _MAX_CHUNK_SIZE = 4096, 64 << 20

@@ -17,7 +17,7 @@ from .disk import StoredDisk
 from .journal import Journal, record
 from .keys import CHUNKS, FOLDERS, MANIFEST, MAP, SEGMENTS, chunk_of, sequence_of, version_of
 from .manifest import Manifest
-from .records import Kind
+from .records import RecordKind
 from .state import DiskState
 
 _BATCH = 500  # objects of one request to delete
@@ -138,7 +138,7 @@ async def _release_clones(disk: StoredDisk, journal: Journal) -> None:
             if clone.time < time.time() - _DAY and not await clone_exists(
                 disk, clone.path, identity
             ):
-                await journal.add(record(Kind.RELEASE, disk=identity))
+                await journal.add(record(RecordKind.RELEASE, disk=identity))
 
 
 async def clone_exists(disk: StoredDisk, path: str, identity: str) -> bool:

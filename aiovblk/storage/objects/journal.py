@@ -30,15 +30,15 @@ from .client import ObjectStore
 from .codec import ObjectCodec, TornError, damaged_error
 from .keys import LOG, MAP, checkpoint_key, record_key, sequences_of
 from .manifest import Manifest
-from .records import Kind, Record, read_record
+from .records import Record, RecordKind, read_record
 from .state import DiskState, read_state
 
 logger = logging.getLogger("aiovblk")
 
 Check = Callable[[DiskState], object]
 
-_FENCED = frozenset({Kind.COMMIT, Kind.CLOSE, Kind.CONVERT})
-_WRITERS = _FENCED | {Kind.OPEN}
+_FENCED = frozenset({RecordKind.COMMIT, RecordKind.CLOSE, RecordKind.CONVERT})
+_WRITERS = _FENCED | {RecordKind.OPEN}
 
 _READS = 32  # concurrent requests for records
 _ATTEMPTS = 10  # to read a history while others write checkpoints; more if they make progress
@@ -52,7 +52,7 @@ class _OvertakenError(Exception):
     """An object was deleted meanwhile, after a checkpoint; or it is lost."""
 
 
-def record(kind: Kind, **fields: Any) -> Record:
+def record(kind: RecordKind, **fields: Any) -> Record:
     """Return a new record."""
     return Record(kind, secrets.token_hex(8), **fields)
 
@@ -245,7 +245,7 @@ class Journal:
             await self._apply(there)
             if there.nonce == new.nonce:
                 return
-            if there.kind is Kind.OPEN and new.kind in _WRITERS:
+            if there.kind is RecordKind.OPEN and new.kind in _WRITERS:
                 raise self.fenced_error(there.holder)
 
     def fenced_error(self, holder: object) -> FencedError:
@@ -293,7 +293,7 @@ class Journal:
         may_be_ours = there is None or there.nonce == new.nonce
         if may_be_ours and self.state.reflects(new, sequence):
             return True
-        if new.kind is Kind.OPEN and self.state.epoch != epoch:
+        if new.kind is RecordKind.OPEN and self.state.epoch != epoch:
             reason = (
                 f"{self.where}: another has opened the disk meanwhile, {self.state.holder};"
                 " see whether it still writes, and try again"
@@ -345,7 +345,7 @@ class Journal:
             name = self._codec.display_name(record_key(self._torn or following.torn))
             raise damaged_error(name, "it is torn, or was; a later one rests on what was there")
         self._torn = 0
-        if following.kind is Kind.SNAPSHOT:
+        if following.kind is RecordKind.SNAPSHOT:
             state = self.state.copy()
             state.apply(following, self._manifest.chunk_size)
             # The process that took the snapshot may have died before it stored the state. If this

@@ -27,7 +27,7 @@ _NAMES = (
 )
 
 
-class Kind(StrEnum):
+class RecordKind(StrEnum):
     """The kinds of records."""
 
     OPEN = "open"
@@ -52,7 +52,7 @@ class Kind(StrEnum):
 class Record:
     """One step of a disk's history."""
 
-    kind: Kind
+    kind: RecordKind
     nonce: str
     """Random; tells our own record of an earlier attempt from another process's."""
     holder: str = ""
@@ -102,7 +102,7 @@ class Record:
         chunks = 8 * fields.pop("chunks", len(rest) // 16)
         runs = 16 * fields.pop("runs", 0)
         indices, entries, words, blocks = _cut(rest, chunks, chunks, runs)
-        fields["kind"] = Kind(fields["kind"])
+        fields["kind"] = RecordKind(fields["kind"])
         fields["sources"] = [(source, count) for source, count in fields.pop("sources", ())]
         packed = PackedRuns(from_bytes(words), fields["sources"])
         return cls(

@@ -18,7 +18,7 @@ from .extents import ZEROES, Run
 from .journal import FencedError, record
 from .keys import MAX_ORIGINS, ORIGIN_STEP, checkpoint_key
 from .manifest import VERSION, Manifest, Origin
-from .records import Kind
+from .records import RecordKind
 from .state import DiskState, Snapshot
 
 _NAME = re.compile(r"[\w.+-][\w.:+-]{0,127}")
@@ -81,7 +81,7 @@ async def take_snapshot(disk: StoredDisk, name: str, *, epoch: int | None = None
             raise FileExistsError(errno.EEXIST, reason)
 
     journal = await disk.journal(writes=True)
-    await journal.add(record(Kind.SNAPSHOT, name=name, time=time.time()), check)
+    await journal.add(record(RecordKind.SNAPSHOT, name=name, time=time.time()), check)
 
 
 async def drop_snapshot(
@@ -104,7 +104,7 @@ async def drop_snapshot(
             raise StorageError(errno.EBUSY, reason)
 
     journal = await disk.journal(writes=True)
-    await journal.add(record(Kind.DROP, name=name), check)
+    await journal.add(record(RecordKind.DROP, name=name), check)
 
 
 async def drop_unless_cloned(
@@ -150,7 +150,7 @@ async def clone(
     journal = await disk.journal(writes=True)
     # The record first: from then on the snapshot cannot be dropped.
     await journal.add(
-        record(Kind.CLONE, name=name, disk=manifest.disk, path=target, time=time.time()),
+        record(RecordKind.CLONE, name=name, disk=manifest.disk, path=target, time=time.time()),
         lambda state: get_snapshot(state, name, disk.where),
     )
     origin = get_snapshot(journal.state, name, disk.where)

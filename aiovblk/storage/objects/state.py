@@ -15,7 +15,7 @@ from typing import Any, Self
 from .codec import damaged_error, from_bytes, split, to_bytes, to_line
 from .extents import ExtentMap, PackedRuns, Placed, gather, pack, unpack
 from .keys import MAX_CHUNKS, first_version
-from .records import Kind, Record
+from .records import Record, RecordKind
 
 _MAX_RUNS_SIZE = 256 << 20  # bytes of all runs of a state, far more than a writer lets there be
 
@@ -82,29 +82,29 @@ class DiskState:
         """Apply the next record."""
         self.sequence += 1
         match record.kind:
-            case Kind.OPEN:
+            case RecordKind.OPEN:
                 if self.unclosed:
                     self.fences.append((self.unclosed, self.sequence))
                 self.epoch += 1
                 self.holder = record.holder
                 self.unclosed = self.sequence
                 self.floor = first_version(self.epoch)
-            case Kind.COMMIT:
+            case RecordKind.COMMIT:
                 self._commit(record, chunk_size)
-            case Kind.CLOSE:
+            case RecordKind.CLOSE:
                 self.unclosed = 0
-            case Kind.SNAPSHOT:
+            case RecordKind.SNAPSHOT:
                 self.snapshots[record.name] = Snapshot(self.sequence, self.size, record.time)
-            case Kind.DROP:
+            case RecordKind.DROP:
                 self.snapshots.pop(record.name, None)
-            case Kind.CLONE:
+            case RecordKind.CLONE:
                 clone = Clone(record.path, record.time)
                 self.snapshots[record.name].clones[record.disk] = clone
-            case Kind.RELEASE:
+            case RecordKind.RELEASE:
                 for snapshot in self.snapshots.values():
                     snapshot.clones.pop(record.disk, None)
 
-            case Kind.CONVERT:
+            case RecordKind.CONVERT:
                 self.unclosed = self.converted = self.sequence
 
     def _commit(self, record: Record, chunk_size: int) -> None:
@@ -137,16 +137,16 @@ class DiskState:
         clones = (each.clones for each in self.snapshots.values())
         snapshot = self.snapshots.get(record.name)
         match record.kind:
-            case Kind.OPEN:  # as long as this is so, that record is not deleted
+            case RecordKind.OPEN:  # as long as this is so, that record is not deleted
                 return self.unclosed == sequence
-            case Kind.SNAPSHOT:
+            case RecordKind.SNAPSHOT:
                 taken = (sequence, record.time)
                 return snapshot is not None and (snapshot.sequence, snapshot.time) == taken
-            case Kind.DROP:  # there may be a newer one of that name
+            case RecordKind.DROP:  # there may be a newer one of that name
                 return snapshot is None or snapshot.sequence > sequence
-            case Kind.CLONE:
+            case RecordKind.CLONE:
                 return any(record.disk in each for each in clones)
-            case Kind.RELEASE:
+            case RecordKind.RELEASE:
                 return not any(record.disk in each for each in clones)
         return False
 

@@ -25,7 +25,7 @@ from .journal import FencedError, Journal, record
 from .keys import MAX_EPOCHS, first_version
 from .lease import Holder, Lease
 from .limits import Limits
-from .records import Kind
+from .records import RecordKind
 from .state import Snapshot
 from .write_buffer import ChunkBuffer
 
@@ -110,7 +110,7 @@ class Writer:
                 f"{journal.where} was opened {MAX_EPOCHS} times, the most; copy it to a new disk"
             )
             raise StorageError(errno.EOVERFLOW, reason)
-        await journal.add(record(Kind.OPEN, holder=str(Holder.this_process())))
+        await journal.add(record(RecordKind.OPEN, holder=str(Holder.this_process())))
 
     async def start(self) -> None:
         """Take the lease, and renew it in the background.
@@ -195,7 +195,7 @@ class Writer:
         sizes = self._view.extents.sizes
         sources = {run.source for _, run in runs if isinstance(run.source, int) and run.source}
         new = record(
-            Kind.COMMIT,
+            RecordKind.COMMIT,
             size=size,
             floor=floor,
             moved=not changes.has_data and not resized,
@@ -288,7 +288,7 @@ class Writer:
                 async with self._journal_lock:
                     with suppress(FencedError):  # everything of ours is committed
                         self._check_epoch()
-                        await self._journal.add(record(Kind.CLOSE))
+                        await self._journal.add(record(RecordKind.CLOSE))
                 await self._lease.release()
         finally:
             await self._end()

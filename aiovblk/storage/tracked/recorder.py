@@ -33,7 +33,7 @@ T = TypeVar("T")
 _MAX_DOUBTS = 2 * 4096  # more than there are regions, to which they are rounded then
 
 
-class Change:
+class TrackedChange:
     """A change of blocks, from before they are marked until the device is done with them.
 
     A context manager: entering it raises OSError if changes cannot be recorded any more.
@@ -90,7 +90,7 @@ class Recorder:
         self._path = path
         self._read_only = read_only
         self._set_geometry(OpenRegions(header.regions, header.open))
-        self._changes: set[Change] = set()
+        self._changes: set[TrackedChange] = set()
         self._doubts: dict[tuple[int, int], None] = {}
         self._open_wanted = CoalescedCall(self._store_wanted)
         self._failure: OSError | None = None
@@ -109,17 +109,17 @@ class Recorder:
         if self._failure is not None:
             raise OSError(*self._failure.args)
 
-    def change(self, first: int, last: int) -> Change:
+    def change(self, first: int, last: int) -> TrackedChange:
         """Return a context in which these blocks are changed, once they are marked."""
-        return Change(self, first, last)
+        return TrackedChange(self, first, last)
 
-    def begin(self, change: Change) -> None:
+    def begin(self, change: TrackedChange) -> None:
         """Note a change that begins."""
         if self._failure is not None:
             self.check()
         self._changes.add(change)
 
-    def end(self, change: Change, *, failed: bool) -> None:
+    def end(self, change: TrackedChange, *, failed: bool) -> None:
         """Note its end. One that has failed, or was cancelled, may still be made."""
         self._changes.remove(change)
         if failed:

@@ -17,7 +17,7 @@ from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.http import redact_url, resource
 from aiovblk.storage.http.url import HTTPURL
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 from ....support.web_server import CONTENT, Answer, Web, opened, serving
 

@@ -25,7 +25,7 @@ from aiovblk.storage.objects import (
     create,
     snapshot,
 )
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 from ....support import s3_server
 from ....support.sizes import by_size

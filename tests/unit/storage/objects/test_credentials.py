@@ -13,7 +13,7 @@ import pytest
 from aiovblk.storage import ObjectStoreDevice, objects
 from aiovblk.storage.objects import ObjectStoreClient
 from aiovblk.storage.objects.aws import Profile
-from aiovblk.storage.objects.client import from_url
+from aiovblk.storage.objects.opening import from_url
 
 from ....support.fake_s3 import ErrorResponse, FakeS3, Request, serving
 

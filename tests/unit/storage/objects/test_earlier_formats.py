@@ -25,7 +25,7 @@ from aiovblk.storage.objects import (
     snapshots,
 )
 from aiovblk.storage.objects.lease import Lease
-from aiovblk.storage.objects.records import Kind
+from aiovblk.storage.objects.records import RecordKind
 
 from ....support.object_store import (
     BLOCK,
@@ -193,7 +193,7 @@ async def test_conversion_without_its_last_step_is_read_and_finished(
     with pytest.raises(OSError, match="away"):
         await convert(client, "disk", key=key)
     earlier = {"open", "commit", "close", "snapshot", "drop", "clone", "release"}
-    assert {str(kind) for kind in Kind} - earlier == {"convert"}
+    assert {str(kind) for kind in RecordKind} - earlier == {"convert"}
     assert await read(bucket, key) == EXPECTED
     await convert(bucket.client(), "disk", key=key)
     await assert_unchanged(bucket, key)

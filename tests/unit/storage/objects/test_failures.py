@@ -19,8 +19,8 @@ from obstore.exceptions import GenericError
 from aiovblk.cli.diskspec import DiskSpec
 from aiovblk.errors import StorageError
 from aiovblk.storage import ObjectStoreDevice, objects
-from aiovblk.storage.objects.client import from_url
 from aiovblk.storage.objects.failures import classify
+from aiovblk.storage.objects.opening import from_url
 
 from ....support.fake_s3 import ErrorResponse, FakeS3, serving
 
@@ -332,7 +332,7 @@ def test_what_a_folder_cannot_do_is_reported_at_once_by_the_systems_number(numbe
 def test_folder_that_takes_no_more_is_reported_at_once(tmp_path: Path) -> None:
     script = (
         "import asyncio, resource\n"
-        "from aiovblk.storage.objects.client import from_url\n"
+        "from aiovblk.storage.objects.opening import from_url\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"client = from_url('file://{tmp_path}')[0].subfolder('{str(tmp_path).strip('/')}')\n"
