@@ -69,12 +69,16 @@ class EnvironmentParser(ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Namespace, list[str]]:
         """Parse, as the base class does."""
+        self.read_variables()
+        return super().parse_known_args(args, namespace)
+
+    def read_variables(self) -> None:
+        """Take the defaults of options from the environment."""
         for action in self._actions:
             variable = self.variables.get(action.dest)
             # A variable that is set to nothing is as good as none: so it can be undone in a shell.
             if variable is not None and (text := os.environ.get(variable)):
                 action.default = self._value_of(action, variable, text)
-        return super().parse_known_args(args, namespace)
 
     def _value_of(self, action: Action, variable: str, text: str) -> object:
         parse = action.type or str
@@ -107,8 +111,9 @@ class CommandParser(EnvironmentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Namespace, list[str]]:
         """Parse, as the base class does. Called by the parser of the whole command line."""
-        if self._is_intermixed:  # called by the call below
+        if self._is_intermixed:  # called by the call below, as older Pythons do
             return super().parse_known_args(args, namespace)
+        self.read_variables()
         self._is_intermixed = True
         try:
             return self.parse_known_intermixed_args(args, namespace)

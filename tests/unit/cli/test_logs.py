@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -99,6 +100,17 @@ def test_value_of_the_environment_that_cannot_be_is_refused_by_its_name(
         make_parser().parse_args(words.split())
     assert caught.value.code == 2
     assert f"environment variable {variable}: {reason}" in capsys.readouterr().err
+
+
+def test_environment_counts_however_argparse_parses_intermixed_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newer Pythons do not call parse_known_args() of the parser for that."""
+    monkeypatch.setattr(
+        ArgumentParser, "parse_known_intermixed_args", ArgumentParser.parse_known_args
+    )
+    monkeypatch.setenv("AIOVBLK_LOOP", "asyncio")
+    assert make_parser().parse_args(["copy", "a", "b"]).loop == "asyncio"
 
 
 @pytest.mark.parametrize(
