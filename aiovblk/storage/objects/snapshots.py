@@ -63,7 +63,7 @@ async def take_snapshot(disk: StoredDisk, name: str, *, epoch: int | None = None
     Args:
         disk: the disk.
         name: a valid one.
-        epoch: of the writer whose state is meant; None for the present one's, whoever that is.
+        epoch: of the writer whose state is meant; None for any writer's.
 
     Raises:
         FileExistsError: there is a snapshot of that name.
