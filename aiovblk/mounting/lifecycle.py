@@ -7,7 +7,8 @@ points only:
 * ``handover/takeover.py`` before attaching, if the mount has an identity;
 * ``recovery/`` once the device is attached: receive threads, lost connections;
 * ``handover/provider.py`` while the device is live, for successors, and when it is left to one;
-* ``workers/`` behind the :class:`.backend.Backend`.
+* ``workers/`` behind the :class:`.backend.Backend`;
+* ``ublk/`` for attaching, in place of ``attaching.py``, with ``attach="ublk"``.
 
 The phases and what leads from one to the next are in ``state.py``.
 """
@@ -37,6 +38,7 @@ from .recovery import dropped_loop
 from .recovery.receive_threads import ensure_receiving
 from .recovery.replacement import enable_reconnecting
 from .state import MountState, Phase
+from .ublk.attaching import UblkAttachSequence
 from .unmount_failures import refuse_if_used
 from .unmounting import UnmountSequence
 
@@ -64,7 +66,7 @@ class MountLifecycle:
 
     path: str
     index: int
-    attachment: kernel.Attachment
+    attachment: kernel.AttachedDisk
     task: asyncio.Task[None]
 
     def __init__(self, backend: Backend, options: MountOptions) -> None:
@@ -144,7 +146,8 @@ class MountLifecycle:
         if path is not None:
             # The kernel reads before the device is live, and the log names it if that fails.
             self.backend.set_path(path)
-        attaching = AttachSequence(self.backend, self.connections, self.state, self.options)
+        sequence = UblkAttachSequence if self.options.attach == "ublk" else AttachSequence
+        attaching = sequence(self.backend, self.connections, self.state, self.options)
         attachment = await self._obtain_attachment(attaching, path)
         self.attachment, self.path, self.index = attachment, attachment.path, attachment.index
         self.backend.set_path(attachment.path)
@@ -156,7 +159,7 @@ class MountLifecycle:
 
     async def _obtain_attachment(
         self, attaching: AttachSequence, path: str | None
-    ) -> kernel.Attachment:
+    ) -> kernel.AttachedDisk:
         """Take over the device that has this identity, or attach one."""
         if not self.backend.opens_after_handover:
             await attaching.open_backend()

@@ -95,7 +95,7 @@ class HandoverProvider:
         if self._requester is not None:
             self._requester.refuse("it is unmounted")
 
-    async def release(self, attachment: kernel.Attachment) -> bool:
+    async def release(self, attachment: kernel.AttachedDisk) -> bool:
         """Leave the device attached, and hand it over to the successor that asked, if one did.
 
         Returns:

@@ -1,0 +1,50 @@
+"""Attach by ublk: make the device, serve its queue, then start it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from functools import partial
+
+from ... import ublk
+from ...errors import AttachError
+from ..attaching import ATTACH_TIMEOUT, AttachSequence
+from .dispatcher import UblkDispatcher
+
+
+class UblkAttachSequence(AttachSequence):
+    """The steps that lead to a device served by ublk; as :class:`AttachSequence` otherwise."""
+
+    async def attach(self, path: str | None) -> ublk.UblkAttachment:
+        """Make ``/dev/ublkbN`` and serve its queue; it has to be started yet.
+
+        Raises:
+            AttachError: as for :func:`aiovblk.mounted`.
+            StoppedError: the mount was stopped meanwhile.
+
+        """
+        await self.open_backend()
+        attach = partial(ublk.attach, path, self.backend.device, self.options.queue)
+        try:
+            undo = ublk.UblkAttachment.undo
+            attachment = await self.steps.call(ATTACH_TIMEOUT, attach, undo=undo)
+        except TimeoutError as exc:
+            reason = f"the kernel's ublk driver did not answer in {ATTACH_TIMEOUT:g} s"
+            raise AttachError(errno.ETIMEDOUT, reason, path) from exc
+        try:
+            self._serve(attachment)
+        except OSError as exc:
+            await asyncio.shield(asyncio.to_thread(attachment.undo))
+            reason = f"its queue cannot be served: {exc.strerror}"
+            raise AttachError(exc.errno or errno.EIO, reason, attachment.path) from exc
+        return attachment
+
+    def _serve(self, attachment: ublk.UblkAttachment) -> None:
+        (slot,) = self.connections.slots
+        dispatcher = slot.connection
+        assert isinstance(dispatcher, UblkDispatcher)
+        dispatcher.attach_queue(attachment.open_queue())
+        loop = asyncio.get_running_loop()
+        attachment.on_release = partial(loop.call_soon_threadsafe, dispatcher.close)
+        slot.is_connected = True
+        self.connections.start()

@@ -1,0 +1,227 @@
+"""Serve the requests of a ublk device: the dispatcher whose requests come from a queue of tags.
+
+Validation, scheduling, limits, statistics and events are those of every connection
+(``aiovblk/dispatch/``). What differs is where a request comes from, and where its result goes.
+
+What holds here:
+
+* Exactly one result per tag, whatever its handler does.
+* The payload of a WRITE is copied when its handler starts, not when the request comes: what waits
+  takes no memory.
+* One system call gives the results of a batch to the kernel and brings the next requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+from collections.abc import Callable
+from time import monotonic_ns
+
+from ...device import BlockDevice
+from ...dispatch import ConcurrencyLimiter, FailureLog, Reporter, Stats
+from ...dispatch.dispatcher import Scheduler
+from ...dispatch.handler_call import HandlerAdapter
+from ...dispatch.outcomes import CANCELLED_BY_SERVER
+from ...dispatch.receiver import RequestReceiver
+from ...dispatch.refusals import event_fields
+from ...dispatch.validation import RequestValidator, kernel_negotiation
+from ...events import RequestEvent, SlowRequest
+from ...protocol import Command, NegotiationResult, ReplyContent, ReplyMode, Request
+from ...stream import ReceiveBuffer
+from ...ublk import Queue
+from .replies import TagReplySender
+
+ROUNDS = 8
+"""How often new requests are taken before the event loop has its turn."""
+
+_WRITE = int(Command.WRITE)
+
+
+class TagHandlerAdapter(HandlerAdapter):
+    """Calls handlers with the payload of a WRITE, which it gets from the queue.
+
+    Attributes:
+        queue: of the device; set before the first request.
+
+    """
+
+    queue: Queue
+
+    async def _call(self, request: Request, payload: memoryview | None) -> ReplyContent:
+        if request.type == _WRITE:
+            payload = self.queue.payload(request.cookie, request.length)
+        return await super()._call(request, payload)
+
+
+class UblkDispatcher:
+    """Serve one device over the queue of one ublk device.
+
+    Args:
+        device, stats, limiter, handler_timeout, slow_request, busy_poll, reporter, on_event: as
+            those of :class:`~aiovblk.dispatch.Dispatcher`.
+        on_disconnect: called when the kernel has taken the device away in order.
+
+    """
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        stats: Stats,
+        *,
+        limiter: ConcurrencyLimiter | None = None,
+        handler_timeout: float | None = None,
+        slow_request: float | None = None,
+        busy_poll: int | None = None,
+        reporter: Reporter | None = None,
+        on_event: Callable[[RequestEvent], None] = lambda event: None,
+        on_disconnect: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        negotiated: NegotiationResult = kernel_negotiation(device)
+        self.stats = stats
+        self._on_event = on_event
+        self._on_disconnect = on_disconnect
+        self._validator = RequestValidator(device, negotiated)
+        self._sender = TagReplySender(stats, on_event, self._serve)
+        self._receiver = RequestReceiver(
+            self._sender, self._validator, negotiated, None, on_disconnect, lambda: None
+        )
+        self._adapter = TagHandlerAdapter(device, negotiated, handler_timeout)
+        self._scheduler = Scheduler(
+            self._receiver,
+            self._sender,
+            self._adapter,
+            self._validator,
+            mode=ReplyMode.SIMPLE,
+            reporter=reporter or Reporter(FailureLog(), device),
+            limiter=limiter or ConcurrencyLimiter(),
+            quota=None,
+            slow_request=slow_request,
+            busy_poll=busy_poll,
+            on_slow=self._publish_slow_request,
+        )
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._queue: Queue | None = None
+        self._is_serving = False
+        self._fails_all = False
+
+    async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
+        """Refuse a socket: requests come from a queue."""
+        raise NotImplementedError("ublk has no sockets")
+
+    def attach_queue(self, queue: Queue) -> None:
+        """Serve a queue, which this thread has made."""
+        self._queue = self._adapter.queue = queue
+        self._sender.attach_queue(queue)
+        self._receiver.attach(ReceiveBuffer())  # always empty: nothing is received
+        self._scheduler.attach()
+        self._loop.add_reader(queue.fd, self._serve)
+
+    async def run(self) -> None:
+        """Serve until the kernel takes the device away, or the queue is closed.
+
+        Raises:
+            OSError: the kernel or the queue failed.
+
+        Cancellation: safe; call it again to continue.
+
+        """
+        await asyncio.wait([self._ended])
+        self._ended.result()
+
+    # Requests
+
+    def _serve(self) -> None:
+        """Serve what has come, and what comes meanwhile."""
+        queue = self._queue
+        if queue is None or self._is_serving:
+            return
+        self._is_serving = True
+        try:
+            for _ in range(ROUNDS):
+                if not queue.has_requests:
+                    break
+                self._accept(queue)
+                self._scheduler.serve_arrived()
+        except OSError as exc:  # the ring is gone
+            self._end(exc)
+        finally:
+            self._is_serving = False
+        if queue.is_over:
+            self._end(queue.error)
+
+    def _accept(self, queue: Queue) -> None:
+        now, accepted, stats = monotonic_ns(), self._receiver.queue, self.stats
+        error_for = self._validator.error_for
+        for tag in queue.take():
+            flags, command, offset, length = queue.request(tag)
+            request = Request(flags, command, tag, offset, length, now)
+            stats.in_flight += 1
+            if self._fails_all:
+                self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
+            elif error := error_for(request):
+                self._sender.reply(request, error)
+            else:
+                accepted.append((request, None))
+
+    def _end(self, error: OSError | None) -> None:
+        """Note that no more requests come, and give the queue back."""
+        queue, self._queue = self._queue, None
+        if queue is None:
+            return
+        self._scheduler.stop_monitoring()
+        self._loop.remove_reader(queue.fd)
+        if error is None and queue.is_over:
+            self._on_disconnect()
+        if not self._ended.done():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+        queue.close()
+
+    # As of every connection
+
+    @property
+    def last_reply(self) -> float:
+        """When (in the loop's time) results were given to the kernel last."""
+        return self._sender.last_reply
+
+    @property
+    def oldest_start(self) -> float | None:
+        """When (in the loop's time) the longest-running handler began; None if none runs."""
+        return self._scheduler.oldest_start
+
+    async def resize(self, size: int) -> None:
+        """Set the size of the device in bytes; requests beyond it are refused."""
+        self._validator.size = size
+
+    def drained(self) -> asyncio.Future[None]:
+        """Return a future that is done as soon as every request that has come is answered."""
+        return self._sender.drained()
+
+    def stop_receiving(self) -> None:
+        """No-op: the kernel says when nothing comes any more."""
+
+    def close(self) -> asyncio.Future[None]:
+        """Give the queue back; what the kernel has not got an answer for fails."""
+        self._end(None)
+        return self._ended
+
+    def fail_running(self, since: float = math.inf) -> None:
+        """Cancel handlers and fail their requests with EIO: as :meth:`.Dispatcher.fail_running`."""
+        self._scheduler.fail_running(since)
+
+    def abort(self) -> None:
+        """Cancel the handlers that still run, and answer whatever comes with EIO.
+
+        The queue stays open, so that the kernel can take the device away in order.
+        """
+        self._fails_all = True
+        self._scheduler.cancel_all()
+
+    def _publish_slow_request(self, request: Request, seconds: float) -> None:
+        self._on_event(SlowRequest(*event_fields(request), seconds))

@@ -1,0 +1,99 @@
+"""Complete the requests of a ublk device: results that are ready together go together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+
+from ...dispatch.refusals import failed_event
+from ...dispatch.reply_sender import ReplySender
+from ...dispatch.stats import Stats
+from ...events import RequestEvent
+from ...protocol import Command, ReplyContent, ReplyMode, Request
+from ...ublk import Queue
+
+# Plain ints: an IntEnum's comparison costs as much as the rest.
+_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+
+
+class TagReplySender(ReplySender):
+    """The sending half of a :class:`.UblkDispatcher`.
+
+    Args:
+        stats: the counters of the device.
+        on_event: called with each :class:`RequestFailed`.
+        on_sent: called when results were given to the kernel, which may have brought requests.
+
+    """
+
+    def __init__(
+        self,
+        stats: Stats,
+        on_event: Callable[[RequestEvent], None],
+        on_sent: Callable[[], None],
+    ) -> None:
+        super().__init__(stats, ReplyMode.SIMPLE, None, on_event)
+        self._on_sent = on_sent
+        self._queue: Queue | None = None
+
+    def attach_queue(self, queue: Queue) -> None:
+        """Give results to this queue from now on."""
+        self._queue = queue
+
+    def reply(
+        self, request: Request, error: int, content: ReplyContent = b"", reason: str = ""
+    ) -> None:
+        """Complete a request that is counted in :attr:`Stats.in_flight`.
+
+        The kernel gets the result at the end of the batch, or of the loop's turn.
+        """
+        queue = self._queue
+        assert queue is not None  # requests come from it
+        command = request.type
+        if not error and command == _READ:
+            assert isinstance(content, bytes | memoryview)  # simple replies have no other form
+            error = queue.complete_read(request.cookie, content)
+            reason = "the kernel does not take its data any more" if error else ""
+        elif error:
+            queue.complete(request.cookie, -error)
+        else:
+            queue.complete(request.cookie, request.length if command == _WRITE else 0)
+        if error:
+            self._failed.append(request)
+            self._on_event(failed_event(request, error, reason))
+        else:
+            self._succeeded.append((command, request.length, request.arrival))
+        if not self.is_due:
+            self.is_due = True
+            self._loop.call_soon(self.send)
+
+    def send(self) -> None:
+        """Give the results to the kernel, count them, and wake those who wait for an end."""
+        self.is_due = False
+        queue = self._queue
+        if queue is not None and queue.unsubmitted:
+            self.last_reply = self._loop.time()
+            queue.submit()
+            if queue.unsubmitted:  # the kernel is short of memory
+                self.is_due = True
+                self._loop.call_soon(self.send)
+        succeeded, failed = self._succeeded, self._failed
+        if succeeded or failed:
+            self._succeeded, self._failed = [], []
+            self.stats.record_replies(succeeded, failed, monotonic_ns())
+        else:
+            self.stats.record_in_flight()
+        if self.polling is not None:
+            self.polling.extend()
+        self._wake_idle_waiters()
+        self._on_sent()
+
+    def drained(self) -> asyncio.Future[None]:
+        """Return a future that is done as soon as every request that has come is answered."""
+        idle: asyncio.Future[None] = self._loop.create_future()
+        if self.stats.in_flight:
+            self._idle_waiters.append(idle)
+        else:
+            idle.set_result(None)
+        return idle
