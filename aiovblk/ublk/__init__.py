@@ -4,12 +4,12 @@ The other way to the kernel, beside :mod:`aiovblk.kernel`'s NBD. Commands for th
 make them in threads. Only the :class:`.Queue` belongs into the thread of the event loop that serves
 the device, and never waits. No asyncio in this room.
 
-:func:`.attaching.attach` makes an :class:`.UblkAttachment`, which opens its queue, is started, stopped
-and closed.
+:func:`.attaching.attach` makes an :class:`.UblkAttachment`, which opens its queue, is started,
+stopped and closed.
 """
 
 from .attaching import attach, is_privileged
 from .attachment import UblkAttachment
 from .queue import Queue
 
-__all__ = ["UblkAttachment", "Queue", "attach", "is_privileged"]
+__all__ = ["Queue", "UblkAttachment", "attach", "is_privileged"]

@@ -15,7 +15,7 @@ from ..kernel.capabilities import Capability, has_capability
 from . import control
 from .attachment import UblkAttachment
 from .availability import ensure_available
-from .commands import MAX_IO_BYTES, MAX_TAG_BUFFER, UblkDeviceInfo, Feature, State, parameters
+from .commands import MAX_IO_BYTES, MAX_TAG_BUFFER, Feature, State, UblkDeviceInfo, parameters
 from .memory import PAGE
 
 logger = logging.getLogger("aiovblk")

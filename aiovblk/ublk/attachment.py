@@ -18,7 +18,7 @@ from .. import atfork
 from ..kernel import RequestQueue, request_queue, sysfs
 from ..kernel.node_user import NodeUser
 from . import control
-from .commands import SECTOR, UblkDeviceInfo, Feature
+from .commands import SECTOR, Feature, UblkDeviceInfo
 from .queue import Queue
 
 STOP_TIMEOUT = 24 * 3600.0

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from .. import atfork
-from .commands import CTRL_COMMAND, ControlCommand, UblkDeviceInfo, Feature
+from .commands import CTRL_COMMAND, ControlCommand, Feature, UblkDeviceInfo
 from .io_uring import Ring
 
 CONTROL_NODE = "/dev/ublk-control"

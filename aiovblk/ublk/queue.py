@@ -35,9 +35,9 @@ from .commands import (
     IO_NOUNMAP,
     OPERATION_MASK,
     RESULT_OFFSET,
-    UblkDeviceInfo,
     Feature,
     Operation,
+    UblkDeviceInfo,
 )
 from .io_uring import COMMAND_OFFSET, SQE_SIZE, Ring
 from .memory import PAGE, Mapping
