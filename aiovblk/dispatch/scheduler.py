@@ -32,7 +32,7 @@ from .pacing import Pacer
 from .receiver import RequestReceiver
 from .reply_sender import ReplySender
 from .serving import RequestServer, release
-from .slow_requests import SlowRequestMonitor
+from .slow_requests import SlowRequestMonitor, as_request
 from .validation import RequestValidator
 
 # As Any: ``eager_start`` is unknown to a type checker that takes the oldest Python.
@@ -122,6 +122,22 @@ class HandlerScheduler:
             if start <= since:
                 self._outcomes.fail(task)
 
+    def fail_arrived_before(self, arrival: int) -> None:
+        """Cancel the handlers of requests that came before this time, and fail them with EIO.
+
+        Those that wait for their turn fail at once.
+
+        Args:
+            arrival: nanoseconds, of :func:`time.monotonic_ns`.
+
+        """
+        queue = self._receiver.queue
+        while queue and queue[0][0].arrival < arrival:
+            self._fail_next()
+        for task, (_, source) in list(self._running.tasks.items()):
+            if as_request(source).arrival < arrival:
+                self._outcomes.fail(task)
+
     def cancel_all(self) -> None:
         """Cancel the handlers that still run, and start no more."""
         self._outcomes.fail_all()
@@ -133,12 +149,14 @@ class HandlerScheduler:
 
     def _fail_queue(self) -> None:
         self._limiter.cancel_wait(self)
-        queue = self._receiver.queue
-        while queue:
-            request, payload = queue.popleft()
-            if payload is not None:
-                release(payload)
-            self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
+        while self._receiver.queue:
+            self._fail_next()
+
+    def _fail_next(self) -> None:
+        request, payload = self._receiver.queue.popleft()
+        if payload is not None:
+            release(payload)
+        self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def serve_arrived(self) -> bool:
         """Serve what has arrived; the consumer of the reader (:meth:`.consume`).

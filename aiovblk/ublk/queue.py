@@ -77,6 +77,7 @@ class Queue:
     Attributes:
         fd: becomes readable when :meth:`take` has something.
         depth: how many tags there are.
+        kills_server: whether the kernel kills a server that does not answer for 30 seconds.
         error: what the kernel has refused, if it was not that the device is taken away.
 
     """
@@ -85,6 +86,7 @@ class Queue:
         self._char = char
         self.depth = depth = info.depth
         self._max_io = info.max_io
+        self.kills_server = Feature.UNPRIVILEGED_DEV in info.flags
         self._copies = Feature.USER_COPY in info.flags
         self._returned = 0  # tags that the kernel has given back for good
         self.error: OSError | None = None

@@ -32,6 +32,7 @@ from ...events import RequestEvent, SlowRequest
 from ...protocol import Command, NegotiationResult, ReplyContent, ReplyMode, Request
 from ...stream import ReceiveBuffer
 from ...ublk import Queue
+from .overdue import OverdueRequests
 from .replies import TagReplySender
 
 ROUNDS = 8
@@ -118,6 +119,8 @@ class UblkDispatcher:
         self._sender.attach_queue(queue)
         self._receiver.attach(ReceiveBuffer())  # always empty: nothing is received
         self._scheduler.attach()
+        if queue.kills_server:
+            self._sender.overdue = OverdueRequests(self._scheduler, self._fail)
         self._loop.add_reader(queue.fd, self._serve)
 
     async def run(self) -> None:
@@ -155,17 +158,22 @@ class UblkDispatcher:
 
     def _accept(self, queue: Queue) -> None:
         now, accepted, stats = monotonic_ns(), self._receiver.queue, self.stats
-        error_for = self._validator.error_for
+        error_for, overdue = self._validator.error_for, self._sender.overdue
         for tag in queue.take():
             flags, command, offset, length = queue.request(tag)
             request = Request(flags, command, tag, offset, length, now)
             stats.in_flight += 1
+            if overdue is not None:
+                overdue.add(request)
             if self._fails_all:
-                self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
+                self._fail(request)
             elif error := error_for(request):
                 self._sender.reply(request, error)
             else:
                 accepted.append((request, None))
+
+    def _fail(self, request: Request) -> None:
+        self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def _end(self, error: OSError | None) -> None:
         """Note that no more requests come, and give the queue back."""
@@ -173,6 +181,8 @@ class UblkDispatcher:
         if queue is None:
             return
         self._scheduler.stop_monitoring()
+        if self._sender.overdue is not None:
+            self._sender.overdue.close()
         self._loop.remove_reader(queue.fd)
         if error is None and queue.is_over:
             self._on_disconnect()

@@ -12,6 +12,7 @@ from ...dispatch.stats import Stats
 from ...events import RequestEvent
 from ...protocol import Command, ReplyContent, ReplyMode, Request
 from ...ublk import Queue
+from .overdue import OverdueRequests
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
@@ -25,6 +26,9 @@ class TagReplySender(ReplySender):
         on_event: called with each :class:`RequestFailed`.
         on_sent: called when results were given to the kernel, which may have brought requests.
 
+    Attributes:
+        overdue: has the deadlines of requests; None where the kernel sets none.
+
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class TagReplySender(ReplySender):
         super().__init__(stats, ReplyMode.SIMPLE, None, on_event)
         self._on_sent = on_sent
         self._queue: Queue | None = None
+        self.overdue: OverdueRequests | None = None
 
     def attach_queue(self, queue: Queue) -> None:
         """Give results to this queue from now on."""
@@ -48,6 +53,8 @@ class TagReplySender(ReplySender):
 
         The kernel gets the result at the end of the batch, or of the loop's turn.
         """
+        if self.overdue is not None and not self.overdue.settle(request):
+            return
         queue = self._queue
         assert queue is not None  # requests come from it
         command = request.type
