@@ -50,7 +50,7 @@ class OverdueRequests:
             self._timer = self._loop.call_later(INTERVAL, self._look)
 
     def settle(self, request: Request) -> bool:
-        """Note that a request is answered; return False if it was before: its tag is not its own."""
+        """Note that a request is answered; return False if it was before, so its tag is not its."""
         if self._pending.get(request.cookie) is not request:
             return False
         del self._pending[request.cookie]
