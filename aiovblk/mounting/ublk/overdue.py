@@ -8,14 +8,11 @@ that lives can fail the one request, and say so; a killed one fails them all.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from time import monotonic_ns
 
 from ...dispatch.scheduler import HandlerScheduler
 from ...protocol import Request
-
-logger = logging.getLogger("aiovblk")
 
 CANCEL_AFTER = 20.0
 """Seconds after which the handler of a request is cancelled."""
@@ -28,33 +25,28 @@ INTERVAL = 1.0
 
 
 class OverdueRequests:
-    """The requests of one device that are not answered yet, and their deadlines.
+    """The deadlines of the requests of one device.
 
     Args:
         scheduler: runs their handlers.
-        fail: answers a request with EIO.
+        answer: answers the request of a task with EIO, whatever becomes of its handler.
 
     """
 
-    def __init__(self, scheduler: HandlerScheduler, fail: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        scheduler: HandlerScheduler,
+        answer: Callable[[asyncio.Task[None], Request], None],
+    ) -> None:
         self._scheduler = scheduler
-        self._fail = fail
-        self._pending: dict[int, Request] = {}  # by tag, oldest first
+        self._answer = answer
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, request: Request) -> None:
-        """Note that a request has come."""
-        self._pending[request.cookie] = request
-        if self._timer is None:
+    def watch(self) -> None:
+        """Look from now on, for as long as a request waits."""
+        if self._timer is None and self._scheduler.is_waiting:
             self._timer = self._loop.call_later(INTERVAL, self._look)
-
-    def settle(self, request: Request) -> bool:
-        """Note that a request is answered; return False if it was before, so its tag is not its."""
-        if self._pending.get(request.cookie) is not request:
-            return False
-        del self._pending[request.cookie]
-        return True
 
     def close(self) -> None:
         """Look no more."""
@@ -65,12 +57,6 @@ class OverdueRequests:
         self._timer = None
         now = monotonic_ns()
         self._scheduler.fail_arrived_before(now - int(CANCEL_AFTER * 1e9))
-        limit = now - int(ANSWER_AFTER * 1e9)
-        for request in [each for each in self._pending.values() if each.arrival < limit]:
-            logger.error(
-                "a handler does not end although it was cancelled; its request is answered with"
-                " EIO before the kernel kills this process"
-            )
-            self._fail(request)
-        if self._pending:
-            self._timer = self._loop.call_later(INTERVAL, self._look)
+        for task, request in self._scheduler.running_since(now - int(ANSWER_AFTER * 1e9)):
+            self._answer(task, request)
+        self.watch()
