@@ -24,6 +24,7 @@ from enum import StrEnum
 from ..protocol.constants import TransmissionFlag
 from . import locks, procfs, sysfs
 from .procfs import is_kernel_thread, process_of
+from .sysfs import Disk
 
 _RECEIVER = re.compile(rb"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
 _KTHREADD = "2"  # the process id of the parent of all kernel threads
@@ -43,10 +44,10 @@ def server(index: int) -> tuple[int, str] | None:
     return process_of(thread) or holder(index)
 
 
-def holder(index: int) -> tuple[int, str] | None:
-    """Return the id and name of the process that has the lock of an index; None if it is free."""
+def holder(disk: Disk) -> tuple[int, str] | None:
+    """Return the id and name of the process that has the lock of a device; None if it is free."""
     try:
-        lock = os.open(locks.file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(locks.file(disk), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
@@ -165,14 +166,14 @@ def is_rotational(index: int) -> bool:
     return sysfs.queue_attribute(index, "rotational") == "1"
 
 
-def is_read_only(index: int) -> bool:
+def is_read_only(disk: Disk) -> bool:
     """Tell whether the kernel refuses writes."""
-    return sysfs.attribute(index, "ro") == "1"
+    return sysfs.attribute(disk, "ro") == "1"
 
 
-def block_size(index: int) -> int:
+def block_size(disk: Disk) -> int:
     """Return the size of a logical block in bytes."""
-    return int(sysfs.queue_attribute(index, "logical_block_size") or sysfs.SECTOR)
+    return int(sysfs.queue_attribute(disk, "logical_block_size") or sysfs.SECTOR)
 
 
 def in_flight(index: int) -> int:

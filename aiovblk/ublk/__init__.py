@@ -5,11 +5,20 @@ make them in threads. Only the :class:`.Queue` belongs into the thread of the ev
 the device, and never waits. No asyncio in this room.
 
 :func:`.attaching.attach` makes an :class:`.UblkAttachment`, which opens its queue, is started,
-stopped and closed.
+stopped and closed. One that survives its server is found again by its identity
+(:mod:`.identities`), and taken over by :func:`.takeover.take_over_orphan`.
 """
 
 from .attaching import attach, is_privileged
 from .attachment import UblkAttachment
 from .queue import DESCRIPTOR_WORDS, Queue
+from .takeover import take_over_orphan
 
-__all__ = ["DESCRIPTOR_WORDS", "Queue", "UblkAttachment", "attach", "is_privileged"]
+__all__ = [
+    "DESCRIPTOR_WORDS",
+    "Queue",
+    "UblkAttachment",
+    "attach",
+    "is_privileged",
+    "take_over_orphan",
+]

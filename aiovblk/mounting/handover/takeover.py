@@ -75,6 +75,11 @@ class TakeoverSequence:
             logger.info("took over %s (%s)", attachment.path, identity)
         return attachment
 
+    async def undo(self, attachment: kernel.AttachedDisk) -> None:
+        """Leave the device to another server."""
+        self._connections.abort()
+        await run_in_thread(KERNEL_TIMEOUT, attachment.abandon)
+
     async def _adopt_orphan(self, path: str | None) -> kernel.NetlinkAttachment | None:
         """Replace the dead connections of a device; None if it has just been unmounted."""
         await self._attaching.open_backend()

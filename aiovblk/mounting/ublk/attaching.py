@@ -24,7 +24,15 @@ class UblkAttachSequence(AttachSequence):
 
         """
         await self.open_backend()
-        attach = partial(ublk.attach, path, self.backend.device, self.options.queue)
+        handover = self.options.handover
+        attach = partial(
+            ublk.attach,
+            path,
+            self.backend.device,
+            self.options.queue,
+            identity=handover.identity,
+            survive=handover.survive or 0,
+        )
         try:
             undo = ublk.UblkAttachment.undo
             attachment = await self.steps.call(ATTACH_TIMEOUT, attach, undo=undo)
@@ -32,14 +40,20 @@ class UblkAttachSequence(AttachSequence):
             reason = f"the kernel's ublk driver did not answer in {ATTACH_TIMEOUT:g} s"
             raise AttachError(errno.ETIMEDOUT, reason, path) from exc
         try:
-            self._serve(attachment)
+            self.serve(attachment)
         except OSError as exc:
             await asyncio.shield(asyncio.to_thread(attachment.undo))
             reason = f"its queue cannot be served: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, attachment.path) from exc
         return attachment
 
-    def _serve(self, attachment: ublk.UblkAttachment) -> None:
+    def serve(self, attachment: ublk.UblkAttachment) -> None:
+        """Serve the queue of a device.
+
+        Raises:
+            OSError: the kernel refuses.
+
+        """
         (slot,) = self.connections.slots
         dispatcher = slot.connection
         assert isinstance(dispatcher, UblkDispatcher)
