@@ -9,16 +9,25 @@ stopped and closed. One that survives its server is found again by its identity
 (:mod:`.identities`), and taken over by :func:`.takeover.take_over_orphan`.
 """
 
-from .attaching import attach, is_privileged
-from .attachment import UblkAttachment
+from .attaching import attach, is_privileged, remove_dead
+from .attachment import UblkAttachment, disk_name, node
 from .queue import DESCRIPTOR_WORDS, Queue
+from .status import numbers, status_of
 from .takeover import take_over_orphan
+from .unmounting import ensure_released, unmount
 
 __all__ = [
     "DESCRIPTOR_WORDS",
     "Queue",
     "UblkAttachment",
     "attach",
+    "disk_name",
+    "ensure_released",
     "is_privileged",
+    "node",
+    "numbers",
+    "remove_dead",
+    "status_of",
     "take_over_orphan",
+    "unmount",
 ]

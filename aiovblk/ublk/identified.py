@@ -1,9 +1,7 @@
 """The attachment of a ublk device that has an identity, and may survive its server.
 
-Where it survives, the driver was given its recovery flags. With these STOP_DEV discards what the
-kernel has cached for the device, in place of writing it back. So a device that is not in use is
-stopped by TRY_STOP_DEV, which the driver refuses while anything has the node open: the last one
-that closes it writes back. What is in use is written back just before.
+Where it survives, the driver was given its recovery flags; how such a device is stopped is in
+:mod:`.stopping`.
 """
 
 from __future__ import annotations
@@ -11,20 +9,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 
 from .. import atfork
 from ..errors import AttachError
 from ..kernel import RequestQueue, locks
-from .attachment import POLL, STOP_TIMEOUT, UblkAttachment
+from .attachment import UblkAttachment
 from .commands import RECOVERY, Feature, UblkDeviceInfo
 from .identities import lock_device
+from .stopping import stop_unused
 from .watchdog import watchdog
 
 logger = logging.getLogger("aiovblk")
-
-UNUSED_TIMEOUT = 1.0
-"""Seconds for others to close a device that is being unmounted, as udev does."""
 
 
 class IdentifiedAttachment(UblkAttachment):
@@ -97,31 +92,15 @@ class IdentifiedAttachment(UblkAttachment):
         """
         if not self._survives:
             super().disconnect()
-        elif not self._stop_unused():
+            return
+        self._release_claim()  # it counts as a user, too
+        if not stop_unused(self._device):
             # Mere readers and writers do not keep a device from being unmounted.
             try:
                 self.sync()
             except OSError as exc:
                 logger.warning("%s: what was written last is lost: %s", self.path, exc)
             self._stop()
-
-    def _stop_unused(self) -> bool:
-        """Stop the device as soon as nothing uses it; return whether it is stopped."""
-        self._release_claim()  # it counts as a user, too
-        deadline = time.monotonic() + UNUSED_TIMEOUT
-        while True:
-            try:
-                self._device.stop_unused(STOP_TIMEOUT)
-            except OSError as exc:
-                if exc.errno == errno.ENODEV:  # it is gone
-                    return True
-                if exc.errno != errno.EBUSY:
-                    raise
-            else:
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(POLL)
 
     def abandon(self) -> None:
         """Detach; a device that survives waits for another server from now on.

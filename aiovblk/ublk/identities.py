@@ -20,6 +20,7 @@ from ..kernel import locks, procfs, status, sysfs
 from . import control
 from .attachment import disk_name, node
 from .commands import State, UblkDeviceInfo
+from .status import numbers
 
 MAX_NUMBER = (1 << 20) - 1
 """The largest N of /dev/ublkbN (the driver's UBLK_MAX_UBLKS)."""
@@ -91,8 +92,7 @@ def refuse_duplicate(own: UblkDeviceInfo, path: str | None) -> None:
 
 def _devices(mark: int) -> Iterator[UblkDeviceInfo]:
     """Yield all devices of an identity that this process may ask about, by number."""
-    names = (sysfs.SYS_BLOCK.parent / "class/ublk-char").glob("ublkc*")
-    for number in sorted(int(each.name.removeprefix("ublkc")) for each in names):
+    for number in numbers():
         with suppress(OSError):  # it is gone by now, or another user's
             info = control.info(number)
             if info.mark == mark:
