@@ -10,6 +10,6 @@ stopped and closed.
 
 from .attaching import attach, is_privileged
 from .attachment import UblkAttachment
-from .queue import Queue
+from .queue import DESCRIPTOR_WORDS, Queue
 
-__all__ = ["Queue", "UblkAttachment", "attach", "is_privileged"]
+__all__ = ["DESCRIPTOR_WORDS", "Queue", "UblkAttachment", "attach", "is_privileged"]

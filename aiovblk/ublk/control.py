@@ -73,7 +73,7 @@ def _send(
         ring = Ring(2)
         try:
             ring.prepare(0, command.number, control, payload)
-            ring.push(0)
+            ring.push([0])
             result = _wait(ring, seconds)
         finally:
             ring.close()
@@ -90,12 +90,13 @@ def _send(
 
 def _wait(ring: Ring, seconds: float) -> int | None:
     deadline = time.monotonic() + seconds
-    while not (found := ring.completions()):
+    while not ring.has_completions:
         left = deadline - time.monotonic()
         if left <= 0:
             return None
         ring.wait(left)
-    return found[0][1]
+    done, others = ring.take()
+    return 0 if done else others[0][1]
 
 
 def features() -> Feature:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 from .. import atfork, libc
@@ -118,10 +119,13 @@ class Ring:
         start += COMMAND_OFFSET
         self._slots[start : start + len(payload)] = payload
 
-    def push(self, slot: int) -> None:
-        """Have the next :meth:`submit` submit a slot."""
-        self._sq_array[self._tail & self._sq_mask] = slot
-        self._tail += 1
+    def push(self, slots: Iterable[int]) -> None:
+        """Have the next :meth:`submit` submit these slots."""
+        array, mask, tail = self._sq_array, self._sq_mask, self._tail
+        for slot in slots:
+            array[tail & mask] = slot
+            tail += 1
+        self._tail = tail
 
     @property
     def unsubmitted(self) -> int:
@@ -166,23 +170,29 @@ class Ring:
 
     @property
     def has_completions(self) -> bool:
-        """Whether :meth:`completions` has something."""
+        """Whether :meth:`take` has something."""
         return bool(self._cq_head[0] != self._cq_tail[0])
 
-    def completions(self) -> list[tuple[int, int]]:
-        """Take what has been completed: the numbers of the slots, and their results."""
+    def take(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """Take what has been completed.
+
+        Returns:
+            The slots of those whose result is 0; and slot and result of the others.
+
+        """
         head, tail = self._cq_head[0], self._cq_tail[0]
-        if head == tail:
-            return []
+        done: list[int] = []
+        others: list[tuple[int, int]] = []
         cqes, mask = self._cqes, self._cq_mask
-        found = []
         while head != tail:
             at = (head & mask) * 2
-            result = cqes[at + 1] & 0xFFFFFFFF  # the flags are beside it
-            found.append((cqes[at], result - (result >> 31 << 32)))
+            if result := cqes[at + 1] & 0xFFFFFFFF:  # flags are beside it
+                others.append((cqes[at], result - (result >> 31 << 32)))
+            else:
+                done.append(cqes[at])
             head = head + 1 & 0xFFFFFFFF
         self._cq_head[0] = head
-        return found
+        return done, others
 
     def close(self) -> None:
         """Give the ring back; the kernel cancels the commands that it has. No-op if it is closed.

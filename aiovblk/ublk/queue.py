@@ -60,7 +60,9 @@ _SQE_COMMAND = struct.Struct("<I")
 _SQE_COMMAND_OFFSET = 8  # cmd_op in struct io_uring_sqe
 _RESULT = (COMMAND_OFFSET + RESULT_OFFSET) // 4  # where a slot's result is, in 32-bit words
 _SLOT_WORDS = SQE_SIZE // 4
-_DESCRIPTOR_WORDS = DESCRIPTOR_SIZE // 8
+
+DESCRIPTOR_WORDS = DESCRIPTOR_SIZE // 8
+"""64-bit words of a descriptor: sectors above operation and flags, first sector, address."""
 
 
 class Queue:
@@ -77,6 +79,8 @@ class Queue:
     Attributes:
         fd: becomes readable when :meth:`take` has something.
         depth: how many tags there are.
+        descriptors: what the requests are, :data:`DESCRIPTOR_WORDS` for each tag.
+        kills_server: whether the kernel kills a server that does not answer for 30 seconds.
         error: what the kernel has refused, if it was not that the device is taken away.
 
     """
@@ -85,7 +89,9 @@ class Queue:
         self._char = char
         self.depth = depth = info.depth
         self._max_io = info.max_io
+        self.kills_server = Feature.UNPRIVILEGED_DEV in info.flags
         self._copies = Feature.USER_COPY in info.flags
+        self._completed: list[int] = []
         self._returned = 0  # tags that the kernel has given back for good
         self.error: OSError | None = None
         self._on_closed = on_closed
@@ -107,7 +113,7 @@ class Queue:
         size = -(-self.depth * DESCRIPTOR_SIZE // PAGE) * PAGE
         descriptors = Mapping(self._char, size, writable=False)
         self._mappings.append(descriptors)
-        self._descriptors = descriptors.view(form="Q")
+        self.descriptors = descriptors.view(form="Q")
         self._results = self._ring.slots.view(form="i")
         self._buffers_at = 0
         if not self._copies:
@@ -121,7 +127,7 @@ class Queue:
         for tag in range(self.depth):
             address = self._buffers_at + tag * self._max_io if self._buffers_at else 0
             ring.prepare(tag, FETCH_REQ, self._char, IO_COMMAND.pack(0, tag, 0, address))
-            ring.push(tag)
+        ring.push(range(self.depth))
         ring.submit()
         if ring.unsubmitted:
             raise OSError(errno.EIO, "io_uring does not take all requests")
@@ -141,11 +147,8 @@ class Queue:
         """Return the tags of requests that have come."""
         if self._is_closed:
             return []
-        tags = []
-        for tag, result in self._ring.completions():
-            if not result:
-                tags.append(tag)
-                continue
+        tags, others = self._ring.take()
+        for _, result in others:
             self._returned += 1
             if result != -errno.ENODEV and self.error is None:
                 self.error = OSError(-result, os.strerror(-result))
@@ -158,8 +161,8 @@ class Queue:
 
     def request(self, tag: int) -> tuple[int, int, int, int]:
         """Return flags, command (both as in NBD), offset and length (both in bytes)."""
-        at = tag * _DESCRIPTOR_WORDS
-        first = self._descriptors[at]
+        at = tag * DESCRIPTOR_WORDS
+        first = self.descriptors[at]
         operation = first & OPERATION_MASK
         command = _COMMANDS.get(operation, _UNKNOWN)
         flags = _FUA if first & IO_FUA else 0
@@ -167,7 +170,7 @@ class Queue:
             return flags, command, 0, 0
         if operation == _WRITE_ZEROES and first & IO_NOUNMAP:
             flags |= _NO_HOLE
-        return flags, command, self._descriptors[at + 1] << 9, first >> 32 << 9
+        return flags, command, self.descriptors[at + 1] << 9, first >> 32 << 9
 
     def payload(self, tag: int, length: int) -> memoryview:
         """Return what a WRITE writes: memory of its own, which stays as it is.
@@ -196,32 +199,28 @@ class Queue:
         """
         if not self._is_closed:
             self._results[tag * _SLOT_WORDS + _RESULT] = result
-            self._ring.push(tag)
+            self._completed.append(tag)
 
-    def complete_read(self, tag: int, data: Payload) -> int:
-        """Complete a READ with data of the length it asks for; return the error number, or 0."""
+    def place(self, tag: int, data: Payload) -> None:
+        """Give the kernel the data of a READ, of the length that it asks for.
+
+        Raises:
+            OSError: the request is over.
+
+        """
         if self._is_closed:
-            return errno.ENODEV
+            raise OSError(errno.ENODEV, "the device is gone")
         length = len(data)
-        if self._copies:
-            try:
-                done = os.pwrite(self._char, data, COPY_OFFSET + (tag << COPY_TAG_SHIFT))
-            except OSError as exc:  # the request is over
-                self.complete(tag, -errno.EIO)
-                return exc.errno or errno.EIO
-            if done != length:
-                self.complete(tag, -errno.EIO)
-                return errno.EIO
-        else:
+        if not self._copies:
             start = tag * self._max_io
             self._buffers[start : start + length] = data
-        self.complete(tag, length)
-        return 0
+        elif os.pwrite(self._char, data, COPY_OFFSET + (tag << COPY_TAG_SHIFT)) != length:
+            raise OSError(errno.EIO, f"the kernel does not take all {length} bytes of a read")
 
     @property
     def unsubmitted(self) -> int:
         """How many completed requests :meth:`submit` would give to the kernel."""
-        return 0 if self._is_closed else self._ring.unsubmitted
+        return 0 if self._is_closed else len(self._completed) + self._ring.unsubmitted
 
     def submit(self) -> None:
         """Give completed requests to the kernel; those that have come meanwhile can be taken.
@@ -231,6 +230,8 @@ class Queue:
 
         """
         if not self._is_closed:
+            self._ring.push(self._completed)
+            self._completed.clear()
             self._ring.submit()
 
     # The end

@@ -15,45 +15,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import socket
 from collections.abc import Callable
-from time import monotonic_ns
 
 from ...device import BlockDevice
 from ...dispatch import ConcurrencyLimiter, FailureLog, Reporter, Stats
 from ...dispatch.dispatcher import Scheduler
-from ...dispatch.handler_call import HandlerAdapter
 from ...dispatch.outcomes import CANCELLED_BY_SERVER
-from ...dispatch.receiver import RequestReceiver
 from ...dispatch.refusals import event_fields
 from ...dispatch.validation import RequestValidator, kernel_negotiation
 from ...events import RequestEvent, SlowRequest
-from ...protocol import Command, NegotiationResult, ReplyContent, ReplyMode, Request
-from ...stream import ReceiveBuffer
+from ...protocol import NegotiationResult, ReplyMode, Request
 from ...ublk import Queue
+from .overdue import OverdueRequests
 from .replies import TagReplySender
+from .serving import TagHandlerAdapter, TagReader, TagReceiver, TagServer
+
+logger = logging.getLogger("aiovblk")
 
 ROUNDS = 8
 """How often new requests are taken before the event loop has its turn."""
-
-_WRITE = int(Command.WRITE)
-
-
-class TagHandlerAdapter(HandlerAdapter):
-    """Calls handlers with the payload of a WRITE, which it gets from the queue.
-
-    Attributes:
-        queue: of the device; set before the first request.
-
-    """
-
-    queue: Queue
-
-    async def _call(self, request: Request, payload: memoryview | None) -> ReplyContent:
-        if request.type == _WRITE:
-            payload = self.queue.payload(request.cookie, request.length)
-        return await super()._call(request, payload)
 
 
 class UblkDispatcher:
@@ -86,7 +69,7 @@ class UblkDispatcher:
         self._on_disconnect = on_disconnect
         self._validator = RequestValidator(device, negotiated)
         self._sender = TagReplySender(stats, on_event, self._serve)
-        self._receiver = RequestReceiver(
+        self._receiver = TagReceiver(
             self._sender, self._validator, negotiated, None, on_disconnect, lambda: None
         )
         self._adapter = TagHandlerAdapter(device, negotiated, handler_timeout)
@@ -102,8 +85,11 @@ class UblkDispatcher:
             slow_request=slow_request,
             busy_poll=busy_poll,
             on_slow=self._publish_slow_request,
+            server=TagServer,
         )
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._reader = TagReader()
+        self._overdue: OverdueRequests | None = None
         self._queue: Queue | None = None
         self._is_serving = False
         self._fails_all = False
@@ -114,10 +100,13 @@ class UblkDispatcher:
 
     def attach_queue(self, queue: Queue) -> None:
         """Serve a queue, which this thread has made."""
-        self._queue = self._adapter.queue = queue
+        self._queue = self._adapter.queue = self._receiver.source = queue
         self._sender.attach_queue(queue)
-        self._receiver.attach(ReceiveBuffer())  # always empty: nothing is received
+        self._receiver.attach(self._reader)
+        self._reader.wanted = 1
         self._scheduler.attach()
+        if queue.kills_server:
+            self._overdue = OverdueRequests(self._scheduler, self._answer)
         self._loop.add_reader(queue.fd, self._serve)
 
     async def run(self) -> None:
@@ -144,28 +133,32 @@ class UblkDispatcher:
             for _ in range(ROUNDS):
                 if not queue.has_requests:
                     break
-                self._accept(queue)
+                self._reader.add(queue.take())
+                if self._fails_all:
+                    self._fail_arrived()
                 self._scheduler.serve_arrived()
         except OSError as exc:  # the ring is gone
             self._end(exc)
         finally:
             self._is_serving = False
+        if self._overdue is not None:
+            self._overdue.watch()
         if queue.is_over:
             self._end(queue.error)
 
-    def _accept(self, queue: Queue) -> None:
-        now, accepted, stats = monotonic_ns(), self._receiver.queue, self.stats
-        error_for = self._validator.error_for
-        for tag in queue.take():
-            flags, command, offset, length = queue.request(tag)
-            request = Request(flags, command, tag, offset, length, now)
-            stats.in_flight += 1
-            if self._fails_all:
-                self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
-            elif error := error_for(request):
-                self._sender.reply(request, error)
-            else:
-                accepted.append((request, None))
+    def _fail_arrived(self) -> None:
+        while self._receiver.accept():
+            pass
+        self._scheduler.fail_running()
+
+    def _answer(self, task: asyncio.Task[None], request: Request) -> None:
+        """Answer a request whose handler does not end although it was cancelled."""
+        logger.error(
+            "a handler does not end although it was cancelled; its request is answered with EIO"
+            " before the kernel kills this process"
+        )
+        self._scheduler.forget(task)
+        self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def _end(self, error: OSError | None) -> None:
         """Note that no more requests come, and give the queue back."""
@@ -173,6 +166,8 @@ class UblkDispatcher:
         if queue is None:
             return
         self._scheduler.stop_monitoring()
+        if self._overdue is not None:
+            self._overdue.close()
         self._loop.remove_reader(queue.fd)
         if error is None and queue.is_over:
             self._on_disconnect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from time import monotonic_ns
 
@@ -48,21 +49,21 @@ class TagReplySender(ReplySender):
 
         The kernel gets the result at the end of the batch, or of the loop's turn.
         """
-        queue = self._queue
+        queue, command = self._queue, request.type
         assert queue is not None  # requests come from it
-        command = request.type
         if not error and command == _READ:
             assert isinstance(content, bytes | memoryview)  # simple replies have no other form
-            error = queue.complete_read(request.cookie, content)
-            reason = "the kernel does not take its data any more" if error else ""
-        elif error:
-            queue.complete(request.cookie, -error)
-        else:
-            queue.complete(request.cookie, request.length if command == _WRITE else 0)
+            try:
+                queue.place(request.cookie, content)
+            except OSError as exc:
+                error, reason = errno.EIO, str(exc)
         if error:
+            queue.complete(request.cookie, -error)
             self._failed.append(request)
             self._on_event(failed_event(request, error, reason))
         else:
+            has_data = command in (_READ, _WRITE)
+            queue.complete(request.cookie, request.length if has_data else 0)
             self._succeeded.append((command, request.length, request.arrival))
         if not self.is_due:
             self.is_due = True
@@ -78,16 +79,25 @@ class TagReplySender(ReplySender):
             if queue.unsubmitted:  # the kernel is short of memory
                 self.is_due = True
                 self._loop.call_soon(self.send)
-        succeeded, failed = self._succeeded, self._failed
-        if succeeded or failed:
-            self._succeeded, self._failed = [], []
-            self.stats.record_replies(succeeded, failed, monotonic_ns())
-        else:
-            self.stats.record_in_flight()
+        self._count()
         if self.polling is not None:
             self.polling.extend()
-        self._wake_idle_waiters()
+        if self._idle_waiters:
+            self._wake_idle_waiters()
         self._on_sent()
+
+    def _count(self) -> None:
+        now, reads, writes = monotonic_ns(), self.read_lengths, self.write_lengths
+        if reads or writes:
+            self.stats.record_batch(reads, writes, now - self.arrival)
+            reads.clear()
+            writes.clear()
+        succeeded, failed = self._succeeded, self._failed
+        if succeeded or failed:  # they were in flight
+            self._succeeded, self._failed = [], []
+            self.stats.record_replies(succeeded, failed, now)
+        else:
+            self.stats.record_in_flight()
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every request that has come is answered."""
