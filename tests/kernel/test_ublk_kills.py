@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from .lost_devices import EIO, logged
 from .support import (
     DATA,
     DEVICES,
-    MIB,
     Disk,
     becomes_true,
     command,
@@ -25,7 +23,7 @@ from .support import (
     pwrite,
     sh,
 )
-from .ublk_devices import is_gone, mounted
+from .ublk_devices import assert_lost, is_gone, mounted
 
 # The servers have loops of their own.
 pytestmark = [
@@ -47,8 +45,7 @@ async def test_a_kill_fails_programs_at_once_and_the_path_can_be_mounted_again(
             await running.end(signal.SIGKILL)
             with pytest.raises(OSError, match=EIO):
                 await writing
-            with pytest.raises(OSError, match=EIO):
-                await asyncio.to_thread(os.pread, fd, 4096, 8 * MIB)
+            await assert_lost(fd)
             await is_gone(path)
     async with mounted(Disk(), path) as mount:
         assert mount.path == path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -105,16 +104,21 @@ async def test_memory_safe_locks_the_memory_and_serves() -> None:
 # Forks and dropped loops
 
 SERVER = """
-import asyncio, os, signal, sys
+import asyncio, gc, os, signal, sys
 sys.path.insert(0, {folder!r})
 import aiovblk, devices
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        gc.collect()
+        signal.pause()
+    return child
 
 async def main():
     async with aiovblk.mounted({device}, attach="ublk") as mount:
         print("mounted", mount.path, flush=True)
-        child = os.fork()
-        if child == 0:
-            signal.pause()
+        child = {fork}
         print("child", child, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
     print("unmounted", flush=True)
@@ -130,8 +134,8 @@ class Server(Program):
 
 
 @contextlib.asynccontextmanager
-async def server(image: Path, device: str) -> AsyncIterator[Server]:
-    script = SERVER.format(folder=FOLDER, device=device)
+async def server(image: Path, device: str, fork: str = "fork()") -> AsyncIterator[Server]:
+    script = SERVER.format(folder=FOLDER, device=device, fork=fork)
     # Since Python 3.12 it warns of any fork beside threads.
     async with program("-W", "ignore", "-c", script, IMAGE=str(image)) as running:
         forked = Server(running.process)
@@ -145,8 +149,10 @@ async def server(image: Path, device: str) -> AsyncIterator[Server]:
         await forked.rest()  # until nothing has the pipe any more
 
 
-async def test_an_unmount_does_not_wait_for_a_child(image: Path) -> None:
-    async with server(image, "devices.Image()") as forked:
+# By another thread: in the child that of the loop has ended.
+@pytest.mark.parametrize("fork", ["fork()", "await asyncio.to_thread(fork)"])
+async def test_an_unmount_does_not_wait_for_a_child(fork: str, image: Path) -> None:
+    async with server(image, "devices.Image()", fork) as forked:
         await leave_dirty_pages(forked.path)
         assert forked.process.stdin is not None
         forked.process.stdin.close()
@@ -219,7 +225,7 @@ async def test_a_loop_that_is_dropped_leaves_no_zombie(
         reading = asyncio.create_task(asyncio.to_thread(pread, path, MIB, 4096))
         running.process.stdin.write(b"\n")
         assert await running.line() == "dropped"
-        with pytest.raises(OSError, match=f"{EIO}|{os.strerror(errno.ENXIO)}"):
+        with pytest.raises(OSError, match=r"\[Errno"):
             await reading
         await nothing_is_left()  # although its process lives
         running.process.stdin.close()
@@ -232,7 +238,7 @@ USER = 1000
 # The interpreter may lie in a folder of root's, so everything is imported before.
 UNPRIVILEGED = """
 import asyncio, os, sys
-import ctypes, uvloop
+import concurrent.futures.thread, ctypes, uvloop
 import anyio._backends._asyncio
 import aiovblk
 from aiovblk import storage

@@ -7,6 +7,7 @@ import gc
 import glob
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from aiovblk.errors import UblkUnavailableError
 from aiovblk.ublk import attaching, availability
 from aiovblk.ublk.commands import Feature
 
-from .support import becomes_true
+from .support import MIB, becomes_true
 
 mounted = partial(aiovblk.mounted, attach="ublk")
 
@@ -36,6 +37,12 @@ async def nothing_is_left() -> None:
 async def is_gone(node: str) -> None:
     """Wait until a node has gone."""
     await becomes_true(lambda: not os.path.exists(node))
+
+
+async def assert_lost(fd: int) -> None:
+    """A device that is gone fails, until its size is taken away: then it ends at its first byte."""
+    with suppress(OSError):
+        assert await asyncio.to_thread(os.pread, fd, 4096, 8 * MIB) == b""
 
 
 def remove_what_is_left() -> None:
