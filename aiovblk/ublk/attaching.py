@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -32,6 +33,14 @@ logger = logging.getLogger("aiovblk")
 
 NODE_TIMEOUT = 5.0
 """Seconds for udev to make a node, and to give it to its user."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds for the driver to stop a device whose server has ended: it does so some time later."""
+
+RELEASE_TIMEOUT = 1.0
+"""Seconds for the number of a removed device to be free, if no program has that open."""
+
+POLL = 0.005  # seconds between questions to the driver
 
 
 def is_privileged() -> bool:
@@ -142,19 +151,23 @@ def _add(wanted: UblkDeviceInfo, path: str | None) -> UblkDeviceInfo:
         if exc.errno != errno.EEXIST or wanted.number is None:
             raise _refused(exc, path) from exc
     # Its number must not be given back unless nothing serves it: it may be another server's.
-    remove_dead(wanted.number)
-    try:
-        return control.add(wanted)
-    except OSError as exc:
-        if exc.errno == errno.EEXIST:
-            raise _taken_error(wanted.number, path) from exc
-        raise _refused(exc, path) from exc
+    was_dead = remove_dead(wanted.number)
+    deadline = time.monotonic() + (RELEASE_TIMEOUT if was_dead else 0)
+    while True:
+        try:
+            return control.add(wanted)
+        except OSError as exc:
+            if exc.errno != errno.EEXIST:
+                raise _refused(exc, path) from exc
+            if time.monotonic() >= deadline:
+                raise _taken_error(wanted.number, path) from exc
+        time.sleep(POLL)
 
 
 def remove_dead(number: int) -> bool:
     """Remove a device whose server is gone; return whether it was one."""
     try:
-        info = control.info(number)
+        info = _settled(number)
         if info.state != State.DEAD or _is_served(info):
             return False
         control.ControlledDevice(number, info.flags).delete()
@@ -163,6 +176,17 @@ def remove_dead(number: int) -> bool:
         return False
     logger.info("removed the ublk device %d, whose server was gone", number)
     return True
+
+
+def _settled(number: int) -> UblkDeviceInfo:
+    """Return what the driver knows of a device, once it has noticed the end of its server."""
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while True:
+        info = control.info(number)
+        has_settled = info.state in (State.DEAD, State.QUIESCED) or _is_served(info)
+        if has_settled or time.monotonic() >= deadline:
+            return info
+        time.sleep(POLL)
 
 
 def _is_served(info: UblkDeviceInfo) -> bool:

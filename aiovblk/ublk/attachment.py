@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -123,7 +124,14 @@ class UblkAttachment(NodeUser):
 
     def open_queue(self) -> Queue:
         """Return the queue, ready for requests. Call it in the thread that will serve them."""
-        return Queue(self._char, self.info, self._mark_ended)
+        queue = Queue(self._char, self.info, self._mark_ended)
+        queue.on_thread_end = self._abandon_with_thread
+        return queue
+
+    def _abandon_with_thread(self) -> None:
+        # Its event loop may still exist, but cannot do it: nothing runs it any more.
+        if not sys.is_finalizing():  # or the process ends, and there is nothing left to call
+            self.abandon()
 
     def _mark_ended(self) -> None:
         if not self.ended.done():

@@ -60,6 +60,7 @@ class Mapping:
         if address is None or address == _FAILED:
             raise libc.last_error("mmap")
         self.address: int = address
+        self._process = os.getpid()
         self.size = size
         self._views: list[memoryview] = []
         self._access = _WRITABLE if writable else _READ_ONLY
@@ -88,7 +89,8 @@ class Mapping:
             for view in reversed(self._views):
                 view.release()
             self._views.clear()
-            _libc.munmap(address, self.size)
+            if os.getpid() == self._process:  # a forked child may have something else there
+                _libc.munmap(address, self.size)
 
 
 def _from_memory() -> Any:

@@ -82,8 +82,11 @@ class Queue:
         descriptors: what the requests are, :data:`DESCRIPTOR_WORDS` for each tag.
         kills_server: whether the kernel kills a server that does not answer for 30 seconds.
         error: what the kernel has refused, if it was not that the device is taken away.
+        on_thread_end: called, after ``on_closed``, when its thread has ended without closing it.
 
     """
+
+    on_thread_end: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self, char: int, info: UblkDeviceInfo, on_closed: Callable[[], None]) -> None:
         self._char = char
@@ -97,6 +100,7 @@ class Queue:
         self._on_closed = on_closed
         self._is_closed = False
         self._closing = threading.Lock()
+        self._process = os.getpid()
         self._ring = Ring(depth)
         self._mappings: list[Mapping] = []
         try:
@@ -245,7 +249,15 @@ class Queue:
         self._ring.close()
         for mapping in self._mappings:
             mapping.close()
-        self._on_closed()
+        if os.getpid() == self._process:
+            self._on_closed()
+
+    def end_with_thread(self) -> None:
+        """Close a queue whose thread has ended. No-op if it is closed."""
+        # Not in a forked child, where all threads but one have ended: the device is the parent's.
+        if not self._is_closed and os.getpid() == self._process:
+            self.close()
+            self.on_thread_end()
 
     def __del__(self) -> None:
         """Close a queue that was dropped with the event loop that served it."""
@@ -268,7 +280,7 @@ class _ThreadQueues:
 
     def __del__(self) -> None:
         for queue in list(self.open):
-            queue.close()
+            queue.end_with_thread()
 
 
 _of_thread = threading.local()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,9 +69,9 @@ def _is_open_to_others() -> bool:
 
 
 def _has_rules() -> bool:
-    """Tell whether some rules of udev are about the nodes of ublk devices."""
+    """Tell whether some rules of udev are for the nodes of devices, beside that of the driver."""
     return any(
-        "ublk" in file.read_text(errors="replace") and "OWNER" in file.read_text(errors="replace")
+        re.search(r"KERNEL==\"ublk(?!-)", file.read_text(errors="replace"))
         for directory in RULES
         for file in (directory / "rules.d").glob("*.rules")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from aiovblk.device import BlockDevice
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.kernel import RequestQueue, locks
 from aiovblk.storage import MemoryDevice
-from aiovblk.ublk import attaching, identified, identities, stopping, takeover
+from aiovblk.ublk import attaching, identities, stopping, takeover
 from aiovblk.ublk.commands import RECOVERY, ControlCommand, Feature, State, UblkDeviceInfo
 from aiovblk.ublk.identified import IdentifiedAttachment
 from aiovblk.ublk.identities import mark_of
@@ -72,7 +72,7 @@ def is_locked(number: int) -> bool:
 
 
 @pytest.fixture
-def orphan(driver: RecoveringDriver, tree: KernelTree) -> Iterator[int]:
+def orphan(driver: RecoveringDriver, tree: KernelTree) -> int:
     """A device of the identity ``volume`` whose server is gone; beside it, another program's."""
     driver.make(UblkDeviceInfo(number=0, flags=SOUND, state=State.LIVE), SIZE)
     driver.make(info_of(2), SIZE)
@@ -256,7 +256,7 @@ def test_all_is_synced_when_the_node_of_a_surviving_device_cannot_be_opened(
     driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[None] = []
-    monkeypatch.setattr(identified.os, "sync", lambda: synced.append(None))
+    monkeypatch.setattr(os, "sync", lambda: synced.append(None))
     attachment = attach()
     attachment.sync()
     assert len(synced) == 1
@@ -305,7 +305,7 @@ def test_the_last_server_is_waited_for_until_the_kernel_has_parted_with_it(
     driver: RecoveringDriver, orphan: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "DEATH_TIMEOUT", 60)
-    monkeypatch.setattr(takeover.time, "sleep", lambda _: driver.change(orphan, State.QUIESCED))
+    monkeypatch.setattr(time, "sleep", lambda _: driver.change(orphan, State.QUIESCED))
     driver.change(orphan, State.LIVE)
     driver.failures[ControlCommand.START_USER_RECOVERY] = [errno.EBUSY, errno.EBUSY, 0]
     attachment = take_over()
