@@ -1,7 +1,5 @@
 """A lock file per device: only one process that uses this library attaches /dev/nbdN.
 
-(Or serves /dev/ublkbN, where that has an identity.)
-
 The lock (flock) is released when its process ends, and can be handed over to another one. Its file
 names the owner: ``PID:TOKEN``. A new owner writes a new token, from which the watchdog of the last
 server sees that the device has been taken over.

@@ -79,8 +79,7 @@ class MountLifecycle:
         self.connections = ConnectionGroup(state, request_timeout)
         self.handover = HandoverProvider(backend, self.connections, state, options)
         self.claiming = asyncio.Lock()
-        # How the device was taken over, if another process had attached it before.
-        self._takeover: TakeoverSequence | UblkTakeoverSequence | None = None
+        self._takeover: TakeoverSequence | None = None  # of a device that was attached before
 
     async def start(self, path: str | os.PathLike[str] | None) -> None:
         """Start the task; returns when the device is live.
@@ -166,11 +165,8 @@ class MountLifecycle:
         if not self.backend.opens_after_handover:
             await attaching.open_backend()
         if identity := self.options.handover.identity:
-            takeover: TakeoverSequence | UblkTakeoverSequence = (
-                UblkTakeoverSequence(attaching)
-                if isinstance(attaching, UblkAttachSequence)
-                else TakeoverSequence(attaching)
-            )
+            is_ublk = isinstance(attaching, UblkAttachSequence)
+            takeover = (UblkTakeoverSequence if is_ublk else TakeoverSequence)(attaching)
             attachment = await takeover.take_over(path, identity)
             if attachment is not None:
                 self._takeover = takeover

@@ -42,7 +42,7 @@ class TakeoverSequence:
         self._options = attaching.options
         self._steps = attaching.steps
 
-    async def take_over(self, path: str | None, identity: str) -> kernel.Attachment | None:
+    async def take_over(self, path: str | None, identity: str) -> kernel.AttachedDisk | None:
         """Serve the device that has this identity; requests are served when this returns.
 
         Args:

@@ -13,25 +13,29 @@ from functools import partial
 
 from ... import kernel, ublk
 from ...errors import AttachError
-from ..attaching import ATTACH_TIMEOUT
+from ..attaching import ATTACH_TIMEOUT, AttachSequence
 from ..deadlines import KERNEL_TIMEOUT, run_in_thread
+from ..handover.takeover import TakeoverSequence
 from .attaching import UblkAttachSequence
 
 logger = logging.getLogger("aiovblk")
 
 
-class UblkTakeoverSequence:
+class UblkTakeoverSequence(TakeoverSequence):
     """The steps that lead to a served device which another process had made.
 
     Args:
-        attaching: has what is to be served, and runs steps that end early if the mount is stopped.
+        attaching: a :class:`.UblkAttachSequence`, which has what is to be served, and runs steps
+            that end early if the mount is stopped.
 
     """
 
-    def __init__(self, attaching: UblkAttachSequence) -> None:
-        self._attaching = attaching
+    def __init__(self, attaching: AttachSequence) -> None:
+        assert isinstance(attaching, UblkAttachSequence)
+        super().__init__(attaching)
+        self._attaching: UblkAttachSequence = attaching
 
-    async def take_over(self, path: str | None, identity: str) -> ublk.UblkAttachment | None:
+    async def take_over(self, path: str | None, identity: str) -> kernel.AttachedDisk | None:
         """Serve the queue of the device that has this identity; it has to be started yet.
 
         Args:
