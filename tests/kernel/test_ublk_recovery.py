@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk import AttachError, DeviceBusyError, Error, Mount
+from aiovblk import AttachError, DeviceBusyError, Error, Mount, ublk
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.kernel import sysfs
+from aiovblk.kernel.status import DeviceState
 from aiovblk.ublk import availability, control, identities
 from aiovblk.ublk.commands import Feature, State
 from aiovblk.ublk.identified import IdentifiedAttachment
@@ -141,21 +142,29 @@ async def test_what_no_server_comes_for_fails_in_the_end(recovery: None, image: 
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("opened", [False, True])
 async def test_unmounting_in_order_loses_nothing_that_is_cached(
-    recovery: None, opened: bool
+    recovery: None, opened: bool, outside: bool
 ) -> None:
     """With recovery STOP_DEV discards the page cache; nor is a reader to keep it mounted."""
     disk = Disk()
     async with surviving(disk) as mount:
+
+        async def unmount() -> None:
+            if outside:
+                await asyncio.to_thread(ublk.unmount, mount.path, timeout=LONG)
+            await mount.unmount()
+
         fd = await asyncio.to_thread(os.open, mount.path, os.O_RDWR)
         try:
             assert await asyncio.to_thread(os.pwrite, fd, DATA * 4, 0) == 4 * MIB
             if opened:
-                await mount.unmount()
+                await unmount()
         finally:
             await asyncio.to_thread(os.close, fd)
-        await mount.unmount()
+        if not opened:
+            await unmount()
         assert disk.contents(0, 4 * MIB) == DATA * 4
         assert disk.events[-2:] == ["flush", "unmount"]
     await becomes_true(lambda: not remaining())
@@ -199,6 +208,9 @@ async def test_an_orphan_waits_for_a_server_of_the_same(
         path = running.path
         await running.end(signal.SIGKILL)
     reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
+    await becomes_true(lambda: ublk.status_of(number(path)).state is DeviceState.LOST)
+    with pytest.raises(AttachError, match="it waits for another server; use --force"):
+        await asyncio.to_thread(ublk.unmount, path)
     other = "/dev/ublkb77"
     with pytest.raises(DeviceBusyError, match=f"attached at {path}; mount it there"):
         async with surviving(Disk(), other):
@@ -223,6 +235,18 @@ async def test_an_orphan_waits_for_a_server_of_the_same(
     async with surviving(disk) as mount:
         assert mount.path == path
         assert await reading == DATA
+
+
+@pytest.mark.core
+async def test_an_orphan_can_be_ended_by_force(recovery: None, image: Path) -> None:
+    async with server(image) as running:
+        path = running.path
+        await running.end(signal.SIGKILL)
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
+    await becomes_true(lambda: ublk.status_of(number(path)).state is DeviceState.LOST)
+    await asyncio.to_thread(partial(ublk.unmount, path, force=True, timeout=LONG))
+    with pytest.raises(OSError, match=f"{os.strerror(errno.EIO)}|{os.strerror(errno.ENXIO)}"):
+        await reading
 
 
 @pytest.mark.core
