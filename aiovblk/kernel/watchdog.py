@@ -37,7 +37,8 @@ class Watchdog:
 
     def __init__(self, program: Path | None = None) -> None:
         self._program = program or _PROGRAM
-        self._lock = threading.Lock()
+        # Reentrant: garbage that is collected meanwhile may have a device, which is then left.
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: dict[int, str] = {}
         self._may_outlive = False
@@ -50,7 +51,7 @@ class Watchdog:
             assert self._process.stdin is not None  # it was made with a pipe
             self._process.stdin.close()
             self._process.returncode = 0  # it is no child of this process: Popen must not complain
-        self._lock = threading.Lock()  # another thread may have had it
+        self._lock = threading.RLock()  # another thread may have had it
         self._process = None
         self._watched = {}
         self._may_outlive = False

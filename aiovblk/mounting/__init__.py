@@ -101,8 +101,8 @@ async def mounted(
         queue: limits and scheduler of the kernel's request queue; the previous settings are
             restored at the end.
         identity: the name of the device (``volume-42``), by which another process can take it over
-            (see ``survive`` and ``replace``), also shown by ``aiovblk list``; up to 255 printable
-            characters. By netlink or ublk only. If a device of this identity is attached and has
+            (see ``survive`` and ``replace``); up to 255 printable characters. By netlink, where
+            ``aiovblk list`` shows it, or ublk. If a device of this identity is attached and has
             lost its server, this process takes it over, by the same of the two. It has to have the
             same size and block size.
         survive: if this process dies, I/O blocks up to this many seconds for a successor that
