@@ -49,6 +49,15 @@ def assert_image_stored(image: Path) -> None:
 # Signals
 
 
+def files_of(process: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(entry))
+    return found
+
+
 @pytest.mark.parametrize(
     ("signum", "loop"),
     [
@@ -73,6 +82,8 @@ async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
         leaving = asyncio.create_task(leave_dirty_pages(running.path))
         await logged(image, "hanging")
         running.process.send_signal(signal.SIGINT)
+        # The second one must not come before the unmount has begun: they would count as one.
+        await becomes_true(lambda: running.path in files_of(running.process.pid))
         assert await running.end(signal.SIGINT) == 1
         await leaving
         assert "forced" in await running.rest()
