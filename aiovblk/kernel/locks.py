@@ -37,8 +37,7 @@ def acquire(index: int) -> int:
 
     """
     try:
-        LOCKS.mkdir(mode=0o755, exist_ok=True)
-        _check_is_private()
+        make_directory()
         lock = os.open(file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
@@ -54,8 +53,15 @@ def acquire(index: int) -> int:
     return lock
 
 
-def _check_is_private() -> None:
-    """Refuse a directory in which other users could take a lock, or pose as a server."""
+def make_directory() -> None:
+    """Make the directory, if it is not there.
+
+    Raises:
+        OSError: that is not possible.
+        AttachError: other users could take a lock there, or pose as a server.
+
+    """
+    LOCKS.mkdir(mode=0o755, exist_ok=True)
     status = os.stat(LOCKS)
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         reason = (

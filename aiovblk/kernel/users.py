@@ -158,7 +158,8 @@ def _describe_openers(disk: Disk, names: Collection[str] | None) -> list[str]:
 
 def _target(link: str) -> str | None:
     try:
-        return os.readlink(link)
+        # The node of a ublk device goes before its users do.
+        return os.readlink(link).removesuffix(" (deleted)")
     except OSError:  # the file was closed meanwhile
         return None
 

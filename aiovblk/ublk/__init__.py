@@ -8,8 +8,23 @@ the device, and never waits. No asyncio in this room.
 stopped and closed.
 """
 
-from .attaching import attach, is_privileged
-from .attachment import UblkAttachment
+from .attaching import attach, is_privileged, remove_dead
+from .attachment import UblkAttachment, disk_name, node
 from .queue import DESCRIPTOR_WORDS, Queue
+from .status import numbers, status_of
+from .unmounting import ensure_released, unmount
 
-__all__ = ["DESCRIPTOR_WORDS", "Queue", "UblkAttachment", "attach", "is_privileged"]
+__all__ = [
+    "DESCRIPTOR_WORDS",
+    "Queue",
+    "UblkAttachment",
+    "attach",
+    "disk_name",
+    "ensure_released",
+    "is_privileged",
+    "node",
+    "numbers",
+    "remove_dead",
+    "status_of",
+    "unmount",
+]

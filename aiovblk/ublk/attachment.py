@@ -111,7 +111,7 @@ class UblkAttachment(NodeUser):
             )
         return (
             f"{path} does not become this user's ({error.strerror}): an administrator has to"
-            " install the udev rules for ublk (see packaging/udev)"
+            " install udev rules for ublk (docs/how-to/ublk.md)"
         )
 
     def set_parameters(self, parameters: bytes) -> None:

@@ -53,7 +53,7 @@ def ensure_available() -> Feature:
 
     """
     refuse_bad_kernel()
-    _ensure_io_uring()
+    ensure_io_uring()
     _ensure_driver()
     try:
         return control.features()
@@ -68,7 +68,7 @@ def control_error(exc: OSError) -> AttachError:
         return AttachError(
             exc.errno,
             f"serving by ublk takes access to {node}: run as root, or have an administrator allow"
-            " it (packaging/udev, docs/ublk)",
+            " it (docs/how-to/ublk.md)",
             node,
         )
     if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -79,7 +79,13 @@ def control_error(exc: OSError) -> AttachError:
     return AttachError(exc.errno or errno.EIO, exc.strerror or str(exc), node)
 
 
-def _ensure_io_uring() -> None:
+def ensure_io_uring() -> None:
+    """Check that this process may use io_uring.
+
+    Raises:
+        UblkUnavailableError: it may not; the message says what helps.
+
+    """
     refused = io_uring.refusal()
     if refused is None:
         return
