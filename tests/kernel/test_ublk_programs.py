@@ -21,6 +21,7 @@ from .support import (
     Program,
     becomes_true,
     command,
+    files_of,
     fio,
     leave_dirty_pages,
     pread,
@@ -47,15 +48,6 @@ def assert_image_stored(image: Path) -> None:
 
 
 # Signals
-
-
-def files_of(process: int) -> list[str]:
-    """What a process has open."""
-    found = []
-    for entry in Path(f"/proc/{process}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-            found.append(os.readlink(entry))
-    return found
 
 
 @pytest.mark.parametrize(
