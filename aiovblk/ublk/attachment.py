@@ -18,6 +18,7 @@ from pathlib import Path
 from .. import atfork
 from ..kernel import RequestQueue, request_queue, sysfs
 from ..kernel.node_user import NodeUser
+from ..kernel.writeback_child import sync_in_child
 from . import control
 from .commands import SECTOR, Feature, UblkDeviceInfo
 from .queue import Queue
@@ -188,6 +189,9 @@ class UblkAttachment(NodeUser):
             reason = "this kernel cannot resize a live ublk device; that takes Linux 6.16"
             raise OSError(errno.EOPNOTSUPP, reason, self.path)
         self._device.update_size(blocks * self._block_size // SECTOR, STOP_TIMEOUT)
+
+    def _sync(self, fd: int) -> None:
+        sync_in_child(self._disk, self.path, fd)
 
     def _sync_without_node(self) -> None:
         # STOP_DEV writes back all the same.
