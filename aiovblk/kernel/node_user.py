@@ -94,9 +94,13 @@ class NodeUser(ABC):
                 self._sync_without_node()
                 return
             try:
-                sync(self._disk, fd)
+                self._sync(fd)
             finally:
                 atfork.close_protected(fd)
+
+    def _sync(self, fd: int) -> None:
+        """Write back all dirty data of the device, whose open node this is."""
+        sync(self._disk, fd)
 
     @abstractmethod
     def _sync_without_node(self) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 
 from .. import atfork
 from ..errors import AttachError
 from ..kernel import RequestQueue, locks
+from ..kernel.writeback_child import sync_all_in_child
 from .attachment import UblkAttachment
 from .commands import RECOVERY, Feature, UblkDeviceInfo
 from .identities import lock_device
@@ -81,7 +81,7 @@ class IdentifiedAttachment(UblkAttachment):
 
     def _sync_without_node(self) -> None:
         if self._survives:
-            os.sync()
+            sync_all_in_child()
 
     def disconnect(self) -> None:
         """Stop the device, and lose nothing that was written to it before.
@@ -94,13 +94,16 @@ class IdentifiedAttachment(UblkAttachment):
             super().disconnect()
             return
         self._release_claim()  # it counts as a user, too
-        if not stop_unused(self._device):
-            # Mere readers and writers do not keep a device from being unmounted.
-            try:
-                self.sync()
-            except OSError as exc:
-                logger.warning("%s: what was written last is lost: %s", self.path, exc)
-            self._stop()
+        with self._starting:
+            self._is_stopped = True
+            if self.ended.done() or stop_unused(self._device):
+                return
+        # Mere readers and writers do not keep a device from being unmounted.
+        try:
+            self.sync()
+        except OSError as exc:
+            logger.warning("%s: what was written last is lost: %s", self.path, exc)
+        self._stop()
 
     def abandon(self) -> None:
         """Detach; a device that survives waits for another server from now on.

@@ -33,7 +33,7 @@ from .attaching import remove_dead
 from .attachment import POLL, STOP_TIMEOUT, char_directory, disk_name
 from .commands import RECOVERY, State, UblkDeviceInfo
 from .identities import number_of
-from .status import exists
+from .status import exists, has_disk
 from .stopping import stop_unused
 
 RELEASE_TIMEOUT = 3.0
@@ -215,5 +215,5 @@ def ensure_released(number: int, path: str) -> None:
 
     """
     disk = disk_name(number)
-    if not os.path.exists(path) and users.exclusive_users(disk):
+    if not has_disk(number) and users.exclusive_users(disk):
         raise still_held_error(disk, path)

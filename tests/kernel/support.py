@@ -256,6 +256,15 @@ async def executed(*words: str, **environment: str) -> AsyncIterator[Program]:
             await process.wait()
 
 
+def files_of(process: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(entry))
+    return found
+
+
 async def stopped(process: int) -> None:
     """Wait until all threads of a process have stopped, as SIGSTOP and Ctrl-Z have them do."""
     states = Path(f"/proc/{process}/task")

@@ -18,6 +18,7 @@ from .support import (
     Disk,
     becomes_true,
     command,
+    files_of,
     kept_open,
     leave_dirty_pages,
     pwrite,
@@ -50,6 +51,22 @@ async def test_a_kill_fails_programs_at_once_and_the_path_can_be_mounted_again(
     async with mounted(Disk(), path) as mount:
         assert mount.path == path
         await leave_dirty_pages(path)
+
+
+@pytest.mark.core
+async def test_a_server_that_is_killed_while_the_kernel_writes_back_ends(image: Path) -> None:
+    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
+        path = running.path
+        async with kept_open(path) as fd:
+            await leave_dirty_pages(path)
+            running.process.send_signal(signal.SIGTERM)
+            await logged(image, "hanging")
+            await becomes_true(lambda: path in files_of(running.process.pid))
+            await running.end(signal.SIGKILL)
+            await assert_lost(fd)
+            await is_gone(path)
+    async with mounted(Disk(), path) as mount:
+        assert mount.path == path
 
 
 async def test_an_idle_server_that_is_killed_leaves_a_path_for_the_next_at_once() -> None:

@@ -21,6 +21,7 @@ from .support import (
     Program,
     becomes_true,
     command,
+    files_of,
     fio,
     leave_dirty_pages,
     pread,
@@ -73,6 +74,8 @@ async def test_a_second_signal_forces_a_hanging_device(image: Path) -> None:
         leaving = asyncio.create_task(leave_dirty_pages(running.path))
         await logged(image, "hanging")
         running.process.send_signal(signal.SIGINT)
+        # The second one must not come before the unmount has begun: they would count as one.
+        await becomes_true(lambda: running.path in files_of(running.process.pid))
         assert await running.end(signal.SIGINT) == 1
         await leaving
         assert "forced" in await running.rest()

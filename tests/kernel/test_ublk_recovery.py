@@ -189,6 +189,19 @@ async def test_a_file_system_that_is_cut_off_keeps_what_was_written(
 
 
 @pytest.mark.core
+async def test_a_handler_that_hangs_does_not_keep_a_device_that_survives(recovery: None) -> None:
+    disk = Disk()
+    with pytest.raises(Error, match="nothing was answered for 1 s"):
+        async with surviving(disk, unmount_timeout=1) as mount:
+            disk.gate.clear()
+            writing = asyncio.ensure_future(asyncio.to_thread(pwrite, mount.path, 0, DATA))
+            await disk.arrived.wait()
+            await mount.unmount(force=True)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        await writing
+
+
+@pytest.mark.core
 async def test_what_is_served_is_not_taken_over(recovery: None) -> None:
     async with surviving(Disk()) as mount:
         with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):

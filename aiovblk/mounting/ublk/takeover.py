@@ -17,6 +17,7 @@ from ..attaching import ATTACH_TIMEOUT, AttachSequence
 from ..deadlines import KERNEL_TIMEOUT, run_in_thread
 from ..handover.takeover import TakeoverSequence
 from .attaching import UblkAttachSequence
+from .dispatcher import UblkDispatcher
 
 logger = logging.getLogger("aiovblk")
 
@@ -70,8 +71,10 @@ class UblkTakeoverSequence(TakeoverSequence):
             return None
         try:
             attaching.serve(attachment)
-        except OSError as exc:
+        except BaseException as exc:  # a bug, too, must not leave the device with this process
             await self.undo(attachment)
+            if not isinstance(exc, OSError):
+                raise
             reason = f"its queue cannot be served: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, attachment.path) from exc
         logger.info("took over %s (%s)", attachment.path, identity)
@@ -80,7 +83,9 @@ class UblkTakeoverSequence(TakeoverSequence):
     async def undo(self, attachment: kernel.AttachedDisk) -> None:
         """Leave the device to another server: what is in flight is sent again, to that one."""
         connections = self._attaching.connections
-        # First: a handler that is cancelled must not fail its request.
+        for connection in connections.all():
+            assert isinstance(connection, UblkDispatcher)
+            connection.leave()  # first: a handler that is cancelled must not fail its request
         connections.close()
         connections.abort()
         await asyncio.shield(run_in_thread(KERNEL_TIMEOUT, attachment.abandon))

@@ -14,7 +14,7 @@ from aiovblk.device import BlockDevice
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.kernel import RequestQueue, locks
 from aiovblk.storage import MemoryDevice
-from aiovblk.ublk import attaching, identities, stopping, takeover
+from aiovblk.ublk import attaching, identified, identities, stopping, takeover
 from aiovblk.ublk.commands import RECOVERY, ControlCommand, Feature, State, UblkDeviceInfo
 from aiovblk.ublk.identified import IdentifiedAttachment
 from aiovblk.ublk.identities import mark_of
@@ -256,7 +256,7 @@ def test_all_is_synced_when_the_node_of_a_surviving_device_cannot_be_opened(
     driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[None] = []
-    monkeypatch.setattr(os, "sync", lambda: synced.append(None))
+    monkeypatch.setattr(identified, "sync_all_in_child", lambda: synced.append(None))
     attachment = attach()
     attachment.sync()
     assert len(synced) == 1
