@@ -61,6 +61,7 @@ class Mapping:
             raise libc.last_error("mmap")
         self.address: int = address
         self.size = size
+        self._process = os.getpid()
         self._views: list[memoryview] = []
         self._access = _WRITABLE if writable else _READ_ONLY
         if _libc.madvise(address, size, _MADV_DONTFORK):
@@ -88,7 +89,8 @@ class Mapping:
             for view in reversed(self._views):
                 view.release()
             self._views.clear()
-            _libc.munmap(address, self.size)
+            if os.getpid() == self._process:  # a forked child may have other memory there
+                _libc.munmap(address, self.size)
 
 
 def _from_memory() -> Any:
