@@ -10,7 +10,7 @@ from ...dispatch.refusals import failed_event
 from ...dispatch.reply_sender import ReplySender
 from ...dispatch.stats import Stats
 from ...events import RequestEvent
-from ...protocol import Command, ReplyContent, ReplyMode, Request
+from ...protocol import Command, ReplyContent, ReplyMode, Request, errno_to_wire
 from ...ublk import Queue
 
 # Plain ints: an IntEnum's comparison costs as much as the rest.
@@ -23,7 +23,9 @@ class TagReplySender(ReplySender):
     Args:
         stats: the counters of the device.
         on_event: called with each :class:`RequestFailed`.
-        on_sent: called when results were given to the kernel, which may have brought requests.
+        on_sent: called when results were given to the kernel, which may have brought requests;
+            with whether nothing was served in this turn of the event loop yet.
+        on_broken: called when the queue cannot be used any more, with the reason.
 
     """
 
@@ -31,10 +33,12 @@ class TagReplySender(ReplySender):
         self,
         stats: Stats,
         on_event: Callable[[RequestEvent], None],
-        on_sent: Callable[[], None],
+        on_sent: Callable[[bool], None],
+        on_broken: Callable[[OSError], None],
     ) -> None:
         super().__init__(stats, ReplyMode.SIMPLE, None, on_event)
         self._on_sent = on_sent
+        self._on_broken = on_broken
         self._queue: Queue | None = None
 
     def attach_queue(self, queue: Queue) -> None:
@@ -54,7 +58,9 @@ class TagReplySender(ReplySender):
         if not error and command == _READ:
             assert isinstance(content, bytes | memoryview)  # simple replies have no other form
             error = queue.complete_read(request.cookie, content)
-            reason = "the kernel does not take its data any more" if error else ""
+            if error:
+                error = errno_to_wire(error)
+                reason = "the kernel does not take its data any more"
         elif error:
             queue.complete(request.cookie, -error)
         else:
@@ -64,20 +70,26 @@ class TagReplySender(ReplySender):
             self._on_event(failed_event(request, error, reason))
         else:
             self._succeeded.append((command, request.length, request.arrival))
+        self._send_soon()
+
+    def _send_soon(self) -> None:
         if not self.is_due:
             self.is_due = True
-            self._loop.call_soon(self.send)
+            self._loop.call_soon(self.send, True)
 
-    def send(self) -> None:
+    def send(self, is_new_turn: bool = False) -> None:
         """Give the results to the kernel, count them, and wake those who wait for an end."""
         self.is_due = False
         queue = self._queue
         if queue is not None and queue.unsubmitted:
+            try:
+                queue.submit()
+            except OSError as exc:
+                self._on_broken(exc)
+            if queue.unsubmitted:  # the kernel is short of memory: they are in flight yet
+                self._send_soon()
+                return
             self.last_reply = self._loop.time()
-            queue.submit()
-            if queue.unsubmitted:  # the kernel is short of memory
-                self.is_due = True
-                self._loop.call_soon(self.send)
         succeeded, failed = self._succeeded, self._failed
         if succeeded or failed:
             self._succeeded, self._failed = [], []
@@ -87,7 +99,7 @@ class TagReplySender(ReplySender):
         if self.polling is not None:
             self.polling.extend()
         self._wake_idle_waiters()
-        self._on_sent()
+        self._on_sent(is_new_turn)
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every request that has come is answered."""
