@@ -78,9 +78,7 @@ def _start(command: list[str]) -> tuple[int, int]:
     output, childs_output = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, childs_output, 1)]
     try:
-        child = os.posix_spawn(
-            command[0], command, os.environ, file_actions=actions, setpgroup=0
-        )
+        child = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setpgroup=0)
     except BaseException:
         os.close(output)
         raise
