@@ -154,10 +154,12 @@ async def request_command(
 
     """
     path = f"/dev/{disk_name(disk)}"
+    # An ordinary user, who may serve by ublk, cannot make the socket.
+    served = "`aiovblk mount`" if isinstance(disk, int) else "root's `aiovblk mount`"
     return await request_command_at(
         control_path(disk),
         path,
-        f"{path} is not served by root's `aiovblk mount`: only that takes commands; for"
+        f"{path} is not served by {served}: only that takes commands; for"
         " another program's device, do it there (mount.resize(), say)",
         command,
         timeout=timeout,

@@ -1,14 +1,19 @@
 """The attachment of one /dev/ublkbN, from the first command to the last.
 
-Invariant: nearly everything here blocks, and some of it waits for requests that the server has to
-answer. Only :meth:`UblkAttachment.open_queue` belongs into the thread that serves the device.
+What holds here:
+
+* Nearly everything blocks, and some of it waits for requests that the server has to answer. Only
+  :meth:`UblkAttachment.open_queue` belongs into the thread that serves the device.
+* A device that was stopped, or has lost its queue, is never started: its requests would go to tags
+  that the driver does not have.
 """
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -73,6 +78,10 @@ class UblkAttachment(NodeUser):
         self._features = features
         self._device = control.ControlledDevice(self.index, info.flags)
         self._char = -1
+        self._starting = (
+            threading.Lock()
+        )  # held by START_DEV and STOP_DEV, as a mutex in the driver
+        self._is_stopped = False
 
     @property
     def queue(self) -> RequestQueue:
@@ -123,13 +132,24 @@ class UblkAttachment(NodeUser):
 
     def open_queue(self) -> Queue:
         """Return the queue, ready for requests. Call it in the thread that will serve them."""
-        queue = Queue(self._char, self.info, self._mark_ended)
-        queue.on_thread_end = self._abandon_with_thread
-        return queue
+        return Queue(self._char, self.info, self._note_closed_queue)
 
-    def _abandon_with_thread(self) -> None:
-        # Its event loop may still exist, but cannot do it: nothing runs it any more.
-        if not sys.is_finalizing():  # or the process ends, and there is nothing left to call
+    def _note_closed_queue(self, is_lost: bool) -> None:
+        if not is_lost:
+            self._mark_ended()
+            return
+        # This may be any thread, at any point of it (a garbage collection): nothing may block here,
+        # and threading.Thread takes locks.
+        try:
+            _thread.start_new_thread(self._detach_lost, ())
+        except RuntimeError:  # the interpreter exits
+            self._detach_lost()
+
+    def _detach_lost(self) -> None:
+        """Detach from a device whose queue has ended with its thread or its event loop."""
+        self.release_queue()  # the loop may be run again, by another thread
+        self._mark_ended()
+        with suppress(OSError):
             self.abandon()
 
     def _mark_ended(self) -> None:
@@ -147,7 +167,10 @@ class UblkAttachment(NodeUser):
 
         """
         deadline = time.monotonic() + seconds
-        self._device.start(seconds)
+        with self._starting:
+            if self._is_stopped or self.ended.done():
+                raise OSError(errno.ECANCELED, "it was stopped before it was live")
+            self._device.start(seconds)
         self._wait_for_node(deadline)
         settings = self._queue_settings
         if Feature.UNPRIVILEGED_DEV in self.info.flags and settings == RequestQueue():
@@ -214,11 +237,15 @@ class UblkAttachment(NodeUser):
             self._stop()
 
     def _stop(self) -> None:
-        try:
-            self._device.stop(STOP_TIMEOUT)
-        except OSError as exc:
-            if exc.errno != errno.ENODEV:  # it is gone
-                raise
+        with self._starting:
+            self._is_stopped = True
+            if self.ended.done():  # meanwhile: the number may be another device's by now
+                return
+            try:
+                self._device.stop(STOP_TIMEOUT)
+            except OSError as exc:
+                if exc.errno != errno.ENODEV:  # it is gone
+                    raise
 
     @property
     def forced_steps(self) -> Sequence[Callable[[], None]]:

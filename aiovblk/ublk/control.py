@@ -68,6 +68,7 @@ def _send(
     address = ctypes.addressof(holder) if memory else 0
     device = _ANY_DEVICE if number is None else number
     payload = CTRL_COMMAND.pack(device, _ANY_QUEUE, len(memory), address, data, len(prefix), 0, 0)
+    result = None
     control = atfork.protect_fd(os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC))
     try:
         ring = Ring(2)
@@ -76,11 +77,12 @@ def _send(
             ring.push([0])
             result = _wait(ring, seconds)
         finally:
+            if result is None:
+                _abandoned.append((memory, holder))
             ring.close()
     finally:
         atfork.close_protected(control)
     if result is None:
-        _abandoned.append((memory, holder))
         reason = f"{command.name} has not ended in {seconds:g} s"
         raise TimeoutError(errno.ETIMEDOUT, reason)
     if result < 0:
@@ -151,8 +153,11 @@ class ControlledDevice:
     def __init__(self, number: int, flags: Feature) -> None:
         self.number = number
         self.is_unprivileged = Feature.UNPRIVILEGED_DEV in flags
+        self._process = os.getpid()
 
     def _send(self, command: ControlCommand, **options: Any) -> None:
+        if os.getpid() != self._process:  # a forked child must not stop what its parent serves
+            raise OSError(errno.ENODEV, "the device is the parent process's")
         path = char_node(self.number) if self.is_unprivileged else None
         _send(command, self.number, path=path, **options)
 

@@ -141,6 +141,8 @@ class Ring:
             OSError: EEXIST if another thread calls it; EBADF once the ring is closed.
 
         """
+        if self.fd < 0:  # the number may be another file's by now
+            raise OSError(errno.EBADF, "the ring is closed")
         self._sq_tail[0] = self._tail & 0xFFFFFFFF
         self._count.value = self._tail - self._submitted
         done = self._syscall(*self._enter)

@@ -60,8 +60,8 @@ class Mapping:
         if address is None or address == _FAILED:
             raise libc.last_error("mmap")
         self.address: int = address
-        self._process = os.getpid()
         self.size = size
+        self._process = os.getpid()
         self._views: list[memoryview] = []
         self._access = _WRITABLE if writable else _READ_ONLY
         if _libc.madvise(address, size, _MADV_DONTFORK):
@@ -89,7 +89,7 @@ class Mapping:
             for view in reversed(self._views):
                 view.release()
             self._views.clear()
-            if os.getpid() == self._process:  # a forked child may have something else there
+            if os.getpid() == self._process:  # a forked child may have other memory there
                 _libc.munmap(address, self.size)
 
 

@@ -11,6 +11,10 @@ What holds here:
 * A ring that stayed open after its thread had ended would leave a device whose requests all fail,
   and that nothing can end. So a queue is closed when its thread ends, when it is garbage, and its
   files are not inherited by forked children (:mod:`aiovblk.atfork`, :mod:`.memory`).
+* In a forked child a queue does nothing. (The child's interpreter forgets the other threads at
+  once, and with them their queues.)
+* The driver learns of the end of a ring by the cancellation of a tag that waits in the kernel. So
+  all that are here are given back first.
 """
 
 from __future__ import annotations
@@ -71,7 +75,8 @@ class Queue:
     Args:
         char: the open /dev/ublkcN, which stays the caller's.
         info: of the device, as the driver has granted it.
-        on_closed: called once when the queue is closed, in whatever thread that happens.
+        on_closed: called once when the queue is closed, in whatever thread that happens; with
+            whether nothing had closed it, but its thread has ended or it is garbage.
 
     Raises:
         OSError: the kernel refuses.
@@ -82,35 +87,34 @@ class Queue:
         descriptors: what the requests are, :data:`DESCRIPTOR_WORDS` for each tag.
         kills_server: whether the kernel kills a server that does not answer for 30 seconds.
         error: what the kernel has refused, if it was not that the device is taken away.
-        on_thread_end: called, after ``on_closed``, when its thread has ended without closing it.
 
     """
 
-    on_thread_end: Callable[[], object] = staticmethod(lambda: None)
-
-    def __init__(self, char: int, info: UblkDeviceInfo, on_closed: Callable[[], None]) -> None:
+    def __init__(self, char: int, info: UblkDeviceInfo, on_closed: Callable[[bool], None]) -> None:
+        self._ring = Ring(info.depth)
         self._char = char
-        self.depth = depth = info.depth
+        self.depth = info.depth
         self._max_io = info.max_io
         self.kills_server = Feature.UNPRIVILEGED_DEV in info.flags
         self._copies = Feature.USER_COPY in info.flags
         self._completed: list[int] = []
+        self._owed: set[int] = set()  # tags of requests that are owed a result
         self._returned = 0  # tags that the kernel has given back for good
         self.error: OSError | None = None
         self._on_closed = on_closed
         self._is_closed = False
-        self._closing = threading.Lock()
         self._process = os.getpid()
-        self._ring = Ring(depth)
         self._mappings: list[Mapping] = []
+        self._closing = threading.Lock()
         try:
             self._map()
             self._fetch()
         except BaseException:
-            self._on_closed = lambda: None
+            self._on_closed = lambda _: None
             self.close()
             raise
         self.fd = self._ring.fd
+        _of_process.add(self)
         self._close_with_thread()
 
     def _map(self) -> None:
@@ -135,6 +139,8 @@ class Queue:
         ring.submit()
         if ring.unsubmitted:
             raise OSError(errno.EIO, "io_uring does not take all requests")
+        for _, result in ring.completions():  # no request comes before the device is started
+            raise OSError(-result, f"the driver refuses a request: {os.strerror(-result)}")
         slots = ring.slots.view()
         for tag in range(self.depth):  # from now on only the result of a slot changes
             offset = tag * SQE_SIZE + _SQE_COMMAND_OFFSET
@@ -152,6 +158,7 @@ class Queue:
         if self._is_closed:
             return []
         tags, others = self._ring.take()
+        self._owed.update(tags)
         for _, result in others:
             self._returned += 1
             if result != -errno.ENODEV and self.error is None:
@@ -202,6 +209,7 @@ class Queue:
 
         """
         if not self._is_closed:
+            self._owed.discard(tag)
             self._results[tag * _SLOT_WORDS + _RESULT] = result
             self._completed.append(tag)
 
@@ -240,29 +248,37 @@ class Queue:
 
     # The end
 
-    def close(self) -> None:
-        """Give everything back; the kernel fails what is not answered. No-op if it is closed."""
+    def close(self, *, is_lost: bool = False) -> None:
+        """Give everything back; what is not answered fails with EIO. No-op if it is closed.
+
+        Args:
+            is_lost: for ``on_closed``.
+
+        """
+        if os.getpid() != self._process:
+            return
         with self._closing:
             if self._is_closed:
                 return
+            with suppress(OSError):  # another thread's, which has ended; or the ring is broken
+                self._fail_owed()
             self._is_closed = True
         self._ring.close()
         for mapping in self._mappings:
             mapping.close()
-        if os.getpid() == self._process:
-            self._on_closed()
+        self._on_closed(is_lost)
 
-    def end_with_thread(self) -> None:
-        """Close a queue whose thread has ended. No-op if it is closed."""
-        # Not in a forked child, where all threads but one have ended: the device is the parent's.
-        if not self._is_closed and os.getpid() == self._process:
-            self.close()
-            self.on_thread_end()
+    def _fail_owed(self) -> None:
+        self.take()
+        if self._owed:
+            for tag in list(self._owed):
+                self.complete(tag, -errno.EIO)
+            self.submit()
 
     def __del__(self) -> None:
         """Close a queue that was dropped with the event loop that served it."""
         if "_closing" in self.__dict__:
-            self.close()
+            self.close(is_lost=True)
 
     def _close_with_thread(self) -> None:
         with suppress(AttributeError):
@@ -280,7 +296,17 @@ class _ThreadQueues:
 
     def __del__(self) -> None:
         for queue in list(self.open):
-            queue.end_with_thread()
+            queue.close(is_lost=True)
 
 
 _of_thread = threading.local()
+_of_process: WeakSet[Queue] = WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Have queues do nothing in a forked child, which has none of their memory."""
+    for queue in list(_of_process):
+        queue._is_closed = True
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

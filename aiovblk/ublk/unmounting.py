@@ -32,7 +32,7 @@ from . import control
 from .attaching import number_of, remove_dead
 from .attachment import POLL, STOP_TIMEOUT, char_directory, disk_name
 from .commands import State, UblkDeviceInfo
-from .status import exists
+from .status import exists, has_disk
 
 RELEASE_TIMEOUT = 3.0
 """Seconds for a server to remove its device once that is stopped."""
@@ -206,5 +206,5 @@ def ensure_released(number: int, path: str) -> None:
 
     """
     disk = disk_name(number)
-    if not os.path.exists(path) and users.exclusive_users(disk):
+    if not has_disk(number) and users.exclusive_users(disk):
         raise still_held_error(disk, path)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import weakref
+from contextlib import suppress
 from functools import partial
 
 from ... import ublk
 from ...errors import AttachError
 from ..attaching import ATTACH_TIMEOUT, AttachSequence
+from ..deadlines import KERNEL_TIMEOUT, start_thread
 from .dispatcher import UblkDispatcher
 
 
@@ -33,8 +36,11 @@ class UblkAttachSequence(AttachSequence):
             raise AttachError(errno.ETIMEDOUT, reason, path) from exc
         try:
             self._serve(attachment)
-        except OSError as exc:
-            await asyncio.shield(asyncio.to_thread(attachment.undo))
+        except BaseException as exc:  # a bug, too, must not leave the device attached
+            self.connections.slots[0].connection.close()
+            await asyncio.wait([start_thread(attachment.undo)], timeout=KERNEL_TIMEOUT)
+            if not isinstance(exc, OSError):
+                raise
             reason = f"its queue cannot be served: {exc.strerror}"
             raise AttachError(exc.errno or errno.EIO, reason, attachment.path) from exc
         return attachment
@@ -44,7 +50,18 @@ class UblkAttachSequence(AttachSequence):
         dispatcher = slot.connection
         assert isinstance(dispatcher, UblkDispatcher)
         dispatcher.attach_queue(attachment.open_queue())
-        loop = asyncio.get_running_loop()
-        attachment.on_release = partial(loop.call_soon_threadsafe, dispatcher.close)
+        attachment.on_release = partial(
+            _close_later, weakref.ref(asyncio.get_running_loop()), weakref.ref(dispatcher)
+        )
         slot.is_connected = True
         self.connections.start()
+
+
+def _close_later(
+    loop: weakref.ref[asyncio.AbstractEventLoop], dispatcher: weakref.ref[UblkDispatcher]
+) -> None:
+    """Close a dispatcher from any thread; neither it nor its loop is kept alive for that."""
+    found, closing = loop(), dispatcher()
+    if found is not None and closing is not None:
+        with suppress(RuntimeError):  # the loop is closed
+            found.call_soon_threadsafe(closing.close)

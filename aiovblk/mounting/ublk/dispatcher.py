@@ -8,7 +8,8 @@ What holds here:
 * Exactly one result per tag, whatever its handler does.
 * The payload of a WRITE is copied when its handler starts, not when the request comes: what waits
   takes no memory.
-* One system call gives the results of a batch to the kernel and brings the next requests.
+* One system call gives the results of a batch to the kernel and brings the next requests. What it
+  brings is served in the time slice that the batch was in.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class UblkDispatcher:
         self._on_event = on_event
         self._on_disconnect = on_disconnect
         self._validator = RequestValidator(device, negotiated)
-        self._sender = TagReplySender(stats, on_event, self._serve)
+        self._sender = TagReplySender(stats, on_event, self._serve_arrived, self._end)
         self._receiver = TagReceiver(
             self._sender, self._validator, negotiated, None, on_disconnect, lambda: None
         )
@@ -90,6 +91,7 @@ class UblkDispatcher:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._reader = TagReader()
         self._overdue: OverdueRequests | None = None
+        self._error: OSError | None = None
         self._queue: Queue | None = None
         self._is_serving = False
         self._fails_all = False
@@ -119,12 +121,23 @@ class UblkDispatcher:
 
         """
         await asyncio.wait([self._ended])
-        self._ended.result()
+        if self._error is not None:
+            raise self._error
 
     # Requests
 
     def _serve(self) -> None:
-        """Serve what has come, and what comes meanwhile."""
+        """Serve what has come; the callback of the event loop."""
+        self._serve_arrived(is_new_turn=True)
+
+    def _serve_arrived(self, is_new_turn: bool) -> None:
+        """Serve what has come, and what comes meanwhile.
+
+        Args:
+            is_new_turn: whether this is called first in a turn of the event loop; else the time
+                slice goes on.
+
+        """
         queue = self._queue
         if queue is None or self._is_serving:
             return
@@ -134,17 +147,17 @@ class UblkDispatcher:
                 if not queue.has_requests:
                     break
                 self._reader.add(queue.take())
+                self._reader.filled = not is_new_turn  # as when a socket has more: the same slice
+                is_new_turn = False
                 if self._fails_all:
                     self._fail_arrived()
                 self._scheduler.serve_arrived()
-        except OSError as exc:  # the ring is gone
-            self._end(exc)
-        finally:
+        finally:  # also after an interrupt: nothing else would come and call this again
             self._is_serving = False
+            if queue.is_over or queue.error is not None:
+                self._end(queue.error)
         if self._overdue is not None:
             self._overdue.watch()
-        if queue.is_over:
-            self._end(queue.error)
 
     def _fail_arrived(self) -> None:
         while self._receiver.accept():
@@ -161,21 +174,21 @@ class UblkDispatcher:
         self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def _end(self, error: OSError | None) -> None:
-        """Note that no more requests come, and give the queue back."""
+        """Note that no more requests come, and give the queue back. No-op: there is none."""
         queue, self._queue = self._queue, None
         if queue is None:
             return
+        if error is None and not queue.is_over:
+            error = OSError(errno.ECANCELED, "its queue was closed")
+        self._error = error
         self._scheduler.stop_monitoring()
         if self._overdue is not None:
             self._overdue.close()
         self._loop.remove_reader(queue.fd)
-        if error is None and queue.is_over:
+        self._receiver.close()  # what has come and waits to be served: it fails with the queue
+        if error is None:
             self._on_disconnect()
-        if not self._ended.done():
-            if error is None:
-                self._ended.set_result(None)
-            else:
-                self._ended.set_exception(error)
+        self._ended.set_result(None)
         queue.close()
 
     # As of every connection
@@ -202,7 +215,10 @@ class UblkDispatcher:
         """No-op: the kernel says when nothing comes any more."""
 
     def close(self) -> asyncio.Future[None]:
-        """Give the queue back; what the kernel has not got an answer for fails."""
+        """Give results that are ready to the kernel, then the queue; the other requests fail."""
+        self._fails_all = True  # what still comes
+        if self._queue is not None:
+            self._sender.send()
         self._end(None)
         return self._ended
 

@@ -24,7 +24,9 @@ class TagReplySender(ReplySender):
     Args:
         stats: the counters of the device.
         on_event: called with each :class:`RequestFailed`.
-        on_sent: called when results were given to the kernel, which may have brought requests.
+        on_sent: called when results were given to the kernel, which may have brought requests;
+            with whether nothing was served in this turn of the event loop yet.
+        on_broken: called when the queue cannot be used any more, with the reason.
 
     """
 
@@ -32,10 +34,12 @@ class TagReplySender(ReplySender):
         self,
         stats: Stats,
         on_event: Callable[[RequestEvent], None],
-        on_sent: Callable[[], None],
+        on_sent: Callable[[bool], None],
+        on_broken: Callable[[OSError], None],
     ) -> None:
         super().__init__(stats, ReplyMode.SIMPLE, None, on_event)
         self._on_sent = on_sent
+        self._on_broken = on_broken
         self._queue: Queue | None = None
 
     def attach_queue(self, queue: Queue) -> None:
@@ -65,26 +69,37 @@ class TagReplySender(ReplySender):
             has_data = command in (_READ, _WRITE)
             queue.complete(request.cookie, request.length if has_data else 0)
             self._succeeded.append((command, request.length, request.arrival))
+        self._send_soon()
+
+    def add_waited(self, command: int, length: int, arrival: int) -> None:
+        """Count a READ or WRITE that was served directly, and has waited; it is completed."""
+        self._succeeded.append((command, length, arrival))
+        self._send_soon()
+
+    def _send_soon(self) -> None:
         if not self.is_due:
             self.is_due = True
-            self._loop.call_soon(self.send)
+            self._loop.call_soon(self.send, True)
 
-    def send(self) -> None:
+    def send(self, is_new_turn: bool = False) -> None:
         """Give the results to the kernel, count them, and wake those who wait for an end."""
         self.is_due = False
         queue = self._queue
         if queue is not None and queue.unsubmitted:
+            try:
+                queue.submit()
+            except OSError as exc:
+                self._on_broken(exc)
+            if queue.unsubmitted:  # the kernel is short of memory: they are in flight yet
+                self._send_soon()
+                return
             self.last_reply = self._loop.time()
-            queue.submit()
-            if queue.unsubmitted:  # the kernel is short of memory
-                self.is_due = True
-                self._loop.call_soon(self.send)
         self._count()
         if self.polling is not None:
             self.polling.extend()
         if self._idle_waiters:
             self._wake_idle_waiters()
-        self._on_sent()
+        self._on_sent(is_new_turn)
 
     def _count(self) -> None:
         now, reads, writes = monotonic_ns(), self.read_lengths, self.write_lengths

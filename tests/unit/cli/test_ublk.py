@@ -18,7 +18,7 @@ from aiovblk.cli.control import control_path, request_command, taking_commands
 from aiovblk.cli.device_rates import activities, samples
 from aiovblk.cli.errors import SpecError
 from aiovblk.cli.top import table
-from aiovblk.kernel import locks, users
+from aiovblk.kernel import driver, locks, users
 from aiovblk.ublk.commands import State
 
 from ...support.kernel_tree import KernelTree
@@ -166,7 +166,7 @@ def test_unmount_takes_devices_of_both_drivers(
     calls: list[Any] = []
     monkeypatch.setattr(ublk, "unmount", lambda path, **options: calls.append((path, options)))
     monkeypatch.setattr(kernel, "unmount", lambda path, **options: calls.append((path, options)))
-    monkeypatch.setattr(attached.driver, "resolve", lambda path: 0)
+    monkeypatch.setattr(driver, "resolve", lambda path: 0)
     assert cli.main(["unmount", "/dev/ublkb3", "--force", "--timeout", "5"]) == 0
     assert cli.main(["unmount", "/dev/nbd0"]) == 0
     assert calls == [
@@ -234,6 +234,12 @@ def test_mount_by_ublk_passes_its_options_on(
     assert given["partitions"]
 
 
-def test_forced_unmount_names_the_file_system_that_stays(served: UblkTree) -> None:
+def test_forced_unmount_names_the_file_system_that_stays(tree: KernelTree) -> None:
+    tree.process(77, "python")
+    tree.mount(77, "259:3", "/mnt", "/dev/ublkb3")
     with pytest.raises(DeviceBusyError, match="until its file system is unmounted"):
         ublk.ensure_released(3, "/dev/ublkb3")
+
+
+def test_device_that_was_made_again_is_not_what_was_unmounted(served: UblkTree) -> None:
+    ublk.ensure_released(3, "/dev/ublkb3")
