@@ -139,7 +139,7 @@ class Queue:
         ring.submit()
         if ring.unsubmitted:
             raise OSError(errno.EIO, "io_uring does not take all requests")
-        for _, result in ring.completions():  # no request comes before the device is started
+        for _, result in ring.take()[1]:  # no request comes before the device is started
             raise OSError(-result, f"the driver refuses a request: {os.strerror(-result)}")
         slots = ring.slots.view()
         for tag in range(self.depth):  # from now on only the result of a slot changes
