@@ -38,9 +38,11 @@ def without_user_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 # Bytes
 
 
-@pytest.mark.core
 @pytest.mark.one_loop
-@pytest.mark.parametrize(("way", "block_size"), [("copied", 4096), ("buffers", 512)])
+@pytest.mark.parametrize(
+    ("way", "block_size"),
+    [pytest.param("copied", 4096, marks=pytest.mark.core), ("buffers", 512)],
+)
 async def test_bytes_are_exact_at_the_edges(
     way: str, block_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +242,6 @@ class Faulty(Disk):
         await super().write(offset, data)
 
 
-@pytest.mark.core
 @pytest.mark.one_loop
 async def test_errors_of_handlers_reach_the_program_and_the_device_lives_on(
     caplog: pytest.LogCaptureFixture,
