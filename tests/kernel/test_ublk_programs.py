@@ -53,7 +53,7 @@ def assert_image_stored(image: Path) -> None:
 @pytest.mark.parametrize(
     ("signum", "loop"),
     [
-        pytest.param(signal.SIGTERM, "uvloop", marks=pytest.mark.core),
+        (signal.SIGTERM, "uvloop"),
         (signal.SIGTERM, "asyncio"),
         (signal.SIGINT, "uvloop"),
         (signal.SIGINT, "asyncio"),
