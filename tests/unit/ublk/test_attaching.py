@@ -154,7 +154,7 @@ def test_parameters_that_are_refused_leave_nothing(ublk_kernel: FakeUblk) -> Non
     ("number", "words"),
     [
         (errno.ENOENT, "/dev/ublkc0 does not appear; .*`mknod /dev/ublkc0 c 240 0`"),
-        (errno.EACCES, "does not become this user's .*an administrator has to install the udev"),
+        (errno.EACCES, "does not become this user's .*an administrator has to install udev"),
         (errno.EIO, "no node"),
     ],
 )

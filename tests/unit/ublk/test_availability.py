@@ -169,7 +169,7 @@ def test_control_node_of_root(number: int) -> None:
     assert not isinstance(error, UblkUnavailableError)
     assert error.errno == number
     assert error.path == "/dev/ublk-control"
-    assert "run as root, or have an administrator allow it (packaging/udev" in str(error)
+    assert "run as root, or have an administrator allow it (docs/how-to/ublk.md" in str(error)
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
