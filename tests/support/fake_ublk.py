@@ -29,9 +29,9 @@ from typing import Any
 import pytest
 
 from aiovblk import atfork
-from aiovblk.kernel import ioctl
+from aiovblk.kernel import ioctl, writeback
 from aiovblk.threads import run_in_daemon_thread
-from aiovblk.ublk import attaching, availability
+from aiovblk.ublk import attaching, attachment, availability
 
 from .fake_io_uring import FakeIoUring, KernelRing
 from .kernel_log import KernelLog
@@ -365,6 +365,8 @@ def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(atfork, "open_protected", kernel.open_protected)
     patch.setattr(atfork, "close_protected", kernel.close)
     patch.setattr(ioctl, "_libc", kernel)
+    # Another process would not have the fake.
+    patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(availability, "refuse_bad_kernel", lambda: None)
     patch.setattr(attaching, "is_privileged", lambda: True)
 
