@@ -22,9 +22,10 @@ UNPRIVILEGED = Feature.CMD_IOCTL_ENCODE | Feature.UNPRIVILEGED_DEV
 
 
 def make(
-    path: str | None = None, device: BlockDevice | None = None, **queue: int
+    path: str | None = None, device: BlockDevice | None = None, max_sectors_kb: int = 1024
 ) -> UblkAttachment:
-    return attach(path, device or MemoryDevice(SIZE), RequestQueue(**queue))
+    queue = RequestQueue(max_sectors_kb=max_sectors_kb)
+    return attach(path, device or MemoryDevice(SIZE), queue)
 
 
 @pytest.fixture
