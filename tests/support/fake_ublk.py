@@ -361,12 +361,12 @@ def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     kernel.uring.install(patch)
     patch.setattr(os, "open", kernel.open)
     patch.setattr(os, "fsync", kernel.fsync)
+    # In this process, whose kernel this is.
+    patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(os.path, "exists", kernel.exists)
     patch.setattr(atfork, "open_protected", kernel.open_protected)
     patch.setattr(atfork, "close_protected", kernel.close)
     patch.setattr(ioctl, "_libc", kernel)
-    # Another process would not have the fake.
-    patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(availability, "refuse_bad_kernel", lambda: None)
     patch.setattr(attaching, "is_privileged", lambda: True)
 
