@@ -23,7 +23,11 @@ from aiovblk.ublk.commands import Feature
 from .support import MIB, Disk, fio, pattern, pread, pwrite, sh
 from .ublk_devices import mounted
 
-pytestmark = [pytest.mark.deadline(600), pytest.mark.usefixtures("by_ublk")]
+pytestmark = [
+    pytest.mark.ublk,
+    pytest.mark.deadline(600),
+    pytest.mark.usefixtures("by_ublk"),
+]
 
 BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 BLKZEROOUT = 0x127F

@@ -34,6 +34,7 @@ from .ublk_devices import mounted, nothing_is_left, remaining
 
 # The programs have loops of their own.
 pytestmark = [
+    pytest.mark.ublk,
     pytest.mark.deadline(600),
     pytest.mark.one_loop,
     pytest.mark.usefixtures("by_ublk"),

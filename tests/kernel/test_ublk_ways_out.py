@@ -36,7 +36,11 @@ from .support import (
 )
 from .ublk_devices import assert_lost, mounted, nothing_is_left, remaining
 
-pytestmark = [pytest.mark.deadline(600), pytest.mark.usefixtures("by_ublk")]
+pytestmark = [
+    pytest.mark.ublk,
+    pytest.mark.deadline(600),
+    pytest.mark.usefixtures("by_ublk"),
+]
 
 
 # In order
