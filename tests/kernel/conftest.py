@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "core: belongs to what each change must pass; docs/testing.md tells the choice"
     )
+    config.addinivalue_line("markers", "ublk: is about devices that are served by ublk")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,6 +28,7 @@ from .ublk_devices import assert_lost, is_gone, mounted
 
 # The servers have loops of their own.
 pytestmark = [
+    pytest.mark.ublk,
     pytest.mark.deadline(600),
     pytest.mark.one_loop,
     pytest.mark.usefixtures("by_ublk"),

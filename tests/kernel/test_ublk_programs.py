@@ -34,6 +34,7 @@ from .ublk_devices import mounted, nothing_is_left, remaining
 
 # The programs have loops of their own.
 pytestmark = [
+    pytest.mark.ublk,
     pytest.mark.deadline(600),
     pytest.mark.one_loop,
     pytest.mark.usefixtures("by_ublk"),
@@ -53,7 +54,7 @@ def assert_image_stored(image: Path) -> None:
 @pytest.mark.parametrize(
     ("signum", "loop"),
     [
-        pytest.param(signal.SIGTERM, "uvloop", marks=pytest.mark.core),
+        (signal.SIGTERM, "uvloop"),
         (signal.SIGTERM, "asyncio"),
         (signal.SIGINT, "uvloop"),
         (signal.SIGINT, "asyncio"),

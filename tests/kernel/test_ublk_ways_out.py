@@ -36,7 +36,11 @@ from .support import (
 )
 from .ublk_devices import assert_lost, mounted, nothing_is_left, remaining
 
-pytestmark = [pytest.mark.deadline(600), pytest.mark.usefixtures("by_ublk")]
+pytestmark = [
+    pytest.mark.ublk,
+    pytest.mark.deadline(600),
+    pytest.mark.usefixtures("by_ublk"),
+]
 
 
 # In order
@@ -137,7 +141,6 @@ async def test_cancelling_the_task_while_the_kernel_reads_the_device() -> None:
     await nothing_is_left()
 
 
-@pytest.mark.core
 @pytest.mark.one_loop
 async def test_a_mounted_file_system_is_refused_by_name_and_forced(tmp_path: Path) -> None:
     disk = Disk()
@@ -200,7 +203,6 @@ async def test_a_device_whose_node_was_removed_is_unmounted_in_order() -> None:
     assert_stored_and_said_goodbye(disk)
 
 
-@pytest.mark.core
 @pytest.mark.one_loop
 async def test_requests_in_flight_are_answered() -> None:
     disk = Disk()

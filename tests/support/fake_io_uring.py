@@ -122,7 +122,8 @@ class FakeIoUring:
     Attributes:
         rings: those that are open, by descriptor.
         mapped: the sizes of all mappings that there are, by address.
-        errors: what each system call fails with, by name (``mmap``), once for each.
+        errors: what the next calls fail with, by name (``mmap``); 0 for one that does not.
+        on_setup: called with each ring that is made.
 
     """
 
@@ -130,29 +131,30 @@ class FakeIoUring:
         self.rings: dict[int, KernelRing] = {}
         self.mapped: dict[int, int] = {}
         self.errors: dict[str, list[int]] = {}
+        self.on_setup: Callable[[KernelRing], None] = lambda ring: None
         self._on_command, self._on_close = on_command, on_close
         self._real: libc.Functions = memory._libc
-        self._completions = io_uring.Ring.completions
+        self._take = io_uring.Ring.take
 
     def install(self, patch: Any) -> None:
         """Put it in the place of the kernel's."""
         patch.setattr(memory, "_libc", self)
         patch.setattr(io_uring, "_quick", self)
         patch.setattr(io_uring, "_blocking", self)
-        patch.setattr(io_uring.Ring, "completions", lambda ring: self.take(ring))
+        patch.setattr(io_uring.Ring, "take", lambda ring: self.take(ring))
 
-    def take(self, ring: io_uring.Ring) -> list[tuple[int, int]]:
+    def take(self, ring: io_uring.Ring) -> tuple[list[int], list[tuple[int, int]]]:
         """Have a ring take its completions; then its descriptor is not readable any more."""
-        found = self._completions(ring)
+        found = self._take(ring)
         if (kernels := self.rings.get(ring.fd)) is not None:
             kernels.note_taken()
         return found
 
     def _fails(self, call: str) -> bool:
-        if errors := self.errors.get(call):
-            ctypes.set_errno(errors.pop(0))
-            return True
-        return False
+        errors = self.errors.get(call)
+        number = errors.pop(0) if errors else 0
+        ctypes.set_errno(number)
+        return bool(number)
 
     # Memory
 
@@ -198,6 +200,7 @@ class FakeIoUring:
         cq = CQ_HEAD, CQ_TAIL, 0, 0, 0, CQES, 0, 0, 0, 0
         head = ring.entries, ring.completions, flags, 0, 0, 0, 0, 0, 0, 0
         ctypes.memmove(address, _PARAMS.pack(*head, *sq, *cq), _PARAMS.size)
+        self.on_setup(ring)
         return ring.fd
 
     def _enter(self, fd: int, count: int, least: int, flags: int, argument: int, size: int) -> int:
@@ -225,7 +228,8 @@ class FakeIoUring:
     def _seconds(self, argument: int, size: int) -> float:
         *_, address = _ARGUMENT.unpack(ctypes.string_at(argument, size))
         seconds, nanoseconds = _TIMESPEC.unpack(ctypes.string_at(address, _TIMESPEC.size))
-        return min(seconds + nanoseconds / 1e9, threading.TIMEOUT_MAX)
+        wanted: float = seconds + nanoseconds / 1e9
+        return min(wanted, threading.TIMEOUT_MAX)
 
     def closed(self, fd: int) -> None:
         """Note that a ring was closed, if this is one."""

@@ -29,9 +29,9 @@ from typing import Any
 import pytest
 
 from aiovblk import atfork
-from aiovblk.kernel import ioctl
+from aiovblk.kernel import ioctl, writeback
 from aiovblk.threads import run_in_daemon_thread
-from aiovblk.ublk import attaching, availability
+from aiovblk.ublk import attaching, attachment, availability
 
 from .fake_io_uring import FakeIoUring, KernelRing
 from .kernel_log import KernelLog
@@ -361,6 +361,8 @@ def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     kernel.uring.install(patch)
     patch.setattr(os, "open", kernel.open)
     patch.setattr(os, "fsync", kernel.fsync)
+    # In this process, whose kernel this is.
+    patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(os.path, "exists", kernel.exists)
     patch.setattr(atfork, "open_protected", kernel.open_protected)
     patch.setattr(atfork, "close_protected", kernel.close)

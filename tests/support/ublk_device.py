@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovblk.kernel import sysfs
@@ -97,7 +98,7 @@ class FakeUblkDevice:
         tree.write(self._char_directory / "dev", f"240:{number}\n")
 
     @property
-    def _char_directory(self) -> os.PathLike[str]:
+    def _char_directory(self) -> Path:
         return sysfs.SYS_BLOCK.parent / "class/ublk-char" / f"ublkc{self.number}"
 
     @property
@@ -296,6 +297,5 @@ class FakeUblkDevice:
         """Forget it."""
         os.close(self.char)
         self.node.unlink()
-        directory = sysfs.SYS_BLOCK.parent / "class/ublk-char" / f"ublkc{self.number}"
-        (directory / "dev").unlink()
-        directory.rmdir()
+        (self._char_directory / "dev").unlink()
+        self._char_directory.rmdir()

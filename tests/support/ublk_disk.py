@@ -32,7 +32,6 @@ async def begin(kernel: FakeUblk, disk: Disk, **options: Any) -> tuple[asyncio.T
             await mount.wait()
 
     task = asyncio.create_task(lead())
-    await asyncio.wait([task, live], return_when=asyncio.FIRST_COMPLETED)
     mount = await live
     kernel.write(3, b"cached")
     return task, mount

@@ -118,7 +118,7 @@ def test_all_has_the_kernel_of_backports_once_and_after_the_others(tree: Path) -
     assert "--attach netlink" in command
     assert "--attach ioctl" not in command
     assert "--long" in command
-    assert "-m core" not in command
+    assert "-m 'core or ublk'" in command
     assert not any("7.3" in name for stage in ("systemd", "debian") for name in names("all", stage))
 
 

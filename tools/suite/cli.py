@@ -34,7 +34,7 @@ stages:
     tools    tests/tools: tools/vm and tools/test themselves
     interop  tests/interop: other people's NBD programs, and a terminal
     kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything,
-             and once on Linux 7.3, of backports, on the newest Python and by netlink
+             and the core and ublk on Linux 7.3, of backports, on the newest Python, by netlink
     systemd  tests/systemd, in Debians with systemd and udev
     rgw      tests/rgw, disks in a Ceph of their own behind its S3 gateway
     release  tests/release, sdist and wheel as they are installed; Grafana's dashboard

@@ -28,8 +28,8 @@ Batch = Sequence[Step]
 KERNELS = ("6.1", "6.12")
 """Those of Debian's releases, bookworm and trixie."""
 BACKPORT = "7.3"
-"""Trixie's newer one.  In the whole matrix the kernel tests run on it once, by netlink and on the
-newest Python, as they go with such a kernel."""
+"""Trixie's newer one.  In the whole matrix the core and all tests of ublk run on it once, by
+netlink and on the newest Python, as they go with such a kernel: its ublk driver is the next."""
 SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13", BACKPORT: "3.13"}  # what bookworm and trixie have
 WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:random_order")
 """pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
@@ -174,7 +174,9 @@ def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
             words += ["-m", "core"]
         elif plan.scope == "all":
             words += ["--long"]
-            if version != plan.pythons[-1]:
+            if kernel == BACKPORT:
+                words += ["-m", "core or ublk"]
+            elif version != plan.pythons[-1]:
                 # What does not depend on the version, and takes long here, runs on the newest.
                 words += ["-m", "not newest_python"]
         commands.append(

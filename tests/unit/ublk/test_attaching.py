@@ -22,9 +22,10 @@ UNPRIVILEGED = Feature.CMD_IOCTL_ENCODE | Feature.UNPRIVILEGED_DEV
 
 
 def make(
-    path: str | None = None, device: BlockDevice | None = None, **queue: int
+    path: str | None = None, device: BlockDevice | None = None, max_sectors_kb: int = 1024
 ) -> UblkAttachment:
-    return attach(path, device or MemoryDevice(SIZE), RequestQueue(**queue))
+    queue = RequestQueue(max_sectors_kb=max_sectors_kb)
+    return attach(path, device or MemoryDevice(SIZE), queue)
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_parameters_that_are_refused_leave_nothing(ublk_kernel: FakeUblk) -> Non
     ("number", "words"),
     [
         (errno.ENOENT, "/dev/ublkc0 does not appear; .*`mknod /dev/ublkc0 c 240 0`"),
-        (errno.EACCES, "does not become this user's .*an administrator has to install the udev"),
+        (errno.EACCES, "does not become this user's .*an administrator has to install udev"),
         (errno.EIO, "no node"),
     ],
 )

@@ -12,8 +12,9 @@ from aiovblk import AttachError
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.ublk import availability, control, io_uring
 from aiovblk.ublk.availability import control_error, ensure_available, refuse_bad_kernel
-from aiovblk.ublk.commands import Feature
+from aiovblk.ublk.commands import ControlCommand, Feature
 
+from ...support.fake_io_uring import KernelRing
 from ...support.fake_ublk import FakeUblk
 
 
@@ -152,7 +153,12 @@ def test_driver_that_cannot_be_loaded(
 
 def test_driver_is_loaded(ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch) -> None:
     exists: list[bool] = []
-    monkeypatch.setattr(availability, "modprobe", lambda module: exists.append(True) or "status 0")
+
+    def modprobe(module: str) -> str:
+        exists.append(True)
+        return "modprobe ublk_drv ended with status 0"
+
+    monkeypatch.setattr(availability, "modprobe", modprobe)
     monkeypatch.setattr(os.path, "exists", lambda path: bool(exists))
     assert ensure_available()
 
@@ -163,7 +169,7 @@ def test_control_node_of_root(number: int) -> None:
     assert not isinstance(error, UblkUnavailableError)
     assert error.errno == number
     assert error.path == "/dev/ublk-control"
-    assert "run as root, or have an administrator allow it (packaging/udev" in str(error)
+    assert "run as root, or have an administrator allow it (docs/how-to/ublk.md" in str(error)
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
@@ -179,14 +185,12 @@ def test_driver_that_does_not_answer(
     ublk_kernel.stuck = {"GET_FEATURES"}
     before = len(control._abandoned)
     with pytest.raises(TimeoutError, match=r"GET_FEATURES has not ended in 0\.01 s"):
-        control._send(control.ControlCommand.GET_FEATURES, None, content=bytes(8), seconds=0.01)
+        control._send(ControlCommand.GET_FEATURES, None, content=bytes(8), seconds=0.01)
     # The kernel may still write its answer: what that is written to is kept.
     assert len(control._abandoned) == before + 1
     ublk_kernel.free()
     assert ublk_kernel.leaks() == []
-    monkeypatch.setattr(
-        control, "features", lambda: control._send(control.ControlCommand.START_DEV, 9)
-    )
+    monkeypatch.setattr(control, "features", lambda: control._send(ControlCommand.START_DEV, 9))
     with pytest.raises(AttachError, match="START_DEV: No such device"):
         ensure_available()
 
@@ -194,14 +198,11 @@ def test_driver_that_does_not_answer(
 def test_buffer_of_a_command_whose_wait_fails_is_kept(ublk_kernel: FakeUblk) -> None:
     """As that of one that has not ended: the kernel has it yet."""
     ublk_kernel.stuck = {"GET_FEATURES"}
-    made = ublk_kernel.uring._setup
 
-    def setup(*arguments: int) -> int:
-        fd = made(*arguments)
-        ublk_kernel.uring.rings[fd].refuses_to_wait = errno.EINVAL
-        return fd
+    def refuse(ring: KernelRing) -> None:
+        ring.refuses_to_wait = errno.EINVAL
 
-    ublk_kernel.uring._setup = setup  # type: ignore[method-assign]
+    ublk_kernel.uring.on_setup = refuse
     before = len(control._abandoned)
     with pytest.raises(OSError, match="io_uring_enter: Invalid argument"):
         control.features()

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_read(attachment: UblkAttachment, ublk_kernel: FakeUblk) -> None:
     answer = ublk_kernel.send(Op.READ, 3 * PAGE, PAGE)
     (tag,) = arrived(queue)
     assert queue.request(tag) == (0, Command.READ, 3 * PAGE, PAGE)
-    assert queue.complete_read(tag, memoryview(b"x" * PAGE)) == 0
+    queue.place(tag, memoryview(b"x" * PAGE))
+    queue.complete(tag, PAGE)
     assert queue.unsubmitted == 1
     assert not answer.done()
     queue.submit()
@@ -131,7 +133,8 @@ def test_results_of_a_batch_bring_the_next_requests(
         assert len(tags) in (128, 300 - 256)
         for tag in tags:
             *_, offset, length = queue.request(tag)
-            assert queue.complete_read(tag, bytes([offset // 512 % 251]) * length) == 0
+            queue.place(tag, bytes([offset // 512 % 251]) * length)
+            queue.complete(tag, length)
         queue.submit()
         done += len(tags)
     assert [each.result()[0] for each in answers] == [n % 251 for n in range(300)]
@@ -153,9 +156,10 @@ def test_data_that_the_kernel_does_not_take_fails_the_request(
         answer = ublk_kernel.send(Op.READ, 0, 512)
         (tag,) = arrived(queue)
         monkeypatch.setattr(os, "pwrite", fault)
-        error = queue.complete_read(tag, bytes(512))
+        with pytest.raises(OSError, match=r"the request is over|does not take all 512 bytes"):
+            queue.place(tag, bytes(512))
         monkeypatch.setattr(os, "pwrite", real)
-        assert error in (errno.EINVAL, errno.EIO)
+        queue.complete(tag, -errno.EIO)
         queue.submit()
         with pytest.raises(OSError, match="answer") as caught:
             answer.result()
@@ -181,7 +185,8 @@ def test_all_tags_come_back_when_the_device_is_stopped(
     (tag,) = arrived(queue)
     stopping = ublk_kernel.stop_from_outside()
     assert not queue.is_over
-    queue.complete_read(tag, bytes(512))
+    queue.place(tag, bytes(512))
+    queue.complete(tag, 512)
     queue.submit()
     stopping.result()
     assert stopped.result() == bytes(512)
@@ -222,7 +227,8 @@ def test_closed_queue_does_nothing(attachment: UblkAttachment, ublk_kernel: Fake
     queue.close()
     assert not queue.has_requests
     assert queue.take() == []
-    assert queue.complete_read(tags[1], bytes(512)) == errno.ENODEV
+    with pytest.raises(OSError, match="the device is gone"):
+        queue.place(tags[1], bytes(512))
     queue.complete(tags[1], 0)
     assert queue.unsubmitted == 0
     queue.submit()
@@ -235,29 +241,14 @@ def fail_setup(kernel: FakeUblk) -> None:
 
 def fail_mapping(nth: int) -> Callable[[FakeUblk], None]:
     def fail(kernel: FakeUblk) -> None:
-        real, calls = kernel.uring.mmap, iter(range(9))
-
-        def mmap(*arguments: int) -> int:
-            if next(calls) == nth:
-                kernel.uring.errors["mmap"] = [errno.ENOMEM]
-            return int(real(*arguments))  # type: ignore[arg-type]
-
-        kernel.uring.mmap = mmap  # type: ignore[method-assign]
+        kernel.uring.errors["mmap"] = [0] * nth + [errno.ENOMEM]
 
     return fail
 
 
 def fail_enter(number: int) -> Callable[[FakeUblk], None]:
     def fail(kernel: FakeUblk) -> None:
-        made = kernel.uring._setup
-
-        def setup(*arguments: int) -> int:
-            fd = made(*arguments)
-            if arguments[0] > 2:
-                kernel.uring.rings[fd].errors.append(number)
-            return fd
-
-        kernel.uring._setup = setup  # type: ignore[method-assign]
+        kernel.uring.on_setup = lambda ring: ring.errors.append(number)
 
     return fail
 
@@ -296,6 +287,7 @@ def test_queue_that_cannot_be_opened_leaves_nothing(
     del caught
     gc.collect()
     assert ignored == []
+    ublk_kernel.uring.on_setup = lambda ring: None
     assert not attachment.ended.done()
     assert (ublk_kernel.uring.rings, ublk_kernel.uring.mapped) == ({}, {})
     attachment.undo()
@@ -306,7 +298,7 @@ def test_queue_is_closed_and_its_device_deleted_when_its_thread_ends(
     attachment: UblkAttachment, ublk_kernel: FakeUblk
 ) -> None:
     queues: list[Queue] = []
-    requests = []
+    requests: list[Future[bytes]] = []
 
     def serve() -> None:
         queues.append(attachment.open_queue())
@@ -393,7 +385,8 @@ def test_forked_child_does_nothing_to_the_device(
 
     assert in_child(does_nothing)
     (tag,) = arrived(queue)
-    queue.complete_read(tag, bytes(512))
+    queue.place(tag, bytes(512))
+    queue.complete(tag, 512)
     queue.submit()
     queue.close()
 

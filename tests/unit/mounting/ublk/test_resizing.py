@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import AsyncIterator
 
 import pytest
 
 import aiovblk
 from aiovblk import AttachError, DeviceBusyError
-from aiovblk.events import Resized
+from aiovblk.events import EventStream, Resized
 
 from ....support.fake_ublk import PAGE, FakeUblk, Op
 from ....support.noting_disk import Disk
@@ -39,7 +40,7 @@ async def test_grow_and_shrink(ublk_kernel: FakeUblk, ublk_disk: Disk) -> None:
     check_end(ublk_kernel)
 
 
-async def _until(events: aiovblk.EventStream, count: int):  # type: ignore[no-untyped-def]
+async def _until(events: EventStream, count: int) -> AsyncIterator[Resized]:
     async for event in events:
         if isinstance(event, Resized):
             yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NoReturn
@@ -14,7 +15,7 @@ import uvloop
 import aiovblk
 from aiovblk import BlockDevice
 from aiovblk.dispatch import pacing, scheduler
-from aiovblk.events import Event, RequestFailed, SlowRequest
+from aiovblk.events import Event, EventStream, RequestFailed, SlowRequest
 from aiovblk.protocol import Command
 from aiovblk.storage import MemoryDevice
 from aiovblk.stream import BusyPoll
@@ -23,6 +24,7 @@ from aiovblk.threads import run_in_daemon_thread
 from ....support.fake_kernel import FakeKernel
 from ....support.fake_ublk import PAGE, FakeUblk, Op
 from ....support.noting_disk import Disk
+from ....support.slow_device import settle
 from ....support.ublk_disk import check_end, in_flight
 
 How = Literal["ioctl", "ublk"]
@@ -130,7 +132,7 @@ async def test_content_statistics_and_events(how: How, ask: Ask) -> None:
     assert stats.latency["read"].count - before.latency["read"].count == 5
 
 
-async def first(events: aiovblk.EventStream, kind: type[Event], count: int) -> list[Any]:
+async def first(events: EventStream, kind: type[Event], count: int) -> list[Any]:
     found = []
     async for event in events:
         if isinstance(event, kind):
@@ -168,6 +170,8 @@ async def test_concurrency_limits_the_handlers(how: How, ask: Ask) -> None:
     async with aiovblk.mounted(medium, attach=how, concurrency=2) as mount:
         reads = [asyncio.ensure_future(ask(Command.READ, 6 * PAGE, PAGE)) for _ in range(20)]
         await in_flight(mount, 20)
+        await medium.began.wait()
+        await settle()
         assert medium.running == 2
         assert medium.gate is not None
         medium.gate.set_result(None)
@@ -179,8 +183,17 @@ async def test_concurrency_limits_the_handlers(how: How, ask: Ask) -> None:
 async def test_busy_poll(how: How, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     extend, stop = BusyPoll.extend, BusyPoll.stop
-    monkeypatch.setattr(BusyPoll, "extend", lambda self: (calls.append("extend"), extend(self)))
-    monkeypatch.setattr(BusyPoll, "stop", lambda self: (calls.append("stop"), stop(self)))
+
+    def note_extend(self: BusyPoll) -> None:
+        calls.append("extend")
+        extend(self)
+
+    def note_stop(self: BusyPoll) -> None:
+        calls.append("stop")
+        stop(self)
+
+    monkeypatch.setattr(BusyPoll, "extend", note_extend)
+    monkeypatch.setattr(BusyPoll, "stop", note_stop)
     async with aiovblk.mounted(Medium(), attach=how, busy_poll=50):
         calls.clear()
         assert await ask(Command.READ, 0, PAGE) == bytes(PAGE)
@@ -357,3 +370,5 @@ def test_interrupt_of_a_handler_leaves_no_request_unanswered(
     running.run_until_complete(end())
     running.close()
     check_end_of(ublk_kernel)
+    del running
+    gc.collect()  # asyncio complains here of the task that was interrupted, and not in another test

@@ -257,11 +257,10 @@ class Stubborn(Disk):
     def __init__(self, kernel: FakeUblk) -> None:
         super().__init__(kernel)
         self.is_stubborn = False
-        self.end: asyncio.Event | None = None
+        self.end = asyncio.Event()
 
     async def read(self, offset: int, length: int) -> bytes:
         if self.is_stubborn:
-            self.end = self.end or asyncio.Event()
             while not self.end.is_set():
                 try:
                     await self.end.wait()
@@ -281,10 +280,8 @@ async def test_handlers_of_all_tags_that_ignore_their_cancellation_do_not_keep_t
             disk.is_stubborn = True
             reads = [ublk_kernel.send(Op.READ, 0, PAGE) for _ in range(128)]
             await in_flight(mount, 128)
-            loop, end = asyncio.get_running_loop(), disk.end
-            assert end is not None
-            freed = ublk_kernel.when("free")
-            freed.add_done_callback(lambda _: loop.call_soon_threadsafe(end.set))
+            loop, freed = asyncio.get_running_loop(), ublk_kernel.when("free")
+            freed.add_done_callback(lambda _: loop.call_soon_threadsafe(disk.end.set))
     for each in reads:
         with pytest.raises(OSError, match="the answer of the driver"):
             each.result()
