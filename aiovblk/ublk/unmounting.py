@@ -1,6 +1,6 @@
 """Unmount a ublk device that another process serves.
 
-The driver stops a device whoever uses it, and waits for its server, which is sent what has to be
+The driver stops a device in use, too, and waits for its server, which is sent what has to be
 written back. So :func:`unmount` claims the device first, unless that is to be by force; and the
 command is sent by a child process that can be left behind, as for NBD.
 
