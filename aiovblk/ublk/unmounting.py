@@ -1,6 +1,6 @@
 """Unmount a ublk device that another process serves.
 
-The driver stops a device whoever uses it, and waits for its server, which is sent what has to be
+The driver stops a device in use, too, and waits for its server, which is sent what has to be
 written back. So :func:`unmount` claims the device first, unless that is to be by force; and the
 command is sent by a child process that can be left behind, as for NBD.
 
@@ -100,13 +100,17 @@ def _as_stop_error(exc: OSError, number: int, path: str) -> AttachError:
 def _hanging_error(info: UblkDeviceInfo, path: str, timeout: float) -> AttachError:
     server = procfs.process_of(info.server) if info.server > 0 else None
     name = f"its server, process {server[0]} ({server[1]})," if server else "its server"
-    ending = f"`kill -9 {server[0]}`" if server else "ending it"
-    return AttachError(
-        errno.ETIMEDOUT,
-        f"not unmounted after {timeout:g} s: {name} does not answer what is written back; {ending}"
-        " frees this device and all others that it serves, and what is not written yet is lost",
-        path,
-    )
+    if server and procfs.is_stopped(server[0]):
+        # Linux 6.12 oopses when a server is killed to which requests have come while it was stopped
+        # (io_fallback_tw in do_exit).
+        reason = f"{name} is stopped: continue it by `kill -CONT {server[0]}`, and do not kill it"
+    else:
+        ending = f"`kill -9 {server[0]}`" if server else "ending it"
+        reason = (
+            f"{name} does not answer what is written back; {ending} frees this device and all"
+            " others that it serves, and what is not written yet is lost"
+        )
+    return AttachError(errno.ETIMEDOUT, f"not unmounted after {timeout:g} s: {reason}", path)
 
 
 # In the child process

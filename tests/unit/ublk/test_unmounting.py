@@ -138,6 +138,21 @@ def test_server_that_does_not_answer_is_named_with_what_ends_it(
     )
 
 
+@pytest.mark.parametrize("state", ["T", "t"])
+def test_server_that_is_stopped_is_to_be_continued_and_not_killed(
+    driver: UblkTree, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    def hanging(module: str, path: str, force: str, *, timeout: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(unmounting, "run_in_child", hanging)
+    driver.tree.write(driver.tree.proc / "77/stat", f"77 (python) {state} 1 1 1 0 -1 0 0 0\n")
+    assert refused() == (
+        "/dev/ublkb0: not unmounted after 30 s: its server, process 77 (python), is stopped:"
+        " continue it by `kill -CONT 77`, and do not kill it"
+    )
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
 def test_device_of_another_user_is_refused(driver: UblkTree, number: int) -> None:
     driver.stop_error = OSError(number, "no")
