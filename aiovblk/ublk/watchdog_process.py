@@ -2,7 +2,7 @@
 
     watchdog_process.py PARENT LOCKS
 
-It is told what to watch, and keeps the deadlines, as :mod:`aiovblk.kernel.watchdog_process` does,
+Its input, and how it keeps deadlines, are as in :mod:`aiovblk.kernel.watchdog_process`, but
 with the number of a device in place of a thread's, and the mark of its identity in place of PID. It
 imports what it takes to send the driver a command, and no other part of the package: that takes a
 third of the memory.

@@ -138,7 +138,7 @@ def _refuse_if(number: int) -> None:
 
 
 def _answer(info: UblkDeviceInfo) -> bytes:
-    """The device as the driver shows it: with its state, which none tells the driver."""
+    """The device as the driver shows it: with its state, which only the driver sets."""
     packed = bytearray(info.pack())
     struct.pack_into("<H", packed, 4, info.state)
     return bytes(packed)

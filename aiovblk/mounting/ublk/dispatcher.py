@@ -110,7 +110,7 @@ class UblkDispatcher:
         if queue.kills_server:
             self._overdue = OverdueRequests(self._scheduler, self._answer)
         self._loop.add_reader(queue.fd, self._serve)
-        if queue.has_requests:  # of a device that is taken over; its descriptor does not tell
+        if queue.has_requests:  # of a device that is taken over; nothing else wakes this
             self._loop.call_soon(self._serve)
 
     async def run(self) -> None:
