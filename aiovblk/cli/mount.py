@@ -216,8 +216,8 @@ def _check_driver(arguments: Namespace) -> None:
             f"{path} is no ublk device: name /dev/ublkbN, or none for any, or leave --attach ublk"
             " out"
         )
-    for option in ("identity", "workers", "timeout"):
-        if getattr(arguments, option) is not None:
+    for option in ("replace", "workers", "timeout"):
+        if getattr(arguments, option):
             raise UsageError(f"ublk has no --{option}: leave it out, or --attach ublk")
     if arguments.connections != 1:
         raise UsageError("a ublk device has one queue: leave --connections out, or --attach ublk")

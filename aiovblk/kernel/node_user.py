@@ -140,7 +140,12 @@ class NodeUser(ABC):
             if self._closed:
                 return False
             self._closed = True
+        self._release_claim()
+        return True
+
+    def _release_claim(self) -> None:
+        """Undo :meth:`claim_exclusively`. No-op: nothing is claimed."""
+        with self._guard:
             claim, self._claim = self._claim, None
         if claim is not None:
             atfork.close_protected(claim)
-        return True

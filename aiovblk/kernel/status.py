@@ -44,10 +44,10 @@ def server(index: int) -> tuple[int, str] | None:
     return process_of(thread) or holder(index)
 
 
-def holder(index: int) -> tuple[int, str] | None:
-    """Return the id and name of the process that has the lock of an index; None if it is free."""
+def holder(disk: Disk) -> tuple[int, str] | None:
+    """Return the id and name of the process that has the lock of a device; None if it is free."""
     try:
-        lock = os.open(locks.file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(locks.file(disk), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

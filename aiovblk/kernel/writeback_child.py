@@ -65,6 +65,20 @@ def sync_in_child(disk: Disk, path: str, fd: int) -> None:
         logger.debug("no process can be started to write back %s: %s", path, exc)
         sync(disk, fd)
         return
+    _wait(child, output)
+
+
+def sync_all_in_child() -> None:
+    """Write back all dirty data of the machine: for a device whose node cannot be opened. Blocks.
+
+    Raises:
+        OSError: no process can be started.
+
+    """
+    _wait(*_start(interpreter.bare_command("-c", "import os; os.sync(); print(0)")))
+
+
+def _wait(child: int, output: int) -> None:
     with os.fdopen(output, "rb") as file:
         answer = file.read()
     with suppress(ChildProcessError):  # where SIGCHLD is ignored, none is left to wait for

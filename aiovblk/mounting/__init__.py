@@ -70,9 +70,9 @@ async def mounted(
             free device without a race, but needs the first network namespace before Linux 6.12.
             ``auto`` is ``netlink`` where it can be, else ``ioctl``; both are ways of NBD. ``ublk``,
             which is experimental, is another driver, without a socket, for Linux 6.12 and later.
-            It has no ``connections``, ``workers``, ``timeout``, ``identity``, ``survive`` and
-            ``replace``, needs no root where an administrator has set that up, and ends with this
-            process; only from Linux 6.16 on can its devices be resized.
+            It has no ``connections``, ``workers``, ``timeout`` and ``replace``, and ``survive``
+            only from Linux 7.0 on; needs no root where an administrator has set that up; and only
+            from Linux 6.16 on can its devices be resized.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
@@ -101,9 +101,10 @@ async def mounted(
         queue: limits and scheduler of the kernel's request queue; the previous settings are
             restored at the end.
         identity: the name of the device (``volume-42``), by which another process can take it over
-            (see ``survive`` and ``replace``), also shown by ``aiovblk list``; up to 255 printable
-            characters. By netlink only. If a device of this identity is attached and has lost its
-            server, this process takes it over. It has to have the same size and block size.
+            (see ``survive`` and ``replace``); up to 255 printable characters. By netlink, where
+            ``aiovblk list`` shows it, or ublk. If a device of this identity is attached and has
+            lost its server, this process takes it over, by the same of the two. It has to have the
+            same size and block size.
         survive: if this process dies, I/O blocks up to this many seconds for a successor that
             mounts the same ``identity``. Requests that were in flight are sent again then, though
             they may have been carried out; what a write has stored by the time it returns must

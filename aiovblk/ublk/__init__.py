@@ -5,13 +5,15 @@ make them in threads. Only the :class:`.Queue` belongs into the thread of the ev
 the device, and never waits. No asyncio in this room.
 
 :func:`.attaching.attach` makes an :class:`.UblkAttachment`, which opens its queue, is started,
-stopped and closed.
+stopped and closed. One that survives its server is found again by its identity
+(:mod:`.identities`), and taken over by :func:`.takeover.take_over_orphan`.
 """
 
 from .attaching import attach, is_privileged, remove_dead
 from .attachment import UblkAttachment, disk_name, node
 from .queue import DESCRIPTOR_WORDS, Queue
 from .status import numbers, status_of
+from .takeover import take_over_orphan
 from .unmounting import ensure_released, unmount
 
 __all__ = [
@@ -26,5 +28,6 @@ __all__ = [
     "numbers",
     "remove_dead",
     "status_of",
+    "take_over_orphan",
     "unmount",
 ]

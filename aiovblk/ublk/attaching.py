@@ -5,18 +5,28 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from ..device import BlockDevice
-from ..errors import AttachError, DeviceBusyError
+from ..errors import AttachError, DeviceBusyError, UblkUnavailableError
 from ..kernel import RequestQueue, procfs
 from ..kernel.capabilities import Capability, has_capability
-from . import control
+from . import control, identities
 from .attachment import UblkAttachment
 from .availability import ensure_available
-from .commands import MAX_IO_BYTES, MAX_TAG_BUFFER, Feature, State, UblkDeviceInfo, parameters
+from .commands import (
+    MAX_IO_BYTES,
+    MAX_TAG_BUFFER,
+    RECOVERY,
+    Feature,
+    State,
+    UblkDeviceInfo,
+    parameters,
+)
+from .identified import IdentifiedAttachment
+from .identities import number_of
 from .memory import PAGE
 
 logger = logging.getLogger("aiovblk")
@@ -32,42 +42,32 @@ RELEASE_TIMEOUT = 1.0
 
 POLL = 0.005  # seconds between questions to the driver
 
-MAX_NUMBER = (1 << 20) - 1
-"""The largest N of /dev/ublkbN (the driver's UBLK_MAX_UBLKS)."""
-
-_NODE = re.compile(r"/dev/ublkb([0-9]{1,7})", re.ASCII)
-
 
 def is_privileged() -> bool:
     """Tell whether this process may serve devices with all that the driver can do."""
     return has_capability(Capability.CAP_SYS_ADMIN)
 
 
-def number_of(path: str) -> int:
-    """Return N of /dev/ublkbN.
-
-    Raises:
-        AttachError: it is no such path.
-
-    """
-    found = _NODE.fullmatch(path)
-    if found is None or int(found[1]) > MAX_NUMBER:
-        reason = f"ublk devices are called /dev/ublkb0 to /dev/ublkb{MAX_NUMBER}"
-        raise AttachError(errno.EINVAL, reason, path)
-    return int(found[1])
-
-
-def attach(path: str | None, device: BlockDevice, queue: RequestQueue) -> UblkAttachment:
+def attach(
+    path: str | None,
+    device: BlockDevice,
+    queue: RequestQueue,
+    *,
+    identity: str | None = None,
+    survive: float = 0,
+) -> UblkAttachment:
     """Make a device that is ready to be served. Blocks.
 
     Args:
         path: its node, ``/dev/ublkbN``; None for any number.
         device: its size, block size and capabilities.
         queue: the settings of its request queue.
+        identity: the name by which the next server finds it; None for none.
+        survive: seconds for which it outlives its server; takes an identity.
 
     Raises:
         UblkUnavailableError: this system cannot do it.
-        DeviceBusyError: there is a device of that number.
+        DeviceBusyError: there is a device of that number, or of that identity.
         AttachError: the driver refuses.
 
     """
@@ -76,12 +76,20 @@ def attach(path: str | None, device: BlockDevice, queue: RequestQueue) -> UblkAt
         reason = f"ublk takes blocks of up to {PAGE} bytes, not {device.block_size}"
         raise AttachError(errno.EINVAL, reason, path)
     features = ensure_available()
-    info = _add(_wanted(number, features, queue), path)
-    attachment = UblkAttachment(info, device.block_size, queue, features)
+    wanted = _wanted(number, features, queue)
+    if identity is not None:
+        _refuse_unsound_recovery(features, survive, path)
+        flags = wanted.flags | RECOVERY if survive else wanted.flags
+        wanted = replace(wanted, flags=flags, mark=identities.mark_of(identity))
+    info = _add(wanted, path)
+    attachment = _attachment_for(info, device, queue, features, survive)
     try:
         # First: before udev has given an ordinary user the node, the driver refuses commands.
         attachment.open_char(NODE_TIMEOUT)
         attachment.set_parameters(parameters(device, info.max_io))
+        if isinstance(attachment, IdentifiedAttachment):
+            attachment.take_ownership()
+            identities.refuse_duplicate(info, path)
     except BaseException as exc:
         with suppress(OSError):
             attachment.undo()
@@ -89,6 +97,38 @@ def attach(path: str | None, device: BlockDevice, queue: RequestQueue) -> UblkAt
             raise AttachError(exc.errno or errno.EIO, exc.strerror or str(exc), path) from exc
         raise
     return attachment
+
+
+def _refuse_unsound_recovery(features: Feature, survive: float, path: str | None) -> None:
+    """Refuse what this process may not do, or what hangs this kernel."""
+    if not is_privileged():
+        reason = (
+            "identity takes CAP_SYS_ADMIN with ublk: the driver does not let the device of an"
+            " ordinary user outlive its server"
+        )
+        raise AttachError(errno.EPERM, reason, path)
+    if survive and Feature.SAFE_STOP_DEV not in features:
+        # Seen with 6.12: the kernel's Oops is a NULL dereference in io_fallback_tw, and its
+        # ublk_quiesce_work waits for ever. Drivers that can stop a device safely do not do it.
+        raise UblkUnavailableError(
+            errno.EOPNOTSUPP,
+            "survive takes a kernel whose ublk driver has SAFE_STOP_DEV, as Linux 7.0 and later:"
+            " before it, the death of a server with requests in flight may hang all block devices"
+            " of the machine. Leave survive out, or attach by netlink",
+            path,
+        )
+
+
+def _attachment_for(
+    info: UblkDeviceInfo,
+    device: BlockDevice,
+    queue: RequestQueue,
+    features: Feature,
+    survive: float,
+) -> UblkAttachment:
+    if not info.mark:
+        return UblkAttachment(info, device.block_size, queue, features)
+    return IdentifiedAttachment(info, device.block_size, queue, features, survive=survive)
 
 
 def _wanted(number: int | None, features: Feature, queue: RequestQueue) -> UblkDeviceInfo:
@@ -143,7 +183,8 @@ def _settled(number: int) -> UblkDeviceInfo:
     deadline = time.monotonic() + STOP_TIMEOUT
     while True:
         info = control.info(number)
-        if info.state == State.DEAD or _is_served(info) or time.monotonic() >= deadline:
+        has_settled = info.state in (State.DEAD, State.QUIESCED) or _is_served(info)
+        if has_settled or time.monotonic() >= deadline:
             return info
         time.sleep(POLL)
 

@@ -118,6 +118,8 @@ class UblkAttachment(NodeUser):
                 f"{path} does not appear; in a container nodes do not appear by themselves:"
                 f" `mknod {path} c {number.replace(':', ' ')}`"
             )
+        if error.errno == errno.EBUSY:
+            return f"{path} is open in another process"
         return (
             f"{path} does not become this user's ({error.strerror}): an administrator has to"
             " install udev rules for ublk (docs/how-to/ublk.md)"
@@ -170,7 +172,7 @@ class UblkAttachment(NodeUser):
         with self._starting:
             if self._is_stopped or self.ended.done():
                 raise OSError(errno.ECANCELED, "it was stopped before it was live")
-            self._device.start(seconds)
+            self._go_live(seconds)
         self._wait_for_node(deadline)
         settings = self._queue_settings
         if Feature.UNPRIVILEGED_DEV in self.info.flags and settings == RequestQueue():
@@ -182,6 +184,9 @@ class UblkAttachment(NodeUser):
             max_sectors_kb=self._largest_request(settings.max_sectors_kb),
             read_ahead_kb=settings.read_ahead_kb,
         )
+
+    def _go_live(self, seconds: float) -> None:
+        self._device.start(seconds)
 
     def _largest_request(self, kilobytes: int | None) -> int | None:
         return None if kilobytes is None else min(kilobytes, self.info.max_io // 1024)
@@ -273,11 +278,14 @@ class UblkAttachment(NodeUser):
         """
         if not self._close_claim():
             return
+        self._close_char()
+        with suppress(TimeoutError):  # an ordinary user's DEL_DEV waits for all users
+            self._delete()
+
+    def _close_char(self) -> None:
         char, self._char = self._char, -1
         if char >= 0:
             atfork.close_protected(char)
-        with suppress(TimeoutError):  # an ordinary user's DEL_DEV waits for all users
-            self._delete()
 
     def _delete(self) -> None:
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ..device import BlockDevice, can
+if TYPE_CHECKING:
+    from ..device import BlockDevice
 
 QUEUE_DEPTH = 128
 """Requests that may be in flight: as many as NBD has on one connection."""
@@ -33,10 +34,13 @@ class ControlCommand(IntEnum):
     START_DEV = 0x06
     STOP_DEV = 0x07
     SET_PARAMS = 0x08
+    START_USER_RECOVERY = 0x10
+    END_USER_RECOVERY = 0x11
     GET_DEV_INFO2 = 0x12
     GET_FEATURES = 0x13
     DEL_DEV_ASYNC = 0x14
     UPDATE_SIZE = 0x15
+    TRY_STOP_DEV = 0x17
 
     @property
     def number(self) -> int:
@@ -66,6 +70,11 @@ class Feature(IntFlag):
     UPDATE_SIZE = 1 << 10
     QUIESCE = 1 << 12
     SAFE_STOP_DEV = 1 << 17
+
+
+RECOVERY = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
+"""Flags of a device that survives its server: requests wait for the next one, and those that were
+in flight are sent to it again."""
 
 
 class State(IntEnum):
@@ -127,6 +136,8 @@ class UblkDeviceInfo:
         state: whether it has a server.
         server: the process that serves it; -1 for none.
         owner: user id of the process that made it.
+        mark: 64 bits that the driver only keeps (``ublksrv_flags``): here, of the identity
+            (:func:`.identities.mark_of`); 0 without one.
 
     """
 
@@ -137,6 +148,7 @@ class UblkDeviceInfo:
     state: State | int = State.DEAD
     server: int = -1
     owner: int = 0
+    mark: int = 0
 
     SIZE = _DEVICE_INFO.size
 
@@ -144,7 +156,7 @@ class UblkDeviceInfo:
         """Return it as ADD_DEV takes it, with one queue."""
         number = _ANY if self.number is None else self.number
         values = 1, self.depth, 0, 0, self.max_io, number, self.server, 0, int(self.flags)
-        return _DEVICE_INFO.pack(*values, 0, 0, 0, 0, 0)
+        return _DEVICE_INFO.pack(*values, self.mark, 0, 0, 0, 0)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -158,6 +170,7 @@ class UblkDeviceInfo:
             number=fields[5],
             server=fields[6],
             flags=Feature(fields[8]),
+            mark=fields[9],
             owner=fields[10],
         )
 
@@ -177,6 +190,8 @@ def parameters(device: BlockDevice, max_io: int) -> bytes:
         max_io: bytes of the largest read or write.
 
     """
+    from ..device import can  # not above: the watchdog process has no other part of the package
+
     shift = device.block_size.bit_length() - 1
     attributes = _READ_ONLY if device.read_only else 0
     attributes |= _ROTATIONAL if device.rotational else 0

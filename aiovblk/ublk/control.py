@@ -176,6 +176,28 @@ class ControlledDevice:
         """Write back what the kernel has cached, then take the device away, in use or not."""
         self._send(ControlCommand.STOP_DEV, seconds=seconds)
 
+    def stop_unused(self, seconds: float) -> None:
+        """Take the device away, if nothing has it open; the driver has to have SAFE_STOP_DEV.
+
+        Raises:
+            OSError: EBUSY if something has it open.
+
+        """
+        self._send(ControlCommand.TRY_STOP_DEV, seconds=seconds)
+
+    def start_recovery(self) -> None:
+        """Begin to take over a device whose server is gone.
+
+        Raises:
+            OSError: EBUSY as long as it has a server, or one that is just ending.
+
+        """
+        self._send(ControlCommand.START_USER_RECOVERY)
+
+    def end_recovery(self, seconds: float) -> None:
+        """Have requests come to this process, which has opened the device's queue."""
+        self._send(ControlCommand.END_USER_RECOVERY, data=os.getpid(), seconds=seconds)
+
     def update_size(self, sectors: int, seconds: float) -> None:
         """Change the size, in sectors of 512 bytes."""
         self._send(ControlCommand.UPDATE_SIZE, data=sectors, seconds=seconds)

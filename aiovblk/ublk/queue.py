@@ -38,6 +38,7 @@ from .commands import (
     IO_FUA,
     IO_NOUNMAP,
     OPERATION_MASK,
+    RECOVERY,
     RESULT_OFFSET,
     Feature,
     Operation,
@@ -97,6 +98,12 @@ class Queue:
         self._max_io = info.max_io
         self.kills_server = Feature.UNPRIVILEGED_DEV in info.flags
         self._copies = Feature.USER_COPY in info.flags
+        # Then the driver sends what is not answered to the next server, or fails it when the device
+        # is stopped. (It notices the end of the ring by the end of the open file.)
+        self._is_reissued = RECOVERY in info.flags
+        # Requests that have come before all was set up: as soon as a device that is taken over has
+        # its tags. Nothing else wakes those who wait for them.
+        self._arrived: list[int] = []
         self._completed: list[int] = []
         self._owed: set[int] = set()  # tags of requests that are owed a result
         self._returned = 0  # tags that the kernel has given back for good
@@ -139,7 +146,8 @@ class Queue:
         ring.submit()
         if ring.unsubmitted:
             raise OSError(errno.EIO, "io_uring does not take all requests")
-        for _, result in ring.take()[1]:  # no request comes before the device is started
+        self._arrived, others = ring.take()
+        for _, result in others:
             raise OSError(-result, f"the driver refuses a request: {os.strerror(-result)}")
         slots = ring.slots.view()
         for tag in range(self.depth):  # from now on only the result of a slot changes
@@ -151,13 +159,15 @@ class Queue:
     @property
     def has_requests(self) -> bool:
         """Whether :meth:`take` would return any tag, or note the end of some."""
-        return not self._is_closed and self._ring.has_completions
+        return not self._is_closed and (self._ring.has_completions or bool(self._arrived))
 
     def take(self) -> list[int]:
         """Return the tags of requests that have come."""
         if self._is_closed:
             return []
         tags, others = self._ring.take()
+        if self._arrived:
+            tags, self._arrived = self._arrived + tags, []
         self._owed.update(tags)
         for _, result in others:
             self._returned += 1
@@ -249,7 +259,10 @@ class Queue:
     # The end
 
     def close(self, *, is_lost: bool = False) -> None:
-        """Give everything back; what is not answered fails with EIO. No-op if it is closed.
+        """Give everything back. No-op if it is closed.
+
+        What is not answered fails with EIO; that of a device that survives waits for the next
+        server.
 
         Args:
             is_lost: for ``on_closed``.
@@ -260,8 +273,9 @@ class Queue:
         with self._closing:
             if self._is_closed:
                 return
-            with suppress(OSError):  # another thread's, which has ended; or the ring is broken
-                self._fail_owed()
+            if not self._is_reissued:
+                with suppress(OSError):  # another thread's, which has ended; or the ring is broken
+                    self._fail_owed()
             self._is_closed = True
         self._ring.close()
         for mapping in self._mappings:

@@ -29,10 +29,12 @@ from ..kernel.unmounting import (
 from ..kernel.users import refuse_if_unclaimed_users
 from ..kernel.writeback import sync
 from . import control
-from .attaching import number_of, remove_dead
+from .attaching import remove_dead
 from .attachment import POLL, STOP_TIMEOUT, char_directory, disk_name
-from .commands import State, UblkDeviceInfo
+from .commands import RECOVERY, State, UblkDeviceInfo
+from .identities import number_of
 from .status import exists, has_disk
+from .stopping import stop_unused
 
 RELEASE_TIMEOUT = 3.0
 """Seconds for a server to remove its device once that is stopped."""
@@ -131,9 +133,16 @@ def stop_gracefully(path: str) -> None:
     try:
         refuse_if_unclaimed_users(disk, path)
         sync(disk, fd)
-        _stop(number_of(path))
+        info = control.info(number_of(path))
+        if RECOVERY not in info.flags:
+            _stop(number_of(path))
+            return
     finally:
         atfork.close_protected(fd)
+    if not stop_unused(control.ControlledDevice(number_of(path), info.flags)):
+        # Mere readers and writers do not keep a device from being unmounted.
+        _sync(number_of(path), path)
+        _stop(number_of(path))
 
 
 def stop_by_force(path: str) -> None:

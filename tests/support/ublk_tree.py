@@ -26,6 +26,7 @@ class UblkTree:
         stop_error: the same for STOP_DEV alone.
         delete_error: the same for DEL_DEV.
         server_removes: whether the server of a device that is stopped removes it.
+        is_open: whether a program has the devices open, which keeps TRY_STOP_DEV from stopping any.
 
     """
 
@@ -36,6 +37,7 @@ class UblkTree:
         self.stop_error: OSError | None = None
         self.delete_error: OSError | None = None
         self.server_removes = True
+        self.is_open = False
         self._infos: dict[int, UblkDeviceInfo] = {}
 
     def add(
@@ -74,6 +76,12 @@ class UblkTree:
         if self.server_removes:
             self.delete(device)
 
+    def stop_unused(self, device: control.ControlledDevice, seconds: float) -> None:
+        self.log.append(f"try {device.number}")
+        if self.is_open:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        self.stop(device, seconds)
+
     def delete(self, device: control.ControlledDevice) -> None:
         self.log.append(f"delete {device.number}")
         if self.delete_error is not None:
@@ -94,5 +102,7 @@ def ublk_tree(tree: KernelTree, monkeypatch: pytest.MonkeyPatch) -> UblkTree:
     made = UblkTree(tree)
     monkeypatch.setattr(control, "info", made.info)
     monkeypatch.setattr(control.ControlledDevice, "stop", lambda *args: made.stop(*args))
+    unused = "stop_unused"
+    monkeypatch.setattr(control.ControlledDevice, unused, lambda *args: made.stop_unused(*args))
     monkeypatch.setattr(control.ControlledDevice, "delete", lambda *args: made.delete(*args))
     return made

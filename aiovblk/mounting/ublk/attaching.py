@@ -27,7 +27,15 @@ class UblkAttachSequence(AttachSequence):
 
         """
         await self.open_backend()
-        attach = partial(ublk.attach, path, self.backend.device, self.options.queue)
+        handover = self.options.handover
+        attach = partial(
+            ublk.attach,
+            path,
+            self.backend.device,
+            self.options.queue,
+            identity=handover.identity,
+            survive=handover.survive or 0,
+        )
         try:
             undo = ublk.UblkAttachment.undo
             attachment = await self.steps.call(ATTACH_TIMEOUT, attach, undo=undo)
@@ -35,7 +43,7 @@ class UblkAttachSequence(AttachSequence):
             reason = f"the kernel's ublk driver did not answer in {ATTACH_TIMEOUT:g} s"
             raise AttachError(errno.ETIMEDOUT, reason, path) from exc
         try:
-            self._serve(attachment)
+            self.serve(attachment)
         except BaseException as exc:  # a bug, too, must not leave the device attached
             self.connections.slots[0].connection.close()
             await asyncio.wait([start_thread(attachment.undo)], timeout=KERNEL_TIMEOUT)
@@ -45,7 +53,13 @@ class UblkAttachSequence(AttachSequence):
             raise AttachError(exc.errno or errno.EIO, reason, attachment.path) from exc
         return attachment
 
-    def _serve(self, attachment: ublk.UblkAttachment) -> None:
+    def serve(self, attachment: ublk.UblkAttachment) -> None:
+        """Serve the queue of a device.
+
+        Raises:
+            OSError: the kernel refuses.
+
+        """
         (slot,) = self.connections.slots
         dispatcher = slot.connection
         assert isinstance(dispatcher, UblkDispatcher)

@@ -110,6 +110,8 @@ class UblkDispatcher:
         if queue.kills_server:
             self._overdue = OverdueRequests(self._scheduler, self._answer)
         self._loop.add_reader(queue.fd, self._serve)
+        if queue.has_requests:  # of a device that is taken over; nothing else wakes this
+            self._loop.call_soon(self._serve)
 
     async def run(self) -> None:
         """Serve until the kernel takes the device away, or the queue is closed.
@@ -221,6 +223,13 @@ class UblkDispatcher:
             self._sender.send()
         self._end(None)
         return self._ended
+
+    def leave(self) -> None:
+        """Give the queue back, without answers: what is in flight goes to the next server.
+
+        The device has to be one that survives.
+        """
+        self._end(None)
 
     def fail_running(self, since: float = math.inf) -> None:
         """Cancel handlers and fail their requests with EIO: as :meth:`.Dispatcher.fail_running`."""

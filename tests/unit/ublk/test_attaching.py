@@ -11,8 +11,9 @@ from aiovblk import AttachError, BlockDevice, DeviceBusyError
 from aiovblk.kernel import RequestQueue, procfs
 from aiovblk.storage import MemoryDevice
 from aiovblk.ublk import UblkAttachment, attaching, control
-from aiovblk.ublk.attaching import attach, number_of, remove_dead
+from aiovblk.ublk.attaching import attach, remove_dead
 from aiovblk.ublk.commands import Feature, State, UblkDeviceInfo, parameters
+from aiovblk.ublk.identities import number_of
 
 from ...support.fake_ublk import FakeUblk
 

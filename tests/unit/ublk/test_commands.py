@@ -33,10 +33,13 @@ from aiovblk.ublk.commands import (
         (ControlCommand.START_DEV, 0xC0207506),
         (ControlCommand.STOP_DEV, 0xC0207507),
         (ControlCommand.SET_PARAMS, 0xC0207508),
+        (ControlCommand.START_USER_RECOVERY, 0xC0207510),
+        (ControlCommand.END_USER_RECOVERY, 0xC0207511),
         (ControlCommand.GET_DEV_INFO2, 0x80207512),
         (ControlCommand.GET_FEATURES, 0x80207513),
         (ControlCommand.DEL_DEV_ASYNC, 0x80207514),
         (ControlCommand.UPDATE_SIZE, 0xC0207515),
+        (ControlCommand.TRY_STOP_DEV, 0xC0207517),
     ],
 )
 def test_control_commands_have_the_numbers_of_their_ioctls(
@@ -46,7 +49,7 @@ def test_control_commands_have_the_numbers_of_their_ioctls(
 
 
 def test_every_control_command_is_tested() -> None:
-    assert len(ControlCommand) == 9
+    assert len(ControlCommand) == 12
 
 
 def test_io_commands_have_the_numbers_of_their_ioctls() -> None:

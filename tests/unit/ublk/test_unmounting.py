@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from aiovblk import AttachError, DeviceBusyError, atfork
-from aiovblk.ublk import unmount, unmounting
-from aiovblk.ublk.commands import Feature, State
+from aiovblk.ublk import stopping, unmount, unmounting
+from aiovblk.ublk.commands import RECOVERY, Feature, State
 
 from ...support.ublk_tree import UblkTree, ublk_tree
 
@@ -56,6 +56,29 @@ def test_device_that_its_server_leaves_is_removed(driver: UblkTree) -> None:
     driver.server_removes = False
     unmount(PATH)
     assert driver.log[-2:] == ["stop 0", "delete 0"]
+
+
+def test_surviving_device_is_stopped_when_it_is_closed_or_has_been_written_back_just_before(
+    driver: UblkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver would discard what is cached; and the claim of this process counts as a use."""
+    monkeypatch.setattr(stopping, "UNUSED_TIMEOUT", 0.0)
+    close_protected = atfork.close_protected
+
+    def close(descriptor: int) -> None:
+        driver.log.append("close")
+        close_protected(descriptor)
+
+    monkeypatch.setattr(atfork, "close_protected", close)
+    for number in (1, 2):
+        driver.add(number, flags=Feature.USER_COPY | RECOVERY)
+    unmount("/dev/ublkb1")
+    assert driver.log == ["claim", "sync ublkb1", "close", "try 1", "stop 1", "delete 1"]
+    driver.log.clear()
+    driver.is_open = True
+    unmount("/dev/ublkb2")
+    written_back = ["claim", "sync ublkb2", "close", "try 2", "open", "sync ublkb2", "close"]
+    assert driver.log == [*written_back, "stop 2", "delete 2"]
 
 
 def test_device_in_use_is_left_alone_and_its_user_named(

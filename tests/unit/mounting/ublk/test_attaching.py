@@ -120,7 +120,7 @@ async def test_queue_that_cannot_be_served_leaves_nothing(
         def fail(*_: object) -> None:
             raise LookupError("a bug")
 
-        monkeypatch.setattr(attaching.UblkAttachSequence, "_serve", fail)
+        monkeypatch.setattr(attaching.UblkAttachSequence, "serve", fail)
     with pytest.raises(expected[0], match=expected[1]):
         await mount(ublk_disk)
     check_nothing_left(ublk_kernel)
