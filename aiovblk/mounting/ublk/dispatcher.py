@@ -162,8 +162,7 @@ class UblkDispatcher:
             self._overdue.watch()
 
     def _fail_arrived(self) -> None:
-        while self._receiver.accept():
-            pass
+        self._receiver.close()
         self._scheduler.fail_running()
 
     def _answer(self, task: asyncio.Task[None], request: Request) -> None:
@@ -187,7 +186,7 @@ class UblkDispatcher:
         if self._overdue is not None:
             self._overdue.close()
         self._loop.remove_reader(queue.fd)
-        self._receiver.close()  # what has come and waits to be served: it fails with the queue
+        self._reader.start = self._reader.end  # what waits to be served fails with the queue
         if error is None:
             self._on_disconnect()
         self._ended.set_result(None)

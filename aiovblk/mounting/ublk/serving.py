@@ -98,6 +98,11 @@ class TagReceiver(RequestReceiver):
             self.queue.append((request, None))
         return True
 
+    def close(self) -> None:
+        """Queue what has come and is not accepted: its tags are owed results even so."""
+        while self.accept():
+            pass
+
     def request(self, tag: int) -> Request:
         """Make the request of a tag."""
         flags, command, offset, length = self.source.request(tag)
