@@ -186,13 +186,13 @@ warnings.simplefilter("ignore")
 async def main():
     context = aiovblk.mounted(devices.Image(), attach="ublk")
     mount = await context.__aenter__()
-    return mount.path
+    return mount.path, context
 
 loops = []
 
 def serve():
     loop = {loop}.new_event_loop()
-    path = loop.run_until_complete(main())
+    path, context = loop.run_until_complete(main())
     print("mounted", path, flush=True)
     sys.stdin.readline()
     {end}
