@@ -183,6 +183,9 @@ class UblkAttachment(NodeUser):
             scheduler=settings.scheduler,
             max_sectors_kb=self._largest_request(settings.max_sectors_kb),
             read_ahead_kb=settings.read_ahead_kb,
+            # One tag less than there are: the driver notices the death of a server by a tag that
+            # waits in the kernel, and if the server has them all, their requests hang for ever.
+            nr_requests=self.info.depth - 1,
         )
 
     def _go_live(self, seconds: float) -> None:

@@ -124,6 +124,23 @@ async def test_a_server_that_is_killed_under_load_hangs_nothing() -> None:
         assert mount.path == path[0]
 
 
+async def test_a_server_that_is_killed_with_all_requests_in_flight_hangs_nothing(
+    image: Path,
+) -> None:
+    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
+        path = running.path
+        options = "--rw=randwrite --bs=4k --size=16M --iodepth=256 --direct=1 --ioengine=libaio"
+        failing = asyncio.create_task(sh(f"fio --name=t --filename={path} {options}", ok=False))
+        log = Path(f"{image}.log")
+        # One tag stays with the kernel: see UblkAttachment.wait_until_live.
+        await becomes_true(lambda: log.exists() and log.read_text().count("hanging") == 127)
+        await running.end(signal.SIGKILL)
+        assert (await failing).status != 0
+        await is_gone(path)
+    async with mounted(Disk(), path) as mount:
+        assert mount.path == path
+
+
 @pytest.mark.newest_python
 async def test_a_server_that_is_killed_under_a_file_system_fails_it(tmp_path: Path) -> None:
     point = tmp_path / "mnt"
