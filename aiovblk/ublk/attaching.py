@@ -40,6 +40,9 @@ STOP_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 1.0
 """Seconds for the number of a removed device to be free, if no program has that open."""
 
+OPENING_TIME = 0.1
+"""Seconds in which a process that has made a device opens it, which takes it a millisecond."""
+
 POLL = 0.005  # seconds between questions to the driver
 
 
@@ -168,7 +171,7 @@ def remove_dead(number: int) -> bool:
     """Remove a device whose server is gone; return whether it was one."""
     try:
         info = _settled(number)
-        if info.state != State.DEAD or _is_served(info):
+        if info.state != State.DEAD or _is_served(info) or _is_being_made(number):
             return False
         control.ControlledDevice(number, info.flags).delete()
     except OSError as exc:
@@ -193,6 +196,20 @@ def _is_served(info: UblkDeviceInfo) -> bool:
     """Whether a process may be about to start a device: until then it counts as dead."""
     assert info.number is not None
     return info.server > 0 and procfs.process_of(info.server) is not None
+
+
+def _is_being_made(number: int) -> bool:
+    """Tell whether a process has a device open that is not started: only its server may.
+
+    Until it has started, the driver knows no server. One that has just made it opens it at once.
+    """
+    for _ in range(2):
+        try:
+            os.close(os.open(control.char_node(number), os.O_RDWR | os.O_CLOEXEC))
+        except OSError as exc:
+            return exc.errno == errno.EBUSY
+        time.sleep(OPENING_TIME)
+    return False
 
 
 def _taken_error(number: int, path: str | None) -> DeviceBusyError:

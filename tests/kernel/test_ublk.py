@@ -294,9 +294,7 @@ async def test_a_path_that_is_taken_is_refused_with_its_server() -> None:
 
 
 @pytest.mark.one_loop
-async def test_of_those_who_want_one_path_at_once_one_gets_it(ublk_driver: Feature) -> None:
-    if Feature.UPDATE_SIZE in ublk_driver:
-        pytest.skip("a fault: this driver does not name who is about to start a device")
+async def test_of_those_who_want_one_path_at_once_one_gets_it() -> None:
     path = "/dev/ublkb5"
     is_over = asyncio.Event()
 

@@ -124,6 +124,15 @@ def test_device_that_is_not_dead_is_not_removed(ublk_kernel: FakeUblk, state: in
     assert 3 in ublk_kernel.devices
 
 
+def test_device_that_its_server_has_not_started_yet_is_not_removed(ublk_kernel: FakeUblk) -> None:
+    control.add(UblkDeviceInfo(number=3, flags=COPYING, server=-1))
+    ublk_kernel.devices[3].hides_char = errno.EBUSY  # only one process may have it open
+    assert not remove_dead(3)
+    assert 3 in ublk_kernel.devices
+    ublk_kernel.devices[3].hides_char = 0
+    assert remove_dead(3)
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [
