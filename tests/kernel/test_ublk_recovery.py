@@ -37,7 +37,12 @@ from .support import (
     sh,
 )
 
-pytestmark = [pytest.mark.deadline(1200), pytest.mark.one_loop, pytest.mark.newest_python]
+pytestmark = [
+    pytest.mark.ublk,
+    pytest.mark.deadline(1200),
+    pytest.mark.one_loop,
+    pytest.mark.newest_python,
+]
 
 MOUNT = ["-m", "aiovblk", "mount", "--attach=ublk", "--identity=volume"]
 SURVIVING = [*MOUNT, "--survive=60"]
