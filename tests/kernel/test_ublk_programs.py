@@ -181,11 +181,12 @@ async def test_a_child_does_not_hide_the_death_of_its_parent(image: Path) -> Non
 
 
 DROPPED = """
-import asyncio, gc, os, sys, time, warnings
+import asyncio, gc, logging, os, sys, time, warnings
 from threading import Thread
 sys.path.insert(0, {folder!r})
 import aiovblk, devices, uvloop
 warnings.simplefilter("ignore")
+logging.disable()  # of tasks that are destroyed with their loop
 
 async def main():
     context = aiovblk.mounted(devices.Image(), attach="ublk")
@@ -217,7 +218,7 @@ sys.stdin.readline()
         (
             "asyncio",
             "loops.append(loop)",
-            "t = threading.Thread(target=serve); t.start(); t.join()",
+            "thread = Thread(target=serve); thread.start(); thread.join()",
         ),
     ],
     ids=["uvloop", "asyncio", "thread"],
