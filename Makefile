@@ -2,8 +2,8 @@
 # make test    what a change must pass to land: lint, unit tests on the oldest and the newest Python,
 #              other NBD programs, and the core of the kernel tests in virtual machines
 # make test-all   the whole matrix: unit tests on each Python, on two in their long form, all kernel
-#              tests, systemd and udev, Ceph's S3 gateway. ARGS=--resume goes on where an earlier run of
-#              this tree stopped
+#              tests, also on Linux 7.3, systemd and udev, Ceph's S3 gateway. ARGS=--resume goes on where
+#              an earlier run of this tree stopped
 # make demo    show what the library does, in a virtual machine
 # make demo-s3 a disk in an S3 bucket, whose server is killed, likewise
 # make bench   aiovblk and its peers side by side: CPU time, requests per second, memory, on sockets
@@ -21,7 +21,7 @@
 #
 # PYTHON=python3.12             the interpreter of .venv
 # PYTHONS="3.11 3.13"           the versions to test on
-# KERNELS="6.12"                the kernels to test on: 6.1, 6.12, host
+# KERNELS="6.12"                the kernels to test on: 6.1, 6.12, 7.3, host
 # ARGS="--only rgw"             what to tell tools/test; tools/test --help tells what there is
 # BENCH="--quick --against main"  what to tell the benchmark: two minutes, this tree and another in
 #                               turns; BENCH=--help tells what there is

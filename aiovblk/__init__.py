@@ -12,6 +12,7 @@ from .errors import (
     ProtocolError,
     TLSRequiredError,
     TLSUnavailableError,
+    UblkUnavailableError,
 )
 from .kernel import RequestQueue
 from .mounting import Mount, mount, mounted
@@ -36,6 +37,7 @@ __all__ = [
     "Server",
     "TLSRequiredError",
     "TLSUnavailableError",
+    "UblkUnavailableError",
     "__version__",
     "connect",
     "mount",

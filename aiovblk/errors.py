@@ -13,6 +13,7 @@
 
     * :exc:`DeviceBusyError` - another process or mount uses the device.
     * :exc:`NBDUnavailableError` - this kernel, or this container, offers no NBD device.
+    * :exc:`UblkUnavailableError` - it cannot serve devices by ublk.
 
   * :exc:`StorageError` (also :exc:`OSError`) - the data of a disk is damaged, or not aiovblk's.
 
@@ -133,6 +134,10 @@ class DeviceBusyError(AttachError):
 
 class NBDUnavailableError(AttachError):
     """No NBD device is available to attach to; the message says how to get one."""
+
+
+class UblkUnavailableError(AttachError):
+    """No device can be served by ublk here; the message says why, and what helps."""
 
 
 class StorageError(Error, OSError):

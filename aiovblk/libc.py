@@ -8,6 +8,7 @@ standard descriptor that the command was started without: see ``cli/descriptors.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 
@@ -17,13 +18,21 @@ class Functions:
     Args:
         holding_lock: whether the interpreter's lock is held meanwhile, for those that return at
             once: another thread would take it, and the caller wait longer than the call takes.
+        addresses: names of functions that return an address, and no int.
         arguments: by the function's name, the types of its arguments as ctypes calls them, without
             the ``c_``.
 
     """
 
-    def __init__(self, *, holding_lock: bool = False, **arguments: list[str]) -> None:
+    def __init__(
+        self,
+        *,
+        holding_lock: bool = False,
+        addresses: Collection[str] = (),
+        **arguments: list[str],
+    ) -> None:
         self._holding_lock = holding_lock
+        self._addresses = addresses
         self._arguments = arguments
 
     def __getattr__(self, name: str) -> Any:
@@ -36,6 +45,8 @@ class Functions:
         library = load(None, use_errno=True)
         # Off_t of 64 bits has functions of its own in glibc on machines of 32; others have one.
         function = getattr(library, f"{name}64", None) or getattr(library, name)
+        if name in self._addresses:
+            function.restype = ctypes.c_void_p
         function.argtypes = [getattr(ctypes, f"c_{type_}") for type_ in self._arguments[name]]
         setattr(self, name, function)
         return function

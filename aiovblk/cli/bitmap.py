@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-from ..kernel.driver import resolve
 from ..mounting import Mount
 from ..storage import Layer, Tracked
 from ..storage.tracked import Point
 from ..text import escape
 from . import values
+from .attached import NODE, resolve
 from .control import request_command, request_command_at, taking_commands_at
 from .errors import UsageError
 from .options import add_json, add_loop
@@ -40,7 +40,7 @@ Request = Callable[..., Awaitable[list[PointFacts]]]
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] /dev/nbdN | FILE [NAME]"
+    parser.usage = f"%(prog)s [OPTION...] {NODE} | FILE [NAME]"
     parser.description = (
         "Add a point under a NAME to a device with --layer tracked:path=FILE, while it is in use: "
         "from then on, which blocks are written is recorded in a dirty bitmap of this name. "
@@ -50,7 +50,7 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "target",
         type=values.text,
-        metavar="/dev/nbdN | FILE",
+        metavar=f"{NODE} | FILE",
         help="the mounted device, or the file of the bitmaps of a served one",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="the point")

@@ -13,12 +13,13 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import Error
 from ..kernel import locks
+from ..kernel.sysfs import Disk, disk_name
 from ..server.listeners import SocketFile, listen_unix
 from .errors import SpecError
 
@@ -37,20 +38,22 @@ Commands = Mapping[str, Callable[..., Awaitable[object]]]
 """What runs each command, by its name; what it returns can be written as JSON."""
 
 
-def control_path(index: int) -> Path:
-    """Return where the server of /dev/nbdN takes commands."""
-    return locks.LOCKS / f"nbd{index}.control"
+def control_path(disk: Disk) -> Path:
+    """Return where the server of a device takes commands."""
+    return locks.LOCKS / f"{disk_name(disk)}.control"
 
 
-def taking_commands(index: int, commands: Commands) -> AbstractAsyncContextManager[None]:
+def taking_commands(disk: Disk, commands: Commands) -> AbstractAsyncContextManager[None]:
     """Take commands for the device of this process while the block runs.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         commands: that it takes.
 
     """
-    return taking_commands_at(control_path(index), f"/dev/nbd{index}", commands)
+    with suppress(OSError):  # said below
+        locks.make_directory()  # of a ublk device there is no lock
+    return taking_commands_at(control_path(disk), f"/dev/{disk_name(disk)}", commands)
 
 
 @asynccontextmanager
@@ -135,12 +138,12 @@ async def _reply(line: bytes, commands: Commands) -> dict[str, object]:
 
 
 async def request_command(
-    index: int, command: str, *, timeout: float | None = None, **arguments: object
+    disk: Disk, command: str, *, timeout: float | None = None, **arguments: object
 ) -> Any:
-    """Have the process that serves /dev/nbdN run a command; return its result.
+    """Have the process that serves a device run a command; return its result.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         command: its name.
         timeout: seconds for the answer; None for :data:`REPLY_TIMEOUT`.
         arguments: of the command.
@@ -150,10 +153,13 @@ async def request_command(
             in time.
 
     """
+    path = f"/dev/{disk_name(disk)}"
+    # An ordinary user, who may serve by ublk, cannot make the socket.
+    served = "`aiovblk mount`" if isinstance(disk, int) else "root's `aiovblk mount`"
     return await request_command_at(
-        control_path(index),
-        f"/dev/nbd{index}",
-        f"/dev/nbd{index} is not served by `aiovblk mount`: only that takes commands; for"
+        control_path(disk),
+        path,
+        f"{path} is not served by {served}: only that takes commands; for"
         " another program's device, do it there (mount.resize(), say)",
         command,
         timeout=timeout,

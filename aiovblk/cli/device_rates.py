@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..kernel import procfs, status, sysfs
+from ..kernel.sysfs import Disk
 from ..text import escape
+from .attached import attached_disks, server_of
 from .sizes import format_size
 
 HEADER = ("DEVICE", "SIZE", "READ/S", "WRITE/S", "READ MB/S", "WRITE MB/S", "IN FLIGHT", "MEAN MS")
@@ -28,8 +31,9 @@ class Sample:
     """Seconds of a monotonic clock."""
     counters: list[int]
     """The fields of /sys/block/nbdN/stat."""
-    thread: int | None
-    """The thread that attached it; if that differs, the device was attached anew."""
+    generation: int | None
+    """The thread that attached it, or the number of a ublk device's disk among all that there were;
+    if that differs, the device was attached anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,8 @@ class Rates:
 class Activity:
     """What a device is, and what it did between two samples."""
 
-    index: int
-    thread: int | None
+    disk: Disk
+    generation: int | None
     size: str
     """With a unit: ``64M``."""
     rates: Rates | None
@@ -62,16 +66,23 @@ class Activity:
     @property
     def path(self) -> str:
         """The device node."""
-        return f"/dev/nbd{self.index}"
+        return f"/dev/{sysfs.disk_name(self.disk)}"
 
 
-def samples() -> dict[int, Sample]:
-    """Read the counters of every attached device, by its index."""
+def samples() -> dict[Disk, Sample]:
+    """Read the counters of every attached device that can be used."""
     return {
-        index: Sample(time.monotonic(), counters, sysfs.server_thread(index))
-        for index in sysfs.indices()
-        if not sysfs.is_free(index) and (counters := status.io_counters(index))
+        disk: Sample(time.monotonic(), counters, _generation(disk))
+        for disk in attached_disks()
+        if (counters := status.io_counters(disk))
     }
+
+
+def _generation(disk: Disk) -> int | None:
+    if isinstance(disk, int):
+        return sysfs.server_thread(disk)
+    number = sysfs.attribute(disk, "diskseq")
+    return int(number) if number else None
 
 
 def rates(before: Sample, now: Sample) -> Rates:
@@ -92,20 +103,20 @@ def rates(before: Sample, now: Sample) -> Rates:
     )
 
 
-def activities(before: dict[int, Sample], now: dict[int, Sample]) -> list[Activity]:
-    """Return what each device that is attached now did since the sample before, by its index."""
+def activities(before: Mapping[Disk, Sample], now: Mapping[Disk, Sample]) -> list[Activity]:
+    """Return what each device that is attached now did since the sample before."""
     found = []
-    for index, sample in now.items():
-        earlier = before.get(index)
-        is_same = earlier is not None and earlier.thread == sample.thread
+    for disk, sample in now.items():
+        earlier = before.get(disk)
+        is_same = earlier is not None and earlier.generation == sample.generation
         found.append(
             Activity(
-                index,
-                sample.thread,
-                format_size(sysfs.size(index)),
+                disk,
+                sample.generation,
+                format_size(sysfs.size(disk)),
                 rates(earlier, sample) if earlier is not None and is_same else None,
-                status.in_flight(index),
-                _server(sample.thread),
+                status.in_flight(disk),
+                _server(disk, sample),
             )
         )
     return found
@@ -124,6 +135,12 @@ def format_rates(rates: Rates | None) -> list[str]:
     ]
 
 
-def _server(thread: int | None) -> str:
-    process = procfs.process_of(thread) if thread is not None else None
-    return f"{process[0]} ({escape(process[1])})" if process else ""
+def _server(disk: Disk, sample: Sample) -> str:
+    unknown = ""
+    if isinstance(disk, str):
+        process = server_of(disk)
+        unknown = "not visible"  # there is one, or the kernel would have removed the disk
+    else:
+        thread = sample.generation
+        process = procfs.process_of(thread) if thread is not None else None
+    return f"{process[0]} ({escape(process[1])})" if process else unknown

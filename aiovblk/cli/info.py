@@ -12,11 +12,10 @@ from typing import Any
 
 from ..client import RemoteDevice
 from ..device import OPERATIONS, BlockDevice, can
-from ..kernel import sysfs
-from ..kernel.driver import resolve
 from ..storage import FileDevice, objects
 from ..text import escape
 from . import values
+from .attached import NODE, is_attached, resolve
 from .diskspec import DiskSpec, read_key
 from .errors import SpecError
 from .layers import source_of
@@ -35,14 +34,14 @@ Facts = dict[str, object]
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] SPEC | /dev/nbdN"
+    parser.usage = f"%(prog)s [OPTION...] SPEC | {NODE}"
     parser.description = (
         "Show what a SPEC names: size, block size, what it can do; of an export what its server "
         "tells; of a disk in an object store its snapshots and who writes to it; of an attached "
         "device its server and its users. Changes nothing, and needs no right to write."
     )
     parser.add_argument(
-        "spec", metavar="SPEC | /dev/nbdN", type=values.text, help=f"what to look at: {SPEC_HELP}"
+        "spec", metavar=f"SPEC | {NODE}", type=values.text, help=f"what to look at: {SPEC_HELP}"
     )
     add_json(parser)
     add_loop(parser)
@@ -69,11 +68,11 @@ async def describe(spec: str) -> Facts:
         SpecError, OSError, ValueError: it cannot be found, opened or read.
 
     """
-    if spec.startswith("/dev/nbd"):
-        index = resolve(spec)
-        if sysfs.is_free(index):
+    if spec.startswith(("/dev/nbd", "/dev/ublkb")):
+        attached = resolve(spec)
+        if not is_attached(attached):
             raise SpecError(f"{spec} is not attached")
-        return {"kind": "attached device", **asdict(inspect_device(index))}
+        return {"kind": "attached device", **asdict(inspect_device(attached))}
     if find_scheme(spec).is_stored:
         disk = DiskSpec.parse(spec)
         if disk.snapshot is None:

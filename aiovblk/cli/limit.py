@@ -7,10 +7,10 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from ..kernel.driver import resolve
 from ..mounting import Mount
 from ..storage import Rate, RateLimited
 from . import values
+from .attached import NODE, resolve
 from .control import request_command
 from .errors import UsageError
 from .layerkinds import set_limits
@@ -28,14 +28,14 @@ Limits = dict[str, dict[str, float | None] | None]
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] /dev/nbdN [LIMIT]"
+    parser.usage = f"%(prog)s [OPTION...] {NODE} [LIMIT]"
     parser.description = (
         "Change the rate limits of a device that `aiovblk mount` serves with --layer limit:LIMIT, "
         "while it is in use; requests that wait are subject to the new ones at once. All limits "
         "are replaced. Without LIMIT, show them. Limits of `aiovblk serve` and of `aiovblk copy` "
         "cannot be changed so. rate=50M is 50 MiB/s, and rate=100000000 is 100 MB/s."
     )
-    parser.add_argument("path", type=values.text, metavar="/dev/nbdN", help="the device")
+    parser.add_argument("path", type=values.text, metavar=NODE, help="the device")
     parser.add_argument(
         "limit",
         type=_limit,
@@ -61,13 +61,13 @@ def _limit(text: str) -> str:
 
 async def limit(arguments: Namespace) -> None:
     """``aiovblk limit``: change limits, or show them."""
-    index = resolve(arguments.path)
+    disk = resolve(arguments.path)
     if arguments.limit is not None:
         if arguments.json:
             raise UsageError("--json is for showing limits: leave LIMIT out")
-        await request_command(index, "limit", text=arguments.limit)
+        await request_command(disk, "limit", text=arguments.limit)
         return
-    found: Limits = await request_command(index, "limit", text=None)
+    found: Limits = await request_command(disk, "limit", text=None)
     print(json.dumps(found, indent=2) if arguments.json else as_text(found))
 
 

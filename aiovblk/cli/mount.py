@@ -10,17 +10,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import get_args
 
+from .. import ublk
 from ..arguments import MAX_WORKERS
 from ..contract import PAGE_SIZE
 from ..device import BlockDevice, DeviceFactory
 from ..errors import DeviceBusyError
 from ..kernel import RequestQueue
 from ..kernel.request_queue import MAX_READ_AHEAD_KB, MAX_REQUEST_KB
+from ..kernel.sysfs import Disk
 from ..kernel.unmounting import ensure_released
 from ..mounting import UNMOUNT_TIMEOUT, Attach, Mount, mounted
 from ..mounting.attaching import REQUEST_TIMEOUT, SURVIVING_REQUEST_TIMEOUT
 from ..storage.http import redact_url
+from ..ublk.attachment import disk_name
 from . import values
+from .attached import NODE, is_named_as_ublk
 from .bitmap import bitmap_mounted
 from .control import Commands, taking_commands
 from .errors import UsageError
@@ -40,7 +44,7 @@ logger = logging.getLogger("aiovblk")
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] SPEC [/dev/nbdN]"
+    parser.usage = f"%(prog)s [OPTION...] SPEC [{NODE}]"
     parser.description = (
         "Serve a device to this machine's kernel until Ctrl-C, SIGTERM or `aiovblk unmount`; a "
         "second signal unmounts by force. Prints `mounted /dev/nbdN` once it can be used."
@@ -49,7 +53,7 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "path",
         type=values.text,
-        metavar="/dev/nbdN",
+        metavar=NODE,
         nargs="?",
         help="the device node; by default any free one",
     )
@@ -64,6 +68,7 @@ def configure(parser: CommandParser) -> None:
             "a disk in a bucket, made if it does not exist, with a cache in a file",
             "aiovblk mount 's3://bucket/disk?size=100G' /dev/nbd0 --cache 2G --cache-path cache",
         ),
+        ("served by the kernel's ublk driver", "aiovblk mount memory:1G --attach ublk"),
         (
             "an image that stays unchanged, at 50 MiB/s at most",
             "aiovblk mount file:disk.img --layer limit:rate=50M --overlay changes",
@@ -78,7 +83,8 @@ def _add_kernel(parser: CommandParser) -> None:
         "--attach",
         choices=get_args(Attach),
         default="auto",
-        help="how to attach; auto is netlink where possible, else ioctl (default %(default)s)",
+        help="how to attach; auto is netlink where possible, else ioctl, and the device is "
+        "/dev/nbdN; ublk, which is experimental, makes /dev/ublkbN (default %(default)s)",
     )
     add_number(
         group,
@@ -170,21 +176,23 @@ async def mount_until_signal(arguments: Namespace) -> None:
     _check_combinations(arguments)
     unmounts: set[asyncio.Task[None]] = set()
 
-    forced: list[tuple[int, str]] = []
+    forced: list[Mount] = []
 
     def end(mount: Mount, force: bool) -> None:
         if force:
-            forced.append((mount.index, mount.path))
+            forced.append(mount)
         # Not awaited, so that the next signal is received.
         unmounts.add(asyncio.create_task(_unmount(mount, force=force)))
 
     await run_until_signal(partial(_serve, arguments), end)
-    for index, path in forced[:1]:
-        await asyncio.to_thread(ensure_released, index, path)
+    check = ublk.ensure_released if arguments.attach == "ublk" else ensure_released
+    for mount in forced[:1]:
+        await asyncio.to_thread(check, mount.index, mount.path)
 
 
 def _check_combinations(arguments: Namespace) -> None:
     """Refuse options that need, or exclude, others."""
+    _check_driver(arguments)
     if arguments.identity is None:
         for option in ("survive", "replace"):
             if getattr(arguments, option):
@@ -193,6 +201,26 @@ def _check_combinations(arguments: Namespace) -> None:
         raise UsageError("--identity needs netlink: leave --attach ioctl out")
     if arguments.workers is not None and arguments.connections != 1:
         raise UsageError("each worker has one connection: leave --connections out")
+
+
+def _check_driver(arguments: Namespace) -> None:
+    """Refuse what one of the drivers, NBD and ublk, does not have."""
+    path = arguments.path
+    is_ublk_node = path is not None and is_named_as_ublk(path)
+    if arguments.attach != "ublk":
+        if is_ublk_node:
+            raise UsageError(f"{path} is a ublk device: add --attach ublk, or name /dev/nbdN")
+        return
+    if path is not None and not is_ublk_node:
+        raise UsageError(
+            f"{path} is no ublk device: name /dev/ublkbN, or none for any, or leave --attach ublk"
+            " out"
+        )
+    for option in ("replace", "workers", "timeout"):
+        if getattr(arguments, option):
+            raise UsageError(f"ublk has no --{option}: leave it out, or --attach ublk")
+    if arguments.connections != 1:
+        raise UsageError("a ublk device has one queue: leave --connections out, or --attach ublk")
 
 
 async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
@@ -226,9 +254,13 @@ async def _serve(arguments: Namespace, live: asyncio.Future[Mount]) -> None:
         upgrade = Upgrade(arguments.words, mount, Notifier())
         print(f"mounted {mount.path}", flush=True)
         with warning_of_slow_requests(mount.events()):
-            async with taking_commands(mount.index, _commands(mount)):
+            async with taking_commands(_disk(arguments, mount), _commands(mount)):
                 await mount.wait()
         upgrade.end()
+
+
+def _disk(arguments: Namespace, mount: Mount) -> Disk:
+    return disk_name(mount.index) if arguments.attach == "ublk" else mount.index
 
 
 def _commands(mount: Mount) -> Commands:

@@ -11,7 +11,6 @@ from ..client import RemoteDevice
 from ..contract import MAX_SIZE
 from ..errors import StorageBusyError
 from ..kernel import sysfs
-from ..kernel.driver import resolve
 from ..mounting import Mount
 from ..mounting.workers.backend import WorkersDevice
 from ..storage import (
@@ -25,6 +24,7 @@ from ..storage import (
 )
 from ..storage.objects.disk import check_geometry
 from . import values
+from .attached import NODE, is_attached, resolve
 from .control import request_command
 from .diskspec import DiskSpec, read_key
 from .errors import SpecError, UsageError
@@ -54,7 +54,7 @@ store."""
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] DISK | /dev/nbdN SIZE"
+    parser.usage = f"%(prog)s [OPTION...] DISK | {NODE} SIZE"
     parser.description = (
         "Resize a disk in an object store that no process has open, or a device that `aiovblk "
         "mount` serves, with the disk or file behind it. What is added are zeroes. A file system "
@@ -62,7 +62,7 @@ def configure(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "target",
-        metavar="DISK | /dev/nbdN",
+        metavar=f"DISK | {NODE}",
         type=values.text,
         help="s3://BUCKET/FOLDER, gs://, az:// or folder:PATH; or the node of a mounted device",
     )
@@ -89,11 +89,11 @@ async def resize(arguments: Namespace) -> None:
     """``aiovblk resize``: resize a disk or a mounted device."""
     target, shrink = arguments.target, arguments.shrink
     if target.startswith("/dev/"):
-        index = resolve(target)
-        if sysfs.is_free(index):
+        disk = resolve(target)
+        if not is_attached(disk):
             raise SpecError(f"{target} is not mounted")
-        size = _wanted(arguments.size, sysfs.size(index), shrink=shrink)
-        await request_command(index, "resize", timeout=RESIZE_TIMEOUT, size=size, shrink=shrink)
+        size = _wanted(arguments.size, sysfs.size(disk), shrink=shrink)
+        await request_command(disk, "resize", timeout=RESIZE_TIMEOUT, size=size, shrink=shrink)
         return
     if not find_scheme(target).is_stored:
         raise UsageError(

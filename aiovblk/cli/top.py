@@ -25,8 +25,8 @@ def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
     parser.usage = "%(prog)s [OPTION...]"
     parser.description = (
-        "Show throughput and latency of all attached NBD devices, as the kernel counts them, "
-        "until Ctrl-C. MB are millions of bytes; MEAN MS is the mean time of a request. On a "
+        "Show throughput and latency of all attached devices (NBD and ublk), as the kernel counts "
+        "them, until Ctrl-C. MB are millions of bytes; MEAN MS is the mean time of a request. On a "
         "terminal in colours, where the extra `cli` is installed."
     )
     parser.add_argument("--once", action="store_true", help="print one table and exit")

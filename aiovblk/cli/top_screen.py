@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..kernel.sysfs import Disk
 from .device_rates import HEADER, LAST_COLUMN, Activity, format_rates
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -63,13 +64,13 @@ class History:
     """The bytes per second of each device in the last samples, reads and writes."""
 
     def __init__(self) -> None:
-        self._rates: dict[tuple[int, int | None], deque[tuple[float, float]]] = {}
+        self._rates: dict[tuple[Disk, int | None], deque[tuple[float, float]]] = {}
 
     def add(self, devices: Sequence[Activity]) -> None:
         """Add a sample; devices that are gone, or attached anew, are forgotten."""
-        kept: dict[tuple[int, int | None], deque[tuple[float, float]]] = {}
+        kept: dict[tuple[Disk, int | None], deque[tuple[float, float]]] = {}
         for each in devices:
-            key = each.index, each.thread
+            key = each.disk, each.generation
             kept[key] = self._rates.get(key, deque(maxlen=MAX_TREND))
             if each.rates:
                 kept[key].append((each.rates.bytes_read, each.rates.bytes_written))
@@ -77,7 +78,7 @@ class History:
 
     def of(self, device: Activity) -> tuple[list[float], list[float]]:
         """Return the rates of a device, reads and writes, the oldest first."""
-        rates = self._rates.get((device.index, device.thread), ())
+        rates = self._rates.get((device.disk, device.generation), ())
         return [read for read, _ in rates], [written for _, written in rates]
 
 

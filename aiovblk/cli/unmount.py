@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .. import kernel
+from .. import kernel, ublk
+from ..ublk.attachment import node
 from . import values
+from .attached import NODE, resolve, ublk_number
 from .options import add_seconds
 from .parser import CommandParser
 
 
 def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
-    parser.usage = "%(prog)s [OPTION...] /dev/nbdN"
-    parser.description = "Write back what is cached, disconnect, and wait until the device is free."
-    parser.add_argument("path", type=values.text, metavar="/dev/nbdN", help="the device")
+    parser.usage = f"%(prog)s [OPTION...] {NODE}"
+    parser.description = (
+        "Write back what is cached, disconnect, and wait until the device is free. Of a ublk "
+        "device whose server is gone the rest is removed."
+    )
+    parser.add_argument("path", type=values.text, metavar=NODE, help="the device")
     parser.add_argument(
         "--force",
         action="store_true",
@@ -30,4 +35,9 @@ def configure(parser: CommandParser) -> None:
 
 def unmount(arguments: Namespace) -> None:
     """Unmount the device at ``arguments.path``."""
-    kernel.unmount(arguments.path, force=arguments.force, timeout=arguments.timeout)
+    force, timeout = arguments.force, arguments.timeout
+    number = ublk_number(resolve(arguments.path))
+    if number is not None:
+        ublk.unmount(node(number), force=force, timeout=timeout)
+    else:
+        kernel.unmount(arguments.path, force=force, timeout=timeout)

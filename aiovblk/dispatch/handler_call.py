@@ -109,14 +109,14 @@ class HandlerAdapter:
 
         """
         if type(data) is not bytes:
-            view = _view_of(data)
+            view = view_of(data)
             data = view if view.readonly else self._copy_buffer.copy(view)
         if len(data) != length:
             raise ValueError(f"read returned {len(data)} bytes where {length} were asked for")
         return data
 
 
-def _view_of(data: object) -> memoryview:
+def view_of(data: object) -> memoryview:
     """Return a flat view of bytes of any contiguous bytes-like object."""
     try:
         return memoryview(data).cast("B")  # type: ignore[arg-type]

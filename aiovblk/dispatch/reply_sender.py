@@ -142,6 +142,11 @@ class ReplySender:
             self.stats.record_in_flight()
         if self.polling is not None:
             self.polling.extend()
+        if self._idle_waiters:
+            self._wake_idle_waiters()
+
+    def _wake_idle_waiters(self) -> None:
+        """Wake those who wait for :meth:`drained`, if nothing is in flight."""
         while self._idle_waiters and not self.stats.in_flight:
             idle = self._idle_waiters.pop()
             if not idle.done():  # its waiter may have been cancelled

@@ -32,7 +32,7 @@ from .pacing import Pacer
 from .receiver import RequestReceiver
 from .reply_sender import ReplySender
 from .serving import RequestServer, release
-from .slow_requests import SlowRequestMonitor
+from .slow_requests import SlowRequestMonitor, as_request
 from .validation import RequestValidator
 
 # As Any: ``eager_start`` is unknown to a type checker that takes the oldest Python.
@@ -54,6 +54,7 @@ class HandlerScheduler:
         busy_poll: microseconds for which the loop is kept awake after each batch, and after each
             reply; None for none.
         on_slow: called with each such request, and for how many seconds it has run.
+        server: what serves the requests, from where they come to where their results go.
 
     """
 
@@ -71,6 +72,7 @@ class HandlerScheduler:
         slow_request: float | None,
         busy_poll: int | None,
         on_slow: Callable[[Request, float], None],
+        server: type[RequestServer] = RequestServer,
     ) -> None:
         self._receiver = receiver
         self._sender = sender
@@ -79,7 +81,7 @@ class HandlerScheduler:
         self._pacer = Pacer(quota, self.start_ready)
         self._outcomes = OutcomeResolver(adapter.handle, reporter)
         self._running = SlowRequestMonitor(slow_request, on_slow)
-        self._server = RequestServer(
+        self._server = server(
             receiver,
             sender,
             adapter,
@@ -122,6 +124,36 @@ class HandlerScheduler:
             if start <= since:
                 self._outcomes.fail(task)
 
+    def fail_arrived_before(self, arrival: int) -> None:
+        """Cancel the handlers of requests that came before this time, and fail them with EIO.
+
+        Those that wait for their turn fail at once.
+
+        Args:
+            arrival: nanoseconds, of :func:`time.monotonic_ns`.
+
+        """
+        queue = self._receiver.queue
+        while queue and queue[0][0].arrival < arrival:
+            self._fail_next()
+        for task, _ in self.running_since(arrival):
+            self._outcomes.fail(task)
+
+    def running_since(self, arrival: int) -> list[tuple[asyncio.Task[None], Request]]:
+        """Return the handlers that run, and their requests, of those that came before this time."""
+        running = [(task, as_request(each)) for task, (_, each) in self._running.tasks.items()]
+        return [(task, request) for task, request in running if request.arrival < arrival]
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """Forget a handler whose request is answered although it has not ended."""
+        self._running.tasks.pop(task, None)
+        self._server.answered.add(task)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request waits, for its handler to end or to begin."""
+        return bool(self._running.tasks or self._receiver.queue)
+
     def cancel_all(self) -> None:
         """Cancel the handlers that still run, and start no more."""
         self._outcomes.fail_all()
@@ -133,12 +165,14 @@ class HandlerScheduler:
 
     def _fail_queue(self) -> None:
         self._limiter.cancel_wait(self)
-        queue = self._receiver.queue
-        while queue:
-            request, payload = queue.popleft()
-            if payload is not None:
-                release(payload)
-            self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
+        while self._receiver.queue:
+            self._fail_next()
+
+    def _fail_next(self) -> None:
+        request, payload = self._receiver.queue.popleft()
+        if payload is not None:
+            release(payload)
+        self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def serve_arrived(self) -> bool:
         """Serve what has arrived; the consumer of the reader (:meth:`.consume`).

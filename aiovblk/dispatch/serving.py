@@ -45,7 +45,7 @@ from .validation import RequestValidator
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 
-_QUEUED: Final = -1
+QUEUED: Final = -1
 """In place of the command of a request that is not served directly, but comes from the queue."""
 
 _HEADER: Final = DIRECT_REQUEST.size
@@ -72,6 +72,8 @@ class RequestServer:
     Attributes:
         context: the context of the connection: a handler's is a copy of it.
         leader: the task that serves, as long as its handlers have not had to wait.
+        answered: tasks whose requests were answered before their handlers ended, which only a
+            :class:`~aiovblk.mounting.ublk.serving.TagServer` allows.
 
     """
 
@@ -92,6 +94,7 @@ class RequestServer:
     ) -> None:
         self.context = copy_context()
         self.leader: asyncio.Task[None] | None = None
+        self.answered: set[asyncio.Task[None]] = set()
         self._current: Request | int = 0  # what it serves: a request, or where its header is
         self._receiver = receiver
         self._sender = sender
@@ -151,7 +154,7 @@ class RequestServer:
                 credit = pacer.credit
             if queue:
                 request, payload = queue.popleft()
-                self._current, command, length = request, _QUEUED, request.length
+                self._current, command, length = request, QUEUED, request.length
                 # How long another command takes cannot be estimated: look at the clock.
                 pacer.credit = credit = credit - length - SMALL if request.type <= _WRITE else 0
             else:
@@ -201,7 +204,7 @@ class RequestServer:
                     content = await self._handle(request, payload)
             except BaseException as exc:
                 failure = exc
-            if failure is None and command != _QUEUED:
+            if failure is None and command != QUEUED:
                 if not self._structured:
                     buffers.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                 elif command == _READ:
@@ -220,7 +223,7 @@ class RequestServer:
                 else:
                     sender.write_lengths.append(length)
             else:
-                if command != _QUEUED:
+                if command != QUEUED:
                     request = self._request_of(task, at, arrival)
                 assert request is not None
                 interrupt = await self._reply(task, request, payload, content, failure)
@@ -266,8 +269,12 @@ class RequestServer:
             self._running.tasks.pop(task, None)
         if payload is not None:
             release(payload)
-        self._sender.reply(request, outcome.error, outcome.content, outcome.reason)
+        self._send_reply(task, request, outcome)
         return outcome.interrupt
+
+    def _send_reply(self, task: asyncio.Task[None], request: Request, outcome: Outcome) -> None:
+        """Send the reply to a request whose handler, in this task, has ended."""
+        self._sender.reply(request, outcome.error, outcome.content, outcome.reason)
 
     def leave_to_handler(self, task: asyncio.Task[None]) -> None:
         """Leave a task to its handler, which waits; another task may become the leader."""

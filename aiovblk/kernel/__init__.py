@@ -8,6 +8,7 @@ which is started, waited for, synced, disconnected and closed.
 """
 
 from . import locks, memory_safety, partitions, reconnecting, resizing, users
+from .attached_disk import AttachedDisk
 from .attaching import attach
 from .attachment import AttachConfig, Attachment, socket_pair
 from .identities import find_by_identity
@@ -18,6 +19,7 @@ from .unmounting import unmount
 
 __all__ = [
     "AttachConfig",
+    "AttachedDisk",
     "Attachment",
     "NetlinkAttachment",
     "RequestQueue",

@@ -10,6 +10,7 @@ from ..errors import AttachError, DeviceBusyError, NBDUnavailableError
 from . import status, sysfs
 
 _NODE_NAME = re.compile(r"nbd([0-9]{1,9})", re.ASCII)
+_UBLK_NAME = re.compile(r"ublkb[0-9]+", re.ASCII)
 
 # The driver has minor numbers for so many, with the 16 partitions that it allows each by default
 # (MINORBITS - part_shift in nbd_init).
@@ -84,6 +85,8 @@ def missing_device_error(path: str) -> NBDUnavailableError:
 
 
 def _missing_reason(path: str) -> str:
+    if _UBLK_NAME.fullmatch(os.path.basename(path)):
+        return 'a ublk device, which takes attach="ublk"; NBD devices are called /dev/nbdN'
     wanted = index_in_name(path)
     last = max(sysfs.indices(), default=-1)
     if wanted is None:

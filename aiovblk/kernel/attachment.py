@@ -12,24 +12,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from .. import atfork
 from . import netlink, partitions, request_queue, sysfs
 from .ioctl import Ioctl, ioctl
+from .node_user import NodeUser
 from .request_queue import RequestQueue
 from .sysfs import wait_until_free
-from .users import busy_error, refuse_if_unclaimed_users
-from .writeback import sync
-
-NODE_TIMEOUT = 3.0
-"""Seconds for abandoned steps to close the node, once the device is detached."""
 
 FORCE_TIMEOUT = 5.0
 """Seconds for the kernel to answer a forced disconnect, by netlink."""
@@ -83,7 +78,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-class Attachment(ABC):
+class Attachment(NodeUser):
     """A device that is being attached, is attached, or is being detached.
 
     Concurrency: any method may be called from any thread, except where it says otherwise.
@@ -101,17 +96,17 @@ class Attachment(ABC):
 
     def __init__(self, index: int, path: str, lock: int, config: AttachConfig) -> None:
         """Become the owner of a lock; :func:`.attaching.attach` makes attachments."""
+        super().__init__(index, path)
         self.index = index
-        self.path = path
         self.config = config
         self._lock = lock
-        self._claim: int | None = None
         self._queue_before: dict[str, str] = {}
-        self._guard = threading.Lock()
-        self._node_closed = threading.Condition(self._guard)
-        self._opening = 0
-        self._closed = False
         self._server_thread: int | None = None
+
+    @property
+    def queue(self) -> RequestQueue:
+        """The settings of the request queue."""
+        return self.config.queue
 
     # Going live
 
@@ -168,57 +163,6 @@ class Attachment(ABC):
     def set_size(self, blocks: int) -> None:
         """Have the kernel change the size: a step of :func:`.resizing.resize`."""
 
-    def claim_exclusively(self) -> None:
-        """Claim the device exclusively: fail if it is in use, and keep it from being used.
-
-        Raises:
-            DeviceBusyError: a file system on it is mounted, or something else has claimed it or one
-                of its partitions; or a loop device lies on it, or it is exported, which claims
-                nothing. Mere readers and writers do not count.
-
-        """
-        try:
-            claim = atfork.open_protected(self.path, os.O_EXCL)
-        except OSError as exc:
-            if exc.errno != errno.EBUSY:
-                raise
-            raise busy_error(self.index, self.path) from None
-        try:
-            refuse_if_unclaimed_users(self.index, self.path)
-        except BaseException:
-            atfork.close_protected(claim)
-            raise
-        with self._guard:
-            if not self._closed:
-                self._claim = claim
-                return
-        atfork.close_protected(claim)  # opened too late: the device has been detached meanwhile
-
-    def sync(self) -> None:
-        """Write back all dirty data that the kernel has cached for the device.
-
-        Raises:
-            OSError: some of it could not be written and is lost, and no program has got that error
-                yet.
-
-        """
-        # A descriptor of its own: one that was open when a write failed reports the error even
-        # after the program that wrote has got it (the kernel's errseq_t).
-        with self.using_node():
-            try:
-                fd = atfork.open_protected(self.path)
-            except OSError:  # the node is gone, say, or the process has given up its privileges
-                self._sync_without_node()
-                return
-            try:
-                sync(self.index, fd)
-            finally:
-                atfork.close_protected(fd)
-
-    @abstractmethod
-    def _sync_without_node(self) -> None:
-        """Write back all dirty data although the node cannot be opened."""
-
     # Detaching
 
     def disconnect(self) -> None:
@@ -243,6 +187,11 @@ class Attachment(ABC):
 
         """
         netlink.disconnect(self.index, timeout=FORCE_TIMEOUT)
+
+    @property
+    def forced_steps(self) -> Sequence[Callable[[], None]]:
+        """What frees the device where :meth:`disconnect_kernel` does not, strongest last."""
+        return self.clear_socket, self.force_disconnect
 
     def undo(self) -> None:
         """Detach at once, from a device that is not served: nothing is written back."""
@@ -271,17 +220,6 @@ class Attachment(ABC):
             with suppress(OSError):
                 partitions.drop_partitions(self.index, self.path)
 
-    def _close_claim(self) -> bool:
-        """Mark the attachment closed, and release its claim; False if that has been done."""
-        with self._guard:
-            if self._closed:
-                return False
-            self._closed = True
-            claim, self._claim = self._claim, None
-        if claim is not None:
-            atfork.close_protected(claim)
-        return True
-
     @abstractmethod
     def _close_node(self) -> None:
         """Close the node, if it is open for as long as the device lives."""
@@ -294,8 +232,7 @@ class Attachment(ABC):
             may have attached it meanwhile, since the kernel knows nothing of our locks.)
 
         """
-        with self._guard:
-            self._node_closed.wait_for(lambda: not self._opening, NODE_TIMEOUT)
+        self._wait_until_unused()
         free = wait_until_free(self.index, seconds, self._server_thread)
         self._unlock()
         return free
@@ -307,33 +244,6 @@ class Attachment(ABC):
             atfork.close_protected(lock)
 
     # The node
-
-    def drop_cache(self) -> None:  # noqa: B027 (only one way to attach needs it)
-        """Drop what the scan for partitions has left in the page cache.
-
-        No-op by netlink: the kernel drops a device's cache when its last user closes it.
-        """
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the device was closed, and may be another server's by now."""
-        return self._closed
-
-    @contextmanager
-    def using_node(self) -> Iterator[None]:
-        """Have :meth:`wait_until_free` wait for a step of this process that has the node open.
-
-        Such a step may have been abandoned because the server did not answer. It ends once the
-        device is detached.
-        """
-        with self._guard:
-            self._opening += 1
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._opening -= 1
-                self._node_closed.notify_all()
 
     @abstractmethod
     def _control(self) -> AbstractContextManager[int]:

@@ -29,27 +29,27 @@ def load_driver(path: str | None = None) -> None:
     if path is not None and index_in_name(path) is None:
         resolve(path)
     if not sysfs.indices():
-        reason = _modprobe()
+        reason = modprobe("nbd")
         if not sysfs.indices():
             raise no_driver_error(reason, path)
 
 
-def _modprobe() -> str:
-    """Run ``modprobe nbd``; return the reason for its failure, should it have failed."""
+def modprobe(module: str) -> str:
+    """Load a module of the kernel; return the reason for its failure, should it have failed."""
     program = shutil.which("modprobe", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         return "modprobe is not installed"
     try:
         done = subprocess.run(
-            [program, "nbd"],
+            [program, module],
             capture_output=True,
             text=True,
             timeout=_MODPROBE_TIMEOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"modprobe nbd did not return in {_MODPROBE_TIMEOUT} s"
-    return done.stderr.strip() or f"modprobe nbd ended with status {done.returncode}"
+        return f"modprobe {module} did not return in {_MODPROBE_TIMEOUT} s"
+    return done.stderr.strip() or f"modprobe {module} ended with status {done.returncode}"
 
 
 def resolve(path: str) -> int:

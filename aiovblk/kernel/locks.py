@@ -1,4 +1,4 @@
-"""A lock file per device index: only one process that uses this library attaches /dev/nbdN.
+"""A lock file per device: only one process that uses this library attaches /dev/nbdN.
 
 The lock (flock) is released when its process ends, and can be handed over to another one. Its file
 names the owner: ``PID:TOKEN``. A new owner writes a new token, from which the watchdog of the last
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from .. import atfork
 from ..errors import AttachError
+from .sysfs import Disk, disk_name
 
 LOCKS = Path("/run/aiovblk")
 """A directory that only root can write to: in /run/lock any user could take all locks."""
 
 
-def acquire(index: int) -> int:
-    """Take the lock of an index, without waiting.
+def acquire(disk: Disk) -> int:
+    """Take the lock of a device, without waiting.
 
     Its file does not name this process before :func:`write_owner` does: a process that only finds
     out that a device is taken must not be reported as its server (:func:`.status.holder`).
@@ -37,9 +38,8 @@ def acquire(index: int) -> int:
 
     """
     try:
-        LOCKS.mkdir(mode=0o755, exist_ok=True)
-        _check_is_private()
-        lock = os.open(file(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        make_directory()
+        lock = os.open(file(disk), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         if exc.errno == errno.EACCES or isinstance(exc, AttachError):
             raise
@@ -54,8 +54,15 @@ def acquire(index: int) -> int:
     return lock
 
 
-def _check_is_private() -> None:
-    """Refuse a directory in which other users could take a lock, or pose as a server."""
+def make_directory() -> None:
+    """Make the directory, if it is not there.
+
+    Raises:
+        OSError: that is not possible.
+        AttachError: other users could take a lock there, or pose as a server.
+
+    """
+    LOCKS.mkdir(mode=0o755, exist_ok=True)
     status = os.stat(LOCKS)
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         reason = (
@@ -88,6 +95,6 @@ def socket_path(index: int) -> Path:
     return LOCKS / f"nbd{index}.socket"
 
 
-def file(index: int) -> Path:
-    """Return the path of the lock file of an index."""
-    return LOCKS / f"nbd{index}.lock"
+def file(disk: Disk) -> Path:
+    """Return the path of the lock file of a device."""
+    return LOCKS / f"{disk_name(disk)}.lock"

@@ -7,6 +7,8 @@ import logging
 
 from ..errors import DeviceBusyError
 from . import netlink, status, sysfs, users
+from .attach_errors import taken_error
+from .capabilities import is_initial
 from .status import DeviceState
 from .sysfs import wait_until_free
 from .users import busy_error
@@ -44,10 +46,14 @@ def orphan_error(index: int, path: str) -> DeviceBusyError:
     """Make the error for a device that is taken without a visible server; says what frees it."""
     if sysfs.server_thread(index) is None:
         return busy_error(index, path)
+    state = status.state(index)
+    # Attached since, or its server is ending: where all processes show, none serves it unseen.
+    if state is DeviceState.ALIVE and (status.server(index) is not None or is_initial("pid")):
+        return taken_error(index, path)
     holders = users.users(index)
     used = ", ".join(holders)
     force = f"`aiovblk unmount --force {path}`"
-    match status.state(index):
+    match state:
         case DeviceState.DEAD:
             reason = "its server is gone" + (f", but it is still in use: {used}" if used else "")
             remedy = "`aiovblk doctor --clean` frees it"

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 from ..errors import AttachError, DeviceBusyError
 from . import sysfs, users
 from .ioctl import Ioctl, ioctl
+from .sysfs import Disk
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
+    from .attached_disk import AttachedDisk
 
 POLL = 0.01  # seconds between attempts, and between looks at /dev
 
 
-def wait_for_partitions(attachment: Attachment, seconds: float) -> None:
+def wait_for_partitions(attachment: AttachedDisk, seconds: float) -> None:
     """Wait until the node of each partition can be opened, once the device is live. Blocks.
 
     Raises:
@@ -32,12 +33,12 @@ def wait_for_partitions(attachment: Attachment, seconds: float) -> None:
 
     """
     with attachment.using_node():
-        wait_for_nodes(attachment.index, attachment.path, seconds, lambda: attachment.is_closed)
+        wait_for_nodes(attachment.disk, attachment.path, seconds, lambda: attachment.is_closed)
     attachment.drop_cache()
 
 
 def wait_for_nodes(
-    index: int, path: str, seconds: float, is_detached: Callable[[], bool] = lambda: False
+    disk: Disk, path: str, seconds: float, is_detached: Callable[[], bool] = lambda: False
 ) -> None:
     """Wait until the node of each partition can be opened, of a device that has been opened.
 
@@ -46,7 +47,7 @@ def wait_for_nodes(
     a moment too early.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         path: the node of the device.
         seconds: for others to close the device, and for the nodes to appear.
         is_detached: returns whether the device was detached meanwhile, and may be another one by
@@ -59,22 +60,22 @@ def wait_for_nodes(
 
     """
     deadline = time.monotonic() + seconds
-    while not sysfs.partitions(index):
+    while not sysfs.partitions(disk):
         _check(is_detached)
         if _scan(path):
             break
         if time.monotonic() > deadline:
-            holders = users.users(index)
+            holders = users.users(disk)
             reason = "it is in use, so the kernel cannot scan it for partitions"
             raise DeviceBusyError(
                 errno.EBUSY, reason + "".join(f"; {each}" for each in holders), path, holders
             )
         time.sleep(POLL)
-    for name in sysfs.partitions(index):
-        while problem := _problem(index, name):
+    for name in sysfs.partitions(disk):
+        while problem := _problem(disk, name):
             _check(is_detached)
             if time.monotonic() > deadline:
-                raise AttachError(errno.ENODEV, _advice(index, name, problem), path)
+                raise AttachError(errno.ENODEV, _advice(disk, name, problem), path)
             time.sleep(POLL)
 
 
@@ -104,10 +105,10 @@ def _scan(path: str) -> bool:
     return True
 
 
-def _problem(index: int, name: str) -> str | None:
+def _problem(disk: Disk, name: str) -> str | None:
     """Tell why the node of a partition cannot be used yet; None if it can."""
     node = f"/dev/{name}"
-    number = attribute(index, name, "dev")
+    number = attribute(disk, name, "dev")
     if number is None:
         return None  # it was dropped meanwhile: another program has changed the table
     try:
@@ -124,17 +125,17 @@ def _problem(index: int, name: str) -> str | None:
     return None
 
 
-def _advice(index: int, name: str, problem: str) -> str:
-    number = (attribute(index, name, "dev") or "MAJOR:MINOR").replace(":", " ")
+def _advice(disk: Disk, name: str, problem: str) -> str:
+    number = (attribute(disk, name, "dev") or "MAJOR:MINOR").replace(":", " ")
     return (
         f"the device has a partition {name}, but /dev/{name} {problem}; in a container nodes do not"
         f" appear by themselves: `mknod /dev/{name} b {number}`"
     )
 
 
-def attribute(index: int, name: str, field: str) -> str | None:
+def attribute(disk: Disk, name: str, field: str) -> str | None:
     """Read a file of a partition (``nbd0p1``); ``start`` and ``size`` are in 512-byte sectors."""
-    return sysfs.read(sysfs.SYS_BLOCK / f"nbd{index}" / name / field)
+    return sysfs.read(sysfs.SYS_BLOCK / sysfs.disk_name(disk) / name / field)
 
 
 def drop_partitions(index: int, path: str) -> None:

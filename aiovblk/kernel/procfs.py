@@ -25,6 +25,12 @@ def process_of(thread: int) -> tuple[int, str] | None:
     return int(fields["Tgid"]), fields["Name"]
 
 
+def is_stopped(process: int) -> bool:
+    """Tell whether a process is stopped, by a signal or a debugger (proc_pid_stat(5))."""
+    fields = (read(PROC / str(process) / "stat") or "").rpartition(")")[2].split()
+    return fields[:1] in (["T"], ["t"])
+
+
 def is_kernel_thread(thread: int | str) -> bool:
     """Tell whether a thread is a kernel thread, and not a process that only has such a name.
 

@@ -1,4 +1,4 @@
-"""Request queue settings: request size, read-ahead and I/O scheduler, in /sys/block/nbdN/queue.
+"""Request queue settings: request size, read-ahead and I/O scheduler, in /sys/block/*/queue.
 
 They outlive a detach, so a server that changes them has to restore them
 (Documentation/ABI/stable/sysfs-block in the kernel's source).
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..arguments import check_count
 from ..errors import AttachError
 from . import sysfs
+from .sysfs import Disk
 
 logger = logging.getLogger("aiovblk")
 
@@ -57,13 +58,13 @@ class RequestQueue:
             raise ValueError(f"read_ahead_kb must be a multiple of 4, 0 or more, not {ahead}")
 
 
-def apply(index: int, before: dict[str, str], **values: int | str | None) -> None:
+def apply(disk: Disk, before: dict[str, str], **values: int | str | None) -> None:
     """Set attributes of a device's request queue, in this order; None leaves one as it is.
 
     Where /sys cannot be written to (in a container, say) they stay as they are, with a warning.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         before: receives the old value of each changed attribute that it does not have yet. To
             restore them, pass them to this function again.
         values: the new values by attribute name.
@@ -73,36 +74,38 @@ def apply(index: int, before: dict[str, str], **values: int | str | None) -> Non
 
     """
     for name, value in values.items():
-        old = sysfs.queue_attribute(index, name)
+        old = sysfs.queue_attribute(disk, name)
         if value is None or old is None or str(value) == old:
             continue
         try:
-            _write(index, name, str(value))
+            _write(disk, name, str(value))
         except OSError as exc:
             if exc.errno == errno.EINVAL:
-                raise _refused_error(index, name, value) from exc
-            logger.warning("%s of /dev/nbd%d stays %s: %s", name, index, old, exc.strerror)
+                raise _refused_error(disk, name, value) from exc
+            logger.warning(
+                "%s of /dev/%s stays %s: %s", name, sysfs.disk_name(disk), old, exc.strerror
+            )
         else:
             before.setdefault(name, old)
 
 
-def _write(index: int, name: str, value: str) -> None:
-    """Write to a file of /sys/block/nbdN/queue. Mostly that blocks until no request is in flight.
+def _write(disk: Disk, name: str, value: str) -> None:
+    """Write to a file of the queue. Mostly that blocks until no request is in flight.
 
     Raises:
         OSError: EINVAL if the kernel refuses the value.
 
     """
-    (sysfs.SYS_BLOCK / f"nbd{index}/queue/{name}").write_text(value)
+    (sysfs.SYS_BLOCK / sysfs.disk_name(disk) / "queue" / name).write_text(value)
 
 
-def _refused_error(index: int, name: str, value: int | str) -> AttachError:
-    known = ", ".join(_choices(index, name))
+def _refused_error(disk: Disk, name: str, value: int | str) -> AttachError:
+    known = ", ".join(_choices(disk, name))
     reason = f"the kernel refuses {name}={value}" + (f"; it knows {known}" if known else "")
-    return AttachError(errno.EINVAL, reason, f"/dev/nbd{index}")
+    return AttachError(errno.EINVAL, reason, f"/dev/{sysfs.disk_name(disk)}")
 
 
-def _choices(index: int, name: str) -> list[str]:
+def _choices(disk: Disk, name: str) -> list[str]:
     """Return the values that the kernel lists for a setting; empty if it lists none."""
-    text = sysfs.attribute(index, f"queue/{name}") or ""
+    text = sysfs.attribute(disk, f"queue/{name}") or ""
     return re.sub(r"[][]", "", text).split() if "[" in text else []

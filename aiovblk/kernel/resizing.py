@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from .. import atfork
 from ..errors import DeviceBusyError
 from . import partitions, request_queue, sysfs, users
-from .attachment import Attachment
+from .attached_disk import AttachedDisk
+from .sysfs import Disk
 
 logger = logging.getLogger("aiovblk")
 
@@ -64,7 +65,7 @@ class ExclusiveClaims:
             atfork.close_protected(fd)
 
 
-def resize(attachment: Attachment, blocks: int) -> None:
+def resize(attachment: AttachedDisk, blocks: int) -> None:
     """Change the size of a live device. Since Linux 6.12 it waits for requests in flight.
 
     Raises:
@@ -73,19 +74,19 @@ def resize(attachment: Attachment, blocks: int) -> None:
     """
     attachment.set_size(blocks)
     # Since then a change of the size resets the read-ahead (blk_apply_bdi_limits).
-    read_ahead = attachment.config.queue.read_ahead_kb
+    read_ahead = attachment.queue.read_ahead_kb
     try:
-        request_queue.apply(attachment.index, {}, read_ahead_kb=read_ahead)
+        request_queue.apply(attachment.disk, {}, read_ahead_kb=read_ahead)
     except OSError as exc:
         # The device has the new size nevertheless, and the caller has to know that.
         logger.warning("resized, but the read-ahead could not be restored: %s", exc)
 
 
-def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> None:
+def claim_beyond(disk: Disk, path: str, size: int, claims: ExclusiveClaims) -> None:
     """Claim exclusively what reaches beyond a smaller size of a device.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         path: the device node.
         size: the new size in bytes.
         claims: receives the claims.
@@ -97,31 +98,31 @@ def claim_beyond(index: int, path: str, size: int, claims: ExclusiveClaims) -> N
         OSError: a node cannot be opened.
 
     """
-    beyond = _partitions_beyond(index, size)
-    if holders := users.shared_users(index, [f"nbd{index}", *beyond]):
+    beyond = _partitions_beyond(disk, size)
+    if holders := users.shared_users(disk, [sysfs.disk_name(disk), *beyond]):
         raise _in_use_error(path, size, holders)
     if claims.add(path):
         return
     # The kernel grants a claim on the whole device, or claims on its partitions, not both
     # (bd_may_claim). So if a partition that stays is claimed, only the partitions matter.
-    within = [name for name in sysfs.partitions(index) if name not in beyond]
-    holders = users.exclusive_users(index, [f"nbd{index}", *beyond])
-    if holders or not users.exclusive_users(index, within):
-        raise _in_use_error(path, size, holders or users.users(index))
+    within = [name for name in sysfs.partitions(disk) if name not in beyond]
+    holders = users.exclusive_users(disk, [sysfs.disk_name(disk), *beyond])
+    if holders or not users.exclusive_users(disk, within):
+        raise _in_use_error(path, size, holders or users.users(disk))
     for name in beyond:
         if not claims.add(f"/dev/{name}"):
-            raise _in_use_error(path, size, users.users(index, [name]))
+            raise _in_use_error(path, size, users.users(disk, [name]))
 
 
-def _partitions_beyond(index: int, size: int) -> list[str]:
-    return [name for name, end in _partition_ends(index) if end > size]
+def _partitions_beyond(disk: Disk, size: int) -> list[str]:
+    return [name for name, end in _partition_ends(disk) if end > size]
 
 
-def _partition_ends(index: int) -> Iterator[tuple[str, int]]:
+def _partition_ends(disk: Disk) -> Iterator[tuple[str, int]]:
     """Yield each partition, and the byte of the device at which it ends."""
-    for name in sysfs.partitions(index):
+    for name in sysfs.partitions(disk):
         start, length = (
-            int(partitions.attribute(index, name, attribute) or 0) * sysfs.SECTOR
+            int(partitions.attribute(disk, name, attribute) or 0) * sysfs.SECTOR
             for attribute in ("start", "size")
         )
         yield name, start + length

@@ -24,6 +24,7 @@ from enum import StrEnum
 from ..protocol.constants import TransmissionFlag
 from . import locks, procfs, sysfs
 from .procfs import is_kernel_thread, process_of
+from .sysfs import Disk
 
 _RECEIVER = re.compile(rb"\+k?nbd(\d+)-recv$")  # "knbd" before Linux 5.14
 _KTHREADD = "2"  # the process id of the parent of all kernel threads
@@ -43,10 +44,10 @@ def server(index: int) -> tuple[int, str] | None:
     return process_of(thread) or holder(index)
 
 
-def holder(index: int) -> tuple[int, str] | None:
-    """Return the id and name of the process that has the lock of an index; None if it is free."""
+def holder(disk: Disk) -> tuple[int, str] | None:
+    """Return the id and name of the process that has the lock of a device; None if it is free."""
     try:
-        lock = os.open(locks.file(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(locks.file(disk), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
@@ -73,7 +74,8 @@ class DeviceState(StrEnum):
     DEAD = "dead"
     """A zombie: no connection, and the process that attached it is gone."""
     UNKNOWN = "unknown"
-    """Neither the thread that attached it is visible, nor are the kernel's."""
+    """Neither the thread that attached it is visible, nor are the kernel's; or the kernel's ublk
+    driver does not let this process ask."""
 
 
 def state(index: int) -> DeviceState:
@@ -138,20 +140,19 @@ def transmission_flags(index: int) -> TransmissionFlag:
     directory = sysfs.SYS_BLOCK.parent / f"kernel/debug/nbd/nbd{index}"
     if flags := re.match(r"Hex: 0x([0-9a-f]+)", sysfs.read(directory / "flags") or ""):
         return TransmissionFlag(int(flags[1], 16))
-    return _flags_from_sysfs(index)
+    return flags_from_sysfs(index)
 
 
-def _flags_from_sysfs(index: int) -> TransmissionFlag:
+def flags_from_sysfs(disk: Disk) -> TransmissionFlag:
+    """Return what a device can do, as its attributes show it, in NBD's words."""
     queue = sysfs.queue_attribute
     shown = {
-        TransmissionFlag.READ_ONLY: is_read_only(index),
-        TransmissionFlag.SEND_FLUSH: queue(index, "write_cache") == "write back",
-        TransmissionFlag.SEND_FUA: queue(index, "fua") == "1",
-        TransmissionFlag.ROTATIONAL: is_rotational(index),
-        TransmissionFlag.SEND_TRIM: (queue(index, "discard_max_bytes") or "0") != "0",
-        TransmissionFlag.SEND_WRITE_ZEROES: (
-            (queue(index, "write_zeroes_max_bytes") or "0") != "0"
-        ),
+        TransmissionFlag.READ_ONLY: is_read_only(disk),
+        TransmissionFlag.SEND_FLUSH: queue(disk, "write_cache") == "write back",
+        TransmissionFlag.SEND_FUA: queue(disk, "fua") == "1",
+        TransmissionFlag.ROTATIONAL: is_rotational(disk),
+        TransmissionFlag.SEND_TRIM: (queue(disk, "discard_max_bytes") or "0") != "0",
+        TransmissionFlag.SEND_WRITE_ZEROES: (queue(disk, "write_zeroes_max_bytes") or "0") != "0",
     }
     flags = TransmissionFlag.HAS_FLAGS
     for flag, is_set in shown.items():
@@ -160,26 +161,29 @@ def _flags_from_sysfs(index: int) -> TransmissionFlag:
     return flags
 
 
-def is_rotational(index: int) -> bool:
+def is_rotational(disk: Disk) -> bool:
     """Tell whether the kernel treats a device as a spinning disk."""
-    return sysfs.queue_attribute(index, "rotational") == "1"
+    return sysfs.queue_attribute(disk, "rotational") == "1"
 
 
-def is_read_only(index: int) -> bool:
+def is_read_only(disk: Disk) -> bool:
     """Tell whether the kernel refuses writes."""
-    return sysfs.attribute(index, "ro") == "1"
+    return sysfs.attribute(disk, "ro") == "1"
 
 
-def block_size(index: int) -> int:
+def block_size(disk: Disk) -> int:
     """Return the size of a logical block in bytes."""
-    return int(sysfs.queue_attribute(index, "logical_block_size") or sysfs.SECTOR)
+    return int(sysfs.queue_attribute(disk, "logical_block_size") or sysfs.SECTOR)
 
 
-def in_flight(index: int) -> int:
+def in_flight(disk: Disk) -> int:
     """Count the reads and writes that the kernel waits for, including those not sent yet."""
-    return sum(map(int, (sysfs.attribute(index, "inflight") or "").split()))
+    return sum(map(int, (sysfs.attribute(disk, "inflight") or "").split()))
 
 
-def io_counters(index: int) -> list[int]:
-    """Return the numbers of /sys/block/nbdN/stat (Documentation/block/stat.rst); [] without it."""
-    return [int(number) for number in (sysfs.attribute(index, "stat") or "").split()]
+def io_counters(disk: Disk) -> list[int]:
+    """Return the numbers of a device's file ``stat``; [] without it.
+
+    What they are says Documentation/block/stat.rst.
+    """
+    return [int(number) for number in (sysfs.attribute(disk, "stat") or "").split()]

@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 
 SYS_BLOCK = Path("/sys/block")
+
+Disk = int | str
+"""A block device: N of /dev/nbdN, or the kernel's name of another one (``ublkb0``)."""
+
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the block size is
 POLL = 0.002  # seconds between looks at /sys, whose changes cannot be waited for
 
@@ -25,6 +29,11 @@ def read(path: Path) -> str | None:
         return path.read_bytes().decode(errors="backslashreplace").strip()
     except OSError:
         return None
+
+
+def disk_name(disk: Disk) -> str:
+    """Return the kernel's name of a disk."""
+    return f"nbd{disk}" if isinstance(disk, int) else disk
 
 
 def indices() -> list[int]:
@@ -51,9 +60,9 @@ def server_thread(index: int) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def size(index: int) -> int:
+def size(disk: Disk) -> int:
     """Return the size of a device in bytes; 0 if it is not attached."""
-    return int(read(SYS_BLOCK / f"nbd{index}/size") or 0) * SECTOR
+    return int(attribute(disk, "size") or 0) * SECTOR
 
 
 def is_free(index: int) -> bool:
@@ -84,21 +93,22 @@ def wait_until_free(index: int, seconds: float, server: int | None = None) -> bo
     return True
 
 
-def attribute(index: int, name: str) -> str | None:
-    """Read a file of /sys/block/nbdN."""
-    return read(SYS_BLOCK / f"nbd{index}" / name)
+def attribute(disk: Disk, name: str) -> str | None:
+    """Read a file of the device's directory, such as /sys/block/nbd0."""
+    return read(SYS_BLOCK / disk_name(disk) / name)
 
 
-def queue_attribute(index: int, name: str) -> str | None:
-    """Read a file of /sys/block/nbdN/queue; if it lists choices, return the current one."""
-    text = attribute(index, f"queue/{name}")
+def queue_attribute(disk: Disk, name: str) -> str | None:
+    """Read a file of its request queue; if it lists choices, return the current one."""
+    text = attribute(disk, f"queue/{name}")
     chosen = re.search(r"\[(\S+)\]", text or "")
     return chosen[1] if chosen else text
 
 
-def partitions(index: int) -> list[str]:
+def partitions(disk: Disk) -> list[str]:
     """Return the names of a device's partitions (``nbd0p1``)."""
-    entries = (SYS_BLOCK / f"nbd{index}").glob(f"nbd{index}p*")
+    whole = disk_name(disk)
+    entries = (SYS_BLOCK / whole).glob(f"{whole}p*")
     return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
 
 

@@ -18,6 +18,7 @@ from .attachment import AttachConfig
 from .identities import find_by_identity
 from .monitor import NetlinkMonitorThread
 from .netlink_attachment import NetlinkAttachment
+from .sysfs import Disk
 
 
 def take_over_orphan(path: str | None, config: AttachConfig) -> NetlinkAttachment | None:
@@ -43,7 +44,14 @@ def take_over_orphan(path: str | None, config: AttachConfig) -> NetlinkAttachmen
     node = f"/dev/nbd{index}"
     lock = _lock_orphan(index, node)
     try:
-        _check_unchanged(index, node, config)
+        check_unchanged(
+            index,
+            node,
+            config.identity,
+            size=config.block_size * config.blocks,
+            block_size=config.block_size,
+            read_only=bool(config.flags & TransmissionFlag.READ_ONLY),
+        )
         # Not before: the watchdog of its last server takes a new owner for a new server.
         locks.write_owner(lock)
         return attachment_for_existing(index, node, lock, config)
@@ -84,26 +92,33 @@ def _lock_orphan(index: int, path: str) -> int:
         time.sleep(sysfs.POLL)
 
 
-def _check_unchanged(index: int, path: str, config: AttachConfig) -> None:
+def check_unchanged(
+    disk: Disk, path: str, identity: str | None, *, size: int, block_size: int, read_only: bool
+) -> None:
     """Refuse to serve a device with another size, block size or access than it was attached with.
+
+    Args:
+        disk: the attached device.
+        path: its node.
+        identity: of the device.
+        size: bytes of what is to be served.
+        block_size: bytes of its blocks.
+        read_only: whether it refuses writes.
 
     Raises:
         AttachError: one differs.
 
     """
-    wanted = {
-        "bytes": config.block_size * config.blocks,
-        "bytes in a block": config.block_size,
-    }
-    attached = {"bytes": sysfs.size(index), "bytes in a block": status.block_size(index)}
+    wanted = {"bytes": size, "bytes in a block": block_size}
+    attached = {"bytes": sysfs.size(disk), "bytes in a block": status.block_size(disk)}
     for unit, number in wanted.items():
         if attached[unit] != number:
             raise AttachError(
                 errno.EINVAL,
-                f"{config.identity!r} is attached with {attached[unit]} {unit}, and this device"
+                f"{identity!r} is attached with {attached[unit]} {unit}, and this device"
                 f" has {number}; serve the same one, or `aiovblk unmount` it first",
                 path,
             )
-    if config.flags & TransmissionFlag.READ_ONLY and not status.is_read_only(index):
-        reason = f"{config.identity!r} is attached for writing, and this device cannot be written"
+    if read_only and not status.is_read_only(disk):
+        reason = f"{identity!r} is attached for writing, and this device cannot be written"
         raise AttachError(errno.EROFS, reason, path)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from functools import partial
 
 from .. import atfork, interpreter
 from ..errors import AttachError, DeviceBusyError
@@ -27,7 +28,7 @@ from . import netlink, status, sysfs, users
 from .driver import resolve
 from .ioctl import Ioctl, ioctl
 from .status import DeviceState
-from .sysfs import wait_until_free
+from .sysfs import Disk, wait_until_free
 from .users import busy_error, refuse_if_unclaimed_users
 from .writeback import sync
 
@@ -70,11 +71,16 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
     """
     index = resolve(path)
     if sysfs.is_free(index):
-        raise AttachError(errno.ENODEV, "not mounted", path)
+        raise not_mounted_error(path)
     if force:
         force_disconnect(index, path, lambda step: logger.debug("%s: %s", path, step))
     else:
         _unmount_gracefully(index, path, timeout)
+
+
+def not_mounted_error(path: str) -> AttachError:
+    """Make the error for a device that nothing serves."""
+    return AttachError(errno.ENODEV, "not mounted", path)
 
 
 # Gracefully
@@ -82,7 +88,7 @@ def unmount(path: str, *, force: bool = False, timeout: float = 30.0) -> None:
 
 def _unmount_gracefully(index: int, path: str, timeout: float) -> None:
     try:
-        _unmount_in_child(path, timeout)
+        run_in_child(__name__, path, timeout=timeout)
         if not wait_until_free(index, timeout):
             raise TimeoutError
     except TimeoutError:
@@ -95,23 +101,33 @@ def _unmount_gracefully(index: int, path: str, timeout: float) -> None:
             path,
         ) from None
     except OSError as exc:
-        if exc.errno == errno.EBUSY:
-            raise busy_error(index, path) from None
-        if exc.errno in (errno.EPERM, errno.EACCES):
-            raise AttachError(exc.errno, "unmounting takes root", path) from None
-        raise AttachError(
-            exc.errno or errno.EIO,
-            f"not unmounted, because not all data can be written back ({exc.strerror}): "
-            "the server's log tells why; use --force, and it is lost",
-            path,
-        ) from exc
+        raise as_unmount_error(exc, index, path) from exc
 
 
-def _unmount_in_child(path: str, timeout: float) -> None:
-    """Run :func:`disconnect_gracefully` in a process that can be left behind.
+def as_unmount_error(exc: OSError, disk: Disk, path: str) -> AttachError:
+    """Convert what a graceful unmount has failed with; the message says what to do about it."""
+    if exc.errno == errno.EBUSY:
+        return busy_error(disk, path)
+    if exc.errno in (errno.EPERM, errno.EACCES):
+        return AttachError(exc.errno, "unmounting takes root", path)
+    return AttachError(
+        exc.errno or errno.EIO,
+        f"not unmounted, because not all data can be written back ({exc.strerror}): "
+        "the server's log tells why; use --force, and it is lost",
+        path,
+    )
+
+
+def run_in_child(module: str, *words: str, timeout: float) -> None:
+    """Run the function ``main`` of a module in a process that can be left behind.
 
     A sync that is not answered cannot be killed, nor can the process whose thread waits in it: it
     would not even exit.
+
+    Args:
+        module: its name; ``main`` takes ``words``, and prints what :func:`print_result` does.
+        words: the arguments.
+        timeout: seconds.
 
     Raises:
         TimeoutError: the child has not ended in time.
@@ -119,9 +135,7 @@ def _unmount_in_child(path: str, timeout: float) -> None:
 
     """
     output, childs_output = os.pipe()
-    command = interpreter.command(
-        "from aiovblk.kernel import unmounting; unmounting.main(sys.argv[1])", path
-    )
+    command = interpreter.command(f"from {module} import main; main(*sys.argv[1:])", *words)
     try:
         child = os.posix_spawn(
             command[0],
@@ -145,9 +159,14 @@ def _unmount_in_child(path: str, timeout: float) -> None:
 
 
 def main(path: str) -> None:
-    """Run in the child process: try to disconnect, and print the error number, 0 for none."""
+    """Run in the child process: try to disconnect."""
+    print_result(partial(disconnect_gracefully, path))
+
+
+def print_result(step: Callable[[], None]) -> None:
+    """Take a step, and print the number of its error, 0 for none."""
     try:
-        disconnect_gracefully(path)
+        step()
     except OSError as exc:
         print(exc.errno, flush=True)
     else:
@@ -268,15 +287,15 @@ def _is_disconnected(index: int, seconds: float) -> bool:
     return True
 
 
-def still_held_error(index: int, path: str) -> DeviceBusyError:
+def still_held_error(disk: Disk, path: str) -> DeviceBusyError:
     """Make the error for a disconnected device whose index is not free; says what frees it."""
-    holders = users.users(index)
-    points = users.mount_points(index)
-    openers = [process for process, _ in users.openers(index)]
+    holders = users.users(disk)
+    points = users.mount_points(disk)
+    openers = [process for process, _ in users.openers(disk)]
     if points:
         point = shlex.quote(points[0])
         until = f"its file system is unmounted (`umount {point}`, or `umount -l {point}`)"
-    elif users.exclusive_users(index):
+    elif users.exclusive_users(disk):
         until = "they release it"
     elif openers:
         until = f"it is closed (`kill {' '.join(map(str, openers))}`)"

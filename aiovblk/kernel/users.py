@@ -23,6 +23,7 @@ from .. import atfork
 from ..errors import DeviceBusyError
 from ..text import escape
 from . import procfs, status, sysfs
+from .sysfs import Disk
 
 _MAX_DEPTH = 8  # levels of stacked devices; the kernel allows no cycles
 
@@ -46,24 +47,24 @@ UNKNOWN_USER = (
 """The description of the user of a device that is claimed although no user is found."""
 
 
-def users(index: int, names: Collection[str] | None = None) -> list[str]:
+def users(disk: Disk, names: Collection[str] | None = None) -> list[str]:
     """Describe the users of a device or its partitions.
 
     Programs that merely have it open are named only if nothing else is found; its server never is.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         names: look at these only (``nbd0``, ``nbd0p1``), here and in the other functions; None for
             the device and all its partitions.
 
     """
-    return exclusive_users(index, names) or _describe_openers(index, names)
+    return exclusive_users(disk, names) or _describe_openers(disk, names)
 
 
-def exclusive_users(index: int, names: Collection[str] | None = None) -> list[str]:
+def exclusive_users(disk: Disk, names: Collection[str] | None = None) -> list[str]:
     """Describe the users that would lose data if a device or its partitions went away."""
-    directories = _directories(index, names)
-    points = mount_points(index, names)
+    directories = _directories(disk, names)
+    points = mount_points(disk, names)
     return [
         *(f"mounted at {escape(point)}" for point in points),
         *([] if points else _not_mounted(directories)),
@@ -73,20 +74,20 @@ def exclusive_users(index: int, names: Collection[str] | None = None) -> list[st
     ]
 
 
-def shared_users(index: int, names: Collection[str] | None = None) -> list[str]:
+def shared_users(disk: Disk, names: Collection[str] | None = None) -> list[str]:
     """Describe those of :func:`exclusive_users` that claim nothing: loop devices, exports."""
-    directories = _directories(index, names)
+    directories = _directories(disk, names)
     return [*_describe_loops(directories, _MAX_DEPTH), *_exported(directories)]
 
 
-def busy_error(index: int, path: str) -> DeviceBusyError:
+def busy_error(disk: Disk, path: str) -> DeviceBusyError:
     """Make the error for a device that is in use, which names its users."""
-    holders = users(index) or [UNKNOWN_USER]
+    holders = users(disk) or [UNKNOWN_USER]
     reason = f"the device is in use: {', '.join(holders)}"
     return DeviceBusyError(errno.EBUSY, reason, path, holders)
 
 
-def refuse_if_unclaimed_users(index: int, path: str) -> None:
+def refuse_if_unclaimed_users(disk: Disk, path: str) -> None:
     """Check a device that has been claimed for users that claim nothing (loop devices, exports).
 
     One that begins to use it during the check is not found: the kernel allows that silently.
@@ -95,36 +96,36 @@ def refuse_if_unclaimed_users(index: int, path: str) -> None:
         DeviceBusyError: there are some.
 
     """
-    if shared_users(index):
-        raise busy_error(index, path)
+    if shared_users(disk):
+        raise busy_error(disk, path)
 
 
-def mount_points(index: int, names: Collection[str] | None = None) -> list[str]:
+def mount_points(disk: Disk, names: Collection[str] | None = None) -> list[str]:
     """Return where file systems of a device and its partitions are mounted, in any namespace."""
-    return _mounted(_directories(index, names))
+    return _mounted(_directories(disk, names))
 
 
-def stacked_mount_points(index: int) -> list[str]:
+def stacked_mount_points(disk: Disk) -> list[str]:
     """Return the mount points of a device and of all devices on top of it, from the top down."""
-    points = [point for above in _above(index) for point in _mounted([above])]
-    return list(dict.fromkeys([*points, *mount_points(index)]))
+    points = [point for above in _above(disk) for point in _mounted([above])]
+    return list(dict.fromkeys([*points, *mount_points(disk)]))
 
 
-def stacked_devices(index: int) -> list[str]:
+def stacked_devices(disk: Disk) -> list[str]:
     """Return the kernel's names of all devices on top of this one, from the top down."""
-    return [directory.name for directory in _above(index)]
+    return [directory.name for directory in _above(disk)]
 
 
-def holding_devices(index: int) -> list[str]:
+def holding_devices(disk: Disk) -> list[str]:
     """Return the kernel's names of the devices directly on it or its partitions (``dm-0``)."""
-    directories = _directories(index)
+    directories = _directories(disk)
     names = [holder.name for directory in directories for holder in _holders_of(directory)]
     return sorted([*names, *(loop.name for loop in _loops(directories))])
 
 
-def openers(index: int, names: Collection[str] | None = None) -> list[tuple[int, str]]:
+def openers(disk: Disk, names: Collection[str] | None = None) -> list[tuple[int, str]]:
     """Return the ids and names of the processes that have a device or a partition open."""
-    return [(process, name) for process, name, _ in _openers(index, names)]
+    return [(process, name) for process, name, _ in _openers(disk, names)]
 
 
 def opened_by(process: int, name: str) -> str:
@@ -132,9 +133,9 @@ def opened_by(process: int, name: str) -> str:
     return f"opened by process {process} ({escape(name)})"  # a name that the process has chosen
 
 
-def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
+def _openers(disk: Disk, names: Collection[str] | None) -> Iterator[tuple[int, str, list[int]]]:
     """Yield processes, their names, and their descriptors that are of the device."""
-    nodes = {f"/dev/{directory.name}" for directory in _directories(index, names)}
+    nodes = {f"/dev/{directory.name}" for directory in _directories(disk, names)}
     for process in procfs.processes():
         with suppress(OSError), os.scandir(process / "fd") as entries:
             found = [int(entry.name) for entry in entries if _target(entry.path) in nodes]
@@ -142,11 +143,11 @@ def _openers(index: int, names: Collection[str] | None) -> Iterator[tuple[int, s
                 yield int(process.name), sysfs.read(process / "comm") or "?", found
 
 
-def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
-    server = status.server(index)
+def _describe_openers(disk: Disk, names: Collection[str] | None) -> list[str]:
+    server = status.server(disk) if isinstance(disk, int) else None
     others = []
     is_open_here = False
-    for process, name, descriptors in _openers(index, names):
+    for process, name, descriptors in _openers(disk, names):
         if process == os.getpid():
             is_open_here = not atfork.are_protected(descriptors)
         # A server that attached its device by ioctl has it open, once.
@@ -157,21 +158,22 @@ def _describe_openers(index: int, names: Collection[str] | None) -> list[str]:
 
 def _target(link: str) -> str | None:
     try:
-        return os.readlink(link)
+        # The node of a ublk device goes before its users do.
+        return os.readlink(link).removesuffix(" (deleted)")
     except OSError:  # the file was closed meanwhile
         return None
 
 
-def _directories(index: int, names: Collection[str] | None = None) -> list[Path]:
+def _directories(disk: Disk, names: Collection[str] | None = None) -> list[Path]:
     """Return the directories in /sys of a device and its partitions.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         names: only of these (``nbd0``, ``nbd0p1``); None for all.
 
     """
-    whole = sysfs.SYS_BLOCK / f"nbd{index}"
-    every = [whole, *(whole / name for name in sysfs.partitions(index))]
+    whole = sysfs.SYS_BLOCK / sysfs.disk_name(disk)
+    every = [whole, *(whole / name for name in sysfs.partitions(disk))]
     return [path for path in every if names is None or path.name in names]
 
 
@@ -242,10 +244,10 @@ def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
     return f"{holder} ({'; '.join(uses)})" if uses else holder
 
 
-def _above(index: int) -> list[Path]:
+def _above(disk: Disk) -> list[Path]:
     """Return the directories of all devices on top of one, from the top down."""
     found: dict[str, Path] = {}
-    level = _directories(index)
+    level = _directories(disk)
     for _ in range(_MAX_DEPTH):
         names = [holder.name for each in level for holder in _holders_of(each)]
         names += [loop.name for loop in _loops(level)]

@@ -29,10 +29,16 @@ class Watchdog:
     """The watchdog process for all devices of this process, started with the first one.
 
     Concurrency: any method may be called from any thread.
+
+    Args:
+        program: what it runs; None for the one of netlink devices.
+
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, program: Path | None = None) -> None:
+        self._program = program or _PROGRAM
+        # Reentrant: garbage that is collected meanwhile may have a device, which is then left.
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: dict[int, str] = {}
         self._may_outlive = False
@@ -45,7 +51,7 @@ class Watchdog:
             assert self._process.stdin is not None  # it was made with a pipe
             self._process.stdin.close()
             self._process.returncode = 0  # it is no child of this process: Popen must not complain
-        self._lock = threading.Lock()  # another thread may have had it
+        self._lock = threading.RLock()  # another thread may have had it
         self._process = None
         self._watched = {}
         self._may_outlive = False
@@ -116,7 +122,7 @@ class Watchdog:
             if self._process is not None and self._process.poll() is None:
                 self._send(line)
                 return
-            self._process = _start()
+            self._process = _start(self._program)
             for each in self._watched.values():
                 self._send(each)
 
@@ -127,14 +133,14 @@ class Watchdog:
             self._process.stdin.write(line.encode() + b"\n")
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(program: Path) -> subprocess.Popen[bytes]:
     # All signals are blocked, which is inherited: a signal that ends this process gracefully must
     # not end the watchdog before it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         return subprocess.Popen(
             # Without the package: that takes a tenth of the memory.
-            interpreter.bare_command(str(_PROGRAM), str(os.getpid()), str(locks.LOCKS)),
+            interpreter.bare_command(str(program), str(os.getpid()), str(locks.LOCKS)),
             bufsize=0,
             stdin=subprocess.PIPE,
             # A program that reads this process's output must not wait for the watchdog as well.

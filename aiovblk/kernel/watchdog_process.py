@@ -15,6 +15,9 @@ A device that is left, or whose parent is gone, is disconnected after SURVIVE se
 another server has come. It counts as the same device only while its file ``pid`` in /sys says PID
 (the thread's number outside of containers), and while no other server has written its token to the
 lock.
+
+The watchdog of ublk devices (``ublk/watchdog_process.py``) has the same lines and deadlines, but
+frees a device in another way.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import socket
 import sys
 import syslog
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +52,7 @@ class OrphanedDevice(NamedTuple):
     Attributes:
         until: the deadline, by :func:`time.monotonic`.
         number: N of nbdN, or ``*`` if unknown.
-        pid: what the file ``pid`` in /sys says.
+        pid: what the file ``pid`` in /sys says; of a ublk device, the mark of its identity.
         survives: whether another server may have taken it over.
         owner_token: what the lock file said.
 
@@ -61,7 +65,11 @@ class OrphanedDevice(NamedTuple):
     owner_token: str
 
 
-def main(parent: int) -> None:
+Free = Callable[[OrphanedDevice], object]
+"""Frees a device whose deadline has passed, unless another server has it."""
+
+
+def main(parent: int, free: Free) -> None:
     """Watch until the parent is gone or has nothing more to watch; then free what is left."""
     watched: dict[str, list[str]] = {}
     orphans: list[OrphanedDevice] = []
@@ -85,13 +93,13 @@ def main(parent: int) -> None:
         *lines, pending = (pending + data).split(b"\n")
         for line in filter(b".".__ne__, lines):
             handle_line(line.decode(), watched, orphans)
-        free_what_is_due(orphans)
+        free_what_is_due(orphans, free)
         if b"." in lines or ((ready or timeout == 0) and not data):
             break
     orphans += [release_to_successor(thread, device) for thread, device in watched.items()]
     while orphans:
         time.sleep(max(0, min(orphans).until - time.monotonic()))
-        free_what_is_due(orphans)
+        free_what_is_due(orphans, free)
 
 
 def handle_line(line: str, watched: dict[str, list[str]], orphans: list[OrphanedDevice]) -> None:
@@ -113,8 +121,8 @@ def release_to_successor(thread: str, device: list[str], at_least: float = 0) ->
     return OrphanedDevice(until, number, pid, seconds > 0, "".join(owner_token))
 
 
-def free_what_is_due(orphans: list[OrphanedDevice]) -> None:
-    """Disconnect the devices whose deadline has passed."""
+def free_what_is_due(orphans: list[OrphanedDevice], free: Free) -> None:
+    """Free the devices whose deadline has passed."""
     now = time.monotonic()
     for device in sorted(orphans):
         if device.until <= now:
@@ -122,7 +130,7 @@ def free_what_is_due(orphans: list[OrphanedDevice]) -> None:
             free(device)
 
 
-def free(device: OrphanedDevice) -> None:
+def disconnect(device: OrphanedDevice) -> None:
     """Disconnect a device, or each one that ``pid`` has attached, unless it has a new server."""
     for file in SYS_BLOCK.glob(f"nbd{device.number}/pid"):
         index = int(file.parent.name.removeprefix("nbd"))
@@ -133,7 +141,7 @@ def free(device: OrphanedDevice) -> None:
             # written its token to the lock. If that server has another /run, only the kernel
             # knows: it accepts a connection where one is dead.
             if device.survives and (
-                has_new_owner(device)
+                has_new_owner(device, LOCKS / f"nbd{device.number}.lock")
                 or not is_connection_accepted(file.with_name("backend"), index)
             ):
                 continue
@@ -143,12 +151,12 @@ def free(device: OrphanedDevice) -> None:
             syslog.syslog(f"aiovblk: {file.parent.name} cannot be disconnected: {exc}")
 
 
-def has_new_owner(device: OrphanedDevice) -> bool:
+def has_new_owner(device: OrphanedDevice, lock: Path) -> bool:
     """Tell whether another server, which may be gone as well by now, has owned the lock since."""
     if not device.owner_token:
         return False
     try:
-        return (LOCKS / f"nbd{device.number}.lock").read_text().strip() != device.owner_token
+        return lock.read_text().strip() != device.owner_token
     except OSError:
         return False
 
@@ -169,4 +177,4 @@ def _soonest(orphans: list[OrphanedDevice], timeout: float | None) -> float | No
 
 if __name__ == "__main__":
     LOCKS = Path(sys.argv[2])
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), disconnect)

@@ -8,11 +8,12 @@ import os
 from .. import atfork
 from . import sysfs, users
 from .ioctl import syncfs
+from .sysfs import Disk
 
 logger = logging.getLogger("aiovblk")
 
 
-def sync(index: int, fd: int) -> None:
+def sync(disk: Disk, fd: int) -> None:
     """Write back all dirty data of a device, from the top of its stack down. Blocks.
 
     First the file systems on it and on the devices on top of it, then those devices (a loop device
@@ -20,7 +21,7 @@ def sync(index: int, fd: int) -> None:
     has a page cache of its own, and a mounted file system holds dirty data that is in none of them.
 
     Args:
-        index: N of /dev/nbdN.
+        disk: the device.
         fd: its open node.
 
     Raises:
@@ -28,9 +29,9 @@ def sync(index: int, fd: int) -> None:
 
     """
     failure: OSError | None = None
-    for point in users.stacked_mount_points(index):
+    for point in users.stacked_mount_points(disk):
         failure = _sync_path(point, file_system=True) or failure
-    for name in [*users.stacked_devices(index), *sysfs.partitions(index)]:
+    for name in [*users.stacked_devices(disk), *sysfs.partitions(disk)]:
         failure = _sync_path(f"/dev/{name}", file_system=False) or failure
     os.fsync(fd)
     if failure is not None:

@@ -1,4 +1,4 @@
-"""Mount a device: serve it to the kernel as /dev/nbdN, until it is unmounted or handed over.
+"""Mount a device: serve it to the kernel as a disk, until it is unmounted or handed over.
 
 Here are the public functions; the options are checked in ``options.py``, the life of a mount is in
 ``lifecycle.py``, its states are in ``state.py``, and what its user sees of it is in ``handle.py``.
@@ -63,11 +63,16 @@ async def mounted(
         device: the device to serve; with ``workers``, a factory that makes it: a class, or a
             function, async or not, of a module. With ``replace`` it may be a factory too, which is
             called once the other server has handed its device over.
-        path: the node, ``/dev/nbdN``; None for any free device.
+        path: the node, ``/dev/nbdN``, or ``/dev/ublkbN`` with ``attach="ublk"``; None for any free
+            device.
         attach: how. ``ioctl`` works everywhere, but whatever stops the process (Ctrl-Z, a debugger,
             a frozen container, a suspend) ends the device. ``netlink`` survives that, and takes a
             free device without a race, but needs the first network namespace before Linux 6.12.
-            ``auto`` is ``netlink`` where it can be, else ``ioctl``.
+            ``auto`` is ``netlink`` where it can be, else ``ioctl``; both are ways of NBD. ``ublk``,
+            which is experimental, is another driver, without a socket, for Linux 6.12 and later.
+            It has no ``connections``, ``workers``, ``timeout`` and ``replace``, and ``survive``
+            only from Linux 7.0 on; needs no root where an administrator has set that up; and only
+            from Linux 6.16 on can its devices be resized.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
@@ -96,9 +101,10 @@ async def mounted(
         queue: limits and scheduler of the kernel's request queue; the previous settings are
             restored at the end.
         identity: the name of the device (``volume-42``), by which another process can take it over
-            (see ``survive`` and ``replace``), also shown by ``aiovblk list``; up to 255 printable
-            characters. By netlink only. If a device of this identity is attached and has lost its
-            server, this process takes it over. It has to have the same size and block size.
+            (see ``survive`` and ``replace``); up to 255 printable characters. By netlink, where
+            ``aiovblk list`` shows it, or ublk. If a device of this identity is attached and has
+            lost its server, this process takes it over, by the same of the two. It has to have the
+            same size and block size.
         survive: if this process dies, I/O blocks up to this many seconds for a successor that
             mounts the same ``identity``. Requests that were in flight are sent again then, though
             they may have been carried out; what a write has stored by the time it returns must
@@ -123,6 +129,7 @@ async def mounted(
 
     Raises:
         NBDUnavailableError: there is no such device, no driver, or no free device.
+        UblkUnavailableError: this system cannot serve devices by ublk; the message says why.
         DeviceBusyError: another process serves ``path``. On exit: something still used the
             device; its file systems were synced before it was unmounted by force.
         AttachError: the kernel refused the device; or, with ``partitions``, its table cannot be

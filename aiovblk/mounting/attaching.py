@@ -74,7 +74,7 @@ class AttachSequence:
             self._is_open = True
             await self.steps.run(self.backend.open(self.connections))
 
-    async def attach(self, path: str | None) -> kernel.Attachment:
+    async def attach(self, path: str | None) -> kernel.AttachedDisk:
         """Attach ``path``, or a free device; requests are served when this returns.
 
         Raises:

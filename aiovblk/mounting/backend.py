@@ -21,6 +21,7 @@ from ..dispatch import (
 )
 from .connections import ConnectionGroup, KernelConnection
 from .options import MountOptions
+from .ublk.dispatcher import UblkDispatcher
 from .workers.backend import WorkerBackend
 
 
@@ -84,7 +85,13 @@ def make_backend(device: BlockDevice | DeviceFactory, options: MountOptions) -> 
             opens_after_handover=replace,
         )
     factory = device if replace and callable(device) else None
-    return LocalBackend(device, connections=options.connections, limits=limits, factory=factory)
+    return LocalBackend(
+        device,
+        connections=options.connections,
+        limits=limits,
+        factory=factory,
+        dispatcher=UblkDispatcher if options.attach == "ublk" else Dispatcher,
+    )
 
 
 class LocalBackend:
@@ -95,6 +102,7 @@ class LocalBackend:
         connections: how many.
         limits: of its handlers, on all connections together.
         factory: makes the device once another server has handed over; None if it is there.
+        dispatcher: what serves a connection.
 
     """
 
@@ -105,7 +113,9 @@ class LocalBackend:
         connections: int,
         limits: HandlerLimits,
         factory: DeviceFactory | None = None,
+        dispatcher: type[Dispatcher] | type[UblkDispatcher] = Dispatcher,
     ) -> None:
+        self._dispatcher = dispatcher
         self.device = check_device(device) if factory is None else BlockDevice()
         self.opens_after_handover = factory is not None
         self._factory = factory
@@ -128,7 +138,7 @@ class LocalBackend:
         self._reporter = Reporter(self._failures, self.device, self._path)
         for _ in range(self._count):
             connections.add(
-                lambda on_disconnect: Dispatcher(
+                lambda on_disconnect: self._dispatcher(
                     self.device,
                     Stats(),
                     limiter=self._limiter,

@@ -32,12 +32,12 @@ class Mount:
 
     @property
     def path(self) -> str:
-        """The device node, ``/dev/nbdN``."""
+        """The device node, ``/dev/nbdN`` or ``/dev/ublkbN``."""
         return self._lifecycle.path
 
     @property
     def index(self) -> int:
-        """The N of ``/dev/nbdN``."""
+        """The N of the device node."""
         return self._lifecycle.index
 
     @property

@@ -7,7 +7,8 @@ points only:
 * ``handover/takeover.py`` before attaching, if the mount has an identity;
 * ``recovery/`` once the device is attached: receive threads, lost connections;
 * ``handover/provider.py`` while the device is live, for successors, and when it is left to one;
-* ``workers/`` behind the :class:`.backend.Backend`.
+* ``workers/`` behind the :class:`.backend.Backend`;
+* ``ublk/`` for attaching and taking over, in place of the files above, with ``attach="ublk"``.
 
 The phases and what leads from one to the next are in ``state.py``.
 """
@@ -28,7 +29,7 @@ from ..events import Attached, Detached, Unmounted, Unmounting
 from .attaching import ATTACH_TIMEOUT, AttachSequence
 from .backend import Backend
 from .connections import ConnectionGroup
-from .deadlines import KERNEL_TIMEOUT, StoppableSteps, StoppedError, run_in_thread
+from .deadlines import StoppableSteps, StoppedError, run_in_thread
 from .handover.provider import HandoverProvider
 from .handover.takeover import TakeoverSequence
 from .options import MountOptions
@@ -37,6 +38,8 @@ from .recovery import dropped_loop
 from .recovery.receive_threads import ensure_receiving
 from .recovery.replacement import enable_reconnecting
 from .state import MountState, Phase
+from .ublk.attaching import UblkAttachSequence
+from .ublk.takeover import UblkTakeoverSequence
 from .unmount_failures import refuse_if_used
 from .unmounting import UnmountSequence
 
@@ -64,7 +67,7 @@ class MountLifecycle:
 
     path: str
     index: int
-    attachment: kernel.Attachment
+    attachment: kernel.AttachedDisk
     task: asyncio.Task[None]
 
     def __init__(self, backend: Backend, options: MountOptions) -> None:
@@ -76,7 +79,7 @@ class MountLifecycle:
         self.connections = ConnectionGroup(state, request_timeout)
         self.handover = HandoverProvider(backend, self.connections, state, options)
         self.claiming = asyncio.Lock()
-        self._is_taken_over = False  # whether another process had attached the device before
+        self._takeover: TakeoverSequence | None = None  # of a device that was attached before
 
     async def start(self, path: str | os.PathLike[str] | None) -> None:
         """Start the task; returns when the device is live.
@@ -144,7 +147,8 @@ class MountLifecycle:
         if path is not None:
             # The kernel reads before the device is live, and the log names it if that fails.
             self.backend.set_path(path)
-        attaching = AttachSequence(self.backend, self.connections, self.state, self.options)
+        sequence = UblkAttachSequence if self.options.attach == "ublk" else AttachSequence
+        attaching = sequence(self.backend, self.connections, self.state, self.options)
         attachment = await self._obtain_attachment(attaching, path)
         self.attachment, self.path, self.index = attachment, attachment.path, attachment.index
         self.backend.set_path(attachment.path)
@@ -156,14 +160,16 @@ class MountLifecycle:
 
     async def _obtain_attachment(
         self, attaching: AttachSequence, path: str | None
-    ) -> kernel.Attachment:
+    ) -> kernel.AttachedDisk:
         """Take over the device that has this identity, or attach one."""
         if not self.backend.opens_after_handover:
             await attaching.open_backend()
         if identity := self.options.handover.identity:
-            attachment = await TakeoverSequence(attaching).take_over(path, identity)
+            is_ublk = isinstance(attaching, UblkAttachSequence)
+            takeover = (UblkTakeoverSequence if is_ublk else TakeoverSequence)(attaching)
+            attachment = await takeover.take_over(path, identity)
             if attachment is not None:
-                self._is_taken_over = True
+                self._takeover = takeover
                 return attachment
         return await attaching.attach(path)
 
@@ -191,9 +197,8 @@ class MountLifecycle:
 
     async def _abort_attach(self) -> None:
         """Release a device that was not mounted after all; one that was attached before stays."""
-        if self._is_taken_over:
-            self.connections.abort()
-            await run_in_thread(KERNEL_TIMEOUT, self.attachment.abandon)
+        if self._takeover is not None:
+            await self._takeover.undo(self.attachment)
         else:
             await self._unmount()
 

@@ -13,14 +13,15 @@ from ..arguments import MAX_WORKERS, check_count, check_seconds
 from ..dispatch import HandlerLimits
 from ..kernel import RequestQueue
 from .handover.options import NO_HANDOVER, Handover
+from .ublk.options import refuse_for_ublk
 
 UNMOUNT_TIMEOUT = 30.0
 """Seconds for which the kernel may be left without an answer during an unmount, by default."""
 
 DEFAULT_QUEUE = RequestQueue()
 
-Attach = Literal["auto", "ioctl", "netlink"]
-"""How a device is attached."""
+Attach = Literal["auto", "ioctl", "netlink", "ublk"]
+"""How a device is attached: by NBD, in two ways, or by ublk, which ``auto`` never is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,5 +61,7 @@ class MountOptions:
                 "a device that is attached by ioctl has no identity; leave attach out, or use"
                 " netlink"
             )
+        if self.attach == "ublk":
+            refuse_for_ublk(self)
         if self.workers is not None and self.connections != 1:
             raise ValueError("each worker has one connection: leave connections out")

@@ -14,7 +14,7 @@ PARTITIONS_TIMEOUT = 10.0
 """Seconds for the nodes of partitions to appear, which take the kernel milliseconds."""
 
 
-async def wait_for_partitions(steps: StoppableSteps, attachment: kernel.Attachment) -> None:
+async def wait_for_partitions(steps: StoppableSteps, attachment: kernel.AttachedDisk) -> None:
     """Wait until the node of each partition can be opened, of a device that is live.
 
     Raises:

@@ -62,7 +62,7 @@ class ResizeSequence:
         self,
         device: BlockDevice,
         connections: ConnectionGroup,
-        attachment: kernel.Attachment,
+        attachment: kernel.AttachedDisk,
         timeout: float,
     ) -> None:
         self._device = device
@@ -75,7 +75,7 @@ class ResizeSequence:
         size = blocks * self._device.block_size
         attachment = self._attachment
         claims = kernel.resizing.ExclusiveClaims()
-        claim = partial(kernel.resizing.claim_beyond, attachment.index, attachment.path)
+        claim = partial(kernel.resizing.claim_beyond, attachment.disk, attachment.path)
         try:
             if size < self._device.size and not force:
                 await run_in_thread(self._timeout, claim, size, claims)

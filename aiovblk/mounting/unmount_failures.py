@@ -42,7 +42,7 @@ async def abort_connections(connections: ConnectionGroup) -> None:
 
 
 async def explain_lost_data(
-    attachment: kernel.Attachment,
+    attachment: kernel.AttachedDisk,
     state: MountState,
     error: BaseException | None,
     from_outside: bool,
@@ -73,8 +73,8 @@ async def explain_lost_data(
 
 
 async def force_release(
-    attachment: kernel.Attachment,
-    release_by: Callable[[kernel.Attachment, Callable[[], None]], Awaitable[bool]],
+    attachment: kernel.AttachedDisk,
+    release_by: Callable[[kernel.AttachedDisk, Callable[[], None]], Awaitable[bool]],
 ) -> bool:
     """Release a device by ever stronger steps, after the ordinary one has failed.
 
@@ -86,7 +86,7 @@ async def force_release(
         False if the kernel does not let go.
 
     """
-    for step in (attachment.clear_socket, attachment.force_disconnect):
+    for step in attachment.forced_steps:
         logger.warning(
             "%s: the kernel does not let go; trying %s()", attachment.path, step.__name__
         )
@@ -95,14 +95,14 @@ async def force_release(
     return False
 
 
-async def warn_of_users(attachment: kernel.Attachment) -> None:
+async def warn_of_users(attachment: kernel.AttachedDisk) -> None:
     """Warn of a device that is unmounted, but whose index stays taken.
 
     Raises:
         TimeoutError: its users could not be found out.
 
     """
-    holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, attachment.index)
+    holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.users, attachment.disk)
     logger.warning(
         "%s is unmounted, but cannot be mounted again while it is in use: %s",
         attachment.path,
@@ -110,7 +110,7 @@ async def warn_of_users(attachment: kernel.Attachment) -> None:
     )
 
 
-async def refuse_if_used(attachment: kernel.Attachment, error: OSError) -> None:
+async def refuse_if_used(attachment: kernel.AttachedDisk, error: OSError) -> None:
     """Find out why a device could not be claimed for an unmount; return if that is no obstacle.
 
     Raises:
@@ -121,9 +121,7 @@ async def refuse_if_used(attachment: kernel.Attachment, error: OSError) -> None:
         raise error
     if isinstance(error, TimeoutError):
         # Some program's open() hangs, since a handler does, and ours behind it.
-        holders = await run_in_thread(
-            KERNEL_TIMEOUT, kernel.users.exclusive_users, attachment.index
-        )
+        holders = await run_in_thread(KERNEL_TIMEOUT, kernel.users.exclusive_users, attachment.disk)
         if holders:
             reason = f"the device is in use: {', '.join(holders)}"
             raise DeviceBusyError(errno.EBUSY, reason, attachment.path, holders) from None
@@ -159,7 +157,11 @@ def log_handler_failure(
 
 
 def unmount_error(
-    attachment: kernel.Attachment, connections: ConnectionGroup, *, lost: bool, failures: list[str]
+    attachment: kernel.AttachedDisk,
+    connections: ConnectionGroup,
+    *,
+    lost: bool,
+    failures: list[str],
 ) -> Error | None:
     """Make the error of an unmount; None if all went well.
 
@@ -179,7 +181,7 @@ def unmount_error(
     return None
 
 
-def _loss_reason(attachment: kernel.Attachment, connections: ConnectionGroup) -> str:
+def _loss_reason(attachment: kernel.AttachedDisk, connections: ConnectionGroup) -> str:
     error, ended = connections.error, attachment.ended
     number = ended.result() if ended.done() else 0
     if error is not None:

@@ -63,7 +63,7 @@ class UnmountSequence:
         self,
         device: BlockDevice,
         connections: ConnectionGroup,
-        attachment: kernel.Attachment,
+        attachment: kernel.AttachedDisk,
         state: MountState,
         timeout: float,
     ) -> None:
@@ -192,7 +192,7 @@ class UnmountSequence:
             )
 
 
-async def _release_by(attachment: kernel.Attachment, step: Callable[[], None]) -> bool:
+async def _release_by(attachment: kernel.AttachedDisk, step: Callable[[], None]) -> bool:
     """Take one step to have the kernel let go, and close the device; False if it had no effect."""
     try:
         await run_in_thread(KERNEL_TIMEOUT, step)

@@ -19,6 +19,8 @@ from aiovblk.kernel import attaching, sysfs
 from .programs import ForkServer
 from .stacked_devices import stacking_modules as stacking_modules
 from .support import fork_servers, stuck_tasks
+from .ublk_devices import by_ublk as by_ublk
+from .ublk_devices import ublk_driver as ublk_driver
 
 gc.disable()  # until all is collected
 
@@ -31,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "core: belongs to what each change must pass; docs/testing.md tells the choice"
     )
+    config.addinivalue_line("markers", "ublk: is about devices that are served by ublk")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -93,9 +96,8 @@ def _own_files() -> list[str]:
             links.append(os.readlink(entry.path))
         except FileNotFoundError:  # the descriptor of this very scan
             continue
-    return [
-        link.split(":")[0] for link in links if link.startswith(("socket:", "/dev/nbd", "/run"))
-    ]
+    kinds = ("socket:", "/dev/nbd", "/dev/ublk", "anon_inode:[io_uring]", "/run")
+    return [link.split(":")[0] for link in links if link.startswith(kinds)]
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 
 from aiovblk import Mount, mount
 from aiovblk.kernel.sysfs import wait_until_free
+from aiovblk.mounting import Attach
 from aiovblk.storage import MemoryDevice
 
 from .programs import Fork, ForkServer
@@ -255,6 +256,15 @@ async def executed(*words: str, **environment: str) -> AsyncIterator[Program]:
             await process.wait()
 
 
+def files_of(process: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(entry))
+    return found
+
+
 async def stopped(process: int) -> None:
     """Wait until all threads of a process have stopped, as SIGSTOP and Ctrl-Z have them do."""
     states = Path(f"/proc/{process}/task")
@@ -276,7 +286,7 @@ async def command(
     words = ("-m", "aiovblk", "mount", attach, *arguments)
     async with start(*words, **environment) as running:
         line = await running.line()
-        assert line.startswith("mounted /dev/nbd"), line + await running.rest()
+        assert line.startswith("mounted /dev/"), line + await running.rest()
         running.path = line.split()[1]
         yield running
 
@@ -291,6 +301,16 @@ async def file_system(path: str, folder: Path) -> AsyncIterator[Path]:
         yield point
     finally:
         await sh(f"umount {point}")
+
+
+@contextlib.asynccontextmanager
+async def kept_open(path: str) -> AsyncIterator[int]:
+    """The last close of a node would write back what is cached for it, which is to be left."""
+    fd = await asyncio.to_thread(os.open, path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        await asyncio.to_thread(os.close, fd)
 
 
 async def leave_dirty_pages(path: str) -> None:
@@ -325,8 +345,9 @@ class Status(TaskStatus[Mount]):
 
 
 async def mounted_in_a_task(
-    disk: Disk, unmount_timeout: float = 30.0
+    disk: Disk, unmount_timeout: float = 30.0, attach: Attach = "auto"
 ) -> tuple[asyncio.Task[None], Mount]:
     status = Status()
-    task = asyncio.create_task(mount(disk, unmount_timeout=unmount_timeout, task_status=status))
+    running = mount(disk, attach=attach, unmount_timeout=unmount_timeout, task_status=status)
+    task = asyncio.create_task(running)
     return task, await status.future

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -21,6 +20,7 @@ from .support import (
     assert_stored_and_said_goodbye,
     becomes_free,
     file_system,
+    kept_open,
     leave_dirty_pages,
     mounted_in_a_task,
     pread,
@@ -31,16 +31,6 @@ from .support import (
 )
 
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
-
-
-@contextlib.asynccontextmanager
-async def kept_open(path: str) -> AsyncIterator[None]:
-    """The last close of a node would write back what is cached for it, which is to be left."""
-    fd = await asyncio.to_thread(os.open, path, os.O_RDONLY)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(os.close, fd)
 
 
 @pytest.mark.core

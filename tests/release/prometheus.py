@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,13 @@ class Prometheus:
     def _query(self, expression: str) -> list[Series]:
         words = urllib.parse.urlencode({"query": expression})
         address = f"http://{self._address}/api/v1/query?{words}"
-        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
-            result = json.load(answer)
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+                result = json.load(answer)
+        except urllib.error.HTTPError as exc:
+            if exc.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+            return []  # it listens before it is ready
         assert result["status"] == "success", result
         series: list[Series] = result["data"]["result"]
         return series

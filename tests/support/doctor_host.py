@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from aiovblk.cli.doctor.findings import Finding
+from aiovblk.ublk.commands import Feature
 
 from .kernel_tree import KernelTree
 
@@ -22,6 +23,11 @@ class Host:
         self.opening: Callable[[str], None] = lambda path: None
         self.sys_flags = 0
         self.has_netlink = True
+        self.ublk_control = root / "dev/ublk-control"
+        self.ublk_features: Feature | OSError = Feature.USER_COPY | Feature.UPDATE_SIZE
+        self.io_uring_refusal: OSError | None = None
+        tree.write(self.ublk_control, "")
+        self.ublk_control.chmod(0o600)
         self.parameters = tree.block.parent / "module/nbd/parameters"
         for index in range(2):
             self.add_device(index)
@@ -48,6 +54,11 @@ class Host:
     def capabilities(self, effective: int) -> None:
         text = f"Name:\tpython\nTgid:\t77\nCapEff:\t{effective:016x}\n"
         self.tree.write(self.tree.proc / "77/status", text)
+
+    def ask_ublk(self) -> Feature:
+        if isinstance(self.ublk_features, OSError):
+            raise self.ublk_features
+        return self.ublk_features
 
     def namespace(self, kind: str, number: int) -> None:
         link = self.tree.proc / f"77/ns/{kind}"

@@ -61,11 +61,12 @@ class KernelEnd:
                     return  # it came too late
                 assert found is not None, "a reply without a request"
                 request, answer = found
-                data = self._exactly(request.length) if request.type == Command.READ else b""
                 if error:
                     answer.set_exception(OSError(error, "the server's reply"))
+                elif request.type == Command.READ:
+                    answer.set_result(self._exactly(request.length))
                 else:
-                    answer.set_result(data)
+                    answer.set_result(b"")
 
     def _exactly(self, count: int) -> bytes:
         return self.sock.recv(count, socket.MSG_WAITALL)

@@ -6,6 +6,7 @@ The fixture ``tree`` puts them in the place of the real ones (:mod:`aiovblk.kern
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ class KernelTree:
         if thread is not None:
             self.write(directory / "pid", f"{thread}\n")
         return directory
+
+    def remove(self, name: str, number: str) -> None:
+        """Remove a block device."""
+        (self.block.parent / "dev/block" / number).unlink()
+        shutil.rmtree(self.block / name)
 
     def partition(self, name: str, number: str) -> Path:
         """Add a partition (``nbd0p1``) to a device; return its directory."""

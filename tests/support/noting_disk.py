@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Literal
+from typing import Literal, Protocol
 
 import pytest
 
@@ -21,6 +21,13 @@ STORED = ["sync", "write", "flush"]
 LAST = ["flush", "unmount"]
 
 
+class Noting(Protocol):
+    """A fake kernel with a log."""
+
+    def note(self, what: str) -> None:
+        """Add to the log."""
+
+
 class Disk(BlockDevice):
     """A disk whose handlers note their calls in the kernel's log.
 
@@ -32,7 +39,7 @@ class Disk(BlockDevice):
 
     blocks = 16
 
-    def __init__(self, kernel: FakeKernel) -> None:
+    def __init__(self, kernel: Noting) -> None:
         self.note = kernel.note
         self.content = bytearray(self.size)
         self.hanging: set[str] = set()

@@ -95,15 +95,47 @@ def test_test_has_the_core_on_both_kernels_at_once_attached_differently(tree: Pa
 
 
 def test_all_has_both_attachments_on_each_kernel_and_each_python(tree: Path) -> None:
-    for command in commands("all", "kernel"):
+    first, second, _ = commands("all", "kernel")
+    for command in (first, second):
         assert command.count("--attach ioctl") == command.count("--attach netlink") == 1
         assert "3.11/bin/python" in command
         assert "3.13/bin/python" in command
         assert "-m core" not in command
         assert command.count("--long") == 2
-    first, second = commands("all", "kernel")
     assert first.index("ioctl") < first.index("netlink")
     assert second.index("netlink") < second.index("ioctl")
+
+
+def test_all_has_the_kernel_of_backports_once_and_after_the_others(tree: Path) -> None:
+    both, (last,) = stages.kernel(stages.Plan("all"))
+    assert [each.name for each in both] == [
+        f"kernel tests, Linux {each}" for each in ("6.1", "6.12")
+    ]
+    assert last.name == "kernel tests, Linux 7.3"
+    command = " ".join(last.command)
+    assert "--kernel 7.3 " in command
+    assert command.count("-m pytest") == command.count("3.13/bin/python") == 1
+    assert "--attach netlink" in command
+    assert "--attach ioctl" not in command
+    assert "--long" in command
+    assert "-m 'core or ublk'" in command
+    assert not any("7.3" in name for stage in ("systemd", "debian") for name in names("all", stage))
+
+
+def test_kernel_of_backports_is_tested_elsewhere_where_it_is_asked_for(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everywhere = names("all", "kernel")
+    monkeypatch.setenv("KERNELS", "7.3")
+    assert names("all", "kernel") == everywhere[2:]
+    assert names("test", "kernel") == ["kernel core, Linux 7.3, Python 3.13"]
+    (command,) = commands("part", "kernel")
+    assert "--kernel 7.3 " in command
+    assert "--attach netlink" in command
+    assert names("all", "systemd") == ["systemd, Linux 7.3"]
+    assert "package for Debian trixie, Linux 7.3" in names("all", "debian")
+    monkeypatch.setenv("KERNELS", "6.1 6.12 7.3")
+    assert names("all", "kernel") == everywhere
 
 
 def test_all_has_every_python_and_says_which_is_missing(tree: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from vmrun import apt, cli, kernels, klog, kvm, qemu  # noqa: E402 (tools/ is not on the path before)
+from vmrun import apt, cli, kernels, klog, kvm, qemu, roots  # noqa: E402 (tools/ is not on the path before)
 
 # A boot takes 5 s; a busy machine may need far longer.
 BOOT_TIMEOUT = 400
@@ -29,6 +29,7 @@ def test_command_status_output_and_directory_come_through(tmp_path: Path) -> Non
     script = """
         pwd; echo to-stderr >&2; uname -r; echo "$AIOVBLK_VM_KERNEL"
         modprobe nbd nbds_max=3 && ls -d /sys/block/nbd*
+        modprobe ublk_drv && ls /dev/ublk-control
         echo written >"$0/file"
         exit 7
     """
@@ -49,7 +50,7 @@ def test_command_status_output_and_directory_come_through(tmp_path: Path) -> Non
     assert done.returncode == 7, done.stderr
     assert (here, error, kernel) == (os.getcwd(), "to-stderr", "6.12")
     assert release.startswith("6.12.")
-    assert nodes == ["/sys/block/nbd0", "/sys/block/nbd1", "/sys/block/nbd2"]
+    assert nodes == [*(f"/sys/block/nbd{number}" for number in range(3)), "/dev/ublk-control"]
     assert (tmp_path / "file").read_text() == "written\n"
 
 
@@ -192,7 +193,9 @@ def children(parent: int) -> list[int]:
         "[    3.752294] kernel BUG at fs/buffer.c:1262!",
         "[    3.752294] Oops: 0000 [#1] PREEMPT SMP NOPTI",
         "[    3.752294] general protection fault, probably for non-canonical address: 0000 [#1]",
+        "[    3.752294] WARNING: block/genhd.c:600 at device_add_disk+0x3b/0x420, CPU#1: sh/12",
         "[   72.446455] INFO: task touch:179 blocked for more than 61 seconds.",
+        "[   72.446455] INFO: task touch:179 blocked in I/O wait for more than 61 seconds.",
         "[    3.752294] refcount_t: underflow; use-after-free.",
         "[    3.752294] list_del corruption. prev->next should be ffff, but was 0000",
         "[    3.752294] BUG: KASAN: use-after-free in nbd_release+0x10/0x20",
@@ -253,6 +256,96 @@ deb http://other.example/tools stable tools
             "Components: main\nSigned-By: /key.gpg\n",
         )
     ]
+
+
+RECORDS = {
+    "linux-image-amd64=6.12.9-1": "linux-image-6.12.9+deb13-amd64 (= 6.12.9-1)",
+    "linux-image-6.12.9+deb13-amd64=6.12.9-1": "kmod, initramfs-tools (>= 0.120) | dracut",
+    "linux-image-amd64=7.3.4-1~bpo13+1": "linux-base-amd64 (= 7.3.4-1~bpo13+1), "
+    "linux-image-7.3.4+deb13-amd64 (= 7.3.4-1~bpo13+1), linux-modules-amd64 (= 7.3.4-1~bpo13+1)",
+    "linux-image-7.3.4+deb13-amd64=7.3.4-1~bpo13+1": "dracut | initramfs-tools (>= 0.120), "
+    "linux-binary-7.3.4+deb13-amd64 (= 7.3.4-1~bpo13+1), "
+    "linux-modules-7.3.4+deb13-amd64 (= 7.3.4-1~bpo13+1)",
+    "linux-modules-amd64=7.3.4-1~bpo13+1": "linux-base-amd64 (= 7.3.4-1~bpo13+1), "
+    "linux-modules-7.3.4+deb13-amd64 (= 7.3.4-1~bpo13+1)",
+    "linux-modules-7.3.4+deb13-amd64=7.3.4-1~bpo13+1": "kmod, "
+    "linux-base-7.3.4+deb13-amd64 (= 7.3.4-1~bpo13+1)",
+}
+"""What packages depend on, as Debian's do, by what apt-cache is asked for."""
+
+
+class Archive(apt.Apt):
+    """In place of apt-cache: knows the packages of RECORDS."""
+
+    def query(self, *arguments: str) -> str:
+        if arguments == ("madison", "linux-image-amd64"):
+            return "".join(
+                f"linux-image-amd64 | {version} | http://mirror.example/debian trixie/main\n"
+                for name, _, version in (each.partition("=") for each in reversed(RECORDS))
+                if name == arguments[1]
+            )
+        verb, package = arguments
+        assert verb == "show"
+        fields = [f"Package: {package.partition('=')[0]}", f"Depends: {RECORDS.get(package)}"]
+        return "\n".join(fields[: 1 + (package in RECORDS)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "names"),
+    [
+        ("6.1", []),
+        ("6.12", ["linux-image-6.12.9+deb13-amd64"]),
+        (
+            "7.3",
+            [f"linux-{part}-7.3.4+deb13-amd64" for part in ("image", "binary", "modules", "base")],
+        ),
+    ],
+)
+def test_kernel_is_the_packages_that_the_meta_package_leads_to(
+    kernel: str, names: list[str]
+) -> None:
+    packages = apt.debian_packages(Archive(), kernel)
+    assert [package.name for package in packages] == names
+    assert all(package.version.startswith(f"{kernel}.") for package in packages)
+
+
+def test_each_kernel_is_for_a_release_that_guests_can_boot() -> None:
+    for series, origin in apt.ORIGINS.items():
+        assert roots.SUITES[series] == origin.release
+        # Its own suite, or backports.
+        assert any(suite.removesuffix("-backports") == origin.release for suite in origin.suites)
+        assert origin.release in roots.PYTHON_SUITES.values()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("./boot/vmlinuz-6.12.9+deb13-amd64", "./lib/modules/6.12.9+deb13-amd64/"),
+        ("./usr/lib/modules/7.3.4/vmlinuz", "./usr/lib/modules/7.3.4/"),
+    ],
+    ids=["boot", "modules"],
+)
+def test_image_and_modules_are_taken_from_where_packages_have_them(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    image, modules = names
+    root, home = tmp_path / "root", tmp_path / "home"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: linux\nVersion: 1\nArchitecture: all\nMaintainer: A <a@b.example>\n"
+        "Description: a kernel\n"
+    )
+    block = f"{modules}kernel/drivers/block/"
+    for name in (image, f"{block}nbd.ko", f"{block}ublk_drv.ko", f"{modules}kernel/sound/loud.ko"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    package = tmp_path / "kernel.deb"
+    subprocess.run(["dpkg-deb", "--build", root, package], check=True, capture_output=True)
+    kernels.unpack(package, home)
+    assert (home / "vmlinuz").read_text() == image
+    assert sorted(path.name for path in home.rglob("*.ko")) == ["nbd.ko", "ublk_drv.ko"]
+    (release,) = (home / "lib" / "modules").iterdir()
+    assert release.name == Path(modules).name
 
 
 def test_nearest_kernel_is_by_series_then_the_newest_build() -> None:

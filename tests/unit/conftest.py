@@ -9,11 +9,13 @@ from tests.support.timers import timers
 
 from ..support.child_processes import no_child_is_left
 from ..support.fake_kernel import kernel
+from ..support.fake_ublk import ublk_kernel
 from ..support.kernel_tree import tree
 from ..support.noting_disk import disk
 from ..support.sizes import by_size
+from ..support.ublk_disk import ublk_disk
 
-__all__ = ["disk", "kernel", "no_child_is_left", "timers", "tree"]
+__all__ = ["disk", "kernel", "no_child_is_left", "timers", "tree", "ublk_disk", "ublk_kernel"]
 
 # The same examples each time: chance has its place in tools/fuzz.
 settings.register_profile(

@@ -132,7 +132,7 @@ def test_upgrade_takes_no_code_from_the_current_directory(trap: Path, tmp_path: 
 UNMOUNT = """
 from aiovblk.kernel import unmounting
 try:
-    unmounting._unmount_in_child("/dev/null", 60)
+    unmounting.run_in_child(unmounting.__name__, "/dev/null", timeout=60)
 except OSError as exc:
     print("refused")
 """

@@ -31,6 +31,7 @@ EVERY_ROOM = {
     "stream",
     "threads",
     "tls",
+    "ublk",
     "unaligned",
     "workers",
 }
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dispatch": {"bitmaps", "contract", "device", "events", "latency", "protocol", "stream"},
     "interpreter": set(),
     "kernel": {"atfork", "interpreter", "libc", "protocol", "threads"},
+    "ublk": {"atfork", "device", "kernel", "libc", "protocol"},
     "keyfiles": set(),
     "latency": set(),
     "libc": set(),
@@ -67,7 +69,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "events",
         "kernel",
         "socketfile",
+        "protocol",
+        "stream",
         "threads",
+        "ublk",
         "workers",
     },
     "server": {
@@ -100,6 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 NOT_FROM_OUTSIDE: dict[str, set[str]] = {
     "protocol": {"asyncio", "socket", "os", "io", "selectors", "ssl", "anyio", "uvloop"},
     "kernel": {"asyncio", "anyio", "uvloop"},
+    "ublk": {"asyncio", "anyio", "uvloop"},
     "stream": {"anyio", "uvloop", "socket", "fcntl", "ctypes"},
     "dispatch": {"anyio", "uvloop", "fcntl", "ctypes"},
 }

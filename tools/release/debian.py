@@ -45,7 +45,14 @@ PRIVATE = "/usr/lib/aiovblk"
 
 PROGRAMS = {"dh": "debhelper", "dpkg-buildpackage": "dpkg-dev"}
 
-FILES = ("aiovblk@.service", "aiovblk-serve@.service", "aiovblk-serve@.socket", "60-aiovblk.rules")
+FILES = (
+    "aiovblk@.service",
+    "aiovblk-serve@.service",
+    "aiovblk-serve@.socket",
+    "60-aiovblk.rules",
+    "udev/60-ublk-users.rules",
+    "udev/ublk-owner",
+)
 """What packaging/ has beside debian/, and debian/rules installs."""
 
 

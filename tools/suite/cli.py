@@ -33,7 +33,8 @@ stages:
     unit     tests/unit: no kernel device, no root, no other programs
     tools    tests/tools: tools/vm and tools/test themselves
     interop  tests/interop: other people's NBD programs, and a terminal
-    kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything
+    kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything,
+             and the core and ublk on Linux 7.3, of backports, on the newest Python, by netlink
     systemd  tests/systemd, in Debians with systemd and udev
     rgw      tests/rgw, disks in a Ceph of their own behind its S3 gateway
     release  tests/release, sdist and wheel as they are installed; Grafana's dashboard
@@ -41,7 +42,7 @@ stages:
 
 environment:
     PYTHONS="3.11 3.13"   the versions to test on
-    KERNELS="6.12"        the kernels to test on: 6.1, 6.12, host
+    KERNELS="6.12"        the kernels to test on: 6.1, 6.12, 7.3, host
     VM_TIMEOUT=4500       seconds for a virtual machine
 
 What has passed is recorded for the tree as it is, committed or not.  With --resume, steps that

@@ -26,11 +26,17 @@ Scope = Literal["part", "check", "test", "all"]
 Batch = Sequence[Step]
 
 KERNELS = ("6.1", "6.12")
-SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13"}  # what bookworm and trixie have
+"""Those of Debian's releases, bookworm and trixie."""
+BACKPORT = "7.3"
+"""Trixie's newer one.  In the whole matrix the core and all tests of ublk run on it once, by
+netlink and on the newest Python, as they go with such a kernel: its ublk driver is the next."""
+SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13", BACKPORT: "3.13"}  # what bookworm and trixie have
 WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:random_order")
 """pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
 VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
 """Seconds for a virtual machine with a whole matrix of tests."""
+GUESTS_AT_ONCE = 2
+"""Each takes two processors, and more of them at once would only run into their deadlines."""
 
 
 @dataclass(slots=True)
@@ -51,14 +57,18 @@ class Plan:
 
     @property
     def kernels(self) -> list[str]:
-        """Return the kernels to test on: $KERNELS, else the newest for a part, else all."""
-        chosen = os.environ.get("KERNELS", "").split()
-        return chosen or list(KERNELS[-1:] if self.scope == "part" else KERNELS)
+        """Return the kernels to test on: $KERNELS, else the releases', of which a part has one."""
+        return chosen_kernels() or list(KERNELS[-1:] if self.scope == "part" else KERNELS)
 
     def paths(self, default: str) -> Sequence[str]:
         """Return the words for pytest, with `default` where no path is among them."""
         named = [word for word in self.words if Path(word.partition("::")[0]).exists()]
         return self.words if named else [default, *self.words]
+
+
+def chosen_kernels() -> list[str]:
+    """Return the kernels that $KERNELS names; empty where it is not set."""
+    return os.environ.get("KERNELS", "").split()
 
 
 def lint(plan: Plan) -> Iterator[Batch]:
@@ -126,9 +136,14 @@ def interop(plan: Plan) -> Iterator[Batch]:
 
 
 def kernel(plan: Plan) -> Iterator[Batch]:
-    """Run the kernel tests: the core, or all, in one virtual machine per kernel, all at once."""
+    """Run the kernel tests: the core, or all, in one virtual machine per kernel, two at once."""
     compile_for_guests(plan.pythons, "tests/kernel")
-    yield [kernel_step(plan, number, name) for number, name in enumerate(plan.kernels)]
+    kernels = plan.kernels
+    if plan.scope == "all" and not chosen_kernels():
+        kernels = [*kernels, BACKPORT]
+    steps = [kernel_step(plan, number, name) for number, name in enumerate(kernels)]
+    for first in range(0, len(steps), GUESTS_AT_ONCE):
+        yield steps[first : first + GUESTS_AT_ONCE]
 
 
 def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
@@ -143,6 +158,8 @@ def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
             (version, ("ioctl", "netlink")[(number + other) % 2])
             for other, version in enumerate(plan.pythons)
         ]
+        if kernel == BACKPORT:
+            runs = [(plan.pythons[-1], "netlink")]
     else:
         core = "kernel core" if plan.scope == "test" else "kernel tests"
         version = plan.pythons[0 if number == 0 and len(plan.kernels) > 1 else -1]
@@ -157,7 +174,9 @@ def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
             words += ["-m", "core"]
         elif plan.scope == "all":
             words += ["--long"]
-            if version != plan.pythons[-1]:
+            if kernel == BACKPORT:
+                words += ["-m", "core or ublk"]
+            elif version != plan.pythons[-1]:
                 # What does not depend on the version, and takes long here, runs on the newest.
                 words += ["-m", "not newest_python"]
         commands.append(
@@ -222,7 +241,7 @@ def debian(plan: Plan) -> Iterator[Batch]:
     yield [Step("debian", "wheel for the packages", ["tools/packages", "python"])]
     for kernel in plan.kernels:
         suite, version = roots.SUITES.get(kernel, ""), SYSTEMD_PYTHONS.get(kernel, "")
-        name = f"package for Debian {suite}"
+        name = f"package for Debian {suite}, Linux {kernel}"
         if version not in environments.available():
             plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
             continue

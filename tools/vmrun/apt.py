@@ -19,9 +19,24 @@ from pathlib import Path
 
 from .console import VMError, find_program, say
 
-# Where Debian has each kernel, best first.  Backports come before trixie because their key is on
-# every Debian 12 and their list is small.
-SUITES = {"6.1": ("bookworm",), "6.12": ("bookworm-backports", "trixie")}
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where Debian has the kernels of one series."""
+
+    release: str
+    """The release that they run with: the one they are of, or whose backports have them."""
+    suites: tuple[str, ...]
+    """Where apt finds them on any mirror, best first."""
+
+
+ORIGINS = {
+    "6.1": Origin("bookworm", ("bookworm",)),
+    # The key of these backports is on every Debian 12, and their list is small.
+    "6.12": Origin("trixie", ("bookworm-backports", "trixie")),
+    # Backports have one series at a time: when they go on to the next, so must this line.
+    "7.3": Origin("trixie", ("trixie-backports",)),
+}
 
 # Besides a release's name, sources may call it by its place in the row of releases.
 SUITE_ALIASES = {"stable", "oldstable", "oldoldstable"}
@@ -66,7 +81,7 @@ def fetch(kernel: str, state: Path, into: Path) -> list[Path]:
     """Download the packages of `kernel` ("6.1") into the directory `into`.
 
     Args:
-        kernel: the series, a key of SUITES.
+        kernel: the series, a key of ORIGINS.
         state: a directory for the private apt's lists, kept between calls.
         into: an empty directory.
 
@@ -92,7 +107,7 @@ def fetch(kernel: str, state: Path, into: Path) -> list[Path]:
         return files
     raise VMError(
         f"apt has no kernel {kernel}; run apt-get update, or add a Debian mirror with "
-        f"{' or '.join(SUITES[kernel])} to its sources"
+        f"{' or '.join(ORIGINS[kernel].suites)} to its sources"
     )
 
 
@@ -103,14 +118,34 @@ def download(apt: Apt, packages: Sequence[Package], into: Path) -> list[Path]:
 
 
 def debian_packages(apt: Apt, kernel: str) -> list[Package]:
-    """Return what Debian's meta package stands for in the series `kernel`, newest first in apt."""
+    """Return what Debian's meta package stands for in the series `kernel`, newest first in apt.
+
+    Of 6.1 and 6.12 that is one package; of 7.3 it is one that depends on three more, which have the
+    image, the modules, and lists of them.
+    """
     for line in apt.query("madison", "linux-image-amd64").splitlines():
         version = line.split("|")[1].strip()
         if version.startswith(f"{kernel}."):
-            record = apt.query("show", f"linux-image-amd64={version}")
-            depends = re.search(r"^Depends: (\S+) \(= (\S+)\)", record, re.MULTILINE)
-            return [Package(depends[1], depends[2])] if depends else []
+            parts = parts_of(apt, Package("linux-image-amd64", version))
+            # What has no number in its name is another meta package.
+            return [package for package in parts if re.search(r"-\d", package.name)]
     return []
+
+
+def parts_of(apt: Apt, package: Package) -> list[Package]:
+    """Return all that `package` needs in one version alone, as parts of a whole do, nearest first.
+
+    The programs that install a kernel may have any version, and are not among them.
+    """
+    parts = [package]
+    for part in parts:  # grows meanwhile
+        record = apt.query("show", f"{part.name}={part.version}")
+        depends = re.search(r"^Depends: (.*)$", record, re.MULTILINE)
+        for word in depends[1].split(", ") if depends else ():
+            exact = re.fullmatch(r"(\S+) \(= (\S+)\)", word)
+            if exact and Package(*exact.groups()) not in parts:
+                parts.append(Package(*exact.groups()))
+    return parts[1:]
 
 
 def nearest_packages(apt: Apt, kernel: str) -> list[Package]:
@@ -135,7 +170,7 @@ def distance(release: str, kernel: str) -> tuple[int, list[int]]:
 
 def private_apts(kernel: str, state: Path) -> Iterator[Apt]:
     """Yield an updated private apt for each Debian suite that has `kernel`."""
-    for suite in SUITES[kernel]:
+    for suite in ORIGINS[kernel].suites:
         sources = list(sources_for(suite))
         for number, (suffix, text) in enumerate(sources):
             home = state / f"{suite}-{number}"

@@ -24,8 +24,8 @@ Run a command under a Linux kernel that has nbd, with this machine's files aroun
 The guest sees this machine's root directory unchanged, as root.  What the command writes is lost,
 except below --rw DIR.  Output streams to stdout; stdin is empty.
 
-With --systemd it sees the Debian that the kernel is from (6.1: bookworm, 6.12: trixie) with its own
-python3, and of this machine the current directory and --ro DIR.
+With --systemd it sees the Debian that the kernel is for (6.1: bookworm; 6.12, and 7.3 of its
+backports: trixie) with its own python3, and of this machine the current directory and --ro DIR.
 """
 
 EPILOG = """\

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .apt import ORIGINS
 from .console import VMError, find_program, require
 
 
@@ -31,7 +32,9 @@ def run(command: Sequence[str], environment: dict[str, str], timeout: float) -> 
     if os.getuid() != 0:
         rerun_as_root(environment)
     if not has_nbd():
-        raise VMError("this kernel has no nbd; use --kernel 6.1 or 6.12, which bring their own")
+        raise VMError(
+            f"this kernel has no nbd; use --kernel {' or '.join(ORIGINS)}, which bring their own"
+        )
     with open("/dev/kmsg", "rb", buffering=0, opener=nonblocking) as messages:
         os.lseek(messages.fileno(), 0, os.SEEK_END)
         # A session of its own, so that a timeout ends the children too.

@@ -27,7 +27,7 @@ from typing import IO
 from . import apt
 from .console import VMError, find_program, require, say
 
-SERIES = tuple(apt.SUITES)
+SERIES = tuple(apt.ORIGINS)
 
 # The modules that a test of a block device may want.  The rest (drivers for real hardware, most of
 # the network) is four fifths of 330 MB, which would make unpacking and depmod slow.
@@ -42,6 +42,9 @@ MODULE_FILE = re.compile(
         )""",
     re.VERBOSE,
 )
+
+# The second is where the packages of 7.3 have it.
+IMAGE_FILE = re.compile(r"\./(?:boot/vmlinuz-[^/]+|usr/lib/modules/[^/]+/vmlinuz)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def unpack(package: Path, home: Path) -> None:
             file = archive.extractfile(member) if member.isreg() else None
             if file is None:
                 continue
-            if member.name.startswith("./boot/vmlinuz-"):
+            if IMAGE_FILE.match(member.name):
                 save(file, home / "vmlinuz")
             elif path := MODULE_FILE.match(member.name):
                 save(file, home / path[1])

@@ -16,7 +16,7 @@ COMPLAINT = re.compile(
           | general\ protection\ fault
           | double\ fault
           | Kernel\ panic
-          | INFO:\ task\ .*\ blocked\ for\ more\ than
+          | INFO:\ task\ .*\ blocked\ (?:in\ I/O\ wait\ )?for\ more\ than  # 7.3 tells them apart
           | refcount_t:
           | (?:slab\ )?list_(?:add|del)\ corruption
           | .*\b(?:KASAN|UBSAN|KCSAN|KFENCE):

@@ -17,8 +17,8 @@ from . import apt
 from .console import VMError, require, say
 from .kernels import cache_directory, locked
 
-# The release that each kernel is the one of.
-SUITES = {"6.1": "bookworm", "6.12": "trixie"}
+# The release that each kernel runs with.
+SUITES = {series: origin.release for series, origin in apt.ORIGINS.items()}
 
 PACKAGES = ["systemd", "systemd-sysv", "udev", "python3", "e2fsprogs", "fdisk", "kmod", "procps"]
 

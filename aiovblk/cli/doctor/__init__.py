@@ -1,4 +1,4 @@
-"""``aiovblk doctor``: diagnose problems with NBD on this machine, and suggest fixes.
+"""``aiovblk doctor``: diagnose problems with devices on this machine, and suggest fixes.
 
 Checks open no attached device, since that may never return. Every check has a timeout, so that one
 that hangs does not stop the others. A new check is a function in one of the modules here, which
@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from ...threads import run_in_daemon_thread
 from ..options import add_json
 from ..parser import CommandParser
-from . import devices, environment, machine
+from . import devices, environment, machine, ublk
 from .clean import clean_devices
 from .findings import Finding, Level, as_json, fail, warn
 
@@ -30,6 +30,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     environment.container,
     machine.netlink_family,
     machine.udev,
+    ublk.driver,
     devices.attached,
     devices.hung_tasks,
 )
@@ -39,7 +40,7 @@ def configure(parser: CommandParser) -> None:
     """Describe the command and its options."""
     parser.usage = "%(prog)s [OPTION...]"
     parser.description = (
-        "Diagnose problems and suggest fixes: checks the kernel, its driver, device nodes, "
+        "Diagnose problems and suggest fixes: checks the kernel, its drivers, device nodes, "
         "privileges, containers, devices whose server is gone, and programs that hang. Prints a "
         "line for each finding: ok, info, warn or fail, and the command that fixes it. Exit status "
         "1 if a check fails."

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from ... import ublk
 from ...errors import AttachError, DeviceBusyError
 from ...kernel import sysfs, unmounting, users
-from .devices import zombies
+from .devices import dead_ublk_devices, zombies
 from .findings import Finding, fail, info, ok
 
 TOPIC = "clean"
@@ -18,14 +19,17 @@ RECHECK_DELAY = 0.2
 
 def clean_devices(*, dry_run: bool) -> Iterator[Finding]:
     """Free every device whose server is gone; with ``dry_run`` only report what would be done."""
-    dead = set(zombies())
-    if dead:
+    dead, dead_ublk = set(zombies()), set(dead_ublk_devices())
+    if dead or dead_ublk:
         time.sleep(RECHECK_DELAY)
         dead &= set(zombies())
-    if not dead:
+        dead_ublk &= set(dead_ublk_devices())
+    if not dead and not dead_ublk:
         yield ok(TOPIC, "no device without a server")
     for index in sorted(dead):
         yield from _plan(index) if dry_run else _free(index)
+    for number in sorted(dead_ublk):
+        yield _plan_ublk(number) if dry_run else _remove_ublk(number)
 
 
 def _plan(index: int) -> Iterator[Finding]:
@@ -58,6 +62,17 @@ def _free(index: int) -> Iterator[Finding]:
     else:
         yield from (info(TOPIC, f"{path}: {step}") for step in steps)
         yield ok(TOPIC, f"{path} is free")
+
+
+def _plan_ublk(number: int) -> Finding:
+    return info(TOPIC, f"{ublk.node(number)}: would remove what is left of it")
+
+
+def _remove_ublk(number: int) -> Finding:
+    path = ublk.node(number)
+    if ublk.remove_dead(number) or number not in ublk.numbers():
+        return ok(TOPIC, f"{path} is removed")
+    return fail(TOPIC, f"{path}: the driver does not remove it; see the kernel's log")
 
 
 def _umount_command(index: int) -> str | None:

@@ -49,7 +49,7 @@ def driver() -> Iterator[Finding]:
 
 def _missing_driver(release: str) -> Finding:
     directory = MODULES / release
-    if any("/nbd.ko" in (sysfs.read(directory / name) or "") for name in _MODULE_LISTS):
+    if has_module("nbd", release):
         if capabilities.has_capability(Capability.CAP_SYS_MODULE):
             return info("driver", "not loaded yet; a mount loads it", "modprobe nbd")
         return fail("driver", "not loaded", "sudo modprobe nbd")
@@ -61,7 +61,10 @@ def _missing_driver(release: str) -> Finding:
     return fail("driver", reason, f"apt install linux-modules-extra-{release}")
 
 
-_MODULE_LISTS = ("modules.dep", "modules.builtin")
+def has_module(name: str, release: str) -> bool:
+    """Tell whether a kernel comes with a module, or has it built in."""
+    lists = ("modules.dep", "modules.builtin")
+    return any(f"/{name}.ko" in (sysfs.read(MODULES / release / each) or "") for each in lists)
 
 
 def nodes() -> Iterator[Finding]:

@@ -18,6 +18,12 @@ from .release import HandoverRelease
 
 logger = logging.getLogger("aiovblk")
 
+UBLK_HANDOVER_UNSUPPORTED = (
+    "the kernel gives a ublk device to another process only when this one has ended: kill it, and"
+    " the next that mounts the same identity goes on"
+)
+"""Why a device is not handed over that is served by ublk."""
+
 HANDOVER_UNSUPPORTED = "its connections are in workers; end it, and mount the device again"
 """Why a device with workers cannot be handed over, but its server has to end: only a process that
 serves the connections itself knows what of them it has taken and answered."""
@@ -46,6 +52,7 @@ class HandoverProvider:
         self._state = state
         self._identity = options.handover.identity
         self._survive = options.handover.survive
+        self._is_ublk = options.attach == "ublk"
         self._timeout = options.unmount_timeout
         self._listener: HandoverListener | None = None
         self._requester: HandoverRequester | None = None
@@ -62,6 +69,8 @@ class HandoverProvider:
         """
         if not self._survive:
             raise Error("a device that is to outlive its server has to be mounted with survive=")
+        if self._is_ublk:
+            raise Error(UBLK_HANDOVER_UNSUPPORTED)
         if not self._connections.are_local:
             raise Error(HANDOVER_UNSUPPORTED)
         self._state.request_handover()
@@ -79,9 +88,9 @@ class HandoverProvider:
     def listen(self, index: int, path: str) -> None:
         """Listen for successors, even where they can only be refused, with the reason.
 
-        Without an identity this is a no-op; a failure is logged only.
+        Without an identity this is a no-op, and by ublk; a failure is logged only.
         """
-        if self._identity is None:
+        if self._identity is None or self._is_ublk:
             return
         try:
             self._listener = HandoverListener(kernel.locks.socket_path(index), self._on_request)
@@ -95,7 +104,7 @@ class HandoverProvider:
         if self._requester is not None:
             self._requester.refuse("it is unmounted")
 
-    async def release(self, attachment: kernel.Attachment) -> bool:
+    async def release(self, attachment: kernel.AttachedDisk) -> bool:
         """Leave the device attached, and hand it over to the successor that asked, if one did.
 
         Returns:

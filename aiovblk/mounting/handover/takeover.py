@@ -42,7 +42,7 @@ class TakeoverSequence:
         self._options = attaching.options
         self._steps = attaching.steps
 
-    async def take_over(self, path: str | None, identity: str) -> kernel.Attachment | None:
+    async def take_over(self, path: str | None, identity: str) -> kernel.AttachedDisk | None:
         """Serve the device that has this identity; requests are served when this returns.
 
         Args:
@@ -74,6 +74,11 @@ class TakeoverSequence:
         if attachment is not None:
             logger.info("took over %s (%s)", attachment.path, identity)
         return attachment
+
+    async def undo(self, attachment: kernel.AttachedDisk) -> None:
+        """Leave the device to another server."""
+        self._connections.abort()
+        await run_in_thread(KERNEL_TIMEOUT, attachment.abandon)
 
     async def _adopt_orphan(self, path: str | None) -> kernel.NetlinkAttachment | None:
         """Replace the dead connections of a device; None if it has just been unmounted."""

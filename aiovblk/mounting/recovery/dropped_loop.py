@@ -15,7 +15,7 @@ from ... import kernel
 from ..state import MountState
 
 
-def watch(attachment: kernel.Attachment, state: MountState) -> None:
+def watch(attachment: kernel.AttachedDisk, state: MountState) -> None:
     """Have the state of a mount learn of its attachment's end; abandon that if no loop is left.
 
     Args:

@@ -22,7 +22,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ...kernel import Attachment, status
+from ...kernel import AttachedDisk, status
 from ..connections import ConnectionGroup
 from ..deadlines import KERNEL_TIMEOUT, run_in_thread
 
@@ -35,7 +35,7 @@ POLL = 0.01
 """Seconds between two counts of the kernel's threads."""
 
 
-async def ensure_receiving(attachment: Attachment, connections: ConnectionGroup) -> None:
+async def ensure_receiving(attachment: AttachedDisk, connections: ConnectionGroup) -> None:
     """Reconnect the connections of a new device if the kernel does not receive by each of them.
 
     By netlink all are reconnected, one by one. By ioctl none can be: those without a receiver are

@@ -24,7 +24,7 @@ waits for this process to release the device (STEP_TIMEOUT)."""
 
 
 def enable_reconnecting(
-    backend: Backend, connections: ConnectionGroup, attachment: kernel.Attachment
+    backend: Backend, connections: ConnectionGroup, attachment: kernel.AttachedDisk
 ) -> None:
     """Have lost connections of a device reconnected, if it is attached by netlink."""
     if isinstance(attachment, kernel.NetlinkAttachment):

@@ -11,10 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from aiovblk.cli.doctor import environment, machine
+from aiovblk.cli.doctor import ublk as ublk_checks
 from aiovblk.kernel import netlink
+from aiovblk.ublk import control, io_uring
 
 from ...support.doctor_host import Host
 from ...support.kernel_tree import KernelTree
+from ...support.ublk_tree import ublk_tree
+
+__all__ = ["ublk_tree"]
 
 
 @pytest.fixture
@@ -29,5 +34,9 @@ def host(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=made.sys_flags))
     monkeypatch.setattr(netlink, "is_available", lambda: made.has_netlink)
+    monkeypatch.setattr(control, "CONTROL_NODE", str(made.ublk_control))
+    monkeypatch.setattr(control, "features", lambda: made.ask_ublk())
+    monkeypatch.setattr(io_uring, "refusal", lambda: made.io_uring_refusal)
+    monkeypatch.setattr(ublk_checks, "RULES", (tmp_path / "udev",))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return made

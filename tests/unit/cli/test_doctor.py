@@ -43,6 +43,7 @@ def test_machine_in_order_is_all_ok_and_status_0(
         "ok    namespaces: the host's, as far as is visible",
         "ok    netlink: the driver's family is available",
         "ok    udev: running; it probes devices that are added or changed",
+        "ok    ublk: can be used",
         "ok    devices: none is attached",
         "ok    stuck: no program waits for a device",
     ]

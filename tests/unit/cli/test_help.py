@@ -47,11 +47,11 @@ def test_examples_are_accepted(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "usage", "groups"),
     [
-        ("mount", "SPEC [/dev/nbdN]", ["device", "layers", "requests", "kernel"]),
+        ("mount", "SPEC [/dev/nbdN | /dev/ublkbN]", ["device", "layers", "requests", "kernel"]),
         ("serve", "SPEC | NAME=SPEC...", ["listening", "process", "TLS", "limits for clients"]),
         ("copy", "SOURCE TARGET", ["layers"]),
         ("clone", "DISK?snapshot=NAME TARGET", []),
-        ("resize", "DISK | /dev/nbdN SIZE", []),
+        ("resize", "DISK | /dev/nbdN | /dev/ublkbN SIZE", []),
     ],
 )
 def test_usage_says_what_is_source_and_target_and_options_are_grouped(

@@ -15,6 +15,7 @@ from aiovblk.kernel.status import DeviceState
 from ...support.kernel_tree import KernelTree
 
 DISK = AttachedDevice(
+    driver="nbd",
     index=0,
     path="/dev/nbd0",
     size=64 << 20,
@@ -26,12 +27,14 @@ DISK = AttachedDevice(
     server_name="python",
     state=DeviceState.ALIVE,
     identity="disk 7",
+    owner=None,
     in_flight=3,
     partitions=["/dev/nbd0p1"],
     holders=["dm-0"],
     used=["mounted at /mnt", "held by dm-0 (vault)"],
 )
 LOST = AttachedDevice(
+    driver="nbd",
     index=12,
     path="/dev/nbd12",
     size=3 << 29,
@@ -43,6 +46,7 @@ LOST = AttachedDevice(
     server_name=None,
     state=DeviceState.DEAD,
     identity=None,
+    owner=None,
     in_flight=0,
     partitions=[],
     holders=[],
@@ -79,6 +83,7 @@ def test_size_is_shown_in_its_unit(size: int, text: str) -> None:
 def test_json_has_all_fields_and_sizes_in_bytes() -> None:
     first, second = json.loads(list_devices.as_json([DISK, LOST]))
     assert first == {
+        "driver": "nbd",
         "index": 0,
         "path": "/dev/nbd0",
         "size": 67108864,
@@ -90,6 +95,7 @@ def test_json_has_all_fields_and_sizes_in_bytes() -> None:
         "server_name": "python",
         "state": "alive",
         "identity": "disk 7",
+        "owner": None,
         "in_flight": 3,
         "partitions": ["/dev/nbd0p1"],
         "holders": ["dm-0"],
@@ -116,6 +122,7 @@ def test_list_shows_what_the_kernel_knows(
     assert cli.main(["list", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first == {
+        "driver": "nbd",
         "index": 1,
         "path": "/dev/nbd1",
         "size": 1 << 20,
@@ -127,6 +134,7 @@ def test_list_shows_what_the_kernel_knows(
         "server_name": "python",
         "state": "alive",
         "identity": "disk 7",
+        "owner": None,
         "in_flight": 3,
         "partitions": ["/dev/nbd1p1"],
         "holders": ["dm-0"],

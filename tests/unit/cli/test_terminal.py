@@ -55,6 +55,7 @@ def test_traceback_in_a_log_keeps_its_lines_and_is_escaped() -> None:
 
 def test_list_shows_names_of_processes_and_identities_escaped() -> None:
     device = AttachedDevice(
+        driver="nbd",
         index=0,
         path="/dev/nbd0",
         size=4096,
@@ -65,6 +66,7 @@ def test_list_shows_names_of_processes_and_identities_escaped() -> None:
         server_pid=1,
         server_name=EVIL,
         state="alive",  # type: ignore[arg-type]
+        owner=None,
         identity=EVIL,
         in_flight=0,
         partitions=[],

@@ -11,6 +11,7 @@ from aiovblk import cli
 from aiovblk.cli import top
 from aiovblk.cli.device_rates import Sample, activities, rates, samples
 from aiovblk.cli.top import table
+from aiovblk.kernel.sysfs import Disk
 
 from ...support.kernel_tree import KernelTree
 
@@ -46,7 +47,7 @@ def test_idle_device_has_no_latency() -> None:
 def test_table_has_a_line_for_each_attached_device(attached: KernelTree) -> None:
     before = samples()
     attached.write(attached.block / "nbd2/stat", f"{LATER}\n")
-    now = {2: Sample(before[2].time + 2, samples()[2].counters, 4242)}
+    now: dict[Disk, Sample] = {2: Sample(before[2].time + 2, samples()[2].counters, 4242)}
     header, line = table(activities(before, now)).splitlines()
     assert header.split("  ")[0] == "DEVICE"
     assert line.split() == [
@@ -58,7 +59,7 @@ def test_table_has_a_line_for_each_attached_device(attached: KernelTree) -> None
 
 def test_device_that_was_attached_anew_has_no_rates_yet(attached: KernelTree) -> None:
     now = samples()
-    before = {2: Sample(0.0, now[2].counters, 1)}
+    before: dict[Disk, Sample] = {2: Sample(0.0, now[2].counters, 1)}
     for earlier in (before, {}):
         line = table(activities(earlier, now)).splitlines()[1]
         assert line.split()[:8] == ["/dev/nbd2", "1M", *"----", "3", "-"]

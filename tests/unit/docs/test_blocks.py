@@ -31,6 +31,7 @@ EXECUTED = {
     "docs/how-to/test-a-device.md": 2,
     "docs/how-to/tls.md": 1,
     "docs/how-to/track-changes.md": 1,
+    "docs/how-to/ublk.md": 1,
     "docs/how-to/upgrade.md": 1,
     "docs/how-to/web-server-image.md": 1,
     "docs/how-to/workers.md": 4,

@@ -24,6 +24,7 @@ OPTIONS = inspect.signature(aiovblk.mounted)
 @pytest.mark.parametrize(
     ("page", "number", "options"),
     [
+        ("ublk", 0, {"attach": "ublk"}),
         ("workers", 0, {"connections": 2}),
         ("workers", 1, {"workers": 2}),
         ("survive-a-crash", 0, {"identity": "volume-42", "survive": 60}),

@@ -145,6 +145,18 @@ def test_a_device_that_may_have_a_server_is_not_freed(
     assert not machine.disconnected
 
 
+def test_a_device_whose_server_is_just_ending_or_beginning_has_none_in_another_container(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.tree.kernel_threads("nbd1")
+    monkeypatch.setattr(orphans, "is_initial", lambda kind: kind == "pid")
+    with pytest.raises(DeviceBusyError, match="is just being attached or detached"):
+        machine.attach()
+    machine.tree.process(SERVER, "python")
+    error = orphans.orphan_error(1, "/dev/nbd1")
+    assert error.holders == (f"served by process {SERVER} (python)",)
+
+
 def test_a_device_that_cannot_be_freed_is_reported(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""Mount by the kernel's ublk driver: attaching, and serving without a socket."""

@@ -1,0 +1,305 @@
+"""A ublk device outlives its server: killed while it is used, and taken over by the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiovblk
+from aiovblk import AttachError, DeviceBusyError, Error, Mount, ublk
+from aiovblk.errors import UblkUnavailableError
+from aiovblk.kernel import sysfs
+from aiovblk.kernel.status import DeviceState
+from aiovblk.ublk import availability, control, identities
+from aiovblk.ublk.commands import Feature, State
+from aiovblk.ublk.identified import IdentifiedAttachment
+
+from .support import (
+    DATA,
+    DEVICES,
+    MIB,
+    Disk,
+    Program,
+    becomes_true,
+    fio,
+    pread,
+    program,
+    pwrite,
+    sh,
+)
+
+pytestmark = [
+    pytest.mark.ublk,
+    pytest.mark.deadline(1200),
+    pytest.mark.one_loop,
+    pytest.mark.newest_python,
+]
+
+MOUNT = ["-m", "aiovblk", "mount", "--attach=ublk", "--identity=volume"]
+SURVIVING = [*MOUNT, "--survive=60"]
+LONG = 1000.0  # seconds for what goes on while servers are killed
+
+surviving = partial(aiovblk.mounted, attach="ublk", identity="volume", survive=60)
+
+
+@pytest.fixture(scope="module")
+def features() -> Feature:
+    try:
+        return availability.ensure_available()
+    except UblkUnavailableError as exc:
+        pytest.skip(exc.reason)
+
+
+@pytest.fixture
+async def recovery(features: Feature) -> AsyncIterator[None]:
+    """Skip where the driver cannot recover; at the end nothing is left of any device."""
+    if Feature.SAFE_STOP_DEV not in features:
+        pytest.skip("this kernel's ublk driver has no SAFE_STOP_DEV, so its recovery is not used")
+    yield
+    await becomes_true(lambda: not remaining())
+
+
+def remaining() -> list[Path]:
+    """All that shows of any ublk device, served or not."""
+    places = {"/sys/class/ublk-char": "*", "/sys/block": "ublkb*", "/dev": "ublk[bc]*"}
+    return [path for place, names in places.items() for path in Path(place).glob(names)]
+
+
+def number(path: str) -> int:
+    return identities.number_of(path)
+
+
+def writes(path: str) -> int:
+    text = sysfs.attribute(path.removeprefix("/dev/"), "stat") or ""
+    return int(text.split()[4])
+
+
+def has_ended(process: str) -> bool:
+    """Whether a process is gone, or only waits for what has started it to ask for its status."""
+    try:
+        return not Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+@asynccontextmanager
+async def server(image: Path, *words: str) -> AsyncIterator[Program]:
+    """A program that serves an image, and has mounted it."""
+    async with program(*(words or (*SURVIVING, f"{DEVICES}:Image")), IMAGE=str(image)) as running:
+        line = await running.line()
+        assert line.startswith("mounted /dev/ublkb"), line + await running.rest()
+        running.path = line.split()[1]
+        yield running
+
+
+async def verify(path: str) -> None:
+    await fio(
+        path,
+        "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size=4M "
+        "--verify=crc32c --verify_fatal=1 --loops=2",
+        patience=LONG,
+    )
+
+
+async def written(path: str, count: int, working: asyncio.Task[Any]) -> None:
+    """Wait until so many more writes have been completed."""
+    enough = writes(path) + count
+    await becomes_true(lambda: writes(path) >= enough or working.done())
+    assert not working.done(), working.result()
+
+
+@pytest.mark.core
+async def test_servers_killed_during_writes_are_not_noticed(recovery: None, image: Path) -> None:
+    async with AsyncExitStack() as ends:
+        running = await ends.enter_async_context(server(image))
+        path = running.path
+        working = asyncio.create_task(verify(path))
+        for _ in range(2):
+            await written(path, 50, working)
+            assert await running.end(signal.SIGKILL) == -signal.SIGKILL
+            running = await ends.enter_async_context(server(image))
+            assert running.path == path
+        await working
+        assert await running.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.core
+async def test_what_no_server_comes_for_fails_in_the_end(recovery: None, image: Path) -> None:
+    words = [*MOUNT, "--survive=2", f"{DEVICES}:Hanging"]
+    async with server(image, *words) as running:
+        path = running.path
+        writing = asyncio.ensure_future(asyncio.to_thread(pwrite, path, 0, bytes(4096)))
+        log = Path(f"{image}.log")
+        await becomes_true(lambda: log.exists() and "hanging" in log.read_text())
+        await running.end(signal.SIGKILL)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await writing
+    await becomes_true(lambda: not remaining())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("opened", [False, True])
+async def test_unmounting_in_order_loses_nothing_that_is_cached(
+    recovery: None, opened: bool, outside: bool
+) -> None:
+    """With recovery STOP_DEV discards the page cache; nor is a reader to keep it mounted."""
+    disk = Disk()
+    async with surviving(disk) as mount:
+
+        async def unmount() -> None:
+            if outside:
+                await asyncio.to_thread(ublk.unmount, mount.path, timeout=LONG)
+            await mount.unmount()
+
+        fd = await asyncio.to_thread(os.open, mount.path, os.O_RDWR)
+        try:
+            assert await asyncio.to_thread(os.pwrite, fd, DATA * 4, 0) == 4 * MIB
+            if opened:
+                await unmount()
+        finally:
+            await asyncio.to_thread(os.close, fd)
+        if not opened:
+            await unmount()
+        assert disk.contents(0, 4 * MIB) == DATA * 4
+        assert disk.events[-2:] == ["flush", "unmount"]
+    await becomes_true(lambda: not remaining())
+
+
+@pytest.mark.core
+async def test_a_file_system_that_is_cut_off_keeps_what_was_written(
+    recovery: None, tmp_path: Path
+) -> None:
+    disk = Disk()
+    async with surviving(disk) as mount:
+        await sh(f"mkfs.ext4 -q {mount.path} && mount {mount.path} {tmp_path}")
+        assert await asyncio.to_thread((tmp_path / "file").write_bytes, DATA) == MIB
+        with pytest.raises(DeviceBusyError):
+            await mount.unmount()
+        await mount.unmount(force=True)
+        await sh(f"umount {tmp_path}")
+    async with surviving(disk) as mount:
+        await sh(f"mount -o ro {mount.path} {tmp_path}")
+        assert await asyncio.to_thread((tmp_path / "file").read_bytes) == DATA
+        await sh(f"umount {tmp_path}")
+
+
+@pytest.mark.core
+async def test_a_handler_that_hangs_does_not_keep_a_device_that_survives(recovery: None) -> None:
+    disk = Disk()
+    with pytest.raises(Error, match="nothing was answered for 1 s"):
+        async with surviving(disk, unmount_timeout=1) as mount:
+            disk.gate.clear()
+            writing = asyncio.ensure_future(asyncio.to_thread(pwrite, mount.path, 0, DATA))
+            await disk.arrived.wait()
+            await mount.unmount(force=True)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        await writing
+
+
+@pytest.mark.core
+async def test_what_is_served_is_not_taken_over(recovery: None) -> None:
+    async with surviving(Disk()) as mount:
+        with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):
+            async with surviving(Disk()):
+                pass
+        with pytest.raises(Error, match="only when this one has ended"):
+            await mount.detach()
+        assert await asyncio.to_thread(pread, mount.path, 0, 4096) == bytes(4096)
+
+
+@pytest.mark.core
+async def test_an_orphan_waits_for_a_server_of_the_same(
+    recovery: None, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused ones, and one that fails in the middle, leave it to the next."""
+    async with server(image) as running:
+        path = running.path
+        await running.end(signal.SIGKILL)
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
+    await becomes_true(lambda: ublk.status_of(number(path)).state is DeviceState.LOST)
+    with pytest.raises(AttachError, match="it waits for another server; use --force"):
+        await asyncio.to_thread(ublk.unmount, path)
+    other = "/dev/ublkb77"
+    with pytest.raises(DeviceBusyError, match=f"attached at {path}; mount it there"):
+        async with surviving(Disk(), other):
+            pass
+    with pytest.raises(AttachError, match="attached with 16777216 bytes, and this device has"):
+        async with surviving(Disk(MIB)):
+            pass
+    disk = Disk(16 * MIB)
+
+    def fail(attachment: IdentifiedAttachment, seconds: float) -> None:
+        raise OSError(errno.EIO, "a fault")
+
+    disk.gate.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(IdentifiedAttachment, "wait_until_live", fail)
+        with pytest.raises(AttachError, match="did not come alive: a fault"):
+            async with surviving(disk):
+                pass
+    disk.gate.set()
+    await disk.write(0, memoryview(DATA))
+    assert control.info(number(path)).state == State.QUIESCED
+    async with surviving(disk) as mount:
+        assert mount.path == path
+        assert await reading == DATA
+
+
+@pytest.mark.core
+async def test_an_orphan_can_be_ended_by_force(recovery: None, image: Path) -> None:
+    async with server(image) as running:
+        path = running.path
+        await running.end(signal.SIGKILL)
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, path, 0, MIB))
+    await becomes_true(lambda: ublk.status_of(number(path)).state is DeviceState.LOST)
+    await asyncio.to_thread(partial(ublk.unmount, path, force=True, timeout=LONG))
+    with pytest.raises(OSError, match=f"{os.strerror(errno.EIO)}|{os.strerror(errno.ENXIO)}"):
+        await reading
+
+
+@pytest.mark.core
+async def test_the_watchdog_of_a_dead_server_leaves_the_device_to_its_successor(
+    recovery: None, image: Path
+) -> None:
+    words = [*MOUNT, "--survive=3", f"{DEVICES}:Image"]
+    async with server(image, *words) as first:
+        threads = Path(f"/proc/{first.process.pid}/task").iterdir()
+        (watchdog,) = "".join((each / "children").read_text() for each in threads).split()
+        await first.end(signal.SIGKILL)
+    async with server(image) as second:
+        await becomes_true(lambda: has_ended(watchdog))
+        assert await asyncio.to_thread(pread, second.path, 0, 4096) == bytes(4096)
+        assert await second.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.core
+async def test_an_identity_alone_keeps_a_second_server_away(features: Feature) -> None:
+    """Without `survive` a device needs no recovery, which is unsound on some kernels."""
+    identified: Any = partial(aiovblk.mounted, attach="ublk", identity="volume")
+    mount: Mount
+    async with identified(Disk()) as mount:
+        assert Feature.USER_RECOVERY not in control.info(number(mount.path)).flags
+        with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):
+            async with identified(Disk()):
+                pass
+    await becomes_true(lambda: not remaining())
+
+
+@pytest.mark.core
+async def test_unsound_recovery_is_refused(features: Feature) -> None:
+    if Feature.SAFE_STOP_DEV in features:
+        pytest.skip("the recovery of this kernel's ublk driver is sound")
+    with pytest.raises(UblkUnavailableError, match="may hang all block devices"):
+        async with surviving(Disk()):
+            pass
+    assert not remaining()

@@ -1,0 +1,409 @@
+"""Devices with an identity: made, found, stopped, left to a successor, and taken over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from aiovblk import AttachError, DeviceBusyError
+from aiovblk.device import BlockDevice
+from aiovblk.errors import UblkUnavailableError
+from aiovblk.kernel import RequestQueue, locks
+from aiovblk.storage import MemoryDevice
+from aiovblk.ublk import attaching, identified, identities, stopping, takeover
+from aiovblk.ublk.commands import RECOVERY, ControlCommand, Feature, State, UblkDeviceInfo
+from aiovblk.ublk.identified import IdentifiedAttachment
+from aiovblk.ublk.identities import mark_of
+
+from ...support.kernel_tree import KernelTree
+from ...support.recovering_driver import (
+    SOUND,
+    RecordingWatchdog,
+    RecoveringDriver,
+    driver,
+    opened,
+    recording_watchdog,
+)
+
+__all__ = ["driver", "recording_watchdog"]
+
+SIZE = 1 << 20
+DISK = MemoryDevice(SIZE, block_size=4096)
+QUEUE = RequestQueue()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at what does not change, instead of some for seconds."""
+    monkeypatch.setattr(identities, "LOCK_TIMEOUT", 0)
+    monkeypatch.setattr(takeover, "DEATH_TIMEOUT", 0)
+    monkeypatch.setattr(stopping, "UNUSED_TIMEOUT", 0)
+
+
+def attach(
+    path: str | None = None, identity: str | None = "volume", survive: float = 60
+) -> IdentifiedAttachment:
+    made = attaching.attach(path, DISK, QUEUE, identity=identity, survive=survive)
+    assert isinstance(made, IdentifiedAttachment)
+    return made
+
+
+def take_over(
+    path: str | None = None, device: BlockDevice = DISK, survive: float = 60
+) -> IdentifiedAttachment | None:
+    return takeover.take_over_orphan(path, device, QUEUE, identity="volume", survive=survive)
+
+
+def info_of(number: int, state: State = State.QUIESCED, identity: str = "volume") -> UblkDeviceInfo:
+    flags = Feature.USER_COPY | RECOVERY
+    return UblkDeviceInfo(number=number, flags=flags, state=state, mark=mark_of(identity))
+
+
+def is_locked(number: int) -> bool:
+    try:
+        os.close(locks.acquire(f"ublkb{number}"))
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.fixture
+def orphan(driver: RecoveringDriver, tree: KernelTree) -> int:
+    """A device of the identity ``volume`` whose server is gone; beside it, another program's."""
+    driver.make(UblkDeviceInfo(number=0, flags=SOUND, state=State.LIVE), SIZE)
+    driver.make(info_of(2), SIZE)
+    tree.write(tree.block / "ublkb2/queue/logical_block_size", "4096\n")
+    lock = locks.acquire("ublkb2")
+    locks.write_owner(lock)
+    os.close(lock)
+    return 2
+
+
+# Identities
+
+
+def test_the_mark_of_an_identity_stays_the_same() -> None:
+    """The server that comes next may be another version."""
+    assert mark_of("volume") == 0xD1DEA05B4F9215A1
+    assert mark_of("volume2") != mark_of("volume")
+    assert mark_of("volume2") >> 63 == 1
+
+
+def test_a_device_is_found_by_its_identity(driver: RecoveringDriver, orphan: int) -> None:
+    found = identities.find_by_identity(None, "volume")
+    assert found is not None
+    assert found.number == orphan
+    assert identities.find_by_identity("/dev/ublkb2", "volume") == found
+    assert identities.find_by_identity(None, "another") is None
+    with pytest.raises(DeviceBusyError, match=r"'volume' is attached at .*ublkb2; mount it there"):
+        identities.find_by_identity("/dev/ublkb1", "volume")
+    driver.change(orphan, State.DEAD)
+    assert identities.find_by_identity(None, "volume") is None
+
+
+# Attaching
+
+
+def test_a_device_that_survives_is_made_so_and_watched(
+    driver: RecoveringDriver, recording_watchdog: RecordingWatchdog
+) -> None:
+    attachment = attach("/dev/ublkb5")
+    info = driver.devices[5]
+    assert RECOVERY in info.flags
+    assert info.mark == mark_of("volume")
+    assert recording_watchdog.asked == [("watch", 5)]
+    assert recording_watchdog.survive == 60
+    assert recording_watchdog.owner_token == locks.file("ublkb5").read_text().strip()
+    assert is_locked(5)
+    attachment.wait_until_live(5)
+    assert driver.sent == ["ADD_DEV", "SET_PARAMS", "START_DEV"]
+    attachment.disconnect()
+    attachment.close()
+    attachment.close()
+    assert driver.devices == {}
+    assert set(recording_watchdog.asked[1:]) == {("forget", 5)}
+    assert not is_locked(5)
+
+
+def test_an_identity_alone_takes_neither_recovery_nor_a_watchdog(
+    driver: RecoveringDriver, recording_watchdog: RecordingWatchdog
+) -> None:
+    driver.features &= ~Feature.SAFE_STOP_DEV  # not even a driver in which recovery is sound
+    attachment = attach(survive=0)
+    assert not driver.devices[0].flags & RECOVERY
+    assert recording_watchdog.asked == []
+    with pytest.raises(DeviceBusyError, match=r"the identity has just been attached at .*ublkb0"):
+        attach(survive=0)
+    attachment.wait_until_live(5)
+    attachment.disconnect()
+    assert driver.sent[-1] == "STOP_DEV"
+    attachment.abandon()
+    assert driver.devices == {}
+
+
+def test_recovery_that_is_unsound_is_refused(driver: RecoveringDriver) -> None:
+    driver.features &= ~Feature.SAFE_STOP_DEV
+    with pytest.raises(UblkUnavailableError, match="may hang all block devices of the machine"):
+        attach()
+    assert driver.sent == []
+
+
+def test_recovery_that_is_not_granted_is_refused(
+    driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.grants = ~RECOVERY
+    with pytest.raises(AttachError, match="does not let this process's devices outlive"):
+        attach()
+    assert driver.sent[-1] == "DEL_DEV_ASYNC"
+    assert driver.devices == {}
+    assert not is_locked(0)
+    monkeypatch.setattr(attaching, "is_privileged", lambda: False)
+    with pytest.raises(AttachError, match="identity takes CAP_SYS_ADMIN") as caught:
+        attach()
+    assert caught.value.errno == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("state", "locked", "refused"),
+    [(State.LIVE, False, True), (State.DEAD, True, True), (State.DEAD, False, False)],
+)
+def test_of_two_that_attach_the_same_identity_one_gives_way(
+    driver: RecoveringDriver, state: State, locked: bool, refused: bool
+) -> None:
+    """The one that is seen is started, or about to be; else it is what a dead server has left."""
+    driver.make(info_of(7, state))
+    lock = locks.acquire("ublkb7") if locked else -1
+    try:
+        if refused:
+            with pytest.raises(DeviceBusyError, match=r"just been attached at .*ublkb7"):
+                attach("/dev/ublkb5")
+            assert list(driver.devices) == [7]
+            assert not is_locked(5)
+        else:
+            attach("/dev/ublkb5").undo()
+    finally:
+        if locked:
+            os.close(lock)
+
+
+def test_a_lock_that_another_process_has_is_respected(driver: RecoveringDriver) -> None:
+    lock = locks.acquire("ublkb5")
+    try:
+        with pytest.raises(DeviceBusyError, match="already attached, served by a process that"):
+            attach("/dev/ublkb5")
+    finally:
+        os.close(lock)
+    assert driver.devices == {}
+
+
+# Stopping
+
+
+def test_the_own_claim_does_not_keep_a_device_from_being_stopped_safely(
+    driver: RecoveringDriver,
+) -> None:
+    attachment = attach()
+    attachment.wait_until_live(5)
+    attachment.claim_exclusively()
+    attachment.disconnect()
+    assert driver.sent[-1] == "TRY_STOP_DEV"
+    attachment.close()
+
+
+def test_a_device_that_is_being_closed_is_stopped_safely(
+    driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "UNUSED_TIMEOUT", 60)
+    attachment = attach()
+    attachment.wait_until_live(5)
+    driver.failures[ControlCommand.TRY_STOP_DEV] = [errno.EBUSY, errno.EBUSY, 0]
+    attachment.disconnect()
+    assert driver.sent[-3:] == ["TRY_STOP_DEV"] * 3
+    attachment.close()
+
+
+def test_what_is_cached_is_written_back_before_a_device_in_use_is_stopped(
+    driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(attachment: IdentifiedAttachment) -> None:
+        driver.sent.append("sync")
+        raise OSError(errno.EIO, "cannot be written")
+
+    monkeypatch.setattr(IdentifiedAttachment, "sync", sync)
+    attachment = attach()
+    attachment.wait_until_live(5)
+    with opened(driver.node(0)):
+        attachment.disconnect()
+    assert driver.sent[-3:] == ["TRY_STOP_DEV", "sync", "STOP_DEV"]
+    attachment.close()
+
+
+def test_a_device_that_another_has_stopped_is_stopped(driver: RecoveringDriver) -> None:
+    attachment = attach()
+    driver.failures[ControlCommand.TRY_STOP_DEV] = [errno.ENODEV, errno.EPERM]
+    attachment.disconnect()
+    with pytest.raises(PermissionError):
+        attachment.disconnect()
+    assert driver.sent[-1] == "TRY_STOP_DEV"
+    attachment.undo()
+
+
+def test_all_is_synced_when_the_node_of_a_surviving_device_cannot_be_opened(
+    driver: RecoveringDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[None] = []
+    monkeypatch.setattr(identified, "sync_all_in_child", lambda: synced.append(None))
+    attachment = attach()
+    attachment.sync()
+    assert len(synced) == 1
+    attachment.undo()
+
+
+def test_an_abandoned_device_is_left_to_a_successor(
+    driver: RecoveringDriver, recording_watchdog: RecordingWatchdog
+) -> None:
+    attachment = attach()
+    attachment.wait_until_live(5)
+    attachment.abandon()
+    attachment.abandon()
+    assert attachment.ended.done()
+    assert driver.devices[0].state == State.LIVE  # the kernel sees by itself that it is closed
+    assert recording_watchdog.asked == [("watch", 0), ("release", 0)]
+    assert not is_locked(0)
+
+
+# Taking over
+
+
+@pytest.mark.parametrize("path", [None, "/dev/ublkb2"])
+def test_a_device_whose_server_is_gone_is_taken_over(
+    driver: RecoveringDriver,
+    orphan: int,
+    recording_watchdog: RecordingWatchdog,
+    path: str | None,
+) -> None:
+    token = locks.file("ublkb2").read_text()
+    attachment = take_over(path)
+    assert attachment is not None
+    assert attachment.index == orphan
+    assert is_locked(orphan)
+    assert locks.file("ublkb2").read_text() != token
+    assert recording_watchdog.asked == [("watch", orphan)]
+    attachment.wait_until_live(5)
+    assert driver.sent == ["START_USER_RECOVERY", "END_USER_RECOVERY"]
+    assert driver.devices[orphan].server == os.getpid()
+    attachment.disconnect()
+    attachment.close()
+    assert orphan not in driver.devices
+
+
+def test_the_last_server_is_waited_for_until_the_kernel_has_parted_with_it(
+    driver: RecoveringDriver, orphan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "DEATH_TIMEOUT", 60)
+    monkeypatch.setattr(time, "sleep", lambda _: driver.change(orphan, State.QUIESCED))
+    driver.change(orphan, State.LIVE)
+    driver.failures[ControlCommand.START_USER_RECOVERY] = [errno.EBUSY, errno.EBUSY, 0]
+    attachment = take_over()
+    assert attachment is not None
+    assert driver.sent == ["START_USER_RECOVERY"] * 3
+    attachment.abandon()
+
+
+def test_a_device_that_has_a_server_is_not_taken_over(
+    driver: RecoveringDriver, orphan: int, tree: KernelTree
+) -> None:
+    driver.change(orphan, State.LIVE)
+    with pytest.raises(DeviceBusyError, match="served by a process that cannot be seen"):
+        take_over()  # it has another /run
+    tree.process(os.getpid(), "python")
+    lock = locks.acquire("ublkb2")
+    locks.write_owner(lock)
+    with pytest.raises(DeviceBusyError, match=rf"served by process {os.getpid()} \(python\)"):
+        take_over()
+    os.close(lock)
+    assert driver.sent == []
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (MemoryDevice(2 * SIZE, block_size=4096), "1048576 bytes, and this device has 2097152"),
+        (MemoryDevice(SIZE, block_size=512), "4096 bytes in a block, and this device has 512"),
+    ],
+)
+def test_a_device_that_differs_is_refused(
+    driver: RecoveringDriver, orphan: int, device: BlockDevice, reason: str
+) -> None:
+    with pytest.raises(AttachError, match=reason) as caught:
+        take_over(device=device)
+    assert caught.value.path == driver.node(orphan)
+    assert driver.sent == []
+    assert not is_locked(orphan)
+
+
+@pytest.mark.parametrize("state", [State.DEAD, None])
+def test_a_device_that_is_just_unmounted_is_attached_anew(
+    driver: RecoveringDriver, orphan: int, state: State | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock_device = identities.lock_device
+
+    def unmount(number: int) -> int:
+        if state is None:
+            driver.devices.pop(number)
+        else:
+            driver.change(number, state)
+        return lock_device(number)
+
+    monkeypatch.setattr(identities, "lock_device", unmount)
+    assert take_over() is None
+    assert not is_locked(orphan)
+    assert driver.sent == []
+
+
+def test_a_refusal_of_the_driver_leaves_the_device_to_another(
+    driver: RecoveringDriver, orphan: int
+) -> None:
+    driver.failures[ControlCommand.START_USER_RECOVERY] = [errno.EINVAL]
+    with pytest.raises(AttachError, match="it cannot be taken over: Invalid argument"):
+        take_over()
+    assert not is_locked(orphan)
+    assert take_over("/dev/ublkb2") is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "reason"),
+    [
+        (errno.EBUSY, DeviceBusyError, "already attached, served by"),
+        (errno.ENOENT, AttachError, "does not appear"),
+    ],
+)
+def test_a_queue_that_cannot_be_opened_leaves_the_device_to_another(
+    driver: RecoveringDriver,
+    orphan: int,
+    recording_watchdog: RecordingWatchdog,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[AttachError],
+    reason: str,
+) -> None:
+    """EBUSY: of two successors the driver lets one open it."""
+    monkeypatch.setattr(takeover, "NODE_TIMEOUT", 0)
+    real = os.open
+
+    def refuse(path: str | Path, *arguments: int) -> int:
+        if path == driver.char_node(orphan):
+            raise OSError(number, os.strerror(number))
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(error, match=reason):
+            take_over()
+    assert recording_watchdog.asked == [("watch", orphan), ("release", orphan)]
+    assert driver.devices[orphan].state == State.QUIESCED
+    assert not is_locked(orphan)
