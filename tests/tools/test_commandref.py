@@ -113,7 +113,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("mount mem", "memory:"),
         ("copy memory:1M fold", "folder:"),
         ("info s3", "s3://"),
-        ("mount --attach ", "auto ioctl netlink"),
+        ("mount --attach ", "auto ioctl netlink ublk"),
         ("serve --layer re", "retry read-only"),
         ("serve --cache-po", "--cache-policy"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import shtab
 
-from aiovblk.cli import make_parser
+from aiovblk.cli import attached, make_parser
 from aiovblk.cli.layerkinds import KINDS
 
 from .commands import subparsers
@@ -24,11 +24,11 @@ _PATHS = {"PATH", "FILE"}
 _SPECS = {
     "SPEC",
     "SPEC | NAME=SPEC",
-    "SPEC | /dev/nbdN",
+    f"SPEC | {attached.NODE}",
     "SOURCE",
     "TARGET",
     "DISK",
-    "DISK | /dev/nbdN",
+    f"DISK | {attached.NODE}",
     "DISK?size=SIZE",
     "DISK?snapshot=NAME",
 }
@@ -48,15 +48,14 @@ LAYER = {
 }
 NODE = {
     "bash": "_aiovblk_node",
-    "zsh": "_files -g '/dev/nbd*'",
-    "fish": "(ls -d /dev/nbd* 2>/dev/null)",
+    "zsh": "_files -g '/dev/(nbd|ublkb)*'",
+    "fish": "(string match -r '^/dev/(?:nbd|ublkb).*' /dev/*)",
 }
 
 PREAMBLE = {
     "bash": f"""
 _aiovblk_node() {{
-    local nodes=(/dev/nbd*)
-    compgen -W "${{nodes[*]}}" -- "$1"
+    compgen -W "$(compgen -G '/dev/nbd*'; compgen -G '/dev/ublkb*')" -- "$1"
 }}
 _aiovblk_layer() {{ compgen -W "{_LAYERS}" -- "$1"; }}
 # The word after a colon is one of its own (COMP_WORDBREAKS): a path, mostly.
@@ -96,7 +95,7 @@ def _completion(action: Action) -> dict[str, Any] | None:
         return dict(shtab.FILE)
     if action.metavar == "DIRECTORY":
         return dict(shtab.DIRECTORY)
-    if action.metavar == "/dev/nbdN":
+    if action.metavar == attached.NODE:
         return NODE
     if action.metavar == "LAYER":
         return LAYER
