@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk.kernel import attachment, ioctl_attachment, netlink
+from aiovblk.kernel import attachment, ioctl_attachment, netlink, node_user
 from aiovblk.kernel.ioctl_attachment import IoctlAttachment
 
 from .support import Disk, pattern, pread, pwrite
@@ -45,7 +45,7 @@ async def test_nothing_touches_the_node_in_the_loops_thread(
 
     sys.addaudithook(audit)
     record(attachment, "ioctl")
-    record(attachment, "sync")
+    record(node_user, "sync")
     record(ioctl_attachment, "ioctl")
     try:
         async with aiovblk.mounted(Disk()) as mount:
