@@ -144,10 +144,10 @@ class HandlerScheduler:
         running = [(task, as_request(each)) for task, (_, each) in self._running.tasks.items()]
         return [(task, request) for task, request in running if request.arrival < arrival]
 
-    def forget(self, task: asyncio.Task[None]) -> None:
+    def forget(self, task: asyncio.Task[None], request: Request) -> None:
         """Forget a handler whose request is answered although it has not ended."""
         self._running.tasks.pop(task, None)
-        self._server.answered.add(task)
+        self._server.answered[task] = request
 
     @property
     def is_waiting(self) -> bool:

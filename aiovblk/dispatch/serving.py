@@ -72,7 +72,7 @@ class RequestServer:
     Attributes:
         context: the context of the connection: a handler's is a copy of it.
         leader: the task that serves, as long as its handlers have not had to wait.
-        answered: tasks whose requests were answered before their handlers ended, which only a
+        answered: by task, the requests that were answered before their handlers ended, which only a
             :class:`~aiovblk.mounting.ublk.serving.TagServer` allows.
 
     """
@@ -94,7 +94,7 @@ class RequestServer:
     ) -> None:
         self.context = copy_context()
         self.leader: asyncio.Task[None] | None = None
-        self.answered: set[asyncio.Task[None]] = set()
+        self.answered: dict[asyncio.Task[None], Request] = {}
         self._current: Request | int = 0  # what it serves: a request, or where its header is
         self._receiver = receiver
         self._sender = sender

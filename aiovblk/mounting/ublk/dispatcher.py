@@ -171,7 +171,7 @@ class UblkDispatcher:
             "a handler does not end although it was cancelled; its request is answered with EIO"
             " before the kernel kills this process"
         )
-        self._scheduler.forget(task)
+        self._scheduler.forget(task, request)
         self._sender.reply(request, errno.EIO, b"", CANCELLED_BY_SERVER)
 
     def _end(self, error: OSError | None) -> None:

@@ -188,7 +188,9 @@ class TagServer(RequestServer):
                     data = await read(offset, length)
                     if type(data) is not bytes or len(data) != length:
                         data = self._checked(data, length)
-                    source.place(tag, data)
+                    # Else the tag, and its buffer, may be another request's by now.
+                    if not self.answered or task not in self.answered:
+                        source.place(tag, data)
                 elif command == _WRITE:
                     await write(offset, source.payload(tag, length))
                 else:
@@ -237,10 +239,7 @@ class TagServer(RequestServer):
 
     def _was_answered(self, task: asyncio.Task[None]) -> bool:
         """Return whether a request was answered before its handler ended; then forget that."""
-        if not self.answered or task not in self.answered:
-            return False
-        self.answered.discard(task)
-        return True
+        return self.answered.pop(task, None) is not None
 
     def leave_to_handler(self, task: asyncio.Task[None]) -> None:
         """Leave a task to its handler, which waits; another task may become the leader."""
@@ -255,6 +254,8 @@ class TagServer(RequestServer):
         """Make the request of a tag that was served directly, since its handler has raised."""
         if (waiting := self._running.tasks.get(task)) is not None:
             return as_request(waiting[1])
+        if (answered := self.answered.get(task)) is not None:
+            return answered  # the tag's descriptor may be another request's by now
         request = self._receiver.request(position)
         self._sender.stats.in_flight += 1
         self._current = request
