@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import asking, tables
+from . import asking, sections, tables
 from .asked import Verdict, judge
 from .cases import BIG_READ, BIG_WRITE, KERNEL_CASES, MAIN, PART, READ, READ_QD1, SLOW, WRITE
 from .footprint import Footprint
@@ -178,7 +178,12 @@ def write(run: Run, directory: Path) -> None:
     """Write both pages and the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / DATA).write_text(json.dumps(run.as_json(), indent=1) + "\n")
-    (directory / PAGE).write_text(page(run, picture=PICTURE if run.has_picture else None))
+    target = directory / PAGE
+    text = page(run, picture=PICTURE if run.has_picture else None)
+    ublk = sections.section(target.read_text(), sections.UBLK) if target.exists() else None
+    if ublk:  # another program's, see there
+        text = sections.with_section(text, sections.UBLK, ublk)
+    target.write_text(text)
     (directory / FIGURES_PAGE).write_text(figures_page(run))
 
 

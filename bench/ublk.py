@@ -5,7 +5,8 @@ as /dev/nbdN by this tree and by another revision. All are asked by fio in turns
 others of ``bench`` measure, this adds up the time of both processors, which fio, the server and the
 kernel share: by ublk the kernel copies in the server, by NBD in threads of its own.
 
-Prints a table in Markdown. By itself it starts the test kernel; ``--guest`` is what runs in it.
+Prints a table in Markdown, and with ``--output docs`` writes it as a section of the page
+performance.md there. By itself it starts the test kernel; ``--guest`` is what runs in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from . import sections
 from .attach import read_first_block
 from .cases import KERNEL_CASES, KERNEL_FILL, KERNEL_READ, SIZE, Case
 from .figures import LoadError
@@ -29,11 +31,23 @@ from .machine import describe, parse_busy
 from .peers.ours import SUBJECT, at_revision, python_command
 from .process import cpu_seconds
 from .pythons import REFERENCE, available
+from .report import PAGE
 from .revision import export, trees
 from .rounds import rotated, say
 from .server import ServerError, started
 
 UBLK = f"{SUBJECT}, ublk"
+
+ABOUT = """\
+One device in memory, served by Python with uvloop, in one boot of a test kernel with two
+processors: as /dev/ublkbN, as /dev/nbdN by the same tree, and by an older one. `fio --direct=1
+--ioengine=libaio` asks each in turns. A cell is requests per second, and microseconds of CPU per
+request: of the server's process, and of the whole machine, which are fio, the server and the
+kernel. The processors are emulated: read the ratios. Made by
+
+    {command}
+
+{table}"""
 PAUSE = 0.002  # seconds between two looks at a device
 TICK = 0.01  # seconds: the unit of /proc/stat, USER_HZ
 
@@ -82,27 +96,39 @@ def main() -> None:
     parser.add_argument("--against", default="de0080b", help="revision (default %(default)s)")
     parser.add_argument("--kernel", default="6.12", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="has the page performance.md")
     parser.add_argument("--guest", action="store_true", help="measure in this kernel")
     parsed = parser.parse_args()
     if parsed.guest:
         measure_all(parsed.against, parsed.rounds)
         return
+    page = parsed.output / PAGE if parsed.output else None
+    if page and not page.is_file():
+        parser.error(f"{page} is missing: --output is the directory of that page")
     export(parsed.against, available())
     command = [sys.executable, "-m", "bench.ublk", "--guest", "--against", parsed.against]
     command += ["--rounds", str(parsed.rounds)]
-    _show([*machine_command(parsed.kernel, parsed.rounds), *command])
+    text = _run_guest([*machine_command(parsed.kernel, parsed.rounds), *command])
+    print(text)
+    if page:
+        given = f"python -m bench.ublk --kernel {parsed.kernel} --rounds {parsed.rounds}"
+        text = ABOUT.format(table=text, command=f"{given} --against {parsed.against} --output docs")
+        page.write_text(sections.with_section(page.read_text(), sections.UBLK, text))
 
 
-def _show(command: Sequence[str]) -> None:
-    """Run the guest, and print its table; what else it says goes to stderr."""
+def _run_guest(command: Sequence[str]) -> str:
+    """The table that a guest has made; what else it says goes to stderr."""
+    table = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stdout is not None  # because it is a pipe
         for line in process.stdout:
             if line.startswith(MARK):
-                print(json.loads(line.removeprefix(MARK)), flush=True)
+                table = json.loads(line.removeprefix(MARK))
             else:
                 print(line, end="", file=sys.stderr, flush=True)
-    sys.exit(process.returncode)
+    if process.returncode or not table:
+        sys.exit(process.returncode or "bench: the guest has printed no table")
+    return table
 
 
 def measure_all(revision: str, rounds: int) -> None:

@@ -18,6 +18,7 @@ from bench.peers.ours import SUBJECT, TWO_WORKERS
 from bench.picture import bars, draw
 from bench.placement import Placement
 from bench.report import DATA, FIGURES_PAGE, PAGE, PICTURE, figures_page, page, write
+from bench.sections import UBLK, with_section
 from bench.summary import Key, Samples
 from bench.tables import Column
 from tests.support.bench_samples import figures, samples_of, socket_samples, whole_run
@@ -204,3 +205,11 @@ def test_machine_tells_how_fast_an_interpreter_is() -> None:
     assert told is not None
     assert re.fullmatch(rf"{platform.python_version()}, .+; \d+ ns to await a .+", told)
     assert machine._output(("no-such-program",)) is None
+
+
+def test_section_of_the_other_benchmark_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / PAGE
+    target.write_text(with_section("# Old\n", UBLK, "| its table |"))
+    write(whole_run(), tmp_path)
+    assert target.read_text().endswith(f"## {UBLK}\n\n| its table |\n")
+    assert "# Old" not in target.read_text()
