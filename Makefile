@@ -1,7 +1,7 @@
 # make check   while you work: ruff, mypy, and the unit tests on one Python, on all processors
 # make test    what a change must pass to land: lint, unit tests on the oldest and the newest Python,
 #              other NBD programs, and the core of the kernel tests in virtual machines
-# make test-all   the whole matrix: unit tests on each Python, on two in their long form, all kernel
+# make test-all   the whole matrix: unit tests on each Python, on one in their long form, all kernel
 #              tests, also on Linux 7.3, systemd and udev, Ceph's S3 gateway. ARGS=--resume goes on where
 #              an earlier run of this tree stopped
 # make demo    show what the library does, in a virtual machine

@@ -39,8 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
     deadlines.configure(config)
 
 
-def pytest_unconfigure() -> None:
-    deadlines.unconfigure()
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # A helper of pytest-xdist waits for the others here, and is ended by pytest-xdist.
+    if not hasattr(config, "workerinput"):
+        deadlines.unconfigure()
 
 
 def pytest_asyncio_loop_factories(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from .tasks import mark_retrieved, wait_shielded
+
 
 class CoalescedCall:
     """Coalesce concurrent calls of an operation, such as a flush, into as few runs as possible.
@@ -40,9 +42,9 @@ class CoalescedCall:
         """
         if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._run(self._running))
-            self._next.add_done_callback(_mark_retrieved)
+            self._next.add_done_callback(mark_retrieved)
         try:
-            await asyncio.shield(self._next)
+            await wait_shielded(self._next)
         except asyncio.CancelledError:
             raise  # of the caller
         except BaseException:
@@ -78,9 +80,3 @@ class CoalescedCall:
         except BaseException as exc:
             self._unreported = exc
             raise
-
-
-def _mark_retrieved(run: asyncio.Task[None]) -> None:
-    """Keep the event loop from logging an error that the callers get."""
-    if not run.cancelled():
-        run.exception()

@@ -95,6 +95,36 @@ async def wait_for_task(seconds: float, step: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+async def wait_shielded(future: asyncio.Future[T]) -> T:
+    """Wait for a future that others wait for, too, or that has to go on if this is cancelled.
+
+    As ``asyncio.shield``; but from Python 3.14 on that logs an exception which comes after the
+    cancellation, although others have it.
+
+    Raises:
+        BaseException: the future's.
+
+    Cancellation: of the caller, not of the future.
+
+    """
+    if not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            future.add_done_callback(mark_retrieved)
+            raise
+    return future.result()
+
+
+def mark_retrieved(future: asyncio.Future[Any]) -> None:
+    """Keep the event loop from logging an exception that others have, or that has no one to go to.
+
+    For ``add_done_callback``.
+    """
+    if not future.cancelled():
+        future.exception()
+
+
 def set_once(event: asyncio.Future[None]) -> None:
     """Set a future that serves as an event; no-op if it is set already.
 

@@ -14,6 +14,7 @@ from concurrent import futures
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from ..aio.tasks import mark_retrieved
 from ..errors import AttachError
 from ..threads import run_in_daemon_thread
 
@@ -148,5 +149,5 @@ def _undo(undo: Callable[[T], object], step: futures.Future[T]) -> None:
 
 def _consume_exception(future: asyncio.Future[T]) -> asyncio.Future[T]:
     """Keep asyncio from reporting an exception that was never retrieved."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    future.add_done_callback(mark_retrieved)
     return future

@@ -23,7 +23,7 @@ import sys
 from functools import partial
 
 from .. import kernel
-from ..aio.tasks import GracefulTask, wait_uncancelled
+from ..aio.tasks import GracefulTask, wait_shielded, wait_uncancelled
 from ..errors import AttachError, Error
 from ..events import Attached, Detached, Unmounted, Unmounting
 from .attaching import ATTACH_TIMEOUT, AttachSequence
@@ -94,7 +94,7 @@ class MountLifecycle:
         self.task = GracefulTask(self._run(name), self.state.request_stop)
         self.task.add_done_callback(self._publish_end)
         try:
-            await asyncio.shield(self.state.live)
+            await wait_shielded(self.state.live)
         except BaseException:
             await self.unmount_after_error()  # the workers, say, have to be ended
             raise

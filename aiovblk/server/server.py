@@ -14,7 +14,13 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import atfork
-from ..aio.tasks import RECHECK_INTERVAL, GracefulTask, set_once, wait_uncancelled
+from ..aio.tasks import (
+    RECHECK_INTERVAL,
+    GracefulTask,
+    set_once,
+    wait_shielded,
+    wait_uncancelled,
+)
 from ..dispatch import Stats
 from ..events import ClientRefused, EventStream, ServerClosed, ServerClosing
 from .clients import Client, Clients
@@ -131,7 +137,7 @@ class Server:
         Cancellation: safe; the server goes on.
 
         """
-        await asyncio.shield(self._closed)
+        await wait_shielded(self._closed)
 
     # For `serve`
 

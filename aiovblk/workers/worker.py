@@ -16,6 +16,7 @@ from multiprocessing import spawn
 from typing import Any, Protocol
 
 from .. import interpreter
+from ..aio.tasks import wait_shielded
 from ..threads import run_in_daemon_thread
 from .channel import Channel, socket_pair
 from .messages import Call, Notification, Result, StartupMessage
@@ -97,7 +98,7 @@ class Worker:
             # In a thread: it takes a while to start a process from a large one.
             self._spawning = run_in_daemon_thread(_spawn, theirs)
             try:
-                await asyncio.shield(asyncio.wrap_future(self._spawning))
+                await wait_shielded(asyncio.wrap_future(self._spawning))
             except BaseException as exc:
                 self._release(f"a worker process did not start: {exc!r}")
                 raise

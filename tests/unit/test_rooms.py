@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "threads": set(),
     "tls": {"keyfiles"},
     "unaligned": {"bitmaps", "device"},
-    "workers": {"atfork", "interpreter", "threads"},
+    "workers": {"aio", "atfork", "interpreter", "threads"},
     "metrics": {"dispatch", "extras"},
     "testing": EVERY_ROOM,
     "cli": {*EVERY_ROOM, "testing", "__init__"},

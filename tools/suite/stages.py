@@ -88,17 +88,17 @@ def docs(plan: Plan) -> Iterator[Batch]:
 def unit(plan: Plan) -> Iterator[Batch]:
     """Run the tests that need no kernel, on all processors, one Python after the other.
 
-    Their long form depends little on the version: in the whole matrix the oldest and the newest run
-    it, those between what is run every day.
+    Their long form repeats with more seeds and sizes what the short one does, and hardly depends on
+    the version: in the whole matrix the newest runs it, the others what is run every day.
     """
     versions = unit_pythons(plan)
-    long = [versions[0], versions[-1]] if plan.scope == "all" else []
+    long = versions[-1] if plan.scope == "all" else None
     # The words may name a single test, which starts sooner without helpers. Tests wait, too: for
     # threads and processes that they start; more of them at a time than there are processors.
     processes = 0 if plan.words else 2 * (os.cpu_count() or 1)
     for version in versions:
         options, kind, variables = [], "", {}
-        if version in long:
+        if version == long:
             options, kind = ["--long"], "long "
         else:
             # The checks of the debug mode for each block of memory cost a fifth of the time.

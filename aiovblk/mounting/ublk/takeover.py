@@ -6,7 +6,6 @@ in flight again once this process has opened the queue.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 from functools import partial
@@ -88,7 +87,7 @@ class UblkTakeoverSequence(TakeoverSequence):
             connection.leave()  # first: a handler that is cancelled must not fail its request
         connections.close()
         connections.abort()
-        await asyncio.shield(run_in_thread(KERNEL_TIMEOUT, attachment.abandon))
+        await run_in_thread(KERNEL_TIMEOUT, attachment.abandon)
 
 
 def _abandon(attachment: ublk.UblkAttachment | None) -> None:

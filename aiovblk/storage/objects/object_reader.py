@@ -18,6 +18,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from ...aio.gather import gather_all
+from ...aio.tasks import wait_shielded
 from .client import Buffer, ObjectStore
 from .codec import ObjectCodec, damaged_error, torn_error
 from .frames import FRAME, Contents, FrameTable, open_frame, open_frames, uncompressed_span
@@ -160,13 +161,8 @@ class ObjectReader:
         task = self._fetches.get(wanted)
         if task is None:
             task = self._fetches[wanted] = asyncio.create_task(self._get(stored, frame))
-            task.add_done_callback(lambda done: self._end_fetch(wanted, done))
-        return await asyncio.shield(task)
-
-    def _end_fetch(self, wanted: tuple[StoredObject, int], task: asyncio.Task[Contents]) -> None:
-        del self._fetches[wanted]
-        if not task.cancelled():
-            task.exception()  # each waiter has it; there may be none left to retrieve it
+            task.add_done_callback(lambda _: self._fetches.pop(wanted))
+        return await wait_shielded(task)
 
     async def _get(self, stored: StoredObject, frame: int) -> Contents:
         if stored.origin >= len(self._sources):

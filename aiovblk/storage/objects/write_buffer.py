@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 
 from ...aio.gather import gather_all, run_bounded
+from ...aio.tasks import wait_shielded
 from ...errors import StorageError
 from .chunk_store import ChunkStore
 from .client import Buffer
@@ -152,7 +153,7 @@ class ChunkBuffer:
                 # One future for all writes that wait: there may be many store tasks.
                 if self._next_store_end is None:
                     self._next_store_end = asyncio.get_running_loop().create_future()
-                failure = await asyncio.shield(self._next_store_end)
+                failure = await wait_shielded(self._next_store_end)
             else:
                 failure = await self._make_room()
             if failure is not None:
@@ -195,7 +196,7 @@ class ChunkBuffer:
         try:
             # What was begun before is older than what is frozen, so it becomes current first.
             tasks = list(self._store_tasks.values())
-            await gather_all(_outcome(task) for task in tasks)
+            await gather_all(wait_shielded(task) for task in tasks)
             # Nothing is begun after a failure: while the store is down, each request takes as long
             # as the retry timeout.
             parts = {index: each for index, each in frozen.items() if not each.is_complete}
@@ -350,8 +351,3 @@ async def _store_each(
         except BaseException:
             segments.close()
             raise
-
-
-async def _outcome(task: asyncio.Task[None]) -> None:
-    """Wait for a task that goes on if this is cancelled."""
-    await asyncio.shield(task)

@@ -36,6 +36,7 @@ from typing import Self
 
 from ...aio.coalesce import CoalescedCall
 from ...aio.gather import run_bounded
+from ...aio.tasks import wait_shielded
 from ...contract import check_extents
 from ...device import BlockDevice, can
 from ..ranges import round_down, round_up, split_range
@@ -242,7 +243,7 @@ class Diff:
                 task.add_done_callback(partial(self._reserved, at))
             # One task for all requests, which is not cancelled with one of them: zeroes that arrive
             # late would overwrite what a flush has written.
-            await asyncio.shield(task)
+            await wait_shielded(task)
 
     async def _reserve_page(self, at: int) -> None:
         await asyncio.sleep(0)  # a loop may start tasks at once, before this one is known
@@ -250,10 +251,8 @@ class Diff:
         await self.device.write_zeroes(page + at, page, may_trim=False)
         self._blockmap.reserve(at)
 
-    def _reserved(self, at: int, task: asyncio.Task[None]) -> None:
+    def _reserved(self, at: int, _task: asyncio.Task[None]) -> None:
         del self._reserving[at]
-        if not task.cancelled():
-            task.exception()  # raised to those who wait; asyncio would log it if none is left
 
     async def _load(self) -> None:
         """Read the map; skip holes and zeroes of the diff, which mean BASE."""

@@ -21,6 +21,7 @@ from itertools import chain
 from typing import TypeVar
 
 from ...aio.coalesce import CoalescedCall
+from ...aio.tasks import wait_shielded
 from ..ranges import split_range
 from . import points
 from .bitmap import Bitmap
@@ -320,7 +321,7 @@ class Recorder:
         """Make all durable, with checksums, and close the file."""
         async with self._lock:
             try:
-                await asyncio.shield(self.run(self._finish))
+                await wait_shielded(asyncio.create_task(self.run(self._finish)))
             finally:
                 self._threads.shutdown(wait=False)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ...aio.gate import PausableGate
 from ...aio.gather import gather_all
+from ...aio.tasks import wait_shielded
 from ...arguments import check_block_size
 from ...bitmaps import DirtyExtent
 from ...device import BlockDevice
@@ -254,8 +255,7 @@ class Tracked(Layer):
                 await edit()
 
         task = asyncio.create_task(run())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
+        await wait_shielded(task)
 
     async def _add(self, name: str) -> None:
         recorder, now = self._recorder, time.time()
