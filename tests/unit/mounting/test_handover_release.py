@@ -32,6 +32,7 @@ from aiovblk.storage import MemoryDevice
 
 from ...support.dispatch_client import Client, PuppetDevice
 from ...support.mount_server import Side, side
+from ...support.polling import until
 
 READ, WRITE = Command.READ, Command.WRITE
 WANTED = HandoverRequest("volume", HandoverGeometry(1 << 20, 512, read_only=False))
@@ -67,8 +68,7 @@ async def test_handover_during_requests_loses_and_repeats_none(
         release, attachment = old.release(tmp_path)
         async with asked(tmp_path / "socket") as (requester, asking):
             task = asyncio.create_task(release.run(requester))
-            while not old.group.paused:  # noqa: ASYNC110 (it is a turn of the loop or two)
-                await asyncio.sleep(0)
+            await until(lambda: old.group.paused)
             # Whole requests and half of one, which the old server does not take any more.
             written = first.send(WRITE, 512, data=b"x" * 512)
             cookie, message = first.request(WRITE, 1024, data=b"y" * 1024)
@@ -213,7 +213,7 @@ async def test_listener_is_private_and_ignores_invalid_requests(tmp_path: Path) 
             assert await asyncio.to_thread(sock.recv, 10) == b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
         waiting.connect(str(path))
-        await asyncio.sleep(0.01)
+        await until(lambda: listener._requests)
         path.unlink()
         other = HandoverListener(path, lambda requester: None)
         listener.close()
