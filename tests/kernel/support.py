@@ -14,7 +14,7 @@ from pathlib import Path
 
 from anyio.abc import TaskStatus
 
-from aiovblk import Mount, mount
+from aiovblk import BlockDevice, Mount, mount
 from aiovblk.kernel.sysfs import wait_until_free
 from aiovblk.mounting import Attach
 from aiovblk.storage import MemoryDevice
@@ -75,6 +75,21 @@ class Disk(MemoryDevice):
 
     def contents(self, offset: int, length: int) -> bytes:
         return self._memory[offset : offset + length]
+
+
+class Plain(BlockDevice):
+    """All ones, with the handlers that a device must have, and no other."""
+
+    blocks = 1024
+
+    def __init__(self) -> None:
+        self.memory = bytearray(b"\xff" * self.size)
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        return self.memory[offset : offset + length]
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        self.memory[offset : offset + len(data)] = data
 
 
 @dataclass(frozen=True)

@@ -273,33 +273,32 @@ async def test_connection_whose_reconnect_fails_is_lost() -> None:
         assert not server.state.disconnected.done()
 
 
+async def lose_without_replacement(server: Side) -> None:
+    """Break a connection of a server, and wait until a replacement is opened, which never ends."""
+    began = asyncio.Event()
+
+    async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
+        began.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    server.group.reconnector.open_replacement = open_replacement
+    server.clients[0].writer.close()
+    await began.wait()
+
+
 async def test_reconnect_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "RECONNECT_TIMEOUT", 0.05)
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.start()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
+        await lose_without_replacement(server)
         await server.state.stream_ended
 
 
 async def test_close_cancels_a_reconnect() -> None:
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.start()
-        began = asyncio.Event()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            began.set()
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
-        await began.wait()
+        await lose_without_replacement(server)
         await server.group.close()
         await server.state.stream_ended
 
@@ -307,16 +306,7 @@ async def test_close_cancels_a_reconnect() -> None:
 async def test_disconnect_by_the_kernel_cancels_a_reconnect() -> None:
     async with side(MemoryDevice(1 << 20, block_size=512), connections=2) as server:
         await server.start()
-        began = asyncio.Event()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            began.set()
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
-        await began.wait()
+        await lose_without_replacement(server)
         server.clients[1].send(Command.DISC)
         await server.state.disconnected
         assert not server.state.stream_ended.done()
