@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Plant faults in the package, to see whether the tests notice: tools/mutate.py --help.
 
     tools/mutate.py plant --seed 15 mount:await kernel:lock ... --out DIR

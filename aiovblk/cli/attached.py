@@ -25,7 +25,7 @@ def ublk_number(disk: Disk) -> int | None:
 
 
 def is_named_as_ublk(path: str) -> bool:
-    """Tell whether a path is one that a ublk device may have."""
+    """Return whether a path is one that a ublk device may have."""
     directory, name = os.path.split(path)
     return directory == "/dev" and ublk_number(name) is not None
 
@@ -60,7 +60,7 @@ def _name_of(path: str) -> str:
 
 
 def is_attached(disk: Disk) -> bool:
-    """Tell whether a device is attached: whether it can be used, or could be."""
+    """Return whether a device is attached: whether it can be used, or could be."""
     number = ublk_number(disk)
     if number is not None:
         return status.exists(number)

@@ -26,7 +26,7 @@ _POLL = 0.02
 
 
 def variables_of(uri: str) -> dict[str, str]:
-    """Return the environment variables that tell the command how to connect, as nbdkit names them.
+    """Return the environment variables with which the command can connect, named as nbdkit's are.
 
     ``uri`` and ``nbd`` are the same URI; then ``unixsocket`` or ``port``, ``exportname``, and
     ``tls`` (2: required), which is missing without TLS.

@@ -50,7 +50,7 @@ Make = Callable[[int, str, int, AttachConfig], Attachment]
 
 
 def prefers_netlink() -> bool:
-    """Tell whether devices are attached by netlink if the caller does not choose.
+    """Return whether devices are attached by netlink if the caller does not choose.
 
     Blocks. It may load the driver.
     """
@@ -181,7 +181,7 @@ def _make_by_netlink(index: int, path: str, lock: int, config: AttachConfig) -> 
 
 
 def _all_nodes_exist() -> bool:
-    """Tell whether the kernel may choose: a container may have few nodes, which it cannot know."""
+    """Return whether the kernel may choose: it cannot know that a container has few nodes."""
     return all(os.path.exists(f"/dev/nbd{index}") for index in sysfs.indices())
 
 

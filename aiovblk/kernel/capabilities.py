@@ -23,7 +23,7 @@ _INITIAL_INODES = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 
 def has_capability(capability: Capability) -> bool:
-    """Tell whether this process has a capability where it counts: in the initial user namespace."""
+    """Return whether this process has a capability in the initial user namespace, as counts."""
     return is_initial("user") is not False and bool(_effective() >> capability & 1)
 
 
@@ -36,7 +36,7 @@ def _effective() -> int:
 
 
 def is_initial(kind: str) -> bool | None:
-    """Tell whether this process is in the initial namespace of a kind; None if unknown.
+    """Return whether this process is in the initial namespace of a kind; None if unknown.
 
     Args:
         kind: ``user``, ``pid``, or another, which is compared with that of process 1: in a

@@ -214,7 +214,7 @@ def disconnect(index: int, timeout: float = TIMEOUT) -> None:
 
 
 def is_available() -> bool:
-    """Tell whether this network namespace has the NBD family; may load the kernel's module."""
+    """Return whether this network namespace has the NBD family; may load the kernel's module."""
     try:
         with open_socket() as sock:
             look_up(sock)

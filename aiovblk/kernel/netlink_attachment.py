@@ -145,7 +145,7 @@ class NetlinkAttachment(Attachment):
                 atfork.close_protected(fd)
 
     def _is_ours(self) -> bool:
-        """Tell whether no other server has attached the index, after a disconnect."""
+        """Return whether no other server has attached the index, after a disconnect."""
         return self._server_thread is None or sysfs.server_thread(self.index) == self._server_thread
 
     def check_is_ours(self) -> None:

@@ -106,7 +106,7 @@ def _scan(path: str) -> bool:
 
 
 def _problem(disk: Disk, name: str) -> str | None:
-    """Tell why the node of a partition cannot be used yet; None if it can."""
+    """Return why the node of a partition cannot be used yet; None if it can."""
     node = f"/dev/{name}"
     number = attribute(disk, name, "dev")
     if number is None:

@@ -26,13 +26,13 @@ def process_of(thread: int) -> tuple[int, str] | None:
 
 
 def is_stopped(process: int) -> bool:
-    """Tell whether a process is stopped, by a signal or a debugger (proc_pid_stat(5))."""
+    """Return whether a process is stopped, by a signal or a debugger (proc_pid_stat(5))."""
     fields = (read(PROC / str(process) / "stat") or "").rpartition(")")[2].split()
     return fields[:1] in (["T"], ["t"])
 
 
 def is_kernel_thread(thread: int | str) -> bool:
-    """Tell whether a thread is a kernel thread, and not a process that only has such a name.
+    """Return whether a thread is a kernel thread, and not a process that only has such a name.
 
     Any process can take any name (PR_SET_NAME). Kernel threads have a flag that no other thread has
     (PF_KTHREAD of include/linux/sched.h; the ninth field of /proc/PID/stat).

@@ -43,7 +43,7 @@ def set_resend_timer(index: int, config: AttachConfig, queue_before: dict[str, s
 
 
 def has_died(attachment: NetlinkAttachment, seconds: float) -> bool:
-    """Tell whether a connection that has ended died, rather than was removed by a command. Blocks.
+    """Return whether a connection that has ended died, and was not removed by a command. Blocks.
 
     NBD_CLEAR_SOCK drops the page cache, so a server must not reconnect after it as if nothing had
     happened; but the kernel would accept that. The kernel sends LINK_DEAD for connections that die

@@ -1,10 +1,10 @@
 """The status of a device, as seen from outside: who serves it, is it alive, how was it attached.
 
-The file ``pid`` in /sys does not tell whether a device has a server. It stays until the last user
+The file ``pid`` in /sys does not show whether a device has a server. It stays until the last user
 has closed a device whose server is long gone; and of a device that was attached by netlink it names
 the thread that sent CONNECT, which may have ended while the device lives.
 
-The kernel's receiving threads do tell. One runs for each connection of a device, from attaching
+The kernel's receiving threads show it. One runs for each connection of a device, from attaching
 until the connection ends, and its name contains the device: ``kworker/u8:1+nbd0-recv``, with a
 minus once it has ended (recv_work in drivers/block/nbd.c, wq_worker_comm in kernel/workqueue.c).
 Since any process may take such a name, it also has to be a kernel thread. In a container with
@@ -106,13 +106,13 @@ def _thread_names() -> Iterator[tuple[str, bytes]]:
 
 
 def sees_kernel_threads() -> bool:
-    """Tell whether this /proc shows kernel threads."""
+    """Return whether this /proc shows kernel threads."""
     name = sysfs.read(procfs.PROC / _KTHREADD / "comm")
     return name == "kthreadd" and is_kernel_thread(_KTHREADD)
 
 
 def receives_link_dead_events() -> bool:
-    """Tell whether the kernel sends this process an event when a connection dies, if known.
+    """Return whether the kernel sends this process an event when a connection dies, if known.
 
     It sends them in the first network namespace only, the one of its own threads.
     """
@@ -162,12 +162,12 @@ def flags_from_sysfs(disk: Disk) -> TransmissionFlag:
 
 
 def is_rotational(disk: Disk) -> bool:
-    """Tell whether the kernel treats a device as a spinning disk."""
+    """Return whether the kernel treats a device as a spinning disk."""
     return sysfs.queue_attribute(disk, "rotational") == "1"
 
 
 def is_read_only(disk: Disk) -> bool:
-    """Tell whether the kernel refuses writes."""
+    """Return whether the kernel refuses writes."""
     return sysfs.attribute(disk, "ro") == "1"
 
 

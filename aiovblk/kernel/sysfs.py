@@ -66,7 +66,7 @@ def size(disk: Disk) -> int:
 
 
 def is_free(index: int) -> bool:
-    """Tell whether a device is not attached. A program may still have its node open."""
+    """Return whether a device is not attached. A program may still have its node open."""
     return server_thread(index) is None and size(index) == 0
 
 

@@ -287,7 +287,7 @@ def _exported(directories: Collection[Path]) -> Iterator[str]:
 
 
 def _is_one_of(path: str | None, directories: Collection[Path]) -> bool:
-    """Tell whether a path is the node of one of these devices."""
+    """Return whether a path is the node of one of these devices."""
     if not path or not path.startswith("/dev/"):
         return False  # stat() of a file elsewhere may block on the server of its file system
     if path.removeprefix("/dev/") in {directory.name for directory in directories}:

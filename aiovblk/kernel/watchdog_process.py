@@ -152,7 +152,7 @@ def disconnect(device: OrphanedDevice) -> None:
 
 
 def has_new_owner(device: OrphanedDevice, lock: Path) -> bool:
-    """Tell whether another server, which may be gone as well by now, has owned the lock since."""
+    """Return whether another server, which may be gone as well by now, has owned the lock since."""
     if not device.owner_token:
         return False
     try:
@@ -162,7 +162,7 @@ def has_new_owner(device: OrphanedDevice, lock: Path) -> bool:
 
 
 def is_connection_accepted(backend: Path, index: int) -> bool:
-    """Tell whether a device lacks a connection, by offering one; it stays without an answer."""
+    """Return whether a device lacks a connection, by offering one; it stays without an answer."""
     ours, theirs = socket.socketpair()
     taken: bool = netlink.offer_connection(index, backend.read_text().strip(), ours, theirs)
     return taken

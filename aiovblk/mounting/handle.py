@@ -56,7 +56,7 @@ class Mount:
         It begins with :class:`~aiovblk.events.Attached`, whenever that was, and ends when the
         mount has ended. Any number may listen. The mount does not wait for a listener: of what it
         has not received yet the oldest events are dropped when there are too many, and
-        :class:`~aiovblk.events.EventsDropped` tells how many those were.
+        :class:`~aiovblk.events.EventsDropped` has their number.
         """
         return self._lifecycle.state.broadcaster.subscribe()
 

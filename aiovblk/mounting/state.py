@@ -28,7 +28,7 @@ that are done once the condition holds. Each stays so, except ``handover_request
     attachment_ended     the kernel has let go of the sockets       a stop is requested
 
 Where a stop is requested before a handover begins, the stop wins. (``disconnected`` without
-``stream_ended`` tells an orderly disconnect from a lost connection.)
+``stream_ended`` is an orderly disconnect, and no lost connection.)
 """
 
 from __future__ import annotations

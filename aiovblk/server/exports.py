@@ -125,7 +125,7 @@ class OpenDevice:
 
     @property
     def info(self) -> ExportInfo:
-        """Return what the handshake tells a client of the device, as it is now."""
+        """Return what the handshake reports of the device, as it is now."""
         device = self.device
         return ExportInfo(
             device.size,

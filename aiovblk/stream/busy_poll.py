@@ -29,7 +29,7 @@ class BusyPoll:
         """Poll until the duration has passed from now."""
         self._end = monotonic_ns() + self._duration
         # Always anew: an interrupt (KeyboardInterrupt) may have been raised in the last turn, and
-        # nothing would tell that no other was to follow.
+        # nothing would show that no other was to follow.
         if self._next is not None:
             self._next.cancel()
         self._next = self._loop.call_soon(self._turn)

@@ -47,7 +47,7 @@ POLL = 0.005  # seconds between questions to the driver
 
 
 def is_privileged() -> bool:
-    """Tell whether this process may serve devices with all that the driver can do."""
+    """Return whether this process may serve devices with all that the driver can do."""
     return has_capability(Capability.CAP_SYS_ADMIN)
 
 
@@ -168,7 +168,15 @@ def _add(wanted: UblkDeviceInfo, path: str | None) -> UblkDeviceInfo:
 
 
 def remove_dead(number: int) -> bool:
-    """Remove a device whose server is gone; return whether it was one."""
+    """Remove a device whose server is gone. Blocks, for seconds at most.
+
+    Args:
+        number: N of /dev/ublkbN.
+
+    Returns:
+        Whether it was one, and the driver removes it.
+
+    """
     try:
         info = _settled(number)
         if info.state != State.DEAD or _is_served(info) or _is_being_made(number):
@@ -193,13 +201,13 @@ def _settled(number: int) -> UblkDeviceInfo:
 
 
 def _is_served(info: UblkDeviceInfo) -> bool:
-    """Whether a process may be about to start a device: until then it counts as dead."""
+    """Return whether a process may be about to start a device: till then it counts as dead."""
     assert info.number is not None
     return info.server > 0 and procfs.process_of(info.server) is not None
 
 
 def _is_being_made(number: int) -> bool:
-    """Tell whether a process has a device open that is not started: only its server may.
+    """Return whether a process has a device open that is not started: only its server may.
 
     Until it has started, the driver knows no server. One that has just made it opens it at once.
     """

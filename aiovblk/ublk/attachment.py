@@ -78,9 +78,8 @@ class UblkAttachment(NodeUser):
         self._features = features
         self._device = control.ControlledDevice(self.index, info.flags)
         self._char = -1
-        self._starting = (
-            threading.Lock()
-        )  # held by START_DEV and STOP_DEV, as a mutex in the driver
+        # Held by START_DEV and STOP_DEV, as a mutex in the driver.
+        self._starting = threading.Lock()
         self._is_stopped = False
 
     @property
@@ -91,10 +90,13 @@ class UblkAttachment(NodeUser):
     # Going live
 
     def open_char(self, seconds: float) -> None:
-        """Open the node by which the device is served, which udev may have to make first.
+        """Open the node by which the device is served, which udev may have to make first. Blocks.
+
+        Args:
+            seconds: how long to wait for it.
 
         Raises:
-            OSError: it does not appear, or is not this user's.
+            OSError: it does not appear, or is not this user's, or is open in another process.
 
         """
         path = control.char_node(self.index)
@@ -126,14 +128,24 @@ class UblkAttachment(NodeUser):
         )
 
     def set_parameters(self, parameters: bytes) -> None:
-        """Set what :func:`.commands.parameters` returns."""
+        """Set what :func:`.commands.parameters` returns.
+
+        Raises:
+            OSError: the driver refuses.
+
+        """
         self._device.set_parameters(parameters)
 
     def start(self) -> None:
         """No-op: :meth:`wait_until_live` starts it, when its queue has been opened."""
 
     def open_queue(self) -> Queue:
-        """Return the queue, ready for requests. Call it in the thread that will serve them."""
+        """Return the queue, ready for requests. Call it in the thread that will serve them.
+
+        Raises:
+            OSError: the kernel refuses; see :class:`.Queue`.
+
+        """
         return Queue(self._char, self.info, self._note_closed_queue)
 
     def _note_closed_queue(self, is_lost: bool) -> None:
@@ -159,13 +171,17 @@ class UblkAttachment(NodeUser):
             self.ended.set_result(0)
 
     def wait_until_live(self, seconds: float) -> None:
-        """Start the device; the kernel reads it, to look for partitions.
+        """Start the device; the kernel reads it, to look for partitions. Blocks.
 
         An ordinary user's device is not scanned for partitions.
 
+        Args:
+            seconds: for the server to answer what the kernel reads, and for the node to appear.
+
         Raises:
-            TimeoutError: not live after ``seconds``.
-            OSError: the driver refuses, or the node does not appear.
+            TimeoutError: not live, or no node, after ``seconds``.
+            OSError: the driver refuses, ECANCELED if the device was stopped before; or a setting
+                of the request queue is refused.
 
         """
         deadline = time.monotonic() + seconds
@@ -210,10 +226,13 @@ class UblkAttachment(NodeUser):
     # While it is live
 
     def set_size(self, blocks: int) -> None:
-        """Have the kernel change the size: a step of :func:`.resizing.resize`.
+        """Have the kernel change the size: a step of :func:`.resizing.resize`. Blocks.
+
+        Args:
+            blocks: the new size, in blocks of the device.
 
         Raises:
-            OSError: EOPNOTSUPP if the driver cannot do that (before Linux 6.16).
+            OSError: the driver refuses; EOPNOTSUPP if it cannot do that (before Linux 6.16).
 
         """
         if Feature.UPDATE_SIZE not in self._features:
@@ -240,7 +259,12 @@ class UblkAttachment(NodeUser):
         self._stop()
 
     def disconnect_kernel(self) -> None:
-        """Have :attr:`ended` come. No-op if the device was stopped."""
+        """Have :attr:`ended` come. No-op if the device was stopped.
+
+        Raises:
+            OSError: the driver refuses.
+
+        """
         if not self.ended.done():
             self._stop()
 
@@ -265,12 +289,22 @@ class UblkAttachment(NodeUser):
         self.on_release()
 
     def undo(self) -> None:
-        """Detach at once, from a device that is not served: nothing is written back."""
+        """Detach at once, from a device that is not served: nothing is written back.
+
+        Raises:
+            OSError: the driver does not give the number back.
+
+        """
         self._mark_ended()
         self.close()
 
     def abandon(self) -> None:
-        """Detach from a device that this process will not serve any more."""
+        """Detach from a device that this process will not serve any more.
+
+        Raises:
+            OSError: the driver does not give the number back.
+
+        """
         self.close()
         self.wait_until_free(0)
 
@@ -278,6 +312,10 @@ class UblkAttachment(NodeUser):
         """Close the device, and give its number back. No-op: already closed.
 
         Call it only after :attr:`ended`.
+
+        Raises:
+            OSError: the driver refuses.
+
         """
         if not self._close_claim():
             return

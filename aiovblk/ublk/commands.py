@@ -22,6 +22,7 @@ MAX_TAG_BUFFER = 512 << 10
 what is used takes memory."""
 
 SECTOR = 512
+"""Bytes of the sectors that the driver counts in, whatever the block size."""
 
 _MAX_SECTORS = (1 << 32) - 1 >> 9  # of a discard or of zeroes
 
@@ -29,8 +30,8 @@ _MAX_SECTORS = (1 << 32) - 1 >> 9  # of a discard or of zeroes
 class ControlCommand(IntEnum):
     """Control commands, for /dev/ublk-control; the number is that of the ioctl without its size."""
 
-    DEL_DEV = 0x05
     ADD_DEV = 0x04
+    DEL_DEV = 0x05
     START_DEV = 0x06
     STOP_DEV = 0x07
     SET_PARAMS = 0x08
@@ -53,10 +54,10 @@ _READ, _READ_WRITE = 2, 3
 _READING = {ControlCommand.GET_DEV_INFO2, ControlCommand.GET_FEATURES, ControlCommand.DEL_DEV_ASYNC}
 
 FETCH_REQ = _READ_WRITE << 30 | 16 << 16 | ord("u") << 8 | 0x20
-"""ControlCommand for /dev/ublkcN: wait for a request."""
+"""Command for /dev/ublkcN: wait for a request."""
 
 COMMIT_AND_FETCH_REQ = _READ_WRITE << 30 | 16 << 16 | ord("u") << 8 | 0x21
-"""ControlCommand for /dev/ublkcN: complete a request, and wait for the next one."""
+"""Command for /dev/ublkcN: complete a request, and wait for the next one."""
 
 
 class Feature(IntFlag):

@@ -144,6 +144,10 @@ def info(number: int) -> UblkDeviceInfo:
 class ControlledDevice:
     """A device, by the commands that concern it.
 
+    Each method raises :exc:`OSError` if the driver refuses (ENODEV: there is no such device, or a
+    forked child must not touch it), and :exc:`TimeoutError` if the command has not ended after
+    ``seconds``, which it may yet do.
+
     Args:
         number: N of /dev/ublkbN.
         flags: what it was made with.
@@ -166,7 +170,7 @@ class ControlledDevice:
         self._send(ControlCommand.SET_PARAMS, content=parameters)
 
     def start(self, seconds: float) -> None:
-        """Show the device to the system, served by this process.
+        """Show the device to the system, served by this process, whose queue is open.
 
         Returns once the kernel has looked for partitions, which the server has to answer.
         """

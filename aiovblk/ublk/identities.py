@@ -55,6 +55,10 @@ def mark_of(identity: str) -> int:
 def find_by_identity(path: str | None, identity: str) -> UblkDeviceInfo | None:
     """Find the device of an identity that has a server, or waits for one. Blocks.
 
+    Args:
+        path: where the device has to be, ``/dev/ublkbN``, or None.
+        identity: the name that it was made with.
+
     Returns:
         None if there is none.
 

@@ -152,7 +152,12 @@ class Ring:
             raise libc.last_error("io_uring_enter")
 
     def wait(self, seconds: float) -> None:
-        """Submit what was pushed, and block until there is a completion, or for ``seconds``."""
+        """Submit what was pushed, and block until there is a completion, or for ``seconds``.
+
+        Raises:
+            OSError: as for :meth:`submit`.
+
+        """
         import ctypes
 
         nanoseconds = max(int(seconds * 1e9), 0)

@@ -70,7 +70,17 @@ class Mapping:
             raise error
 
     def view(self, start: int = 0, stop: int | None = None, form: str = "B") -> memoryview:
-        """Return a view of some of the bytes, as numbers of a form (of :mod:`struct`)."""
+        """Return a view of some of the bytes.
+
+        Args:
+            start: of its first byte, from the beginning.
+            stop: behind its last byte, likewise; None for all to the end.
+            form: what the view's items are: a native format character of :mod:`struct`.
+
+        Raises:
+            OSError: EBADF once it is closed.
+
+        """
         if not self.address:
             raise OSError(errno.EBADF, "the memory is not mapped any more")
         stop = self.size if stop is None else stop

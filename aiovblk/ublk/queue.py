@@ -162,7 +162,7 @@ class Queue:
         return not self._is_closed and (self._ring.has_completions or bool(self._arrived))
 
     def take(self) -> list[int]:
-        """Return the tags of requests that have come."""
+        """Return the tags of requests that have come; each is owed a result from now on."""
         if self._is_closed:
             return []
         tags, others = self._ring.take()
@@ -196,6 +196,10 @@ class Queue:
     def payload(self, tag: int, length: int) -> memoryview:
         """Return what a WRITE writes: memory of its own, which stays as it is.
 
+        Args:
+            tag: of the request.
+            length: its own, in bytes.
+
         Raises:
             OSError: the request is over.
 
@@ -224,7 +228,11 @@ class Queue:
             self._completed.append(tag)
 
     def place(self, tag: int, data: Payload) -> None:
-        """Give the kernel the data of a READ, of the length that it asks for.
+        """Give the kernel the data of a READ.
+
+        Args:
+            tag: of the request.
+            data: as many bytes as it asks for.
 
         Raises:
             OSError: the request is over.

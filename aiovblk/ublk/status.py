@@ -50,17 +50,26 @@ def _numbers() -> Iterator[int]:
 
 
 def exists(number: int) -> bool:
-    """Tell whether there is a device of a number."""
+    """Return whether there is a device of a number."""
     return number in numbers()
 
 
 def has_disk(number: int) -> bool:
-    """Tell whether a device can be used: whether there is a /dev/ublkbN."""
+    """Return whether a device can be used: whether there is a /dev/ublkbN."""
     return (sysfs.SYS_BLOCK / disk_name(number)).exists()
 
 
 def status_of(number: int) -> UblkStatus:
-    """Ask the driver for the status of a device. Blocks, for a moment."""
+    """Ask the driver for the status of a device. Blocks, for a moment.
+
+    Args:
+        number: N of /dev/ublkbN.
+
+    Returns:
+        Its status, of which only the number is known where the driver does not answer: no such
+        device, or another user's.
+
+    """
     try:
         info = control.info(number)
     except OSError:  # it may not be asked, or the device is gone

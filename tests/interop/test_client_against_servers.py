@@ -162,7 +162,7 @@ async def test_nbdkit_that_is_slow_and_calls_that_are_cancelled() -> None:
                 asyncio.ensure_future(remote.write(0, memoryview(buffer))),
                 asyncio.ensure_future(remote.read(0, 5)),
             ]
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # for both to begin
             for call in calls:
                 call.cancel()
             await asyncio.wait(calls)

@@ -57,6 +57,7 @@ class Shared(Image):
 
 
 def wait_while(path: str) -> None:
+    """Wait until the test removes a file, which is another process."""
     while os.path.exists(path):
         time.sleep(0.02)
 

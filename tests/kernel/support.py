@@ -8,24 +8,26 @@ import mmap
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyio.abc import TaskStatus
 
-from aiovblk import Mount, mount
+from aiovblk import BlockDevice, Mount, mount
 from aiovblk.kernel.sysfs import wait_until_free
 from aiovblk.mounting import Attach
 from aiovblk.storage import MemoryDevice
 
+from ..support.polling import holds_within
 from .programs import Fork, ForkServer
 
 MIB = 1024 * 1024
 # Seconds for any one command. They are to end what hangs, not to measure: an emulated machine is
 # slow, and many times slower when others are busy on its host.
 PATIENCE = 400.0
+# Seconds for what must not remain after a test to go, where it is about to.
+MOMENT = 5.0
 DEVICES = f"{Path(__file__).parent}/devices.py"
 
 
@@ -73,6 +75,21 @@ class Disk(MemoryDevice):
 
     def contents(self, offset: int, length: int) -> bytes:
         return self._memory[offset : offset + length]
+
+
+class Plain(BlockDevice):
+    """All ones, with the handlers that a device must have, and no other."""
+
+    blocks = 1024
+
+    def __init__(self) -> None:
+        self.memory = bytearray(b"\xff" * self.size)
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        return self.memory[offset : offset + length]
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        self.memory[offset : offset + len(data)] = data
 
 
 @dataclass(frozen=True)
@@ -140,28 +157,31 @@ async def becomes_free(path: str) -> bool:
 
 
 async def becomes_true(condition: Callable[[], bool]) -> None:
-    """Wait for what cannot be waited for otherwise."""
+    """Wait for what cannot be waited for otherwise: it shows in files, or another process does it.
 
-    def look() -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, "it does not become true"
-            time.sleep(0.02)
-
-    await asyncio.to_thread(look)
+    The looks are in a thread, since they may block.
+    """
+    in_time = await asyncio.to_thread(holds_within, PATIENCE, condition)
+    assert in_time, "it does not become true"
 
 
 async def stuck_tasks() -> list[str]:
     """Other processes that sleep uninterruptibly and do not run meanwhile.
 
-    One that reads a file of its own, or ends, is seen so for a moment; so there is a second look if
-    the first one found any.
+    One that reads a file of its own, or ends, is seen so for a moment; so what is found has some
+    seconds to run.
     """
-    before = _in_uninterruptible_sleep()
-    if before:
-        await asyncio.sleep(1)
-    after = _in_uninterruptible_sleep() if before else {}
-    return [name for process, (name, runs) in after.items() if before.get(process) == (name, runs)]
+    stuck = _in_uninterruptible_sleep()
+
+    def all_have_run() -> bool:
+        now = _in_uninterruptible_sleep()
+        for process in [each for each, seen in stuck.items() if now.get(each) != seen]:
+            del stuck[process]
+        return not stuck
+
+    if stuck:
+        await asyncio.to_thread(holds_within, MOMENT, all_have_run)
+    return [name for name, _ in stuck.values()]
 
 
 def _in_uninterruptible_sleep() -> dict[str, tuple[str, str]]:

@@ -8,8 +8,7 @@ import json
 import os
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from .support import (
     Done,
     Program,
     becomes_free,
+    becomes_true,
     command,
     file_system,
     program,
@@ -54,18 +54,6 @@ async def cleaned(*, dry_run: bool = False) -> list[Finding]:
 
 def of(topic: str, found: list[Finding]) -> list[tuple[str, str]]:
     return [(each.level, each.text) for each in found if each.topic == topic]
-
-
-async def becomes(condition: Callable[[], bool]) -> None:
-    """Wait until /sys, /proc or a file says so, which nobody can be told of."""
-
-    def wait() -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    await asyncio.to_thread(wait)
 
 
 def index_of(running: Program) -> int:
@@ -119,7 +107,7 @@ async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
         assert status.count_receivers()[index] == 2
         async with opened(running.path) as holder:
             await running.end(signal.SIGKILL)
-            await becomes(lambda: status.state(index) is DeviceState.DEAD)
+            await becomes_true(lambda: status.state(index) is DeviceState.DEAD)
             by = f"opened by process {holder.pid} (sleep)"
             zombie = f"{running.path} is a zombie: its server is gone, {by}"
             assert of("devices", await diagnosed()) == [("fail", zombie)]
@@ -144,7 +132,7 @@ async def test_zombie_with_a_mounted_file_system_is_freed_by_unmounting_it(
         file_system(running.path, tmp_path) as point,
     ):
         await running.end(signal.SIGKILL)
-        await becomes(lambda: status.state(index_of(running)) is DeviceState.DEAD)
+        await becomes_true(lambda: status.state(index_of(running)) is DeviceState.DEAD)
         *_, last = await cleaned()
         assert (last.level, last.fix) == ("fail", f"umount {point}")
     assert await becomes_free(running.path)
@@ -175,7 +163,7 @@ async def test_program_that_hangs_is_named_and_forced_unmount_frees_it(image: Pa
         writing = asyncio.create_task(
             sh(f"exec dd if=/dev/zero of={running.path} bs=4k count=1 oflag=direct", ok=False)
         )
-        await becomes(Path(f"{image}.log").exists)
+        await becomes_true(Path(f"{image}.log").exists)
         ((level, text),) = of("stuck", await diagnosed())
         assert level == "warn"
         assert f"(dd) waits for {running.path}" in text

@@ -24,7 +24,7 @@ from aiovblk.events import (
 )
 from aiovblk.storage import MemoryDevice
 
-from .support import MIB, Disk, fio, pattern, pread, program, pwrite, sh
+from .support import MIB, Disk, Plain, fio, pattern, pread, program, pwrite, sh
 
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
 
@@ -184,18 +184,6 @@ async def test_a_discard_of_gigabytes_is_a_few_trims() -> None:
 
 @pytest.mark.core
 async def test_write_zeroes_without_a_handler_becomes_writes() -> None:
-    class Plain(aiovblk.BlockDevice):
-        blocks = 1024
-
-        def __init__(self) -> None:
-            self.memory = bytearray(b"\xff" * self.size)
-
-        async def read(self, offset: int, length: int) -> bytearray:
-            return self.memory[offset : offset + length]
-
-        async def write(self, offset: int, data: memoryview) -> None:
-            self.memory[offset : offset + len(data)] = data
-
     # Take a device that has been attached with WRITE_ZEROES before: Linux 6.12 remembers.
     async with aiovblk.mounted(Disk()) as earlier:
         path = earlier.path

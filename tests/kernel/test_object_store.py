@@ -15,7 +15,7 @@ import aiovblk
 from aiovblk.storage.objects import ObjectStoreDevice, create
 
 from ..support.object_store import Bucket
-from .support import MIB, Program, becomes_free, command, fio, program, sh
+from .support import MIB, Program, becomes_free, becomes_true, command, fio, program, sh
 
 pytestmark = [pytest.mark.deadline(1500), pytest.mark.one_loop, pytest.mark.newest_python]
 
@@ -146,7 +146,7 @@ async def test_what_was_synced_survives_servers_that_are_killed(
         async with command(SPEC, "--cache=8M", "--cache-policy=write-back") as running:
             async with in_use(running, point), program("-c", WORK, str(point), str(told)) as work:
                 # Until it has done something, and then at any moment.
-                await sh(f"while ! [ -e {told}.done ]; do sleep 0.1; done")
+                await becomes_true(told.with_suffix(".done").exists)
                 await asyncio.sleep(random.random())
                 await running.end(signal.SIGKILL)
                 with suppress(ProcessLookupError):  # it has met an error already

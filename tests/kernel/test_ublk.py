@@ -20,7 +20,7 @@ from aiovblk import DeviceBusyError, RequestQueue
 from aiovblk.ublk import attaching
 from aiovblk.ublk.commands import Feature
 
-from .support import MIB, Disk, fio, pattern, pread, pwrite, sh
+from .support import MIB, Disk, Plain, fio, pattern, pread, pwrite, sh
 from .ublk_devices import mounted
 
 pytestmark = [
@@ -183,18 +183,6 @@ async def test_each_kind_of_request_arrives_as_such() -> None:
 
 @pytest.mark.one_loop
 async def test_a_device_that_cannot_flush_or_trim_is_not_asked_to() -> None:
-    class Plain(aiovblk.BlockDevice):
-        blocks = 1024
-
-        def __init__(self) -> None:
-            self.memory = bytearray(b"\xff" * self.size)
-
-        async def read(self, offset: int, length: int) -> bytearray:
-            return self.memory[offset : offset + length]
-
-        async def write(self, offset: int, data: memoryview) -> None:
-            self.memory[offset : offset + len(data)] = data
-
     device = Plain()
     async with mounted(device) as mount:
         await sh(f"blkdiscard --zeroout --offset 4096 --length 1048576 {mount.path}")

@@ -19,10 +19,11 @@ from aiovblk import AttachError, DeviceBusyError, Error, Mount, ublk
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.kernel import sysfs
 from aiovblk.kernel.status import DeviceState
-from aiovblk.ublk import availability, control, identities
+from aiovblk.ublk import control, identities
 from aiovblk.ublk.commands import Feature, State
 from aiovblk.ublk.identified import IdentifiedAttachment
 
+from .lost_devices import logged
 from .support import (
     DATA,
     DEVICES,
@@ -36,6 +37,7 @@ from .support import (
     pwrite,
     sh,
 )
+from .ublk_devices import nothing_is_left, remaining
 
 pytestmark = [
     pytest.mark.ublk,
@@ -51,27 +53,13 @@ LONG = 1000.0  # seconds for what goes on while servers are killed
 surviving = partial(aiovblk.mounted, attach="ublk", identity="volume", survive=60)
 
 
-@pytest.fixture(scope="module")
-def features() -> Feature:
-    try:
-        return availability.ensure_available()
-    except UblkUnavailableError as exc:
-        pytest.skip(exc.reason)
-
-
 @pytest.fixture
-async def recovery(features: Feature) -> AsyncIterator[None]:
+async def recovery(ublk_driver: Feature) -> AsyncIterator[None]:
     """Skip where the driver cannot recover; at the end nothing is left of any device."""
-    if Feature.SAFE_STOP_DEV not in features:
+    if Feature.SAFE_STOP_DEV not in ublk_driver:
         pytest.skip("this kernel's ublk driver has no SAFE_STOP_DEV, so its recovery is not used")
     yield
-    await becomes_true(lambda: not remaining())
-
-
-def remaining() -> list[Path]:
-    """All that shows of any ublk device, served or not."""
-    places = {"/sys/class/ublk-char": "*", "/sys/block": "ublkb*", "/dev": "ublk[bc]*"}
-    return [path for place, names in places.items() for path in Path(place).glob(names)]
+    await nothing_is_left()
 
 
 def number(path: str) -> int:
@@ -138,12 +126,11 @@ async def test_what_no_server_comes_for_fails_in_the_end(recovery: None, image: 
     async with server(image, *words) as running:
         path = running.path
         writing = asyncio.ensure_future(asyncio.to_thread(pwrite, path, 0, bytes(4096)))
-        log = Path(f"{image}.log")
-        await becomes_true(lambda: log.exists() and "hanging" in log.read_text())
+        await logged(image, "hanging")
         await running.end(signal.SIGKILL)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await writing
-    await becomes_true(lambda: not remaining())
+    await nothing_is_left()
 
 
 @pytest.mark.core
@@ -172,7 +159,7 @@ async def test_unmounting_in_order_loses_nothing_that_is_cached(
             await unmount()
         assert disk.contents(0, 4 * MIB) == DATA * 4
         assert disk.events[-2:] == ["flush", "unmount"]
-    await becomes_true(lambda: not remaining())
+    await nothing_is_left()
 
 
 @pytest.mark.core
@@ -283,7 +270,7 @@ async def test_the_watchdog_of_a_dead_server_leaves_the_device_to_its_successor(
 
 
 @pytest.mark.core
-async def test_an_identity_alone_keeps_a_second_server_away(features: Feature) -> None:
+async def test_an_identity_alone_keeps_a_second_server_away(ublk_driver: Feature) -> None:
     """Without `survive` a device needs no recovery, which is unsound on some kernels."""
     identified: Any = partial(aiovblk.mounted, attach="ublk", identity="volume")
     mount: Mount
@@ -292,12 +279,12 @@ async def test_an_identity_alone_keeps_a_second_server_away(features: Feature) -
         with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):
             async with identified(Disk()):
                 pass
-    await becomes_true(lambda: not remaining())
+    await nothing_is_left()
 
 
 @pytest.mark.core
-async def test_unsound_recovery_is_refused(features: Feature) -> None:
-    if Feature.SAFE_STOP_DEV in features:
+async def test_unsound_recovery_is_refused(ublk_driver: Feature) -> None:
+    if Feature.SAFE_STOP_DEV in ublk_driver:
         pytest.skip("the recovery of this kernel's ublk driver is sound")
     with pytest.raises(UblkUnavailableError, match="may hang all block devices"):
         async with surviving(Disk()):

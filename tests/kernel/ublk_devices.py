@@ -18,7 +18,8 @@ from aiovblk.errors import UblkUnavailableError
 from aiovblk.ublk import attaching, availability
 from aiovblk.ublk.commands import Feature
 
-from .support import MIB, becomes_true
+from ..support.polling import holds_within
+from .support import MIB, MOMENT, becomes_true
 
 mounted = partial(aiovblk.mounted, attach="ublk")
 
@@ -66,8 +67,8 @@ async def by_ublk(ublk_driver: Feature, monkeypatch: pytest.MonkeyPatch) -> Asyn
     monkeypatch.setenv("ATTACH", "ublk")
     yield
     gc.collect()
-    if remaining():
-        await asyncio.sleep(1)  # the kernel may be about to remove it
+    # The kernel may be about to remove it.
+    await asyncio.to_thread(holds_within, MOMENT, lambda: not remaining())
     left = remaining()
     remove_what_is_left()
     assert left == []

@@ -20,7 +20,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,13 @@ from aiovblk.kernel.ioctl import Ioctl
 from aiovblk.protocol import Command, TransmissionFlag
 
 from .kernel_end import KernelEnd
+from .kernel_log import KernelLog
 from .kernel_tree import KernelTree
 
 PAGE = 4096
 
 
-class FakeKernel:
+class FakeKernel(KernelLog):
     """One device, /dev/nbd0, and its users.
 
     Attributes:
@@ -51,13 +51,12 @@ class FakeKernel:
     """
 
     def __init__(self, tree: KernelTree, nodes: Path) -> None:
-        self.log: list[str] = []
+        super().__init__()
         self.holder = False
         self.stuck: set[str] = set()
         self.connections: list[KernelEnd] = []
         self.sends_disc = True
         self.freed_by_netlink = False
-        self._awaited: dict[str, Future[None]] = {}
         self._tree = tree
         self._node = nodes / "nbd0"
         self._node.touch()
@@ -68,22 +67,6 @@ class FakeKernel:
         self._size = self._block_size = 0
         self._attached = self._scanned = self._cut = False
         self._freed = threading.Event()
-        self._guard = threading.RLock()
-
-    def note(self, what: str) -> None:
-        """Add to the log."""
-        with self._guard:
-            self.log.append(what)
-            if (awaited := self._awaited.pop(what, None)) is not None:
-                awaited.set_result(None)
-
-    def when(self, what: str) -> Future[None]:
-        """Return a future that is done as soon as something is in the log."""
-        with self._guard:
-            awaited = self._awaited.setdefault(what, Future())
-            if what in self.log:
-                self._awaited.pop(what).set_result(None)
-            return awaited
 
     # Programs
 

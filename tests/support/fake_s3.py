@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -133,34 +131,3 @@ class FakeS3:
         return (
             f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
         ).encode()
-
-
-@asynccontextmanager
-async def serving(store: FakeS3, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeS3]:
-    """Run the server for the time of a block."""
-    connections: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await store.serve(reader, writer)
-        finally:
-            writer.close()
-            with suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    store.port = listening.sockets[0].getsockname()[1]
-    store.scheme = "https" if tls else "http"
-    try:
-        yield store
-    finally:
-        listening.close()
-        for task in list(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)

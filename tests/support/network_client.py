@@ -7,7 +7,7 @@ import errno
 import functools
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 
 from .dispatch_client import Client, PuppetDevice
+from .polling import until
 
 # Longer than anything takes, and less than a test may take that goes wrong.
 serve = functools.partial(aiovblk.serve, drain_timeout=20, handshake_timeout=40)
@@ -115,12 +116,6 @@ def worker_pids(server: Server) -> list[int]:
 async def until_left(server: Server, *, but: int = 0) -> None:
     """Wait until no more than ``but`` clients are connected."""
     await until(lambda: len(server.connections) <= but)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Poll until a condition holds; the test's deadline ends it."""
-    while not holds():  # noqa: ASYNC110
-        await asyncio.sleep(0)
 
 
 class LoggingDevice(MemoryDevice):

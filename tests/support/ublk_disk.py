@@ -12,6 +12,7 @@ from aiovblk import Mount
 
 from .fake_ublk import PAGE, FakeUblk
 from .noting_disk import LAST, STORED, Disk
+from .polling import until
 
 BEGUN = ["ADD_DEV", "SET_PARAMS", "START_DEV", "live"]
 GONE = ["STOP_DEV", "the queue is closed", "DEL_DEV_ASYNC", "free"]
@@ -39,8 +40,7 @@ async def begin(kernel: FakeUblk, disk: Disk, **options: Any) -> tuple[asyncio.T
 
 async def in_flight(mount: Mount, count: int) -> None:
     """Wait until so many requests have come and are not answered."""
-    while mount.stats.in_flight < count:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until(lambda: mount.stats.in_flight >= count)
 
 
 def check_end(kernel: FakeUblk) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET
@@ -119,37 +118,6 @@ class Web:
                 sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
             if answer.then != "go on":
                 return
-
-
-@asynccontextmanager
-async def serving(web: Web, tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
-    """Run the server for the time of a block."""
-    connections: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await web.serve(reader, writer)
-        finally:
-            writer.close()
-            with suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    web.port = listening.sockets[0].getsockname()[1]
-    web.scheme = "https" if tls else "http"
-    try:
-        yield web
-    finally:
-        listening.close()
-        for task in list(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
 
 
 @asynccontextmanager

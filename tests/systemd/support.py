@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 from aiovblk.kernel import sysfs
 
+from ..support.polling import holds_within
 from .devices import IMAGE as IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,10 +24,8 @@ PATIENCE = 90.0
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.2)  # looking takes a process, mostly
+    # Looking takes a process, mostly.
+    assert holds_within(PATIENCE, condition, interval=0.2), f"waited in vain: {what}"
 
 
 def run(*command: str, status: int | None = 0) -> str:

@@ -26,7 +26,7 @@ from aiovblk.testing import CheckFailed, check_block_device
 from aiovblk.workers import Worker
 
 from ..support.dispatch_client import served
-from ..support.network_client import until
+from ..support.polling import until
 from ..support.worker_services import Panic, Panicking
 
 READ, WRITE, FLUSH = Command.READ, Command.WRITE, Command.FLUSH

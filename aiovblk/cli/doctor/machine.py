@@ -62,7 +62,7 @@ def _missing_driver(release: str) -> Finding:
 
 
 def has_module(name: str, release: str) -> bool:
-    """Tell whether a kernel comes with a module, or has it built in."""
+    """Return whether a kernel comes with a module, or has it built in."""
     lists = ("modules.dep", "modules.builtin")
     return any(f"/{name}.ko" in (sysfs.read(MODULES / release / each) or "") for each in lists)
 

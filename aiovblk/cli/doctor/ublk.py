@@ -69,7 +69,7 @@ def _is_open_to_others() -> bool:
 
 
 def _has_rules() -> bool:
-    """Tell whether some rules of udev are for the nodes of devices, beside that of the driver."""
+    """Return whether some rules of udev are for the nodes of devices, beside that of the driver."""
     return any(
         re.search(r"KERNEL==\"ublk(?!-)", file.read_text(errors="replace"))
         for directory in RULES

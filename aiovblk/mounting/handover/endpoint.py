@@ -94,7 +94,7 @@ class HandoverRequester:
         self.request = request
 
     def is_connected(self) -> bool:
-        """Tell whether it still waits."""
+        """Return whether it still waits."""
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return not poll.poll(0)
@@ -270,7 +270,7 @@ def request_handover(
 
 
 def _is_trusted(sock: socket.socket) -> bool:
-    """Tell whether the peer runs as root or as this user: a server of a device may do all to it."""
+    """Return whether the peer runs as root or as this user, as one must that gets the device."""
     return _user_of(sock) in (0, os.geteuid())
 
 

@@ -143,7 +143,7 @@ class Reconnector:
         self._connections.mark_ended(slot, error)
 
     def _failed_again_at_once(self, slot: ConnectionSlot) -> bool:
-        """Tell whether the kernel gave up this connection for a timeout, and the last one too.
+        """Return whether the kernel gave up this connection for a timeout, and the last one too.
 
         What took too long may have been an outage, so it is retried once. After that it is the end,
         as without another connection: else the program that waits for the request would wait for

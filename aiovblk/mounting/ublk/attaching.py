@@ -21,6 +21,9 @@ class UblkAttachSequence(AttachSequence):
     async def attach(self, path: str | None) -> ublk.UblkAttachment:
         """Make ``/dev/ublkbN`` and serve its queue; it has to be started yet.
 
+        Args:
+            path: of the device; None for any number.
+
         Raises:
             AttachError: as for :func:`aiovblk.mounted`.
             StoppedError: the mount was stopped meanwhile.

@@ -101,7 +101,7 @@ class UblkDispatcher:
         raise NotImplementedError("ublk has no sockets")
 
     def attach_queue(self, queue: Queue) -> None:
-        """Serve a queue, which this thread has made."""
+        """Serve a queue, which this thread has made. Call it once, in the event loop."""
         self._queue = self._adapter.queue = self._receiver.source = queue
         self._sender.attach_queue(queue)
         self._receiver.attach(self._reader)

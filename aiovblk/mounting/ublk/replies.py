@@ -51,6 +51,12 @@ class TagReplySender(ReplySender):
     ) -> None:
         """Complete a request that is counted in :attr:`Stats.in_flight`.
 
+        Args:
+            request: its cookie is its tag.
+            error: an error number, positive; 0 for success.
+            content: of a READ that has succeeded.
+            reason: of an error, for events.
+
         The kernel gets the result at the end of the batch, or of the loop's turn.
         """
         queue, command = self._queue, request.type

@@ -104,7 +104,7 @@ async def _delete(objects: ObjectStore, listed: Sequence[ObjectInfo]) -> Garbage
 
 
 async def _release_origin(disk: StoredDisk) -> None:
-    """Tell the disk that a clone was made from; otherwise its garbage collection notices later."""
+    """Release the disk that a clone was made from; else its garbage collection notices later."""
     for origin in disk.manifest.origins[:1]:
         try:
             parent = await StoredDisk.open(disk.root, origin.path, key=disk.key)

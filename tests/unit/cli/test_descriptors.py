@@ -12,6 +12,8 @@ import pytest
 
 import aiovblk
 
+from ...support.polling import until
+
 pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(60)]  # the command has its own
 
 CLOSINGS = [closed for length in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), length)]
@@ -105,9 +107,9 @@ async def test_server_and_its_workers_serve_without_them(
     words = ("-m", "aiovblk", "serve", f"file:{image}", "--socket", str(path), *workers)
     process = await run((0, 1, 2), *words)
     try:
-        while not path.exists():  # nothing is printed
-            assert process.returncode is None
-            await asyncio.sleep(0.01)
+        # Nothing is printed.
+        await until(lambda: path.exists() or process.returncode is not None, interval=0.01)
+        assert process.returncode is None
         async with aiovblk.connect(f"nbd+unix:///?socket={path}") as remote:
             await remote.write(0, b"x" * 512)
             await remote.flush()

@@ -16,7 +16,8 @@ from aiovblk.cli.spec import load_device
 from aiovblk.device import BlockDevice
 from aiovblk.storage import HTTPDevice, copy
 
-from ...support.web_server import Web, serving
+from ...support.stream_server import serving
+from ...support.web_server import Web
 
 MIB = 1 << 20
 CONTENT = Random(1).randbytes(MIB)

@@ -20,7 +20,8 @@ from aiovblk.storage import FileDevice, MemoryDevice, objects
 
 from ...support.kernel_tree import KernelTree
 from ...support.network_client import serve
-from ...support.web_server import CONTENT, Web, serving
+from ...support.stream_server import serving
+from ...support.web_server import CONTENT, Web
 
 pytestmark = pytest.mark.one_loop  # of no account here
 

@@ -1,30 +1,20 @@
-"""``aiovblk serve --run``, ``--pidfile``, ``--user`` and ``--group``, as processes."""
+"""``aiovblk serve --run``, as a process: the command that uses the server, and its end."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import pty
-import pwd
 import shutil
 import signal
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-import aiovblk
-from aiovblk.cli import allocator, privileges
-from aiovblk.cli import pidfile as pidfiles
+from aiovblk.cli import allocator
 from aiovblk.cli.child import variables_of
-from aiovblk.cli.errors import SpecError, UsageError
-from aiovblk.cli.privileges import Identity
 
 from ...support.command_process import end, line, running
 
@@ -33,13 +23,6 @@ pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose th
 LOOPS = ["asyncio", "uvloop"]
 
 COPY = f'{sys.executable} -m aiovblk copy "$uri" file:copy --no-progress'
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user takes root")
-
-NOBODY = 65534
-
-
-# --run
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -263,249 +246,3 @@ async def test_programs_of_others_use_it(program: str, command: str) -> None:
     async with running("serve", "memory:64M", "--run", command) as process:
         status, output, errors = await end(process)
     assert (status, output.strip()) == (0, f"{64 << 20}"), errors
-
-
-# --pidfile
-
-
-async def test_pidfile_is_there_while_clients_can_connect(tmp_path: Path) -> None:
-    path = tmp_path / "pid"
-    path.write_text("1234567\n")
-    path.chmod(0o600)
-    arguments = ("serve", "memory:1M", "--socket", tmp_path / "s", "--pidfile", path)
-    async with running(*arguments) as process:
-        await line(process.stdout)
-        assert path.read_text() == f"{process.pid}\n"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
-        process.send_signal(signal.SIGTERM)
-        assert (await end(process))[0] == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_pidfile_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "pid"
-    async with running("serve", "memory:1M", "--port", "0", "--pidfile", path) as process:
-        status, output, errors = await end(process)
-    assert (status, output) == (1, "")
-    assert "No such file or directory" in errors
-
-
-def test_pidfile_of_another_process_stays(tmp_path: Path) -> None:
-    path = tmp_path / "pid"
-    with pidfiles.pidfile(str(path)):
-        path.write_text("1\n")
-    assert path.read_text() == "1\n"
-
-
-def test_pidfile_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    path = tmp_path / "pid"
-    with pidfiles.pidfile(str(path)):
-        path.unlink()
-
-
-def test_pidfile_does_not_write_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "target").write_text("keep")
-    (tmp_path / "pid").symlink_to(tmp_path / "target")
-    with pidfiles.pidfile(str(tmp_path / "pid")):
-        assert not (tmp_path / "pid").is_symlink()
-    assert (tmp_path / "target").read_text() == "keep"
-
-
-@pytest.mark.parametrize("linked", [False, True])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_pidfile_replaces_nothing_but_a_file(
-    make: Callable[[Path], None], linked: bool, tmp_path: Path
-) -> None:
-    path = tmp_path / "pid"
-    make(path)
-    if linked:
-        path = tmp_path / "link"
-        path.symlink_to("pid")
-    before = sorted(tmp_path.iterdir())
-    with (
-        pytest.raises(SpecError, match="which is no regular file: name another"),
-        pidfiles.pidfile(str(path)),
-    ):
-        pass
-    assert sorted(tmp_path.iterdir()) == before
-    assert path.is_symlink() == linked
-
-
-def test_pidfile_that_cannot_be_completed_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fchmod", full)
-    with (
-        pytest.raises(OSError, match="No space left"),
-        pidfiles.pidfile(str(tmp_path / "pid")),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_mode_of_a_pidfile_is_not_set_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "chmod")
-    with pidfiles.pidfile(str(tmp_path / "pid")):
-        assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize("replace", [os.mkfifo, lambda path: path.write_bytes(b"\xff\xfe")])
-def test_whatever_has_replaced_a_pidfile_stays(
-    replace: Callable[[Path], object], tmp_path: Path
-) -> None:
-    path = tmp_path / "pid"
-    with pidfiles.pidfile(str(path)):
-        path.unlink()
-        replace(path)
-    assert path.exists()
-
-
-def test_pidfile_that_another_process_has_replaced_by_the_same_stays(tmp_path: Path) -> None:
-    path = tmp_path / "pid"
-    with pidfiles.pidfile(str(path)):
-        (tmp_path / "other").write_text(path.read_text())
-        (tmp_path / "other").replace(path)
-    assert path.exists()
-
-
-# --user, --group
-
-
-def test_neither_is_no_identity() -> None:
-    assert Identity.find(None, None) is None
-
-
-def test_user_by_name_or_number_has_their_own_groups() -> None:
-    account = pwd.getpwuid(os.getuid())
-    groups = tuple(os.getgrouplist(account.pw_name, account.pw_gid))
-    expected = Identity(account.pw_uid, account.pw_gid, groups)
-    assert Identity.find(account.pw_name, None) == expected
-    assert Identity.find(f"{account.pw_uid}", None) == expected
-
-
-def test_group_replaces_the_users_own() -> None:
-    account = pwd.getpwuid(os.getuid())
-    found = Identity.find(account.pw_name, "4711")
-    assert found is not None
-    assert (found.user, found.group) == (account.pw_uid, 4711)
-    assert 4711 in found.groups
-    assert Identity.find(None, "4711") == Identity(None, 4711, (4711,))
-
-
-def test_number_without_a_name_needs_a_group() -> None:
-    assert Identity.find("4000000", "7") == Identity(4000000, 7, (7,))
-    with pytest.raises(UsageError, match=r"user 4000000 has no group.*: add --group GROUP"):
-        Identity.find("4000000", None)
-
-
-@pytest.mark.parametrize(
-    "user", ["no-such-user", f"{2**32 - 1}", "9" * 30, "9" * 5000, "-1", "\u0663"]
-)
-def test_user_that_there_is_not_is_refused(user: str) -> None:
-    with pytest.raises(UsageError, match="there is no user"):
-        Identity.find(user, "0")
-
-
-@pytest.mark.parametrize("group", ["no-such-group", f"{2**32 - 1}", "9" * 30, "9" * 5000, "\u0663"])
-def test_group_that_there_is_not_is_refused(group: str) -> None:
-    with pytest.raises(UsageError, match="there is no group"):
-        Identity.find("0", group)
-
-
-def test_changing_the_user_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(SpecError, match="need root: start it as that user instead"):
-        Identity(0, 0, (0,)).check()
-
-
-def test_system_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(groups: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(privileges.os, "setgroups", refuse)  # type: ignore[attr-defined]
-    with pytest.raises(SpecError, match="cannot change to them: Operation not permitted"):
-        Identity(0, 0, (0,)).assume()
-
-
-IDENTITY = """
-import os, aiovblk
-class Disk(aiovblk.BlockDevice):
-    blocks = 1
-    def __init__(self):
-        print(*os.getresuid(), *os.getresgid(), *os.getgroups(), flush=True)
-    async def read(self, offset, length):
-        return bytes(length)
-"""
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users may look into; every pytest that starts closes tmp_path to them."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@as_root
-async def test_disk_is_opened_and_served_as_that_user(open_folder: Path) -> None:
-    """The sockets and the file with the process id are root's to make."""
-    closed = open_folder / "closed"
-    closed.mkdir(mode=0o755)
-    (open_folder / "disk.py").write_text(IDENTITY)
-    arguments = ("--socket", closed / "s", "--pidfile", closed / "pid")
-    async with running(
-        *("serve", f"{open_folder}/disk.py:Disk", *arguments),
-        *("--user", f"{NOBODY}", "--group", f"{NOBODY}"),
-    ) as process:
-        assert (await line(process.stdout)).split() == [f"{NOBODY}"] * 7
-        uri = (await line(process.stdout)).removeprefix("serving ")
-        assert (closed / "s").stat().st_uid == NOBODY
-        assert (closed / "pid").read_text() == f"{process.pid}\n"
-        async with aiovblk.connect(uri) as remote:
-            assert bytes(await remote.read(0, 4096)) == bytes(4096)
-        process.send_signal(signal.SIGTERM)
-        assert (await end(process))[0] == 0
-    # What that user may not remove stays; the next server replaces it.
-    assert {path.name for path in closed.iterdir()} == {"s", "pid"}
-
-
-@as_root
-async def test_port_that_only_root_may_bind_is_bound_before() -> None:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", 809))
-        except OSError as exc:
-            pytest.skip(f"port 809 cannot be bound here: {exc.strerror}")
-    user = ("--user", f"{NOBODY}", "--group", f"{NOBODY}")
-    async with running(
-        "serve", "memory:1M", "--host", "127.0.0.1", "--port", "809", *user, "--run", "id -u"
-    ) as process:
-        assert (await end(process))[:2] == (0, f"{NOBODY}\n")
-
-
-@as_root
-async def test_command_of_that_user_reaches_the_private_socket() -> None:
-    user = ("--user", f"{NOBODY}", "--group", f"{NOBODY}")
-    show = 'echo "$unixsocket"; stat -c "%u %g" "$unixsocket" "${unixsocket%/*}"'
-    async with running("serve", "memory:1M", *user, "--run", show) as process:
-        status, output, errors = await end(process)
-    path, *owners = output.splitlines()
-    assert (status, owners) == (0, [f"{NOBODY} {NOBODY}"] * 2), errors
-    assert not os.path.exists(os.path.dirname(path))
-
-
-@as_root
-async def test_disk_that_the_user_may_not_read_is_refused(tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(4096))
-    image.chmod(0o600)
-    user = ("--user", f"{NOBODY}", "--group", f"{NOBODY}")
-    socket_path = tmp_path / "s"
-    async with running("serve", f"file:{image}", "--socket", socket_path, *user) as process:
-        status, _, errors = await end(process)
-    assert (status, "Permission denied" in errors) == (1, True)

@@ -17,7 +17,8 @@ from aiovblk.storage import HTTPDevice
 from aiovblk.storage.objects.codec import damaged_error
 from aiovblk.storage.objects.lease import Holder
 
-from ...support.web_server import CONTENT, Web, serving
+from ...support.stream_server import serving
+from ...support.web_server import CONTENT, Web
 
 EVIL = "\x1b]0;owned\x07\nforged"
 SHOWN = r"\x1b]0;owned\x07\nforged"

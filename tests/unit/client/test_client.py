@@ -14,6 +14,7 @@ from aiovblk import ProtocolError, connect
 from aiovblk.client import session
 from aiovblk.protocol import ReplyMode, TransmissionFlag
 
+from ...support.polling import until
 from ...support.scripted_server import ALL_FLAGS, Server, listening, remote_of
 
 # Connecting
@@ -186,8 +187,7 @@ async def test_further_connection_to_something_else_is_not_used() -> None:
 
 
 async def _until_connected(remote: Any, count: int) -> None:
-    while remote.connections < count:  # noqa: ASYNC110 (no event exists; the handshakes are over)
-        await asyncio.sleep(0)
+    await until(lambda: remote.connections >= count)  # the handshakes are over
 
 
 # Closing

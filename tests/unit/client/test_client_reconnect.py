@@ -18,6 +18,7 @@ from aiovblk.client.connection import ClientConnection
 from aiovblk.protocol import URI, Command, ReplyMode, TransmissionFlag
 from tests.support.timers import LATER, Timers
 
+from ...support.polling import until
 from ...support.scripted_server import ALL_FLAGS, Export, connected, fails, flushed, logged, stored
 
 UNSTORED = "it is not known whether this [A-Z_]+ was stored"
@@ -366,5 +367,4 @@ async def test_other_connections_go_on_when_one_stays_lost() -> None:
 
 
 async def _until_connected(remote: RemoteDevice, count: int) -> None:
-    while remote.connections != count:  # noqa: ASYNC110 (no event exists; the handshakes are over)
-        await asyncio.sleep(0)
+    await until(lambda: remote.connections == count)  # the handshakes are over

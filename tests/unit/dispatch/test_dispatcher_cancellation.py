@@ -16,6 +16,7 @@ from aiovblk.dispatch import ConcurrencyLimiter
 from aiovblk.protocol import Command
 
 from ...support.dispatch_client import PuppetDevice, Served, served
+from ...support.polling import until
 
 READ, WRITE = Command.READ, Command.WRITE
 
@@ -225,7 +226,7 @@ async def test_requests_that_are_given_up_fail_and_the_others_live_on() -> None:
         old = server.client.send(READ, 0, 512)
         hanging = await device.calls.get()
         since = loop.time()
-        await asyncio.sleep(0.002)  # uvloop's clock counts milliseconds
+        await until(lambda: loop.time() > since)  # uvloop's clock counts milliseconds
         young = server.client.send(READ, 512, 512)
         call = await device.calls.get()
         server.dispatcher.fail_running(since)

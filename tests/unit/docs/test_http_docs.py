@@ -14,7 +14,8 @@ from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice
 
 from ...support.pages import blocks
-from ...support.web_server import Web, serving
+from ...support.stream_server import serving
+from ...support.web_server import Web
 
 
 async def test_image_is_mounted_with_a_cache_and_an_overlay(

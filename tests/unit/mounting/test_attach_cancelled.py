@@ -23,6 +23,8 @@ from aiovblk.mounting.handover import takeover
 from aiovblk.mounting.handover.endpoint import HandoverGeometry, HandoverResult
 from aiovblk.storage import MemoryDevice
 
+from ...support.polling import until
+
 FOREVER = 3600.0
 READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
 
@@ -135,9 +137,8 @@ async def happens(event: threading.Event) -> None:
 
 
 async def becomes(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    """Wait for what a thread does."""
+    await until(condition, interval=0.01)
 
 
 @asynccontextmanager

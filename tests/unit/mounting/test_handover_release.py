@@ -32,6 +32,7 @@ from aiovblk.storage import MemoryDevice
 
 from ...support.dispatch_client import Client, PuppetDevice
 from ...support.mount_server import Side, side
+from ...support.polling import until
 
 READ, WRITE = Command.READ, Command.WRITE
 WANTED = HandoverRequest("volume", HandoverGeometry(1 << 20, 512, read_only=False))
@@ -67,8 +68,7 @@ async def test_handover_during_requests_loses_and_repeats_none(
         release, attachment = old.release(tmp_path)
         async with asked(tmp_path / "socket") as (requester, asking):
             task = asyncio.create_task(release.run(requester))
-            while not old.group.paused:  # noqa: ASYNC110 (it is a turn of the loop or two)
-                await asyncio.sleep(0)
+            await until(lambda: old.group.paused)
             # Whole requests and half of one, which the old server does not take any more.
             written = first.send(WRITE, 512, data=b"x" * 512)
             cookie, message = first.request(WRITE, 1024, data=b"y" * 1024)
@@ -213,7 +213,7 @@ async def test_listener_is_private_and_ignores_invalid_requests(tmp_path: Path) 
             assert await asyncio.to_thread(sock.recv, 10) == b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
         waiting.connect(str(path))
-        await asyncio.sleep(0.01)
+        await until(lambda: listener._requests)
         path.unlink()
         other = HandoverListener(path, lambda requester: None)
         listener.close()
@@ -273,33 +273,32 @@ async def test_connection_whose_reconnect_fails_is_lost() -> None:
         assert not server.state.disconnected.done()
 
 
+async def lose_without_replacement(server: Side) -> None:
+    """Break a connection of a server, and wait until a replacement is opened, which never ends."""
+    began = asyncio.Event()
+
+    async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
+        began.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    server.group.reconnector.open_replacement = open_replacement
+    server.clients[0].writer.close()
+    await began.wait()
+
+
 async def test_reconnect_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "RECONNECT_TIMEOUT", 0.05)
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.start()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
+        await lose_without_replacement(server)
         await server.state.stream_ended
 
 
 async def test_close_cancels_a_reconnect() -> None:
     async with side(MemoryDevice(1 << 20, block_size=512)) as server:
         await server.start()
-        began = asyncio.Event()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            began.set()
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
-        await began.wait()
+        await lose_without_replacement(server)
         await server.group.close()
         await server.state.stream_ended
 
@@ -307,16 +306,7 @@ async def test_close_cancels_a_reconnect() -> None:
 async def test_disconnect_by_the_kernel_cancels_a_reconnect() -> None:
     async with side(MemoryDevice(1 << 20, block_size=512), connections=2) as server:
         await server.start()
-        began = asyncio.Event()
-
-        async def open_replacement(old: KernelConnection, new: KernelConnection) -> socket.socket:
-            began.set()
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        server.group.reconnector.open_replacement = open_replacement
-        server.clients[0].writer.close()
-        await began.wait()
+        await lose_without_replacement(server)
         server.clients[1].send(Command.DISC)
         await server.state.disconnected
         assert not server.state.stream_ended.done()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -61,8 +60,13 @@ def upgrade(identity: str | None, words: list[str]) -> tuple[Upgrade, Systemd]:
 
 
 async def signalled() -> None:
-    os.kill(os.getpid(), signal.SIGUSR2)
-    await asyncio.sleep(0.01)
+    """Send this process SIGUSR2, and wait until it is handled: before another that comes later."""
+    loop, handled = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, handled.set)
+    signal.raise_signal(signal.SIGUSR2)
+    signal.raise_signal(signal.SIGUSR1)
+    await handled.wait()
+    loop.remove_signal_handler(signal.SIGUSR1)
 
 
 async def started(ending: Upgrade) -> None:

@@ -40,7 +40,8 @@ from aiovblk.workers import worker
 from aiovblk.workers.channel import MAX_MESSAGE
 
 from ...support.dispatch_client import Client
-from ...support.network_client import WRITE, until
+from ...support.network_client import WRITE
+from ...support.polling import until
 from ...support.worker_services import (
     FileOfAll,
     hang_for_ever,

@@ -15,7 +15,8 @@ import pytest
 from aiovblk.protocol import Option
 from aiovblk.protocol.options import CLIENT_FLAGS, serialize_info_request, serialize_option
 
-from ...support.network_client import LoggingDevice, clients_of, serve, until, using
+from ...support.network_client import LoggingDevice, clients_of, serve, using
+from ...support.polling import until
 
 CLIENTS = 1000
 MAX_BYTES = 64 * 1024  # bytes of one connection; two thirds of it are those of asyncio's debug mode

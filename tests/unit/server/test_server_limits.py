@@ -30,10 +30,10 @@ from ...support.network_client import (
     clients_of,
     connected,
     serve,
-    until,
     until_left,
     using,
 )
+from ...support.polling import until
 
 
 class Zeroes(BlockDevice):

@@ -13,7 +13,8 @@ from aiovblk.protocol import Command
 from aiovblk.server.workers.pool import WorkerPool
 from aiovblk.storage import MemoryDevice
 
-from ...support.network_client import PuppetDisk, serve, until, until_left, using, worker_pids
+from ...support.network_client import PuppetDisk, serve, until_left, using, worker_pids
+from ...support.polling import until
 from ...support.worker_services import FileOfAll
 
 

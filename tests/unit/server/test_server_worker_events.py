@@ -28,7 +28,8 @@ from aiovblk.server.workers.service import MAX_EVENTS
 from aiovblk.workers import messages
 from aiovblk.workers.channel import MAX_MESSAGE
 
-from ...support.network_client import MIB, READ, connected, serve, until, using, worker_pids
+from ...support.network_client import MIB, READ, connected, serve, using, worker_pids
+from ...support.polling import until
 from ...support.server_events import LOCAL, NOT_THERE, everything, next_words, words
 from ...support.worker_services import FileOfAll
 

@@ -20,7 +20,8 @@ from aiovblk.storage import MemoryDevice
 from aiovblk.tls import client_context, server_context
 
 from ...support.certificates import make_certificates
-from ...support.network_client import connected, serve, until, until_left, using, worker_pids
+from ...support.network_client import connected, serve, until_left, using, worker_pids
+from ...support.polling import until
 from ...support.worker_services import FileOfAll, make_late
 
 pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]

@@ -36,9 +36,9 @@ from ...support.network_client import (
     PuppetDisk,
     clients_of,
     serve,
-    until,
     using,
 )
+from ...support.polling import until
 from ...support.simulated_loop import MemoryTransport, StillLoop
 
 Ts = TypeVarTuple("Ts")
@@ -340,9 +340,11 @@ async def test_client_whose_request_takes_long_is_not_idle(path: Path, timers: T
         assert (await client.reply()).error == 0
 
 
-async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> None:
+async def test_client_whose_request_waits_for_memory_is_not_idle(
+    path: Path, timers: Timers
+) -> None:
     device = PuppetDisk()
-    serving = serve(device, unix=path, idle_timeout=0.01, memory=MIB)
+    serving = serve(device, unix=path, idle_timeout=LATER, memory=MIB)
     async with serving as server, using(path) as first:
         first.send(WRITE, 0, data=bytes(2 * MIB))
         call = await device.calls.get()
@@ -350,7 +352,7 @@ async def test_client_whose_request_waits_for_memory_is_not_idle(path: Path) -> 
             second.send(WRITE, 0, data=bytes(MIB))
             await until(lambda: clients_of(server)._settings.budget.is_low())
             for _ in range(5):
-                await asyncio.sleep(0.01)  # the idle timeout
+                timers.go_off()
             call.succeed()
             assert (await first.reply()).error == 0
             (await device.calls.get()).succeed()

@@ -28,7 +28,8 @@ from aiovblk.workers import Worker, worker
 from aiovblk.workers.channel import MAX_MESSAGE
 from aiovblk.workers.messages import Notification
 
-from ...support.network_client import READ, connected, serve, until, using
+from ...support.network_client import READ, connected, serve, using
+from ...support.polling import until
 from ...support.worker_services import (
     FileOfAll,
     load_or_hang,

@@ -13,6 +13,7 @@ from aiovblk.mounting.ublk import overdue
 from aiovblk.ublk import attaching
 
 from ....support.fake_ublk import PAGE, FakeUblk, Op
+from ....support.ublk_disk import in_flight
 
 
 class Stubborn(BlockDevice):
@@ -59,8 +60,7 @@ async def test_handler_that_ends_after_the_answer_touches_no_other_request(
             monkeypatch.setattr(overdue, name, 1000.0)
         # It has the tag of the first one, and waits until that has ended.
         writing = asyncio.wrap_future(ublk_kernel.send(Op.WRITE, 0, PAGE, b"w" * PAGE))
-        while not mount.stats.in_flight:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await in_flight(mount, 1)
         device.end.set()
         await writing
         assert device.written == [b"w" * PAGE]

@@ -15,7 +15,8 @@ from aiovblk.errors import MissingExtraError, StorageError
 from aiovblk.storage import HTTPDevice
 from aiovblk.testing import check_block_device
 
-from ....support.web_server import CONTENT, DATE, Answer, Web, opened, serving
+from ....support.stream_server import serving
+from ....support.web_server import CONTENT, DATE, Answer, Web, opened
 
 MIB = 1 << 20
 

@@ -12,7 +12,8 @@ from aiovblk.errors import StorageError
 from aiovblk.storage import HTTPDevice
 from aiovblk.storage.http import resource as resource
 
-from ....support.web_server import CONTENT, DATE, Answer, Request, Web, serving
+from ....support.stream_server import serving
+from ....support.web_server import CONTENT, DATE, Answer, Request, Web
 
 
 class Redirector(Web):

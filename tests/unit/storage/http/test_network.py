@@ -19,7 +19,8 @@ from aiovblk.storage.http import redact_url, resource
 from aiovblk.storage.http.url import HTTPURL
 from aiovblk.storage.objects.opening import from_url
 
-from ....support.web_server import CONTENT, Answer, Web, opened, serving
+from ....support.stream_server import serving
+from ....support.web_server import CONTENT, Answer, Web, opened
 
 SECRETS = ("password", "signature")
 

@@ -22,7 +22,6 @@ from ....support.object_store import (
     CHUNK,
     SIZE,
     Bucket,
-    bucket_with_disk,
     contents,
     failing,
     make_disk,
@@ -31,11 +30,6 @@ from ....support.object_store import (
     undisturbed,
     write,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 async def test_data_in_records_becomes_a_segment_and_a_checkpoint(bucket: Bucket) -> None:

@@ -15,16 +15,10 @@ from ....support.object_store import (
     BLOCK,
     CHUNK,
     Bucket,
-    bucket_with_disk,
     open_disk,
     undisturbed,
     write,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 async def test_damaged_chunk_that_was_written_anew_is_compacted_again(

@@ -15,7 +15,8 @@ from aiovblk.storage.objects import ObjectStoreClient
 from aiovblk.storage.objects.aws import Profile
 from aiovblk.storage.objects.opening import from_url
 
-from ....support.fake_s3 import ErrorResponse, FakeS3, Request, serving
+from ....support.fake_s3 import ErrorResponse, FakeS3, Request
+from ....support.stream_server import serving
 
 
 @pytest.fixture

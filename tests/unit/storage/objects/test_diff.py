@@ -28,7 +28,6 @@ from ....support.object_store import (
     CHUNK,
     SIZE,
     Bucket,
-    bucket_with_disk,
     failing,
     fill,
     make_disk,
@@ -39,11 +38,6 @@ from ....support.object_store import (
 )
 
 KEY = bytes(range(32))
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 async def take(bucket: Bucket, name: str, path: str = "disk", **options: Any) -> None:

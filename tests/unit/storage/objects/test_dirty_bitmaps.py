@@ -25,17 +25,11 @@ from ....support.object_store import (
     CHUNK,
     SIZE,
     Bucket,
-    bucket_with_disk,
     fill,
     open_disk,
     opened,
     write,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 @pytest.fixture

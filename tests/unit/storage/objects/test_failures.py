@@ -22,7 +22,8 @@ from aiovblk.storage import ObjectStoreDevice, objects
 from aiovblk.storage.objects.failures import classify
 from aiovblk.storage.objects.opening import from_url
 
-from ....support.fake_s3 import ErrorResponse, FakeS3, serving
+from ....support.fake_s3 import ErrorResponse, FakeS3
+from ....support.stream_server import serving
 
 
 @pytest.fixture(autouse=True)

@@ -30,18 +30,11 @@ from ....support.object_store import (
     CHUNK,
     SIZE,
     Bucket,
-    bucket_with_disk,
     fill,
     make_disk,
     once,
     open_disk,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
-
 
 # Garbage
 

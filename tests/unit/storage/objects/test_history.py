@@ -18,19 +18,12 @@ from aiovblk.storage.objects import (
 
 from ....support.object_store import (
     Bucket,
-    bucket_with_disk,
     failing,
     fill,
     letter_of,
     once,
     open_disk,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
-
 
 # Reading
 

@@ -21,18 +21,12 @@ from aiovblk.storage.objects.journal import FencedError
 from ....support.object_store import (
     Bucket,
     Client,
-    bucket_with_disk,
     fill,
     letter_of,
     once,
     open_disk,
     undisturbed,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 async def test_writer_that_learns_in_part_that_it_is_fenced_changes_nothing(

@@ -19,7 +19,6 @@ from ....support.object_store import (
     SIZE,
     Bucket,
     Client,
-    bucket_with_disk,
     contents,
     failing,
     fill,
@@ -27,11 +26,6 @@ from ....support.object_store import (
     undisturbed,
     write,
 )
-
-
-@pytest.fixture
-async def bucket() -> Bucket:
-    return await bucket_with_disk()
 
 
 def resize(device: ObjectStoreDevice, size: int) -> None:

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Tell which functions of the kernel's rooms all kernel tests reach and the core does not.
+"""Report which functions of the kernel's rooms all kernel tests reach and the core does not.
 
-    tools/kernel-coverage                 run tests/kernel in two guests at once, and report
-    tools/kernel-coverage --report        report on the last run again, for instance on another core
-    tools/kernel-coverage --by-test       and which functions each test reaches alone
+    tools/kernel_coverage.py              run tests/kernel in two guests at once, and report
+    tools/kernel_coverage.py --report     report on the last run again, for instance on another core
+    tools/kernel_coverage.py --by-test    and which functions each test reaches alone
 
-Functions are what is counted, of `aiovblk/kernel` and `aiovblk/mounting`: in the process of the tests
-and in all that it starts, forks and workers and the watchdog included, with sys.monitoring (so
-Python 3.12 or later, and next to no time). A function is noted once per process and test, so one
-run of everything tells what any choice of tests reaches. What is noted is in build/kernel-coverage.
+Functions are what is counted, of `aiovblk/kernel`, `aiovblk/ublk` and `aiovblk/mounting` with the
+rooms in it: in the process of the tests and in all that it starts, forks and workers and both
+watchdogs included, with sys.monitoring (so Python 3.12 or later, and next to no time). A function
+is noted once per process and test, so one run of everything shows what any choice of tests reaches.
+What is noted is in build/kernel-coverage.
 
-The guests are Linux 6.1, where the tests attach by ioctl, and 6.12, by netlink.
+The guests are Linux 6.1, where the tests attach by ioctl, and 6.12, by netlink; only the second has
+ublk. They run the newest Python of this system, as `tools/test kernel` does.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from suite import environments
+from suite.environments import ROOT
+from suite.stages import WITHOUT_PLUGINS, compile_for_guests
+
 HOME = ROOT / "build" / "kernel-coverage"
-PYTHON = ".venv/bin/python"
-ROOMS = ("aiovblk/kernel", "aiovblk/mounting")
+NOTES = "/tmp/kernel-coverage"
+"""Where all processes of a guest note what they reach."""
+ROOMS = ("aiovblk/kernel", "aiovblk/ublk", "aiovblk/mounting")
 GUESTS = {"6.1": "ioctl", "6.12": "netlink"}
 
 # sitecustomize, which each interpreter of the guest imports when it starts.
 TRACER = """
-import os, sys
-ROOT, HOME, NOTES = {root!r}, {home!r}, "/tmp/kernel-coverage"
+import os, sys, types
+ROOT, HOME, NOTES = {root!r}, {home!r}, {notes!r}
 ROOMS = tuple(os.path.join(ROOT, each) + "/" for each in {rooms!r})
 monitoring = sys.monitoring
 notes = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -46,9 +52,11 @@ def started(code, _):
         where = os.path.relpath(code.co_filename, ROOT)
         os.write(notes, f"{{test}}\\t{{where}}\\t{{name}}\\n".encode())
         if name == "_start" and where.endswith("kernel/watchdog.py"):
-            # It is started without site, and so without this module.
-            from pathlib import Path
-            sys.modules["aiovblk.kernel.watchdog"]._PROGRAM = Path(HOME, "watchdog_process.py")
+            # A watchdog is started without site, and so without this module.
+            bare = [sys.executable, "-IS", os.path.join(HOME, "traced.py")]
+            sys.modules["aiovblk.kernel.watchdog"].interpreter = types.SimpleNamespace(
+                bare_command=lambda *words: [*bare, *words]
+            )
     return monitoring.DISABLE
 
 monitoring.use_tool_id(4, "functions")
@@ -72,11 +80,13 @@ def pytest_runtest_logfinish():
             shutil.copyfileobj(new, file)
 """
 
-WATCHDOG = """
+# Runs the program of a watchdog, its first argument.
+TRACED = """
 import runpy, sys
 sys.path.insert(0, {home!r})
 import sitecustomize
-runpy.run_path({watchdog!r}, run_name="__main__")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 Function = tuple[str, str]
@@ -85,7 +95,7 @@ Function = tuple[str, str]
 
 def main() -> int:
     """Run what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--report", action="store_true", help="on the last run")
     parser.add_argument("--by-test", action="store_true", help="what each test reaches alone")
     parser.add_argument("pytest", nargs="*", help="options and tests, by default tests/kernel")
@@ -101,22 +111,39 @@ def run(tests: list[str]) -> None:
     """Run the tests in both guests, whose output is left in files."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
-    names = {"root": str(ROOT), "home": str(HOME), "rooms": ROOMS}
-    watchdog = str(ROOT / "aiovblk/kernel/watchdog_process.py")
-    (HOME / "sitecustomize.py").write_text(TRACER.format(**names))
+    write_tracer(HOME, NOTES)
     (HOME / "noting.py").write_text(PLUGIN)
-    (HOME / "watchdog_process.py").write_text(WATCHDOG.format(watchdog=watchdog, **names))
+    version = newest_python()
+    compile_for_guests([version], "tests/kernel")
     guests = {}
     for kernel, how in GUESTS.items():
         command = ["tools/vm", "run", "--kernel", kernel, "--smp", "2", "--timeout", "9000"]
         command += ["--rw", str(HOME), "--", "env", f"PYTHONPATH={HOME}"]
-        command += [PYTHON, "-W", "error", "-m", "pytest", "-v"]
-        command += ["-p", "no:hypothesispytest", "-p", "noting", "--attach", how, *tests]
+        command += [*environments.python(version), "-W", "error", "-m", "pytest", "-v"]
+        command += [*WITHOUT_PLUGINS, "-p", "noting", "--attach", how, *tests]
         with (HOME / f"log.{kernel}").open("wb") as log:
             guests[kernel] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     for kernel, guest in guests.items():
         if guest.wait():
             print(f"Linux {kernel}: status {guest.returncode}, see {HOME}/log.{kernel}")
+
+
+def newest_python() -> str:
+    """Return the version of the guests' Python: the newest that runs without a root of its own."""
+    return environments.on_this_system()[-1]
+
+
+def write_tracer(home: Path, notes: str) -> None:
+    """Write what traces an interpreter that has `home` in its path, and the watchdogs it starts.
+
+    Args:
+        home: a directory, for the modules.
+        notes: the file that gets a line for each function, of test, file and qualified name.
+
+    """
+    names = {"root": str(ROOT), "home": str(home), "notes": notes, "rooms": ROOMS}
+    (home / "sitecustomize.py").write_text(TRACER.format(**names))
+    (home / "traced.py").write_text(TRACED.format(**names))
 
 
 def notes() -> dict[str, set[Function]]:
@@ -132,7 +159,8 @@ def notes() -> dict[str, set[Function]]:
 
 def core() -> set[str]:
     """Return the tests that are marked as core."""
-    command = [PYTHON, "-m", "pytest", "tests/kernel", "-m", "core", "--collect-only", "-q"]
+    command = [*environments.python(newest_python()), "-m", "pytest", *WITHOUT_PLUGINS]
+    command += ["tests/kernel", "-m", "core", "--collect-only", "-q"]
     listed = subprocess.run(command, capture_output=True, text=True).stdout
     return {line for line in listed.splitlines() if "::" in line}
 
@@ -140,8 +168,9 @@ def core() -> set[str]:
 def functions() -> Iterator[Function]:
     """Yield all functions of the rooms, as code objects call themselves."""
     for room in ROOMS:
-        for path in sorted(Path(room).glob("*.py")):
-            yield from ((str(path), name) for name in named(ast.parse(path.read_text()), ""))
+        for path in sorted((ROOT / room).rglob("*.py")):
+            file = str(path.relative_to(ROOT))
+            yield from ((file, name) for name in named(ast.parse(path.read_text()), ""))
 
 
 def named(node: ast.AST, before: str) -> Iterator[str]:
