@@ -32,7 +32,7 @@ from .memory import PAGE
 logger = logging.getLogger("aiovblk")
 
 NODE_TIMEOUT = 5.0
-"""Seconds for udev to make a node, and to give it to its user."""
+"""Seconds for udev to make a node."""
 
 STOP_TIMEOUT = 5.0
 """Seconds for the driver to stop a device whose server has ended: it does so some time later."""

@@ -31,7 +31,13 @@ from .queue import Queue
 STOP_TIMEOUT = 24 * 3600.0
 """Seconds for the kernel to write back and stop; those who wait have timeouts of their own."""
 
+OWNER_TIMEOUT = 20.0
+"""Seconds for udev to give a node to its ordinary user, by a program that it runs, which on a busy
+machine takes longer than to make it."""
+
 POLL = 0.005  # seconds between looks at /dev and /sys, whose changes cannot be waited for
+
+_REFUSALS = (errno.EACCES, errno.EPERM)
 
 
 def disk_name(number: int) -> str:
@@ -95,6 +101,9 @@ class UblkAttachment(NodeUser):
         Args:
             seconds: how long to wait for it.
 
+        Args:
+            seconds: for it to appear; :data:`OWNER_TIMEOUT` more for it to become this user's.
+
         Raises:
             OSError: it does not appear, or is not this user's, or is open in another process.
 
@@ -107,25 +116,13 @@ class UblkAttachment(NodeUser):
             except OSError as exc:
                 if exc.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EBUSY):
                     raise
-                if time.monotonic() > deadline:
-                    raise OSError(exc.errno, self._missing_node(path, exc)) from exc
+                patience = OWNER_TIMEOUT if exc.errno in _REFUSALS else 0
+                if time.monotonic() > deadline + patience:
+                    number = sysfs.read(char_directory(self.index) / "dev")
+                    raise OSError(exc.errno, _missing_node(path, exc.errno, "c", number)) from exc
             else:
                 return
             time.sleep(POLL)
-
-    def _missing_node(self, path: str, error: OSError) -> str:
-        if error.errno == errno.ENOENT:
-            number = sysfs.read(char_directory(self.index) / "dev") or "MAJOR:MINOR"
-            return (
-                f"{path} does not appear; in a container nodes do not appear by themselves:"
-                f" `mknod {path} c {number.replace(':', ' ')}`"
-            )
-        if error.errno == errno.EBUSY:
-            return f"{path} is open in another process"
-        return (
-            f"{path} does not become this user's ({error.strerror}): an administrator has to"
-            " install udev rules for ublk (docs/how-to/ublk.md)"
-        )
 
     def set_parameters(self, parameters: bytes) -> None:
         """Set what :func:`.commands.parameters` returns.
@@ -211,17 +208,26 @@ class UblkAttachment(NodeUser):
         return None if kilobytes is None else min(kilobytes, self.info.max_io // 1024)
 
     def _wait_for_node(self, deadline: float) -> None:
-        while not os.path.exists(self.path):
+        # Those who wait for this to return have the whole time, and would not see the reason.
+        deadline = min(deadline, time.monotonic() + OWNER_TIMEOUT)
+        while error := self._node_error():
             if self.ended.done():
                 raise OSError(errno.ECANCELED, "it was detached before it was live")
             if time.monotonic() > deadline:
-                number = sysfs.attribute(self._disk, "dev") or "MAJOR:MINOR"
-                raise TimeoutError(
-                    errno.ETIMEDOUT,
-                    f"{self.path} does not appear; in a container nodes do not appear by"
-                    f" themselves: `mknod {self.path} b {number.replace(':', ' ')}`",
-                )
+                number = sysfs.attribute(self._disk, "dev")
+                reason = _missing_node(self.path, error, "b", number)
+                raise TimeoutError(errno.ETIMEDOUT, reason)
             time.sleep(POLL)
+
+    def _node_error(self) -> int:
+        """Return why the node cannot be used yet, as an error number; 0 if it can."""
+        if not os.path.exists(self.path):
+            return errno.ENOENT
+        # An ordinary user who is to use it gets it from udev, as the node that was opened before.
+        is_users = Feature.UNPRIVILEGED_DEV in self.info.flags
+        if is_users and not os.access(self.path, os.R_OK | os.W_OK, effective_ids=True):
+            return errno.EACCES
+        return 0
 
     # While it is live
 
@@ -344,6 +350,21 @@ class UblkAttachment(NodeUser):
                 return False
             time.sleep(POLL)
         return True
+
+
+def _missing_node(path: str, error: int, kind: str, number: str | None) -> str:
+    """Explain that a node cannot be opened; ``kind`` and ``number`` are those for mknod."""
+    if error == errno.ENOENT:
+        return (
+            f"{path} does not appear; in a container nodes do not appear by themselves:"
+            f" `mknod {path} {kind} {(number or 'MAJOR:MINOR').replace(':', ' ')}`"
+        )
+    if error == errno.EBUSY:
+        return f"{path} is open in another process"
+    return (
+        f"{path} does not become this user's ({os.strerror(error)}): an administrator has to"
+        " install udev rules for ublk (docs/how-to/ublk.md)"
+    )
 
 
 def char_directory(number: int) -> Path:

@@ -88,6 +88,7 @@ class FakeUblk(KernelLog):
         before_stop: called when STOP_DEV begins to write back.
         char_error: the error number of opening a new device's /dev/ublkcN; 0 for none.
         hides_node: whether a new device's /dev/ublkbN does not appear.
+        keeps_node: whether it stays root's, although an ordinary user has made the device.
         faults: what was done that must never be.
         uring: io_uring's system calls.
 
@@ -105,6 +106,7 @@ class FakeUblk(KernelLog):
         self.before_stop: Callable[[], None] = lambda: None
         self.char_error = 0
         self.hides_node = False
+        self.keeps_node = False
         self.faults: list[str] = []
         self.uring = FakeIoUring(self._submitted, self._ring_closed)
         self.changed = threading.Condition(threading.RLock())
@@ -222,6 +224,14 @@ class FakeUblk(KernelLog):
         return self._exists(path) if path != CONTROL else True
 
     _exists = staticmethod(os.path.exists)
+
+    def access(self, path: Any, mode: int, **options: Any) -> bool:
+        if found := re.fullmatch(r"/dev/ublkb(\d+)", str(path)):
+            device = self.devices.get(int(found[1]))
+            return self.exists(path) and device is not None and not device.keeps_node
+        return self._access(path, mode, **options)
+
+    _access = staticmethod(os.access)
 
     def fsync(self, fd: int) -> None:
         for device in self.devices.values():
@@ -364,6 +374,7 @@ def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     # In this process, whose kernel this is.
     patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(os.path, "exists", kernel.exists)
+    patch.setattr(os, "access", kernel.access)
     patch.setattr(atfork, "open_protected", kernel.open_protected)
     patch.setattr(atfork, "close_protected", kernel.close)
     patch.setattr(ioctl, "_libc", kernel)

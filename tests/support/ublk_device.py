@@ -65,6 +65,7 @@ class FakeUblkDevice:
         dirty: pages of the page cache that are not written back, by offset.
         hides_char: the error number of opening /dev/ublkcN; 0 for none.
         hides_node: whether /dev/ublkbN does not appear.
+        keeps_node: whether it is not the user's who has made the device.
         most: requests that programs have in flight at once; others wait.
         most_in_flight: the largest number of requests that the server had at once.
 
@@ -81,6 +82,7 @@ class FakeUblkDevice:
         self.dirty: dict[int, bytes] = {}
         self.hides_char = kernel.char_error
         self.hides_node = kernel.hides_node
+        self.keeps_node = kernel.keeps_node
         self.is_deleted = False
         self.ring: KernelRing | None = None
         self.most = fields[DEPTH]

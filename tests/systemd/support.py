@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -28,13 +30,27 @@ def until(condition: Callable[[], object], what: str) -> None:
     assert holds_within(PATIENCE, condition, interval=0.2), f"waited in vain: {what}"
 
 
-def run(*command: str, status: int | None = 0) -> str:
+def run(*command: str, status: int | None = 0, patience: float = PATIENCE) -> str:
     """Run a command that should end with a status, or with any; returns what it printed."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=patience
     )
     assert status is None or done.returncode == status, f"{command}: {done.stdout}"
     return done.stdout.strip()
+
+
+def ensure_user(name: str) -> None:
+    """Have an ordinary user, which other tests may have made."""
+    with suppress(KeyError):
+        pwd.getpwnam(name)
+        return
+    run("useradd", name)
+
+
+def as_user(name: str) -> Sequence[str]:
+    """What runs a command as a user does who has logged in: the user's groups, no capabilities."""
+    user = ["setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "--inh-caps=-all"]
+    return [*user, "--reset-env", "env", "--chdir=/"]
 
 
 def show(name: str, unit: str = UNIT) -> str:

@@ -9,6 +9,7 @@ import pwd
 import re
 import stat
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,17 @@ import aiovblk
 from aiovblk.kernel import sysfs
 from aiovblk.storage import MemoryDevice
 
-from .support import IMAGE, NODE, ROOT, SIZE, attached, run, until
+from .support import (
+    IMAGE,
+    NODE,
+    ROOT,
+    SIZE,
+    as_user,
+    attached,
+    ensure_user,
+    run,
+    until,
+)
 
 Attach = Literal["ioctl", "netlink"]
 
@@ -97,25 +108,29 @@ def test_rules_of_the_documentation() -> None:
     async def look() -> None:
         async with aiovblk.mounted(device, NODE), aiovblk.mounted(device, "/dev/nbd0"):
             await asyncio.to_thread(run, "udevadm", "settle")
-            assert owner(NODE) == ("alice", 0o600)
+            assert owner(NODE) == ("root:vdisk3", 0o660)
             assert owner("/dev/nbd0") == ("root:vdisk", 0o660)
+            for user, theirs, others in (
+                ("bob", "/dev/nbd0", NODE),
+                ("alice", NODE, "/dev/nbd0"),
+            ):
+                dd = [*as_user(user), "dd", "of=/dev/null", "count=1"]
+                await asyncio.to_thread(run, *dd, f"if={theirs}")
+                output = await asyncio.to_thread(partial(run, *dd, f"if={others}", status=1))
+                assert "Permission denied" in output
 
     def owner(path: str) -> tuple[str, int]:
         status = os.stat(path)
         name = pwd.getpwuid(status.st_uid).pw_name
-        if status.st_mode & 0o070:
-            name += f":{grp.getgrgid(status.st_gid).gr_name}"
-        return name, stat.S_IMODE(status.st_mode)
+        return f"{name}:{grp.getgrgid(status.st_gid).gr_name}", stat.S_IMODE(status.st_mode)
 
     text = (ROOT / "docs" / "how-to" / "udev.md").read_text()
     rules = re.search(r"```\n(SUBSYSTEM.*?)```", text, re.DOTALL)
-    trigger = re.search(r"# (udevadm control.*)\n# (udevadm trigger.*)\n", text)
     assert rules
-    assert trigger
-    run("groupadd", "vdisk")
-    run("useradd", "alice")
+    ensure_user("alice")
+    ensure_user("bob")
     Path("/etc/udev/rules.d/60-nbd.rules").write_text(rules[1])
-    for command in trigger.groups():
+    for command in re.findall(r"^# ((?:groupadd|usermod|udevadm) .*)", text, re.MULTILINE):
         run("sh", "-c", command)
     device = formatted()
     asyncio.run(look())

@@ -50,7 +50,7 @@ FILES = (
     "aiovblk-serve@.service",
     "aiovblk-serve@.socket",
     "60-aiovblk.rules",
-    "udev/60-ublk-users.rules",
+    "udev/59-ublk-users.rules",
     "udev/ublk-owner",
 )
 """What packaging/ has beside debian/, and debian/rules installs."""

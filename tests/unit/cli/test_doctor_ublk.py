@@ -55,7 +55,7 @@ def test_ordinary_user_takes_rules_of_udev(host: Host, rules: str | None, line: 
 
 
 def test_rules_of_the_package_are_found(host: Host) -> None:
-    rules = (Path(__file__).parents[3] / "packaging/udev/60-ublk-users.rules").read_text()
+    rules = (Path(__file__).parents[3] / "packaging/udev/59-ublk-users.rules").read_text()
     test_ordinary_user_takes_rules_of_udev(host, rules, "ok    ublk: can be used by this user")
 
 

@@ -172,6 +172,7 @@ def test_node_that_cannot_be_opened_leaves_nothing(
     ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     monkeypatch.setattr(attaching, "NODE_TIMEOUT", 0.01)
+    monkeypatch.setattr("aiovblk.ublk.attachment.OWNER_TIMEOUT", 0.01)
     ublk_kernel.char_error = number
     with pytest.raises(AttachError, match=words) as caught:
         make()

@@ -1,4 +1,4 @@
-"""packaging/udev: whose a ublk device is, for udev; the script has no code of the package."""
+"""packaging/udev: udev gives a ublk device to its user; the script has no code of the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiovblk.ublk.commands import CTRL_COMMAND, ControlCommand, Feature, State, 
 
 PACKAGING = Path(__file__).parents[3] / "packaging/udev"
 SCRIPT = PACKAGING / "ublk-owner"
-RULES = PACKAGING / "60-ublk-users.rules"
+RULES = PACKAGING / "59-ublk-users.rules"
 
 Answers = dict[int, UblkDeviceInfo]
 """What the driver answers, by the number of the device."""
@@ -52,8 +52,23 @@ def answers(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Answers:
         return 0
 
     monkeypatch.setattr(script, "send", send)
-    monkeypatch.setattr(script.os, "open", lambda path, flags: 0)
     return found
+
+
+@pytest.fixture(autouse=True)
+def nodes(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What becomes of nodes and who owns them, in order; each that is opened exists."""
+    log: list[str] = []
+
+    def fake_open(path: str, flags: int) -> int:
+        log.append(f"open {path}")
+        return 100 + len(log)
+
+    monkeypatch.setattr(script.os, "open", fake_open)
+    monkeypatch.setattr(
+        script.os, "chown", lambda path, user, group: log.append(f"chown {path} {user} {group}")
+    )
+    return log
 
 
 def device(owner: int, flags: Feature) -> UblkDeviceInfo:
@@ -61,21 +76,34 @@ def device(owner: int, flags: Feature) -> UblkDeviceInfo:
 
 
 @pytest.mark.parametrize("name", ["ublkc3", "ublkb3", "ublkb3p1"])
-def test_owner_of_an_ordinary_users_device_is_printed(
-    script: ModuleType, answers: Answers, capsys: pytest.CaptureFixture[str], name: str
+def test_node_of_an_ordinary_users_device_becomes_the_users(
+    script: ModuleType,
+    answers: Answers,
+    nodes: list[str],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     answers[3] = device(1000, Feature.UNPRIVILEGED_DEV)
     assert script.main(name) == 0
     assert capsys.readouterr().out == "1000\n"
+    # The node that was opened before the driver was asked, whatever has its name by now.
+    assert nodes == [
+        f"open /dev/{name}", "open /dev/ublk-control", "chown /proc/self/fd/101 1000 -1",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["ublkc3", "ublkc4", "ublk-control", "ublkb", "sda", "ublkc3x"])
-def test_roots_device_and_what_is_none_have_no_owner(
-    script: ModuleType, answers: Answers, capsys: pytest.CaptureFixture[str], name: str
+def test_roots_device_and_what_is_none_stay_as_they_are(
+    script: ModuleType,
+    answers: Answers,
+    nodes: list[str],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     answers[3] = device(0, Feature.USER_COPY)
     assert script.main(name) == 1
     assert capsys.readouterr().out == ""
+    assert not [line for line in nodes if line.startswith("chown")]
 
 
 def test_script_takes_nothing_from_outside_of_the_standard_library() -> None:
@@ -95,5 +123,7 @@ def test_script_fails_in_a_line_where_there_is_no_driver() -> None:
 def test_rules_name_the_script_that_the_page_installs() -> None:
     page = (PACKAGING.parents[1] / "docs/how-to/ublk.md").read_text()
     assert 'PROGRAM=="/usr/local/sbin/ublk-owner %k"' in RULES.read_text()
+    # What they set is for udev's own rules, and overrides what those before have set.
+    assert "50-udev-default.rules" < RULES.name < "60-persistent-storage.rules"
     assert "install -m 755 packaging/udev/ublk-owner /usr/local/sbin/\n" in page
     assert f"install -m 644 packaging/udev/{RULES.name} /etc/udev/rules.d/\n" in page

@@ -73,6 +73,40 @@ async def test_ordinary_user_sets_nothing_by_default(
     check_end(ublk_kernel)
 
 
+async def test_node_that_udev_gives_to_its_user_late_is_waited_for(
+    ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        ublk_kernel.device.keeps_node = False
+
+    monkeypatch.setattr("aiovblk.ublk.attachment.time.sleep", pause)
+    monkeypatch.setattr(driver_attaching, "is_privileged", lambda: False)
+    ublk_kernel.keeps_node = True
+    async with aiovblk.mounted(ublk_disk, attach="ublk"):
+        assert waits
+    check_end(ublk_kernel)
+
+
+@pytest.mark.parametrize("is_root", [True, False])
+async def test_node_that_stays_roots_is_an_error_for_its_user_alone(
+    ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch, is_root: bool
+) -> None:
+    monkeypatch.setattr("aiovblk.ublk.attachment.OWNER_TIMEOUT", 0.01)
+    monkeypatch.setattr(driver_attaching, "is_privileged", lambda: is_root)
+    ublk_kernel.keeps_node = True
+    if is_root:
+        async with aiovblk.mounted(ublk_disk, attach="ublk"):
+            pass
+    else:
+        words = r"/dev/ublkb0 does not become this user's .*an administrator has to install udev"
+        with pytest.raises(AttachError, match=words):
+            await mount(ublk_disk)
+    check_end(ublk_kernel)
+
+
 async def test_scheduler_that_the_kernel_does_not_have_is_an_error(
     ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
