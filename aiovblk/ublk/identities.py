@@ -28,7 +28,7 @@ MAX_NUMBER = (1 << 20) - 1
 LOCK_TIMEOUT = 2.0
 """Seconds for the last server of a device to end: it may be shutting down."""
 
-_NODE = re.compile(r"/dev/ublkb([0-9]{1,7})", re.ASCII)
+_NODE = re.compile(r"/dev/ublkb(0|[1-9][0-9]{0,6})", re.ASCII)
 _IS_MARK = 1 << 63  # other programs leave the bits 0, or have small numbers there
 
 
