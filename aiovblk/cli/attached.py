@@ -15,7 +15,7 @@ from ..ublk.attachment import disk_name
 NODE = "/dev/nbdN | /dev/ublkbN"
 """How a usage calls the node of a device."""
 
-_UBLK = re.compile(r"ublkb([0-9]{1,7})", re.ASCII)
+_UBLK = re.compile(r"ublkb(0|[1-9][0-9]{0,6})", re.ASCII)
 
 
 def ublk_number(disk: Disk) -> int | None:

@@ -158,24 +158,37 @@ async def resize_mounted(mount: Mount, size: int, shrink: bool) -> None:
             raise ValueError(f"{_FIXED[type(each)]} cannot grow")
     if isinstance(bottom, ObjectStoreDevice):
         check_geometry(size, bottom.block_size, bottom.chunk_size)
+    path, before = "", None
     if isinstance(bottom, FileDevice) and size > device.size:
-        await asyncio.to_thread(_extend, bottom.path, size, read_only=bottom.read_only)
-    await mount.resize(size // device.block_size)
+        path = bottom.path
+        before = await asyncio.to_thread(_extend, path, size, read_only=bottom.read_only)
+    try:
+        await mount.resize(size // device.block_size)
+    except TimeoutError:
+        raise  # the kernel may still do it
+    except OSError:
+        if before is not None:  # else the next server would have another device
+            await asyncio.to_thread(os.truncate, path, before)
+        raise
     if isinstance(bottom, ObjectStoreDevice):
         await bottom.flush()  # which stores the new size
 
 
-def _extend(path: str, size: int, *, read_only: bool) -> None:
+def _extend(path: str, size: int, *, read_only: bool) -> int | None:
     """Extend a regular file that is smaller.
+
+    Returns:
+        The size that it had; None if it was not extended.
 
     Raises:
         ValueError: it is a block device, or may not be written to, and is smaller.
 
     """
-    if not read_only and os.path.isfile(path) and os.path.getsize(path) < size:
+    if not read_only and os.path.isfile(path) and (before := os.path.getsize(path)) < size:
         os.truncate(path, size)
-        return
+        return before
     with open(path, "rb", buffering=0) as file:
         present = file.seek(0, os.SEEK_END)  # stat() has 0 for a block device
     if present < size:
         raise ValueError(f"{path} has only {present} bytes: make it larger first")
+    return None

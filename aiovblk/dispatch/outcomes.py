@@ -63,6 +63,11 @@ class OutcomeResolver:
         self._failed.add(task)
         task.cancel()
 
+    def fail_once(self, task: asyncio.Task[None]) -> None:
+        """As :meth:`fail`. No-op: that was done, and the handler may be cleaning up since."""
+        if task not in self._failed:
+            self.fail(task)
+
     def fail_all(self) -> None:
         """Run no handler again whose task is cancelled."""
         self._cancelled = True

@@ -127,7 +127,8 @@ class HandlerScheduler:
     def fail_arrived_before(self, arrival: int) -> None:
         """Cancel the handlers of requests that came before this time, and fail them with EIO.
 
-        Those that wait for their turn fail at once.
+        Each is cancelled once, however often this is called. Those that wait for their turn fail at
+        once.
 
         Args:
             arrival: nanoseconds, of :func:`time.monotonic_ns`.
@@ -137,7 +138,7 @@ class HandlerScheduler:
         while queue and queue[0][0].arrival < arrival:
             self._fail_next()
         for task, _ in self.running_since(arrival):
-            self._outcomes.fail(task)
+            self._outcomes.fail_once(task)
 
     def running_since(self, arrival: int) -> list[tuple[asyncio.Task[None], Request]]:
         """Return the handlers that run, and their requests, of those that came before this time."""

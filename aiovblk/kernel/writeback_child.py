@@ -1,20 +1,14 @@
 """Write back what the kernel has cached for a device, in a process of its own.
 
-No thread of a server by ublk may wait for requests of its own device in a call that no signal ends.
-When a server is killed, its io_uring is closed, and what is in flight fails, once its last thread
-has ended; that thread would end once its requests are answered: neither would ever happen, and the
-device would hang until the machine is rebooted. The thread that calls this waits for a process.
+No thread of a server by ublk may wait for requests of its own device in a call that no signal ends:
+see :mod:`.child_process`.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-from contextlib import suppress
 
-from .. import interpreter
-from . import sysfs, users
+from . import child_process, sysfs, users
 from .sysfs import Disk
 from .writeback import sync
 
@@ -60,12 +54,12 @@ def sync_in_child(disk: Disk, path: str, fd: int) -> None:
     names = [*users.stacked_devices(disk), *sysfs.partitions(disk)]
     words = [*points, *(f"{_DEVICE}/dev/{name}" for name in names), _DEVICE + path]
     try:
-        child, output = _start(interpreter.bare_command("-c", _PROGRAM, *words))
+        child = child_process.start(_PROGRAM, *words)
     except OSError as exc:
         logger.debug("no process can be started to write back %s: %s", path, exc)
         sync(disk, fd)
         return
-    _wait(child, output)
+    child_process.wait(child)
 
 
 def sync_all_in_child() -> None:
@@ -75,27 +69,4 @@ def sync_all_in_child() -> None:
         OSError: no process can be started.
 
     """
-    _wait(*_start(interpreter.bare_command("-c", "import os; os.sync(); print(0)")))
-
-
-def _wait(child: int, output: int) -> None:
-    with os.fdopen(output, "rb") as file:
-        answer = file.read()
-    with suppress(ChildProcessError):  # where SIGCHLD is ignored, none is left to wait for
-        os.waitpid(child, 0)
-    if number := int(answer or errno.EIO):
-        raise OSError(number, os.strerror(number))
-
-
-def _start(command: list[str]) -> tuple[int, int]:
-    """Start a process that Ctrl-C does not reach; return its id, and where to read its output."""
-    output, childs_output = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, childs_output, 1)]
-    try:
-        child = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setpgroup=0)
-    except BaseException:
-        os.close(output)
-        raise
-    finally:
-        os.close(childs_output)
-    return child, output
+    child_process.wait(child_process.start("import os; os.sync(); print(0)"))

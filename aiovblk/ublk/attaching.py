@@ -14,7 +14,7 @@ from ..errors import AttachError, DeviceBusyError, UblkUnavailableError
 from ..kernel import RequestQueue, procfs
 from ..kernel.capabilities import Capability, has_capability
 from . import control, identities
-from .attachment import UblkAttachment
+from .attachment import OWNER_TIMEOUT, UblkAttachment
 from .availability import ensure_available
 from .commands import (
     MAX_IO_BYTES,
@@ -179,7 +179,7 @@ def remove_dead(number: int) -> bool:
     """
     try:
         info = _settled(number)
-        if info.state != State.DEAD or _is_served(info) or _is_being_made(number):
+        if info.state != State.DEAD or _is_served(info) or _is_being_made(info):
             return False
         control.ControlledDevice(number, info.flags).delete()
     except OSError as exc:
@@ -206,18 +206,32 @@ def _is_served(info: UblkDeviceInfo) -> bool:
     return info.server > 0 and procfs.process_of(info.server) is not None
 
 
-def _is_being_made(number: int) -> bool:
+def _is_being_made(info: UblkDeviceInfo) -> bool:
     """Return whether a process has a device open that is not started: only its server may.
 
-    Until it has started, the driver knows no server. One that has just made it opens it at once.
+    Until it has started, the driver knows no server. One that has just made it opens it at once, or
+    as soon as udev has given it the node.
     """
+    assert info.number is not None  # it exists
+    node = control.char_node(info.number)
+    if Feature.UNPRIVILEGED_DEV in info.flags and _waits_for_udev(node, info.owner):
+        return True
     for _ in range(2):
         try:
-            os.close(os.open(control.char_node(number), os.O_RDWR | os.O_CLOEXEC))
+            os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
         except OSError as exc:
             return exc.errno == errno.EBUSY
         time.sleep(OPENING_TIME)
     return False
+
+
+def _waits_for_udev(node: str, owner: int) -> bool:
+    """Return whether a node has just been made, and is not its user's yet."""
+    try:
+        status = os.stat(node)
+    except OSError:
+        return False
+    return status.st_uid != owner and time.time() - status.st_mtime < OWNER_TIMEOUT
 
 
 def _taken_error(number: int, path: str | None) -> DeviceBusyError:

@@ -27,6 +27,7 @@ from ..kernel.writeback_child import sync_in_child
 from . import control
 from .commands import SECTOR, Feature, UblkDeviceInfo
 from .queue import Queue
+from .served_device import ServedDevice
 
 STOP_TIMEOUT = 24 * 3600.0
 """Seconds for the kernel to write back and stop; those who wait have timeouts of their own."""
@@ -82,7 +83,7 @@ class UblkAttachment(NodeUser):
         self._queue_settings = queue
         self._block_size = block_size
         self._features = features
-        self._device = control.ControlledDevice(self.index, info.flags)
+        self._device = ServedDevice(self.index, info.flags)
         self._char = -1
         # Held by START_DEV and STOP_DEV, as a mutex in the driver.
         self._starting = threading.Lock()

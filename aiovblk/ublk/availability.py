@@ -102,6 +102,8 @@ def ensure_io_uring() -> None:
             "io_uring is refused by a seccomp filter, as that of a container: allow it"
             " io_uring_setup and io_uring_enter (docker run --security-opt seccomp=PROFILE)"
         )
+    elif refused.errno == errno.EINVAL:  # it does not know a flag
+        reason = f"this kernel's is too old: that takes Linux {OLDEST}"
     else:
         reason = f"io_uring cannot be set up: {refused.strerror}"
     raise UblkUnavailableError(refused.errno or errno.EIO, f"ublk takes io_uring; {reason}")

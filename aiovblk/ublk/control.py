@@ -159,9 +159,13 @@ class ControlledDevice:
         self.is_unprivileged = Feature.UNPRIVILEGED_DEV in flags
         self._process = os.getpid()
 
-    def _send(self, command: ControlCommand, **options: Any) -> None:
-        if os.getpid() != self._process:  # a forked child must not stop what its parent serves
+    def _refuse_in_child(self) -> None:
+        """Keep a forked child from stopping what its parent serves."""
+        if os.getpid() != self._process:
             raise OSError(errno.ENODEV, "the device is the parent process's")
+
+    def _send(self, command: ControlCommand, **options: Any) -> None:
+        self._refuse_in_child()
         path = char_node(self.number) if self.is_unprivileged else None
         _send(command, self.number, path=path, **options)
 

@@ -28,7 +28,9 @@ MAX_NUMBER = (1 << 20) - 1
 LOCK_TIMEOUT = 2.0
 """Seconds for the last server of a device to end: it may be shutting down."""
 
-_NODE = re.compile(r"/dev/ublkb([0-9]{1,7})", re.ASCII)
+_NODE = re.compile(r"/dev/ublkb(0|[1-9][0-9]{0,6})", re.ASCII)
+# It is gone by now, another user's, or has no node in this container.
+_IS_ANOTHERS = (errno.ENODEV, errno.EPERM, errno.EACCES, errno.ENOENT)
 _IS_MARK = 1 << 63  # other programs leave the bits 0, or have small numbers there
 
 
@@ -64,6 +66,7 @@ def find_by_identity(path: str | None, identity: str) -> UblkDeviceInfo | None:
 
     Raises:
         DeviceBusyError: it is not ``path``.
+        AttachError: the driver does not say which devices there are.
 
     """
     for info in _devices(mark_of(identity)):
@@ -84,6 +87,7 @@ def refuse_duplicate(own: UblkDeviceInfo, path: str | None) -> None:
 
     Raises:
         DeviceBusyError: there is another.
+        AttachError: whether there is one cannot be found out.
 
     """
     for info in _devices(own.mark):
@@ -95,12 +99,22 @@ def refuse_duplicate(own: UblkDeviceInfo, path: str | None) -> None:
 
 
 def _devices(mark: int) -> Iterator[UblkDeviceInfo]:
-    """Yield all devices of an identity that this process may ask about, by number."""
+    """Yield all devices of an identity that this process may ask about, by number.
+
+    Raises:
+        AttachError: the driver does not say whether one has the identity: another could be made.
+
+    """
     for number in numbers():
-        with suppress(OSError):  # it is gone by now, or another user's
+        try:
             info = control.info(number)
-            if info.mark == mark:
-                yield info
+        except OSError as exc:
+            if exc.errno in _IS_ANOTHERS:
+                continue
+            reason = f"whether it has this identity cannot be found out: {exc.strerror}"
+            raise AttachError(exc.errno or errno.EIO, reason, node(number)) from exc
+        if info.mark == mark:
+            yield info
 
 
 # Locks

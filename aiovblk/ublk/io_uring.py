@@ -46,6 +46,9 @@ SQE_SIZE = 128
 COMMAND_OFFSET = 48
 """Bytes of a slot before the command itself, of which there may be 80."""
 
+RETRY = 0.01
+"""Seconds until what the kernel has had no memory for is submitted again."""
+
 
 class Ring:
     """An io_uring whose descriptor becomes readable when commands have been completed.
@@ -154,12 +157,19 @@ class Ring:
     def wait(self, seconds: float) -> None:
         """Submit what was pushed, and block until there is a completion, or for ``seconds``.
 
+        Returns sooner if not all could be submitted: call it again.
+
         Raises:
             OSError: as for :meth:`submit`.
 
         """
         import ctypes
 
+        self.submit()
+        if self.has_completions:
+            return
+        if self.unsubmitted:  # it would wait for what has not begun
+            seconds = min(seconds, RETRY)
         nanoseconds = max(int(seconds * 1e9), 0)
         timespec = ctypes.create_string_buffer(
             _TIMESPEC.pack(nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)
@@ -167,9 +177,6 @@ class Ring:
         argument = ctypes.create_string_buffer(
             _TIMEOUT_ARGUMENT.pack(0, 0, 0, ctypes.addressof(timespec))
         )
-        self.submit()
-        if self.has_completions:
-            return
         flags, size = _ENTER_GETEVENTS | _ENTER_EXT_ARG, _TIMEOUT_ARGUMENT.size
         done = _blocking.syscall(_ENTER, self.fd, 0, 1, flags, ctypes.addressof(argument), size)
         if done < 0 and ctypes.get_errno() not in (errno.EINTR, errno.ETIME):

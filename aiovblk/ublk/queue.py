@@ -66,6 +66,10 @@ _SQE_COMMAND_OFFSET = 8  # cmd_op in struct io_uring_sqe
 _RESULT = (COMMAND_OFFSET + RESULT_OFFSET) // 4  # where a slot's result is, in 32-bit words
 _SLOT_WORDS = SQE_SIZE // 4
 
+LAST_TRIES = 100
+"""How often the last results are submitted, should the kernel be short of memory, or programs have
+more requests than there are tags."""
+
 DESCRIPTOR_WORDS = DESCRIPTOR_SIZE // 8
 """64-bit words of a descriptor: sectors above operation and flags, first sector, address."""
 
@@ -291,8 +295,12 @@ class Queue:
         self._on_closed(is_lost)
 
     def _fail_owed(self) -> None:
-        self.take()
-        if self._owed:
+        # Results that were ready count as well: they may be those of all tags. What the kernel gets
+        # back it may give to the next request at once.
+        for _ in range(LAST_TRIES):
+            self.take()
+            if not self._owed and not self.unsubmitted:
+                break
             for tag in list(self._owed):
                 self.complete(tag, -errno.EIO)
             self.submit()

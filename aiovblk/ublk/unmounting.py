@@ -94,6 +94,14 @@ def _as_stop_error(exc: OSError, number: int, path: str) -> AttachError:
     if exc.errno in (errno.EPERM, errno.EACCES):
         reason = "unmounting takes root, or the user who has mounted it"
         return AttachError(exc.errno, reason, path)
+    if exc.errno in (errno.ENOENT, errno.ENXIO):
+        if not has_disk(number):  # its server was faster
+            return not_mounted_error(path)
+        reason = (
+            f"it, or {control.char_node(number)}, has no node here: unmount it where it was"
+            " mounted; in a container nodes do not appear by themselves"
+        )
+        return AttachError(exc.errno, reason, path)
     return as_unmount_error(exc, disk_name(number), path)
 
 

@@ -10,6 +10,7 @@ third of the memory.
 
 from __future__ import annotations
 
+import errno
 import sys
 import syslog
 import time
@@ -63,14 +64,25 @@ def free(device: deadlines.OrphanedDevice) -> None:
 
 
 def _info_after_death(device: deadlines.OrphanedDevice) -> UblkDeviceInfo | None:
-    """Wait until a device waits for a server; None if it does not, or is another one by now."""
+    """Wait until a device waits for a server; None if it does not, or is another one by now.
+
+    Raises:
+        OSError: the driver does not say.
+
+    """
     lock = LOCKS / f"ublkb{device.number}.lock"
     deadline = time.monotonic() + DEATH_TIMEOUT
     while True:
         try:
             info = control.info(int(device.number))
-        except OSError:
-            return None  # it is gone
+        except OSError as exc:
+            if exc.errno == errno.ENODEV:
+                return None  # it is gone
+            # A shortage of memory, say. What waits for the device would wait for ever.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL)
+            continue
         if str(info.mark) != device.pid or deadlines.has_new_owner(device, lock):
             return None
         if info.state == State.QUIESCED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,33 @@ async def test_a_server_that_is_killed_while_the_kernel_writes_back_ends(image: 
             await running.end(signal.SIGKILL)
             await assert_lost(fd)
             await is_gone(path)
+    async with mounted(Disk(), path) as mount:
+        assert mount.path == path
+
+
+def is_being_stopped() -> bool:
+    """Whether a server has begun to have its device stopped, by another process."""
+    commands = (each / "cmdline" for each in Path("/proc").glob("[0-9]*"))
+    for each in commands:
+        with suppress(OSError):
+            if b"\0STOP_DEV\0" in each.read_bytes():
+                return True
+    return False
+
+
+@pytest.mark.core
+async def test_a_server_that_is_killed_while_the_kernel_stops_its_device_ends(image: Path) -> None:
+    """STOP_DEV waits for a handler that hangs; a thread of the server that did so would not end."""
+    async with command(f"{DEVICES}:Hanging", IMAGE=str(image)) as running:
+        path = running.path
+        writing = asyncio.create_task(asyncio.to_thread(pwrite, path, 0, DATA))
+        await logged(image, "hanging")
+        running.process.send_signal(signal.SIGTERM)
+        await becomes_true(is_being_stopped)
+        await running.end(signal.SIGKILL)
+        with pytest.raises(OSError, match=EIO):
+            await writing
+        await is_gone(path)
     async with mounted(Disk(), path) as mount:
         assert mount.path == path
 

@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from aiovblk import atfork
+from aiovblk import atfork, ublk
 from aiovblk.kernel import ioctl, writeback
 from aiovblk.threads import run_in_daemon_thread
-from aiovblk.ublk import attaching, attachment, availability
+from aiovblk.ublk import attaching, attachment, availability, served_device
 
 from .fake_io_uring import FakeIoUring, KernelRing
 from .kernel_log import KernelLog
@@ -366,12 +366,18 @@ class FakeUblk(KernelLog):
                 device.end_of_ring()
 
 
+def start_no_process(program: str, *words: str) -> NoReturn:
+    """In place of another process, which would not see this kernel."""
+    raise OSError(errno.EAGAIN, "no more processes")
+
+
 def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     """Put the fake where the package makes its system calls."""
     kernel.uring.install(patch)
     patch.setattr(os, "open", kernel.open)
     patch.setattr(os, "fsync", kernel.fsync)
     # In this process, whose kernel this is.
+    patch.setattr(served_device, "start", start_no_process)
     patch.setattr(attachment, "sync_in_child", lambda disk, path, fd: writeback.sync(disk, fd))
     patch.setattr(os.path, "exists", kernel.exists)
     patch.setattr(os, "access", kernel.access)
@@ -379,7 +385,8 @@ def install(kernel: FakeUblk, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(atfork, "close_protected", kernel.close)
     patch.setattr(ioctl, "_libc", kernel)
     patch.setattr(availability, "refuse_bad_kernel", lambda: None)
-    patch.setattr(attaching, "is_privileged", lambda: True)
+    for module in (attaching, ublk):
+        patch.setattr(module, "is_privileged", lambda: True)
 
 
 @pytest.fixture

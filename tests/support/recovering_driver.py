@@ -13,9 +13,18 @@ from pathlib import Path
 import pytest
 
 from aiovblk.kernel import locks
-from aiovblk.ublk import attaching, attachment, control, identified, identities, takeover
+from aiovblk.ublk import (
+    attaching,
+    attachment,
+    control,
+    identified,
+    identities,
+    served_device,
+    takeover,
+)
 from aiovblk.ublk.commands import RECOVERY, ControlCommand, Feature, State, UblkDeviceInfo
 
+from .fake_ublk import start_no_process
 from .kernel_tree import KernelTree
 
 SOUND = Feature.CMD_IOCTL_ENCODE | Feature.USER_COPY | RECOVERY | Feature.SAFE_STOP_DEV
@@ -181,6 +190,7 @@ def driver(
     made = RecoveringDriver(tmp_path, tree)
     monkeypatch.setattr(locks, "LOCKS", tmp_path / "locks")
     monkeypatch.setattr(control, "_send", made.send)
+    monkeypatch.setattr(served_device, "start", start_no_process)
     monkeypatch.setattr(control, "char_node", made.char_node)
     for module in (attachment, identities, takeover):
         monkeypatch.setattr(module, "node", made.node)

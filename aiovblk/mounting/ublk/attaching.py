@@ -29,6 +29,12 @@ class UblkAttachSequence(AttachSequence):
             StoppedError: the mount was stopped meanwhile.
 
         """
+        if self.options.partitions and not ublk.is_privileged():
+            reason = (
+                "the kernel does not look for partitions on an ordinary user's ublk device: leave"
+                " partitions out"
+            )
+            raise AttachError(errno.EPERM, reason, path)
         await self.open_backend()
         handover = self.options.handover
         attach = partial(

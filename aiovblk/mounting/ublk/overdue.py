@@ -42,14 +42,16 @@ class OverdueRequests:
         self._answer = answer
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def watch(self) -> None:
         """Look from now on, for as long as a request waits."""
-        if self._timer is None and self._scheduler.is_waiting:
+        if self._timer is None and not self._is_closed and self._scheduler.is_waiting:
             self._timer = self._loop.call_later(INTERVAL, self._look)
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more: the requests are the kernel's."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
 

@@ -25,6 +25,7 @@ from aiovblk.kernel import sysfs
 from aiovblk.storage import FileDevice, MemoryDevice, Retry
 
 from ...support.fake_kernel import FakeKernel
+from ...support.fake_ublk import FakeUblk
 
 MIB = 1 << 20
 
@@ -164,6 +165,17 @@ async def test_file_that_cannot_be_extended_is_compared(
         os.truncate("disk", 2 * MIB)
         await request_command(0, "resize", size=2 * MIB, shrink=False)
         assert (mount.device.size, sysfs.size(0)) == (2 * MIB, 2 * MIB)
+
+
+async def test_file_keeps_its_size_if_the_kernel_refuses_another(ublk_kernel: FakeUblk) -> None:
+    """The next server would have a device of another size, and could not take this one over."""
+    ublk_kernel.features = 0x1FE  # of Linux 6.12
+    Path("disk").write_bytes(bytes(MIB))
+    async with aiovblk.mounted(FileDevice("disk"), attach="ublk") as mount:
+        with pytest.raises(OSError, match="this kernel cannot resize"):
+            await resize_mounted(mount, 2 * MIB, shrink=False)
+        assert mount.device.size == MIB
+    assert Path("disk").stat().st_size == MIB
 
 
 async def test_memory_does_not_grow(kernel: FakeKernel) -> None:

@@ -19,6 +19,7 @@ from aiovblk.cli.device_rates import activities, samples
 from aiovblk.cli.errors import SpecError
 from aiovblk.cli.top import table
 from aiovblk.kernel import driver, locks, users
+from aiovblk.ublk import identities
 from aiovblk.ublk.commands import State
 
 from ...support.kernel_tree import KernelTree
@@ -243,3 +244,17 @@ def test_forced_unmount_names_the_file_system_that_stays(tree: KernelTree) -> No
 
 def test_device_that_was_made_again_is_not_what_was_unmounted(served: UblkTree) -> None:
     ublk.ensure_released(3, "/dev/ublkb3")
+
+
+# Names
+
+
+@pytest.mark.parametrize("path", ["/dev/ublkb007", "/dev/ublkb00", "/dev/ublkb12345678"])
+@pytest.mark.usefixtures("served")
+def test_name_that_no_device_has_is_not_another_devices(path: str) -> None:
+    assert not attached.is_named_as_ublk(path)
+    for look in (identities.number_of, attached.resolve):
+        with pytest.raises(AttachError):
+            look(path)
+    assert identities.number_of("/dev/ublkb0") == 0
+    assert attached.resolve("/dev/ublkb3") == "ublkb3"

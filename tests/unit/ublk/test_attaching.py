@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,27 @@ def test_device_that_its_server_has_not_started_yet_is_not_removed(ublk_kernel: 
     assert 3 in ublk_kernel.devices
     ublk_kernel.devices[3].hides_char = 0
     assert remove_dead(3)
+
+
+def test_device_that_waits_for_udev_to_give_its_user_the_node_is_not_removed(
+    ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deleted: list[int] = []
+    node = tmp_path / "ublkc3"
+    node.touch()
+    control.add(UblkDeviceInfo(number=3, flags=UNPRIVILEGED, server=-1))
+    ublk_kernel.devices[3].fields[10] = node.stat().st_uid + 1
+    monkeypatch.setattr(control, "char_node", lambda number: str(node))
+    monkeypatch.setattr(
+        control.ControlledDevice, "delete", lambda device: deleted.append(device.number)
+    )
+    assert not remove_dead(3)
+    os.utime(node, (0, 0))  # there are no such rules of udev
+    assert remove_dead(3)
+    ublk_kernel.devices[3].fields[10] = node.stat().st_uid  # it has the node, and is gone
+    node.touch()
+    assert remove_dead(3)
+    assert deleted == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_features_are_those_of_the_driver(ublk_kernel: FakeUblk) -> None:
         ),
         (errno.EPERM, 2, "the sysctl kernel.io_uring_disabled is 2; set it to 0"),
         (errno.EPERM, 0, "seccomp filter, as that of a container: allow it"),
+        (errno.EINVAL, 0, "this kernel's is too old: that takes Linux 6.5"),
         (errno.ENOMEM, 0, "io_uring cannot be set up: .*Cannot allocate memory"),
     ],
 )

@@ -17,7 +17,7 @@ from aiovblk.threads import run_in_daemon_thread
 from aiovblk.ublk import io_uring
 from aiovblk.ublk.io_uring import SQE_SIZE, Ring
 
-from ...support.fake_io_uring import FIRST, FakeIoUring
+from ...support.fake_io_uring import FIRST, FakeIoUring, KernelRing
 
 refused = io_uring.refusal()
 takes_io_uring = pytest.mark.skipif(
@@ -254,4 +254,26 @@ def test_wait_sees_the_completion_of_another_thread(fake: FakeIoUring) -> None:
     ring.wait(60)
     assert taken(ring) == [(1, 5)]
     timer.join()
+    ring.close()
+
+
+def test_wait_submits_again_what_the_kernel_had_no_memory_for(
+    fake: FakeIoUring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it waits for the end of a command that has not begun: a STOP_DEV, for a day."""
+    waits: list[float] = []
+
+    def wait(kernel: KernelRing, seconds: float) -> bool:
+        waits.append(seconds)
+        return not kernel._is_empty()
+
+    monkeypatch.setattr(KernelRing, "wait", wait)
+    ring = Ring(2)
+    fake.rings[ring.fd].errors.append(errno.EAGAIN)
+    ring.prepare(1, 1, 0, b"")
+    ring.push([1])
+    while not ring.has_completions:
+        ring.wait(24 * 3600)
+    assert taken(ring) == [(1, -1)]
+    assert max(waits) < 1
     ring.close()

@@ -120,6 +120,14 @@ def test_script_fails_in_a_line_where_there_is_no_driver() -> None:
     assert len(done.stderr.splitlines()) <= 1  # none where there is a driver
 
 
+@pytest.mark.parametrize("words", [[], ["ublkc0", "ublkc1"]])
+def test_script_takes_one_device(words: list[str]) -> None:
+    command = [sys.executable, "-I", str(SCRIPT), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "usage: ublk-owner ublkcN\n"
+
+
 def test_rules_name_the_script_that_the_page_installs() -> None:
     page = (PACKAGING.parents[1] / "docs/how-to/ublk.md").read_text()
     assert 'PROGRAM=="/usr/local/sbin/ublk-owner %k"' in RULES.read_text()

@@ -80,6 +80,37 @@ def test_closed_queue_does_nothing(attachment: UblkAttachment, ublk_kernel: Fake
     assert ublk_kernel.log.count("the queue is closed") == 1
 
 
+@pytest.mark.parametrize("error", [0, errno.EAGAIN])
+def test_results_that_are_ready_when_the_queue_is_closed_reach_the_kernel(
+    attachment: UblkAttachment, ublk_kernel: FakeUblk, error: int
+) -> None:
+    """They may be those of all tags, and then the driver would not notice the end."""
+    queue = attachment.open_queue()
+    reads = [ublk_kernel.send(Op.READ, 0, 512) for _ in range(128)]
+    for tag in arrived(queue):
+        queue.place(tag, bytes(512))
+        queue.complete(tag, 512)
+    if error:
+        ublk_kernel.ring.errors.append(error)
+        queue.submit()
+        assert queue.unsubmitted == 128
+        ublk_kernel.ring.errors.append(error)
+    queue.close()
+    assert [each.result() for each in reads] == [bytes(512)] * 128
+
+
+def test_requests_that_come_in_place_of_the_last_ones_fail_as_well(
+    attachment: UblkAttachment, ublk_kernel: FakeUblk
+) -> None:
+    queue = attachment.open_queue()
+    reads = [ublk_kernel.send(Op.READ, 0, 512) for _ in range(300)]
+    assert len(queue.take()) == 128
+    queue.close()
+    for each in reads:
+        with pytest.raises(OSError, match="answer"):
+            each.result()
+
+
 def fail_setup(kernel: FakeUblk) -> None:
     kernel.uring.errors["io_uring_setup"] = [errno.ENOMEM]
 

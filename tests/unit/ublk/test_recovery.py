@@ -105,6 +105,29 @@ def test_a_device_is_found_by_its_identity(driver: RecoveringDriver, orphan: int
     assert identities.find_by_identity(None, "volume") is None
 
 
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EPERM, errno.EACCES, errno.ENOENT])
+def test_devices_that_cannot_have_the_identity_are_passed_over(
+    driver: RecoveringDriver, orphan: int, number: int
+) -> None:
+    driver.failures[ControlCommand.GET_DEV_INFO2] = [number]  # of the first, another program's
+    found = identities.find_by_identity(None, "volume")
+    assert found is not None
+    assert found.number == orphan
+
+
+def test_no_second_device_is_made_where_the_driver_does_not_say_which_there_are(
+    driver: RecoveringDriver, orphan: int
+) -> None:
+    failures = driver.failures[ControlCommand.GET_DEV_INFO2] = [0, errno.ENOMEM]
+    with pytest.raises(AttachError, match="whether it has this identity cannot be found out") as of:
+        take_over()
+    assert (of.value.errno, failures) == (errno.ENOMEM, [])
+    driver.failures[ControlCommand.GET_DEV_INFO2] = [0, errno.ETIMEDOUT]
+    with pytest.raises(AttachError, match="cannot be found out"):
+        attach("/dev/ublkb5")
+    assert driver.sent == ["ADD_DEV", "SET_PARAMS", "DEL_DEV_ASYNC"]
+
+
 # Attaching
 
 

@@ -94,6 +94,24 @@ def test_device_in_use_is_left_alone_and_its_user_named(
     assert driver.log == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENXIO])
+def test_device_without_a_node_is_no_device_that_cannot_be_written_back(
+    driver: UblkTree, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def missing(path: str, flags: int = 0) -> int:
+        raise OSError(number, os.strerror(number))
+
+    def stopped(path: str, flags: int = 0) -> int:
+        driver.tree.remove("ublkb0", "259:0")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atfork, "open_protected", missing)
+    assert "has no node here: unmount it where it was mounted" in refused()
+    monkeypatch.setattr(atfork, "open_protected", stopped)
+    assert "not mounted" in refused()
+    assert driver.log == []
+
+
 def test_exported_device_is_in_use_although_it_can_be_claimed(driver: UblkTree) -> None:
     loop = driver.tree.block / "loop0/loop/backing_file"
     driver.tree.write(loop, f"{PATH}\n")

@@ -32,6 +32,8 @@ def info(number):
     if rest:
         with open(f"{{FOLDER}}/{{number}}", "w") as file:
             file.write(rest[0])
+    if state == "SHORT":
+        raise OSError(errno.ENOMEM, "no memory")
     return UblkDeviceInfo(number=number, flags=Feature(0), state=State[state], mark=int(mark))
 
 class ControlledDevice:
@@ -125,6 +127,15 @@ def test_what_has_another_server_or_is_another_device_is_left(folder: Path) -> N
 def test_the_kernel_may_part_with_a_dead_server_late(folder: Path) -> None:
     device(folder, 1, "LIVE", "LIVE", "QUIESCED")
     assert parent(folder, "watch(1, 0)\nos._exit(0)") == ["stop 1", "delete 1"]
+
+
+def test_a_driver_that_does_not_answer_is_asked_again(folder: Path) -> None:
+    device(folder, 1, "SHORT", "SHORT", "QUIESCED")
+    device(folder, 2, "SHORT")
+    assert parent(folder, "watch(1, 0)\nwatch(2)\nos._exit(0)") == ["stop 1", "delete 1"]
+    assert (folder / "log").read_text() == (
+        "aiovblk: /dev/ublkb2 cannot be taken away: [Errno 12] no memory"
+    )
 
 
 def test_a_device_that_cannot_be_taken_away_is_reported(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiovblk
-from aiovblk import AttachError
+from aiovblk import AttachError, ublk
 from aiovblk.kernel import RequestQueue
 from aiovblk.mounting import lifecycle
 from aiovblk.mounting.ublk import attaching
@@ -48,6 +48,16 @@ async def test_path_and_settings(ublk_kernel: FakeUblk, ublk_disk: Disk) -> None
         assert device.setting["max_sectors_kb"] == "256"
         assert device.setting["read_ahead_kb"] == "64"
     check_end(ublk_kernel)
+
+
+async def test_partitions_of_an_ordinary_users_device_are_refused(
+    ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ublk, "is_privileged", lambda: False)
+    with pytest.raises(AttachError, match="leave partitions out") as caught:
+        await mount(ublk_disk, partitions=True)
+    assert caught.value.errno == errno.EPERM
+    assert ublk_kernel.log == []
 
 
 async def test_driver_is_given_no_more_than_it_has_granted(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -67,3 +69,64 @@ async def test_handler_that_ends_after_the_answer_touches_no_other_request(
         assert mount.stats.in_flight == 0
         device.is_stubborn = False
     assert ublk_kernel.leaks() == []
+
+
+class Tidy(BlockDevice):
+    """Its read of block 0 hangs; when it is cancelled, it cleans up in some turns of the loop."""
+
+    block_size = PAGE
+    blocks = 16
+
+    def __init__(self) -> None:
+        self.hangs = False
+        self.was_cancelled = 0
+        self.has_cleaned_up = False
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(100):
+                    try:
+                        await asyncio.sleep(0)
+                    except asyncio.CancelledError:
+                        self.was_cancelled += 1
+                        raise
+                self.has_cleaned_up = True
+        return b"r" * length
+
+
+async def test_handler_is_cancelled_once_and_may_clean_up(
+    ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attaching, "is_privileged", lambda: False)
+    device = Tidy()
+    async with aiovblk.mounted(device, attach="ublk"):
+        monkeypatch.setattr(overdue, "INTERVAL", 0.0)
+        monkeypatch.setattr(overdue, "CANCEL_AFTER", 0.0)
+        device.hangs = True
+        with pytest.raises(OSError, match="answer"):
+            await asyncio.wrap_future(ublk_kernel.send(Op.READ, 0, PAGE))
+        device.hangs = False
+    assert (device.was_cancelled, device.has_cleaned_up) == (0, True)
+
+
+async def test_requests_of_a_queue_that_has_ended_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(overdue, "INTERVAL", 0.0)
+    looks: list[int] = []
+    scheduler: Any = SimpleNamespace(
+        is_waiting=True, fail_arrived_before=looks.append, running_since=lambda arrival: []
+    )
+    watching = overdue.OverdueRequests(scheduler, lambda task, request: None)
+    watching.watch()
+    while not looks:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    watching.close()
+    watching.watch()
+    seen = len(looks)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(looks) == seen

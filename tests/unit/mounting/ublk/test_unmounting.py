@@ -323,7 +323,7 @@ async def test_broken_ring_ends_the_mount_with_its_error(
             reading = asyncio.wrap_future(ublk_kernel.send(Op.READ, 0, PAGE))
             await asyncio.wrap_future(ublk_kernel.when("read"))
             if what == "enter":
-                ublk_kernel.ring.errors.append(22)
+                ublk_kernel.ring.errors.extend([22, 22])  # again when the queue is closed
             else:
                 ublk_kernel.failing["COMMIT"] = 22
             ublk_disk.gate.set_result(None)
