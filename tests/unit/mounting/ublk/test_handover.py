@@ -228,7 +228,8 @@ async def test_successor_that_is_stopped_meanwhile(ublk_kernel: FakeUblk) -> Non
     old = Disk(ublk_kernel)
     async with mounted(old, **surviving) as first:
         reading = await hold(ublk_kernel, old, first)
-        taking = asyncio.create_task(begin(ublk_kernel, old, **surviving, replace=True))
+        mounting = aiovblk.mount(old, attach="ublk", **surviving, replace=True)
+        taking = asyncio.create_task(mounting)
         await paused(first)
         taking.cancel()
         await asyncio.wait([taking])
