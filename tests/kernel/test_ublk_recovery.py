@@ -113,8 +113,8 @@ async def verify(path: str) -> None:
 
 async def keep_verifying(path: str, stop: Path) -> None:
     """Verify, again and again, until there is a file."""
-    command = f"fio --name=t --filename={path} --direct=1 --minimal {VERIFYING}"
-    await sh(f"while [ ! -e {stop} ]; do {command} || exit 1; done", patience=LONG)
+    while not stop.exists():
+        await verify(path)
 
 
 async def written(path: str, count: int, working: asyncio.Task[Any]) -> None:
@@ -162,6 +162,22 @@ async def test_servers_that_are_replaced_during_writes_are_not_noticed(
             await working
             os.kill(control.info(number(path)).server, signal.SIGTERM)
             assert await second.rest() == ""
+
+
+@pytest.mark.core
+async def test_no_request_is_made_twice_by_servers_that_follow_each_other(
+    recovery: None, tmp_path: Path
+) -> None:
+    disk = Disk()
+    async with AsyncExitStack() as ends:
+        path = (await ends.enter_async_context(surviving(disk))).path
+        working = asyncio.create_task(keep_verifying(path, tmp_path / "stop"))
+        for _ in range(10):
+            await written(path, 20, working)
+            await ends.enter_async_context(surviving(disk, replace=True))
+        (tmp_path / "stop").touch()
+        await working
+        assert len(disk.lengths["write"]) == writes(path)
 
 
 @pytest.mark.core
