@@ -20,7 +20,7 @@ logger = logging.getLogger("aiovblk")
 
 UBLK_HANDOVER_UNSUPPORTED = (
     "it was mounted without survive=, and the kernel takes such a ublk device away when its server"
-    " parts with it; end that"
+    " parts with it; end that server, and mount the device again"
 )
 """Why a device is not handed over that is served by ublk, and does not survive."""
 
