@@ -216,7 +216,7 @@ def _check_driver(arguments: Namespace) -> None:
             f"{path} is no ublk device: name /dev/ublkbN, or none for any, or leave --attach ublk"
             " out"
         )
-    for option in ("replace", "workers", "timeout"):
+    for option in ("workers", "timeout"):
         if getattr(arguments, option):
             raise UsageError(f"ublk has no --{option}: leave it out, or --attach ublk")
     if arguments.connections != 1:

@@ -90,9 +90,9 @@ def owner_token(lock: int) -> str:
     return os.pread(lock, 64, 0).decode(errors="replace").strip()
 
 
-def socket_path(index: int) -> Path:
-    """Return the path of the Unix socket on which a server accepts handover requests."""
-    return LOCKS / f"nbd{index}.socket"
+def socket_path(disk: Disk) -> Path:
+    """Return the path of the Unix socket on which a device's server accepts handover requests."""
+    return LOCKS / f"{disk_name(disk)}.socket"
 
 
 def file(disk: Disk) -> Path:

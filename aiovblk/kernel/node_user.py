@@ -136,12 +136,16 @@ class NodeUser(ABC):
 
     def _close_claim(self) -> bool:
         """Mark the attachment closed, and release its claim; False if that has been done."""
-        with self._guard:
-            if self._closed:
-                return False
-            self._closed = True
+        if not self._mark_closed():
+            return False
         self._release_claim()
         return True
+
+    def _mark_closed(self) -> bool:
+        """Mark the attachment closed; False if that has been done."""
+        with self._guard:
+            was_closed, self._closed = self._closed, True
+        return not was_closed
 
     def _release_claim(self) -> None:
         """Undo :meth:`claim_exclusively`. No-op: nothing is claimed."""

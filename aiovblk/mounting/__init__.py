@@ -70,9 +70,9 @@ async def mounted(
             free device without a race, but needs the first network namespace before Linux 6.12.
             ``auto`` is ``netlink`` where it can be, else ``ioctl``; both are ways of NBD. ``ublk``,
             which is experimental, is another driver, without a socket, for Linux 6.12 and later.
-            It has no ``connections``, ``workers``, ``timeout`` and ``replace``, and ``survive``
-            only from Linux 7.0 on; needs no root where an administrator has set that up; and only
-            from Linux 6.16 on can its devices be resized.
+            It has no ``connections``, ``workers`` and ``timeout``, and ``survive`` only from Linux
+            7.0 on; needs no root where an administrator has set that up; and only from Linux 6.16
+            on can its devices be resized.
         connections: between the kernel and this process. The kernel uses one for each processor at
             most, and has up to 128 requests in flight on each. More than one helps where programs
             on several processors keep the device busy.
@@ -113,8 +113,9 @@ async def mounted(
         replace: if a device of this identity still has a live server, ask that to hand it over,
             which interrupts nothing (:meth:`Mount.detach`); else that is an error. If ``device``
             cannot be open twice (:class:`~aiovblk.storage.FileDevice` locks its file), give a
-            factory. A server with ``workers`` refuses (:exc:`~aiovblk.AttachError`): that has to
-            end first. ``workers`` of its own are started once the other has handed over.
+            factory. A server with ``workers``, or by ublk without ``survive``, refuses
+            (:exc:`~aiovblk.AttachError`): that has to end first. ``workers`` of its own are started
+            once the other has handed over.
         partitions: enter only when each partition of the device's table can be opened:
             ``/dev/nbd0p1`` and so on. The kernel's own nodes are there at once, those of udev soon.
             A device without a table, with an empty one, or with one that this kernel does not know,

@@ -26,6 +26,7 @@ from ..dispatch import Dispatcher, Stats
 from ..kernel import socket_pair
 from .recovery.reconnect import Reconnector, Recovery
 from .state import MountState
+from .ublk.dispatcher import UblkDispatcher
 
 
 class KernelConnection(Protocol):
@@ -184,7 +185,7 @@ class ConnectionGroup:
     @property
     def are_local(self) -> bool:
         """Whether this process serves all connections itself, and could hand them over."""
-        return all(isinstance(each, Dispatcher) for each in self.all())
+        return all(isinstance(each, Dispatcher | UblkDispatcher) for each in self.all())
 
     def fail_running(self, since: float = math.inf) -> None:
         """Fail with EIO the requests whose handlers have been running since then, and live on.

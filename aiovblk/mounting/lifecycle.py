@@ -156,7 +156,7 @@ class MountLifecycle:
         dropped_loop.watch(attachment, self.state)
         enable_reconnecting(self.backend, self.connections, attachment)
         await self._wait_until_live(attaching.steps)
-        self.handover.listen(self.index, self.path)
+        self.handover.listen(attachment.disk, self.path)
 
     async def _obtain_attachment(
         self, attaching: AttachSequence, path: str | None

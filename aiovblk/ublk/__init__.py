@@ -11,6 +11,8 @@ stopped and closed. One that survives its server is found again by its identity
 
 from .attaching import attach, is_privileged, remove_dead
 from .attachment import UblkAttachment, disk_name, node
+from .identified import IdentifiedAttachment
+from .identities import find_by_identity
 from .queue import DESCRIPTOR_WORDS, Queue
 from .status import numbers, status_of
 from .takeover import take_over_orphan
@@ -18,11 +20,13 @@ from .unmounting import ensure_released, unmount
 
 __all__ = [
     "DESCRIPTOR_WORDS",
+    "IdentifiedAttachment",
     "Queue",
     "UblkAttachment",
     "attach",
     "disk_name",
     "ensure_released",
+    "find_by_identity",
     "is_privileged",
     "node",
     "numbers",

@@ -49,6 +49,11 @@ class IdentifiedAttachment(UblkAttachment):
         # One that is taken over by a server without `survive` has the flags all the same.
         self._survives = RECOVERY in info.flags
 
+    @property
+    def lock(self) -> int:
+        """The descriptor of the device's lock, for as long as it is not detached."""
+        return self._lock
+
     # Going live
 
     def take_ownership(self) -> None:
@@ -110,13 +115,26 @@ class IdentifiedAttachment(UblkAttachment):
 
         Call it only after :attr:`ended`, or when there is no queue yet.
         """
-        if not self._survives:
+        if self._survives:
+            self.detach()
+        else:
             super().abandon()
-        elif self._close_claim():
-            self._close_char()
-            self._mark_ended()
-            watchdog.release_to_successor(self.index)
-            self._unlock()
+
+    def detach(self) -> None:
+        """Detach from a device that survives: it waits for another server. No-op: it is closed.
+
+        Call it as :meth:`abandon`.
+        """
+        if not self._mark_closed():
+            return
+        # First: the next server, which may be in this process, has the device watched as soon as
+        # the driver has parted with this one.
+        watchdog.release_to_successor(self.index)
+        self._close_char()
+        self._mark_ended()
+        self._unlock()
+        # Last: if nothing else has the node open, closing it writes back, by the next server.
+        self._release_claim()
 
     def close(self) -> None:
         """Close the device, and give its number back. No-op: already closed."""

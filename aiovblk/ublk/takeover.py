@@ -1,4 +1,6 @@
-"""Take over a ublk device whose server has died: requests that wait, or were in flight, come here.
+"""Take over a ublk device that has lost its server: what waits, or was in flight, comes here.
+
+Its server has died, or has parted with it, which is the same to the driver.
 
 The driver grants it to one process: /dev/ublkcN can be open only once.
 """
@@ -26,7 +28,13 @@ child that it has forked, have ended."""
 
 
 def take_over_orphan(
-    path: str | None, device: BlockDevice, queue: RequestQueue, *, identity: str, survive: float
+    path: str | None,
+    device: BlockDevice,
+    queue: RequestQueue,
+    *,
+    identity: str,
+    survive: float,
+    lock: int = -1,
 ) -> IdentifiedAttachment | None:
     """Take over the device of an identity whose server is gone. Blocks, for seconds at most.
 
@@ -38,6 +46,7 @@ def take_over_orphan(
         queue: the settings of its request queue.
         identity: of the device.
         survive: seconds for which it is to outlive this process, too.
+        lock: of the device at ``path``, if its server has handed it over; closed if this fails.
 
     Returns:
         None if there is no such device: it is to be attached then.
@@ -49,19 +58,18 @@ def take_over_orphan(
             process may not.
 
     """
-    features = ensure_available()
-    info = identities.find_by_identity(path, identity)
-    if info is None:
-        return None
-    assert info.number is not None  # it exists
-    lock = identities.lock_device(info.number)
+    recovered = None
     try:
-        recovered = _start_recovery(info, device, identity)
-    except BaseException:
-        atfork.close_protected(lock)
-        raise
+        features = ensure_available()
+        if (found := identities.find_by_identity(path, identity)) is not None:
+            assert found.number is not None  # it exists
+            if lock < 0:
+                lock = identities.lock_device(found.number)
+            recovered = _start_recovery(found, device, identity)
+    finally:
+        if recovered is None and lock >= 0:
+            atfork.close_protected(lock)
     if recovered is None:
-        atfork.close_protected(lock)
         return None
     attachment = IdentifiedAttachment(
         recovered, device.block_size, queue, features, survive=survive, lock=lock

@@ -1,4 +1,4 @@
-"""A ublk device outlives its server: killed while it is used, and taken over by the next one."""
+"""A ublk device outlives its server: killed, or replaced, while it is used; the next takes over."""
 
 from __future__ import annotations
 
@@ -89,13 +89,20 @@ async def server(image: Path, *words: str) -> AsyncIterator[Program]:
         yield running
 
 
+VERIFYING = (
+    "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size=4M --verify=crc32c"
+    " --verify_fatal=1 --loops=2"
+)
+
+
 async def verify(path: str) -> None:
-    await fio(
-        path,
-        "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --size=4M "
-        "--verify=crc32c --verify_fatal=1 --loops=2",
-        patience=LONG,
-    )
+    await fio(path, VERIFYING, patience=LONG)
+
+
+async def keep_verifying(path: str, stop: Path) -> None:
+    """Verify, again and again, until there is a file."""
+    while not stop.exists():
+        await verify(path)
 
 
 async def written(path: str, count: int, working: asyncio.Task[Any]) -> None:
@@ -118,6 +125,94 @@ async def test_servers_killed_during_writes_are_not_noticed(recovery: None, imag
             assert running.path == path
         await working
         assert await running.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_servers_that_are_replaced_during_writes_are_not_noticed(
+    recovery: None, image: Path, tmp_path: Path, loop: str
+) -> None:
+    words = [*SURVIVING, f"--loop={loop}", f"{DEVICES}:Image"]
+    async with server(image, *words) as first:
+        path = first.path
+        working = asyncio.create_task(keep_verifying(path, tmp_path / "stop"))
+        await written(path, 50, working)
+        async with server(image, *words, "--replace") as second:
+            assert second.path == path
+            assert await first.end() == 0
+            await written(path, 50, working)
+            # By itself, at a signal: the successor prints where this one did.
+            second.process.send_signal(signal.SIGUSR2)
+            assert await second.line() == f"mounted {path}"
+            assert await second.end() == 0
+            await written(path, 50, working)
+            (tmp_path / "stop").touch()
+            await working
+            os.kill(control.info(number(path)).server, signal.SIGTERM)
+            assert await second.rest() == ""
+
+
+@pytest.mark.core
+async def test_no_request_is_made_twice_by_servers_that_follow_each_other(
+    recovery: None, tmp_path: Path
+) -> None:
+    disk = Disk()
+    async with AsyncExitStack() as ends:
+        path = (await ends.enter_async_context(surviving(disk))).path
+        working = asyncio.create_task(keep_verifying(path, tmp_path / "stop"))
+        for _ in range(10):
+            await written(path, 20, working)
+            await ends.enter_async_context(surviving(disk, replace=True))
+        (tmp_path / "stop").touch()
+        await working
+        assert len(disk.lengths["write"]) == writes(path)
+
+
+@pytest.mark.core
+async def test_a_successor_in_the_same_process_is_handed_the_device(recovery: None) -> None:
+    disk = Disk()
+    async with surviving(disk, unmount_timeout=1) as first:
+        disk.gate.clear()
+        reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
+        await disk.arrived.wait()
+        with pytest.raises(AttachError, match=r"does not hand it over: .*which is not"):
+            async with surviving(Disk(MIB), replace=True):
+                pass
+        with pytest.raises(AttachError, match="handlers did not end within"):
+            async with surviving(disk, replace=True):
+                pass
+        writing = asyncio.ensure_future(asyncio.to_thread(pwrite, first.path, MIB, DATA))
+        disk.gate.set()
+        async with surviving(disk, replace=True) as second:
+            await first.wait()
+            assert second.path == first.path
+            assert await reading == bytes(MIB)
+            assert await writing == MIB
+            assert ublk.status_of(second.index).state is DeviceState.ALIVE
+            await asyncio.to_thread(pwrite, second.path, 0, DATA)
+    assert disk.contents(0, 2 * MIB) == DATA * 2
+    assert disk.events[-2:] == ["flush", "unmount"]
+    assert disk.events.count("unmount") == 2
+
+
+@pytest.mark.core
+async def test_a_device_that_its_server_has_left_waits_for_another(recovery: None) -> None:
+    """A successor that makes another device leaves it to a third."""
+    disk = Disk()
+    async with surviving(disk) as first:
+        await first.detach()
+    reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
+    async with surviving(lambda: disk, replace=True) as second:
+        assert await reading == bytes(MIB)
+        with pytest.raises(AttachError, match="and this device has"):
+            async with surviving(lambda: Disk(MIB), replace=True):
+                pass
+        await second.wait()
+    writing = asyncio.ensure_future(asyncio.to_thread(pwrite, first.path, 0, DATA))
+    async with surviving(lambda: disk, replace=True) as third:
+        assert third.path == first.path
+        assert await writing == MIB
+    assert disk.contents(0, MIB) == DATA
 
 
 @pytest.mark.core
@@ -199,8 +294,6 @@ async def test_what_is_served_is_not_taken_over(recovery: None) -> None:
         with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):
             async with surviving(Disk()):
                 pass
-        with pytest.raises(Error, match="only when this one has ended"):
-            await mount.detach()
         assert await asyncio.to_thread(pread, mount.path, 0, 4096) == bytes(4096)
 
 
@@ -278,6 +371,9 @@ async def test_an_identity_alone_keeps_a_second_server_away(ublk_driver: Feature
         assert Feature.USER_RECOVERY not in control.info(number(mount.path)).flags
         with pytest.raises(DeviceBusyError, match=f"served by process {os.getpid()} "):
             async with identified(Disk()):
+                pass
+        with pytest.raises(AttachError, match="it was mounted without survive="):
+            async with identified(Disk(), replace=True):
                 pass
     await nothing_is_left()
 

@@ -10,6 +10,10 @@ all tags, and reads before it returns; meanwhile STOP_DEV waits (the driver's mu
 ring fails what is in flight, but only if one tag at least waits in the kernel (io_uring's
 cancellation of that is how the driver learns of it). A number is free again with the last close of
 its nodes.
+
+A device with the flags of recovery outlives its ring: when /dev/ublkcN is closed as well, it waits
+for another server, to which what was in flight is sent again. Stopping such a device discards what
+programs have cached, unless none has it open (TRY_STOP_DEV), the last of which has written back.
 """
 
 from __future__ import annotations
@@ -45,10 +49,13 @@ NAMES = {
     0xC0207506: "START_DEV",
     0xC0207507: "STOP_DEV",
     0xC0207508: "SET_PARAMS",
+    0xC0207510: "START_USER_RECOVERY",
+    0xC0207511: "END_USER_RECOVERY",
     0x80207512: "GET_DEV_INFO2",
     0x80207513: "GET_FEATURES",
     0x80207514: "DEL_DEV_ASYNC",
     0xC0207515: "UPDATE_SIZE",
+    0xC0207517: "TRY_STOP_DEV",
 }
 QUIET = {"GET_DEV_INFO2", "GET_FEATURES"}
 FETCH, COMMIT_AND_FETCH = 0xC0107520, 0xC0107521
@@ -214,6 +221,7 @@ class FakeUblk(KernelLog):
         os.close(fd)
         with self.changed:
             for device in list(self.devices.values()):
+                device.quiesce_if_unserved()
                 self._free_if_unused(device)
             self.changed.notify_all()
 
@@ -335,6 +343,15 @@ class FakeUblk(KernelLog):
 
     def _stop_dev(self, command: Control) -> None:
         self._find(command).stop()
+
+    def _try_stop_dev(self, command: Control) -> None:
+        self._find(command).stop_unused()
+
+    def _start_user_recovery(self, command: Control) -> None:
+        self._find(command).start_recovery()
+
+    def _end_user_recovery(self, command: Control) -> None:
+        self._find(command).end_recovery(command.data)
 
     def _update_size(self, command: Control) -> None:
         self._find(command).set_size(command.data * SECTOR)

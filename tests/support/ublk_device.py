@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 PAGE = 4096
 SECTOR = 512
 COPY_AT, COPY_SHIFT = 0x80000000, 25
+RECOVERY = 1 << 3 | 1 << 4
 UNPRIVILEGED, USER_COPY = 1 << 5, 1 << 7
 DEPTH, STATE, MAX_IO, SERVER, FLAGS = 1, 2, 4, 6, 8
-DEAD, LIVE = 0, 1
+DEAD, LIVE, QUIESCED = 0, 1, 2
 VOLATILE_CACHE = 4
+LOGICAL_SHIFT = 12  # where it is in the parameters
 
 DESCRIPTOR = struct.Struct("<IIQQ")
 
@@ -112,6 +114,10 @@ class FakeUblkDevice:
         return bool(self.fields[FLAGS] & UNPRIVILEGED)
 
     @property
+    def survives(self) -> bool:
+        return self.fields[FLAGS] & RECOVERY == RECOVERY
+
+    @property
     def size(self) -> int:
         """Bytes, as the parameters or UPDATE_SIZE say."""
         return sysfs.size(f"ublkb{self.number}")
@@ -137,7 +143,8 @@ class FakeUblkDevice:
 
     def _give(self) -> None:
         """Give requests to the server, as many as there are tags."""
-        assert self.ring is not None
+        if self.ring is None:  # it waits for another one
+            return
         while self._waiting and self._idle and len(self._in_flight) < self.most:
             asked = self._waiting.popleft()
             tag = min(self._idle)
@@ -240,6 +247,8 @@ class FakeUblkDevice:
         tree = self._kernel.tree
         if not self._directory.exists():
             tree.device(f"ublkb{self.number}", f"259:{self.number}")
+            block_size = 1 << self.parameters[LOGICAL_SHIFT]
+            tree.write(self._directory / "queue/logical_block_size", f"{block_size}\n")
             tree.write(self._directory / "queue/scheduler", "[mq-deadline] none\n")
             tree.write(self._directory / "queue/max_sectors_kb", "1024\n")
             tree.write(self._directory / "queue/read_ahead_kb", "128\n")
@@ -253,14 +262,41 @@ class FakeUblkDevice:
         with self._mutex:
             if self.is_live and not self._is_broken:
                 self._kernel.before_stop()
+                if self.survives:
+                    self.dirty.clear()
                 with suppress(OSError):
                     self.write_back(flush=False)
+            if self.ring is None:
+                self.fail_all()
             with self._changed:
                 self._changed.wait_for(lambda: not self._in_flight and not self._waiting)
                 self._is_stopped = True
                 self._end()
                 for tag in list(self._idle):
                     self._give_back(tag)
+
+    def stop_unused(self) -> None:
+        if self._count_open(self.node.stat().st_ino):
+            raise OSError(errno.EBUSY, "it is open")
+        self.write_back(flush=False)  # as the last one that has closed it did
+        self.stop()
+
+    def quiesce_if_unserved(self) -> None:
+        """Let a device that survives wait for another server, if its own has closed all it had."""
+        is_unserved = self.survives and self.is_live and self.ring is None
+        if is_unserved and self._count_open(self.inode) == 1:  # the fake's own
+            self.fields[STATE] = QUIESCED
+            self._kernel.note("it waits")
+
+    def start_recovery(self) -> None:
+        if self.fields[STATE] != QUIESCED:
+            raise OSError(errno.EBUSY, "it has a server")
+
+    def end_recovery(self, server: int) -> None:
+        with self._mutex, self._changed:
+            self._changed.wait_for(lambda: self._fetched >= self.fields[DEPTH], 60)
+            self.fields[STATE], self.fields[SERVER] = LIVE, server
+            self._give()
 
     def _end(self) -> None:
         self.fields[STATE], self.fields[SERVER] = DEAD, -1
@@ -273,8 +309,13 @@ class FakeUblkDevice:
                 return
             if not self._idle and self._in_flight:
                 self._kernel.faults.append("the ring was closed with all tags: nothing ends them")
-            self._is_broken = True
             self._idle.clear()
+            if self.survives and self.fields[STATE] != DEAD:
+                self._waiting.extendleft(reversed(self._in_flight.values()))
+                self._in_flight.clear()
+                self.ring, self._fetched = None, 0
+                return
+            self._is_broken = True
             self.fail_all()
             self._end()
 
@@ -289,10 +330,14 @@ class FakeUblkDevice:
 
     def count_users(self) -> int:
         """Count the descriptors and mappings of its nodes, beside the fake's own."""
-        ours, found = {self.inode, self.node.stat().st_ino}, -1
+        return self._count_open(self.inode, self.node.stat().st_ino) - 1
+
+    @staticmethod
+    def _count_open(*files: int) -> int:
+        found = 0
         for fd in os.listdir("/proc/self/fd"):
             with suppress(OSError):
-                found += os.fstat(int(fd)).st_ino in ours
+                found += os.fstat(int(fd)).st_ino in files
         return found
 
     def close(self) -> None:

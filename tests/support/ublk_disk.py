@@ -33,6 +33,10 @@ async def begin(kernel: FakeUblk, disk: Disk, **options: Any) -> tuple[asyncio.T
             await mount.wait()
 
     task = asyncio.create_task(lead())
+    either: list[asyncio.Future[Any]] = [live, task]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()  # it raises: it could not be mounted
     mount = await live
     kernel.write(3, b"cached")
     return task, mount

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ... import atfork
 from ...dispatch import Dispatcher
 from ..connections import ConnectionGroup, ConnectionSlot, KernelConnection, close_all
+from ..ublk.dispatcher import UblkDispatcher
 
 
 async def pause(group: ConnectionGroup) -> None:
@@ -31,23 +32,30 @@ def resume(group: ConnectionGroup) -> None:
 def detach(group: ConnectionGroup) -> list[tuple[socket.socket, bytes]]:
     """Give up the sockets, after :func:`pause`, without the kernel noticing.
 
+    By ublk there is none; the queue is closed, and what it holds goes to the next server.
+
     Returns:
         The server's end of each, and what was received of requests that were not taken.
 
     """
-    sockets = [dispatcher.detach() for _, dispatcher in _live(group)]
+    sockets = []
+    for _, dispatcher in _live(group):
+        if isinstance(dispatcher, UblkDispatcher):
+            dispatcher.leave()
+        else:
+            sockets.append(dispatcher.detach())
     for sock, _ in sockets:
         atfork.protect_socket(sock)
     return sockets
 
 
-def _live(group: ConnectionGroup) -> list[tuple[ConnectionSlot, Dispatcher]]:
+def _live(group: ConnectionGroup) -> list[tuple[ConnectionSlot, Dispatcher | UblkDispatcher]]:
     return [
         (slot, slot.connection)
         for slot in group.slots
         if not slot.ended
         and slot.recovery.reconnecting is None
-        and isinstance(slot.connection, Dispatcher)
+        and isinstance(slot.connection, Dispatcher | UblkDispatcher)
     ]
 
 

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from ... import kernel
+from ... import kernel, ublk
 from ...errors import Error
 from ..backend import Backend
 from ..connections import ConnectionGroup
@@ -19,10 +19,10 @@ from .release import HandoverRelease
 logger = logging.getLogger("aiovblk")
 
 UBLK_HANDOVER_UNSUPPORTED = (
-    "the kernel gives a ublk device to another process only when this one has ended: kill it, and"
-    " the next that mounts the same identity goes on"
+    "it was mounted without survive=, and the kernel takes such a ublk device away when its server"
+    " parts with it; end that server, and mount the device again"
 )
-"""Why a device is not handed over that is served by ublk."""
+"""Why a device is not handed over that is served by ublk, and does not survive."""
 
 HANDOVER_UNSUPPORTED = "its connections are in workers; end it, and mount the device again"
 """Why a device with workers cannot be handed over, but its server has to end: only a process that
@@ -69,8 +69,6 @@ class HandoverProvider:
         """
         if not self._survive:
             raise Error("a device that is to outlive its server has to be mounted with survive=")
-        if self._is_ublk:
-            raise Error(UBLK_HANDOVER_UNSUPPORTED)
         if not self._connections.are_local:
             raise Error(HANDOVER_UNSUPPORTED)
         self._state.request_handover()
@@ -85,15 +83,15 @@ class HandoverProvider:
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         return refused.result() if refused.done() else None
 
-    def listen(self, index: int, path: str) -> None:
+    def listen(self, disk: kernel.sysfs.Disk, path: str) -> None:
         """Listen for successors, even where they can only be refused, with the reason.
 
-        Without an identity this is a no-op, and by ublk; a failure is logged only.
+        Without an identity this is a no-op; a failure is logged only.
         """
-        if self._identity is None or self._is_ublk:
+        if self._identity is None:
             return
         try:
-            self._listener = HandoverListener(kernel.locks.socket_path(index), self._on_request)
+            self._listener = HandoverListener(kernel.locks.socket_path(disk), self._on_request)
         except OSError as exc:
             logger.warning("%s cannot be handed over while it is served: %s", path, exc)
 
@@ -112,7 +110,8 @@ class HandoverProvider:
             are served as before.
 
         """
-        assert isinstance(attachment, kernel.NetlinkAttachment)  # others cannot be left
+        # Others cannot be left.
+        assert isinstance(attachment, kernel.NetlinkAttachment | ublk.IdentifiedAttachment)
         self._state.enter(Phase.HANDING_OVER)
         release = HandoverRelease(
             self._backend.device, self._connections, attachment, self._timeout
@@ -137,7 +136,9 @@ class HandoverProvider:
             requester.refuse(f"it serves {served}, which is not {wanted}")
         elif not self._connections.are_local:
             requester.refuse(HANDOVER_UNSUPPORTED)
-        elif self._requester is not None or self._state.stop_requested.done():
+        elif self._is_ublk and not self._survive:
+            requester.refuse(UBLK_HANDOVER_UNSUPPORTED)
+        elif self._state.handover_requested.done() or self._state.stop_requested.done():
             requester.refuse("it is being handed over or unmounted")
         else:
             self._requester = requester

@@ -3,15 +3,21 @@
 Requests wait meanwhile, and none of them is in flight: what was taken is answered first, then
 flushed, since another process sees nothing of what this one keeps to itself. So no request is made
 twice, as it is when a server was killed.
+
+By ublk there are no sockets to hand over, but the lock alone. What was not taken is in the queue
+yet; when that is closed, and the device is detached, the driver sends it to the next server. (Its
+own command for this, QUIESCE_DEV, cannot be taken back: a handler that hangs, or a flush() that
+fails, would be the end of this server.)
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
-from ... import kernel
+from ... import kernel, ublk
 from ...aio.tasks import wait_for_task
 from ...device import BlockDevice
 from ...errors import Error
@@ -38,7 +44,7 @@ class HandoverRelease:
         self,
         device: BlockDevice,
         connections: ConnectionGroup,
-        attachment: kernel.NetlinkAttachment,
+        attachment: kernel.NetlinkAttachment | ublk.IdentifiedAttachment,
         timeout: float,
     ) -> None:
         self._device = device
@@ -74,7 +80,8 @@ class HandoverRelease:
             )
         # Without a successor the kernel finds the connections dead, and lets requests wait.
         close_all([sock for sock, _ in sockets])
-        await run_in_thread(KERNEL_TIMEOUT, attachment.detach)
+        with suppress(TimeoutError):  # what waits for the next server, as a last close does
+            await run_in_thread(KERNEL_TIMEOUT, attachment.detach)
 
     async def _quiesce(self) -> None:
         """Wait until nothing is in flight, then flush the device."""

@@ -126,7 +126,9 @@ class TakeoverSequence:
             raise
         self._connections.start()
 
-    async def _request_from_server(self, index: int, identity: str) -> HandoverResult | None:
+    async def _request_from_server(
+        self, disk: kernel.sysfs.Disk, identity: str
+    ) -> HandoverResult | None:
         """Ask the live server for the device; None if there is no live server."""
         backend = self._backend
         geometry = None
@@ -135,7 +137,7 @@ class TakeoverSequence:
         request = HandoverRequest(identity, geometry)
         # For its handlers to end, its flush() and its unmount(), each of which it limits alike.
         seconds = 4 * self._options.unmount_timeout
-        path = kernel.locks.socket_path(index)
+        path = kernel.locks.socket_path(disk)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ask = partial(request_handover, path, request, seconds, sock)
         asking = asyncio.create_task(self._steps.call(2 * seconds, ask, undo=_release_unused))

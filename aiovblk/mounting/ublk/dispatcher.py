@@ -94,6 +94,7 @@ class UblkDispatcher:
         self._error: OSError | None = None
         self._queue: Queue | None = None
         self._is_serving = False
+        self._is_paused = False
         self._fails_all = False
 
     async def connect(self, sock: socket.socket, received: bytes = b"") -> None:
@@ -141,7 +142,7 @@ class UblkDispatcher:
 
         """
         queue = self._queue
-        if queue is None or self._is_serving:
+        if queue is None or self._is_serving or self._is_paused:
             return
         self._is_serving = True
         try:
@@ -229,6 +230,25 @@ class UblkDispatcher:
         The device has to be one that survives.
         """
         self._end(None)
+
+    async def pause(self) -> None:
+        """Take no more requests; returns once all that have been taken are answered.
+
+        Others stay in the queue, as if they had not come: :meth:`leave` has the driver send them to
+        the next server. :meth:`run` must have been cancelled before.
+        """
+        self._is_paused = True
+        if self._queue is not None:
+            self._loop.remove_reader(self._queue.fd)
+            self._receiver.close()  # what is taken, and not begun, counts as in flight
+        await self.drained()
+
+    def resume(self) -> None:
+        """Take requests again after :meth:`pause`; call :meth:`run` again."""
+        self._is_paused = False
+        if self._queue is not None:
+            self._loop.add_reader(self._queue.fd, self._serve)
+            self._loop.call_soon(self._serve)  # what has come meanwhile
 
     def fail_running(self, since: float = math.inf) -> None:
         """Cancel handlers and fail their requests with EIO: as :meth:`.Dispatcher.fail_running`."""

@@ -26,10 +26,3 @@ def refuse_for_ublk(options: MountOptions) -> None:
         raise ValueError(
             "ublk has no timeout for a connection: use handler_timeout, which fails the request"
         )
-    if options.handover.replace:
-        # Only QUIESCE_DEV would make its server part with it, and requests wait from then on.
-        raise ValueError(
-            "the kernel gives a ublk device to another process only after its server has parted"
-            " with it, and replace promises no such gap: use netlink, or leave replace out and end"
-            " the other process"
-        )

@@ -123,7 +123,7 @@ class TagReplySender(ReplySender):
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is done as soon as every request that has come is answered."""
         idle: asyncio.Future[None] = self._loop.create_future()
-        if self.stats.in_flight:
+        if self.stats.in_flight or (self._queue is not None and self._queue.unsubmitted):
             self._idle_waiters.append(idle)
         else:
             idle.set_result(None)

@@ -1,7 +1,9 @@
-"""Take over the device of an identity by ublk: one whose server has died.
+"""Take over the device of an identity by ublk: from a live server, or from one that has died.
 
-In place of ``handover/takeover.py``. The kernel keeps what its programs ask for, and sends what was
-in flight again once this process has opened the queue.
+In place of ``handover/takeover.py``. To the driver both are the same, since there is no connection
+to pass on: it keeps what programs ask for, and sends that, and what was in flight, once this
+process has opened the queue. A live server has nothing in flight by then (``handover/release.py``),
+and passes the device's lock on, so that no third process comes between.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import errno
 import logging
 from functools import partial
 
-from ... import kernel, ublk
+from ... import atfork, kernel, ublk
 from ...errors import AttachError
 from ..attaching import ATTACH_TIMEOUT, AttachSequence
 from ..deadlines import KERNEL_TIMEOUT, run_in_thread
@@ -52,7 +54,21 @@ class UblkTakeoverSequence(TakeoverSequence):
 
         """
         attaching = self._attaching
-        await attaching.open_backend()
+        lock = -1
+        if attaching.options.handover.replace:
+            find = partial(ublk.find_by_identity, path, identity)
+            found = await attaching.steps.call(ATTACH_TIMEOUT, find)
+            if found is not None:
+                assert found.number is not None  # it exists
+                disk = ublk.disk_name(found.number)
+                if given := await self._request_from_server(disk, identity):
+                    lock, path = given.lock, ublk.node(found.number)
+        try:
+            await attaching.open_backend()
+        except BaseException:
+            if lock >= 0:
+                atfork.close_protected(lock)
+            raise
         take_over = partial(
             ublk.take_over_orphan,
             path,
@@ -60,6 +76,7 @@ class UblkTakeoverSequence(TakeoverSequence):
             attaching.options.queue,
             identity=identity,
             survive=attaching.options.handover.survive or 0,
+            lock=lock,
         )
         try:
             attachment = await attaching.steps.call(ATTACH_TIMEOUT, take_over, undo=_abandon)

@@ -161,7 +161,6 @@ def test_empty_name_of_a_device_is_refused(usage: Usage, words: tuple[str, ...])
         ("mount memory:1M /dev/nbd0 --attach ublk", "/dev/nbd0 is no ublk device: name /dev/ubl"),
         ("mount memory:1M /dev/ublkb0p1 --attach ublk", "/dev/ublkb0p1 is no ublk device"),
         ("mount memory:1M ublkb0 --attach ublk", "ublkb0 is no ublk device: name /dev/ublkbN"),
-        ("mount memory:1M --attach ublk --identity x --replace", "ublk has no --replace: leave it"),
         ("mount memory:1M --attach ublk --survive 9", "--survive needs --identity NAME"),
         ("mount memory:1M --attach ublk --workers 2", "ublk has no --workers: leave it out"),
         ("mount memory:1M --attach ublk --timeout 9", "ublk has no --timeout: leave it out"),

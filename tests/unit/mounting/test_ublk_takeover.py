@@ -17,7 +17,6 @@ from aiovblk.dispatch import DEFAULT_SLOW_REQUEST, MAX_CONCURRENCY, HandlerLimit
 from aiovblk.mounting.backend import make_backend
 from aiovblk.mounting.connections import ConnectionGroup
 from aiovblk.mounting.handover.options import Handover
-from aiovblk.mounting.handover.provider import HandoverProvider
 from aiovblk.mounting.options import MountOptions
 from aiovblk.mounting.state import MountState
 from aiovblk.mounting.ublk.attaching import UblkAttachSequence
@@ -101,7 +100,7 @@ def attachment(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAttachment]:
     made = FakeAttachment(OneReadQueue())
 
     def take_over(path: str | None, device: object, queue: object, **options: Any) -> object:
-        return made if options == {"identity": "volume", "survive": 60} else None
+        return made if options == {"identity": "volume", "survive": 60, "lock": -1} else None
 
     monkeypatch.setattr(ublk, "take_over_orphan", take_over)
     yield made
@@ -142,23 +141,3 @@ async def test_a_device_whose_queue_cannot_be_served_is_left(attachment: FakeAtt
 
 async def test_without_a_device_there_is_nothing_to_take_over(attachment: FakeAttachment) -> None:
     assert await sequence(WaitingDevice()).take_over(None, "another") is None
-
-
-def test_replace_is_refused_with_ublk() -> None:
-    handover = Handover(identity="volume", replace=True)
-    with pytest.raises(ValueError, match="replace promises no such gap"):
-        MountOptions(attach="ublk", limits=LIMITS, handover=handover)
-
-
-async def test_a_live_device_is_not_handed_over_by_ublk() -> None:
-    options = MountOptions(attach="ublk", limits=LIMITS, handover=SURVIVING)
-    state = MountState()
-    backend = make_backend(WaitingDevice(), options)
-    provider = HandoverProvider(backend, ConnectionGroup(state), state, options)
-    provider.listen(7, "/dev/ublkb7")  # not at the socket of /dev/nbd7
-    task = asyncio.ensure_future(asyncio.sleep(0))
-    with pytest.raises(aiovblk.Error, match="only when this one has ended"):
-        await provider.detach(task)
-    assert not state.handover_requested.done()
-    provider.close()
-    await task

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from aiovblk import AttachError, DeviceBusyError
+from aiovblk import AttachError, DeviceBusyError, atfork
 from aiovblk.device import BlockDevice
 from aiovblk.errors import UblkUnavailableError
 from aiovblk.kernel import RequestQueue, locks
@@ -322,6 +323,23 @@ def test_a_device_whose_server_is_gone_is_taken_over(
     attachment.disconnect()
     attachment.close()
     assert orphan not in driver.devices
+
+
+def test_a_lock_that_was_handed_over_is_used(driver: RecoveringDriver, orphan: int) -> None:
+    """It need not be taken, and is closed if the device cannot be taken over."""
+    take = partial(takeover.take_over_orphan, "/dev/ublkb2", identity="volume", survive=60)
+    for disk in (MemoryDevice(2 * SIZE, block_size=4096), DISK):
+        lock = atfork.protect_fd(locks.acquire("ublkb2"))
+        if disk is not DISK:
+            with pytest.raises(AttachError, match="and this device has"):
+                take(disk, QUEUE, lock=lock)
+        else:
+            attachment = take(disk, QUEUE, lock=lock)
+            assert attachment is not None
+            assert attachment.lock == lock
+            assert is_locked(orphan)
+            attachment.detach()
+        assert not is_locked(orphan)
 
 
 def test_the_last_server_is_waited_for_until_the_kernel_has_parted_with_it(

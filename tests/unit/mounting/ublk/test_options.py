@@ -19,7 +19,6 @@ from ....support.noting_disk import Disk
         ({"workers": 1}, "the kernel lets one process serve a ublk device: leave workers out"),
         ({"connections": 2}, "a ublk device has one queue, .*: leave connections out"),
         ({"timeout": 60}, "ublk has no timeout for a connection: use handler_timeout"),
-        ({"identity": "v", "replace": True}, "replace promises no such gap: use netlink"),
     ],
 )
 async def test_option_that_cannot_be_is_refused_before_anything_is_done(
