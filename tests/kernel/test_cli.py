@@ -341,6 +341,8 @@ async def test_list_shows_who_serves_and_who_uses(tmp_path: Path) -> None:
             "identity": first["identity"],
             "in_flight": 0,
             "holders": [],
+            "driver": "nbd",
+            "owner": None,
             "partitions": [f"{disk.path}p1", f"{disk.path}p2"],
             "used": [f"mounted at {point}"],
         }

@@ -19,6 +19,7 @@ from aiovblk.cli.doctor.findings import Finding
 from aiovblk.kernel import status, sysfs
 from aiovblk.kernel.status import DeviceState
 
+from ..support.child_processes import children
 from .support import (
     DEVICES,
     MIB,
@@ -193,15 +194,10 @@ def locked(process: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmLck:"))
 
 
-def children(running: Program) -> list[int]:
-    tasks = Path(f"/proc/{running.process.pid}/task").iterdir()
-    return [int(each) for task in tasks for each in (task / "children").read_text().split()]
-
-
 async def test_memory_safe_holds_in_every_thread_and_worker(image: Path) -> None:
     options = ["--memory-safe", "--workers", "2"]
     async with command(f"{DEVICES}:Shared", *options, IMAGE=str(image)) as running:
-        workers = children(running)
+        workers = children(running.process.pid)
         assert len(workers) >= 2  # and perhaps a helper
         for process in (running.process.pid, *workers):
             assert all(flushers(process))

@@ -23,6 +23,7 @@ from aiovblk.ublk import control, identities
 from aiovblk.ublk.commands import Feature, State
 from aiovblk.ublk.identified import IdentifiedAttachment
 
+from ..support.child_processes import children
 from .lost_devices import logged
 from .support import (
     DATA,
@@ -71,7 +72,7 @@ def writes(path: str) -> int:
     return int(text.split()[4])
 
 
-def has_ended(process: str) -> bool:
+def has_ended(process: int) -> bool:
     """Whether a process is gone, or only waits for what has started it to ask for its status."""
     try:
         return not Path(f"/proc/{process}/cmdline").read_bytes()
@@ -353,8 +354,7 @@ async def test_the_watchdog_of_a_dead_server_leaves_the_device_to_its_successor(
 ) -> None:
     words = [*MOUNT, "--survive=3", f"{DEVICES}:Image"]
     async with server(image, *words) as first:
-        threads = Path(f"/proc/{first.process.pid}/task").iterdir()
-        (watchdog,) = "".join((each / "children").read_text() for each in threads).split()
+        (watchdog,) = children(first.process.pid)
         await first.end(signal.SIGKILL)
     async with server(image) as second:
         await becomes_true(lambda: has_ended(watchdog))

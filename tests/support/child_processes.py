@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 
-def children() -> set[int]:
+def children(process: int | str = "self") -> set[int]:
     found: set[int] = set()
-    for task in Path("/proc/self/task").glob("*/children"):
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
             found.update(map(int, task.read_text().split()))
     return found
