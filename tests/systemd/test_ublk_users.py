@@ -52,7 +52,8 @@ def nothing_is_left(before: str) -> Iterator[None]:
 
 def doctor(user: str) -> str:
     """What the doctor says of ublk; other findings may make it fail."""
-    said = run(*as_user(user), "aiovblk", "doctor", status=None)
+    command = [*as_user(user), "aiovblk", "doctor"]
+    said = run(*command, status=None, patience=3 * PATIENCE)  # it imports most of the package
     return "\n".join(line for line in said.splitlines() if re.match(r"\w+ +ublk:", line))
 
 
