@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -13,6 +14,7 @@ import aiovblk
 from aiovblk import AttachError, DeviceBusyError, Error
 from aiovblk.mounting import unmounting
 from aiovblk.ublk import control
+from aiovblk.ublk.attachment import UblkAttachment
 
 from ....support.fake_ublk import PAGE, FakeUblk, Op
 from ....support.noting_disk import LAST, STORED, Disk
@@ -57,6 +59,28 @@ async def test_requests_in_flight_are_answered_before_the_queue_is_closed(
         assert ublk_kernel.log[-1] == "STOP_DEV"
         ublk_disk.gate.set_result(None)
         assert (await reading)[0] == 7
+        await unmount
+    check_end(ublk_kernel)
+
+
+async def test_device_that_is_gone_is_left_only_when_the_process_that_stopped_it_has_ended(
+    ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, stopped, ended = UblkAttachment.disconnect, threading.Event(), threading.Event()
+
+    def disconnect(self: UblkAttachment) -> None:
+        stop(self)
+        stopped.set()
+        ended.wait()
+
+    monkeypatch.setattr(UblkAttachment, "disconnect", disconnect)
+    async with aiovblk.mounted(ublk_disk, attach="ublk") as mount:
+        unmount = asyncio.create_task(mount.unmount())
+        await asyncio.to_thread(stopped.wait)
+        await asyncio.wrap_future(ublk_kernel.when("free"))
+        await asyncio.wait([unmount], timeout=0.05)
+        assert not unmount.done()
+        ended.set()
         await unmount
     check_end(ublk_kernel)
 
