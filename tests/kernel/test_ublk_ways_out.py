@@ -303,6 +303,7 @@ async def test_write_back_and_last_handlers_that_fail_are_reported() -> None:
 # Often
 
 
+@pytest.mark.deadline(3600)  # in its long form, beside other guests
 async def test_mounts_in_a_row_leave_nothing() -> None:
     disk = Disk(4 * MIB)
     paths = set()
