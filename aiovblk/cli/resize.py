@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 
 from ..arguments import check_count
 from ..client import RemoteDevice
@@ -158,27 +160,26 @@ async def resize_mounted(mount: Mount, size: int, shrink: bool) -> None:
             raise ValueError(f"{_FIXED[type(each)]} cannot grow")
     if isinstance(bottom, ObjectStoreDevice):
         check_geometry(size, bottom.block_size, bottom.chunk_size)
-    path, before = "", None
+    undo: Callable[[], None] | None = None
     if isinstance(bottom, FileDevice) and size > device.size:
-        path = bottom.path
-        before = await asyncio.to_thread(_extend, path, size, read_only=bottom.read_only)
+        undo = await asyncio.to_thread(_extend, bottom.path, size, read_only=bottom.read_only)
     try:
         await mount.resize(size // device.block_size)
     except TimeoutError:
         raise  # the kernel may still do it
     except OSError:
-        if before is not None:  # else the next server would have another device
-            await asyncio.to_thread(os.truncate, path, before)
+        if undo is not None:  # else the next server would have another device
+            await asyncio.to_thread(undo)
         raise
     if isinstance(bottom, ObjectStoreDevice):
         await bottom.flush()  # which stores the new size
 
 
-def _extend(path: str, size: int, *, read_only: bool) -> int | None:
+def _extend(path: str, size: int, *, read_only: bool) -> Callable[[], None] | None:
     """Extend a regular file that is smaller.
 
     Returns:
-        The size that it had; None if it was not extended.
+        What undoes it; None if it was not extended.
 
     Raises:
         ValueError: it is a block device, or may not be written to, and is smaller.
@@ -186,9 +187,15 @@ def _extend(path: str, size: int, *, read_only: bool) -> int | None:
     """
     if not read_only and os.path.isfile(path) and (before := os.path.getsize(path)) < size:
         os.truncate(path, size)
-        return before
+        return partial(_shorten, path, size, before)
     with open(path, "rb", buffering=0) as file:
         present = file.seek(0, os.SEEK_END)  # stat() has 0 for a block device
     if present < size:
         raise ValueError(f"{path} has only {present} bytes: make it larger first")
     return None
+
+
+def _shorten(path: str, size: int, before: int) -> None:
+    """Give a file the size back that it had, unless another program has changed it since."""
+    if os.path.getsize(path) == size:
+        os.truncate(path, before)

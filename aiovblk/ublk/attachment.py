@@ -100,9 +100,6 @@ class UblkAttachment(NodeUser):
         """Open the node by which the device is served, which udev may have to make first. Blocks.
 
         Args:
-            seconds: how long to wait for it.
-
-        Args:
             seconds: for it to appear; :data:`OWNER_TIMEOUT` more for it to become this user's.
 
         Raises:

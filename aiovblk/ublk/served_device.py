@@ -22,7 +22,7 @@ logger = logging.getLogger("aiovblk")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 _PROGRAM = """
-import sys, types
+import errno, sys, types
 package, command, number, flags, seconds = sys.argv[1:]
 for name, folder in ("aiovblk", package), ("aiovblk.ublk", package + "/ublk"):
     sys.modules[name] = types.ModuleType(name)  # so that nothing else of it is run
@@ -31,7 +31,7 @@ try:
     from aiovblk.ublk.commands import ControlCommand, Feature
     from aiovblk.ublk.control import ControlledDevice
 except Exception:  # the files are gone by now, or may not be read any more
-    print(8)
+    print(errno.ENOEXEC)
     sys.exit()
 try:
     device = ControlledDevice(int(number), Feature(int(flags)))

@@ -26,8 +26,8 @@ MIB = 1024 * 1024
 # Seconds for any one command. They are to end what hangs, not to measure: an emulated machine is
 # slow, and many times slower when others are busy on its host.
 PATIENCE = 400.0
-# Seconds for what must not remain after a test to go, where it is about to.
-MOMENT = 5.0
+# Seconds for what must not remain after a test to go, where it is about to: a bound on the product.
+MOMENT = 1.0
 DEVICES = f"{Path(__file__).parent}/devices.py"
 
 
@@ -168,8 +168,8 @@ async def becomes_true(condition: Callable[[], bool]) -> None:
 async def stuck_tasks() -> list[str]:
     """Other processes that sleep uninterruptibly and do not run meanwhile.
 
-    One that reads a file of its own, or ends, is seen so for a moment; so what is found has some
-    seconds to run.
+    One that reads a file of its own, or ends, is seen so for a moment; so what is found has a
+    second to run.
     """
     stuck = _in_uninterruptible_sleep()
 

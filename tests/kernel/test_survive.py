@@ -20,6 +20,7 @@ from aiovblk.events import ConnectionLost, ConnectionRestored, Detached
 from aiovblk.kernel import status, sysfs
 
 from ..support.sizes import by_size
+from .handing_over import hand_over
 from .support import (
     DATA,
     DEVICES,
@@ -289,27 +290,11 @@ async def test_a_device_is_left_and_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.core
 async def test_a_successor_in_the_same_process_is_handed_the_device() -> None:
-    disk = Disk()
-    async with surviving(disk, unmount_timeout=1) as first:
-        disk.gate.clear()
-        reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
-        await disk.arrived.wait()
-        with pytest.raises(AttachError, match=r"does not hand it over: .*which is not"):
-            async with surviving(Disk(MIB), replace=True):
-                pass
-        with pytest.raises(Error, match="handlers did not end within"):
-            async with surviving(disk, replace=True):
-                pass
-        disk.gate.set()
-        async with surviving(disk, replace=True) as second:
-            await first.wait()
-            assert second.path == first.path
-            assert await reading == bytes(MIB)
-            assert status.state(second.index) is status.DeviceState.ALIVE
-            await asyncio.to_thread(pwrite, second.path, 0, DATA)
-    assert disk.contents(0, MIB) == DATA
-    assert disk.events[:2] == disk.events[-2:] == ["flush", "unmount"]
-    assert disk.events.count("unmount") == 2
+    def check_alive(mount: Mount) -> None:
+        assert status.state(mount.index) is status.DeviceState.ALIVE
+
+    disk = await hand_over(surviving, check_alive)
+    assert disk.events[:2] == ["flush", "unmount"]
 
 
 @pytest.mark.core

@@ -24,6 +24,7 @@ from aiovblk.ublk.commands import Feature, State
 from aiovblk.ublk.identified import IdentifiedAttachment
 
 from ..support.child_processes import children
+from .handing_over import hand_over
 from .lost_devices import logged
 from .support import (
     DATA,
@@ -171,29 +172,10 @@ async def test_no_request_is_made_twice_by_servers_that_follow_each_other(
 
 @pytest.mark.core
 async def test_a_successor_in_the_same_process_is_handed_the_device(recovery: None) -> None:
-    disk = Disk()
-    async with surviving(disk, unmount_timeout=1) as first:
-        disk.gate.clear()
-        reading = asyncio.ensure_future(asyncio.to_thread(pread, first.path, 0, MIB))
-        await disk.arrived.wait()
-        with pytest.raises(AttachError, match=r"does not hand it over: .*which is not"):
-            async with surviving(Disk(MIB), replace=True):
-                pass
-        with pytest.raises(AttachError, match="handlers did not end within"):
-            async with surviving(disk, replace=True):
-                pass
-        writing = asyncio.ensure_future(asyncio.to_thread(pwrite, first.path, MIB, DATA))
-        disk.gate.set()
-        async with surviving(disk, replace=True) as second:
-            await first.wait()
-            assert second.path == first.path
-            assert await reading == bytes(MIB)
-            assert await writing == MIB
-            assert ublk.status_of(second.index).state is DeviceState.ALIVE
-            await asyncio.to_thread(pwrite, second.path, 0, DATA)
-    assert disk.contents(0, 2 * MIB) == DATA * 2
-    assert disk.events[-2:] == ["flush", "unmount"]
-    assert disk.events.count("unmount") == 2
+    def check_alive(mount: Mount) -> None:
+        assert ublk.status_of(mount.index).state is DeviceState.ALIVE
+
+    await hand_over(surviving, check_alive)
 
 
 @pytest.mark.core

@@ -23,51 +23,49 @@ def nothing_is_logged() -> Iterator[None]:
     assert contexts == []
 
 
-async def test_result_and_exception_are_those_of_the_future() -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+async def begin(future: asyncio.Future[int]) -> asyncio.Task[int]:
     waiting = asyncio.create_task(wait_shielded(future))
     await asyncio.sleep(0)
+    return waiting
+
+
+async def cancel(waiting: asyncio.Task[int]) -> None:
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_result_and_exception_are_those_of_the_future() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = await begin(future)
     future.set_result(1)
-    assert await waiting == 1
-    assert await wait_shielded(future) == 1
+    assert await waiting == await wait_shielded(future) == 1
     failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     failed.set_exception(OSError("away"))
     with pytest.raises(OSError, match="away"):
         await wait_shielded(failed)
 
 
-async def test_cancelled_caller_leaves_the_future_and_logs_nothing_of_its_exception() -> None:
+@pytest.mark.parametrize("has_another", [True, False])
+async def test_cancelled_caller_leaves_the_future_whose_exception_is_not_logged(
+    has_another: bool,
+) -> None:
     with nothing_is_logged():
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        first, second = (asyncio.create_task(wait_shielded(future)) for _ in range(2))
-        await asyncio.sleep(0)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+        await cancel(await begin(future))
+        other = await begin(future) if has_another else None
         assert not future.done()
         future.set_exception(OSError("away"))
-        with pytest.raises(OSError, match="away"):
-            await second
-        del future, first, second
-
-
-async def test_exception_that_has_no_caller_any_more_is_not_logged() -> None:
-    with nothing_is_logged():
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        waiting = asyncio.create_task(wait_shielded(future))
         await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        future.set_exception(OSError("away"))
-        await asyncio.sleep(0)
-        del future, waiting
+        if other is not None:
+            with pytest.raises(OSError, match="away"):
+                await other
+        del future, other
 
 
 async def test_future_that_is_cancelled_cancels_the_caller() -> None:
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(wait_shielded(future))
-    await asyncio.sleep(0)
+    waiting = await begin(future)
     future.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

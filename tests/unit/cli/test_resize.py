@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import AsyncIterator
@@ -176,6 +177,21 @@ async def test_file_keeps_its_size_if_the_kernel_refuses_another(ublk_kernel: Fa
             await resize_mounted(mount, 2 * MIB, shrink=False)
         assert mount.device.size == MIB
     assert Path("disk").stat().st_size == MIB
+
+
+async def test_file_that_another_program_has_changed_meanwhile_is_left_alone(
+    ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_mount: Mount, _blocks: int) -> None:
+        os.truncate("disk", 2 * MIB + 4)
+        raise OSError(errno.EOPNOTSUPP, "refused")
+
+    monkeypatch.setattr(Mount, "resize", refuse)
+    Path("disk").write_bytes(bytes(MIB))
+    async with aiovblk.mounted(FileDevice("disk"), attach="ublk") as mount:
+        with pytest.raises(OSError, match="refused"):
+            await resize_mounted(mount, 2 * MIB, shrink=False)
+    assert Path("disk").stat().st_size == 2 * MIB + 4
 
 
 async def test_memory_does_not_grow(kernel: FakeKernel) -> None:
