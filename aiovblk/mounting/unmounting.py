@@ -69,7 +69,6 @@ class UnmountSequence:
     ) -> None:
         self._lost = False  # whether the connection broke before the unmount began
         self._failures: list[str] = []  # what went wrong, in words
-        self._disconnecting: asyncio.Future[None] | None = None  # the thread that does so
         self._device = device
         self._connections = connections
         self._attachment = attachment
@@ -115,7 +114,7 @@ class UnmountSequence:
             await self._write_back()
         if not state.stream_ended.done() and not state.disconnected.done():
             self._connections.reconnector.stop()
-            disconnecting = self._disconnecting = start_thread(self._attachment.disconnect)
+            disconnecting = start_thread(self._attachment.disconnect)
             await wait(disconnecting, ended)
             # Refused if the process has given up its privileges: then closing has to do.
             if not disconnecting.done() or disconnecting.exception() is None:
@@ -148,9 +147,6 @@ class UnmountSequence:
         with suppress(TimeoutError):
             if not await run_in_thread(KERNEL_TIMEOUT, attachment.wait_until_free, RELEASE_TIMEOUT):
                 await warn_of_users(attachment)
-        # The device may be gone before those who have stopped it: by ublk a process of its own.
-        if self._disconnecting is not None:
-            await asyncio.wait([self._disconnecting], timeout=KERNEL_TIMEOUT)
 
     async def _call_final_handler(self, handler: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._start = self._loop.time()

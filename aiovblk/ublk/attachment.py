@@ -32,6 +32,9 @@ from .served_device import ServedDevice
 STOP_TIMEOUT = 24 * 3600.0
 """Seconds for the kernel to write back and stop; those who wait have timeouts of their own."""
 
+HELPER_TIMEOUT = 4.0
+"""Seconds for the process that has stopped a device to end after the device is gone."""
+
 OWNER_TIMEOUT = 20.0
 """Seconds for udev to give a node to its ordinary user, by a program that it runs, which on a busy
 machine takes longer than to make it."""
@@ -208,7 +211,7 @@ class UblkAttachment(NodeUser):
     def _wait_for_node(self, deadline: float) -> None:
         # Those who wait for this to return have the whole time, and would not see the reason.
         deadline = min(deadline, time.monotonic() + OWNER_TIMEOUT)
-        while error := self._node_error():
+        while error := _node_error(self.path, self.info.flags):
             if self.ended.done():
                 raise OSError(errno.ECANCELED, "it was detached before it was live")
             if time.monotonic() > deadline:
@@ -216,16 +219,6 @@ class UblkAttachment(NodeUser):
                 reason = _missing_node(self.path, error, "b", number)
                 raise TimeoutError(errno.ETIMEDOUT, reason)
             time.sleep(POLL)
-
-    def _node_error(self) -> int:
-        """Return why the node cannot be used yet, as an error number; 0 if it can."""
-        if not os.path.exists(self.path):
-            return errno.ENOENT
-        # An ordinary user who is to use it gets it from udev, as the node that was opened before.
-        is_users = Feature.UNPRIVILEGED_DEV in self.info.flags
-        if is_users and not os.access(self.path, os.R_OK | os.W_OK, effective_ids=True):
-            return errno.EACCES
-        return 0
 
     # While it is live
 
@@ -340,14 +333,31 @@ class UblkAttachment(NodeUser):
                 raise
 
     def wait_until_free(self, seconds: float) -> bool:
-        """Wait until the number can be used again; False if it is taken after ``seconds``."""
+        """Wait until the number can be used again; False if it is taken after ``seconds``.
+
+        Then waits for the end of what has stopped the device, for :data:`HELPER_TIMEOUT` at most.
+        """
         self._wait_until_unused()
         deadline = time.monotonic() + seconds
         while char_directory(self.index).exists():
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL)
+        # A process of its own, which may end a moment after the device; a thread waits for it.
+        if self._starting.acquire(timeout=HELPER_TIMEOUT):
+            self._starting.release()
         return True
+
+
+def _node_error(path: str, flags: Feature) -> int:
+    """Return why the node of a disk cannot be used yet, as an error number; 0 if it can."""
+    if not os.path.exists(path):
+        return errno.ENOENT
+    # An ordinary user who is to use it gets it from udev, as the node that was opened before.
+    is_users = Feature.UNPRIVILEGED_DEV in flags
+    if is_users and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        return errno.EACCES
+    return 0
 
 
 def _missing_node(path: str, error: int, kind: str, number: str | None) -> str:

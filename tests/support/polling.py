@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 async def until(holds: Callable[[], object], *, interval: float = 0.0) -> None:
@@ -38,3 +39,11 @@ def holds_within(seconds: float, holds: Callable[[], object], *, interval: float
             return False
         time.sleep(interval)
     return True
+
+
+async def cancel_until_done(task: asyncio.Task[Any]) -> None:
+    """Cancel a task again and again, until it has ended."""
+    while not task.done():
+        task.cancel()
+        # What it waits for may be in threads, which get the interpreter while this loop waits.
+        await asyncio.wait([task], timeout=0.001)

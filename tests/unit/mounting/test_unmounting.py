@@ -27,6 +27,7 @@ from ...support.noting_disk import (
     check_stored,
     ways_to_attach,
 )
+from ...support.polling import cancel_until_done
 from ...support.worker_services import FileOfAll
 
 # In order
@@ -97,9 +98,7 @@ async def by_cancellation(kernel: FakeKernel, disk: Disk, how: How) -> None:
 
 async def by_cancellation_again_and_again(kernel: FakeKernel, disk: Disk, how: How) -> None:
     task, _ = await begun(kernel, disk, how)
-    while not task.done():
-        task.cancel()
-        await asyncio.sleep(0)
+    await cancel_until_done(task)
     assert task.cancelled()
 
 

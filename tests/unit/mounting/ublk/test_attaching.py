@@ -19,6 +19,7 @@ from aiovblk.ublk import attaching as driver_attaching
 
 from ....support.fake_ublk import FakeUblk
 from ....support.noting_disk import LAST, Disk
+from ....support.polling import cancel_until_done
 from ....support.ublk_disk import BEGUN, GONE, check_end
 
 NEVER_STARTED = ["STOP_DEV", "the queue is closed", "DEL_DEV_ASYNC", "free"]
@@ -303,9 +304,7 @@ async def test_cancelled_again_and_again_while_it_attaches(
 ) -> None:
     task = asyncio.create_task(mount(ublk_disk))
     await asyncio.wrap_future(ublk_kernel.when("ADD_DEV"))
-    while not task.done():
-        task.cancel()
-        await asyncio.sleep(0)
+    await cancel_until_done(task)
     check_nothing_left(ublk_kernel)
 
 

@@ -14,10 +14,11 @@ import aiovblk
 from aiovblk import AttachError, DeviceBusyError, Error
 from aiovblk.mounting import unmounting
 from aiovblk.ublk import control
-from aiovblk.ublk.attachment import UblkAttachment
+from aiovblk.ublk.served_device import ServedDevice
 
 from ....support.fake_ublk import PAGE, FakeUblk, Op
 from ....support.noting_disk import LAST, STORED, Disk
+from ....support.polling import cancel_until_done
 from ....support.ublk_disk import BEGUN, GONE, begin, check_end, check_stored, in_flight
 
 
@@ -66,14 +67,14 @@ async def test_requests_in_flight_are_answered_before_the_queue_is_closed(
 async def test_device_that_is_gone_is_left_only_when_the_process_that_stopped_it_has_ended(
     ublk_kernel: FakeUblk, ublk_disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, stopped, ended = UblkAttachment.disconnect, threading.Event(), threading.Event()
+    stop, stopped, ended = ServedDevice.stop, threading.Event(), threading.Event()
 
-    def disconnect(self: UblkAttachment) -> None:
-        stop(self)
+    def stop_slowly(self: ServedDevice, seconds: float) -> None:
+        stop(self, seconds)
         stopped.set()
         ended.wait()
 
-    monkeypatch.setattr(UblkAttachment, "disconnect", disconnect)
+    monkeypatch.setattr(ServedDevice, "stop", stop_slowly)
     async with aiovblk.mounted(ublk_disk, attach="ublk") as mount:
         unmount = asyncio.create_task(mount.unmount())
         await asyncio.to_thread(stopped.wait)
@@ -109,9 +110,7 @@ async def by_cancellation(kernel: FakeUblk, disk: Disk) -> None:
 
 async def by_cancellation_again_and_again(kernel: FakeUblk, disk: Disk) -> None:
     task, _ = await begin(kernel, disk)
-    while not task.done():
-        task.cancel()
-        await asyncio.sleep(0)
+    await cancel_until_done(task)
     assert task.cancelled()
 
 
