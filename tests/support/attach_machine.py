@@ -17,6 +17,7 @@ import pytest
 
 from aiovblk.kernel import AttachConfig, RequestQueue, attaching, locks, sysfs, takeover
 
+from .clocks import patch_time
 from .kernel_tree import KernelTree
 
 OTHER_SERVER = 4242
@@ -146,8 +147,8 @@ def machine(
     made = AttachMachine(tree, tmp_path / "locks")
     monkeypatch.setattr(locks, "LOCKS", made.locks)
     monkeypatch.setattr(attaching, "IoctlAttachment", made.open)
-    monkeypatch.setattr("aiovblk.kernel.attaching.time.sleep", made.sleep)
-    monkeypatch.setattr("aiovblk.kernel.attaching.time.monotonic", lambda: made.now)
+    for module in (attaching, takeover):
+        patch_time(monkeypatch, module, sleep=made.sleep, monotonic=lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
     yield made
     for attachment in made.attachments:

@@ -1,8 +1,12 @@
-"""A clock that a test moves, with the timers that are set on it."""
+"""Clocks that a test moves."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+
+import pytest
 
 from aiovblk.aio.ratelimit import Clock
 
@@ -49,3 +53,14 @@ class ManualClock(Clock):
             self.now = timer.when
             timer.callback()
         self.now = end
+
+
+def patch_time(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    *,
+    sleep: Callable[[float], object],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Give one module a clock of its own: others, in other threads, go on by that of the system."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=monotonic))

@@ -31,6 +31,7 @@ from aiovblk.kernel import attaching, ioctl, link_dead, locks, monitor, netlink,
 from aiovblk.kernel.ioctl import Ioctl
 from aiovblk.protocol import Command, TransmissionFlag
 
+from .file_id import file_id
 from .kernel_end import KernelEnd
 from .kernel_log import KernelLog
 from .kernel_tree import KernelTree
@@ -60,7 +61,7 @@ class FakeKernel(KernelLog):
         self._tree = tree
         self._node = nodes / "nbd0"
         self._node.touch()
-        self._number = self._node.stat().st_ino
+        self._node_id = file_id(self._node)
         self._directory = tree.device("nbd0", "43:0")
         self._dirty: dict[int, bytes] = {}
         self._flags = TransmissionFlag(0)
@@ -128,7 +129,7 @@ class FakeKernel(KernelLog):
 
     def close(self, fd: int) -> None:
         atfork._descriptors.discard(fd)
-        is_ours = os.fstat(fd).st_ino == self._number
+        is_ours = file_id(fd) == self._node_id
         os.close(fd)
         with self._guard:
             if is_ours and not self._attached and self._users() == 0 and not self.is_free:
@@ -143,7 +144,7 @@ class FakeKernel(KernelLog):
         return found
 
     def fsync(self, fd: int) -> None:
-        if os.fstat(fd).st_ino != self._number:
+        if file_id(fd) != self._node_id:
             self._fsync(fd)
             return
         self._pass("fsync")
@@ -159,7 +160,7 @@ class FakeKernel(KernelLog):
     _fsync = staticmethod(os.fsync)
 
     def ioctl(self, fd: int, request: int, argument: int) -> int:
-        assert os.fstat(fd).st_ino == self._number
+        assert file_id(fd) == self._node_id
         try:
             self._pass(Ioctl(request).name)
             getattr(self, f"_{Ioctl(request).name}".lower(), lambda _: None)(argument)

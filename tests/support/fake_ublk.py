@@ -38,6 +38,7 @@ from aiovblk.threads import run_in_daemon_thread
 from aiovblk.ublk import attaching, attachment, availability, served_device
 
 from .fake_io_uring import FakeIoUring, KernelRing
+from .file_id import file_id
 from .kernel_log import KernelLog
 from .kernel_tree import KernelTree
 from .ublk_device import PAGE, SECTOR, FakeUblkDevice, Op
@@ -243,7 +244,7 @@ class FakeUblk(KernelLog):
 
     def fsync(self, fd: int) -> None:
         for device in self.devices.values():
-            if os.fstat(fd).st_ino == device.node.stat().st_ino:
+            if file_id(fd) == file_id(device.node):
                 self.pass_by("fsync")
                 self.note("sync")
                 device.write_back(flush=True)
@@ -279,8 +280,8 @@ class FakeUblk(KernelLog):
             control = Control(NAMES[command], payload)
             run_in_daemon_thread(self._carry_out, ring, control, user_data)
             return
-        number = os.fstat(fd).st_ino
-        (device,) = (each for each in self.devices.values() if each.inode == number)
+        char_id = file_id(fd)
+        (device,) = (each for each in self.devices.values() if each.char_id == char_id)
         _, tag, result, address = struct.unpack_from("<HHiQ", payload)
         assert tag == user_data
         if command == FETCH:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from aiovblk.kernel import sysfs
 
 from .fake_io_uring import KernelRing
+from .file_id import FileId, file_id
 
 if TYPE_CHECKING:
     from .fake_ublk import FakeUblk
@@ -78,7 +79,7 @@ class FakeUblkDevice:
         self.parameters = b""
         self.char = os.memfd_create(f"ublkc{number}", os.MFD_CLOEXEC)
         os.ftruncate(self.char, COPY_AT + (fields[DEPTH] << COPY_SHIFT))
-        self.inode = os.fstat(self.char).st_ino
+        self.char_id = file_id(self.char)
         self.node = kernel.folder / f"ublkb{number}"
         self.node.touch()
         self.dirty: dict[int, bytes] = {}
@@ -276,7 +277,7 @@ class FakeUblkDevice:
                     self._give_back(tag)
 
     def stop_unused(self) -> None:
-        if self._count_open(self.node.stat().st_ino):
+        if self._count_open(file_id(self.node)):
             raise OSError(errno.EBUSY, "it is open")
         self.write_back(flush=False)  # as the last one that has closed it did
         self.stop()
@@ -284,7 +285,7 @@ class FakeUblkDevice:
     def quiesce_if_unserved(self) -> None:
         """Let a device that survives wait for another server, if its own has closed all it had."""
         is_unserved = self.survives and self.is_live and self.ring is None
-        if is_unserved and self._count_open(self.inode) == 1:  # the fake's own
+        if is_unserved and self._count_open(self.char_id) == 1:  # the fake's own
             self.fields[STATE] = QUIESCED
             self._kernel.note("it waits")
 
@@ -330,14 +331,14 @@ class FakeUblkDevice:
 
     def count_users(self) -> int:
         """Count the descriptors and mappings of its nodes, beside the fake's own."""
-        return self._count_open(self.inode, self.node.stat().st_ino) - 1
+        return self._count_open(self.char_id, file_id(self.node)) - 1
 
     @staticmethod
-    def _count_open(*files: int) -> int:
+    def _count_open(*files: FileId) -> int:
         found = 0
         for fd in os.listdir("/proc/self/fd"):
             with suppress(OSError):
-                found += os.fstat(int(fd)).st_ino in files
+                found += file_id(int(fd)) in files
         return found
 
     def close(self) -> None:

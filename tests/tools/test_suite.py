@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,12 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(scope: stages.Scope, stage: str, *words: str) -> list[str]:
     plan = stages.Plan(scope, words)
-    return [each.name for batch in stages.STAGES[stage](plan) for each in batch]
+    return [each.name for each in stages.STAGES[stage](plan)]
 
 
 def commands(scope: stages.Scope, stage: str, *words: str) -> list[str]:
     plan = stages.Plan(scope, words)
-    return [" ".join(each.command) for batch in stages.STAGES[stage](plan) for each in batch]
+    return [" ".join(each.command) for each in stages.STAGES[stage](plan)]
 
 
 def test_check_has_one_python_on_all_processors(tree: Path) -> None:
@@ -70,6 +71,7 @@ def test_check_has_one_python_on_all_processors(tree: Path) -> None:
 def test_test_has_the_oldest_and_the_newest_python(tree: Path) -> None:
     assert names("test", "unit") == ["unit tests, Python 3.11", "unit tests, Python 3.13"]
     assert all("--loops either" in command for command in commands("test", "unit"))
+    assert all("--pythons either" in command for command in commands("test", "unit"))
     assert names("test", "interop") == ["interop, Python 3.13"]
 
 
@@ -79,11 +81,11 @@ def test_each_test_of_test_runs_on_both_loops_where_there_is_one_python(
     monkeypatch.setenv("PYTHONS", "3.13")
     (command,) = commands("test", "unit")
     assert "--loops" not in command
+    assert "--pythons" not in command
 
 
-def test_test_has_the_core_on_both_kernels_at_once_attached_differently(tree: Path) -> None:
-    (batch,) = stages.kernel(stages.Plan("test"))
-    first, second = (" ".join(each.command) for each in batch)
+def test_test_has_the_core_on_both_kernels_attached_differently(tree: Path) -> None:
+    first, second = commands("test", "kernel")
     assert "--kernel 6.1 " in first
     assert "3.11/bin/python" in first
     assert "--attach ioctl" in first
@@ -107,12 +109,10 @@ def test_all_has_both_attachments_on_each_kernel_and_each_python(tree: Path) -> 
 
 
 def test_all_has_the_kernel_of_backports_once_and_after_the_others(tree: Path) -> None:
-    both, (last,) = stages.kernel(stages.Plan("all"))
-    assert [each.name for each in both] == [
-        f"kernel tests, Linux {each}" for each in ("6.1", "6.12")
+    assert names("all", "kernel") == [
+        f"kernel tests, Linux {each}" for each in ("6.1", "6.12", "7.3")
     ]
-    assert last.name == "kernel tests, Linux 7.3"
-    command = " ".join(last.command)
+    command = commands("all", "kernel")[-1]
     assert "--kernel 7.3 " in command
     assert command.count("-m pytest") == command.count("3.13/bin/python") == 1
     assert "--attach netlink" in command
@@ -140,11 +140,12 @@ def test_kernel_of_backports_is_tested_elsewhere_where_it_is_asked_for(
 
 def test_all_has_every_python_and_says_which_is_missing(tree: Path) -> None:
     plan = stages.Plan("all")
-    found = [each.name for batch in stages.unit(plan) for each in batch]
+    found = [each.name for each in stages.unit(plan)]
     kinds = {"3.11": "", "3.12": "", "3.13": "long "}
     assert found == [f"{kind}unit tests, Python {each}" for each, kind in kinds.items()]
     assert ["--long" in each for each in commands("all", "unit")] == [False, False, True]
-    assert not any("--loops" in each for each in commands("all", "unit"))
+    assert ["--loops either" in each for each in commands("all", "unit")] == [True, True, False]
+    assert not any("--pythons" in each for each in commands("all", "unit"))
     assert plan.left_out == ["unit tests, Python 3.14: it is not here"]
 
 
@@ -161,16 +162,15 @@ def test_python_with_a_root_of_its_own_runs_there_and_not_in_guests(tree: Path) 
 def test_packages_for_debian_are_built_before_they_are_installed_in_their_release(
     tree: Path,
 ) -> None:
-    wheel, *others = commands("all", "debian")
-    assert wheel == "tools/packages python"
-    for (built, installed), (suite, kernel) in zip(
-        zip(others[::2], others[1::2], strict=True),
-        [("bookworm", "6.1"), ("trixie", "6.12")],
-        strict=True,
+    wheel, *others = stages.debian(stages.Plan("all"))
+    assert wheel.command == ["tools/packages", "python"]
+    for built, installed, suite, kernel in zip(
+        others[:2], others[2:], ("bookworm", "trixie"), ("6.1", "6.12"), strict=True
     ):
-        assert built == f"tools/packages deb {suite} --depends"
-        assert f"--systemd --kernel {kernel} " in installed
-        assert installed.endswith("tests/debian")
+        assert built.command == ["tools/packages", "deb", suite, "--depends"]
+        assert (built.after, installed.after) == (wheel.name, built.name)
+        assert f"--systemd --kernel {kernel} " in " ".join(installed.command)
+        assert installed.command[-1] == "tests/debian"
 
 
 def test_part_takes_paths_and_options_and_no_xdist(tree: Path) -> None:
@@ -232,9 +232,9 @@ def fake(tree: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Three steps in place of the real ones, by name, whose commands a test may change."""
     found = {"one": say("1", PASSED), "two": say("2", PASSED), "three": say("3", PASSED)}
 
-    def stage(plan: stages.Plan) -> Iterator[stages.Batch]:
-        yield [step("one", found["one"]), step("two", found["two"])]
-        yield [step("three", found["three"])]
+    def stage(plan: stages.Plan) -> Iterator[steps.Step]:
+        for name, command in found.items():
+            yield step(name, command)
 
     monkeypatch.setattr(cli, "STAGES", {"unit": stage})
     monkeypatch.setattr(cli, "SIZES", {"test": ["unit"], "all": ["unit"]})
@@ -318,9 +318,57 @@ def test_report_is_json_with_the_slowest_tests(
 
 def test_step_past_its_deadline_fails_and_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
     output = steps.Output()
-    (outcome,) = steps.run_together([step("hangs", ["sleep", "1000"], deadline=0.2)], output)
+    (outcome,) = steps.run_steps([step("hangs", ["sleep", "1000"], deadline=0.2)], output)
     assert not outcome.passed
     assert outcome.summary == "ended after its deadline of 0 s"
+
+
+def test_two_steps_run_at_once_and_are_shown_in_order(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    output = steps.Output()
+    both = [
+        step("first", ["sh", "-c", f"cat {pipe}; echo 1"]),
+        step("second", ["sh", "-c", f"echo 2; echo other >{pipe}"]),
+    ]
+    outcomes = list(steps.run_steps(both, output))
+    assert sorted(each.step.name for each in outcomes if each.passed) == ["first", "second"]
+    found = [line for line in shown(capfd) if line]
+    assert found == ["--- first", "other", "1", "--- second", "2"]
+
+
+@pytest.mark.parametrize(
+    ("following", "running", "has_place"),
+    [
+        (step("b", []), [], True),
+        (step("b", []), [step("a", [])], True),
+        (step("c", []), [step("a", []), step("b", [])], False),
+        (replace(step("b", []), alone=True), [], True),
+        (replace(step("b", []), alone=True), [step("a", [])], False),
+        (step("b", []), [replace(step("a", []), alone=True)], False),
+        (replace(step("b", []), after="a"), [step("a", [])], False),
+        (replace(step("b", []), after="a"), [step("c", [])], True),
+    ],
+)
+def test_step_begins_beside_one_other_that_it_does_not_need(
+    following: steps.Step, running: list[steps.Step], has_place: bool
+) -> None:
+    assert steps.has_place(following, running) is has_place
+
+
+def test_steps_that_run_are_ended_with_the_run(tmp_path: Path) -> None:
+    held = tmp_path / "pipe"
+    os.mkfifo(held)
+    both = [step("one", ["true"]), step("two", ["sh", "-c", f"exec sleep 1000 >{held}"])]
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    run = steps.run_steps(both, steps.Output())
+    assert next(run).passed
+    run.close()
+    os.set_blocking(reader, True)
+    assert os.read(reader, 1) == b""  # its writer is gone
+    os.close(reader)
 
 
 def test_size_takes_no_paths(fake: dict[str, list[str]]) -> None:

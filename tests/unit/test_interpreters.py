@@ -14,6 +14,8 @@ import pytest
 import aiovblk
 from aiovblk import interpreter
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(aiovblk.__file__).parent
 
 

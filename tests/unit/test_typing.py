@@ -10,6 +10,8 @@ import pytest
 
 import aiovblk
 
+pytestmark = pytest.mark.slow
+
 DECLARATIONS = """
 import aiovblk
 

@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 from . import report
 from .environments import REPORTS, ROOT, SetupError
 from .records import Records
 from .stages import SIZES, STAGES, Plan
-from .steps import Outcome, Output, Step, run_together
+from .steps import Outcome, Output, Step, run_steps
 
 DESCRIPTION = """\
 Run checks and tests: one of three sizes, or a part.
@@ -116,22 +116,22 @@ class Run:
     def run(self, stages: Sequence[str]) -> int:
         """Run `stages` in the order in which STAGES has them, and return the exit status."""
         try:
-            for name in stages:
-                for batch in STAGES[name](self._plan):
-                    self._run_batch([step for step in batch if self._is_wanted(step)])
+            for outcome in run_steps(self._wanted(stages), self._output):
+                self._outcomes.append(outcome)
+                if self._records:
+                    seconds, passed = outcome.seconds, outcome.passed
+                    self._records.note(outcome.step.name, seconds, passed=passed)
         finally:
             self._finish()
         return 0 if all(each.passed for each in self._outcomes) else 1
 
-    def _run_batch(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            for path in report.junit_files(step.name):
-                path.unlink(missing_ok=True)
-        outcomes = run_together(steps, self._output)
-        self._outcomes += outcomes
-        for each in outcomes:
-            if self._records:
-                self._records.note(each.step.name, each.seconds, passed=each.passed)
+    def _wanted(self, stages: Iterable[str]) -> Iterator[Step]:
+        """Yield the steps to be run; each when its turn comes, as it may have to be prepared."""
+        for name in stages:
+            for step in filter(self._is_wanted, STAGES[name](self._plan)):
+                for path in report.junit_files(step.name):
+                    path.unlink(missing_ok=True)
+                yield step
 
     def _is_wanted(self, step: Step) -> bool:
         """Whether --only and --resume leave a step to be run; what has passed is reported."""

@@ -1,7 +1,7 @@
 """What each stage runs, and which stages a size has.
 
-A stage yields batches of steps; the steps of a batch run at the same time.  It is asked for in one
-of three ways, its scope:
+A stage yields steps, in the order in which they begin; two run at a time. It is asked for in one of
+three ways, its scope:
 
     part  the user named the stage, perhaps with paths: one Python, one kernel
     test  what a change must pass to land
@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,6 @@ from .environments import REPORTS, ROOT, junit, pytest, python
 from .steps import Step
 
 Scope = Literal["part", "check", "test", "all"]
-Batch = Sequence[Step]
 
 KERNELS = ("6.1", "6.12")
 """Those of Debian's releases, bookworm and trixie."""
@@ -35,8 +34,6 @@ WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:rand
 """pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
 VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
 """Seconds for a virtual machine with a whole matrix of tests."""
-GUESTS_AT_ONCE = 2
-"""Each takes two processors, and more of them at once would only run into their deadlines."""
 
 
 @dataclass(slots=True)
@@ -71,21 +68,22 @@ def chosen_kernels() -> list[str]:
     return os.environ.get("KERNELS", "").split()
 
 
-def lint(plan: Plan) -> Iterator[Batch]:
+def lint(plan: Plan) -> Iterator[Step]:
     """Check style, types and spelling, once: the oldest Python is named in pyproject.toml."""
     names = ("ruff check", "ruff format --check", "mypy --strict", "codespell_lib")
     command = [environments.interpreter(environments.default()), "-m"]
-    yield [Step("lint", name, [*command, *name.split(), *plan.words]) for name in names]
+    for name in names:
+        yield Step("lint", name, [*command, *name.split(), *plan.words])
 
 
-def docs(plan: Plan) -> Iterator[Batch]:
+def docs(plan: Plan) -> Iterator[Step]:
     """Build the site anew: each warning, such as a link that leads nowhere, is an error."""
     command = [environments.interpreter(environments.default()), "-m", "sphinx"]
     options = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", *plan.words]
-    yield [Step("docs", "site", [*command, *options, "docs", "build/docs/html"])]
+    yield Step("docs", "site", [*command, *options, "docs", "build/docs/html"])
 
 
-def unit(plan: Plan) -> Iterator[Batch]:
+def unit(plan: Plan) -> Iterator[Step]:
     """Run the tests that need no kernel, on all processors, one Python after the other.
 
     Their long form repeats with more seeds and sizes what the short one does, and hardly depends on
@@ -103,12 +101,14 @@ def unit(plan: Plan) -> Iterator[Batch]:
         else:
             # The checks of the debug mode for each block of memory cost a fifth of the time.
             variables = {"PYTHONMALLOC": "pymalloc"}
-        if plan.scope == "check" or (plan.scope == "test" and len(versions) > 1):
-            # Over the two Pythons of `test`, each test runs on both loops.
+        if plan.scope == "check" or (
+            version != long and plan.scope != "part" and len(versions) > 1
+        ):
+            # Over the oldest and the newest Python, each test runs on both loops.
             options = ["--loops", "either"]
         name = f"{kind}unit tests, Python {version}"
         command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
-        yield [Step("unit", name, command, variables=variables)]
+        yield Step("unit", name, command, variables=variables, alone=not plan.words)
 
 
 def unit_pythons(plan: Plan) -> list[str]:
@@ -120,30 +120,29 @@ def unit_pythons(plan: Plan) -> list[str]:
     return environments.available()
 
 
-def tools(plan: Plan) -> Iterator[Batch]:
+def tools(plan: Plan) -> Iterator[Step]:
     """Test tools/vm and tools/test, before they are relied on."""
     version = environments.default()
     words = plan.paths("tests/tools")
-    yield [Step("tools", "tools", pytest(version, "tools", words))]
+    yield Step("tools", "tools", pytest(version, "tools", words))
 
 
-def interop(plan: Plan) -> Iterator[Batch]:
+def interop(plan: Plan) -> Iterator[Step]:
     """Run the tests with other people's NBD programs."""
     versions = plan.pythons if plan.scope == "all" else plan.pythons[-1:]
     for version in versions:
         name = f"interop, Python {version}"
-        yield [Step("interop", name, pytest(version, name, plan.paths("tests/interop")))]
+        yield Step("interop", name, pytest(version, name, plan.paths("tests/interop")))
 
 
-def kernel(plan: Plan) -> Iterator[Batch]:
-    """Run the kernel tests: the core, or all, in one virtual machine per kernel, two at once."""
+def kernel(plan: Plan) -> Iterator[Step]:
+    """Run the kernel tests: the core, or all, in one virtual machine per kernel."""
     compile_for_guests(plan.pythons, "tests/kernel")
     kernels = plan.kernels
     if plan.scope == "all" and not chosen_kernels():
         kernels = [*kernels, BACKPORT]
-    steps = [kernel_step(plan, number, name) for number, name in enumerate(kernels)]
-    for first in range(0, len(steps), GUESTS_AT_ONCE):
-        yield steps[first : first + GUESTS_AT_ONCE]
+    for number, name in enumerate(kernels):
+        yield kernel_step(plan, number, name)
 
 
 def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
@@ -194,8 +193,8 @@ def in_guest(kernel: str, commands: Iterable[str]) -> list[str]:
     ]
 
 
-def systemd(plan: Plan) -> Iterator[Batch]:
-    """Run the tests of the unit and with udev, one boot per kernel and not two at a time."""
+def systemd(plan: Plan) -> Iterator[Step]:
+    """Run the tests of the unit and with udev, one boot per kernel."""
     here = environments.available()
     for kernel in plan.kernels:
         version = SYSTEMD_PYTHONS.get(kernel, "")
@@ -203,7 +202,7 @@ def systemd(plan: Plan) -> Iterator[Batch]:
         if version not in here:
             plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
             continue
-        yield [in_systemd_guest("systemd", name, kernel, plan.paths("tests/systemd"))]
+        yield in_systemd_guest("systemd", name, kernel, plan.paths("tests/systemd"))
 
 
 def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -> Step:
@@ -222,31 +221,37 @@ def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -
     return Step(stage, name, command, deadline=VM_TIMEOUT + 60, variables=variables)
 
 
-def rgw(plan: Plan) -> Iterator[Batch]:
+def rgw(plan: Plan) -> Iterator[Step]:
     """Run the tests with Ceph's gateway."""
     for version in plan.pythons:
         name = f"Ceph's gateway, Python {version}"
-        yield [Step("rgw", name, pytest(version, name, plan.paths("tests/rgw")))]
+        yield Step("rgw", name, pytest(version, name, plan.paths("tests/rgw")))
 
 
-def release(plan: Plan) -> Iterator[Batch]:
+def release(plan: Plan) -> Iterator[Step]:
     """Test sdist and wheel as users install them, and the dashboard with a real Prometheus."""
     version = environments.default()
     words = plan.paths("tests/release")
-    yield [Step("release", "release", pytest(version, "release", words))]
+    yield Step("release", "release", pytest(version, "release", words))
 
 
-def debian(plan: Plan) -> Iterator[Batch]:
+def debian(plan: Plan) -> Iterator[Step]:
     """Build the packages for Debian, and install and use each in its release, under its kernel."""
-    yield [Step("debian", "wheel for the packages", ["tools/packages", "python"])]
+    wheel = Step("debian", "wheel for the packages", ["tools/packages", "python"])
+    yield wheel
+    installed = []
     for kernel in plan.kernels:
         suite, version = roots.SUITES.get(kernel, ""), SYSTEMD_PYTHONS.get(kernel, "")
         name = f"package for Debian {suite}, Linux {kernel}"
         if version not in environments.available():
             plan.left_out.append(f"{name}: it needs the packages of its Python {version}")
             continue
-        yield [Step("debian", f"{name}, built", ["tools/packages", "deb", suite, "--depends"])]
-        yield [in_systemd_guest("debian", name, kernel, plan.paths("tests/debian"))]
+        command = ["tools/packages", "deb", suite, "--depends"]
+        built = Step("debian", f"{name}, built", command, after=wheel.name)
+        yield built
+        guest = in_systemd_guest("debian", name, kernel, plan.paths("tests/debian"))
+        installed.append(replace(guest, after=built.name))
+    yield from installed
 
 
 def compile_for_guests(versions: Iterable[str], tests: str) -> None:
@@ -260,7 +265,7 @@ def compile_for_guests(versions: Iterable[str], tests: str) -> None:
             subprocess.run(command, check=False, capture_output=True)
 
 
-Stage = Callable[[Plan], Iterator[Batch]]
+Stage = Callable[[Plan], Iterator[Step]]
 
 STAGES: dict[str, Stage] = {
     "lint": lint,

@@ -1,4 +1,4 @@
-"""Commands at work: what they print, how long they may take, several at the same time."""
+"""Commands at work: what they print, how long they may take, two at the same time."""
 
 import contextlib
 import os
@@ -6,11 +6,15 @@ import re
 import signal
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+
+AT_ONCE = 2
+"""So many steps run at a time. Most of a test runs on one processor, in a guest as well, and more
+guests than two would only run into their deadlines."""
+POLL = 0.2  # seconds between looks at the steps that run
 
 CLOSING_LINE = re.compile(r"=+ .*\b(passed|failed|errors?|skipped|deselected|ran)\b.* in .+ =+$")
 
@@ -26,6 +30,10 @@ class Step:
     """Seconds, after which the command is ended: one that hangs would hang all others too."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """What is added to the environment."""
+    after: str = ""
+    """The name of a step whose end it needs."""
+    alone: bool = False
+    """Whether it uses all processors by itself, so that nothing runs beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,58 +76,61 @@ class Output:
 
 
 class Running:
-    """A step that has been started.  One that is not shown live writes to a file meanwhile."""
+    """A step that has been started; what it prints is in a file until it is shown."""
 
-    def __init__(self, step: Step, *, live: bool = True) -> None:
+    def __init__(self, step: Step) -> None:
         self.step = step
+        self.outcome: Outcome | None = None
+        """How it has ended; None while it runs."""
         self._started = time.monotonic()
-        self._ended = 0.0
-        self._timed_out = False
-        self._file: IO[bytes] | None = (
-            None if live else tempfile.TemporaryFile()  # noqa: SIM115 (needed until shown)
-        )
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
+        self._shown: int | None = None  # bytes of the file
         self._process = subprocess.Popen(
             step.command,
             stdin=subprocess.DEVNULL,
-            stdout=self._file or subprocess.PIPE,
+            stdout=self._file,
             stderr=subprocess.STDOUT,
             env=os.environ | step.variables,
             # A session of its own, so that what the command started can be ended with it.
             start_new_session=True,
         )
-        self._waiter = threading.Thread(target=self._wait, daemon=True)
-        self._waiter.start()
 
-    def _wait(self) -> None:
-        """End the command when its deadline has passed; note when it ended."""
-        try:
-            self._process.wait(self.step.deadline)
-        except subprocess.TimeoutExpired:
-            self._timed_out = True
-            self.stop()
-        self._ended = time.monotonic()
+    def poll(self) -> Outcome | None:
+        """Return how the command has ended, None if it has not; end it after its deadline."""
+        if self.outcome is None:
+            seconds = time.monotonic() - self._started
+            timed_out = seconds > self.step.deadline
+            if timed_out:
+                self.stop()
+            if self._process.poll() is not None:
+                self.outcome = self._ended(seconds, timed_out=timed_out)
+        return self.outcome
 
-    def show(self, output: Output) -> Outcome:
-        """Copy what the command prints to `output` until it ends."""
-        output.line(f"\n--- {self.step.name}")
-        if self._file:
-            self._waiter.join()
-            self._file.seek(0)
-        lines = self._file or self._process.stdout
-        assert lines is not None  # because without a file, stdout is a pipe
+    def _ended(self, seconds: float, *, timed_out: bool) -> Outcome:
         summary = ""
-        with lines:
-            for raw in lines:
-                text = raw.decode(errors="replace").rstrip()
-                if CLOSING_LINE.match(text):
-                    summary = text.strip("= ")
-                output.line(text)
-        self._waiter.join()
-        if self._timed_out:
+        for line in self._read(0).decode(errors="replace").splitlines():
+            if CLOSING_LINE.match(line):
+                summary = line.strip("= ")
+        if timed_out:
             summary = f"ended after its deadline of {self.step.deadline:.0f} s"
-            output.line(f"{self.step.name}: {summary}")
-        passed = self._process.returncode == 0 and not self._timed_out
-        return Outcome(self.step, passed, self._ended - self._started, summary)
+        passed = self._process.returncode == 0 and not timed_out
+        return Outcome(self.step, passed, seconds, summary)
+
+    def show(self, output: Output) -> None:
+        """Print what the command has printed since the last call; while it runs, whole lines."""
+        if self._shown is None:
+            output.line(f"\n--- {self.step.name}")
+            self._shown = 0
+        text = self._read(self._shown)
+        if self.outcome is None:
+            text = text[: text.rfind(b"\n") + 1]
+        self._shown += len(text)
+        for line in text.decode(errors="replace").splitlines():
+            output.line(line.rstrip())
+
+    def _read(self, start: int) -> bytes:
+        # The command writes to the same open file, whose position must stay what it is.
+        return os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size - start, start)
 
     def stop(self) -> None:
         """End the command and what it started: SIGTERM, and SIGKILL after ten seconds."""
@@ -131,13 +142,45 @@ class Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
 
+    def close(self) -> None:
+        """End the command if it still runs, as no virtual machine may outlive the tests."""
+        self.stop()
+        self._file.close()
 
-def run_together(steps: Sequence[Step], output: Output) -> list[Outcome]:
-    """Run `steps` at the same time, the first shown live, the others after it."""
-    running: list[Running] = []
+
+def run_steps(steps: Iterable[Step], output: Output) -> Generator[Outcome]:
+    """Run steps in their order, each as soon as there is a place for it.
+
+    The first of those that run is shown as it goes, each other when its turn comes.
+
+    Yields:
+        How each has ended, as soon as it has.
+    """
+    waiting = iter(steps)
+    following = next(waiting, None)
+    started: deque[Running] = deque()  # those of which not everything has been shown
     try:
-        running.extend(Running(step, live=not number) for number, step in enumerate(steps))
-        return [each.show(output) for each in running]
+        while following or started:
+            running = [each for each in started if each.outcome is None]
+            if following and has_place(following, [each.step for each in running]):
+                started.append(Running(following))
+                following = next(waiting, None)
+                continue
+            yield from filter(None, [each.poll() for each in running])
+            started[0].show(output)
+            if started[0].outcome:
+                started.popleft().close()
+            else:
+                time.sleep(POLL)
     finally:
-        for each in running:  # virtual machines must not outlive the tests
-            each.stop()
+        for each in started:
+            each.close()
+
+
+def has_place(step: Step, running: Sequence[Step]) -> bool:
+    """Whether a step may begin beside those that run."""
+    if not running:
+        return True
+    is_alone = step.alone or any(each.alone for each in running)
+    is_early = any(each.name == step.after for each in running)
+    return len(running) < AT_ONCE and not is_alone and not is_early

@@ -20,7 +20,7 @@ from aiovblk.storage.backup import Keep, ObjectTarget
 
 from ...support.network_client import serve
 
-pytestmark = pytest.mark.one_loop  # they choose their own
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop]  # they choose their own
 
 MIB = 1 << 20
 

@@ -20,6 +20,8 @@ from aiovblk.storage import MemoryDevice, Retry, Tracked
 from ...support.command_process import end, line, running
 from ...support.fake_kernel import FakeKernel
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

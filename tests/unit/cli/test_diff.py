@@ -11,7 +11,7 @@ import pytest
 from aiovblk.cli import main
 from aiovblk.cli.diskspec import KEY_FILE
 
-pytestmark = pytest.mark.one_loop  # it chooses its own
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop]  # it chooses its own
 
 KIB, MIB = 1 << 10, 1 << 20
 

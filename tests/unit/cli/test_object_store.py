@@ -16,7 +16,7 @@ from aiovblk.cli.diskspec import KEY_FILE, DiskSpec
 from aiovblk.cli.errors import SpecError
 from aiovblk.cli.spec import load_device
 
-pytestmark = pytest.mark.one_loop  # they choose their own
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop]  # they choose their own
 
 MIB = 1 << 20
 

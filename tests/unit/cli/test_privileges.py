@@ -19,7 +19,11 @@ from aiovblk.cli.privileges import Identity
 
 from ...support.command_process import end, line, running
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose their own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deadline(120),
+    pytest.mark.one_loop,
+]  # they choose their own
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user takes root")
 

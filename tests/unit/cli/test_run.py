@@ -18,7 +18,11 @@ from aiovblk.cli.child import variables_of
 
 from ...support.command_process import end, line, running
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose their own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deadline(120),
+    pytest.mark.one_loop,
+]  # they choose their own
 
 LOOPS = ["asyncio", "uvloop"]
 

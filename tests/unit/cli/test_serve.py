@@ -36,7 +36,11 @@ class Disk(aiovblk.BlockDevice):
         print("unmounted", flush=True)
 """
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.one_loop]  # they choose their own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deadline(120),
+    pytest.mark.one_loop,
+]  # they choose their own
 
 
 # Serving

@@ -17,6 +17,8 @@ from aiovblk.storage import FileDevice, MemoryDevice
 
 from ...support.wire import FLAGS, go
 
+pytestmark = pytest.mark.slow
+
 SIZE = (1 << 20) + 1536
 BLOCK = 512
 PAGE = 4096

@@ -41,6 +41,8 @@ from aiovblk.stream import StreamProtocol, slices
 from ...support.simulated_loop import MemoryTransport, StillLoop
 from ...support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 512
 SIZE = 1 << 22
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA

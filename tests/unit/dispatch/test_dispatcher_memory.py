@@ -20,6 +20,8 @@ from ...support.dispatch_client import PuppetDevice, Served, served
 from ...support.simulated_loop import MemoryTransport, StillLoop
 from ...support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 READ, WRITE = Command.READ, Command.WRITE
 
 

@@ -16,6 +16,8 @@ from ...support.bitmap_device import BitmapDevice
 from ...support.console import play
 from ...support.pages import blocks, run
 
+pytestmark = pytest.mark.slow
+
 PAGE = "docs/how-to/back-up-changed-blocks.md"
 SIZE = 64 * 4096
 

@@ -20,6 +20,8 @@ from aiovblk.testing import CrashableDisk, check_block_device
 
 from ...support.pages import blocks, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.one_loop
 @pytest.mark.deadline(300)

@@ -20,6 +20,8 @@ from aiovblk.storage import MemoryDevice
 from ...support.bitmap_disk import BitmapDisk
 from ...support.pages import all_blocks, blocks, run
 
+pytestmark = pytest.mark.slow
+
 
 async def test_device_of_the_readme_is_served_and_read(tmp_path: Path) -> None:
     printed: list[Any] = []

@@ -9,7 +9,7 @@ import pytest
 from ...support.console import play, shell
 from ...support.pages import Command
 
-pytestmark = pytest.mark.one_loop
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop]
 
 
 @pytest.mark.deadline(240)

@@ -13,6 +13,7 @@ from aiovblk import AttachError, DeviceBusyError
 from aiovblk.kernel import AttachConfig, attaching, locks, netlink, orphans, status, sysfs
 
 from ...support.attach_machine import CONFIG
+from ...support.clocks import patch_time
 from ...support.kernel_tree import KernelTree
 
 SERVER = 4242
@@ -44,8 +45,7 @@ class Machine:
 def machine(tree: KernelTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(tree)
     monkeypatch.setattr(locks, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr("aiovblk.kernel.attaching.time.sleep", made.sleep)
-    monkeypatch.setattr("aiovblk.kernel.attaching.time.monotonic", lambda: made.now)
+    patch_time(monkeypatch, attaching, sleep=made.sleep, monotonic=lambda: made.now)
     monkeypatch.setattr(sysfs, "index_of_node", lambda path: int(path.removeprefix("/dev/nbd")))
     monkeypatch.setattr(netlink, "disconnect", made.free)
     taken: list[int] = []

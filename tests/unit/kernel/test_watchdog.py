@@ -15,6 +15,8 @@ from aiovblk.kernel.monitor import NetlinkMonitorThread
 
 from ...support.kernel_tree import KernelTree
 
+pytestmark = pytest.mark.slow
+
 NETLINK = """
 def disconnect(index):
     open({disconnected!r}, "a").write(f"{{index}} ")

@@ -52,6 +52,7 @@ from ...support.worker_services import (
 LIMITS = HandlerLimits(concurrency=1, handler_timeout=None, slow_request=None)
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.deadline(120),
     pytest.mark.either_loop,
     pytest.mark.usefixtures("no_child_is_left"),

@@ -21,6 +21,8 @@ from aiovblk.storage import MemoryDevice
 from ...support.network_client import LoggingDevice, clients_of, serve, using
 from ...support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import asyncio, os, signal, sys, threading
 import uvloop

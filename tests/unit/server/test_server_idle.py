@@ -18,6 +18,8 @@ from aiovblk.protocol.options import CLIENT_FLAGS, serialize_info_request, seria
 from ...support.network_client import LoggingDevice, clients_of, serve, using
 from ...support.polling import until
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 1000
 MAX_BYTES = 64 * 1024  # bytes of one connection; two thirds of it are those of asyncio's debug mode
 

@@ -17,6 +17,8 @@ from ...support.network_client import PuppetDisk, serve, until_left, using, work
 from ...support.polling import until
 from ...support.worker_services import FileOfAll
 
+pytestmark = pytest.mark.slow
+
 
 async def test_disconnected_clients_still_count(path: Path) -> None:
     async with serve(MemoryDevice(1 << 20), unix=path) as server:

@@ -33,6 +33,8 @@ from ...support.polling import until
 from ...support.server_events import LOCAL, NOT_THERE, everything, next_words, words
 from ...support.worker_services import FileOfAll
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.deadline(120)
 async def test_workers_report_their_clients_and_requests(path: Path, image: Path) -> None:

@@ -24,7 +24,7 @@ from ...support.network_client import connected, serve, until_left, using, worke
 from ...support.polling import until
 from ...support.worker_services import FileOfAll, make_late
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
+pytestmark = [pytest.mark.slow, pytest.mark.deadline(120), pytest.mark.either_loop]
 
 
 async def test_clients_are_spread_over_the_workers(path: Path, image: Path) -> None:

@@ -37,6 +37,7 @@ from ...support.worker_services import (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.deadline(120),
     pytest.mark.either_loop,
     pytest.mark.usefixtures("no_child_is_left"),

@@ -10,6 +10,8 @@ import pytest
 from aiovblk import BlockDevice
 from aiovblk.storage import FileDevice, MemoryDevice
 
+pytestmark = pytest.mark.slow
+
 SIZE = (1 << 20) + 1536
 BLOCK = 512
 

@@ -34,6 +34,8 @@ from aiovblk.unaligned import UnalignedAdapter
 
 from ...support.simulated_loop import MemoryTransport, StillLoop
 
+pytestmark = pytest.mark.slow
+
 MS = 1_000_000
 SIZE = 1 << 30
 FLOOD = 400

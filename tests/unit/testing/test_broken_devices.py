@@ -18,6 +18,8 @@ from aiovblk import BlockDevice, Extent
 from aiovblk.storage import Layer, MemoryDevice
 from aiovblk.testing import CheckFailed, CrashableDisk, check_block_device
 
+pytestmark = pytest.mark.slow
+
 SIZE = 256 * 1024
 BLOCK = 4096
 CHUNK = 8 * BLOCK

@@ -11,11 +11,12 @@ import pytest
 from aiovblk import AttachError, BlockDevice, DeviceBusyError
 from aiovblk.kernel import RequestQueue, procfs
 from aiovblk.storage import MemoryDevice
-from aiovblk.ublk import UblkAttachment, attaching, control
+from aiovblk.ublk import UblkAttachment, attaching, attachment, control
 from aiovblk.ublk.attaching import attach, remove_dead
 from aiovblk.ublk.commands import Feature, State, UblkDeviceInfo, parameters
 from aiovblk.ublk.identities import number_of
 
+from ...support.clocks import patch_time
 from ...support.fake_ublk import FakeUblk
 
 SIZE = 1 << 20
@@ -211,7 +212,7 @@ def test_node_that_udev_makes_late_is_waited_for(
     def pause(seconds: float) -> None:
         ublk_kernel.device.hides_char = next(errors)
 
-    monkeypatch.setattr("aiovblk.ublk.attachment.time.sleep", pause)
+    patch_time(monkeypatch, attachment, sleep=pause)
     make().undo()
     assert list(errors) == []
 

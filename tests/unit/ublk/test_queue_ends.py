@@ -21,6 +21,8 @@ from aiovblk.ublk.attaching import attach
 from ...support.fake_ublk import FakeUblk, Op
 from ...support.ublk_queue import arrived
 
+pytestmark = pytest.mark.slow
+
 
 def test_all_tags_come_back_when_the_device_is_stopped(
     attachment: UblkAttachment, ublk_kernel: FakeUblk

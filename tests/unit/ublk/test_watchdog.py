@@ -13,6 +13,8 @@ import pytest
 from aiovblk import interpreter
 from aiovblk.ublk import watchdog
 
+pytestmark = pytest.mark.slow
+
 SOURCES = Path(watchdog.__file__).parent.parent
 MARK = 1 << 63 | 5
 

@@ -23,7 +23,7 @@ from aiovblk.workers.channel import Channel, socket_pair
 
 from ...support.worker_services import Broken, Exhausted, Leaving, Services
 
-pytestmark = [pytest.mark.deadline(120), pytest.mark.either_loop]
+pytestmark = [pytest.mark.slow, pytest.mark.deadline(120), pytest.mark.either_loop]
 
 Events = asyncio.Queue[tuple[str, tuple[Any, ...]]]
 

@@ -14,9 +14,10 @@ from aiovblk.kernel import RequestQueue
 from aiovblk.mounting import lifecycle
 from aiovblk.mounting.ublk import attaching
 from aiovblk.mounting.ublk.dispatcher import UblkDispatcher
-from aiovblk.ublk import UblkAttachment
+from aiovblk.ublk import UblkAttachment, attachment
 from aiovblk.ublk import attaching as driver_attaching
 
+from ....support.clocks import patch_time
 from ....support.fake_ublk import FakeUblk
 from ....support.noting_disk import LAST, Disk
 from ....support.polling import cancel_until_done
@@ -91,9 +92,10 @@ async def test_node_that_udev_gives_to_its_user_late_is_waited_for(
 
     def pause(seconds: float) -> None:
         waits.append(seconds)
-        ublk_kernel.device.keeps_node = False
+        for device in ublk_kernel.devices.values():
+            device.keeps_node = False
 
-    monkeypatch.setattr("aiovblk.ublk.attachment.time.sleep", pause)
+    patch_time(monkeypatch, attachment, sleep=pause)
     monkeypatch.setattr(driver_attaching, "is_privileged", lambda: False)
     ublk_kernel.keeps_node = True
     async with aiovblk.mounted(ublk_disk, attach="ublk"):

@@ -18,6 +18,8 @@ from ....support.fake_ublk import PAGE, FakeUblk, Op
 from ....support.noting_disk import LAST, Disk
 from ....support.ublk_disk import begin, check_end
 
+pytestmark = pytest.mark.slow
+
 loops = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 

@@ -17,6 +17,8 @@ from ....support.backups import States, change, read_all, states_of
 from ....support.killed_backup import SIZE, open_target
 from ....support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 KILLS = by_size(4, 50)
 """Of each kind of target."""
 ROOT = Path(__file__).parents[4]

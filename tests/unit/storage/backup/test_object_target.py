@@ -23,6 +23,8 @@ from ....support.backups import Buckets, states_of
 from ....support.bitmap_device import BitmapDevice
 from ....support.object_store import BLOCK, CHUNK, SIZE, Bucket, contents, make_disk, open_disk
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = SIZE // BLOCK
 
 

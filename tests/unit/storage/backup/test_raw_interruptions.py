@@ -27,7 +27,7 @@ from ....support.dying_files import Calls, dying_after
 from ....support.object_store import Bucket
 from ....support.sizes import by_size
 
-pytestmark = [pytest.mark.either_loop, pytest.mark.deadline(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.either_loop, pytest.mark.deadline(600)]
 
 SIZE = 24 * BLOCK
 STEP = by_size(3, 1)

@@ -14,6 +14,8 @@ from ....support.cache_lines import BLOCK, LINE, block, new
 from ....support.cache_store import POLICIES, Disk, cache, fill
 from ....support.slow_device import Slow, settle
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Slow):
     """A device whose process is killed at its n-th request, reads not counted."""

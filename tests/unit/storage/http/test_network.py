@@ -22,6 +22,8 @@ from aiovblk.storage.objects.opening import from_url
 from ....support.stream_server import serving
 from ....support.web_server import CONTENT, Answer, Web, opened
 
+pytestmark = pytest.mark.slow
+
 SECRETS = ("password", "signature")
 
 

@@ -30,6 +30,8 @@ from aiovblk.storage.objects.opening import from_url
 from ....support import s3_server
 from ....support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -21,7 +21,7 @@ from bench.object_store import (
 
 from ....support.virtual_time import VirtualTimeLoop
 
-pytestmark = pytest.mark.one_loop
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop]
 
 T = TypeVar("T")
 MIB = 1 << 20

@@ -22,7 +22,7 @@ from ....support.object_store import BLOCK, Bucket, Client, contents, make_disk,
 from ....support.object_store_workload import BLOCKS, LIMITS, Model, Workload, block_of
 from ....support.sizes import by_size
 
-pytestmark = pytest.mark.either_loop
+pytestmark = [pytest.mark.slow, pytest.mark.either_loop]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -12,7 +12,7 @@ from ....support.sizes import by_size
 
 GROUPS = 10
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop, pytest.mark.deadline(600)]
 
 
 @pytest.mark.parametrize("compacts", [False, True], ids=["as written", "compacted"])

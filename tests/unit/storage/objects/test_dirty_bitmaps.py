@@ -31,6 +31,8 @@ from ....support.object_store import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def device(bucket: Bucket) -> AsyncIterator[ObjectStoreDevice]:

@@ -18,7 +18,7 @@ from aiovblk.testing import check_block_device
 from ....support.object_store import Bucket, Client, undisturbed
 from ....support.sizes import by_size
 
-pytestmark = pytest.mark.either_loop
+pytestmark = [pytest.mark.slow, pytest.mark.either_loop]
 
 SIZE = (4 << 20) + 3 * 4096
 KEY = bytes(range(32))

@@ -15,6 +15,8 @@ from aiovblk.storage.objects import ObjectStoreDevice, check, collect_garbage, c
 from ....support.killed_writer import BLOCK, BLOCKS, CHUNK, block_of
 from ....support.sizes import by_size
 
+pytestmark = pytest.mark.slow
+
 KILLS, DISKS = 8, by_size(1, 25)
 ROOT = Path(__file__).parents[4]
 

@@ -33,6 +33,8 @@ from ....support.object_store import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 Names = dict[str, bytes]
 
 

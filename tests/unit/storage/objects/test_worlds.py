@@ -14,7 +14,7 @@ from ....support.object_store_worlds import run_world
 from ....support.sizes import by_size
 from ....support.world_model import BLOCK
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop, pytest.mark.deadline(600)]
 
 WORLDS, GROUPS = by_size(100, 5000), 20
 

@@ -17,7 +17,7 @@ from aiovblk.testing import CrashableDisk, check_block_device
 from ....support.sizes import by_size
 from ...testing.test_check import Moody
 
-pytestmark = pytest.mark.either_loop
+pytestmark = [pytest.mark.slow, pytest.mark.either_loop]
 
 KIB = 1024
 

@@ -11,6 +11,8 @@ from aiovblk.storage import Overlay
 
 from ....support.power_failure import BLOCK, Blocks, Power, VolatileDisk, pattern, survival
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 10_000  # so that the map has three pages
 SIZE = BLOCKS * BLOCK
 SHOWN = BLOCKS - 14  # of the base

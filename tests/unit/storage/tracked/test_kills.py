@@ -16,7 +16,7 @@ from ....support.killed_tracker import BLOCK, BLOCKS, LIVE
 from ....support.sizes import by_size
 from .test_tracked import dirty
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.deadline(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.one_loop, pytest.mark.deadline(1800)]
 
 
 async def dirty_blocks(tracked: Tracked, name: str) -> set[int]:
