@@ -65,6 +65,7 @@ def test_check_has_one_python_on_all_processors(tree: Path) -> None:
     (command,) = commands("check", "unit")
     assert f"--tx={2 * (os.cpu_count() or 1)}*popen" in command
     assert "--loops either" in command
+    assert "-m not slow" in command
     assert "--long" not in command
 
 

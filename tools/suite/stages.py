@@ -101,14 +101,20 @@ def unit(plan: Plan) -> Iterator[Step]:
         else:
             # The checks of the debug mode for each block of memory cost a fifth of the time.
             variables = {"PYTHONMALLOC": "pymalloc"}
-        if plan.scope == "check" or (
-            version != long and plan.scope != "part" and len(versions) > 1
-        ):
-            # Over the oldest and the newest Python, each test runs on both loops.
-            options = ["--loops", "either"]
+            options = unit_options(plan.scope, has_others=len(versions) > 1)
         name = f"{kind}unit tests, Python {version}"
         command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
         yield Step("unit", name, command, variables=variables, alone=not plan.words)
+
+
+def unit_options(scope: Scope, *, has_others: bool) -> list[str]:
+    """Return the options of pytest for the unit tests on one Python, beside others or not."""
+    if scope == "check":
+        return ["--loops", "either", "-m", "not slow"]
+    if scope == "part" or not has_others:
+        return []
+    # Over the oldest and the newest Python, each test runs on both loops.
+    return ["--loops", "either", *(["--pythons", "either"] if scope == "test" else [])]
 
 
 def unit_pythons(plan: Plan) -> list[str]:

@@ -23,8 +23,6 @@ from ...support.noting_disk import (
     ways_to_attach,
 )
 
-pytestmark = pytest.mark.slow
-
 
 @ways_to_attach
 async def test_lost_connection_raises_and_nothing_is_asked_of_the_kernel(

@@ -21,8 +21,6 @@ from ....support.noting_disk import LAST, STORED, Disk
 from ....support.polling import cancel_until_done
 from ....support.ublk_disk import BEGUN, GONE, begin, check_end, check_stored, in_flight
 
-pytestmark = pytest.mark.slow
-
 
 async def test_each_step_is_made_while_the_later_ones_still_can_be(
     ublk_kernel: FakeUblk, ublk_disk: Disk, caplog: pytest.LogCaptureFixture
