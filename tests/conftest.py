@@ -81,7 +81,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted, left_out = [], []
+    wanted: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         (left_out if _is_left_out(config, item) else wanted).append(item)
     if left_out:
