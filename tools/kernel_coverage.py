@@ -29,7 +29,7 @@ from pathlib import Path
 
 from suite import environments
 from suite.environments import ROOT
-from suite.stages import WITHOUT_PLUGINS, compile_for_guests
+from suite.stages import WITHOUT_PLUGINS, compile_modules
 
 HOME = ROOT / "build" / "kernel-coverage"
 NOTES = "/tmp/kernel-coverage"
@@ -114,7 +114,7 @@ def run(tests: list[str]) -> None:
     write_tracer(HOME, NOTES)
     (HOME / "noting.py").write_text(PLUGIN)
     version = newest_python()
-    compile_for_guests([version], "tests/kernel")
+    compile_modules([version], "tests/kernel")
     guests = {}
     for kernel, how in GUESTS.items():
         command = ["tools/vm", "run", "--kernel", kernel, "--smp", "2", "--timeout", "9000"]

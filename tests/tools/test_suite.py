@@ -43,7 +43,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AIOVBLK_CACHE", f"{tmp_path}/cache")
     for name in ("PYTHONS", "KERNELS", "GIT_DIR", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(stages, "compile_for_guests", lambda versions, tests: None)
+    monkeypatch.setattr(stages, "compile_modules", lambda versions, tests: None)
     who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     (checkout / ".gitignore").write_text("/build/\n/.venvs\n")
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "First"]):
@@ -370,6 +370,15 @@ def test_steps_that_run_are_ended_with_the_run(tmp_path: Path) -> None:
     os.set_blocking(reader, True)
     assert os.read(reader, 1) == b""  # its writer is gone
     os.close(reader)
+
+
+def test_what_is_compiled_is_kept_for_the_next_process(
+    fake: dict[str, list[str]], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as images of containers have it
+    fake["one"] = ["sh", "-c", "echo ${PYTHONDONTWRITEBYTECODE-unset}"]
+    assert run("test") == 0
+    assert "unset" in shown(capfd)
 
 
 def test_size_takes_no_paths(fake: dict[str, list[str]]) -> None:

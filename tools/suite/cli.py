@@ -55,6 +55,8 @@ def main() -> int:
     """Run the command line and return the exit status."""
     options, words = parser().parse_known_args()
     signal.signal(signal.SIGTERM, leave)
+    # Containers set it. Each process of the tests, and each guest, would compile everything anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
     (ROOT / REPORTS).mkdir(parents=True, exist_ok=True)
     size = options.what

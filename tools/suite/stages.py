@@ -102,6 +102,8 @@ def unit(plan: Plan) -> Iterator[Step]:
             # The checks of the debug mode for each block of memory cost a fifth of the time.
             variables = {"PYTHONMALLOC": "pymalloc"}
             options = unit_options(plan.scope, has_others=len(versions) > 1)
+        if plan.scope in ("test", "all"):
+            compile_modules([version], "tests/unit")
         name = f"{kind}unit tests, Python {version}"
         command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
         yield Step("unit", name, command, variables=variables, alone=not plan.words)
@@ -143,7 +145,7 @@ def interop(plan: Plan) -> Iterator[Step]:
 
 def kernel(plan: Plan) -> Iterator[Step]:
     """Run the kernel tests: the core, or all, in one virtual machine per kernel."""
-    compile_for_guests(plan.pythons, "tests/kernel")
+    compile_modules(plan.pythons, "tests/kernel")
     kernels = plan.kernels
     if plan.scope == "all" and not chosen_kernels():
         kernels = [*kernels, BACKPORT]
@@ -214,7 +216,7 @@ def systemd(plan: Plan) -> Iterator[Step]:
 def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -> Step:
     """Return the step of a pytest in the Debian of a kernel, booted by systemd."""
     version = SYSTEMD_PYTHONS[kernel]
-    compile_for_guests([version], f"tests/{stage}")
+    compile_modules([version], f"tests/{stage}")
     # The guest's own interpreter, with the packages that are here for the same version.
     packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
     command = [
@@ -260,8 +262,8 @@ def debian(plan: Plan) -> Iterator[Step]:
     yield from installed
 
 
-def compile_for_guests(versions: Iterable[str], tests: str) -> None:
-    """Compile the modules here: a guest keeps nothing, and is twenty times slower.
+def compile_modules(versions: Iterable[str], tests: str) -> None:
+    """Compile the modules once, before several processes would, or a guest, which keeps nothing.
 
     pytest compiles `tests` in a way of its own, also when it only collects them.
     """
