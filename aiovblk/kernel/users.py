@@ -249,6 +249,8 @@ def _above(disk: Disk) -> list[Path]:
     found: dict[str, Path] = {}
     level = _directories(disk)
     for _ in range(_MAX_DEPTH):
+        if not level:
+            break  # to look for loop devices takes long where many devices are unmounted at once
         names = [holder.name for each in level for holder in _holders_of(each)]
         names += [loop.name for loop in _loops(level)]
         level = []

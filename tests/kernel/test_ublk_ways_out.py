@@ -303,6 +303,8 @@ async def test_write_back_and_last_handlers_that_fail_are_reported() -> None:
 # Often
 
 
+@pytest.mark.newest_python
+@pytest.mark.one_loop
 @pytest.mark.deadline(3600)  # in its long form, beside other guests
 async def test_mounts_in_a_row_leave_nothing() -> None:
     disk = Disk(4 * MIB)

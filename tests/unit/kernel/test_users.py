@@ -88,6 +88,24 @@ def test_a_stack_of_devices_is_described_to_the_top(tree: KernelTree, disk: Path
     assert users.stacked_mount_points(0) == ["/mnt", "/srv"]
 
 
+@pytest.mark.parametrize(("levels", "scans"), [(0, 1), (2, 3)])
+def test_stack_is_searched_no_further_than_to_its_top(
+    tree: KernelTree, disk: Path, monkeypatch: pytest.MonkeyPatch, levels: int, scans: int
+) -> None:
+    below = disk
+    for level in range(levels):
+        below = stack(tree, below, f"dm-{level}", f"254:{level}")
+    searched: list[object] = []
+
+    def no_loops(directories: object) -> list[Path]:
+        searched.append(directories)
+        return []
+
+    monkeypatch.setattr(users, "_loops", no_loops)
+    assert users.stacked_devices(0) == [f"dm-{level}" for level in reversed(range(levels))]
+    assert len(searched) == scans
+
+
 def test_swap_on_top_of_a_loop_device_is_named(tree: KernelTree, disk: Path) -> None:
     loop(tree, "loop0", "7:0", "/dev/nbd0")
     tree.write(tree.proc / "swaps", "Filename\n/dev/loop0 partition 1000 0 -2\n")
