@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from .. import atfork
 from ..errors import DeviceBusyError
 from ..text import escape
 from . import procfs, status, sysfs
+from .mount_tables import mounted, unescape
 from .sysfs import Disk
 
 _MAX_DEPTH = 8  # levels of stacked devices; the kernel allows no cycles
@@ -102,12 +102,12 @@ def refuse_if_unclaimed_users(disk: Disk, path: str) -> None:
 
 def mount_points(disk: Disk, names: Collection[str] | None = None) -> list[str]:
     """Return where file systems of a device and its partitions are mounted, in any namespace."""
-    return _mounted(_directories(disk, names))
+    return mounted(_directories(disk, names))
 
 
 def stacked_mount_points(disk: Disk) -> list[str]:
     """Return the mount points of a device and of all devices on top of it, from the top down."""
-    points = [point for above in _above(disk) for point in _mounted([above])]
+    points = [point for above in _above(disk) for point in mounted([above])]
     return list(dict.fromkeys([*points, *mount_points(disk)]))
 
 
@@ -180,22 +180,6 @@ def _directories(disk: Disk, names: Collection[str] | None = None) -> list[Path]
 # Mounts and swap
 
 
-def _mounted(directories: Collection[Path]) -> list[str]:
-    numbers = {os.fsencode(sysfs.read(path / "dev") or "?") for path in directories}
-    sources = {os.fsencode(f"/dev/{path.name}") for path in directories}
-    found: dict[str, None] = {}
-    for table in _mount_tables():
-        for line in filter(None, table.split(b"\n")):  # a "\r" in a name ends no line
-            before, _, after = line.partition(b" - ")
-            fields = before.split(b" ")
-            # btrfs shows a device number of its own, but names its source; XFS names the devices of
-            # its log and its realtime section (logdev=, rtdev=).
-            options = after.replace(b",", b" ").split(b" ")[1:]
-            if fields[2] in numbers or sources & {each.rpartition(b"=")[2] for each in options}:
-                found[_unescape(fields[4])] = None
-    return list(found)
-
-
 def _not_mounted(directories: Collection[Path]) -> Iterator[str]:
     """Describe file systems that are in use although no mount table has them."""
     for directory in directories:
@@ -211,7 +195,7 @@ def _not_mounted(directories: Collection[Path]) -> Iterator[str]:
 def _swaps(directories: Collection[Path]) -> Iterator[str]:
     nodes = {directory.name for directory in directories}
     for line in (sysfs.read(procfs.PROC / "swaps") or "").splitlines()[1:]:
-        node = _unescape(os.fsencode(line.split()[0]))
+        node = unescape(os.fsencode(line.split()[0]))
         if node.removeprefix("/dev/") in nodes:
             yield f"{node} is in use as swap"
 
@@ -239,7 +223,7 @@ def _with_uses(holder: str, label: str | None, device: str, depth: int) -> str:
     uses = [label] if label else []
     if depth and (directory := sysfs.SYS_BLOCK / device).is_dir():
         above = [directory, *_partitions_of(directory)]
-        uses += [f"mounted at {escape(point)}" for point in _mounted(above)]
+        uses += [f"mounted at {escape(point)}" for point in mounted(above)]
         uses += [*_swaps(above), *_held(above, depth - 1)]
     return f"{holder} ({'; '.join(uses)})" if uses else holder
 
@@ -304,20 +288,3 @@ def _number_of(node: str) -> str:
     except OSError:
         return ""
     return f"{os.major(number)}:{os.minor(number)}"
-
-
-def _mount_tables() -> Iterator[bytes]:
-    """Yield the mount table of each mount namespace that is visible."""
-    seen: set[str] = set()
-    for process in (procfs.PROC / "self", *procfs.processes()):
-        with suppress(OSError):
-            namespace = os.readlink(process / "ns/mnt")
-            if namespace not in seen:
-                yield (process / "mountinfo").read_bytes()
-                seen.add(namespace)
-
-
-def _unescape(field: bytes) -> str:
-    """Undo the octal escapes of /proc/*/mountinfo and /proc/swaps."""
-    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
-    return os.fsdecode(plain)

@@ -36,7 +36,7 @@ async def race(number: int, path: str | None, how: How, tell: Callable[[str], No
     first, second = pattern(PAGE, 2 * number), pattern(PAGE, 2 * number + 1)
     await disk.write(0, memoryview(first))
     try:
-        async with aiovblk.mounted(disk, path, attach=how, unmount_timeout=3600) as mount:
+        async with aiovblk.mounted(disk, path, attach=how) as mount:
             assert path in (None, mount.path)
             await asyncio.to_thread(tell, f"got {mount.index}")
             assert await asyncio.to_thread(pread, mount.path, 0, PAGE) == first
