@@ -13,9 +13,6 @@ import uvloop
 
 from .support import deadlines, sizes
 
-IS_NEWEST = sys.version_info >= (3, 13)
-"""Whether what has two halves does the second: of the Pythons of ``make test``, on the newest."""
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -27,16 +24,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--loops",
         choices=["both", "either"],
         default="both",
-        help="run asynchronous tests on asyncio and uvloop, or each on one of them: half on each, "
-        "and on Python 3.13 and later on the other one than before (default %(default)s)",
+        help="run asynchronous tests on asyncio and uvloop, or each on one of them: in the second "
+        "half on the other one than in the first (default %(default)s)",
     )
     parser.addoption(
         "--pythons",
         choices=["each", "either"],
         default="each",
-        help="run tests that are marked `slow` on each Python, or half of them: on Python 3.13 and "
-        "later the other half than before (default %(default)s)",
+        help="run all tests that are marked `slow`, or half of them (default %(default)s)",
     )
+    parser.addoption(
+        "--half",
+        choices=["first", "second"],
+        default="second" if sys.version_info >= (3, 13) else "first",
+        help="which half of a run on two Pythons this is, for what runs only once in both "
+        "(default on this Python: %(default)s)",
+    )
+
+
+def is_second_half(config: pytest.Config) -> bool:
+    """Whether this is the second half of a run that tests on two Pythons."""
+    return bool(config.getoption("--half") == "second")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,12 +74,12 @@ def pytest_asyncio_loop_factories(
     }
     if item.get_closest_marker("one_loop"):
         # Not the whole matrix, but both loops in it.
-        name = "uvloop" if IS_NEWEST else "asyncio"
+        name = sorted(loops)[is_second_half(config)]
         return {name: loops[name]}
     is_spared = item.get_closest_marker("either_loop") and not sizes.is_long
     if is_spared or config.getoption("--loops") == "either":
-        # Half of the tests on each, and on the oldest and the newest Python each on both.
-        name = sorted(loops)[(zlib.crc32(item.name.encode()) + IS_NEWEST) % 2]
+        # Half of the tests on each, and over both halves of the run each on both.
+        name = sorted(loops)[(zlib.crc32(item.name.encode()) + is_second_half(config)) % 2]
         return {name: loops[name]}
     return loops
 
@@ -92,9 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_left_out(config: pytest.Config, item: pytest.Item) -> bool:
     if item.get_closest_marker("slow") and config.getoption("--pythons") == "either":
-        # The loop is not the same on the other Python.
+        # The loop is not the same in the other half.
         name = re.sub("asyncio|uvloop", "", item.nodeid)
-        if (zlib.crc32(name.encode()) + IS_NEWEST) % 2:
+        if (zlib.crc32(name.encode()) + is_second_half(config)) % 2:
             return True
     return bool(item.get_closest_marker("long")) and not sizes.is_long
 

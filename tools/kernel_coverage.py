@@ -29,7 +29,7 @@ from pathlib import Path
 
 from suite import environments
 from suite.environments import ROOT
-from suite.stages import WITHOUT_PLUGINS, compile_modules
+from suite.stages import WITHOUT_PLUGINS, compiled
 
 HOME = ROOT / "build" / "kernel-coverage"
 NOTES = "/tmp/kernel-coverage"
@@ -114,7 +114,6 @@ def run(tests: list[str]) -> None:
     write_tracer(HOME, NOTES)
     (HOME / "noting.py").write_text(PLUGIN)
     version = newest_python()
-    compile_modules([version], "tests/kernel")
     guests = {}
     for kernel, how in GUESTS.items():
         command = ["tools/vm", "run", "--kernel", kernel, "--smp", "2", "--timeout", "9000"]
@@ -122,6 +121,7 @@ def run(tests: list[str]) -> None:
         command += [*environments.python(version), "-W", "error", "-m", "pytest", "-v"]
         command += [*WITHOUT_PLUGINS, "-p", "noting", "--attach", how, *tests]
         with (HOME / f"log.{kernel}").open("wb") as log:
+            command = compiled(version, "tests/kernel", command)
             guests[kernel] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     for kernel, guest in guests.items():
         if guest.wait():

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import uvloop
 
 from aiovblk.kernel import attaching, sysfs
 
+from ..conftest import is_second_half
 from .programs import ForkServer
 from .stacked_devices import stacking_modules as stacking_modules
 from .support import fork_servers, stuck_tasks
@@ -52,10 +52,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
-    """Run the core on one loop for each Python, as tests are that say `one_loop`."""
+    """Run the core on one loop in each guest, as tests are that say `one_loop`."""
     if config.option.markexpr != "core":
         return None
-    if sys.version_info >= (3, 13):
+    if is_second_half(config):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.SelectorEventLoop}
 

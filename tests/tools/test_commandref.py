@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commandref import commands, completion, manual
 
-TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
-sys.path.insert(0, str(TOOLS))
-
-from commandref import commands, completion, manual  # noqa: E402 (tools/ is not on the path before)
-
-from aiovblk.cli import COMMANDS  # noqa: E402
+from aiovblk.cli import COMMANDS
 
 
 def program(name: str) -> str:

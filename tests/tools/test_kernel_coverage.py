@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kernel_coverage import functions, named, newest_python, write_tracer
+from suite import environments
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))  # it is not there before
-
-from kernel_coverage import functions, named, newest_python, write_tracer  # noqa: E402 (see above)
-from suite import environments  # noqa: E402 (likewise)
+from .conftest import ROOT
 
 SOURCE = '''
 def alone():

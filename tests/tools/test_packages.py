@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from release import cli, debian, requirements, version
+from release.console import PackagingError
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from release import cli, debian, requirements, version  # noqa: E402 (tools/ is not on the path before)
-from release.console import PackagingError  # noqa: E402 (likewise)
+from .conftest import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS: dict[str, object] = {

@@ -8,9 +8,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
 import recording
 from recording import MAX_PAUSE, Line, cast, picture, record
 

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from vmrun import apt, cli, kernels, klog, kvm, qemu, roots
 
-TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
-sys.path.insert(0, str(TOOLS))
-
-from vmrun import apt, cli, kernels, klog, kvm, qemu, roots  # noqa: E402 (tools/ is not on the path before)
+from .conftest import TOOLS
 
 # A boot takes 5 s; a busy machine may need far longer.
 BOOT_TIMEOUT = 400

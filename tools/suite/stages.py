@@ -10,8 +10,7 @@ three ways, its scope:
 
 import os
 import shlex
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -29,12 +28,14 @@ KERNELS = ("6.1", "6.12")
 BACKPORT = "7.3"
 """Trixie's newer one.  In the whole matrix the core and all tests of ublk run on it once, by
 netlink and on the newest Python, as they go with such a kernel: its ublk driver is the next."""
+ATTACHMENTS = ("ioctl", "netlink")
 SYSTEMD_PYTHONS = {"6.1": "3.11", "6.12": "3.13", BACKPORT: "3.13"}  # what bookworm and trixie have
 WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:random_order")
 """pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
 VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
-"""Seconds for a virtual machine. Those with all kernel tests get four times as many: three quarters
-of an hour on a quick machine. Each test has a deadline of its own."""
+"""Seconds for a virtual machine."""
+VM_DEADLINE = VM_TIMEOUT + 120
+"""Seconds for a step in one: it ends by itself before, and there is something to compile."""
 
 
 @dataclass(slots=True)
@@ -95,29 +96,33 @@ def unit(plan: Plan) -> Iterator[Step]:
     # The words may name a single test, which starts sooner without helpers. Tests wait, too: for
     # threads and processes that they start; more of them at a time than there are processors.
     processes = 0 if plan.words else 2 * (os.cpu_count() or 1)
-    for version in versions:
+    for number, version in enumerate(versions):
         options, kind, variables = [], "", {}
         if version == long:
             options, kind = ["--long"], "long "
         else:
             # The checks of the debug mode for each block of memory cost a fifth of the time.
             variables = {"PYTHONMALLOC": "pymalloc"}
-            options = unit_options(plan.scope, has_others=len(versions) > 1)
-        if plan.scope in ("test", "all"):
-            compile_modules([version], "tests/unit")
+            options = unit_options(plan.scope, number, len(versions))
         name = f"{kind}unit tests, Python {version}"
         command = pytest(version, name, [*plan.paths("tests/unit"), *options], parallel=processes)
         yield Step("unit", name, command, variables=variables, alone=not plan.words)
 
 
-def unit_options(scope: Scope, *, has_others: bool) -> list[str]:
-    """Return the options of pytest for the unit tests on one Python, beside others or not."""
+def unit_options(scope: Scope, number: int, count: int) -> list[str]:
+    """Return the options of pytest for the unit tests on the Python `number` of `count`."""
     if scope == "check":
         return ["--loops", "either", "-m", "not slow"]
-    if scope == "part" or not has_others:
+    if scope == "part" or count == 1:
         return []
-    # Over the oldest and the newest Python, each test runs on both loops.
-    return ["--loops", "either", *(["--pythons", "either"] if scope == "test" else [])]
+    # On two Pythons that follow each other, each test runs on both loops.
+    either = ["--loops", "either", *half(number)]
+    return [*either, "--pythons", "either"] if scope == "test" else either
+
+
+def half(number: int) -> list[str]:
+    """Return the option of pytest for the half that the run `number` of several does."""
+    return ["--half", ("first", "second")[number % 2]]
 
 
 def unit_pythons(plan: Plan) -> list[str]:
@@ -144,63 +149,87 @@ def interop(plan: Plan) -> Iterator[Step]:
         yield Step("interop", name, pytest(version, name, plan.paths("tests/interop")))
 
 
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A virtual machine with kernel tests."""
+
+    kernel: str
+    python: str
+    attach: str
+    """One of ATTACHMENTS."""
+    half: Sequence[str] = ()
+    """The option of pytest, where there is one."""
+
+
 def kernel(plan: Plan) -> Iterator[Step]:
-    """Run the kernel tests: the core, or all, in one virtual machine per kernel."""
-    compile_modules(plan.pythons, "tests/kernel")
-    kernels = plan.kernels
-    if plan.scope == "all" and not chosen_kernels():
-        kernels = [*kernels, BACKPORT]
+    """Run the kernel tests: the core on each kernel, or all on each kernel and Python."""
+    for guest in matrix(plan) if plan.scope == "all" else one_for_each_kernel(plan):
+        yield kernel_step(plan, guest)
+
+
+def one_for_each_kernel(plan: Plan) -> Iterator[Guest]:
+    """Yield guests with the oldest Python and ioctl first, the newest and netlink last."""
+    kernels, pythons = plan.kernels, plan.pythons
     for number, name in enumerate(kernels):
-        yield kernel_step(plan, number, name)
+        version = pythons[0 if number == 0 and len(kernels) > 1 else -1]
+        attach = ATTACHMENTS[name != KERNELS[0]]
+        yield Guest(name, version, attach, half(number) if len(kernels) > 1 else ())
 
 
-def kernel_step(plan: Plan, number: int, kernel: str) -> Step:
-    """Return the step for one kernel.
+def matrix(plan: Plan) -> Iterator[Guest]:
+    """Yield guests with each kernel and Python, those first that take longest.
 
-    Over the kernels, and over the Pythons of one kernel, both ways of attaching alternate: the
-    core has ioctl on the first kernel with the oldest Python, netlink on the last with the newest.
+    Over the kernels, and over the Pythons of one kernel, both ways of attaching alternate. The
+    halves alternate over the Pythons; over the kernels where there is one Python.
     """
-    if plan.scope == "all":
-        name = f"kernel tests, Linux {kernel}"
-        runs = [
-            (version, ("ioctl", "netlink")[(number + other) % 2])
-            for other, version in enumerate(plan.pythons)
-        ]
-        if kernel == BACKPORT:
-            runs = [(plan.pythons[-1], "netlink")]
-    else:
-        core = "kernel core" if plan.scope == "test" else "kernel tests"
-        version = plan.pythons[0 if number == 0 and len(plan.kernels) > 1 else -1]
-        name = f"{core}, Linux {kernel}, Python {version}"
-        runs = [(version, "ioctl" if kernel == KERNELS[0] else "netlink")]
-    commands = []
-    for version, attach in runs:
-        words = [*WITHOUT_PLUGINS, "--attach", attach, *plan.paths("tests/kernel")]
-        # The debug mode costs a third of a guest's time, so it has its place in the whole matrix.
-        debug = plan.scope == "all" and version != plan.pythons[-1]
-        if plan.scope == "test":
-            words += ["-m", "core"]
-        elif plan.scope == "all":
-            words += ["--long"]
-            if kernel == BACKPORT:
-                words += ["-m", "core or ublk"]
-            elif version != plan.pythons[-1]:
-                # What does not depend on the version, and takes long here, runs on the newest.
-                words += ["-m", "not newest_python"]
-        commands.append(
-            shlex.join(pytest(version, f"{name} {version} {attach}", words, debug=debug))
-        )
-    timeout = VM_TIMEOUT * (4 if plan.scope == "all" else 1)
-    return Step("kernel", name, in_guest(kernel, commands, timeout), deadline=timeout + 60)
+    kernels = plan.kernels if chosen_kernels() else [*plan.kernels, BACKPORT]
+    for place, version in reversed([*enumerate(plan.pythons)]):
+        is_newest = version == plan.pythons[-1]
+        for number, name in enumerate(kernels):
+            part = half(place if len(plan.pythons) > 1 else number)
+            if name != BACKPORT:
+                yield Guest(name, version, ATTACHMENTS[(number + place) % 2], part)
+            elif is_newest:
+                yield Guest(name, version, "netlink", part)
 
 
-def in_guest(kernel: str, commands: Iterable[str], timeout: float) -> list[str]:
-    """Return a command that runs shell commands in a virtual machine, all whatever each returns."""
-    script = "; ".join(f"{command} || status=1" for command in commands)
-    return [
-        *("tools/vm", "run", "--kernel", kernel, "--smp", "2", "--timeout", f"{timeout:.0f}"),
-        *("--rw", f"{REPORTS}", "--", "sh", "-c", f"status=0; {script}; exit $status"),
+def kernel_step(plan: Plan, guest: Guest) -> Step:
+    """Return the step of the kernel tests in one guest."""
+    tests = "kernel core" if plan.scope == "test" else "kernel tests"
+    name = f"{tests}, Linux {guest.kernel}, Python {guest.python}"
+    words = [*WITHOUT_PLUGINS, "--attach", guest.attach, *guest.half, *plan.paths("tests/kernel")]
+    is_newest = guest.python == plan.pythons[-1]
+    if plan.scope == "test":
+        words += ["-m", "core"]
+    elif plan.scope == "all":
+        words += ["--long"]
+        if guest.kernel == BACKPORT:
+            words += ["-m", "core or ublk"]
+        elif not is_newest:
+            # What does not depend on the version, and takes long here, runs on the newest.
+            words += ["-m", "not newest_python"]
+    # The debug mode costs a third of a guest's time, so it has its place in the whole matrix.
+    debug = plan.scope == "all" and not is_newest
+    command = [
+        *("tools/vm", "run", "--kernel", guest.kernel, "--smp", "2"),
+        *("--timeout", f"{VM_TIMEOUT:.0f}", "--rw", f"{REPORTS}", "--"),
+        *pytest(guest.python, name, words, debug=debug),
     ]
+    return Step("kernel", name, compiled(guest.python, "tests/kernel", command), VM_DEADLINE)
+
+
+def compiled(version: str, tests: str, command: Sequence[str]) -> list[str]:
+    """Return a command that compiles the modules, and then runs `command`, a guest's.
+
+    A guest keeps nothing of what it compiles, which takes it twenty times as long. pytest compiles
+    `tests` in its own way, also when it only collects them. What fails here fails in the guest.
+    """
+    interpreter = shlex.join(python(version))
+    modules = f"{interpreter} -m compileall -q aiovblk tests"
+    collected = f"{interpreter} -m pytest --co -q {tests} >/dev/null 2>&1"
+    # Images of containers set it.
+    script = f'unset PYTHONDONTWRITEBYTECODE; {modules}; {collected}; exec "$@"'
+    return ["sh", "-c", script, "sh", *command]
 
 
 def systemd(plan: Plan) -> Iterator[Step]:
@@ -218,7 +247,6 @@ def systemd(plan: Plan) -> Iterator[Step]:
 def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -> Step:
     """Return the step of a pytest in the Debian of a kernel, booted by systemd."""
     version = SYSTEMD_PYTHONS[kernel]
-    compile_modules([version], f"tests/{stage}")
     # The guest's own interpreter, with the packages that are here for the same version.
     packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
     command = [
@@ -228,7 +256,8 @@ def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -
         *(f"--junitxml={junit(name)}", *words),
     ]
     variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
-    return Step(stage, name, command, deadline=VM_TIMEOUT + 60, variables=variables)
+    prepared = compiled(version, f"tests/{stage}", command)
+    return Step(stage, name, prepared, VM_DEADLINE, variables=variables)
 
 
 def rgw(plan: Plan) -> Iterator[Step]:
@@ -262,17 +291,6 @@ def debian(plan: Plan) -> Iterator[Step]:
         guest = in_systemd_guest("debian", name, kernel, plan.paths("tests/debian"))
         installed.append(replace(guest, after=built.name))
     yield from installed
-
-
-def compile_modules(versions: Iterable[str], tests: str) -> None:
-    """Compile the modules once, before several processes would, or a guest, which keeps nothing.
-
-    pytest compiles `tests` in a way of its own, also when it only collects them.
-    """
-    for version in versions:
-        for words in (["compileall", "-q", "aiovblk", "tests"], ["pytest", "--co", "-q", tests]):
-            command = [*python(version), "-m", *words]
-            subprocess.run(command, check=False, capture_output=True)
 
 
 Stage = Callable[[Plan], Iterator[Step]]
