@@ -16,9 +16,9 @@ from ...support.polling import until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.one_loop,
+    pytest.mark.one_loop,  # the command has its own
     pytest.mark.deadline(60),
-]  # the command has its own
+]
 
 CLOSINGS = [closed for length in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), length)]
 

@@ -22,8 +22,8 @@ from ...support.command_process import end, line, running
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.deadline(120),
-    pytest.mark.one_loop,
-]  # they choose their own
+    pytest.mark.one_loop,  # they choose their own
+]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user takes root")
 

@@ -21,8 +21,8 @@ from ...support.command_process import end, line, running
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.deadline(120),
-    pytest.mark.one_loop,
-]  # they choose their own
+    pytest.mark.one_loop,  # they choose their own
+]
 
 LOOPS = ["asyncio", "uvloop"]
 

@@ -39,8 +39,8 @@ class Disk(aiovblk.BlockDevice):
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.deadline(120),
-    pytest.mark.one_loop,
-]  # they choose their own
+    pytest.mark.one_loop,  # they choose their own
+]
 
 
 # Serving

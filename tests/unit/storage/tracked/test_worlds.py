@@ -11,7 +11,7 @@ from ....support.tracked_worlds import run_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_loop, pytest.mark.deadline(900)]
 
-WORLDS, GROUPS = by_size(200, 10_000), 10
+WORLDS, GROUPS = by_size(400, 10_000), 10
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
