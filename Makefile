@@ -1,4 +1,5 @@
-# make check   while you work: ruff, mypy, and the unit tests on one Python, on all processors
+# make check   while you work: ruff, mypy, and the unit tests on one Python, on all processors, without
+#              those that take long (the marker slow)
 # make test    what a change must pass to land: lint, unit tests on the oldest and the newest Python,
 #              other NBD programs, and the core of the kernel tests in virtual machines
 # make test-all   the whole matrix: unit tests on each Python, on one in their long form, all kernel

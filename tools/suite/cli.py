@@ -18,7 +18,7 @@ from .steps import Outcome, Output, Step, run_steps
 DESCRIPTION = """\
 Run checks and tests: one of three sizes, or a part.
 
-    tools/test check                     make check: lint, unit tests on one Python
+    tools/test check                     make check: lint, unit tests on one Python but `slow` ones
     tools/test                           make test: what a change must pass to land
     tools/test all                       make test-all: the whole matrix
     tools/test unit tests/unit/test_x.py -k name
@@ -33,8 +33,8 @@ stages:
     unit     tests/unit: no kernel device, no root, no other programs
     tools    tests/tools: tools/vm and tools/test themselves
     interop  tests/interop: other people's NBD programs, and a terminal
-    kernel   tests/kernel, in a virtual machine: in `test` the core, in `all` everything,
-             and the core and ublk on Linux 7.3, of backports, on the newest Python, by netlink
+    kernel   tests/kernel, in virtual machines: in `test` the core, in `all` everything on each
+             kernel and Python, and on Linux 7.3, of backports, the core and ublk
     systemd  tests/systemd, in Debians with systemd and udev
     rgw      tests/rgw, disks in a Ceph of their own behind its S3 gateway
     release  tests/release, sdist and wheel as they are installed; Grafana's dashboard
