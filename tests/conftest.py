@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import sys
 import zlib
@@ -12,6 +13,8 @@ import pytest
 import uvloop
 
 from .support import deadlines, sizes
+
+gc.disable()  # until all is collected: of what there is then, nothing is garbage
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -105,6 +108,11 @@ def _is_left_out(config: pytest.Config, item: pytest.Item) -> bool:
         if (zlib.crc32(name.encode()) + is_second_half(config)) % 2:
             return True
     return bool(item.get_closest_marker("long")) and not sizes.is_long
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # a test that collects its garbage need not look through all tests
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

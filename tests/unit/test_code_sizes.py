@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import aiovblk
@@ -17,12 +18,17 @@ REASON = f"more than {FUNCTION} lines:"
 
 PACKAGE = Path(aiovblk.__file__).parent
 SOURCES = {path.relative_to(PACKAGE): path.read_text() for path in PACKAGE.rglob("*.py")}
-MODULES = {path: ast.parse(text) for path, text in SOURCES.items()}
+
+
+@cache
+def modules() -> dict[Path, ast.Module]:
+    """The package's modules, parsed when a test asks for them: each process collects this file."""
+    return {path: ast.parse(text) for path, text in SOURCES.items()}
 
 
 def nodes(kind: type[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
     """Each node of a kind, and what to call it."""
-    for path, module in MODULES.items():
+    for path, module in modules().items():
         for node in ast.walk(module):
             if isinstance(node, kind):
                 yield f"{path}:{node.lineno}", node
@@ -58,7 +64,7 @@ def test_functions_are_short_or_say_why_not() -> None:
 
 def test_no_two_classes_share_a_name() -> None:
     places = defaultdict(list)
-    for path, module in MODULES.items():
+    for path, module in modules().items():
         for node in module.body:
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path))
