@@ -31,10 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "half on the other one than in the first (default %(default)s)",
     )
     parser.addoption(
-        "--pythons",
-        choices=["each", "either"],
-        default="each",
-        help="run all tests that are marked `slow`, or half of them (default %(default)s)",
+        "--slow",
+        choices=["all", "half"],
+        default="all",
+        help="which of the tests that are marked `slow` to run (default %(default)s)",
     )
     parser.addoption(
         "--half",
@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "one_loop: run on one loop per Python, for what takes long")
     config.addinivalue_line("markers", "either_loop: on one loop, unless --long is given")
-    config.addinivalue_line("markers", "slow: on one of two Pythons, if --pythons is either")
+    config.addinivalue_line("markers", "slow: with --slow half, in one of both halves")
     config.addinivalue_line("markers", "long: only with --long")
     sizes.is_long = bool(config.getoption("--long"))
     deadlines.configure(config)
@@ -102,7 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_left_out(config: pytest.Config, item: pytest.Item) -> bool:
-    if item.get_closest_marker("slow") and config.getoption("--pythons") == "either":
+    if item.get_closest_marker("slow") and config.getoption("--slow") == "half":
         # The loop is not the same in the other half.
         name = re.sub("asyncio|uvloop", "", item.nodeid)
         if (zlib.crc32(name.encode()) + is_second_half(config)) % 2:

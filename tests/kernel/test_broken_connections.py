@@ -113,6 +113,7 @@ class PartlyGated(Disk):
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_what_comes_after_a_disconnect_is_answered() -> None:
     disk = PartlyGated()
     async with aiovblk.mounted(disk, unmount_timeout=3600) as mount:

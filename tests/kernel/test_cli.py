@@ -260,6 +260,7 @@ except OSError as exc:
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_unmount_of_a_server_that_hangs_gives_up_then_is_forced(
     image: Path, attach: str
 ) -> None:

@@ -61,6 +61,7 @@ async def on_both_processors(path: str, options: str) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_each_processor_uses_a_connection_of_its_own() -> None:
     disk = Disk()
     async with aiovblk.mounted(disk, connections=2) as mount:

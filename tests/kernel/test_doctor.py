@@ -102,6 +102,7 @@ async def assert_in_order(running: Program) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_zombie_is_named_with_who_holds_it_then_freed() -> None:
     async with command("memory:1M", "--connections", "2") as running:
         index = index_of(running)

@@ -38,6 +38,7 @@ async def test_the_first_device_is_dead_beef(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_the_block_form_serves_until_it_is_unmounted() -> None:
     printed: asyncio.Queue[str] = asyncio.Queue()
     names: dict[str, Any] = {

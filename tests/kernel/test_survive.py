@@ -43,7 +43,8 @@ pytestmark = [pytest.mark.deadline(1200), pytest.mark.one_loop, pytest.mark.newe
 MOUNT = ["mount", "--attach=netlink", "--identity=volume", "--survive=60", f"{DEVICES}:Image"]
 # What is killed twenty times in all tests is killed often enough to see it at all in the core.
 KILLS = pytest.mark.parametrize(
-    ("kills", "mebibytes"), [pytest.param(3, 1, marks=pytest.mark.core), (20, 4)]
+    ("kills", "mebibytes"),
+    [pytest.param(3, 1, marks=(pytest.mark.core, pytest.mark.slow)), (20, 4)],
 )
 LONG = 2400.0  # seconds for what goes on while servers are killed
 
@@ -172,6 +173,7 @@ async def test_a_server_is_replaced_while_it_serves(image: Path, spec: str) -> N
 
 
 @pytest.mark.core
+@pytest.mark.slow
 @pytest.mark.parametrize("live", [False, True])  # taken over from a dead server, or a live one
 async def test_what_was_taken_over_is_unmounted_from_outside_in_order(
     live: bool, image: Path
@@ -194,6 +196,7 @@ async def test_what_was_taken_over_is_unmounted_from_outside_in_order(
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_what_no_server_comes_for_fails_in_the_end(image: Path) -> None:
     words = ["mount", "--attach=netlink", "--identity=volume", "--survive=3", f"{DEVICES}:Hanging"]
     async with program("-m", "aiovblk", *words, IMAGE=str(image)) as server:

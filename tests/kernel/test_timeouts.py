@@ -55,6 +55,7 @@ async def test_a_handler_that_outlasts_its_timeout_fails_one_request() -> None:
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_a_handler_that_outlasts_the_kernels_timeout_ends_the_device(attach: str) -> None:
     disk = Hanging()
     with pytest.raises(aiovblk.AttachError, match="connection was lost"):

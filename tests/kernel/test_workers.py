@@ -91,6 +91,7 @@ def workers_print_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.slow
 async def test_two_workers_serve_one_disk(image: Path) -> None:
     async with aiovblk.mounted(partial(InFile, image), workers=2) as mount:
         await on_both_processors(mount, f"--size={by_size(1, 4)}m --fsync=64")

@@ -34,7 +34,7 @@ def test_check_has_one_python_on_all_processors(tree: Path) -> None:
 def test_test_has_the_oldest_and_the_newest_python(tree: Path) -> None:
     assert names("test", "unit") == ["unit tests, Python 3.11", "unit tests, Python 3.13"]
     assert all("--loops either" in command for command in commands("test", "unit"))
-    assert all("--pythons either" in command for command in commands("test", "unit"))
+    assert all("--slow half" in command for command in commands("test", "unit"))
     assert ["--half first" in command for command in commands("test", "unit")] == [True, False]
     assert ["--half second" in command for command in commands("test", "unit")] == [False, True]
     assert names("test", "interop") == ["interop, Python 3.13"]
@@ -98,7 +98,7 @@ def test_two_halves_run_each_slow_test_once_and_others_on_both_loops(tmp_path: P
     runs: list[set[tuple[str, str]]] = []
     for number in ("first", "second"):
         command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "test_halves.py"]
-        command += ["-o", "asyncio_mode=auto", "--loops", "either", "--pythons", "either"]
+        command += ["-o", "asyncio_mode=auto", "--loops", "either", "--slow", "half"]
         subprocess.run(
             [*command, "--half", number],
             cwd=tmp_path,
@@ -127,7 +127,7 @@ def test_each_test_of_test_runs_on_both_loops_where_there_is_one_python(
     monkeypatch.setenv("PYTHONS", "3.13")
     (command,) = commands("test", "unit")
     assert "--loops" not in command
-    assert "--pythons" not in command
+    assert "--slow half" not in command
 
 
 def test_test_has_the_core_on_both_kernels_attached_differently(tree: Path) -> None:
@@ -135,11 +135,13 @@ def test_test_has_the_core_on_both_kernels_attached_differently(tree: Path) -> N
     assert "--kernel 6.1 " in first
     assert "3.11/bin/python" in first
     assert "--attach ioctl" in first
-    assert "-m core" in first
+    assert "-m core --slow half" in first
+    assert "--half first" in first
     assert "--kernel 6.12 " in second
     assert "3.13/bin/python" in second
     assert "--attach netlink" in second
-    assert "-m core" in second
+    assert "-m core --slow half" in second
+    assert "--half second" in second
 
 
 def test_all_has_a_guest_for_each_kernel_and_python_in_which_attachments_alternate(
@@ -194,7 +196,7 @@ def test_all_has_every_python_and_says_which_is_missing(tree: Path) -> None:
     assert found == [f"{kind}unit tests, Python {each}" for each, kind in kinds.items()]
     assert ["--long" in each for each in commands("all", "unit")] == [False, False, True]
     assert ["--loops either" in each for each in commands("all", "unit")] == [True, True, False]
-    assert not any("--pythons" in each for each in commands("all", "unit"))
+    assert not any("--slow" in each for each in commands("all", "unit"))
     assert plan.left_out == ["unit tests, Python 3.14: it is not here"]
 
 

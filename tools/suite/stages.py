@@ -117,7 +117,7 @@ def unit_options(scope: Scope, number: int, count: int) -> list[str]:
         return []
     # On two Pythons that follow each other, each test runs on both loops.
     either = ["--loops", "either", *half(number)]
-    return [*either, "--pythons", "either"] if scope == "test" else either
+    return [*either, "--slow", "half"] if scope == "test" else either
 
 
 def half(number: int) -> list[str]:
@@ -200,7 +200,7 @@ def kernel_step(plan: Plan, guest: Guest) -> Step:
     words = [*WITHOUT_PLUGINS, "--attach", guest.attach, *guest.half, *plan.paths("tests/kernel")]
     is_newest = guest.python == plan.pythons[-1]
     if plan.scope == "test":
-        words += ["-m", "core"]
+        words += ["-m", "core", *(["--slow", "half"] if guest.half else [])]
     elif plan.scope == "all":
         words += ["--long"]
         if guest.kernel == BACKPORT:
