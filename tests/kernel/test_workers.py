@@ -13,6 +13,7 @@ import pytest
 import aiovblk
 from aiovblk import BlockDevice, Mount
 from aiovblk.events import ConnectionRestored
+from aiovblk.mounting.recovery import reconnect
 from aiovblk.mounting.workers.backend import WorkerBackend
 
 from ..support.sizes import by_size
@@ -134,7 +135,9 @@ async def test_the_loss_of_a_worker_loses_no_write_and_that_of_all_is_told(
     assert image.read_bytes()[: len(data)] == data
 
 
-async def test_a_lost_worker_has_a_successor(image: Path) -> None:
+async def test_a_lost_worker_has_a_successor(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy guest may take longer than half a minute to start an interpreter.
+    monkeypatch.setattr(reconnect, "RECONNECT_TIMEOUT", 3600.0)
     async with aiovblk.mounted(partial(InFile, image), attach="netlink", workers=2) as mount:
         for place in range(2):
             events = mount.events()

@@ -12,11 +12,15 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
     from obstore.store import S3Store
 
 BUCKET = "bucket"
@@ -25,15 +29,43 @@ BUCKET = "bucket"
 @contextmanager
 def server() -> Iterator[int]:
     """Run a server with an empty bucket for the time of a block; yield its port."""
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
+    application = one_at_a_time(DomainDispatcherApplication(create_backend_app))
+    serving = make_server(
+        "127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler
+    )
+    thread = Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
     try:
-        yield moto.get_host_and_port()[1]
+        yield serving.server_port
     finally:
-        moto.stop()
+        serving.shutdown()
+        thread.join()
+        serving.server_close()
+
+
+def one_at_a_time(application: WSGIApplication) -> WSGIApplication:
+    """Return an application that carries out one request at a time, as soon as it is complete.
+
+    For a conditional put moto looks whether there is an object, and then puts its own; another
+    thread may do so in between.
+    """
+    lock = Lock()
+
+    def carry_out(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(length))
+        with lock:
+            return list(application(environ, start_response))
+
+    return carry_out
 
 
 def store(port: int, **options: object) -> S3Store:
