@@ -6,6 +6,7 @@ colours and with the course of the last seconds; else it is a table of plain tex
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from argparse import Namespace
@@ -61,7 +62,9 @@ def watch(arguments: Namespace) -> None:
 @contextmanager
 def _display(arguments: Namespace) -> Iterator[Show]:
     """Choose how tables are shown; yields the function that shows one."""
-    is_live = sys.stdout.isatty() and not arguments.once
+    # A terminal in an editor, say, neither moves the cursor nor erases; rich draws nothing there.
+    is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
+    is_live = sys.stdout.isatty() and not is_dumb and not arguments.once
     if is_live and not arguments.plain:
         try:
             from .top_screen import screen

@@ -34,7 +34,7 @@ def program(name: str) -> str:
 
 
 async def run(command: str, *, status: int = 0) -> str:
-    """Run a program, and return what it prints."""
+    """Run a program, and return what it prints on standard output."""
     name, *arguments = shlex.split(command)
     if "/" not in name:
         name = program(name)
@@ -43,15 +43,14 @@ async def run(command: str, *, status: int = 0) -> str:
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            output, _ = await process.communicate()
+            output, errors = await process.communicate()
     except BaseException:
         process.kill()
         await process.wait()
         raise
-    text = output.decode(errors="replace")
-    assert process.returncode == status, f"{command}\n{text}"
-    return text
+    assert process.returncode == status, f"{command}\n{(errors + output).decode(errors='replace')}"
+    return output.decode(errors="replace")

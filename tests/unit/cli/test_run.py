@@ -241,7 +241,7 @@ async def test_stdio_excludes_a_command() -> None:
     ("program", "command"),
     [
         ("nbdinfo", "nbdinfo --size $uri"),
-        ("qemu-img", 'qemu-img info --output=json "$uri" | grep virtual-size | tr -dc 0-9'),
+        ("qemu-img", 'qemu-img info --output=json "$uri" | grep -m1 virtual-size | tr -dc 0-9'),
     ],
 )
 async def test_programs_of_others_use_it(program: str, command: str) -> None:

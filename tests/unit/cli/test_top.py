@@ -111,6 +111,7 @@ def test_tables_are_shown_until_ctrl_c(
     terminal: bool,
 ) -> None:
     Terminal(monkeypatch, tables=3)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     assert cli.main(["top", "--plain"]) == 0
     out = capsys.readouterr().out
@@ -128,6 +129,7 @@ def test_terminal_without_rich_gets_plain_text(
     attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Terminal(monkeypatch, tables=2)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.delitem(sys.modules, "aiovblk.cli.top_screen", raising=False)
     monkeypatch.setitem(sys.modules, "rich.live", None)  # its import fails
@@ -142,3 +144,15 @@ def test_pipe_gets_plain_text_although_rich_is_there(
     Terminal(monkeypatch, tables=2)
     assert cli.main(["top"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_terminal_that_cannot_erase_gets_tables_below_each_other(
+    attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Terminal(monkeypatch, tables=2)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["top"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("DEVICE") == 2
+    assert "\x1b" not in out

@@ -156,7 +156,8 @@ def test_name_of_a_server_is_no_markup() -> None:
     assert row.endswith("7 ([red]x[/])")
 
 
-def test_screen_is_the_alternate_one_and_left_at_the_end() -> None:
+def test_screen_is_the_alternate_one_and_left_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     output = StringIO()
     console = Console(file=output, width=WIDE, height=20, force_terminal=True)
     with screen(0.5, console) as show:
