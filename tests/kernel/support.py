@@ -250,6 +250,18 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
         process.close()
 
 
+async def aiovblk(*arguments: str, **environment: str) -> Done:
+    """Run the command until it ends by itself."""
+    async with program("-m", "aiovblk", *arguments, **environment) as running:
+        output = await running.rest()
+        return Done(await running.end(), output)
+
+
+async def unmount(path: str) -> Done:
+    """Run ``aiovblk unmount``, which by default waits less than a server takes in a busy guest."""
+    return await aiovblk("unmount", f"--timeout={PATIENCE}", path)
+
+
 def interpreter(
     *arguments: str, **environment: str
 ) -> contextlib.AbstractAsyncContextManager[Program]:

@@ -16,6 +16,7 @@ from .support import (
     DEVICES,
     MIB,
     Done,
+    aiovblk,
     becomes_free,
     command,
     file_system,
@@ -25,17 +26,11 @@ from .support import (
     sh,
     store,
     stored,
+    unmount,
 )
 
 # The programs have loops of their own.
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
-
-
-async def aiovblk(*arguments: str, **environment: str) -> Done:
-    """Run the command until it ends by itself."""
-    async with program("-m", "aiovblk", *arguments, **environment) as running:
-        output = await running.rest()
-        return Done(await running.end(), output)
 
 
 def assert_refused(done: Done, *words: str) -> None:
@@ -187,9 +182,9 @@ async def test_an_unprivileged_user_is_told_to_be_root() -> None:
 
 async def test_unmount_ends_the_server() -> None:
     async with command("memory:1M") as running:
-        assert await aiovblk("unmount", running.path) == Done(0, "")
+        assert await unmount(running.path) == Done(0, "")
         assert (await running.end(), await running.rest()) == (0, "")
-        assert_refused(await aiovblk("unmount", running.path), running.path, "not mounted")
+        assert_refused(await unmount(running.path), running.path, "not mounted")
         forced = await aiovblk("unmount", "--force", running.path)
         assert_refused(forced, running.path, "not mounted")
 
@@ -201,7 +196,7 @@ async def test_unmount_of_a_mounted_file_system_is_refused_then_forced(
         command(f"{DEVICES}:Image", IMAGE=str(image)) as running,
         file_system(running.path, tmp_path) as point,
     ):
-        assert_refused(await aiovblk("unmount", running.path), f"mounted at {point}")
+        assert_refused(await unmount(running.path), f"mounted at {point}")
         await store(point)  # and it lives on
         forced = await aiovblk("unmount", "--force", running.path)
         # The server is done with it; but the index stays taken while the file system is mounted.
@@ -309,7 +304,7 @@ async def test_unmount_of_a_device_of_nbd_client(tmp_path: Path) -> None:
             (shown,) = json.loads((await aiovblk("list", "--json")).output)
             assert (shown["path"], shown["size"]) == ("/dev/nbd4", 16 * MIB)
             assert shown["used"] == []
-            assert await aiovblk("unmount", "/dev/nbd4") == Done(0, "")
+            assert await unmount("/dev/nbd4") == Done(0, "")
         finally:
             await sh("nbd-client -d /dev/nbd4", ok=False)
         await sh(f"nbdcopy {uri} {tmp_path}/stored")

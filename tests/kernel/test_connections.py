@@ -22,6 +22,7 @@ from .support import (
     MIB,
     PATIENCE,
     Disk,
+    Done,
     assert_stored_and_said_goodbye,
     becomes_true,
     command,
@@ -29,9 +30,9 @@ from .support import (
     leave_dirty_pages,
     pattern,
     pread,
-    program,
     pwrite,
     sh,
+    unmount,
 )
 
 pytestmark = [
@@ -217,8 +218,7 @@ async def by_nbd_client(path: str) -> None:
 
 
 async def by_the_command(path: str) -> None:
-    async with program("-m", "aiovblk", "unmount", path) as unmount:
-        assert (await unmount.rest(), await unmount.end()) == ("", 0)
+    assert await unmount(path) == Done(0, "")
 
 
 @pytest.mark.parametrize("disconnect", [by_nbd_client, by_the_command])

@@ -26,6 +26,7 @@ from .support import (
     PATIENCE,
     Done,
     Program,
+    aiovblk,
     becomes_free,
     becomes_true,
     command,
@@ -37,12 +38,6 @@ from .support import (
 
 # The programs have loops of their own.
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
-
-
-async def aiovblk(*arguments: str) -> Done:
-    async with program("-m", "aiovblk", *arguments) as running:
-        output = await running.rest()
-        return Done(await running.end(), output)
 
 
 async def diagnosed() -> list[Finding]:

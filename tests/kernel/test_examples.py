@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from .support import MIB, Program, leave_dirty_pages, pattern, pread, program, pwrite, sh
+from .support import (
+    MIB,
+    Done,
+    Program,
+    leave_dirty_pages,
+    pattern,
+    pread,
+    program,
+    pwrite,
+    sh,
+    unmount,
+)
 
 # The programs have loops of their own.
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop, pytest.mark.newest_python]
@@ -124,8 +135,7 @@ async def test_service_and_disk_end_at_sigterm() -> None:
 async def test_service_ends_when_its_disk_is_unmounted_from_outside() -> None:
     async with service() as (running, port):
         await leave_dirty_pages(running.path)
-        async with program("-m", "aiovblk", "unmount", running.path) as unmount:
-            assert (await unmount.rest(), await unmount.end()) == ("", 0)
+        assert await unmount(running.path) == Done(0, "")
         assert await running.rest() == "disk unmounted\nservice ended\n"
         assert await running.end() == 0
         with pytest.raises(ConnectionRefusedError):

@@ -12,7 +12,7 @@ import aiovblk
 from aiovblk import DeviceBusyError
 
 from .stacked_devices import loop_on, mapped
-from .support import MIB, Disk, becomes_true, command, file_system, program, sh, store, stored
+from .support import MIB, Disk, Done, becomes_true, command, file_system, sh, store, stored, unmount
 
 # Processes that are started, and the kernel: which loop runs makes little difference.
 pytestmark = [
@@ -37,9 +37,8 @@ async def test_a_file_system_on_a_device_on_top_is_refused_by_name_and_forced(
             await mount.unmount()
         (holder,) = caught.value.holders
         assert holder.endswith(f"mounted at {point})")
-        async with program("-m", "aiovblk", "unmount", mount.path) as unmount:
-            assert holder in await unmount.rest()
-            assert await unmount.end() == 1
+        refused = await unmount(mount.path)
+        assert (refused.status, holder in refused.output) == (1, True)
         with pytest.raises(DeviceBusyError, match="held by"):
             await mount.resize(mount.device.blocks // 2)
         await store(point)  # not synced; and the device lives on
@@ -82,17 +81,15 @@ async def test_a_file_system_that_was_unmounted_lazily_is_not_taken_for_the_serv
         await sh(f"mkfs.ext4 -q {running.path} && mount {running.path} {point}")
         user = await asyncio.create_subprocess_exec("sleep", "3600", cwd=point)
         await sh(f"umount -l {point}")
-        async with program("-m", "aiovblk", "unmount", running.path) as unmount:
-            told = await unmount.rest()
-            assert await unmount.end() == 1
-        assert "held by a file system (ext4) that is mounted nowhere to be seen" in told
-        assert f"process {running.process.pid} " not in told
+        refused = await unmount(running.path)
+        assert refused.status == 1
+        assert "held by a file system (ext4) that is mounted nowhere to be seen" in refused.output
+        assert f"process {running.process.pid} " not in refused.output
         user.kill()
         await user.wait()
         name = running.path.removeprefix("/dev/")
         await becomes_true(lambda: not Path(f"/sys/fs/ext4/{name}").exists())
-        async with program("-m", "aiovblk", "unmount", running.path) as unmount:
-            assert (await unmount.rest(), await unmount.end()) == ("", 0)
+        assert await unmount(running.path) == Done(0, "")
         assert await running.end() == 0
 
 

@@ -17,6 +17,7 @@ import aiovblk
 from .support import (
     MIB,
     Disk,
+    Done,
     assert_stored_and_said_goodbye,
     becomes_free,
     file_system,
@@ -28,6 +29,7 @@ from .support import (
     sh,
     store,
     stored,
+    unmount,
 )
 
 pytestmark = [pytest.mark.deadline(600), pytest.mark.one_loop]
@@ -298,8 +300,7 @@ async def test_unmount_command_from_outside_stores_dirty_pages(tmp_path: Path) -
     disk = Disk()
     task, mount = await mounted_in_a_task(disk)
     await leave_dirty_pages(mount.path)
-    async with program("-m", "aiovblk", "unmount", mount.path) as unmount:
-        assert (await unmount.rest(), await unmount.end()) == ("", 0)
+    assert await unmount(mount.path) == Done(0, "")
     await task
     assert_stored_and_said_goodbye(disk)
 
