@@ -196,7 +196,7 @@ print(wait_until_free(index, 60), flush=True)
 """
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", [pytest.param("uvloop", marks=pytest.mark.core), "asyncio"])
 async def test_a_loop_that_is_dropped_without_its_tasks_leaves_no_zombie(
     loop: str, image: Path
 ) -> None:

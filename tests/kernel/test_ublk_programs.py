@@ -212,7 +212,7 @@ sys.stdin.readline()
 @pytest.mark.parametrize(
     ("loop", "end", "start"),
     [
-        ("uvloop", "loop.close()", "serve()"),
+        pytest.param("uvloop", "loop.close()", "serve()", marks=pytest.mark.core),
         ("asyncio", "loop.close()", "serve()"),
         # Its thread has ended, and the loop is still there.
         (

@@ -223,6 +223,7 @@ async def test_requests_in_flight_are_answered() -> None:
 # Handlers that hang or fail
 
 
+@pytest.mark.core
 async def test_a_handler_that_never_returns_is_given_up() -> None:
     disk = Disk()
     with pytest.raises(aiovblk.Error, match="nothing was answered for"):

@@ -52,6 +52,7 @@ async def test_a_file_system_on_a_device_on_top_is_refused_by_name_and_forced(
         await sh(f"umount {tmp_path}/mnt")
 
 
+@pytest.mark.core
 async def test_a_loop_device_is_a_user_though_it_is_not_used() -> None:
     async with aiovblk.mounted(Disk()) as mount:
         async with loop_on(mount.path) as loop:

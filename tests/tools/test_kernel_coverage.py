@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_coverage import functions, named, newest_python, write_tracer
+from kernel_coverage import functions, is_of, named, newest_python, write_tracer
 from suite import environments
 
 from .conftest import ROOT
@@ -104,3 +104,19 @@ def test_functions_of_a_watchdog_are_noted(python: str, room: str, tmp_path: Pat
     # The program itself, and the part that both have.
     assert (test, f"aiovblk/{room}/watchdog_process.py", "<module>") in noted
     assert (test, "aiovblk/kernel/watchdog_process.py", "handle_line") in noted
+
+
+@pytest.mark.parametrize(
+    ("test", "belongs"),
+    [
+        ("t.py::test_one", True),
+        ("t.py::test_one[uvloop]", True),
+        ("t.py::test_two[asyncio-4096]", True),
+        ("t.py::test_two[asyncio-512]", False),
+        ("t.py::test_three[uvloop]", True),
+        ("t.py::test_three[asyncio]", False),  # a parameter of its own, of which the core has one
+    ],
+)
+def test_test_of_the_core_is_known_on_each_loop(test: str, belongs: bool) -> None:
+    core = {"t.py::test_one", "t.py::test_two[4096]", "t.py::test_three[uvloop]"}
+    assert is_of(test, core) is belongs
