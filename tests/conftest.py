@@ -111,7 +111,9 @@ def _is_left_out(config: pytest.Config, item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.freeze()  # a test that collects its garbage need not look through all tests
+    # A test that collects its garbage, as each in a guest does, need not look through all tests:
+    # an emulated machine takes seconds for it.
+    gc.freeze()
     gc.enable()
 
 

@@ -22,8 +22,6 @@ from .support import fork_servers, stuck_tasks
 from .ublk_devices import by_ublk as by_ublk
 from .ublk_devices import ublk_driver as ublk_driver
 
-gc.disable()  # until all is collected
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attach", choices=["ioctl", "netlink"], default="ioctl")
@@ -42,10 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,10 +75,6 @@ def nbd() -> Iterator[None]:
     if not sysfs.indices():
         pytest.skip("this kernel has no NBD driver: run the kernel tests with tools/vm")
     fork_servers.append(ForkServer())
-    # What there is by now need not be looked through after each test: an emulated machine takes
-    # seconds for it.
-    gc.collect()
-    gc.freeze()
     yield
     fork_servers.pop().end()
 

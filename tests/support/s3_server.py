@@ -63,7 +63,12 @@ def one_at_a_time(application: WSGIApplication) -> WSGIApplication:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(length))
         with lock:
-            return list(application(environ, start_response))
+            response = application(environ, start_response)
+            try:
+                return list(response)
+            finally:
+                if hasattr(response, "close"):  # PEP 3333, Specification Details
+                    response.close()
 
     return carry_out
 

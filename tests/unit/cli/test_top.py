@@ -103,20 +103,33 @@ def test_once_prints_one_table(
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("words", "terminal", "term", "clears"),
+    [
+        (["--plain"], True, "xterm", 3),
+        (["--plain"], False, "xterm", 0),
+        ([], False, "xterm", 0),
+        ([], True, "dumb", 0),  # it cannot erase, and rich draws nothing there
+        ([], True, "unknown", 0),
+    ],
+)
 def test_tables_are_shown_until_ctrl_c(
     attached: KernelTree,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    words: list[str],
     terminal: bool,
+    term: str,
+    clears: int,
 ) -> None:
     Terminal(monkeypatch, tables=3)
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert cli.main(["top", "--plain"]) == 0
+    assert cli.main(["top", *words]) == 0
     out = capsys.readouterr().out
     assert out.count("DEVICE") == 3
-    assert out.count(top.CLEAR) == (3 if terminal else 0)
+    assert out.count(top.CLEAR) == out.count("\x1b[H") == clears
+    assert out.count("\x1b") == 2 * clears
 
 
 def test_interval_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,23 +149,3 @@ def test_terminal_without_rich_gets_plain_text(
     assert cli.main(["top"]) == 0
     out = capsys.readouterr().out
     assert out.count(top.CLEAR) == out.count("/dev/nbd2") == 2
-
-
-def test_pipe_gets_plain_text_although_rich_is_there(
-    attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Terminal(monkeypatch, tables=2)
-    assert cli.main(["top"]) == 0
-    assert "\x1b" not in capsys.readouterr().out
-
-
-def test_terminal_that_cannot_erase_gets_tables_below_each_other(
-    attached: KernelTree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Terminal(monkeypatch, tables=2)
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert cli.main(["top"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("DEVICE") == 2
-    assert "\x1b" not in out
