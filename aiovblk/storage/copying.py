@@ -41,8 +41,9 @@ async def copy(
 ) -> None:
     """Copy all of ``source`` to the beginning of ``target``, then flush ``target``.
 
-    Zeroes are not copied: ``target.write_zeroes()`` is called for them, which may make a hole.
-    They are found by ``source.extents()``, and in the data that was read.
+    Zeroes are not copied: ``target.write_zeroes()`` is called for them, which may make a hole,
+    and not even that where ``target.extents()`` knows of zeroes already, as in a new file. They
+    are found by ``source.extents()``, and in the data that was read.
 
     Args:
         source: the device to read; it must not change meanwhile.
@@ -125,23 +126,32 @@ async def _copy_end(source: BlockDevice, target: BlockDevice) -> None:
 
 async def _runs(source: BlockDevice, target: BlockDevice) -> AsyncGenerator[Run, None]:
     """Yield the pieces of the source, and whether each is known to be zeroes."""
-    mask = max(source.block_size, target.block_size) - 1
-    size = _whole_blocks(source, target)
-    begin = position = 0  # of what has not been yielded, and of what has not been asked for
-    while position < size:
-        for length, _, zero in check_extents(await source.extents(position, size - position)):
-            end = min(position + length, size)
+    block: int = max(source.block_size, target.block_size)
+    async with aclosing(_known(source, 0, _whole_blocks(source, target), block)) as known:
+        async for offset, length, zero in known:
+            for piece in split_range(offset, offset + length, MAX_RUN if zero else PIECE):
+                yield *piece, zero
+
+
+async def _known(
+    device: BlockDevice, begin: int, end: int, block: int
+) -> AsyncGenerator[Run, None]:
+    """Yield runs of whole blocks of a device, and whether each is known to be zeroes."""
+    mask = block - 1
+    position = begin  # of what has not been asked for; `begin` is that of what has not been yielded
+    while position < end:
+        for length, _, zero in check_extents(await device.extents(position, end - position)):
+            stop = min(position + length, end)
             # A block that is zero only in part is data.
-            first = min((position + mask) & ~mask, size)
-            last = end & ~mask
-            for piece in split_range(begin, first if zero else last, PIECE):
-                yield *piece, False
-            begin = max(begin, first if zero else last)
-            if zero:
-                for piece in split_range(begin, last, MAX_RUN):
-                    yield *piece, True
-                begin = max(begin, last)
-            position = end
+            first = min((position + mask) & ~mask, end)
+            last = stop & ~mask
+            if begin < (until := first if zero else last):
+                yield begin, until - begin, False
+                begin = until
+            if zero and begin < last:
+                yield begin, last - begin, True
+                begin = last
+            position = stop
 
 
 async def copy_piece(source: BlockDevice, target: BlockDevice, offset: int, length: int) -> None:
@@ -163,7 +173,11 @@ def _is_zero(unit: memoryview) -> bool:
 
 
 async def _zero(target: BlockDevice, offset: int, length: int) -> None:
-    await target.write_zeroes(offset, length, may_trim=True)
+    """Make whole blocks zero, but not those that are: a server may allocate what it is to zero."""
+    async with aclosing(_known(target, offset, offset + length, target.block_size)) as known:
+        async for begin, count, zero in known:
+            if not zero:
+                await target.write_zeroes(begin, count, may_trim=True)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

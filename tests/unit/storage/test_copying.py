@@ -87,6 +87,40 @@ async def test_runs_of_data_and_zeroes_that_are_read_are_written_as_such(last: i
     assert sorted(target.writes) == runs
 
 
+@pytest.mark.parametrize("knows", [True, False], ids=["extents", "no_extents"])
+async def test_what_is_zero_in_the_target_is_not_zeroed_again(knows: bool) -> None:
+    class Zeroing(MemoryDevice):
+        """Its extents end within blocks, as a server's may."""
+
+        def __init__(self) -> None:
+            super().__init__(8 * MIB)
+            self.zeroed: list[tuple[int, int]] = []
+
+        async def write_zeroes(self, offset: int, length: int, *, may_trim: bool = True) -> None:
+            self.zeroed.append((offset, length))
+            await super().write_zeroes(offset, length, may_trim=may_trim)
+
+        async def extents(self, offset: int, length: int) -> list[Extent]:
+            if not knows:
+                return [Extent(length)]
+            ends = [(MIB - 512, False), (3 * MIB + 512, True), (8 * MIB, False)]
+            found = []
+            for end, zero in ends:
+                if offset < end:
+                    found.append(Extent(end - offset, hole=zero, zero=zero))
+                    offset = end
+            return found
+
+    source, target = MemoryDevice(8 * MIB), Zeroing()
+    await filled(target, (0, MIB), (3 * MIB, 5 * MIB))
+    await filled(source, (4 * MIB, MIB))
+    await copy(source, target)
+    assert await contents(target) == await contents(source)
+    blocks = {at for begin, count in target.zeroed for at in range(begin, begin + count, 4096)}
+    known = set(range(MIB, 3 * MIB, 4096)) if knows else set()
+    assert blocks == {*range(0, 4 * MIB, 4096), *range(5 * MIB, 8 * MIB, 4096)} - known
+
+
 async def test_old_contents_become_zeroes_and_stay_beyond_the_end() -> None:
     source, target = MemoryDevice(MIB), MemoryDevice(2 * MIB)
     await filled(source, (MIB // 2, MIB // 2))
