@@ -159,6 +159,10 @@ class Guest:
     """One of ATTACHMENTS."""
     half: Sequence[str] = ()
     """The option of pytest, where there is one."""
+    marker: str = ""
+    """Of the tests to run, for pytest's -m; all if it is empty."""
+    tests: str = "kernel tests"
+    """What to call them."""
 
 
 def kernel(plan: Plan) -> Iterator[Step]:
@@ -170,46 +174,50 @@ def kernel(plan: Plan) -> Iterator[Step]:
 def one_for_each_kernel(plan: Plan) -> Iterator[Guest]:
     """Yield guests with the oldest Python and ioctl first, the newest and netlink last."""
     kernels, pythons = plan.kernels, plan.pythons
+    core = ("core", "kernel core") if plan.scope == "test" else ()
     for number, name in enumerate(kernels):
         version = pythons[0 if number == 0 and len(kernels) > 1 else -1]
-        attach = ATTACHMENTS[name != KERNELS[0]]
-        yield Guest(name, version, attach, half(number) if len(kernels) > 1 else ())
+        part = half(number) if len(kernels) > 1 else []
+        yield Guest(name, version, ATTACHMENTS[name != KERNELS[0]], part, *core)
 
 
 def matrix(plan: Plan) -> Iterator[Guest]:
     """Yield guests with each kernel and Python, those first that take longest.
 
     Over the kernels, and over the Pythons of one kernel, both ways of attaching alternate. The
-    halves alternate over the Pythons; over the kernels where there is one Python.
+    halves alternate over the Pythons; over the kernels where there is one Python. On the newest
+    Python, the tests of ublk have a guest of their own on kernels with the driver.
     """
     kernels = plan.kernels if chosen_kernels() else [*plan.kernels, BACKPORT]
     for place, version in reversed([*enumerate(plan.pythons)]):
-        is_newest = version == plan.pythons[-1]
         for number, name in enumerate(kernels):
+            attach = ATTACHMENTS[(number + place) % 2]
             part = half(place if len(plan.pythons) > 1 else number)
-            if name != BACKPORT:
-                yield Guest(name, version, ATTACHMENTS[(number + place) % 2], part)
-            elif is_newest:
-                yield Guest(name, version, "netlink", part)
+            if version != plan.pythons[-1]:
+                if name != BACKPORT:
+                    # What does not depend on the version, and takes long here, runs on the newest.
+                    yield Guest(name, version, attach, part, "not newest_python")
+            elif name == BACKPORT:
+                yield Guest(name, version, "netlink", part, "core or ublk")
+            elif name == KERNELS[0]:
+                yield Guest(name, version, attach, part)
+            else:
+                yield Guest(name, version, attach, part, "not ublk")
+                yield Guest(name, version, attach, part, "ublk", "kernel tests of ublk")
 
 
 def kernel_step(plan: Plan, guest: Guest) -> Step:
     """Return the step of the kernel tests in one guest."""
-    tests = "kernel core" if plan.scope == "test" else "kernel tests"
-    name = f"{tests}, Linux {guest.kernel}, Python {guest.python}"
+    name = f"{guest.tests}, Linux {guest.kernel}, Python {guest.python}"
     words = [*WITHOUT_PLUGINS, "--attach", guest.attach, *guest.half, *plan.paths("tests/kernel")]
-    is_newest = guest.python == plan.pythons[-1]
-    if plan.scope == "test":
-        words += ["-m", "core", *(["--slow", "half"] if guest.half else [])]
-    elif plan.scope == "all":
+    if plan.scope == "all":
         words += ["--long"]
-        if guest.kernel == BACKPORT:
-            words += ["-m", "core or ublk"]
-        elif not is_newest:
-            # What does not depend on the version, and takes long here, runs on the newest.
-            words += ["-m", "not newest_python"]
+    elif plan.scope == "test" and guest.half:
+        words += ["--slow", "half"]
+    if guest.marker:
+        words += ["-m", guest.marker]
     # The debug mode costs a third of a guest's time, so it has its place in the whole matrix.
-    debug = plan.scope == "all" and not is_newest
+    debug = plan.scope == "all" and guest.python != plan.pythons[-1]
     command = [
         *("tools/vm", "run", "--kernel", guest.kernel, "--smp", "2"),
         *("--timeout", f"{VM_TIMEOUT:.0f}", "--rw", f"{REPORTS}", "--"),
