@@ -170,6 +170,15 @@ def test_all_has_a_guest_for_each_kernel_and_python_in_which_attachments_alterna
         assert f".venvs/{version}/bin/python -m pytest --co -q tests/kernel" in command
 
 
+def test_timeout_of_guests_is_not_in_their_commands_which_a_resumed_run_compares(
+    tree: Path,
+) -> None:
+    plan = stages.Plan("all")
+    for step in (*stages.kernel(plan), *stages.systemd(plan)):
+        assert "--timeout" not in step.command
+        assert float(step.variables["VM_TIMEOUT"]) < step.deadline
+
+
 def test_kernel_of_backports_is_only_for_the_kernel_tests(tree: Path) -> None:
     assert not any("7.3" in name for stage in ("systemd", "debian") for name in names("all", stage))
 

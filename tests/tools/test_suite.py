@@ -25,35 +25,44 @@ def step(name: str, command: list[str], deadline: float = 60.0) -> steps.Step:
     return steps.Step("unit", name, command, deadline=deadline)
 
 
+ONE, TWO = step("one", ["true"]), step("two", ["false"])
+
+
 def test_records_belong_to_the_tree_as_it_is(tree: Path) -> None:
-    records.Records().note("one", 1.0, passed=True)
-    records.Records().note("two", 2.0, passed=False)
-    assert records.Records().passed == {"one": 1.0}
+    records.Records().note(ONE, 1.0, passed=True)
+    records.Records().note(TWO, 2.0, passed=False)
+    assert records.Records().seconds(ONE) == 1.0
+    assert records.Records().seconds(TWO) is None
     (tree / "file").write_text("second\n")
-    assert records.Records().passed == {}
+    assert records.Records().seconds(ONE) is None
     (tree / "file").write_text("first\n")
-    assert records.Records().passed == {"one": 1.0}
+    assert records.Records().seconds(ONE) == 1.0
     (tree / "new").touch()
-    assert records.Records().passed == {}
+    assert records.Records().seconds(ONE) is None
     (tree / "new").unlink()
     (tree / "build" / "ignored").touch()
-    assert records.Records().passed == {"one": 1.0}
+    assert records.Records().seconds(ONE) == 1.0
     status = subprocess.run(["git", "status", "--short"], capture_output=True, check=True)
     assert status.stdout == b""  # the user's own index is left alone
 
 
+def test_smaller_step_of_the_same_name_does_not_count(tree: Path) -> None:
+    records.Records().note(ONE, 1.0, passed=True)
+    assert records.Records().seconds(step("one", ["true", "--long"])) is None
+
+
 def test_failure_takes_a_success_back(tree: Path) -> None:
-    records.Records().note("one", 1.0, passed=True)
-    records.Records().note("one", 1.0, passed=False)
-    assert records.Records().passed == {}
+    records.Records().note(ONE, 1.0, passed=True)
+    records.Records().note(ONE, 1.0, passed=False)
+    assert records.Records().seconds(ONE) is None
 
 
 def test_tree_without_git_has_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", f"{tmp_path.parent}")
     monkeypatch.setenv("AIOVBLK_CACHE", f"{tmp_path}/cache")
-    records.Records().note("one", 1.0, passed=True)
-    assert records.Records().passed == {}
+    records.Records().note(ONE, 1.0, passed=True)
+    assert records.Records().seconds(ONE) is None
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ class Run:
                 self._outcomes.append(outcome)
                 if self._records:
                     seconds, passed = outcome.seconds, outcome.passed
-                    self._records.note(outcome.step.name, seconds, passed=passed)
+                    self._records.note(outcome.step, seconds, passed=passed)
         finally:
             self._finish()
         return 0 if all(each.passed for each in self._outcomes) else 1
@@ -143,11 +143,12 @@ class Run:
             for text in (step.stage, step.name)
         ):
             return False
-        if self._resume and self._records and step.name in self._records.passed:
-            seconds = self._records.passed[step.name]
+        if not self._resume or not self._records:
+            return True
+        seconds = self._records.seconds(step)
+        if seconds is not None:
             self._outcomes.append(Outcome(step, True, seconds, "before, for this tree"))
-            return False
-        return True
+        return seconds is None
 
     def _finish(self) -> None:
         """Print the report, also of a run that was interrupted; a part of one step needs none."""

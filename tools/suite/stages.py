@@ -34,6 +34,8 @@ WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:rand
 """pytest's plugins that no kernel test uses, and that take a guest seconds to import."""
 VM_TIMEOUT = float(os.environ.get("VM_TIMEOUT") or 4500)
 """Seconds for a virtual machine."""
+TIMEOUT_VARIABLE = {"VM_TIMEOUT": f"{VM_TIMEOUT:.0f}"}
+"""How tools/vm gets to know: in the command it would make a resumed run repeat what has passed."""
 VM_DEADLINE = VM_TIMEOUT + 120
 """Seconds for a step in one: it ends by itself before, and there is something to compile."""
 
@@ -219,11 +221,11 @@ def kernel_step(plan: Plan, guest: Guest) -> Step:
     # The debug mode costs a third of a guest's time, so it has its place in the whole matrix.
     debug = plan.scope == "all" and guest.python != plan.pythons[-1]
     command = [
-        *("tools/vm", "run", "--kernel", guest.kernel, "--smp", "2"),
-        *("--timeout", f"{VM_TIMEOUT:.0f}", "--rw", f"{REPORTS}", "--"),
+        *("tools/vm", "run", "--kernel", guest.kernel, "--smp", "2", "--rw", f"{REPORTS}", "--"),
         *pytest(guest.python, name, words, debug=debug),
     ]
-    return Step("kernel", name, compiled(guest.python, "tests/kernel", command), VM_DEADLINE)
+    prepared = compiled(guest.python, "tests/kernel", command)
+    return Step("kernel", name, prepared, VM_DEADLINE, variables=TIMEOUT_VARIABLE)
 
 
 def compiled(version: str, tests: str, command: Sequence[str]) -> list[str]:
@@ -259,11 +261,11 @@ def in_systemd_guest(stage: str, name: str, kernel: str, words: Sequence[str]) -
     packages = Path(f".venvs/{version}").resolve() / f"lib/python{version}/site-packages"
     command = [
         *("tools/vm", "run", "--systemd", "--kernel", kernel, "--ro", f"{packages}"),
-        *("--rw", f"{REPORTS}", "--smp", "2", "--timeout", f"{VM_TIMEOUT:.0f}", "--"),
+        *("--rw", f"{REPORTS}", "--smp", "2", "--"),
         *("python3", "-m", "pytest", "-p", "no:cacheprovider", *WITHOUT_PLUGINS),
         *(f"--junitxml={junit(name)}", *words),
     ]
-    variables = {"PYTHONPATH": f"{ROOT}:{packages}"}
+    variables = {"PYTHONPATH": f"{ROOT}:{packages}", **TIMEOUT_VARIABLE}
     prepared = compiled(version, f"tests/{stage}", command)
     return Step(stage, name, prepared, VM_DEADLINE, variables=variables)
 

@@ -86,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--timeout",
         type=float,
-        default=600,
+        default=float(os.environ.get("VM_TIMEOUT") or 600),
         metavar="S",
-        help="seconds, the boot included (default 600)",
+        help="seconds, the boot included (default $VM_TIMEOUT, else 600)",
     )
     run.add_argument(
         "--boot-timeout",
