@@ -60,7 +60,8 @@ def transcribe(
         bitmaps: the dirty bitmaps of exports that have some; by default none.
 
     """
-    transcript = Transcript(left=incoming)
+    transcript = Transcript()
+    received = 0
     steps: Generator[Any, Any, NegotiationResult | None] = handshake.run()
     answer: object = None
     try:
@@ -69,13 +70,11 @@ def transcribe(
             transcript.sent += handshake.data_to_send()
             if isinstance(step, Receive):
                 assert 0 < step.length <= LONGEST_RECEIVE
-                if len(transcript.left) < step.length:
+                if len(incoming) - received < step.length:
                     return transcript
                 transcript.received.append(step.length)
-                answer, transcript.left = (
-                    transcript.left[: step.length],
-                    transcript.left[step.length :],
-                )
+                answer = incoming[received : received + step.length]
+                received += step.length
             elif isinstance(step, OpenExport):
                 transcript.opened.append(step.name)
                 answer = (exports or {}).get(step.name)
@@ -93,6 +92,8 @@ def transcribe(
         transcript.result = end.value
     except ProtocolError as exc:
         transcript.error = exc
+    finally:
+        transcript.left = incoming[received:]
     transcript.sent += handshake.data_to_send()
     transcript.ended = True
     return transcript

@@ -64,7 +64,11 @@ class KernelTree:
     def remove(self, name: str, number: str) -> None:
         """Remove a block device."""
         (self.block.parent / "dev/block" / number).unlink()
-        shutil.rmtree(self.block / name)
+        # In one step, as the kernel does it: another thread, which opens a file for writing, would
+        # make one here.
+        removed = self.block.parent / f"removed-{name}"
+        (self.block / name).rename(removed)
+        shutil.rmtree(removed)
 
     def partition(self, name: str, number: str) -> Path:
         """Add a partition (``nbd0p1``) to a device; return its directory."""

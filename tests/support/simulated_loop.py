@@ -27,6 +27,9 @@ class StillLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        # There are no threads here that could call it, which the debug mode would find, and the
+        # stack of each future, which it keeps, takes a third of the time.
+        self.set_debug(False)
         self._due: deque[asyncio.Handle] = deque()
         self.errors: list[dict[str, Any]] = []
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import aiovblk
+
+from ..support.syntax_trees import syntax_tree
 
 FILE, CLASS, FUNCTION = 400, 300, 50
 """Lines at most; of a function without its parameters and its docstring."""
@@ -17,13 +18,11 @@ REASON = f"more than {FUNCTION} lines:"
 """What the docstring of a longer function has, and the reason after it."""
 
 PACKAGE = Path(aiovblk.__file__).parent
-SOURCES = {path.relative_to(PACKAGE): path.read_text() for path in PACKAGE.rglob("*.py")}
 
 
-@cache
 def modules() -> dict[Path, ast.Module]:
-    """The package's modules, parsed when a test asks for them: each process collects this file."""
-    return {path: ast.parse(text) for path, text in SOURCES.items()}
+    """The package's modules, by their paths in it."""
+    return {path.relative_to(PACKAGE): syntax_tree(path) for path in PACKAGE.rglob("*.py")}
 
 
 def nodes(kind: type[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -41,7 +40,7 @@ def lines_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_files_are_short() -> None:
-    lengths = {str(path): len(text.splitlines()) for path, text in SOURCES.items()}
+    lengths = {str(path): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {path: length for path, length in lengths.items() if length > FILE} == {}
 
 

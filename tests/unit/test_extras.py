@@ -19,6 +19,8 @@ from aiovblk.storage import HTTPDevice, ObjectStoreDevice
 from aiovblk.storage.objects.codec import ObjectCodec
 from aiovblk.storage.objects.opening import from_url
 
+from ..support.syntax_trees import syntax_tree
+
 PACKAGE = Path(aiovblk.__file__).parent
 PROJECT = PACKAGE.parent / "pyproject.toml"
 
@@ -155,7 +157,7 @@ def test_exception_is_one_of_ours_and_an_import_error() -> None:
 
 def _imported() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax_tree(path)):
             if isinstance(node, ast.Import):
                 yield from (alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:

@@ -14,6 +14,8 @@ import pytest
 import aiovblk
 from aiovblk import interpreter
 
+from ..support.syntax_trees import syntax_tree
+
 pytestmark = pytest.mark.slow
 
 PACKAGE = Path(aiovblk.__file__).parent
@@ -22,7 +24,7 @@ PACKAGE = Path(aiovblk.__file__).parent
 def uses_of_the_interpreter(package: Path) -> Iterator[tuple[str, str]]:
     """Return each place that uses ``sys.executable``: the file, and the function around it."""
     for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax_tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 for inner in ast.walk(node):
                     if isinstance(inner, ast.Attribute) and inner.attr == "executable":
@@ -39,7 +41,7 @@ def test_interpreters_are_started_in_one_place_only() -> None:
 
 def test_nothing_starts_an_interpreter_by_its_name() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax_tree(path)):
             if isinstance(node, ast.List) and node.elts:
                 first = node.elts[0]
                 assert not (

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import aiovblk
 
+from ..support.syntax_trees import syntax_tree
+
 
 def logger_names(path: Path) -> list[str]:
     """Return the argument of each call of getLogger() in a file whose result is kept."""
     return [
         ast.unparse(node.value.args[0])
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(syntax_tree(path))
         if isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Call)
         and ast.unparse(node.value.func) == "logging.getLogger"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import aiovblk
 
+from ..support.syntax_trees import syntax_tree
+
 EVERY_ROOM = {
     "aio",
     "atfork",
@@ -137,7 +139,7 @@ def _allowed(room: str, target: str) -> bool:
 def _imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
     """Yield the imports of a file: line, and ``.room`` or the name of another package."""
     own = (package.name, *path.relative_to(package).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, _target(tuple(alias.name.split(".")), package)

@@ -63,6 +63,21 @@ def test_usage_says_what_is_source_and_target_and_options_are_grouped(
         assert f"\n{group}:\n" in text
 
 
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["-v", "serve", "--help"]])
+def test_parser_for_a_command_line_has_all_that_it_needs(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for parser in (make_parser(words), make_parser()):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    with pytest.raises(SystemExit):
+        make_parser(words).parse_args(["list", "--json"])
+    assert "unrecognized arguments: --json" in capsys.readouterr().err
+
+
 def test_help_names_the_variable_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys, "serve")
     for variable in ("LOOP", "CONCURRENCY", "SLOW_REQUEST", "DRAIN_TIMEOUT", "MAX_CONNECTIONS"):
