@@ -61,7 +61,8 @@ class RequestQueue:
 def apply(disk: Disk, before: dict[str, str], **values: int | str | None) -> None:
     """Set attributes of a device's request queue, in this order; None leaves one as it is.
 
-    Where /sys cannot be written to (in a container, say) they stay as they are, with a warning.
+    Where /sys cannot be written to (in a container, say) they stay as they are, with a warning. Of
+    a device that is detached meanwhile nothing is said.
 
     Args:
         disk: the device.
@@ -82,6 +83,8 @@ def apply(disk: Disk, before: dict[str, str], **values: int | str | None) -> Non
         except OSError as exc:
             if exc.errno == errno.EINVAL:
                 raise _refused_error(disk, name, value) from exc
+            if sysfs.queue_attribute(disk, name) is None:
+                return  # the device has just been detached
             logger.warning(
                 "%s of /dev/%s stays %s: %s", name, sysfs.disk_name(disk), old, exc.strerror
             )

@@ -68,7 +68,7 @@ async def copy(
                 part = _zero if zero else partial(copy_piece, source)
                 task = group.create_task(part(target, offset, length))
                 task.add_done_callback(partial(_done, slots, advance, length))
-    except* Exception as failures:
+    except BaseExceptionGroup as failures:  # before 3.11.4, except* would wrap it again
         raise _first(failures) from None
     await _copy_end(source, target)
     await target.flush()

@@ -110,3 +110,17 @@ def test_where_sys_cannot_be_written_a_warning_is_logged(
             "max_sectors_kb of /dev/nbd3 stays 128: Read-only file system",
         )
     ]
+
+
+def test_device_that_is_detached_meanwhile_is_not_warned_of(
+    files: Path, tree: KernelTree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def detach(index: int, name: str, value: str) -> None:
+        tree.remove("nbd3", "43:96")
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(request_queue, "_write", detach)
+    before: dict[str, str] = {}
+    request_queue.apply(3, before, max_sectors_kb=4, read_ahead_kb=8)
+    assert before == {}
+    assert not caplog.records

@@ -118,7 +118,10 @@ def test_number_whose_server_is_gone_is_made_anew(
 
 
 @pytest.mark.parametrize("state", [State.LIVE, State.QUIESCED, 9])
-def test_device_that_is_not_dead_is_not_removed(ublk_kernel: FakeUblk, state: int) -> None:
+def test_device_that_is_not_dead_is_not_removed(
+    ublk_kernel: FakeUblk, monkeypatch: pytest.MonkeyPatch, state: int
+) -> None:
+    monkeypatch.setattr(attaching, "STOP_TIMEOUT", 0.05)
     control.add(UblkDeviceInfo(number=3, flags=COPYING, server=-1))
     ublk_kernel.devices[3].fields[2] = state
     assert not remove_dead(3)
